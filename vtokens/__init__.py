@@ -1,0 +1,1 @@
+"""Virtual tokens for retrieval-augmented QA on a frozen language model."""

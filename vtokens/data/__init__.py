@@ -1,0 +1,1 @@
+"""From files of questions to batches of token ids."""

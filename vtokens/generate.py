@@ -1,0 +1,102 @@
+"""Greedy answers: prefix once, suffix once, then one token at a time."""
+
+import functools
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vtokens import steps, virtual_tokens
+from vtokens.models.attention import KVCache
+
+
+@functools.partial(jax.jit, static_argnames='graph')
+def encode_prefix(
+  base: nnx.State, prefix: Int[Array, 'B P'], prefix_len: Int[Array, 'B'],
+  *, graph: nnx.GraphDef,
+) -> KVCache:
+  """Keys and values of the passages, for any number of suffixes after them."""
+  return steps.encode_prefix(nnx.merge(graph, base), prefix, prefix_len)
+
+
+@functools.partial(jax.jit, static_argnames=('graph', 'max_new_tokens'))
+def greedy(
+  base: nnx.State,
+  table: Float[Array, 'P D'],
+  cache: KVCache,
+  suffix: Int[Array, 'B S'],
+  suffix_len: Int[Array, 'B'],
+  prefix_len: Int[Array, 'B'],
+  eos_id: Int[Array, ''],
+  is_newline: Bool[Array, 'V'],
+  is_blank: Bool[Array, 'V'],
+  *,
+  graph: nnx.GraphDef,
+  max_new_tokens: int,
+) -> Int[Array, 'B max_new_tokens']:
+  """The most likely token after the suffix, and so on.
+
+  Ids of virtual tokens cannot come out: the head has no logits for them.
+
+  Args:
+    base: weights of the decoder.
+    table: the virtual tokens.
+    cache: of the prefix; see `encode_prefix`.
+    suffix: virtual tokens and prompt, right-padded.
+    suffix_len: real tokens of each row; 0 for a row of padding.
+    prefix_len: likewise of the prefix.
+    eos_id: ends a row.
+    is_newline: tokens whose text has a line break; they end a row once it
+      has a token that is not blank. All false: line breaks do not end it.
+    is_blank: tokens whose text is only white space.
+    graph: structure of the decoder.
+    max_new_tokens: longest answer.
+
+  Returns:
+    Generated ids; after a row's end, eos. The token that ends a row is kept.
+  """
+  decoder = nnx.merge(graph, base)
+  where = steps.positions(prefix_len, suffix_len, suffix.shape[1])
+  hidden, kv = decoder(
+    virtual_tokens.embed(decoder, table, suffix), where, cache
+  )
+  first_slot = cache.positions.shape[1] + suffix.shape[1]
+  cache = cache.extend(kv).with_room(max_new_tokens)
+  last = jnp.maximum(suffix_len - 1, 0)
+  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+  length = prefix_len + suffix_len
+  rows = suffix.shape[0]
+
+  def pick(hidden, done):
+    token = jnp.argmax(decoder.logits(hidden), axis=-1).astype(jnp.int32)
+    return jnp.where(done, eos_id, token)
+
+  def unfinished(carry):
+    step, _, _, done, *_ = carry
+    return (step < max_new_tokens) & ~done.all()
+
+  def advance(carry):
+    step, hidden, cache, done, begun, out = carry
+    token = pick(hidden, done)
+    out = jax.lax.dynamic_update_slice_in_dim(
+      out, token[:, None], step, axis=1
+    )
+    begun = begun | ~is_blank[token]
+    done = done | (token == eos_id) | (begun & is_newline[token])
+    new, kv = decoder(
+      decoder.embed(token[:, None]), (length + step)[:, None], cache
+    )
+    cache = cache.write(kv, first_slot + step)
+    return step + 1, new[:, 0], cache, done, begun, out
+
+  out = jnp.full((rows, max_new_tokens), eos_id, jnp.int32)
+  carry = (
+    jnp.zeros((), jnp.int32),
+    hidden,
+    cache,
+    suffix_len == 0,
+    jnp.zeros((rows,), bool),
+    out,
+  )
+  return jax.lax.while_loop(unfinished, advance, carry)[-1]

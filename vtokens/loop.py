@@ -1,0 +1,239 @@
+"""The training loop: steps, reports one step late, validations, checkpoints."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import numpy as np
+import optax
+import tqdm
+
+from vtokens import (
+  config,
+  errors,
+  evaluate,
+  partitioning,
+  steps,
+  stopping,
+  writers,
+)
+from vtokens.checkpoints import Checkpoints
+from vtokens.data import pipeline
+from vtokens.data.records import Record
+
+
+class Loop:
+  """Trains one table from where its checkpoints left off.
+
+  Args:
+    settings: steps, and how often to do what.
+    train_step: the jitted step.
+    base: weights of the frozen model.
+    state: the initial state; replaced by the latest checkpoint, if any.
+    batches: of the training set.
+    schedule: learning rate by step, for the reports.
+    evaluator: for validations.
+    validation: records; none for no validation.
+    num_active: virtual tokens used in validations.
+    checkpoints: of the run.
+    writer: opens metrics.jsonl to go on after a step.
+    stop: looked at after each step.
+
+  Attributes:
+    state: the current state.
+    step: updates done.
+    seconds_before: spent in the loop by earlier processes of the run.
+    seconds: spent in the loop in all; known once it has ended.
+  """
+
+  def __init__(
+    self,
+    *,
+    settings: config.Train,
+    train_step: Callable[..., tuple[steps.TrainState, dict[str, Any]]],
+    base: nnx.State,
+    state: steps.TrainState,
+    mesh: jax.sharding.Mesh,
+    batches: pipeline.TrainBatches,
+    schedule: optax.Schedule,
+    evaluator: evaluate.Evaluator,
+    validation: Sequence[Record],
+    num_active: int,
+    checkpoints: Checkpoints,
+    writer: Callable[[int], writers.MetricsWriter],
+    stop: stopping.StopRequest,
+  ):
+    self.state = state
+    self._settings = settings
+    self._train_step = train_step
+    self._base = base
+    self._mesh = mesh
+    self._batches = batches
+    self._schedule = schedule
+    self._evaluator = evaluator
+    self._validation = validation
+    self._num_active = num_active
+    self._checkpoints = checkpoints
+    self._stop = stop
+    self._best_loss = math.inf
+    self._validated = 0
+    self.seconds_before = 0.0
+    restored = checkpoints.restore(state)
+    if restored is not None:
+      self.state, metadata = restored
+      self.seconds_before = metadata['train_seconds']
+      self._validated = metadata['validated_step']
+      writers.say(f'continuing after step {metadata["step"]}')
+      best = checkpoints.restore_best(state)
+      if best is not None:
+        self._best_loss = best[1]['validation_loss']
+    self.step = int(self.state.step)
+    self._began = self._reported = time.monotonic()
+    self._writer = writer(self.step)
+    self._bar = tqdm.tqdm(
+      total=settings.num_steps,
+      initial=self.step,
+      desc='training',
+      unit='step',
+      dynamic_ncols=True,
+    )
+    # Step number, batch and metrics of the step that is still computed.
+    self._pending: tuple[int, pipeline.HostBatch, dict] | None = None
+    self._dropped = self._cut = 0
+
+  def _spent(self) -> float:
+    return self.seconds_before + time.monotonic() - self._began
+
+  def run(self) -> None:
+    """Trains to the last step.
+
+    Raises:
+      stopping.Stopped: a signal came; the state has been saved.
+      errors.UserError: the loss is not finite; the last checkpoint is from
+        before.
+    """
+    try:
+      with self._batches.starting_at(self.step) as stream:
+        self._run(stream)
+    finally:
+      self.seconds = self._spent()
+      self._bar.close()
+      self._writer.close()
+
+  def _run(self, stream) -> None:
+    settings = self._settings
+    # A run that was stopped while it validated has this still to do.
+    self._validate_if_due()
+    while self.step < settings.num_steps:
+      host = next(stream)
+      batch = partitioning.shard_batch(host.batch, self._mesh)
+      self.state, values = self._train_step(self.state, self._base, batch)
+      # Only now wait for the step before: the device is never idle.
+      self._report()
+      self._pending = (self.step, host, values)
+      self.step += 1
+      self._validate_if_due()
+      last = self.step == settings.num_steps
+      if self.step % settings.checkpoint_every == 0 or last:
+        self._checkpoint()
+      if not last:
+        self._stop_if_asked()
+    if self._dropped or self._cut:
+      writers.say(
+        'passages that did not fit the longest prefix of config.data.buckets: '
+        f'{self._dropped} dropped, {self._cut} cut'
+      )
+
+  def _report(self) -> None:
+    """Logs the pending step; raises if its loss is not finite."""
+    if self._pending is None:
+      return
+    step, host, device_values = self._pending
+    self._pending = None
+    values = {key: float(value) for key, value in device_values.items()}
+    if not all(map(math.isfinite, values.values())):
+      raise errors.UserError(
+        f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at step '
+        f'{step + 1}; its examples: {", ".join(host.ids)}. The last '
+        'checkpoint is from before it. A lower --config.optim.learning_rate '
+        'may help'
+      )
+    self._dropped += host.passages_dropped
+    self._cut += host.passages_cut
+    now = time.monotonic()
+    rate = float(self._schedule(step))
+    examples_per_second = len(host.ids) / (now - self._reported)
+    self._reported = now
+    self._bar.update()
+    self._bar.set_postfix_str(
+      f'loss {values["loss"]:.3f}, lr {rate:.1e}, '
+      f'{examples_per_second:.2f} examples/s'
+    )
+    if (step + 1) % self._settings.log_every == 0:
+      self._writer.write(
+        step + 1,
+        {
+          **values,
+          'learning_rate': rate,
+          'examples_per_second': examples_per_second,
+          'passages_dropped': self._dropped,
+          'passages_cut': self._cut,
+        },
+      )
+
+  def _validate_if_due(self) -> None:
+    due = (
+      self.step % self._settings.validate_every == 0
+      or self.step == self._settings.num_steps
+    )
+    if not due or not self._validation or self._validated == self.step:
+      return
+    self._report()
+    table = np.asarray(jax.device_get(self.state.table))
+    try:
+      loss, predictions = self._evaluator.validate(
+        self._validation, self._num_active, table
+      )
+    except stopping.Stopped:
+      self._checkpoint()
+      raise
+    self._reported = time.monotonic()
+    self._validated = self.step
+    scores = evaluate.scores_of(self._validation, predictions)
+    writers.say(
+      f'step {self.step}: validation loss {loss:.3f}, EM {scores.em:.1f}, F1 '
+      f'{scores.f1:.1f} (k={self._num_active}, n={scores.n})'
+    )
+    self._writer.write(
+      self.step,
+      {
+        'validation_loss': loss,
+        'validation_em': scores.em,
+        'validation_f1': scores.f1,
+      },
+    )
+    if loss < self._best_loss:
+      self._best_loss = loss
+      self._checkpoints.save_best(
+        self.state, {'step': self.step, 'validation_loss': loss}
+      )
+
+  def _stop_if_asked(self) -> None:
+    if self._stop.signal is not None:
+      self._checkpoint()
+      self._stop.check()
+
+  def _checkpoint(self) -> None:
+    # The loss first: a state after NaN must never be saved.
+    self._report()
+    self._checkpoints.save(
+      self.state,
+      {
+        'step': self.step,
+        'train_seconds': self._spent(),
+        'validated_step': self._validated,
+      },
+    )

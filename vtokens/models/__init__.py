@@ -1,0 +1,1 @@
+"""Language models, their weights and their tokenizers."""

@@ -1,0 +1,106 @@
+"""The frozen base: weights, tokenizer and identity, from wherever it lies."""
+
+import dataclasses
+import pathlib
+
+import flax.nnx as nnx
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+from huggingface_hub import errors as hub_errors
+
+from vtokens import config, errors, paths
+from vtokens.models import gguf, hf
+from vtokens.models.config import DecoderConfig
+from vtokens.models.decoder import Decoder
+from vtokens.models.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenBase:
+  """A loaded base. Its weights never change.
+
+  Attributes:
+    path: as the config names it.
+    config: its architecture.
+    graph: structure of the `Decoder`.
+    params: its weights.
+    tokenizer: its tokenizer.
+    fingerprint: see `hf.fingerprint`.
+  """
+
+  path: str
+  config: DecoderConfig
+  graph: nnx.GraphDef
+  params: nnx.State
+  tokenizer: Tokenizer
+  fingerprint: str
+
+  def decoder(self) -> Decoder:
+    """The model itself."""
+    return nnx.merge(self.graph, self.params)
+
+
+def load_base(settings: config.Base, mesh: jax.sharding.Mesh) -> FrozenBase:
+  """Loads the base.
+
+  Args:
+    settings: where it is and its dtype.
+    mesh: over which its weights are sharded.
+
+  Raises:
+    errors.UserError: it is not found, not supported, or broken.
+  """
+  path = resolve(settings.path)
+  if path.endswith('.gguf'):
+    source = gguf.GGUFSource(path)
+    architecture = source.config
+  else:
+    source = hf.SafetensorsSource(path)
+    architecture = hf.read_config(path)
+  tokenizer = load_tokenizer(path)
+  if tokenizer.max_id >= architecture.vocab_size:
+    raise errors.UserError(
+      f'{path}: the tokenizer has the id {tokenizer.max_id}, but the '
+      f'embedding matrix only {architecture.vocab_size} rows'
+    )
+  decoder = hf.load_decoder(
+    source, architecture, jnp.dtype(settings.dtype), mesh
+  )
+  graph, params = nnx.split(decoder)
+  return FrozenBase(
+    path=settings.path,
+    config=architecture,
+    graph=graph,
+    params=params,
+    tokenizer=tokenizer,
+    fingerprint=hf.fingerprint(source, architecture),
+  )
+
+
+def resolve(path: str) -> str:
+  """The local directory or file that `config.base.path` means.
+
+  A hub id is downloaded (safetensors and tokenizer only) or, offline, found
+  in the cache.
+
+  Raises:
+    errors.UserError: there is nothing there.
+  """
+  path = paths.resolve(path)
+  if pathlib.Path(path).exists():
+    return path
+  if path.endswith('.gguf') or path.count('/') != 1 or path.startswith('.'):
+    raise errors.UserError(f'config.base.path: {path} does not exist')
+  try:
+    return huggingface_hub.snapshot_download(
+      path,
+      allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja'],
+    )
+  except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError,
+          hub_errors.HFValidationError, OSError) as e:
+    raise errors.UserError(
+      f'config.base.path: {path} is no local path, and as a Hugging Face id '
+      f'it cannot be had: {e}'
+    ) from None
+

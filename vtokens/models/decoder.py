@@ -1,0 +1,130 @@
+"""The frozen language model: a Llama-type decoder in Flax NNX."""
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from vtokens.models import layers
+from vtokens.models.attention import Attention, KVCache
+from vtokens.models.config import DecoderConfig
+
+
+class Block(nnx.Module):
+  """One pre-norm decoder layer."""
+
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    dim, eps = config.embed_dim, config.norm_eps
+    self.attention_norm = layers.RMSNorm(dim, eps, dtype, rngs)
+    self.attention = Attention(config, dtype, rngs)
+    self.mlp_norm = layers.RMSNorm(dim, eps, dtype, rngs)
+    self.mlp = layers.GatedMLP(dim, config.mlp_dim, dtype, rngs)
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    angles: tuple[Array, Array],
+    context: KVCache | None,
+  ) -> tuple[Float[Array, 'B T D'], KVCache]:
+    out, new = self.attention(
+      self.attention_norm(x), positions, angles, context
+    )
+    x = x + out
+    return x + self.mlp(self.mlp_norm(x)), new
+
+
+class Decoder(nnx.Module):
+  """Decoder-only transformer with its layers stacked under one scan.
+
+  Attributes:
+    config: the architecture.
+    embedding: `V D`.
+    layers: a `Block` whose weights have a leading axis of L layers.
+    norm: the final norm.
+    head: `D V`, or None where it is the embedding transposed.
+  """
+
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    self.config = config
+    self.embedding = layers.param(
+      rngs, (config.vocab_size, config.embed_dim), ('vocab', 'embed'), dtype
+    )
+    self.layers = nnx.vmap(
+      lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0
+    )(rngs.fork(split=config.num_layers))
+    self.norm = layers.RMSNorm(config.embed_dim, config.norm_eps, dtype, rngs)
+    self.head = nnx.data(
+      None
+      if config.tie_embeddings
+      else layers.param(
+        rngs, (config.embed_dim, config.vocab_size), ('embed', 'vocab'), dtype
+      )
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    cache: KVCache | None = None,
+    *,
+    remat: bool = False,
+  ) -> tuple[Float[Array, 'B T D'], KVCache]:
+    """Runs T new tokens per row after those in the cache.
+
+    The one call of the model: passages without a cache, virtual tokens and
+    question after the passages' cache, and single tokens while generating.
+
+    Args:
+      x: embeddings of the new tokens.
+      positions: their positions in the sequence, int32; -1 marks padding.
+      cache: keys and values of the tokens before them, or None.
+      remat: recompute each layer in the backward pass instead of keeping its
+        activations.
+
+    Returns:
+      The hidden states after the final norm (what `logits` takes), and the
+      keys and values of the new tokens alone: the caller decides whether to
+      drop them, `extend` a cache by them or `write` them into one.
+    """
+    angles = layers.rope_angles(
+      positions, self.config.head_dim, self.config.rope_theta
+    )
+    block, weights = nnx.split(self.layers)
+
+    def body(x, layer):
+      weights, kv = layer
+      context = None if kv is None else KVCache(*kv, cache.positions)
+      x, new = nnx.merge(block, weights)(x, positions, angles, context)
+      return x, (new.k, new.v)
+
+    if remat:
+      body = jax.checkpoint(body, prevent_cse=False)
+    kv = None if cache is None else (cache.k, cache.v)
+    x, (k, v) = jax.lax.scan(body, x, (weights, kv))
+    return self.norm(x), KVCache(k, v, positions)
+
+  def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
+    """Embeddings of ordinary token ids, each below `vocab_size`."""
+    return self.embedding[...][ids]
+
+  def logits(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
+    """Next-token logits, f32. There are none for virtual tokens."""
+    if self.head is None:
+      return jnp.einsum(
+        '...d,vd->...v',
+        hidden,
+        self.embedding[...],
+        preferred_element_type=jnp.float32,
+      )
+    return jnp.einsum(
+      '...d,dv->...v',
+      hidden,
+      self.head[...],
+      preferred_element_type=jnp.float32,
+    )
+
+
+def abstract_decoder(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
+  """The decoder with shapes in place of arrays; nothing is allocated."""
+  return nnx.eval_shape(lambda: Decoder(config, dtype, nnx.Rngs(0)))

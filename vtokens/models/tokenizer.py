@@ -1,0 +1,258 @@
+"""Text to ids and back, with plain text that can never forge a special token.
+
+Retrieved passages and questions are untrusted: `encode` turns `</s>` or
+`<|im_start|>` in them into ordinary tokens. Only chat templates, which are the
+model's own, go through `encode_template`.
+"""
+
+import copy
+import functools
+import hashlib
+import itertools
+import json
+import logging
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import tokenizers
+
+from vtokens import errors
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedTokenizerFast
+
+# Letters only, so that no template's escaping changes it.
+_PLACEHOLDER = 'VTOKENSUSERMESSAGE'
+
+# Logged on import, before any verbosity can be set. It is the normal state
+# here; TRANSFORMERS_NO_ADVISORY_WARNINGS would silence real advice as well.
+logging.getLogger('transformers').addFilter(
+  lambda record: 'PyTorch was not found' not in record.getMessage()
+)
+
+
+class Tokenizer:
+  """Ids for text: plain by `encode`, trusted by `encode_template`.
+
+  Safe to share between threads, and can be pickled.
+
+  Attributes:
+    prefix_ids: what the tokenizer puts before a text by itself: bos for Llama,
+      nothing for Qwen or SmolLM2. No method here adds it.
+    eos_id: ends a text.
+    pad_id: fills up batches; eos if the tokenizer has no padding token.
+    max_id: the highest id of any token; a model's vocabulary may be larger.
+  """
+
+  prefix_ids: tuple[int, ...]
+  eos_id: int
+  pad_id: int
+  max_id: int
+
+  def __init__(self, tokenizer: 'PreTrainedTokenizerFast'):
+    """Wraps a fast tokenizer, of which it keeps its own copies.
+
+    Raises:
+      errors.UserError: there is no eos token, or the tokenizer reads a special
+        token out of ordinary text even when told not to.
+    """
+    self._tokenizer = tokenizer
+    self._name = tokenizer.name_or_path or 'tokenizer'
+    # Whether special tokens are recognised is a property of the whole backend,
+    # and transformers sets it anew on each call, so a thread could change it
+    # under another. Hence two copies, set once.
+    self._trusted = _copy_backend(tokenizer, split_special_tokens=False)
+    self._plain = _copy_backend(tokenizer, split_special_tokens=True)
+    if tokenizer.eos_token_id is None:
+      raise errors.UserError(f'{self._name}: the tokenizer has no eos token')
+    self.eos_id = tokenizer.eos_token_id
+    self.pad_id = (
+      self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    )
+    self.max_id = max(self._trusted.get_vocab().values())
+    # Marked are the tokens that the text itself did not ask for.
+    some = self._trusted.encode('x')
+    marked = zip(some.ids, some.special_tokens_mask, strict=True)
+    self.prefix_ids = tuple(
+      i for i, _ in itertools.takewhile(lambda pair: pair[1], marked)
+    )
+    self._check_plain()
+
+  def _check_plain(self) -> None:
+    """Raises if special tokens get through; unk stands for unknown text."""
+    unk = getattr(self._plain.model, 'unk_token', None)
+    special = {
+      i: token.content
+      for i, token in self._plain.get_added_tokens_decoder().items()
+      if token.special and token.content != unk
+    }
+    texts = [f'{text} x{text}x' for text in special.values()]
+    for (i, text), ids in zip(
+      special.items(), self.encode_batch(texts), strict=True
+    ):
+      if i in ids:
+        raise errors.UserError(
+          f'{self._name}: this tokenizer reads the special token {text!r} out '
+          'of ordinary text, so passages could forge it; not supported'
+        )
+
+  def __reduce__(self):
+    # Pickling a backend forgets whether it recognises special tokens.
+    return type(self), (self._tokenizer,)
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of plain text: no bos, no eos, never a special token.
+
+    What looks like a special token is cut up like any other text. (Only unk can
+    come out, for characters that a tokenizer without bytes lacks.) Added tokens
+    that are not special (`<think>` of Qwen3, runs of spaces of GPT-NeoX) are
+    part of how a model reads text and stay whole.
+    """
+    return self._plain.encode(text, add_special_tokens=False).ids
+
+  def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode` of each text, on all cores."""
+    encodings = self._plain.encode_batch_fast(
+      list(texts), add_special_tokens=False
+    )
+    return [encoding.ids for encoding in encodings]
+
+  def encode_template(self, text: str) -> list[int]:
+    """As `encode`, but special tokens are recognised: for trusted text only."""
+    return self._trusted.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of ids, without special tokens, spaces as they are.
+
+    Raises:
+      ValueError: an id belongs to no token, as those of virtual tokens.
+    """
+    ids = [int(i) for i in ids]
+    for i in ids:
+      if i < 0 or self._trusted.id_to_token(i) is None:
+        raise ValueError(
+          f'id {i} belongs to no token (the highest is {self.max_id}); '
+          'virtual tokens have no text'
+        )
+    return self._trusted.decode(ids, skip_special_tokens=True)
+
+  @property
+  def ids(self) -> list[int]:
+    """Every id that belongs to a token, ascending."""
+    return sorted(self._trusted.get_vocab().values())
+
+  def chat_wrap(self) -> tuple[list[int], list[int]]:
+    """What the chat template puts before and after a single user message.
+
+    Complete as they are: where the template writes bos, it is in the first
+    part, and `prefix_ids` must not be added. `before + encode(message) + after`
+    are the ids of the rendered conversation, generation prompt included. A
+    template that prints the date gives other ids tomorrow.
+
+    Raises:
+      errors.UserError: there is no chat template, or it fails, or it does not
+        show the user's message exactly once as it is.
+    """
+    if not self._tokenizer.chat_template:
+      raise errors.UserError(
+        f'{self._name}: the tokenizer has no chat template; use a plain prompt'
+      )
+    try:
+      text = self._tokenizer.apply_chat_template(
+        [{'role': 'user', 'content': _PLACEHOLDER}],
+        tokenize=False,
+        add_generation_prompt=True,
+      )
+    # A template is a program of the model's author; it can raise anything.
+    except Exception as e:
+      raise errors.UserError(
+        f'{self._name}: the chat template fails on a single user message: {e}'
+      ) from e
+    assert isinstance(text, str)  # Since nothing is tokenised.
+    before, *rest = text.split(_PLACEHOLDER)
+    if len(rest) != 1:
+      raise errors.UserError(
+        f"{self._name}: the chat template shows the user's message "
+        f'{len(rest)} times, expected once'
+      )
+    # SentencePiece puts a space before each text it is given. Before the
+    # message it is the template's own; after it there is none to add.
+    if before.endswith(' ') and self._adds_space():
+      before = before[:-1]
+    return self.encode_template(before), self._encode_continued(rest[0])
+
+  def _adds_space(self) -> bool:
+    tokens = self._trusted.encode('x', add_special_tokens=False).tokens
+    return bool(tokens) and tokens[0].startswith(('▁', 'Ġ'))
+
+  def _encode_continued(self, text: str) -> list[int]:
+    """Ids of template text that follows other text."""
+    before = self.encode_template('x')
+    ids = self.encode_template('x' + text)
+    if ids[: len(before)] == before:
+      return ids[len(before) :]
+    return self.encode_template(text)
+
+  @functools.cached_property
+  def sha256(self) -> str:
+    """Hex digest of all that defines the ids: equal digests, equal ids."""
+    content = {
+      'backend': json.loads(self._trusted.to_str()),
+      'chat_template': self._tokenizer.chat_template,
+      'special': [self.prefix_ids, self.eos_id, self.pad_id],
+    }
+    return hashlib.sha256(
+      json.dumps(content, sort_keys=True).encode()
+    ).hexdigest()
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+  """Loads the tokenizer of a model.
+
+  Args:
+    path: a directory in Hugging Face format, a `.gguf` file, or a name on the
+      Hugging Face hub (from the cache where there is a copy, and only from it
+      under HF_HUB_OFFLINE=1).
+
+  Raises:
+    errors.UserError: there is no tokenizer, it has no fast version, or it is of
+      an unsupported kind.
+  """
+  path = os.fspath(path)
+  if path.endswith('.gguf'):
+    from vtokens.models import gguf_tokenizer
+
+    return Tokenizer(gguf_tokenizer.read_tokenizer(path))
+  from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+  try:
+    tokenizer = AutoTokenizer.from_pretrained(
+      path,
+      use_fast=True,
+      trust_remote_code=False,
+      local_files_only=os.path.isdir(path),
+    )
+  # Depending on what is wrong: OSError, ValueError, KeyError, ImportError, or
+  # the bare Exception of the tokenizers library.
+  except Exception as e:
+    raise errors.UserError(
+      f'{path}: no tokenizer can be loaded; expected a directory with '
+      f'tokenizer.json, a .gguf file or a name on the Hugging Face hub '
+      f'({str(e).partition(chr(10))[0]})'
+    ) from e
+  if not isinstance(tokenizer, PreTrainedTokenizerFast):
+    raise errors.UserError(
+      f'{path}: {type(tokenizer).__name__} has no fast version (tokenizer.json)'
+    )
+  return Tokenizer(tokenizer)
+
+
+def _copy_backend(
+  tokenizer: 'PreTrainedTokenizerFast', split_special_tokens: bool
+) -> tokenizers.Tokenizer:
+  backend = copy.deepcopy(tokenizer.backend_tokenizer)
+  backend.no_padding()
+  backend.no_truncation()
+  backend.encode_special_tokens = split_special_tokens
+  return backend

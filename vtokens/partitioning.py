@@ -1,0 +1,74 @@
+"""The device mesh, and which array axis lies over which mesh axis."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vtokens import errors
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+# Logical axis -> mesh axis. A logical axis that is not listed is replicated.
+LOGICAL_AXIS_RULES = {
+  'batch': ('data', 'fsdp'),
+  'vocab': 'tensor',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'mlp': 'tensor',
+  'embed': 'fsdp',
+  'vtoken_embed': ('fsdp', 'tensor'),
+}
+
+TABLE_AXES = ('vtoken', 'vtoken_embed')
+
+
+def make_mesh(shape: Sequence[int]) -> Mesh:
+  """A mesh of all devices.
+
+  Args:
+    shape: devices along (data, fsdp, tensor); one of them may be -1: as many
+      as are left.
+
+  Returns:
+    The mesh, with Auto axes.
+
+  Raises:
+    errors.UserError: the shape does not use every device exactly once.
+  """
+  count = jax.device_count()
+  sizes = list(shape)
+  if -1 in sizes:
+    known = 1
+    for size in sizes:
+      known *= 1 if size == -1 else size
+    sizes[sizes.index(-1)] = count // known
+  product = 1
+  for size in sizes:
+    product *= size
+  if product != count or min(sizes) < 1:
+    raise errors.UserError(
+      f'config.mesh.shape: {tuple(shape)} over {MESH_AXES} does not use each '
+      f'of the {count} devices exactly once'
+    )
+  return jax.make_mesh(
+    tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+  )
+
+
+def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+  """Sharding of an array whose dimensions have these logical names."""
+  return NamedSharding(
+    mesh, PartitionSpec(*(LOGICAL_AXIS_RULES.get(axis) for axis in axes))
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Sharding of an array that every device holds whole."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def shard_batch(batch: Any, mesh: Mesh) -> Any:
+  """Puts arrays on the mesh, their first dimension over (data, fsdp)."""
+  return jax.device_put(batch, named_sharding(mesh, ('batch',)))

@@ -1,0 +1,65 @@
+"""Pictures of a run."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+# Draws without a display.
+from matplotlib.backends import backend_agg
+from matplotlib.figure import Figure
+
+
+def plot_run(
+  path: str | pathlib.Path,
+  metrics: Sequence[dict[str, Any]],
+  summary: dict[str, Any],
+) -> None:
+  """Loss by step, and EM by number of virtual tokens, in one PNG.
+
+  Args:
+    path: the file to write.
+    metrics: lines of metrics.jsonl.
+    summary: content of summary.json.
+  """
+  figure = Figure(figsize=(10, 4), layout='constrained')
+  backend_agg.FigureCanvasAgg(figure)
+  loss, em = figure.subplots(1, 2)
+
+  train = [(row['step'], row['loss']) for row in metrics if 'loss' in row]
+  valid = [
+    (row['step'], row['validation_loss'])
+    for row in metrics
+    if 'validation_loss' in row
+  ]
+  loss.plot(*zip(*train, strict=True), lw=0.6, color='0.7', label='training')
+  smooth = _running_mean([value for _, value in train])
+  loss.plot([step for step, _ in train], smooth, color='C0', label='smoothed')
+  if valid:
+    loss.plot(*zip(*valid, strict=True), 'o-', color='C1', label='validation')
+  loss.set(xlabel='step', ylabel='loss (nats per answer token)')
+  loss.legend(frameon=False)
+
+  points = sorted((int(k), v['em']) for k, v in summary['k'].items())
+  em.plot(*zip(*points, strict=True), 'o-', color='C0', label='virtual tokens')
+  untrained = {
+    name: scores['em']
+    for name, scores in summary['conditions'].items()
+    if name != 'tokens'
+  }
+  for i, (name, value) in enumerate(untrained.items()):
+    em.axhline(value, ls='--', lw=1, color=f'C{i + 1}', label=name)
+  em.set(
+    xlabel='virtual tokens used (k)', ylabel='exact match (%)', ylim=(0, None)
+  )
+  em.legend(frameon=False, fontsize='small')
+  for axes in (loss, em):
+    axes.spines[['top', 'right']].set_visible(False)
+  figure.savefig(path, dpi=120)
+
+
+def _running_mean(values: Sequence[float], width: int = 10) -> list[float]:
+  out = []
+  for i in range(len(values)):
+    part = values[max(0, i - width + 1) : i + 1]
+    out.append(sum(part) / len(part))
+  return out

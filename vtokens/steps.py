@@ -1,0 +1,174 @@
+"""The training step and the loss: pure functions of arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from vtokens import losses, virtual_tokens
+from vtokens.models.attention import KVCache
+from vtokens.models.decoder import Decoder
+
+
+@struct.dataclass
+class Batch:
+  """Token ids of a batch, padded on the right.
+
+  Attributes:
+    prefix: ids of the passages, `B P` int32.
+    prefix_len: how many of them are real, `B` int32.
+    suffix: ids of virtual tokens, prompt and answer, `B S` int32; virtual
+      token i is the id `vocab_size + i`.
+    suffix_len: how many of them are real, `B` int32.
+    answer_start: index in the suffix of the token that predicts the first
+      target, `B` int32.
+    targets: ids of answer and eos, `B A` int32.
+    target_len: how many of them are real, `B` int32; 0 for a row that is
+      only padding.
+  """
+
+  prefix: Int[Array, 'B P']
+  prefix_len: Int[Array, 'B']
+  suffix: Int[Array, 'B S']
+  suffix_len: Int[Array, 'B']
+  answer_start: Int[Array, 'B']
+  targets: Int[Array, 'B A']
+  target_len: Int[Array, 'B']
+
+
+@struct.dataclass
+class TrainState:
+  """All that training changes.
+
+  Attributes:
+    table: the virtual tokens' embeddings, `P D` f32.
+    opt_state: optax state for the table.
+    step: number of updates done, int32 scalar.
+  """
+
+  table: Float[Array, 'P D']
+  opt_state: optax.OptState
+  step: Int[Array, '']
+
+
+def positions(
+  start: Int[Array, 'B'], length: Int[Array, 'B'], size: int
+) -> Int[Array, 'B T']:
+  """Positions of right-padded tokens: start, start + 1, ...; -1 is padding."""
+  index = jnp.arange(size, dtype=jnp.int32)
+  return jnp.where(index < length[:, None], start[:, None] + index, -1)
+
+
+def encode_prefix(
+  decoder: Decoder, prefix: Int[Array, 'B P'], prefix_len: Int[Array, 'B']
+) -> KVCache:
+  """Runs the passages forward; nothing flows back through the result.
+
+  The passages precede the virtual tokens and the model is causal, so their
+  keys and values do not depend on the table.
+  """
+  where = positions(jnp.zeros_like(prefix_len), prefix_len, prefix.shape[1])
+  _, cache = decoder(decoder.embed(prefix), where)
+  return jax.lax.stop_gradient(cache)
+
+
+def suffix_nll(
+  table: Float[Array, 'P D'],
+  decoder: Decoder,
+  cache: KVCache,
+  batch: Batch,
+  *,
+  remat: bool = False,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Negative log-likelihood of the answers, summed over their tokens.
+
+  Args:
+    table: the virtual tokens.
+    decoder: the frozen base.
+    cache: of the batch's prefix; see `encode_prefix`.
+    batch: the examples.
+    remat: see `Decoder.__call__`.
+
+  Returns:
+    The sum in nats, f32, and the number of target tokens, f32.
+  """
+  x = virtual_tokens.embed(decoder, table, batch.suffix)
+  where = positions(batch.prefix_len, batch.suffix_len, batch.suffix.shape[1])
+  hidden, _ = decoder(x, where, cache, remat=remat)
+  # Only answer positions meet the vocabulary: at 49k rows and 80 suffix
+  # tokens the head would otherwise cost as much as ten layers.
+  index = jnp.arange(batch.targets.shape[1], dtype=jnp.int32)
+  picked = jnp.take_along_axis(
+    hidden, (batch.answer_start[:, None] + index)[..., None], axis=1
+  )
+  mask = index < batch.target_len[:, None]
+  return losses.masked_nll(decoder.logits(picked), batch.targets, mask)
+
+
+def make_train_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulation_steps: int = 1,
+  remat: bool = False,
+) -> Callable[
+  [TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Any]]
+]:
+  """Builds `(state, base, batch) -> (state, metrics)`, to be jitted.
+
+  Args:
+    graph: structure of the decoder whose weights are passed as `base`.
+    optimizer: of the table.
+    accumulation_steps: microbatches that the batch is cut into; the update is
+      that of the whole batch.
+    remat: see `Decoder.__call__`; for the suffix.
+
+  Returns:
+    The step. Its metrics are scalars: `loss` (mean nats per target token),
+    `grad_norm` (before clipping), `tokens` (targets).
+  """
+
+  def loss_fn(table, base, batch):
+    decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
+    cache = encode_prefix(decoder, batch.prefix, batch.prefix_len)
+    return suffix_nll(table, decoder, cache, batch, remat=remat)
+
+  def step(state, base, batch):
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulation_steps == 1:
+      (nll, tokens), grad = grad_fn(state.table, base, batch)
+    else:
+      micro = jax.tree.map(
+        lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch
+      )
+
+      def add(total, part):
+        return jax.tree.map(
+          jnp.add, total, grad_fn(state.table, base, part)
+        ), None
+
+      zero = jnp.zeros((), jnp.float32)
+      ((nll, tokens), grad), _ = jax.lax.scan(
+        add, ((zero, zero), jnp.zeros_like(state.table)), micro
+      )
+    tokens_or_one = jnp.maximum(tokens, 1.0)
+    grad = grad / tokens_or_one
+    updates, opt_state = optimizer.update(grad, state.opt_state, state.table)
+    new = TrainState(
+      table=optax.apply_updates(state.table, updates),
+      opt_state=opt_state,
+      step=state.step + 1,
+    )
+    metrics = {
+      'loss': nll / tokens_or_one,
+      'grad_norm': optax.tree.norm(grad),
+      'tokens': tokens,
+    }
+    return new, metrics
+
+  return step

@@ -1,0 +1,369 @@
+r"""Trains virtual tokens: `python -m vtokens.train --config configs/x.py`.
+
+Any setting can be overridden: `--config.optim.learning_rate=3e-3`; fields are
+documented in `vtokens/config.py`. The same command continues a run that was
+stopped or killed.
+"""
+
+import json
+import pathlib
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vtokens import (
+  config,
+  errors,
+  evaluate,
+  flags,
+  optim,
+  partitioning,
+  paths,
+  plots,
+  steps,
+  stopping,
+  virtual_tokens,
+  writers,
+)
+from vtokens.checkpoints import Checkpoints
+from vtokens.data import pipeline, records
+from vtokens.data.assemble import Assembler
+from vtokens.loop import Loop
+from vtokens.models import base as base_lib
+
+_CONFIG = flags.define_config()
+
+
+def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
+  """Runs or continues a run: scores the base, trains, scores the tokens.
+
+  Args:
+    cfg: a validated config.
+    stop: a request that ends the run early, its state saved.
+
+  Returns:
+    The content of summary.json.
+
+  Raises:
+    errors.UserError: bad input, or a loss that is not finite.
+    stopping.Stopped: the run was asked to stop.
+  """
+  began = time.monotonic()
+  workdir = pathlib.Path(cfg.workdir)
+  _claim(workdir / 'config.json', _identity(cfg), 'run of another config')
+  train_set, validation_set, test_set = _read_datasets(cfg)
+  mesh = partitioning.make_mesh(cfg.mesh.shape)
+  base = base_lib.load_base(cfg.base, mesh)
+  identity = {
+    'fingerprint': base.fingerprint,
+    'tokenizer_sha256': base.tokenizer.sha256,
+  }
+  _claim(workdir / 'base.json', identity, f'run on a base not {cfg.base.path}')
+  rows = cfg.virtual_tokens.num_virtual_tokens
+  writers.say(
+    f'base: {cfg.base.path}, {base.config.num_params:,} parameters, frozen\n'
+    f'table: {rows} virtual tokens x {base.config.embed_dim} = '
+    f'{rows * base.config.embed_dim:,} parameters, trained\n'
+    f'data: {len(train_set):,} training, {len(validation_set):,} validation, '
+    f'{len(test_set):,} test questions'
+  )
+  assembler = Assembler(
+    tokenizer=base.tokenizer,
+    templates=cfg.templates,
+    max_prefix=cfg.data.buckets[-1][0],
+    max_suffix=cfg.data.buckets[-1][1],
+    max_targets=cfg.data.max_answer_tokens,
+  )
+  for dataset in (train_set, validation_set):
+    pipeline.check_fits(dataset, assembler, rows)
+  evaluator = evaluate.Evaluator(
+    base, assembler, cfg.eval, cfg.data, cfg.seed, stop.check
+  )
+  checkpoints = Checkpoints(workdir, cfg.train.keep_checkpoints)
+
+  untrained = _score_untrained(cfg, base, evaluator, test_set)
+  loop = _make_loop(
+    cfg,
+    mesh,
+    base,
+    evaluator,
+    pipeline.TrainBatches(
+      train_set,
+      cfg.data,
+      cfg.virtual_tokens,
+      assembler,
+      base.config.vocab_size,
+      cfg.seed,
+    ),
+    validation_set,
+    checkpoints,
+    stop,
+  )
+  loop.run()
+  best = checkpoints.restore_best(loop.state)
+  checkpoints.close()
+  state = loop.state if best is None else best[0]
+  table = np.asarray(jax.device_get(state.table))
+  virtual_tokens.save_table(
+    workdir / 'table.safetensors',
+    table,
+    {'base': cfg.base.path, **identity, 'step': int(state.step)},
+  )
+  by_k = _score_tokens(cfg, evaluator, test_set, table)
+  summary = {
+    'conditions': {**untrained, 'tokens': by_k[max(by_k)]},
+    'k': {
+      str(k): {'em': scores['em'], 'f1': scores['f1']}
+      for k, scores in by_k.items()
+    },
+    'steps': loop.step,
+    'train_seconds': loop.seconds,
+    'total_seconds': loop.seconds_before + time.monotonic() - began,
+    'peak_rss_gib': _peak_rss_gib(),
+    'base_fingerprint': base.fingerprint,
+    'table_sha256': virtual_tokens.table_sha256(table),
+  }
+  writers.write_json(workdir / 'summary.json', summary)
+  plots.plot_run(
+    workdir / 'training.png',
+    writers.read_metrics(workdir / 'metrics.jsonl'),
+    summary,
+  )
+  return summary
+
+
+def _identity(cfg: config.Config) -> dict[str, Any]:
+  """The config but for where it runs: a work directory may be moved."""
+  values = config.to_dict(cfg)
+  del values['workdir']
+  return values
+
+
+def _claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
+  """Writes what a run is, or compares it with what the directory holds.
+
+  Raises:
+    errors.UserError: they differ.
+  """
+  if not path.exists():
+    writers.write_json(path, found)
+    return
+  lines = config.diff(json.loads(path.read_text(encoding='utf-8')), found)
+  if lines:
+    raise errors.UserError(
+      f'{path.parent} holds a {what}:\n  '
+      + '\n  '.join(lines)
+      + '\nchoose another --config.workdir, or repeat the same command to '
+      'continue that run'
+    )
+
+
+def _read_datasets(cfg: config.Config) -> list[list[records.Record]]:
+  """Training, validation and test records; says what was left out."""
+  sources = (
+    ('data.train', cfg.data.train, 0),
+    ('data.validation', cfg.data.validation, cfg.eval.max_validation),
+    ('data.test', cfg.data.test, cfg.eval.max_test),
+  )
+  datasets = []
+  skipped: list[str] = []
+  for field, files, limit in sources:
+    if not files:
+      datasets.append([])
+      continue
+    result = records.read_records(
+      [paths.resolve(file) for file in files],
+      on_bad_record=cfg.data.on_bad_record,
+    )
+    if result.skipped:
+      writers.say(
+        f'config.{field}: skipped {len(result.skipped)} bad records; the '
+        f'first: {result.skipped[0]}'
+      )
+    skipped += result.skipped
+    datasets.append(result.records[: limit or None])
+  report = pathlib.Path(cfg.workdir, 'skipped_records.txt')
+  if skipped or report.exists():
+    writers.write_text(report, ''.join(f'{line}\n' for line in skipped))
+  return datasets
+
+
+def _initial_state(
+  cfg: config.Config,
+  mesh: jax.sharding.Mesh,
+  base: base_lib.FrozenBase,
+  optimizer: optax.GradientTransformation,
+) -> steps.TrainState:
+  """The state before the first step, every leaf a global array."""
+  sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)
+  whole = partitioning.replicated(mesh)
+  table = jax.device_put(
+    virtual_tokens.initial_table(
+      cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
+    ),
+    sharding,
+  )
+  # The moments lie as the table does; jit alone would put them on one device.
+  shardings = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _: sharding,
+    jax.eval_shape(optimizer.init, table),
+    transform_non_params=lambda _: whole,
+  )
+  return steps.TrainState(
+    table=table,
+    opt_state=jax.jit(optimizer.init, out_shardings=shardings)(table),
+    step=jax.device_put(jnp.zeros((), jnp.int32), whole),
+  )
+
+
+def _make_loop(
+  cfg: config.Config,
+  mesh: jax.sharding.Mesh,
+  base: base_lib.FrozenBase,
+  evaluator: evaluate.Evaluator,
+  batches: pipeline.TrainBatches,
+  validation: Sequence[records.Record],
+  checkpoints: Checkpoints,
+  stop: stopping.StopRequest,
+) -> Loop:
+  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+  train_step = jax.jit(
+    steps.make_train_step(
+      base.graph,
+      optimizer,
+      accumulation_steps=cfg.train.accumulation_steps,
+      remat=cfg.train.remat,
+    )
+  )
+  return Loop(
+    settings=cfg.train,
+    train_step=train_step,
+    base=base.params,
+    state=_initial_state(cfg, mesh, base, optimizer),
+    mesh=mesh,
+    batches=batches,
+    schedule=optim.make_schedule(cfg.optim, cfg.train.num_steps),
+    evaluator=evaluator,
+    validation=validation,
+    num_active=max(cfg.eval.num_active),
+    checkpoints=checkpoints,
+    writer=lambda step: writers.MetricsWriter(
+      pathlib.Path(cfg.workdir, 'metrics.jsonl'), step
+    ),
+    stop=stop,
+  )
+
+
+def _score_untrained(
+  cfg: config.Config,
+  base: base_lib.FrozenBase,
+  evaluator: evaluate.Evaluator,
+  test: Sequence[records.Record],
+) -> dict[str, dict[str, Any]]:
+  """Scores of the base as it is; kept, so that a restart need not repeat."""
+  path = pathlib.Path(cfg.workdir, 'untrained.json')
+  if path.exists():
+    scores = json.loads(path.read_text(encoding='utf-8'))
+  else:
+    # A table is needed by the shape of the call; no row of it is used.
+    table = np.zeros((1, base.config.embed_dim), np.float32)
+    scores = _score(
+      cfg,
+      evaluator,
+      test,
+      [evaluate.UNTRAINED[name] for name in cfg.eval.conditions],
+      table,
+      'untrained',
+    )
+    writers.write_json(path, scores)
+  writers.say(evaluate.format_scores('before training', scores))
+  return scores
+
+
+def _score_tokens(
+  cfg: config.Config,
+  evaluator: evaluate.Evaluator,
+  test: Sequence[records.Record],
+  table: np.ndarray,
+) -> dict[int, dict[str, Any]]:
+  conditions = {
+    k: evaluate.tokens_condition(k) for k in sorted(set(cfg.eval.num_active))
+  }
+  scores = _score(
+    cfg, evaluator, test, list(conditions.values()), table, 'virtual tokens'
+  )
+  return {k: scores[condition.name] for k, condition in conditions.items()}
+
+
+def _score(
+  cfg: config.Config,
+  evaluator: evaluate.Evaluator,
+  test: Sequence[records.Record],
+  conditions: Sequence[evaluate.Condition],
+  table: np.ndarray,
+  label: str,
+) -> dict[str, dict[str, Any]]:
+  """Answers the test questions, writes predictions, returns EM and F1."""
+  answers = evaluator.answers(test, conditions, table, label=label)
+  scores = {}
+  for name, predictions in answers.items():
+    evaluate.write_predictions(
+      pathlib.Path(cfg.workdir, 'predictions', f'{name}.jsonl'),
+      test,
+      predictions,
+    )
+    scores[name] = evaluate.scores_of(test, predictions).as_dict()
+  return scores
+
+
+def _peak_rss_gib() -> float:
+  """Largest resident memory of this process so far, in GiB."""
+  # Linux counts in KiB, macOS in bytes.
+  unit = 1 if sys.platform == 'darwin' else 1024
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak * unit / 2**30
+
+
+def _report(summary: dict[str, Any], workdir: str) -> None:
+  untrained = dict(summary['conditions'])
+  untrained.pop('tokens')
+  by_k = {
+    f'tokens, k={k}': {**scores, 'n': summary['conditions']['tokens']['n']}
+    for k, scores in summary['k'].items()
+  }
+  writers.say(evaluate.format_scores('result', {**untrained, **by_k}))
+  writers.say(
+    f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
+    f'{summary["total_seconds"]:.0f} s in all, peak memory '
+    f'{summary["peak_rss_gib"]:.1f} GiB\n'
+    f'written to {workdir}: table.safetensors, summary.json, training.png, '
+    'metrics.jsonl, predictions/'
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  """Entry point."""
+  del argv
+  cfg = flags.config_of(_CONFIG)
+  with stopping.StopRequest() as stop:
+    try:
+      summary = train(cfg, stop)
+    except stopping.Stopped as e:
+      writers.say(
+        f'stopped by {e}; continue with: '
+        f'{flags.command_line("vtokens.train")}'
+      )
+      return
+  _report(summary, cfg.workdir)
+
+
+if __name__ == '__main__':
+  flags.run(main)

@@ -1,0 +1,141 @@
+"""The table of virtual tokens: how it starts, is looked up and is stored."""
+
+import hashlib
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Array, Float, Int
+
+from vtokens import config, errors
+from vtokens.models.decoder import Decoder
+from vtokens.models.tokenizer import Tokenizer
+
+TENSOR = 'virtual_tokens'
+
+
+def embed(
+  decoder: Decoder, table: Float[Array, 'P D'], ids: Int[Array, 'B T']
+) -> Float[Array, 'B T D']:
+  """Embeddings of ids: from the base below `vocab_size`, else from the table.
+
+  Args:
+    decoder: the base.
+    table: row i is virtual token i, id `vocab_size + i`.
+    ids: int32.
+
+  Returns:
+    Embeddings in the base's dtype.
+  """
+  vocab_size = decoder.config.vocab_size
+  virtual = ids >= vocab_size
+  ordinary = decoder.embed(jnp.where(virtual, 0, ids))
+  rows = table[jnp.clip(ids - vocab_size, 0, table.shape[0] - 1)]
+  return jnp.where(virtual[..., None], rows.astype(ordinary.dtype), ordinary)
+
+
+def initial_table(
+  settings: config.VirtualTokens,
+  decoder: Decoder,
+  tokenizer: Tokenizer,
+  seed: int,
+) -> np.ndarray:
+  """The table before the first step.
+
+  Args:
+    settings: how to make it; see `config.VirtualTokens`.
+    decoder: the base, whose embeddings `text` and `vocab` copy.
+    tokenizer: of the base.
+    seed: for `vocab` and `normal`.
+
+  Returns:
+    `P D` f32.
+
+  Raises:
+    errors.UserError: a saved table has another shape, or cannot be read.
+  """
+  shape = (settings.num_virtual_tokens, decoder.config.embed_dim)
+  rng = np.random.default_rng([seed, 0x7AB1E])
+  if settings.init == 'normal':
+    table = rng.normal(0.0, settings.init_std, shape)
+    return table.astype(np.float32)
+  if settings.init == 'table':
+    table, _ = load_table(settings.init_path)
+    if table.shape != shape:
+      raise errors.UserError(
+        f'config.virtual_tokens.init_path: {settings.init_path} holds a '
+        f'table of shape {list(table.shape)}, expected {list(shape)}'
+      )
+    return table
+  if settings.init == 'text':
+    # No bos: it belongs before the passages, not between them and the
+    # question.
+    ids = tokenizer.encode(settings.init_text)
+    ids = np.resize(np.asarray(ids, np.int32), shape[0])
+  else:
+    # Below the tokenizer's size: padding rows of the matrix were never used.
+    ids = rng.integers(0, tokenizer.max_id + 1, shape[0], dtype=np.int32)
+  rows = decoder.embed(jnp.asarray(ids))
+  return np.asarray(jax.device_get(rows), np.float32)
+
+
+def save_table(
+  path: str | pathlib.Path, table: np.ndarray, metadata: dict[str, object]
+) -> None:
+  """Writes the table as safetensors, whole or not at all.
+
+  Args:
+    path: the file.
+    table: `P D` f32.
+    metadata: JSON values, e.g. the base's fingerprint.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(path.name + '.partial')
+  safetensors.numpy.save_file(
+    {TENSOR: np.ascontiguousarray(table, np.float32)},
+    partial,
+    metadata={key: json.dumps(value) for key, value in metadata.items()},
+  )
+  partial.replace(path)
+
+
+def load_table(
+  path: str | pathlib.Path,
+) -> tuple[np.ndarray, dict[str, object]]:
+  """Reads what `save_table` wrote.
+
+  Returns:
+    The table, `P D` f32, and the metadata.
+
+  Raises:
+    errors.UserError: the file is missing, is no safetensors file, or holds
+      no finite f32 table.
+  """
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+      table = file.get_tensor(TENSOR)
+  except FileNotFoundError:
+    raise errors.UserError(f'{path}: not found') from None
+  except (safetensors.SafetensorError, ValueError, OSError) as e:
+    raise errors.UserError(
+      f'{path}: not a table of virtual tokens ({e})'
+    ) from None
+  if table.ndim != 2 or table.dtype != np.float32:
+    raise errors.UserError(
+      f'{path}: expected a f32 table of two dimensions, got {table.dtype} '
+      f'{list(table.shape)}'
+    )
+  if not np.isfinite(table).all():
+    raise errors.UserError(f'{path}: the table holds NaN or infinity')
+  return table, metadata
+
+
+def table_sha256(table: np.ndarray) -> str:
+  """Hash of a table's values (f32, little-endian, row by row)."""
+  data = np.ascontiguousarray(table, np.dtype('<f4')).tobytes()
+  return hashlib.sha256(data).hexdigest()

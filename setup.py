@@ -15,6 +15,7 @@ TEST = [
   'hypothesis>=6.130,<7',
   'pytest>=8.3,<10',
   'torch>=2.10,<2.14',  # The independent implementation to compare with.
+  'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]
 
 setuptools.setup(
@@ -39,6 +40,7 @@ setuptools.setup(
     'grain>=0.2.16,<0.3',
     'huggingface_hub>=1.0,<3',
     'jax>=0.10,<0.13',
+    'jinja2>=3.1,<4',  # transformers renders chat templates with it.
     'jaxtyping>=0.3.3,<0.4',
     'matplotlib>=3.9,<4',
     'ml_collections>=1.1,<2',
@@ -53,6 +55,6 @@ setuptools.setup(
   extras_require={
     'quickstart': QUICKSTART,
     'test': TEST,
-    'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.12,<0.16'],
+    'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],
   },
 )

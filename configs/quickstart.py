@@ -23,25 +23,22 @@ def get_config() -> config.Config:
       test=(f'{_DATA}/test.jsonl.gz',),
       num_passages=(2, 2),
       batch_size=8,
+      # Examples with few virtual tokens, with many, and the long ones.
       buckets=(
-        (224, 96),
-        (288, 96),
-        (352, 96),
-        (416, 96),
-        (480, 96),
-        (704, 160),
+        *((prefix, 56) for prefix in (288, 352, 416, 544)),
+        *((prefix, 88) for prefix in (288, 352, 416, 544)),
+        (704, 152),
       ),
+      window_batches=32,
       max_answer_tokens=48,
     ),
     optim=config.Optim(learning_rate=1e-2, warmup_steps=10),
-    train=config.Train(
-      num_steps=120, validate_every=40, checkpoint_every=20
-    ),
+    train=config.Train(num_steps=120, validate_every=60, checkpoint_every=20),
     eval=config.Eval(
-      batch_size=16,
+      batch_size=32,
       num_passages=2,
       max_new_tokens=16,
-      max_validation=48,
+      max_validation=32,
       max_test=200,
     ),
   )

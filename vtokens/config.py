@@ -7,6 +7,8 @@ be overridden on the command line as `--config.section.field=value`.
 import dataclasses
 import difflib
 import json
+import math
+import string
 import types
 import typing
 from typing import Any
@@ -290,6 +292,9 @@ def validate(config: Config) -> None:
       f'config.{field}: expected {expected}, got {values[field]!r}'
     )
 
+  for field, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      fail(field, 'a finite number')
   for field, choices in _CHOICES.items():
     if values[field] not in choices:
       fail(field, f'one of {", ".join(choices)}')
@@ -304,19 +309,21 @@ def validate(config: Config) -> None:
       fail(field, 'to be set')
   for field, names in _PLACEHOLDERS.items():
     try:
-      values[field].format(**dict.fromkeys(names, 'x'))
-    except (KeyError, IndexError, ValueError):
+      used = _placeholders(values[field])
+    except ValueError:  # A single brace.
+      used = {'{'}
+    if used - names:
       fail(field, f'no placeholders but {sorted(names)} ({{{{ is a brace)')
-    missing = sorted(n for n in names - {'index'} if f'{{{n}}}' not in
-                     values[field])
+    missing = sorted(names - {'index'} - used)
     if missing:
       fail(field, f'the placeholder {{{missing[0]}}}')
 
   rows = values['virtual_tokens.num_virtual_tokens']
-  if values['virtual_tokens.num_active'] > rows:
+  fixed = values['virtual_tokens.draw'] == 'fixed'
+  if fixed and values['virtual_tokens.num_active'] > rows:
     fail(
       'virtual_tokens.num_active',
-      f'at most virtual_tokens.num_virtual_tokens={rows}',
+      f'at most virtual_tokens.num_virtual_tokens={rows}, since draw=fixed',
     )
   active = values['eval.num_active']
   if not active or min(active) < 1 or max(active) > rows:
@@ -350,6 +357,9 @@ def validate(config: Config) -> None:
       f'the last suffix to hold {rows} virtual tokens and '
       f'data.max_answer_tokens={values["data.max_answer_tokens"]}',
     )
+  shape = values['mesh.shape']
+  if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+    fail('mesh.shape', 'numbers above 0, or -1 for one of them')
   if not 0 <= values['optim.b1'] < 1:
     fail('optim.b1', 'a number in [0, 1)')
   if not 0 <= values['optim.b2'] < 1:
@@ -368,14 +378,16 @@ def from_dict(values: dict[str, Any]) -> Config:
   """The inverse of `to_dict`.
 
   Raises:
-    errors.UserError: a field is unknown, missing or of a wrong type.
+    errors.UserError: a field is unknown or not valid.
   """
   config = _build(Config, values, '')
   validate(config)
   return config
 
 
-def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def diff(
+  old: dict[str, Any], new: dict[str, Any], root: str = 'config.'
+) -> list[str]:
   """One line for each field in which two `to_dict` results differ."""
 
   def flat(values, prefix=''):
@@ -387,7 +399,7 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
   a, b = dict(flat(old)), dict(flat(new))
   return [
-    f'config.{field}: {a.get(field, "(absent)")!r} there, '
+    f'{root}{field}: {a.get(field, "(absent)")!r} there, '
     f'{b.get(field, "(absent)")!r} now'
     for field in sorted(a.keys() | b.keys())
     if a.get(field, ...) != b.get(field, ...)
@@ -396,7 +408,7 @@ def diff(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 def _flatten(section: Any, prefix: str = '', *, check_types: bool) -> dict:
   """Field path -> value, over all sections."""
-  flat = {}
+  flat: dict[str, Any] = {}
   hints = typing.get_type_hints(type(section))
   for field in dataclasses.fields(section):
     value, path = getattr(section, field.name), prefix + field.name
@@ -410,11 +422,21 @@ def _flatten(section: Any, prefix: str = '', *, check_types: bool) -> dict:
       continue
     if check_types and not _fits(value, hints[field.name]):
       raise errors.UserError(
-        f'config.{path}: expected {_describe(hints[field.name])}, got '
-        f'{value!r}'
+        f'config.{path}: expected {_describe(hints[field.name])}, got {value!r}'
       )
     flat[path] = value
   return flat
+
+
+def _placeholders(template: str) -> set[str]:
+  """What is in braces, as it is written: 'text', but also 'text!r:9'."""
+  return {
+    name
+    + (f'!{conversion}' if conversion else '')
+    + (f':{spec}' if spec else '')
+    for _, name, spec, conversion in string.Formatter().parse(template)
+    if name is not None
+  }
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -439,6 +461,10 @@ def _describe(kind: Any) -> str:
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
   hints = typing.get_type_hints(cls)
+  if not isinstance(values, dict):
+    raise errors.UserError(
+      f'config.{prefix}'.rstrip('.') + f': expected a section, got {values!r}'
+    )
   for key in values:
     if key not in hints:
       close = difflib.get_close_matches(key, hints, n=1)

@@ -90,6 +90,7 @@ class Evaluator:
     self._prefix_sizes = sorted({_ROUND, *(p for p, _ in data.buckets)})
     self._seed = seed
     self._check = check
+    self._known = frozenset(base.tokenizer.ids)
     self._newline, self._blank = _token_kinds(base)
     if not settings.stop_at_newline:
       self._newline = np.zeros_like(self._newline)
@@ -115,6 +116,27 @@ class Evaluator:
     """
     answers, _ = self._run(records, conditions, table, label, loss_of=None)
     return answers
+
+  def check_fits(
+    self, records: Sequence[Record], conditions: Sequence[Condition]
+  ) -> None:
+    """Raises if a question is too long for a condition, or one is impossible.
+
+    At the start, rather than after the training.
+
+    Raises:
+      errors.UserError: naming the record.
+    """
+    for condition in conditions:
+      for record in records:
+        self._assembler(
+          (),
+          record.question,
+          num_active=condition.num_active,
+          prompt=condition.prompt,
+          chat=condition.chat,
+          where=f'record {record.id}',
+        )
 
   def validate(
     self, records: Sequence[Record], num_active: int, table: np.ndarray
@@ -147,9 +169,7 @@ class Evaluator:
         examples = {c.name: self._assemble(records, c) for c in group}
         first = examples[group[0].name]
         # Longest first: memory that is too small shows at once.
-        order = sorted(
-          range(len(records)), key=lambda i: -len(first[i].prefix)
-        )
+        order = sorted(range(len(records)), key=lambda i: -len(first[i].prefix))
         for start in range(0, len(order), size):
           self._check()
           rows = order[start : start + size]
@@ -240,6 +260,8 @@ class Evaluator:
     eos = self._base.tokenizer.eos_id
     if eos in ids:
       ids = ids[: ids.index(eos)]
+    # A padded embedding matrix has rows, so logits, of ids without a token.
+    ids = [i for i in ids if i in self._known]
     text = self._base.tokenizer.decode(ids).strip()
     return text.split('\n')[0].strip() if self._newline.any() else text
 

@@ -13,8 +13,11 @@ from vtokens.models.attention import KVCache
 
 @functools.partial(jax.jit, static_argnames='graph')
 def encode_prefix(
-  base: nnx.State, prefix: Int[Array, 'B P'], prefix_len: Int[Array, 'B'],
-  *, graph: nnx.GraphDef,
+  base: nnx.State,
+  prefix: Int[Array, 'B P'],
+  prefix_len: Int[Array, 'B'],
+  *,
+  graph: nnx.GraphDef,
 ) -> KVCache:
   """Keys and values of the passages, for any number of suffixes after them."""
   return steps.encode_prefix(nnx.merge(graph, base), prefix, prefix_len)
@@ -79,9 +82,7 @@ def greedy(
   def advance(carry):
     step, hidden, cache, done, begun, out = carry
     token = pick(hidden, done)
-    out = jax.lax.dynamic_update_slice_in_dim(
-      out, token[:, None], step, axis=1
-    )
+    out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, axis=1)
     begun = begun | ~is_blank[token]
     done = done | (token == eos_id) | (begun & is_newline[token])
     new, kv = decoder(

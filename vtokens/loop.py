@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.nnx as nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
@@ -39,7 +40,7 @@ class Loop:
     validation: records; none for no validation.
     num_active: virtual tokens used in validations.
     checkpoints: of the run.
-    writer: opens metrics.jsonl to go on after a step.
+    writer: opens metrics.jsonl to go on after (step, step last validated).
     stop: looked at after each step.
 
   Attributes:
@@ -63,7 +64,7 @@ class Loop:
     validation: Sequence[Record],
     num_active: int,
     checkpoints: Checkpoints,
-    writer: Callable[[int], writers.MetricsWriter],
+    writer: Callable[[int, int], writers.MetricsWriter],
     stop: stopping.StopRequest,
   ):
     self.state = state
@@ -81,18 +82,21 @@ class Loop:
     self._best_loss = math.inf
     self._validated = 0
     self.seconds_before = 0.0
+    self._dropped = self._cut = 0
     restored = checkpoints.restore(state)
     if restored is not None:
       self.state, metadata = restored
       self.seconds_before = metadata['train_seconds']
       self._validated = metadata['validated_step']
+      self._dropped = metadata['passages_dropped']
+      self._cut = metadata['passages_cut']
       writers.say(f'continuing after step {metadata["step"]}')
       best = checkpoints.restore_best(state)
       if best is not None:
         self._best_loss = best[1]['validation_loss']
     self.step = int(self.state.step)
     self._began = self._reported = time.monotonic()
-    self._writer = writer(self.step)
+    self._writer = writer(self.step, self._validated)
     self._bar = tqdm.tqdm(
       total=settings.num_steps,
       initial=self.step,
@@ -102,7 +106,6 @@ class Loop:
     )
     # Step number, batch and metrics of the step that is still computed.
     self._pending: tuple[int, pipeline.HostBatch, dict] | None = None
-    self._dropped = self._cut = 0
 
   def _spent(self) -> float:
     return self.seconds_before + time.monotonic() - self._began
@@ -202,6 +205,11 @@ class Loop:
       raise
     self._reported = time.monotonic()
     self._validated = self.step
+    if not math.isfinite(loss):
+      raise errors.UserError(
+        f'validation loss {loss} after step {self.step}. A lower '
+        '--config.optim.learning_rate may help'
+      )
     scores = evaluate.scores_of(self._validation, predictions)
     writers.say(
       f'step {self.step}: validation loss {loss:.3f}, EM {scores.em:.1f}, F1 '
@@ -227,13 +235,22 @@ class Loop:
       self._stop.check()
 
   def _checkpoint(self) -> None:
-    # The loss first: a state after NaN must never be saved.
+    # The loss first: a state after NaN must never be saved, nor one that the
+    # last update broke, which only the next loss would show.
     self._report()
+    if not jnp.isfinite(self.state.table).all():
+      raise errors.UserError(
+        f'the table is not finite after step {self.step}; the last '
+        'checkpoint is from before it. A lower --config.optim.learning_rate '
+        'may help'
+      )
     self._checkpoints.save(
       self.state,
       {
         'step': self.step,
         'train_seconds': self._spent(),
         'validated_step': self._validated,
+        'passages_dropped': self._dropped,
+        'passages_cut': self._cut,
       },
     )

@@ -57,7 +57,7 @@ def make_mesh(shape: Sequence[int]) -> Mesh:
   )
 
 
-def named_sharding(mesh: Mesh, axes: Sequence[str | None]) -> NamedSharding:
+def named_sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
   """Sharding of an array whose dimensions have these logical names."""
   return NamedSharding(
     mesh, PartitionSpec(*(LOGICAL_AXIS_RULES.get(axis) for axis in axes))

@@ -17,7 +17,10 @@ def resolve(path: str) -> str:
   if not path.startswith(_PACKAGE):
     return path
   name, _, file = path.removeprefix(_PACKAGE).partition('/')
-  spec = importlib.util.find_spec(name) if name else None
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):  # No parent package, or no name.
+    spec = None
   if spec is None or not spec.submodule_search_locations:
     raise errors.UserError(
       f'{path}: the Python package {name!r} is not installed; try: pip '

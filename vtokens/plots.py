@@ -31,16 +31,19 @@ def plot_run(
     for row in metrics
     if 'validation_loss' in row
   ]
-  loss.plot(*zip(*train, strict=True), lw=0.6, color='0.7', label='training')
-  smooth = _running_mean([value for _, value in train])
-  loss.plot([step for step, _ in train], smooth, color='C0', label='smoothed')
+  if train:
+    loss.plot(*zip(*train, strict=True), lw=0.6, color='0.7', label='training')
+    smooth = _running_mean([value for _, value in train])
+    loss.plot([step for step, _ in train], smooth, color='C0', label='smoothed')
   if valid:
     loss.plot(*zip(*valid, strict=True), 'o-', color='C1', label='validation')
   loss.set(xlabel='step', ylabel='loss (nats per answer token)')
-  loss.legend(frameon=False)
 
   points = sorted((int(k), v['em']) for k, v in summary['k'].items())
-  em.plot(*zip(*points, strict=True), 'o-', color='C0', label='virtual tokens')
+  if points:
+    em.plot(
+      *zip(*points, strict=True), 'o-', color='C0', label='virtual tokens'
+    )
   untrained = {
     name: scores['em']
     for name, scores in summary['conditions'].items()
@@ -51,8 +54,9 @@ def plot_run(
   em.set(
     xlabel='virtual tokens used (k)', ylabel='exact match (%)', ylim=(0, None)
   )
-  em.legend(frameon=False, fontsize='small')
   for axes in (loss, em):
+    if axes.lines:
+      axes.legend(frameon=False, fontsize='small')
     axes.spines[['top', 'right']].set_visible(False)
   figure.savefig(path, dpi=120)
 

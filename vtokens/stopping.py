@@ -1,9 +1,8 @@
 """Ending a run between two steps when the user or the machine asks for it."""
 
+import os
 import signal
 from types import FrameType
-
-from vtokens import writers
 
 
 class Stopped(Exception):
@@ -37,7 +36,8 @@ class StopRequest:
     if self.signal is not None:
       raise KeyboardInterrupt
     self.signal = signal.Signals(number).name
-    writers.say(f'{self.signal}: stopping after this step')
+    # Not print: what is interrupted may be printing, and would not let in.
+    os.write(2, f'\n{self.signal}: stopping after this step\n'.encode())
 
   def check(self) -> None:
     """Raises `Stopped` if a signal has come."""

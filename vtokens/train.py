@@ -57,7 +57,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   """
   began = time.monotonic()
   workdir = pathlib.Path(cfg.workdir)
-  _claim(workdir / 'config.json', _identity(cfg), 'run of another config')
+  _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
   train_set, validation_set, test_set = _read_datasets(cfg)
   mesh = partitioning.make_mesh(cfg.mesh.shape)
   base = base_lib.load_base(cfg.base, mesh)
@@ -65,7 +65,10 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     'fingerprint': base.fingerprint,
     'tokenizer_sha256': base.tokenizer.sha256,
   }
-  _claim(workdir / 'base.json', identity, f'run on a base not {cfg.base.path}')
+  _check_claim(workdir / 'base.json', identity, 'another base')
+  if (workdir / 'summary.json').exists():
+    writers.say(f'{workdir} holds the finished run')
+    return json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
   rows = cfg.virtual_tokens.num_virtual_tokens
   writers.say(
     f'base: {cfg.base.path}, {base.config.num_params:,} parameters, frozen\n'
@@ -74,18 +77,18 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     f'data: {len(train_set):,} training, {len(validation_set):,} validation, '
     f'{len(test_set):,} test questions'
   )
-  assembler = Assembler(
-    tokenizer=base.tokenizer,
-    templates=cfg.templates,
-    max_prefix=cfg.data.buckets[-1][0],
-    max_suffix=cfg.data.buckets[-1][1],
-    max_targets=cfg.data.max_answer_tokens,
-  )
+  assembler = Assembler.for_run(base.tokenizer, cfg)
   for dataset in (train_set, validation_set):
     pipeline.check_fits(dataset, assembler, rows)
   evaluator = evaluate.Evaluator(
     base, assembler, cfg.eval, cfg.data, cfg.seed, stop.check
   )
+  conditions = [evaluate.UNTRAINED[name] for name in cfg.eval.conditions]
+  most = evaluate.tokens_condition(max(cfg.eval.num_active))
+  evaluator.check_fits(test_set, [*conditions, most])
+  # Only now: a mistake found above may be mended in the same directory.
+  writers.write_json(workdir / 'config.json', _identity(cfg))
+  writers.write_json(workdir / 'base.json', identity)
   checkpoints = Checkpoints(workdir, cfg.train.keep_checkpoints)
 
   untrained = _score_untrained(cfg, base, evaluator, test_set)
@@ -117,8 +120,9 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     {'base': cfg.base.path, **identity, 'step': int(state.step)},
   )
   by_k = _score_tokens(cfg, evaluator, test_set, table)
+  tokens = {'tokens': by_k[max(by_k)]} if by_k else {}
   summary = {
-    'conditions': {**untrained, 'tokens': by_k[max(by_k)]},
+    'conditions': {**untrained, **tokens},
     'k': {
       str(k): {'em': scores['em'], 'f1': scores['f1']}
       for k, scores in by_k.items()
@@ -130,12 +134,13 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     'base_fingerprint': base.fingerprint,
     'table_sha256': virtual_tokens.table_sha256(table),
   }
-  writers.write_json(workdir / 'summary.json', summary)
   plots.plot_run(
     workdir / 'training.png',
     writers.read_metrics(workdir / 'metrics.jsonl'),
     summary,
   )
+  # Last: it says that the run is finished.
+  writers.write_json(workdir / 'summary.json', summary)
   return summary
 
 
@@ -146,19 +151,20 @@ def _identity(cfg: config.Config) -> dict[str, Any]:
   return values
 
 
-def _claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
-  """Writes what a run is, or compares it with what the directory holds.
+def _check_claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
+  """Compares what a run is with what the directory holds, if anything.
 
   Raises:
     errors.UserError: they differ.
   """
   if not path.exists():
-    writers.write_json(path, found)
     return
-  lines = config.diff(json.loads(path.read_text(encoding='utf-8')), found)
+  lines = config.diff(
+    json.loads(path.read_text(encoding='utf-8')), found, f'{path.stem}.'
+  )
   if lines:
     raise errors.UserError(
-      f'{path.parent} holds a {what}:\n  '
+      f'{path.parent} holds a run of {what}:\n  '
       + '\n  '.join(lines)
       + '\nchoose another --config.workdir, or repeat the same command to '
       'continue that run'
@@ -172,7 +178,7 @@ def _read_datasets(cfg: config.Config) -> list[list[records.Record]]:
     ('data.validation', cfg.data.validation, cfg.eval.max_validation),
     ('data.test', cfg.data.test, cfg.eval.max_test),
   )
-  datasets = []
+  datasets: list[list[records.Record]] = []
   skipped: list[str] = []
   for field, files, limit in sources:
     if not files:
@@ -255,8 +261,8 @@ def _make_loop(
     validation=validation,
     num_active=max(cfg.eval.num_active),
     checkpoints=checkpoints,
-    writer=lambda step: writers.MetricsWriter(
-      pathlib.Path(cfg.workdir, 'metrics.jsonl'), step
+    writer=lambda step, validated: writers.MetricsWriter(
+      pathlib.Path(cfg.workdir, 'metrics.jsonl'), step, validated
     ),
     stop=stop,
   )
@@ -284,7 +290,8 @@ def _score_untrained(
       'untrained',
     )
     writers.write_json(path, scores)
-  writers.say(evaluate.format_scores('before training', scores))
+  if scores:
+    writers.say(evaluate.format_scores('before training', scores))
   return scores
 
 
@@ -300,7 +307,11 @@ def _score_tokens(
   scores = _score(
     cfg, evaluator, test, list(conditions.values()), table, 'virtual tokens'
   )
-  return {k: scores[condition.name] for k, condition in conditions.items()}
+  return {
+    k: scores[condition.name]
+    for k, condition in conditions.items()
+    if condition.name in scores
+  }
 
 
 def _score(
@@ -312,6 +323,8 @@ def _score(
   label: str,
 ) -> dict[str, dict[str, Any]]:
   """Answers the test questions, writes predictions, returns EM and F1."""
+  if not test:
+    return {}
   answers = evaluator.answers(test, conditions, table, label=label)
   scores = {}
   for name, predictions in answers.items():
@@ -334,12 +347,13 @@ def _peak_rss_gib() -> float:
 
 def _report(summary: dict[str, Any], workdir: str) -> None:
   untrained = dict(summary['conditions'])
-  untrained.pop('tokens')
+  untrained.pop('tokens', None)
   by_k = {
     f'tokens, k={k}': {**scores, 'n': summary['conditions']['tokens']['n']}
     for k, scores in summary['k'].items()
   }
-  writers.say(evaluate.format_scores('result', {**untrained, **by_k}))
+  if by_k:
+    writers.say(evaluate.format_scores('result', {**untrained, **by_k}))
   writers.say(
     f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
     f'{summary["total_seconds"]:.0f} s in all, peak memory '
@@ -358,8 +372,7 @@ def main(argv: Sequence[str]) -> None:
       summary = train(cfg, stop)
     except stopping.Stopped as e:
       writers.say(
-        f'stopped by {e}; continue with: '
-        f'{flags.command_line("vtokens.train")}'
+        f'stopped by {e}; continue with: {flags.command_line("vtokens.train")}'
       )
       return
   _report(summary, cfg.workdir)

@@ -74,8 +74,8 @@ def initial_table(
   if settings.init == 'text':
     # No bos: it belongs before the passages, not between them and the
     # question.
-    ids = tokenizer.encode(settings.init_text)
-    ids = np.resize(np.asarray(ids, np.int32), shape[0])
+    sentence = tokenizer.encode(settings.init_text)
+    ids = np.resize(np.asarray(sentence, np.int32), shape[0])
   else:
     # Below the tokenizer's size: padding rows of the matrix were never used.
     ids = rng.integers(0, tokenizer.max_id + 1, shape[0], dtype=np.int32)

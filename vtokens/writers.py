@@ -36,11 +36,16 @@ class MetricsWriter:
     path: the file.
     step: lines of later steps, left by a run that was killed after its last
       checkpoint, are dropped, as is a line that was cut off.
+    validated: likewise for the lines of validations.
   """
 
-  def __init__(self, path: str | pathlib.Path, step: int):
+  def __init__(self, path: str | pathlib.Path, step: int, validated: int):
     self._path = pathlib.Path(path)
-    kept = [row for row in read_metrics(path) if row['step'] <= step]
+    kept = [
+      row
+      for row in read_metrics(path)
+      if row['step'] <= (validated if 'validation_loss' in row else step)
+    ]
     write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
     self._file = self._path.open('a', encoding='utf-8')
 

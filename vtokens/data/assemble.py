@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from vtokens import errors
-from vtokens.config import Templates
+from vtokens.config import Config, Templates
 from vtokens.data.records import Passage
 from vtokens.models.tokenizer import Tokenizer
 
@@ -63,6 +63,18 @@ class Assembler:
   max_suffix: int
   max_targets: int
 
+  @classmethod
+  def for_run(cls, tokenizer: Tokenizer, cfg: Config) -> 'Assembler':
+    """The assembler of a run, with the limits of its largest bucket."""
+    max_prefix, max_suffix = cfg.data.buckets[-1]
+    return cls(
+      tokenizer=tokenizer,
+      templates=cfg.templates,
+      max_prefix=max_prefix,
+      max_suffix=max_suffix,
+      max_targets=cfg.data.max_answer_tokens,
+    )
+
   def __call__(
     self,
     passages: Sequence[tuple[int, Passage]],
@@ -94,13 +106,17 @@ class Assembler:
         cut.
     """
     encode = self.tokenizer.encode
-    before, after = self.tokenizer.chat_wrap() if chat else (
-      self.tokenizer.prefix_ids,
-      (),
+    before, after = (
+      self.tokenizer.chat_wrap()
+      if chat
+      else (
+        self.tokenizer.prefix_ids,
+        (),
+      )
     )
     text = getattr(self.templates, prompt).format(question=question)
     prompt_ids = (*encode(text), *after)
-    targets = ()
+    targets: tuple[int, ...] = ()
     if answer is not None:
       targets = (
         *encode(self.templates.answer.format(answer=answer)),

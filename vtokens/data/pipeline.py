@@ -1,13 +1,14 @@
 """Records to batches: every batch is a pure function of (seed, step).
 
-    records --grain: shuffle, repeat--> draw passages, order, answer, k
-      --> assemble --> window of `window_batches` batches, sorted by length
-      --> pad to a bucket --> Batch
+records --grain: shuffle, repeat--> draw passages, order, answer, k
+  --> assemble --> window of `window_batches` batches, sorted by length
+  --> pad to a bucket --> Batch
 """
 
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -174,13 +175,14 @@ def collate(
   """
   prefix_size, suffix_size = bucket
 
-  def padded(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
+  # numpy arrays, which a Batch may hold until it is put on the device.
+  def padded(rows: Sequence[Sequence[int]], size: int) -> Any:
     out = np.zeros((batch_size, size), np.int32)
     for i, row in enumerate(rows):
       out[i, : len(row)] = row
     return out
 
-  def column(values: Sequence[int]) -> np.ndarray:
+  def column(values: Sequence[int]) -> Any:
     out = np.zeros(batch_size, np.int32)
     out[: len(values)] = values
     return out
@@ -231,9 +233,7 @@ class TrainBatches:
     self._assembler = assembler
     self._vocab_size = vocab_size
     self._seed = seed
-    order = (
-      grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
-    )
+    order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
     size = data.batch_size * data.window_batches
     # Position p of the repeated order is in epoch p // N.
     self._windows = (

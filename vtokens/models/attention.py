@@ -1,5 +1,7 @@
 """Causal grouped-query attention over a context and the new tokens."""
 
+from collections.abc import Sequence
+
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
@@ -58,6 +60,11 @@ class KVCache:
     )
 
 
+# Queries attended at a time. Later ones of the same call cannot be seen, so
+# their scores need not be computed: at 512 tokens, 5/8 of the work remain.
+_QUERY_BLOCK = 128
+
+
 def attend(
   q: Float[Array, 'B T N H'],
   new: KVCache,
@@ -71,7 +78,8 @@ def attend(
 
   Args:
     q: rotated queries of the new tokens.
-    new: rotated keys, values and positions of the same tokens.
+    new: rotated keys, values and positions of the same tokens. In each row
+      positions rise from slot to slot, padding (-1) apart.
     context: what came before them, or None.
 
   Returns:
@@ -80,28 +88,54 @@ def attend(
   b, t, n, h = q.shape
   groups = n // new.k.shape[1]
   q = q.reshape(b, t, -1, groups, h).transpose(0, 2, 1, 3, 4) * h**-0.5
+  blocks = []
+  for start in range(0, t, _QUERY_BLOCK):
+    stop = min(start + _QUERY_BLOCK, t)
+    seen = KVCache(
+      k=new.k[:, :, :stop],
+      v=new.v[:, :, :stop],
+      positions=new.positions[:, :stop],
+    )
+    blocks.append(
+      _attend_block(
+        q[:, :, start:stop],
+        new.positions[:, start:stop],
+        [seen] if context is None else [context, seen],
+      )
+    )
+  out = jnp.concatenate(blocks, axis=2)
+  return out.transpose(0, 2, 1, 3, 4).reshape(b, t, n, h)
 
-  def scores_over(cache: KVCache):
+
+def _attend_block(
+  q: Float[Array, 'B K T G H'],
+  positions: Int[Array, 'B T'],
+  caches: Sequence[KVCache],
+) -> Float[Array, 'B K T G H']:
+  """One softmax over the slots of several caches."""
+
+  def scores_over(cache: KVCache) -> Float[Array, 'B K T G S']:
     scores = jnp.einsum(
       'bktgh,bksh->bktgs', q, cache.k, preferred_element_type=jnp.float32
     )
     slot = cache.positions[:, None, None, None, :]
-    query = new.positions[:, None, :, None, None]
+    query = positions[:, None, :, None, None]
     # A finite stand-in for -inf: a padding query sees no slot at all, and
     # its (unused) softmax must not become NaN.
     return jnp.where(
       (slot >= 0) & (slot <= query), scores, jnp.finfo(jnp.float32).min
     )
 
-  caches = [new] if context is None else [context, new]
   scores = jnp.concatenate([scores_over(cache) for cache in caches], axis=-1)
   weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  out, start = 0.0, 0
+  parts, start = [], 0
   for cache in caches:
     stop = start + cache.k.shape[2]
-    out += jnp.einsum('bktgs,bksh->bktgh', weights[..., start:stop], cache.v)
+    parts.append(
+      jnp.einsum('bktgs,bksh->bktgh', weights[..., start:stop], cache.v)
+    )
     start = stop
-  return out.transpose(0, 2, 1, 3, 4).reshape(b, t, n, h)
+  return sum(parts[1:], parts[0])
 
 
 class Attention(nnx.Module):
@@ -125,6 +159,6 @@ class Attention(nnx.Module):
     q = layers.rotate(jnp.einsum('btd,dnh->btnh', x, self.q[...]), angles)
     k = layers.rotate(jnp.einsum('btd,dkh->btkh', x, self.k[...]), angles)
     v = jnp.einsum('btd,dkh->btkh', x, self.v[...])
-    new = KVCache(k.swapaxes(1, 2), v.swapaxes(1, 2), positions)
+    new = KVCache(k=k.swapaxes(1, 2), v=v.swapaxes(1, 2), positions=positions)
     out = attend(q, new, context)
     return jnp.einsum('btnh,nhd->btd', out, self.o[...]), new

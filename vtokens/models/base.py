@@ -7,7 +7,6 @@ import flax.nnx as nnx
 import huggingface_hub
 import jax
 import jax.numpy as jnp
-from huggingface_hub import errors as hub_errors
 
 from vtokens import config, errors, paths
 from vtokens.models import gguf, hf
@@ -52,12 +51,7 @@ def load_base(settings: config.Base, mesh: jax.sharding.Mesh) -> FrozenBase:
     errors.UserError: it is not found, not supported, or broken.
   """
   path = resolve(settings.path)
-  if path.endswith('.gguf'):
-    source = gguf.GGUFSource(path)
-    architecture = source.config
-  else:
-    source = hf.SafetensorsSource(path)
-    architecture = hf.read_config(path)
+  source, architecture = _open(path)
   tokenizer = load_tokenizer(path)
   if tokenizer.max_id >= architecture.vocab_size:
     raise errors.UserError(
@@ -76,6 +70,13 @@ def load_base(settings: config.Base, mesh: jax.sharding.Mesh) -> FrozenBase:
     tokenizer=tokenizer,
     fingerprint=hf.fingerprint(source, architecture),
   )
+
+
+def _open(path: str) -> tuple[hf.TensorSource, DecoderConfig]:
+  if path.endswith('.gguf'):
+    source = gguf.GGUFSource(path)
+    return source, source.config
+  return hf.SafetensorsSource(path), hf.read_config(path)
 
 
 def resolve(path: str) -> str:
@@ -97,10 +98,10 @@ def resolve(path: str) -> str:
       path,
       allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja'],
     )
-  except (hub_errors.HfHubHTTPError, hub_errors.LocalEntryNotFoundError,
-          hub_errors.HFValidationError, OSError) as e:
+  # Besides the hub's own errors, those of its HTTP client, which is another
+  # package from version to version.
+  except Exception as e:
     raise errors.UserError(
       f'config.base.path: {path} is no local path, and as a Hugging Face id '
       f'it cannot be had: {e}'
-    ) from None
-
+    ) from e

@@ -16,7 +16,6 @@ _FIXED = {
   'attention_bias': False,
   'mlp_bias': False,
   'quantization_config': None,
-  'rope_scaling': None,
   # Weights split by rank for inference on several hosts (LLaMA 1 exports);
   # the sum order would differ from ours.
   'pretraining_tp': 1,
@@ -55,13 +54,14 @@ class DecoderConfig:
   tie_embeddings: bool = False
 
   def __post_init__(self):
+    # ValueError: who builds it from a file adds the file's name.
     if self.num_heads % self.num_kv_heads:
-      raise errors.UserError(
+      raise ValueError(
         f'num_heads={self.num_heads} is not a multiple of '
         f'num_kv_heads={self.num_kv_heads}'
       )
     if self.head_dim % 2:
-      raise errors.UserError(
+      raise ValueError(
         f'head_dim={self.head_dim} is odd: rotary embeddings turn pairs'
       )
 
@@ -80,7 +80,9 @@ class DecoderConfig:
     )
 
 
-def from_hf(config: Mapping[str, Any], where: str = 'config.json'):
+def from_hf(
+  config: Mapping[str, Any], where: str = 'config.json'
+) -> DecoderConfig:
   """Reads a `DecoderConfig` out of a Hugging Face `config.json`.
 
   Args:
@@ -102,50 +104,66 @@ def from_hf(config: Mapping[str, Any], where: str = 'config.json'):
     )
   for field, expected in _FIXED.items():
     found = config.get(field, expected)
-    if field == 'rope_scaling' and _is_plain_rope(found):
-      continue
     if found != expected:
       raise errors.UserError(
         f'{where}: {field} is {found!r}, not supported; expected {expected!r}'
       )
-  rope = config.get('rope_parameters') or {}
-  if not _is_plain_rope(rope):
+
+  values = {'rope_theta': 10_000.0, **config}
+  # What transformers 5 and 4 call the same thing; in both the inner theta
+  # goes before the outer one.
+  for field in ('rope_parameters', 'rope_scaling'):
+    rope = config.get(field) or {}
+    if not _is_plain_rope(rope):
+      raise errors.UserError(
+        f'{where}: {field} is {rope!r}, not supported; expected rope_type '
+        "'default'"
+      )
+    if 'rope_theta' in rope:
+      values['rope_theta'] = rope['rope_theta']
+  tied = config.get('tie_word_embeddings', False)
+  if not isinstance(tied, bool):
     raise errors.UserError(
-      f'{where}: rope_parameters is {rope!r}, not supported; expected '
-      "rope_type 'default'"
+      f'{where}: tie_word_embeddings is {tied!r}, expected bool'
     )
 
-  def get(field: str, kind: type = int):
-    value = config.get(field)
+  def get(field: str, kind: type = int, default: int | None = None):
+    value = values.get(field)
+    # Files write null where a value follows from others.
+    value = default if value is None else value
     # bool is an int to Python, and 1 is a valid float.
-    if isinstance(value, bool) or not isinstance(value, (int, kind)):
+    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not number or not value > 0:
+      found = 'missing' if value is None else repr(value)
       raise errors.UserError(
-        f'{where}: {field} is {value!r}, expected {kind.__name__}'
+        f'{where}: {field} is {found}, expected a positive {kind.__name__}'
       )
     return kind(value)
 
   num_heads = get('num_attention_heads')
   embed_dim = get('hidden_size')
-  theta = rope.get('rope_theta', config.get('rope_theta', 10_000.0))
-  return DecoderConfig(
-    vocab_size=get('vocab_size'),
-    embed_dim=embed_dim,
-    num_layers=get('num_hidden_layers'),
-    num_heads=num_heads,
-    num_kv_heads=config.get('num_key_value_heads') or num_heads,
-    head_dim=config.get('head_dim') or embed_dim // num_heads,
-    mlp_dim=get('intermediate_size'),
-    norm_eps=get('rms_norm_eps', float),
-    rope_theta=float(theta),
-    max_positions=get('max_position_embeddings'),
-    tie_embeddings=bool(config.get('tie_word_embeddings', False)),
-  )
+  try:
+    return DecoderConfig(
+      vocab_size=get('vocab_size'),
+      embed_dim=embed_dim,
+      num_layers=get('num_hidden_layers'),
+      num_heads=num_heads,
+      num_kv_heads=get('num_key_value_heads', default=num_heads),
+      head_dim=get('head_dim', default=embed_dim // num_heads),
+      mlp_dim=get('intermediate_size'),
+      norm_eps=get('rms_norm_eps', float),
+      rope_theta=get('rope_theta', float),
+      max_positions=get('max_position_embeddings'),
+      tie_embeddings=tied,
+    )
+  except ValueError as e:
+    raise errors.UserError(f'{where}: {e}') from None
 
 
 def _is_plain_rope(rope: Any) -> bool:
   """Whether a rope_scaling or rope_parameters value means no scaling."""
-  if not rope:
-    return True
+  if not isinstance(rope, Mapping):
+    return False
   kind = rope.get('rope_type', rope.get('type', 'default'))
   return kind == 'default' and not set(rope) - {
     'rope_type',

@@ -94,7 +94,9 @@ class Decoder(nnx.Module):
 
     def body(x, layer):
       weights, kv = layer
-      context = None if kv is None else KVCache(*kv, cache.positions)
+      context = None
+      if cache is not None:
+        context = KVCache(k=kv[0], v=kv[1], positions=cache.positions)
       x, new = nnx.merge(block, weights)(x, positions, angles, context)
       return x, (new.k, new.v)
 
@@ -102,7 +104,7 @@ class Decoder(nnx.Module):
       body = jax.checkpoint(body, prevent_cse=False)
     kv = None if cache is None else (cache.k, cache.v)
     x, (k, v) = jax.lax.scan(body, x, (weights, kv))
-    return self.norm(x), KVCache(k, v, positions)
+    return self.norm(x), KVCache(k=k, v=v, positions=positions)
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
     """Embeddings of ordinary token ids, each below `vocab_size`."""

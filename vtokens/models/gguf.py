@@ -43,10 +43,13 @@ class GGUFSource:
       self._reader = gguf.GGUFReader(path)
     except FileNotFoundError:
       raise errors.UserError(f'{path}: not found') from None
-    except (OSError, ValueError, IndexError) as e:
+    # Depending on where a damaged file ends or goes wrong.
+    except (OSError, ValueError, IndexError, KeyError) as e:
       raise errors.UserError(
         f'{path}: not a readable GGUF file ({e})'
       ) from None
+    if self._reader.endianess != gguf.GGUFEndian.LITTLE:
+      raise errors.UserError(f'{path}: big-endian GGUF is not supported')
     self.architecture = self._field('general.architecture')
     if self.architecture != 'llama':
       raise errors.UserError(
@@ -70,47 +73,75 @@ class GGUFSource:
       if default is ...:
         raise errors.UserError(f'{self.where}: metadata {key} is missing')
       return default
-    return field.contents()
+    try:
+      return field.contents()
+    except UnicodeDecodeError as e:
+      raise errors.UserError(
+        f'{self.where}: metadata {key} is no text ({e}): the file is damaged'
+      ) from None
+
+  def _number(self, key: str, kind: type = int, default: Any = ...) -> Any:
+    value = self._field(key, default)
+    # Some architectures have one value per layer; llama has not.
+    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not number or not value > 0:
+      raise errors.UserError(
+        f'{self.where}: metadata {key} is {value!r}, expected a positive '
+        f'{kind.__name__}'
+      )
+    return kind(value)
+
+  def _check_rope(self, head_dim: int) -> None:
+    # llama.cpp takes a factor without a type for linear scaling; 0 and 1
+    # mean none.
+    for key, plain in (
+      ('llama.rope.scaling.type', ('none',)),
+      ('llama.rope.scaling.factor', (0, 1)),
+      ('llama.rope.scale_linear', (0, 1)),
+      ('llama.rope.dimension_count', (head_dim,)),
+    ):
+      found = self._field(key, plain[0])
+      if found not in plain:
+        raise errors.UserError(
+          f'{self.where}: {key} is {found!r}, not supported; expected '
+          f'{plain[-1]!r}'
+        )
 
   def _read_config(self) -> DecoderConfig:
-    scaling = self._field('llama.rope.scaling.type', 'none')
-    if scaling != 'none':
-      raise errors.UserError(
-        f'{self.where}: llama.rope.scaling.type is {scaling!r}, not '
-        "supported; expected 'none'"
-      )
     if self._field('llama.expert_count', 0):
       raise errors.UserError(
         f'{self.where}: mixture-of-experts models are not supported'
       )
-    heads = self._field('llama.attention.head_count')
-    embed_dim = self._field('llama.embedding_length')
-    head_dim = self._field('llama.attention.key_length', embed_dim // heads)
-    rotated = self._field('llama.rope.dimension_count', head_dim)
-    if rotated != head_dim:
-      raise errors.UserError(
-        f'{self.where}: llama.rope.dimension_count is {rotated}, expected '
-        f'the head width {head_dim}'
-      )
+    heads = self._number('llama.attention.head_count')
+    embed_dim = self._number('llama.embedding_length')
+    head_dim = self._number(
+      'llama.attention.key_length', default=embed_dim // heads
+    )
+    self._check_rope(head_dim)
     names = {tensor.name: tensor for tensor in self._reader.tensors}
     if 'token_embd.weight' not in names:
       raise errors.UserError(
         f'{self.where}: tensor token_embd.weight is missing'
       )
-    return DecoderConfig(
-      # GGUF lists dimensions fastest first: [D, V].
-      vocab_size=int(names['token_embd.weight'].shape[1]),
-      embed_dim=embed_dim,
-      num_layers=self._field('llama.block_count'),
-      num_heads=heads,
-      num_kv_heads=self._field('llama.attention.head_count_kv', heads),
-      head_dim=head_dim,
-      mlp_dim=self._field('llama.feed_forward_length'),
-      norm_eps=float(self._field('llama.attention.layer_norm_rms_epsilon')),
-      rope_theta=float(self._field('llama.rope.freq_base', 10_000.0)),
-      max_positions=self._field('llama.context_length'),
-      tie_embeddings='output.weight' not in names,
-    )
+    try:
+      return DecoderConfig(
+        # GGUF lists dimensions fastest first: [D, V].
+        vocab_size=int(names['token_embd.weight'].shape[1]),
+        embed_dim=embed_dim,
+        num_layers=self._number('llama.block_count'),
+        num_heads=heads,
+        num_kv_heads=self._number(
+          'llama.attention.head_count_kv', default=heads
+        ),
+        head_dim=head_dim,
+        mlp_dim=self._number('llama.feed_forward_length'),
+        norm_eps=self._number('llama.attention.layer_norm_rms_epsilon', float),
+        rope_theta=self._number('llama.rope.freq_base', float, 10_000.0),
+        max_positions=self._number('llama.context_length'),
+        tie_embeddings='output.weight' not in names,
+      )
+    except ValueError as e:
+      raise errors.UserError(f'{self.where}: {e}') from None
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """See `hf.TensorSource`."""

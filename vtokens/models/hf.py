@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 import flax.nnx as nnx
 import jax
@@ -22,6 +22,8 @@ from vtokens.models import decoder
 _INDEX = 'model.safetensors.index.json'
 _SINGLE = 'model.safetensors'
 _FLOATS = ('F16', 'BF16', 'F32')
+# Tensors of at most so many values go into the fingerprint whole: all norms.
+_SMALL = 1 << 16
 
 # Parameter path -> tensor name, `{}` being the layer. A projection is stored
 # as [out, in] with heads and head width in one axis; ours is [in, ...].
@@ -113,8 +115,10 @@ class SafetensorsSource:
   def sample(self, name: str) -> bytes:
     """See `TensorSource`."""
     rows = self._files[self._file_of[name]].get_slice(name)
-    size = rows.get_shape()[0]
-    picks = sorted({int(i) for i in np.linspace(0, size - 1, 4)})
+    shape = rows.get_shape()
+    if np.prod(shape) <= _SMALL:
+      return self.read(name).tobytes()
+    picks = sorted({int(i) for i in np.linspace(0, shape[0] - 1, 4)})
     return b''.join(
       spread(np.ascontiguousarray(rows[i : i + 1]).view(np.uint8).reshape(-1))
       for i in picks
@@ -124,7 +128,13 @@ class SafetensorsSource:
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   index = directory / _INDEX
   if index.exists():
-    names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    try:
+      names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+      raise errors.UserError(
+        f'{index}: not a readable index of weight files ({e!r}); download or '
+        'copy it again'
+      ) from None
     for name in names:
       if pathlib.PurePath(name).name != name or name in ('.', '..'):
         raise errors.UserError(
@@ -148,9 +158,7 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
       'code when read; convert them to safetensors with '
       'save_pretrained(..., safe_serialization=True)'
     )
-  raise errors.UserError(
-    f'{directory}: found neither {_SINGLE} nor {_INDEX}'
-  )
+  raise errors.UserError(f'{directory}: found neither {_SINGLE} nor {_INDEX}')
 
 
 def read_config(directory: str | pathlib.Path) -> model_config.DecoderConfig:
@@ -166,8 +174,12 @@ def read_config(directory: str | pathlib.Path) -> model_config.DecoderConfig:
     raise errors.UserError(
       f'{path}: not found; expected a Hugging Face model directory'
     ) from None
-  except json.JSONDecodeError as e:
+  except ValueError as e:
     raise errors.UserError(f'{path}: not JSON ({e})') from None
+  if not isinstance(raw, dict):
+    raise errors.UserError(
+      f'{path}: holds a JSON {type(raw).__name__}, expected an object'
+    )
   return model_config.from_hf(raw, str(path))
 
 
@@ -241,23 +253,24 @@ def load_decoder(
       axes = ('layers', *axes)
     sharding = partitioning.named_sharding(mesh, axes)
 
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def read(name: str, index: tuple[slice, ...]) -> np.ndarray:
+      return weight.convert(source.read(name))[index].astype(dtype)
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+      if index is None:  # For a sharding that places nothing here.
+        index = ()
       if not weight.stacked:
-        return weight.convert(source.read(weight.names[0]))[index].astype(
-          dtype
-        )
+        return read(weight.names[0], index)
       names = weight.names[index[0]]
-      out = None
-      for i, name in enumerate(names):
-        part = weight.convert(source.read(name))[index[1:]]
-        if out is None:
-          out = np.empty((len(names), *part.shape), dtype)
-        out[i] = part
+      first = read(names[0], index[1:])
+      out = np.empty((len(names), *first.shape), dtype)
+      out[0] = first
+      for i, name in enumerate(names[1:], 1):
+        out[i] = read(name, index[1:])
       return out
 
-    return variable.replace(
-      jax.make_array_from_callback(variable.shape, sharding, shard)
-    )
+    array = jax.make_array_from_callback(variable.shape, sharding, shard)
+    return cast(nnx.Param, variable.replace(array))
 
   loaded = [(path, load(weights[path], variable)) for path, variable in flat]
   return nnx.merge(graph, nnx.from_flat_state(loaded))

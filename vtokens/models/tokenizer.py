@@ -138,6 +138,11 @@ class Tokenizer:
     return self._trusted.decode(ids, skip_special_tokens=True)
 
   @property
+  def has_chat_template(self) -> bool:
+    """Whether `chat_wrap` can be used."""
+    return bool(self._tokenizer.chat_template)
+
+  @property
   def ids(self) -> list[int]:
     """Every id that belongs to a token, ascending."""
     return sorted(self._trusted.get_vocab().values())

@@ -1,0 +1,210 @@
+"""Tests of vtokens.checkpoints."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vtokens import checkpoints, config, optim, partitioning, steps
+
+_ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _state(step, value=0.0):
+  """A state in which every leaf has a value of its own."""
+  optimizer = optim.make_optimizer(config.Optim(), 200)
+  table = jnp.arange(12, dtype=jnp.float32).reshape(3, 4) / 7 + value
+  opt_state = jax.tree.map(
+    lambda x: x + jnp.asarray(step + 3).astype(x.dtype), optimizer.init(table)
+  )
+  return steps.TrainState(
+    table=table, opt_state=opt_state, step=jnp.int32(step)
+  )
+
+
+def _assert_equal(got, expected):
+  """Same structure, dtypes and bits."""
+  assert jax.tree.structure(got) == jax.tree.structure(expected)
+  for (path, a), b in zip(
+    jax.tree_util.tree_leaves_with_path(got),
+    jax.tree.leaves(expected),
+    strict=True,
+  ):
+    a, b = np.asarray(a), np.asarray(b)
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), path
+    assert a.tobytes() == b.tobytes(), path
+
+
+def _saved(directory):
+  return sorted(path.name for path in directory.iterdir())
+
+
+def test_nothing_saved(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  assert saved.restore(_state(0)) is None
+  assert saved.restore_best(_state(0)) is None
+
+
+def test_round_trip_in_another_process_of_the_run(tmp_path):
+  state = _state(7, value=1 / 3)
+  table = np.array(state.table)
+  table[0] = [np.float32(1e-45), -0.0, 3.4e38, 1 / 3]  # Denormal, sign, large.
+  state = state.replace(table=jnp.asarray(table))
+  first = checkpoints.Checkpoints(tmp_path, 2)
+  first.save(state, {'step': 7, 'train_seconds': 1.5, 'name': 'ä'})
+  first.close()
+  second = checkpoints.Checkpoints(tmp_path, 2)
+  restored, metadata = second.restore(_state(0))
+  _assert_equal(restored, state)
+  assert metadata == {'step': 7, 'train_seconds': 1.5, 'name': 'ä'}
+  assert isinstance(restored, steps.TrainState)
+  # optax finds its own types again, or it could not go on.
+  optimizer = optim.make_optimizer(config.Optim(), 200)
+  optimizer.update(restored.table, restored.opt_state, restored.table)
+
+
+def test_keeps_the_latest(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  for step in (2, 4, 6):
+    saved.save(_state(step), {'step': step})
+  saved.close()
+  assert _saved(tmp_path / 'checkpoints') == ['4', '6']
+  restored, metadata = saved.restore(_state(0))
+  assert metadata == {'step': 6}
+  _assert_equal(restored, _state(6))
+
+
+def test_saving_a_step_again_changes_nothing(tmp_path):
+  # After a stop just at a checkpoint, and after a finished run.
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  saved.save(_state(2), {'step': 2})
+  saved.save(_state(2, value=1.0), {'step': 2, 'again': True})
+  assert saved.restore(_state(0))[1] == {'step': 2}
+
+
+def test_best_is_replaced_and_outlives_the_latest(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 1)
+  saved.save_best(_state(2), {'step': 2, 'validation_loss': 3.0})
+  for step in (2, 4, 6):
+    saved.save(_state(step), {'step': step})
+  assert saved.restore_best(_state(0))[1]['step'] == 2
+  saved.save_best(_state(6), {'step': 6, 'validation_loss': 1.0})
+  assert _saved(tmp_path / 'best') == ['6']
+  best, metadata = saved.restore_best(_state(0))
+  assert metadata == {'step': 6, 'validation_loss': 1.0}
+  _assert_equal(best, _state(6))
+
+
+def test_what_a_kill_left_is_ignored_and_removed(tmp_path):
+  first = checkpoints.Checkpoints(tmp_path, 2)
+  first.save(_state(2), {'step': 2})
+  first.save(_state(4), {'step': 4})
+  first.close()
+  directory = tmp_path / 'checkpoints'
+  # Cut off while step 6 was written, and while step 2 was deleted.
+  unfinished = directory / '6.orbax-checkpoint-tmp'
+  shutil.copytree(directory / '4', unfinished)
+  (unfinished / 'metadata' / 'metadata').unlink()
+  shutil.rmtree(directory / '2' / 'state')
+  second = checkpoints.Checkpoints(tmp_path, 2)
+  restored, metadata = second.restore(_state(0))
+  assert metadata == {'step': 4}
+  _assert_equal(restored, _state(4))
+  second.save(_state(6), {'step': 6})
+  second.close()
+  assert _saved(directory) == ['4', '6']
+  _assert_equal(
+    checkpoints.Checkpoints(tmp_path, 2).restore(_state(0))[0], _state(6)
+  )
+
+
+def test_another_shape_is_refused(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  saved.save(_state(2), {'step': 2})
+  like = _state(0)
+  with pytest.raises(ValueError, match='shape'):
+    saved.restore(like.replace(table=jnp.zeros((5, 4))))
+
+
+def test_restores_into_the_sharding_asked_for(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  saved.save(_state(2), {'step': 2})
+  mesh = partitioning.make_mesh((-1, 1, 1))
+  table = NamedSharding(mesh, PartitionSpec(None, 'fsdp'))
+  whole = partitioning.replicated(mesh)
+  like = jax.tree.map(
+    lambda x: jax.device_put(x, table if x.ndim == 2 else whole), _state(0)
+  )
+  restored, _ = saved.restore(like)
+  _assert_equal(restored, _state(2))
+  for leaf in jax.tree.leaves(restored):
+    assert leaf.sharding == (table if leaf.ndim == 2 else whole)
+
+
+_TWO_DEVICES = """
+import jax, numpy, optax, sys
+import jax.numpy as jnp
+from vtokens import checkpoints, config, optim, partitioning, steps
+
+mesh = partitioning.make_mesh((1, 2, 1))
+sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)
+whole = partitioning.replicated(mesh)
+optimizer = optim.make_optimizer(config.Optim(), 200)
+table = jnp.zeros((3, 4))
+like = jax.tree.map(
+  lambda x: jax.device_put(x, sharding if x.ndim == 2 else whole),
+  steps.TrainState(
+    table=table, opt_state=optimizer.init(table), step=jnp.int32(0)
+  ),
+)
+restored, _ = checkpoints.Checkpoints(sys.argv[1], 2).restore(like)
+assert len(restored.table.addressable_shards) == 2
+for shard in restored.table.addressable_shards:
+  assert shard.data.shape == (3, 2)
+assert restored.opt_state[1][0].mu.sharding == sharding
+print(numpy.asarray(restored.table).tobytes().hex())
+"""
+
+
+def test_restores_over_more_devices(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  saved.save(_state(2), {'step': 2})
+  done = subprocess.run(
+    [sys.executable, '-c', _TWO_DEVICES, str(tmp_path)],
+    env={
+      **os.environ,
+      'PYTHONPATH': str(_ROOT),
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  table = np.asarray(_state(2).table)
+  assert done.stdout.split() == [table.tobytes().hex()]
+
+
+def test_is_small(tmp_path):
+  # Table, two moments, a few counters: never the base.
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  optimizer = optax.adam(1e-3)
+  table = jax.random.normal(jax.random.key(0), (50, 1024))
+  state = steps.TrainState(
+    table=table, opt_state=optimizer.init(table), step=jnp.int32(1)
+  )
+  state = jax.tree.map(lambda x: x + table if x.ndim else x, state)
+  saved.save(state, {'step': 1})
+  size = sum(
+    path.stat().st_size for path in tmp_path.rglob('*') if path.is_file()
+  )
+  assert size < 3 * table.nbytes + 100_000

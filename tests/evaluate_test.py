@@ -1,0 +1,307 @@
+"""Conditions, answers and losses of the evaluator on a tiny random base."""
+
+import dataclasses
+import json
+
+import flax.nnx as nnx
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from vtokens import ask, config, errors, evaluate, partitioning, virtual_tokens
+from vtokens.data import pipeline
+from vtokens.data.assemble import Assembler
+from vtokens.data.records import Passage, Record
+from vtokens.models import base as base_lib
+
+N = 4
+RECORDS = [
+  Record(
+    id=f'r{i}',
+    dataset='d',
+    question='what' + ' is' * (i % 4) + '?',
+    answers=('yes', 'no'),
+    passages=tuple(
+      Passage('', '', f'{word} ' * (1 + 2 * i)) for word in ('big', 'small')
+    ),
+  )
+  for i in range(7)
+]
+
+
+@pytest.fixture(scope='module')
+def base(tiny_dir) -> base_lib.FrozenBase:
+  return base_lib.load_base(
+    config.Base(path=str(tiny_dir), dtype='float32'),
+    partitioning.make_mesh((1, 1, -1)),
+  )
+
+
+@pytest.fixture(scope='module')
+def table(base) -> np.ndarray:
+  rng = np.random.default_rng(0)
+  return rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
+
+
+def make_config(**settings) -> config.Config:
+  return config.Config(
+    data=config.Data(buckets=((64, 220), (200, 220)), max_answer_tokens=16),
+    eval=config.Eval(
+      **{
+        'batch_size': 4,
+        'num_passages': 2,
+        'max_new_tokens': 6,
+        'stop_at_newline': False,
+        **settings,
+      }
+    ),
+  )
+
+
+def make_evaluator(base, **settings) -> evaluate.Evaluator:
+  cfg = make_config(**settings)
+  return evaluate.Evaluator(
+    base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, cfg.data, seed=0
+  )
+
+
+CONDITIONS = [
+  *evaluate.UNTRAINED.values(),
+  evaluate.tokens_condition(1),
+  evaluate.tokens_condition(N),
+]
+
+
+@pytest.fixture(scope='module')
+def answers(base, table) -> dict[str, list[str]]:
+  return make_evaluator(base).answers(RECORDS, CONDITIONS, table, label='')
+
+
+def test_answers_are_those_of_torch(base, table, tiny_dir, answers):
+  """Each condition against transformers: embeddings of the ids, generate."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+  rows = torch.cat(
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table)]
+  )
+  assembler = Assembler.for_run(base.tokenizer, make_config())
+  for condition in CONDITIONS:
+    for record, answer in zip(RECORDS, answers[condition.name], strict=True):
+      example = assembler(
+        pipeline.shown_passages(
+          record, 2 if condition.passages else 0, True, 0
+        ),
+        record.question,
+        num_active=condition.num_active,
+        prompt=condition.prompt,
+        chat=condition.chat,
+      )
+      ids = [*example.prefix, *example.suffix(base.config.vocab_size)]
+      with torch.no_grad():
+        out = model.generate(
+          inputs_embeds=rows[torch.tensor(ids)][None],
+          attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+          max_new_tokens=6,
+          do_sample=False,
+          pad_token_id=0,
+          eos_token_id=base.tokenizer.eos_id,
+        )[0].tolist()
+      if base.tokenizer.eos_id in out:
+        out = out[: out.index(base.tokenizer.eos_id)]
+      known = set(base.tokenizer.ids)
+      text = base.tokenizer.decode([i for i in out if i in known]).strip()
+      assert answer == text, (condition.name, record.id)
+
+
+def test_conditions_differ(answers):
+  assert len({tuple(texts) for texts in answers.values()}) == len(CONDITIONS)
+
+
+@pytest.mark.parametrize('batch_size', [1, 5])
+def test_answers_do_not_depend_on_the_batch(base, table, answers, batch_size):
+  evaluator = make_evaluator(base, batch_size=batch_size)
+  shuffled = RECORDS[::-1]
+  conditions = [evaluate.UNTRAINED['concat'], evaluate.tokens_condition(N)]
+  again = evaluator.answers(shuffled, conditions, table, label='')
+  for name, texts in again.items():
+    assert texts[::-1] == answers[name]
+
+
+def test_without_tokens_the_table_is_not_looked_at(base, table, answers):
+  poisoned = np.full_like(table, np.nan)
+  again = make_evaluator(base).answers(
+    RECORDS, [evaluate.UNTRAINED['prompt']], poisoned, label=''
+  )
+  for name, texts in again.items():
+    assert texts == answers[name]
+
+
+def test_only_the_first_k_rows_count(base, table, answers):
+  changed = table.copy()
+  changed[1:] = 7.0
+  again = make_evaluator(base).answers(
+    RECORDS, [evaluate.tokens_condition(1)], changed, label=''
+  )
+  assert again['tokens_k1'] == answers['tokens_k1']
+
+
+def test_validation_loss_is_that_of_torch(base, table, tiny_dir, answers):
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+  rows = torch.cat(
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table)]
+  )
+  assembler = Assembler.for_run(base.tokenizer, make_config())
+  nll, count = 0.0, 0
+  for record in RECORDS:
+    example = assembler(
+      pipeline.shown_passages(record, 2, True, 0),
+      record.question,
+      answer='yes',
+      num_active=N,
+    )
+    ids = [*example.prefix, *example.suffix(base.config.vocab_size)]
+    with torch.no_grad():
+      logits = model(inputs_embeds=rows[torch.tensor(ids)][None]).logits[0]
+    targets = torch.tensor(example.targets)
+    nll += torch.nn.functional.cross_entropy(
+      logits[-len(targets) :], targets, reduction='sum'
+    ).item()
+    count += len(targets)
+  loss, predictions = make_evaluator(base).validate(RECORDS, N, table)
+  np.testing.assert_allclose(loss, nll / count, rtol=1e-5)
+  assert predictions == answers[f'tokens_k{N}']
+
+
+def test_stops_when_asked(base, table):
+  class Enough(Exception):
+    pass
+
+  cfg = make_config()
+
+  def check():
+    raise Enough
+
+  evaluator = evaluate.Evaluator(
+    base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, cfg.data, 0, check
+  )
+  with pytest.raises(Enough):
+    evaluator.answers(RECORDS, CONDITIONS, table, label='')
+
+
+def test_compiles_once_for_each_shape(base, table, answers):
+  from vtokens import generate
+
+  evaluator = make_evaluator(base)
+  before = generate.greedy._cache_size(), generate.encode_prefix._cache_size()
+  evaluator.answers(RECORDS, CONDITIONS, 2 * table, label='')
+  after = generate.greedy._cache_size(), generate.encode_prefix._cache_size()
+  assert before == after
+
+
+def test_predictions_file(tmp_path):
+  path = tmp_path / 'sub' / 'p.jsonl'
+  evaluate.write_predictions(path, RECORDS[:2], ['Yes!', 'maybe'])
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  assert [row['em'] for row in rows] == [1.0, 0.0]
+  assert rows[0] == {
+    'id': 'r0',
+    'dataset': 'd',
+    'question': 'what?',
+    'prediction': 'Yes!',
+    'answers': ['yes', 'no'],
+    'em': 1.0,
+    'f1': 1.0,
+  }
+
+
+class TestAsk:
+  """The serving side of a finished run."""
+
+  @pytest.fixture(scope='class')
+  def workdir(self, base, table, tiny_dir, tmp_path_factory):
+    path = tmp_path_factory.mktemp('run')
+    cfg = make_config(num_active=(N,))
+    cfg.base = config.Base(path=str(tiny_dir), dtype='float32')
+    cfg.virtual_tokens.num_virtual_tokens = N
+    cfg.virtual_tokens.num_active = N
+    cfg.data.train = ('unused.jsonl',)
+    values = config.to_dict(cfg)
+    del values['workdir']
+    (path / 'config.json').write_text(json.dumps(values))
+    virtual_tokens.save_table(
+      path / 'table.safetensors', table, {'fingerprint': base.fingerprint}
+    )
+    return path
+
+  def test_answers_as_the_evaluator_does(self, workdir, base, table):
+    record = RECORDS[2]
+    texts = [passage.text for passage in record.passages]
+    replies = ask.ask(str(workdir), record.question, texts)
+    assert list(replies) == [
+      'without passages',
+      'with an instruction',
+      'instruction, chat template',
+      f'with {N} virtual tokens',
+    ]
+    cfg = make_config()
+    cfg.data.shuffle_passages = False
+    evaluator = evaluate.Evaluator(
+      base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, cfg.data, 0
+    )
+    expected = evaluator.answers(
+      [record],
+      [evaluate.UNTRAINED['prompt'], evaluate.tokens_condition(N)],
+      table,
+      label='',
+    )
+    assert replies['with an instruction'] == expected['prompt'][0]
+    assert replies[f'with {N} virtual tokens'] == (expected[f'tokens_k{N}'][0])
+
+  def test_fewer_tokens(self, workdir):
+    replies = ask.ask(str(workdir), 'what?', ['big'], 1)
+    assert 'with 1 virtual tokens' in replies
+
+  @pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+      ({'num_active': 0}, r'--num_active=0: expected 1 to 4'),
+      ({'num_active': N + 1}, r'--num_active=5: expected 1 to 4'),
+      ({'question': ' '}, '--question'),
+      ({'question': 'q' * 300}, 'do not fit the suffix'),
+    ],
+  )
+  def test_bad_input(self, workdir, change, message):
+    arguments = {
+      'question': 'what?',
+      'passages': ['big'],
+      'num_active': None,
+      **change,
+    }
+    with pytest.raises(errors.UserError, match=message):
+      ask.ask(str(workdir), **arguments)
+
+  def test_no_run_there(self, tmp_path):
+    with pytest.raises(errors.UserError, match='no run there'):
+      ask.ask(str(tmp_path), 'what?', [])
+
+  def test_another_base(self, workdir, table, tmp_path):
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / 'config.json').write_text((workdir / 'config.json').read_text())
+    virtual_tokens.save_table(
+      other / 'table.safetensors', table, {'fingerprint': 'f' * 64}
+    )
+    with pytest.raises(errors.UserError, match='another base'):
+      ask.ask(str(other), 'what?', ['big'])
+
+
+def test_base_is_not_changed_by_answers(base, table):
+  def digest():
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(base.params)]
+
+  before = digest()
+  make_evaluator(base).answers(RECORDS, CONDITIONS, table, label='')
+  assert digest() == before
+  assert isinstance(base.params, nnx.State)
+  assert dataclasses.is_dataclass(base.config)

@@ -1,0 +1,314 @@
+"""Tests of vtokens.flags."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from vtokens import config, errors, flags
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_ENV = {**os.environ, 'PYTHONPATH': str(_ROOT), 'COLUMNS': '80'}
+
+# Imports nothing heavy, so that each command line can have its own process.
+_PROGRAM = '''
+"""Does what is asked."""
+
+import json
+import pathlib
+
+from vtokens import config, errors, flags
+
+_CONFIG = flags.define_config()
+
+
+def main(argv):
+  cfg = flags.config_of(_CONFIG)
+  pathlib.Path(cfg.workdir).mkdir()
+  if cfg.base.path == 'missing':
+    raise errors.UserError('config.base.path: missing\\nsecond line')
+  if cfg.base.path == 'bug':
+    raise RuntimeError('a bug')
+  print(json.dumps(config.to_dict(cfg)))
+  print(flags.command_line('some.module'))
+
+
+if __name__ == '__main__':
+  flags.run(main)
+'''
+
+_GOOD = """
+from vtokens import config
+
+
+def get_config():
+  return config.Config(
+    workdir='run',
+    base=config.Base(path='b'),
+    data=config.Data(train=('t.jsonl',)),
+  )
+"""
+
+_FILES = {
+  'program.py': _PROGRAM,
+  'good.py': _GOOD,
+  'no_function.py': 'x = 1\n',
+  'no_config.py': 'def get_config():\n  return {"seed": 1}\n',
+  'no_syntax.py': 'x = 1\ndef get_config(:\n  pass\n',
+  'no_import.py': 'import no_such_module\n',
+  'no_field.py': _GOOD.replace('workdir', 'workdirr'),
+  'raises.py': 'def get_config():\n  raise KeyError("boom")\n',
+  'raises_value.py': 'def get_config():\n  return int("many")\n',
+  'not_valid.py': _GOOD.replace("'run'", '3'),
+}
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('flags')
+  for name, content in _FILES.items():
+    (directory / name).write_text(content.lstrip(), encoding='utf-8')
+  return directory
+
+
+def _run(directory, *args):
+  return subprocess.run(
+    [sys.executable, *args],
+    cwd=directory,
+    env=_ENV,
+    capture_output=True,
+    text=True,
+    timeout=120,
+  )
+
+
+def _assert_error(done, directory, *parts):
+  """One message on standard error, and nothing else has happened."""
+  assert done.returncode == 1, done.stderr
+  assert done.stdout == ''
+  assert done.stderr.startswith('error: '), done.stderr
+  assert done.stderr.count('error: ') == 1
+  assert 'Traceback' not in done.stderr
+  for part in parts:
+    assert part in done.stderr
+  assert not (directory / 'run').exists()
+
+
+_ERRORS = {
+  # No config.
+  'none': ([], '--config FILE is needed'),
+  'no file name': (['--config'], 'Missing value for flag --config'),
+  'missing file': (['--config=no.py'], '--config no.py: cannot be read: No'),
+  'directory': (['--config=.'], '--config .: cannot be read: Is a directory'),
+  # A bad config file.
+  'no function': (['--config=no_function.py'], 'no function get_config()'),
+  'no config': (['--config=no_config.py'], 'get_config() returned dict'),
+  'no syntax': (['--config=no_syntax.py'], 'no_syntax.py:2: SyntaxError'),
+  'no import': (['--config=no_import.py'], "No module named 'no_such_module'"),
+  'no field': (['--config=no_field.py'], 'no_field.py:5: TypeError: ', 'dirr'),
+  'raises': (['--config=raises.py'], "raises.py:2: KeyError: 'boom'"),
+  'raises ValueError': (
+    ['--config=raises_value.py'],
+    'raises_value.py:2: ValueError: ',
+    "'many'",
+  ),
+  'not valid': (
+    ['--config=not_valid.py'],
+    'error: config.workdir: expected str, got 3',
+  ),
+  # A bad field.
+  'unknown field': (
+    ['--config=good.py', '--config.optim.learningrate=1'],
+    "--config.optim.learningrate: no field 'learningrate'; did you mean "
+    "'learning_rate'?",
+    'warmup_steps',
+  ),
+  'unknown field with a space': (
+    ['--config', 'good.py', '--config.sed', '1'],
+    "--config.sed: no field 'sed'; did you mean 'seed'?",
+  ),
+  'unknown section': (
+    ['--config=good.py', '--config.optimizer.b1=0.5'],
+    "--config.optimizer.b1: no field 'optimizer'; did you mean 'optim'?",
+  ),
+  'field of a field': (
+    ['--config=good.py', '--config.seed.x=1'],
+    "--config.seed.x: no field 'x'",
+  ),
+  'unknown switch': (
+    ['--config=good.py', '--noconfig.train.rematt'],
+    "--config.train.rematt: no field 'rematt'; did you mean 'remat'?",
+  ),
+  'section': (
+    ['--config=good.py', '--config.mesh=3'],
+    '--config.mesh: a section, not a field; set one of --config.mesh.shape',
+  ),
+  'before the file': (
+    ['--config.seed=1', '--config=good.py'],
+    '--config.seed: --config FILE is needed before it',
+  ),
+  # A bad value.
+  'not a float': (
+    ['--config=good.py', '--config.optim.learning_rate=abc'],
+    '--config.optim.learning_rate=abc',
+    'float',
+  ),
+  'not an int': (
+    ['--config=good.py', '--config.train.num_steps=1.5'],
+    '--config.train.num_steps=1.5',
+    'int',
+  ),
+  'not a bool': (
+    ['--config=good.py', '--config.train.remat=maybe'],
+    '--config.train.remat=maybe',
+    'boolean',
+  ),
+  'not a tuple of int': (
+    ['--config=good.py', '--config.eval.num_active=a,b'],
+    'config.eval.num_active: expected tuple[int, ...]',
+  ),
+  'NaN': (
+    ['--config=good.py', '--config.optim.learning_rate=nan'],
+    'config.optim.learning_rate: expected a finite number, got nan',
+  ),
+  'no value': (
+    ['--config=good.py', '--config.workdir'],
+    'Missing value for flag --config.workdir',
+  ),
+  'impossible combination': (
+    [
+      '--config=good.py',
+      '--config.data.batch_size=8',
+      '--config.train.accumulation_steps=3',
+    ],
+    'config.train.accumulation_steps: expected a divisor of '
+    'data.batch_size=8, got 3',
+  ),
+  # Anything else.
+  'unknown flag': (['--config=good.py', '--lr=1'], "'lr'"),
+  'argument': (['--config=good.py', 'x', 'y'], 'unexpected arguments: x y'),
+}
+
+
+@pytest.mark.parametrize(
+  'args, parts', [(a, p) for a, *p in _ERRORS.values()], ids=list(_ERRORS)
+)
+def test_mistake_is_one_message(directory, args, parts):
+  _assert_error(_run(directory, 'program.py', *args), directory, *parts)
+
+
+def test_error_of_the_program(directory, tmp_path):
+  done = _run(
+    directory,
+    'program.py',
+    '--config=good.py',
+    '--config.base.path=missing',
+    f'--config.workdir={tmp_path / "run"}',
+  )
+  assert done.returncode == 1
+  assert done.stderr == 'error: config.base.path: missing\nsecond line\n'
+
+
+def test_bug_of_the_program_shows_where(directory, tmp_path):
+  done = _run(
+    directory,
+    'program.py',
+    '--config=good.py',
+    '--config.base.path=bug',
+    f'--config.workdir={tmp_path / "run"}',
+  )
+  assert done.returncode == 1
+  assert 'Traceback' in done.stderr
+  assert 'RuntimeError: a bug' in done.stderr
+
+
+def test_overrides(directory, tmp_path):
+  args = [
+    '--config',
+    'good.py',
+    '--config.workdir',
+    str(tmp_path / 'a b'),
+    '--config.seed=7',
+    '--config.optim.learning_rate=3e-3',
+    '--config.optim.clip_norm=2',
+    '--config.virtual_tokens.init=vocab',
+    '--config.train.remat',
+    '--noconfig.data.shuffle_passages',
+    '--config.eval.stop_at_newline=false',
+    '--config.eval.num_active=1,5',
+    '--config.eval.conditions=()',
+    '--config.data.num_passages=(2, 3)',
+    '--config.data.buckets=((64, 96), (128, 114))',
+    '--config.data.train=a.jsonl',
+    '--config.data.train=b.jsonl.gz',
+  ]
+  done = _run(directory, 'program.py', *args)
+  assert done.returncode == 0, done.stderr
+  shown, command = done.stdout.splitlines()
+  got = config.from_dict(json.loads(shown))
+  expected = config.Config(
+    workdir=str(tmp_path / 'a b'),
+    seed=7,
+    base=config.Base(path='b'),
+    virtual_tokens=config.VirtualTokens(init='vocab'),
+    data=config.Data(
+      train=('a.jsonl', 'b.jsonl.gz'),
+      num_passages=(2, 3),
+      shuffle_passages=False,
+      buckets=((64, 96), (128, 114)),
+    ),
+    optim=config.Optim(learning_rate=3e-3, clip_norm=2.0),
+    train=config.Train(remat=True),
+    eval=config.Eval(stop_at_newline=False, num_active=(1, 5), conditions=()),
+  )
+  assert got == expected
+  assert command.startswith('python -m some.module --config good.py ')
+  assert f"--config.workdir '{tmp_path / 'a b'}'" in command
+
+
+def test_tuple_in_parentheses(directory, tmp_path):
+  done = _run(
+    directory,
+    'program.py',
+    '--config=good.py',
+    f'--config.workdir={tmp_path / "run"}',
+    '--config.eval.num_active=(1,5)',
+  )
+  assert json.loads(done.stdout.splitlines()[0])['eval']['num_active'] == [1, 5]
+
+
+def test_train_refuses_bad_flags(directory):
+  done = _run(
+    directory,
+    '-m',
+    'vtokens.train',
+    '--config=good.py',
+    '--config.optim.learningrate=1',
+  )
+  _assert_error(done, directory, "did you mean 'learning_rate'?")
+
+
+def test_help(directory):
+  done = _run(directory, '-m', 'vtokens.train', '--help')
+  assert done.returncode == 0
+  assert done.stderr == ''
+  assert 'python -m vtokens.train --config configs/x.py' in done.stdout
+  assert '--config.optim.learning_rate=3e-3' in done.stdout
+  assert '--config: Python file with get_config()' in done.stdout
+  # absl's and the libraries' own flags would bury it.
+  assert len(done.stdout.splitlines()) < 30
+
+
+class _Flag:
+  def __init__(self, value):
+    self.value = value
+
+
+def test_config_of():
+  with pytest.raises(errors.UserError, match='--config FILE is needed'):
+    flags.config_of(_Flag(None))
+  with pytest.raises(errors.UserError, match=r'config\.workdir'):
+    flags.config_of(_Flag(config.Config()))

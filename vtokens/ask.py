@@ -1,0 +1,132 @@
+"""Answers one question with and without the virtual tokens of a run.
+
+python -m vtokens.ask --workdir runs/quickstart --question 'Who wrote it?'
+--passage 'A passage.' --passage 'Another.'
+"""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags as absl_flags
+
+from vtokens import (
+  config,
+  errors,
+  evaluate,
+  flags,
+  partitioning,
+  virtual_tokens,
+  writers,
+)
+from vtokens.data.assemble import Assembler
+from vtokens.data.records import Passage, Record
+from vtokens.models import base as base_lib
+
+_WORKDIR = absl_flags.DEFINE_string(
+  'workdir', None, 'Work directory of a finished run.'
+)
+_QUESTION = absl_flags.DEFINE_string('question', None, 'The question.')
+_PASSAGE = absl_flags.DEFINE_multi_string(
+  'passage', [], 'A passage, best first; may be repeated.'
+)
+_NUM_ACTIVE = absl_flags.DEFINE_integer(
+  'num_active', None, 'Virtual tokens used (k); all of them if not given.'
+)
+
+_LABELS = {
+  'closed_book': 'without passages',
+  'prompt': 'with an instruction',
+  'chat_prompt': 'instruction, chat template',
+}
+
+
+def ask(
+  workdir: str,
+  question: str,
+  passages: Sequence[str],
+  num_active: int | None = None,
+) -> dict[str, str]:
+  """Greedy answers to one question.
+
+  Args:
+    workdir: of a finished run.
+    question: the question.
+    passages: their texts, best first.
+    num_active: virtual tokens used (k); None for all.
+
+  Returns:
+    Label of the condition -> answer; the last is that of the tokens.
+
+  Raises:
+    errors.UserError: there is no finished run, its base has changed, or the
+      question does not fit.
+  """
+  cfg = _read_config(workdir)
+  table, metadata = virtual_tokens.load_table(
+    pathlib.Path(workdir, 'table.safetensors')
+  )
+  rows = table.shape[0]
+  k = rows if num_active is None else num_active
+  if not 1 <= k <= rows:
+    raise errors.UserError(f'--num_active={k}: expected 1 to {rows}')
+  if not question.strip():
+    raise errors.UserError('--question: expected a text that is not blank')
+  base = base_lib.load_base(cfg.base, partitioning.make_mesh(cfg.mesh.shape))
+  if base.fingerprint != metadata['fingerprint']:
+    raise errors.UserError(
+      f'{workdir}: the table was trained on another base than '
+      f'{cfg.base.path} is now: fingerprint {metadata["fingerprint"]} there, '
+      f'{base.fingerprint} now'
+    )
+  # All passages that were given, in the order given.
+  cfg.eval.num_passages = len(passages)
+  cfg.eval.batch_size = 1
+  cfg.data.shuffle_passages = False
+  evaluator = evaluate.Evaluator(
+    base,
+    Assembler.for_run(base.tokenizer, cfg),
+    cfg.eval,
+    cfg.data,
+    cfg.seed,
+  )
+  record = Record(
+    id='question',
+    dataset='',
+    question=question,
+    answers=(),
+    passages=tuple(Passage(id='', title='', text=text) for text in passages),
+  )
+  tokens = evaluate.tokens_condition(k)
+  names = list(_LABELS)
+  if not base.tokenizer.has_chat_template:
+    names.remove('chat_prompt')
+  conditions = [*(evaluate.UNTRAINED[name] for name in names), tokens]
+  answers = evaluator.answers([record], conditions, table, label='answering')
+  labels = {**_LABELS, tokens.name: f'with {k} virtual tokens'}
+  return {labels[c.name]: answers[c.name][0] for c in conditions}
+
+
+def _read_config(workdir: str) -> config.Config:
+  path = pathlib.Path(workdir, 'config.json')
+  if not path.exists():
+    raise errors.UserError(f'--workdir={workdir}: no run there ({path.name})')
+  values = json.loads(path.read_text(encoding='utf-8'))
+  return config.from_dict({**values, 'workdir': workdir})
+
+
+def main(argv: Sequence[str]) -> None:
+  """Entry point."""
+  del argv
+  if _WORKDIR.value is None or _QUESTION.value is None:
+    raise errors.UserError('--workdir and --question are needed')
+  answers = ask(
+    _WORKDIR.value, _QUESTION.value, _PASSAGE.value, _NUM_ACTIVE.value
+  )
+  width = max(map(len, answers))
+  for label, answer in answers.items():
+    writers.say(f'{label:<{width}} : {answer}')
+
+
+if __name__ == '__main__':
+  flags.run(main)

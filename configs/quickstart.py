@@ -23,17 +23,18 @@ def get_config() -> config.Config:
       test=(f'{_DATA}/test.jsonl.gz',),
       num_passages=(2, 2),
       batch_size=8,
-      # Examples with few virtual tokens, with many, and the long ones.
+      # Few virtual tokens, many, and the long ones.
       buckets=(
-        *((prefix, 56) for prefix in (288, 352, 416, 544)),
-        *((prefix, 88) for prefix in (288, 352, 416, 544)),
+        *((prefix, 56) for prefix in (176, 224, 272, 352)),
+        *((prefix, 88) for prefix in (176, 224, 272, 352)),
+        (416, 112),
         (704, 152),
       ),
       window_batches=32,
-      max_answer_tokens=48,
+      max_answer_tokens=32,
     ),
     optim=config.Optim(learning_rate=1e-2, warmup_steps=10),
-    train=config.Train(num_steps=120, validate_every=60, checkpoint_every=20),
+    train=config.Train(num_steps=130, validate_every=65, checkpoint_every=20),
     eval=config.Eval(
       batch_size=32,
       num_passages=2,

@@ -33,7 +33,7 @@ def _questions(rows):
 
 
 @pytest.mark.parametrize(
-  ('split', 'count'), [('train', 2000), ('validation', 100), ('test', 200)]
+  ('split', 'count'), [('train', 1500), ('validation', 100), ('test', 200)]
 )
 def test_counts(shipped, split, count):
   datasets = collections.Counter(r.dataset for r in shipped[split])
@@ -77,6 +77,15 @@ def test_the_gold_passage_has_the_answer(shipped, split, dataset):
     answers = [metrics.normalize_answer(answer) for answer in row.answers]
     found += any(f' {answer} ' in text for answer in answers if answer)
   assert found / len(rows) >= 0.95
+
+
+def test_training_examples_are_short(shipped):
+  for split in ('train', 'validation'):
+    for r in shipped[split]:
+      assert sum(len(p.title) + len(p.text) for p in r.passages) <= 1200
+      assert max(map(len, r.answers)) <= 80
+  lengths = [sum(len(p.text) for p in r.passages) for r in shipped['test']]
+  assert max(lengths) > 2000
 
 
 def test_the_sets_take_turns(shipped):

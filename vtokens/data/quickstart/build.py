@@ -29,7 +29,10 @@ from typing import Any
 from vtokens import metrics
 
 SEED = 20240530
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 2000, 100, 200  # of each set
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 1500, 100, 200  # of each set
+# Characters, for training and validation: a laptop has ten minutes. Test
+# questions are as they come.
+MAX_PASSAGES, MAX_ANSWER = 1200, 80
 
 Row = dict[str, Any]  # a line of an input file, then one of an output file
 
@@ -107,6 +110,8 @@ def build(
   test += _sample(rng, pools['entityquestions.test'], num_test)
   tested = {metrics.normalize_answer(row['question']) for row in test}
 
+  for name in ('squad.train', 'entityquestions.train', 'entityquestions.dev'):
+    pools[name] = list(filter(_is_short, pools[name]))
   squad = _without_questions(pools['squad.train'], held_out)
   squad_validation = _sample(rng, squad, num_validation)
   paragraphs = {_paragraph(row['passages'][0]) for row in squad_validation}
@@ -185,6 +190,13 @@ def _sample(rng: random.Random, pool: list[Row], n: int) -> list[Row]:
   if len(pool) < n:
     raise ValueError(f'{len(pool)} questions fit, expected at least {n}')
   return rng.sample(pool, n)
+
+
+def _is_short(row: Row) -> bool:
+  passages = sum(len(p['title']) + len(p['text']) for p in row['passages'])
+  return passages <= MAX_PASSAGES and max(map(len, row['answers'])) <= (
+    MAX_ANSWER
+  )
 
 
 def _alternate(rng: random.Random, rows: Sequence[Row]) -> list[Row]:

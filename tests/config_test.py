@@ -166,6 +166,11 @@ _BAD = [
   ('templates.answer', '{question}', {}),
   # Fields that have to fit one another.
   ('virtual_tokens.num_active', 51, {'virtual_tokens.draw': 'fixed'}),
+  (
+    'eval.num_active',
+    (1, 50),
+    {'virtual_tokens.draw': 'fixed', 'virtual_tokens.num_active': 10},
+  ),
   ('eval.num_active', (), {}),
   ('eval.num_active', (0, 5), {}),
   ('eval.num_active', (1, 51), {}),

@@ -199,6 +199,28 @@ def test_compiles_once_for_each_shape(base, table, answers):
   assert before == after
 
 
+def test_more_tokens_than_rows_is_an_error(base, table):
+  with pytest.raises(errors.UserError, match='5 virtual tokens .* has 4'):
+    make_evaluator(base).answers(
+      RECORDS, [evaluate.tokens_condition(N + 1)], table, label=''
+    )
+
+
+def test_cut_passages_are_reported(base, table, capsys):
+  evaluator = make_evaluator(base)
+  long = dataclasses.replace(
+    RECORDS[0],
+    passages=(Passage('', '', 'a' * 150), Passage('', '', 'b' * 150)),
+  )
+  evaluator.answers(
+    [long, RECORDS[1]], [evaluate.tokens_condition(1)], table, label='test'
+  )
+  assert 'test: tokens_k1: passages that did not fit' in (
+    out := capsys.readouterr().out
+  )
+  assert '0 dropped, 1 cut' in out
+
+
 def test_predictions_file(tmp_path):
   path = tmp_path / 'sub' / 'p.jsonl'
   evaluate.write_predictions(path, RECORDS[:2], ['Yes!', 'maybe'])

@@ -17,7 +17,9 @@ def test_a_signal_becomes_a_flag(name, capfd):
     assert stop.signal == name
     with pytest.raises(stopping.Stopped, match=f'^{name}$'):
       stop.check()
-  assert f'{name}: stopping after this step' in capfd.readouterr().err
+  assert (
+    f'{name}: stopping as soon as the state is safe' in capfd.readouterr().err
+  )
 
 
 @pytest.mark.parametrize('second', ['SIGINT', 'SIGTERM'])

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from vtokens import (
   errors,
   metrics,
   optim,
+  partitioning,
   steps,
   stopping,
   train,
@@ -715,14 +717,37 @@ def test_ways_to_compute_the_same_step(place, tmp_path):
 
 
 def test_base_without_chat_template(place, tmp_path, monkeypatch):
-  monkeypatch.setattr(
-    tokenizer_lib.Tokenizer,
-    'chat_wrap',
-    lambda self: (_ for _ in ()).throw(
-      errors.UserError('the tokenizer has no chat template')
-    ),
-  )
-  with pytest.raises(errors.UserError, match='no chat template'):
+  monkeypatch.setattr(tokenizer_lib.Tokenizer, 'has_chat_template', False)
+  with pytest.raises(errors.UserError, match=r'config\.eval\.conditions: '):
     train.train(place.load(tmp_path / 'run'), stopping.StopRequest())
   # Without that condition the same directory can be used.
   assert not (tmp_path / 'run').exists()
+
+
+def test_longer_than_the_base_was_trained_for(place, tmp_path):
+  cfg = place.load(tmp_path / 'run', data={'buckets': ((500, 32),)})
+  with pytest.raises(errors.UserError, match=r'config\.data\.buckets: .*512'):
+    train.train(cfg, stopping.StopRequest())
+
+
+def test_directory_of_other_data(place, tmp_path):
+  run = tmp_path / 'run'
+  data = tmp_path / 'data.jsonl'
+  _write(data, [_record(i) for i in range(60)])
+  cfg = place.load(run, data={'train': (str(data),)})
+  run.mkdir()
+  (run / 'data.json').write_text('{"train": "", "validation": "", "test": ""}')
+  with pytest.raises(errors.UserError, match=r'other data:\n  data\.') as e:
+    train.train(cfg, stopping.StopRequest())
+  assert 'data.train' in str(e.value)
+  assert [path.name for path in run.iterdir()] == ['data.json']
+
+
+def test_batch_that_devices_cannot_share(place, tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    partitioning,
+    'make_mesh',
+    lambda _: types.SimpleNamespace(shape={'data': 4, 'fsdp': 3, 'tensor': 1}),
+  )
+  with pytest.raises(errors.UserError, match=r'no multiple of the 12 devices'):
+    train.train(place.load(tmp_path / 'run'), stopping.StopRequest())

@@ -19,20 +19,28 @@ class Checkpoints:
   Args:
     directory: of the run.
     keep: latest checkpoints kept.
+    identity: JSON values that say what the run is; written into the metadata
+      of each checkpoint.
   """
 
-  def __init__(self, directory: str | pathlib.Path, keep: int):
+  def __init__(
+    self,
+    directory: str | pathlib.Path,
+    keep: int,
+    identity: dict[str, Any] | None = None,
+  ):
+    self._identity = identity or {}
     directory = pathlib.Path(directory).absolute()
     self._latest = _manager(directory / 'checkpoints', keep)
     self._best = _manager(directory / 'best', 1)
 
   def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
     """Saves a checkpoint at the state's step and waits until it is written."""
-    _save(self._latest, state, metadata)
+    _save(self._latest, state, {**self._identity, **metadata})
 
   def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
     """Replaces the best checkpoint."""
-    _save(self._best, state, metadata)
+    _save(self._best, state, {**self._identity, **metadata})
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
     """The latest checkpoint and its metadata, or None.

@@ -46,7 +46,8 @@ class VirtualTokens:
   Attributes:
     num_virtual_tokens: rows of the table (n).
     init: text (rows are the embeddings of `init_text`, repeated), vocab
-      (embeddings of random ordinary tokens), normal, or table (a saved one).
+      (embeddings of random tokens that are not special), normal, or table (a
+      saved one).
     init_text: for init=text.
     init_std: standard deviation for init=normal.
     init_path: `table.safetensors` for init=table.
@@ -101,7 +102,7 @@ class Data:
     on_bad_record: error stops at the first bad line; skip counts and reports
       them.
     num_passages: least and most passages of a training example; the number
-      is drawn uniformly for each.
+      is drawn uniformly for each, and is less where fewer are there.
     shuffle_passages: a random choice in random order (as the authors' code)
       instead of the top ones in rank order; evaluation shuffles the top ones.
     batch_size: examples per update, over all devices.
@@ -132,7 +133,7 @@ class Optim:
 
   Attributes:
     learning_rate: peak.
-    warmup_steps: linear, from 0.
+    warmup_steps: linear, from peak / (warmup_steps + 1).
     schedule: after the warm-up: cosine or linear (to 0 at the last step), or
       constant.
     clip_norm: of the gradient's global norm; 0 for none.
@@ -285,7 +286,7 @@ def validate(config: Config) -> None:
     errors.UserError: a field has a wrong type or value, or two do not fit;
       the message names the field as it is written on the command line.
   """
-  values = _flatten(config, check_types=True)
+  values = _flatten(config)
 
   def fail(field: str, expected: str):
     raise errors.UserError(
@@ -331,6 +332,14 @@ def validate(config: Config) -> None:
       'eval.num_active',
       f'numbers from 1 to virtual_tokens.num_virtual_tokens={rows}',
     )
+  if values['virtual_tokens.draw'] == 'fixed':
+    trained = values['virtual_tokens.num_active']
+    if max(active) > trained:
+      fail(
+        'eval.num_active',
+        f'at most virtual_tokens.num_active={trained}, since draw=fixed '
+        'trains no more rows',
+      )
   unknown = set(values['eval.conditions']) - set(CONDITIONS)
   if unknown:
     fail('eval.conditions', f'some of {", ".join(CONDITIONS)}')
@@ -406,7 +415,7 @@ def diff(
   ]
 
 
-def _flatten(section: Any, prefix: str = '', *, check_types: bool) -> dict:
+def _flatten(section: Any, prefix: str = '') -> dict:
   """Field path -> value, over all sections."""
   flat: dict[str, Any] = {}
   hints = typing.get_type_hints(type(section))
@@ -418,9 +427,9 @@ def _flatten(section: Any, prefix: str = '', *, check_types: bool) -> dict:
           f'config.{path}: expected a {hints[field.name].__name__}, got '
           f'{value!r}'
         )
-      flat |= _flatten(value, f'{path}.', check_types=check_types)
+      flat |= _flatten(value, f'{path}.')
       continue
-    if check_types and not _fits(value, hints[field.name]):
+    if not _fits(value, hints[field.name]):
       raise errors.UserError(
         f'config.{path}: expected {_describe(hints[field.name])}, got {value!r}'
       )

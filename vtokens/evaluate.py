@@ -12,14 +12,14 @@ import jax
 import numpy as np
 import tqdm
 
-from vtokens import config, generate, metrics, steps
+from vtokens import config, errors, generate, metrics, steps, writers
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.records import Record
 from vtokens.models.base import FrozenBase
 
-# Suffixes are padded to a multiple of this; so is a prefix without passages.
-_ROUND = 32
+# Lengths are padded to multiples of these, so that few shapes are compiled.
+_PREFIX_ROUND, _SUFFIX_ROUND = 64, 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Evaluator:
     base: the frozen model.
     assembler: makes the ids.
     settings: batch size, passages, lengths.
-    data: whether passages are shuffled, and the prefix lengths to pad to.
+    data: whether passages are shuffled, and the longest answer.
     seed: of the order of passages.
     check: called between batches; may raise to stop.
   """
@@ -87,7 +87,6 @@ class Evaluator:
     self._settings = settings
     self._shuffle = data.shuffle_passages
     self._max_targets = data.max_answer_tokens
-    self._prefix_sizes = sorted({_ROUND, *(p for p, _ in data.buckets)})
     self._seed = seed
     self._check = check
     self._known = frozenset(base.tokenizer.ids)
@@ -153,6 +152,12 @@ class Evaluator:
     return loss, answers[condition.name]
 
   def _run(self, records, conditions, table, label, loss_of):
+    for condition in conditions:
+      if condition.num_active > len(table):
+        raise errors.UserError(
+          f'{condition.name}: {condition.num_active} virtual tokens asked '
+          f'for, but the table has {len(table)}'
+        )
     predictions = {c.name: [''] * len(records) for c in conditions}
     nll = tokens = 0.0
     groups: dict[tuple[bool, bool], list[Condition]] = {}
@@ -168,6 +173,7 @@ class Evaluator:
       for group in groups.values():
         examples = {c.name: self._assemble(records, c) for c in group}
         first = examples[group[0].name]
+        _report_cuts(first, f'{label}: {group[0].name}')
         # Longest first: memory that is too small shows at once.
         order = sorted(range(len(records)), key=lambda i: -len(first[i].prefix))
         for start in range(0, len(order), size):
@@ -215,13 +221,15 @@ class Evaluator:
     )
 
   def _collate(self, examples: Sequence[Example]) -> steps.Batch:
-    longest = max(len(example.prefix) for example in examples)
-    prefix = next(p for p in self._prefix_sizes if p >= longest)
+    prefix = max(len(example.prefix) for example in examples)
     suffix = max(example.suffix_len for example in examples)
     return pipeline.collate(
       examples,
       [],
-      bucket=(prefix, -(-suffix // _ROUND) * _ROUND),
+      bucket=(
+        _round_up(prefix, _PREFIX_ROUND),
+        _round_up(suffix, _SUFFIX_ROUND),
+      ),
       max_targets=self._max_targets,
       vocab_size=self._base.config.vocab_size,
       batch_size=self._settings.batch_size,
@@ -277,28 +285,40 @@ def _token_kinds(base: FrozenBase) -> tuple[np.ndarray, np.ndarray]:
   return newline, blank
 
 
+def _round_up(size: int, multiple: int) -> int:
+  """The next multiple, at least one."""
+  return max(1, -(-size // multiple)) * multiple
+
+
+def _report_cuts(examples: Sequence[Example], label: str) -> None:
+  dropped = sum(example.passages_dropped for example in examples)
+  cut = sum(example.passages_cut for example in examples)
+  if dropped or cut:
+    writers.say(
+      f'{label}: passages that did not fit the longest prefix of '
+      f'config.data.buckets: {dropped} dropped, {cut} cut'
+    )
+
+
 def write_predictions(
   path: str | pathlib.Path,
   records: Sequence[Record],
   predictions: Sequence[str],
 ) -> None:
   """Writes one JSON object per question: id, prediction, answers, EM, F1."""
-  path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
-  with partial.open('w', encoding='utf-8') as file:
-    for record, prediction in zip(records, predictions, strict=True):
-      row = {
-        'id': record.id,
-        'dataset': record.dataset,
-        'question': record.question,
-        'prediction': prediction,
-        'answers': record.answers,
-        'em': metrics.exact_match(prediction, record.answers),
-        'f1': metrics.token_f1(prediction, record.answers),
-      }
-      file.write(json.dumps(row, ensure_ascii=False) + '\n')
-  partial.replace(path)
+  lines = []
+  for record, prediction in zip(records, predictions, strict=True):
+    row = {
+      'id': record.id,
+      'dataset': record.dataset,
+      'question': record.question,
+      'prediction': prediction,
+      'answers': record.answers,
+      'em': metrics.exact_match(prediction, record.answers),
+      'f1': metrics.token_f1(prediction, record.answers),
+    }
+    lines.append(json.dumps(row, ensure_ascii=False) + '\n')
+  writers.write_text(path, ''.join(lines))
 
 
 def scores_of(

@@ -73,7 +73,13 @@ class Loop:
     self._base = base
     self._mesh = mesh
     self._batches = batches
-    self._schedule = schedule
+    # On the host before the first step: reading a rate later would wait for
+    # the step that is being computed.
+    self._rates = np.asarray(
+      jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(
+        jnp.arange(settings.num_steps)
+      )
+    )
     self._evaluator = evaluator
     self._validation = validation
     self._num_active = num_active
@@ -167,7 +173,7 @@ class Loop:
     self._dropped += host.passages_dropped
     self._cut += host.passages_cut
     now = time.monotonic()
-    rate = float(self._schedule(step))
+    rate = float(self._rates[step])
     examples_per_second = len(host.ids) / (now - self._reported)
     self._reported = now
     self._bar.update()

@@ -64,6 +64,51 @@ def named_sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
   )
 
 
+def check_batch(mesh: Mesh, size: int) -> None:
+  """Raises if rows cannot be dealt out evenly over the mesh.
+
+  Args:
+    mesh: the devices.
+    size: rows of a (micro)batch.
+
+  Raises:
+    errors.UserError: the size is no multiple of the data and fsdp devices.
+  """
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  if size % parts:
+    raise errors.UserError(
+      f'config.data.batch_size / config.train.accumulation_steps = {size} is '
+      f'no multiple of the {parts} devices along data and fsdp of '
+      'config.mesh.shape'
+    )
+
+
+def check_divisible(
+  mesh: Mesh, axes: Sequence[str], shape: Sequence[int], name: str
+) -> None:
+  """Raises if an array cannot be cut evenly along its sharded dimensions.
+
+  Args:
+    mesh: the devices.
+    axes: logical names of the dimensions.
+    shape: their sizes.
+    name: of the array, for the error.
+
+  Raises:
+    errors.UserError: a dimension is no multiple of its devices.
+  """
+  for axis, size in zip(axes, shape, strict=True):
+    rule = LOGICAL_AXIS_RULES.get(axis, ())
+    parts = 1
+    for mesh_axis in (rule,) if isinstance(rule, str) else rule:
+      parts *= mesh.shape[mesh_axis]
+    if size % parts:
+      raise errors.UserError(
+        f'config.mesh.shape: {name} has {size} along its axis {axis!r}, no '
+        f'multiple of the {parts} devices along {rule}'
+      )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())

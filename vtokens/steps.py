@@ -103,9 +103,12 @@ def suffix_nll(
   # Only answer positions meet the vocabulary: at 49k rows and 80 suffix
   # tokens the head would otherwise cost as much as ten layers.
   index = jnp.arange(batch.targets.shape[1], dtype=jnp.int32)
-  picked = jnp.take_along_axis(
-    hidden, (batch.answer_start[:, None] + index)[..., None], axis=1
+  # Beyond the answer's end the index may leave the suffix; its target is
+  # masked out, but must not be NaN.
+  where = jnp.minimum(
+    batch.answer_start[:, None] + index, batch.suffix.shape[1] - 1
   )
+  picked = jnp.take_along_axis(hidden, where[..., None], axis=1)
   mask = index < batch.target_len[:, None]
   return losses.masked_nll(decoder.logits(picked), batch.targets, mask)
 
@@ -143,8 +146,12 @@ def make_train_step(
     if accumulation_steps == 1:
       (nll, tokens), grad = grad_fn(state.table, base, batch)
     else:
+      # Every n-th row, so that each microbatch has rows of every device.
       micro = jax.tree.map(
-        lambda x: x.reshape(accumulation_steps, -1, *x.shape[1:]), batch
+        lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(
+          0, 1
+        ),
+        batch,
       )
 
       def add(total, part):

@@ -37,7 +37,9 @@ class StopRequest:
       raise KeyboardInterrupt
     self.signal = signal.Signals(number).name
     # Not print: what is interrupted may be printing, and would not let in.
-    os.write(2, f'\n{self.signal}: stopping after this step\n'.encode())
+    os.write(
+      2, f'\n{self.signal}: stopping as soon as the state is safe\n'.encode()
+    )
 
   def check(self) -> None:
     """Raises `Stopped` if a signal has come."""

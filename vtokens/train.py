@@ -58,9 +58,22 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
   workdir = pathlib.Path(cfg.workdir)
   _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
-  train_set, validation_set, test_set = _read_datasets(cfg)
+  datasets = _read_datasets(cfg)
+  train_set, validation_set, test_set = datasets
+  hashes = {
+    name: records.sha256(dataset)
+    for name, dataset in zip(
+      ('train', 'validation', 'test'), datasets, strict=True
+    )
+  }
+  _check_claim(workdir / 'data.json', hashes, 'other data')
   mesh = partitioning.make_mesh(cfg.mesh.shape)
+  partitioning.check_batch(
+    mesh, cfg.data.batch_size // cfg.train.accumulation_steps
+  )
+  stop.check()
   base = base_lib.load_base(cfg.base, mesh)
+  stop.check()
   identity = {
     'fingerprint': base.fingerprint,
     'tokenizer_sha256': base.tokenizer.sha256,
@@ -77,6 +90,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     f'data: {len(train_set):,} training, {len(validation_set):,} validation, '
     f'{len(test_set):,} test questions'
   )
+  _check_base(cfg, base)
   assembler = Assembler.for_run(base.tokenizer, cfg)
   for dataset in (train_set, validation_set):
     pipeline.check_fits(dataset, assembler, rows)
@@ -86,16 +100,25 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   conditions = [evaluate.UNTRAINED[name] for name in cfg.eval.conditions]
   most = evaluate.tokens_condition(max(cfg.eval.num_active))
   evaluator.check_fits(test_set, [*conditions, most])
+  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+  state = _initial_state(cfg, mesh, base, optimizer)
   # Only now: a mistake found above may be mended in the same directory.
   writers.write_json(workdir / 'config.json', _identity(cfg))
+  writers.write_json(workdir / 'data.json', hashes)
   writers.write_json(workdir / 'base.json', identity)
-  checkpoints = Checkpoints(workdir, cfg.train.keep_checkpoints)
+  checkpoints = Checkpoints(
+    workdir,
+    cfg.train.keep_checkpoints,
+    {**identity, 'config': _identity(cfg)},
+  )
 
   untrained = _score_untrained(cfg, base, evaluator, test_set)
   loop = _make_loop(
     cfg,
     mesh,
     base,
+    optimizer,
+    state,
     evaluator,
     pipeline.TrainBatches(
       train_set,
@@ -112,12 +135,12 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   loop.run()
   best = checkpoints.restore_best(loop.state)
   checkpoints.close()
-  state = loop.state if best is None else best[0]
-  table = np.asarray(jax.device_get(state.table))
+  chosen = loop.state if best is None else best[0]
+  table = np.asarray(jax.device_get(chosen.table))
   virtual_tokens.save_table(
     workdir / 'table.safetensors',
     table,
-    {'base': cfg.base.path, **identity, 'step': int(state.step)},
+    {'base': cfg.base.path, **identity, 'step': int(chosen.step)},
   )
   by_k = _score_tokens(cfg, evaluator, test_set, table)
   tokens = {'tokens': by_k[max(by_k)]} if by_k else {}
@@ -201,6 +224,26 @@ def _read_datasets(cfg: config.Config) -> list[list[records.Record]]:
   return datasets
 
 
+def _check_base(cfg: config.Config, base: base_lib.FrozenBase) -> None:
+  """Raises if the base cannot do what the config asks of it."""
+  prefix, suffix = cfg.data.buckets[-1]
+  longest = prefix + suffix + cfg.eval.max_new_tokens
+  if longest > base.config.max_positions:
+    raise errors.UserError(
+      f'config.data.buckets: the last, {(prefix, suffix)}, with '
+      f'config.eval.max_new_tokens={cfg.eval.max_new_tokens} makes {longest} '
+      f'tokens, more than the {base.config.max_positions} that '
+      f'{cfg.base.path} was trained for'
+    )
+  if 'chat_prompt' in cfg.eval.conditions and (
+    not base.tokenizer.has_chat_template
+  ):
+    raise errors.UserError(
+      f'config.eval.conditions: {cfg.base.path} has no chat template; leave '
+      'out chat_prompt'
+    )
+
+
 def _initial_state(
   cfg: config.Config,
   mesh: jax.sharding.Mesh,
@@ -210,12 +253,13 @@ def _initial_state(
   """The state before the first step, every leaf a global array."""
   sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)
   whole = partitioning.replicated(mesh)
-  table = jax.device_put(
-    virtual_tokens.initial_table(
-      cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
-    ),
-    sharding,
+  rows = virtual_tokens.initial_table(
+    cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
   )
+  partitioning.check_divisible(
+    mesh, partitioning.TABLE_AXES, rows.shape, 'the table'
+  )
+  table = jax.device_put(rows, sharding)
   # The moments lie as the table does; jit alone would put them on one device.
   shardings = optax.tree_utils.tree_map_params(
     optimizer,
@@ -234,13 +278,14 @@ def _make_loop(
   cfg: config.Config,
   mesh: jax.sharding.Mesh,
   base: base_lib.FrozenBase,
+  optimizer: optax.GradientTransformation,
+  state: steps.TrainState,
   evaluator: evaluate.Evaluator,
   batches: pipeline.TrainBatches,
   validation: Sequence[records.Record],
   checkpoints: Checkpoints,
   stop: stopping.StopRequest,
 ) -> Loop:
-  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   train_step = jax.jit(
     steps.make_train_step(
       base.graph,
@@ -253,7 +298,7 @@ def _make_loop(
     settings=cfg.train,
     train_step=train_step,
     base=base.params,
-    state=_initial_state(cfg, mesh, base, optimizer),
+    state=state,
     mesh=mesh,
     batches=batches,
     schedule=optim.make_schedule(cfg.optim, cfg.train.num_steps),

@@ -77,8 +77,7 @@ def initial_table(
     sentence = tokenizer.encode(settings.init_text)
     ids = np.resize(np.asarray(sentence, np.int32), shape[0])
   else:
-    # Below the tokenizer's size: padding rows of the matrix were never used.
-    ids = rng.integers(0, tokenizer.max_id + 1, shape[0], dtype=np.int32)
+    ids = rng.choice(np.asarray(tokenizer.ordinary_ids, np.int32), shape[0])
   rows = decoder.embed(jnp.asarray(ids))
   return np.asarray(jax.device_get(rows), np.float32)
 

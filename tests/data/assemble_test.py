@@ -94,7 +94,8 @@ def test_parts_and_their_order(kind, request):
   encode = tokenizer.encode
   prefix = [*tokenizer.prefix_ids, *encode('[1] one\n[2] Two\ntwo\n\n')]
   prompt = encode('Question: why?\nAnswer:')
-  answer = encode(' so')
+  # After `Answer:`, as in running text: one space, not one more.
+  answer = encode('x so')[len(encode('x')) :]
   assert list(example.prefix) == prefix
   assert list(example.targets) == [*answer, tokenizer.eos_id]
   assert example.suffix(V) == [V, V + 1, V + 2, *prompt, *answer]
@@ -118,6 +119,14 @@ def test_without_passages_there_is_no_empty_passage_text(
     assert example.prefix == tokenizer.prefix_ids
     assert example.targets == ()
     assert example.suffix_len == len(example.prompt)
+
+
+def test_an_answer_has_one_space_before_it(sentencepiece):
+  example = make(sentencepiece)((), 'why?', answer='so')
+  text = sentencepiece.decode([*example.prompt, *example.targets])
+  assert text == 'Question: why?\nAnswer: so'
+  assert sentencepiece.decode(example.targets[:1]).strip() == ''
+  assert len(example.targets) == 4  # `▁`, s, o, eos.
 
 
 @pytest.mark.parametrize('k', [0, 1, 50])
@@ -234,6 +243,14 @@ class TestTooLong:
       # One more character is at most four bytes.
       assert len(example.prefix) > room - 4
     assert example.prompt == full.prompt
+
+  def test_no_room_even_for_the_template(self, byte_level):
+    before = len(byte_level.chat_wrap()[0])
+    assemble = make(byte_level, max_prefix=before - 1)
+    with pytest.raises(
+      errors.UserError, match=f'record 7: {before} tokens .* config.data.buck'
+    ):
+      assemble(ranked(passage('a')), 'q', chat=True, where='record 7')
 
   def test_question_is_never_cut(self, byte_level):
     assemble = make(byte_level, max_suffix=40)

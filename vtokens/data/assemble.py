@@ -119,8 +119,16 @@ class Assembler:
     targets: tuple[int, ...] = ()
     if answer is not None:
       targets = (
-        *encode(self.templates.answer.format(answer=answer)),
+        *self.tokenizer.encode_after(
+          self.templates.answer.format(answer=answer)
+        ),
         self.tokenizer.eos_id,
+      )
+    if len(before) > self.max_prefix:
+      raise errors.UserError(
+        f'{where}: {len(before)} tokens of bos or chat template come before '
+        f'the passages, more than the prefix of {self.max_prefix} tokens; '
+        'raise the last of config.data.buckets'
       )
     fitted, dropped, cut = self._fit(passages, len(before))
     example = Example(

@@ -5,13 +5,14 @@ import codecs
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import json
 import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from etils import epath
 
@@ -21,7 +22,11 @@ _ADVICE = (
   'Fix the line, or leave out every such line with '
   '--config.data.on_bad_record=skip'
 )
-_DECOMPRESSORS = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}
+_DECOMPRESSORS: dict[str, Callable[..., Any]] = {
+  '.gz': gzip.open,
+  '.xz': lzma.open,
+  '.bz2': bz2.open,
+}
 # Unicode's control characters (category Cc) but for \t \n \r, and surrogates:
 # json.loads makes a lone surrogate from '\ud800', and no tokenizer encodes it.
 _BAD_CHARACTER = re.compile(r'[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]')
@@ -92,10 +97,19 @@ class _BadLineError(Exception):
   """What is wrong with one line, without its file and number."""
 
 
+def sha256(records: Sequence[Record]) -> str:
+  """Hash of the records' content and order, 64 hexadecimal digits."""
+  digest = hashlib.sha256()
+  for record in records:
+    line = json.dumps(dataclasses.astuple(record))
+    digest.update(line.encode() + b'\n')
+  return digest.hexdigest()
+
+
 def read_records(
   paths: Sequence[str],
   *,
-  on_bad_record: Literal['error', 'skip'] = 'error',
+  on_bad_record: str = 'error',
 ) -> ReadResult:
   r"""Reads and checks JSONL files of records.
 
@@ -183,7 +197,9 @@ def _stem(path: str) -> str:
 def _numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
   """Yields (number from 1, line) up to the last line that is not blank."""
   suffix = os.path.splitext(path)[1].lower()
-  decompress = _DECOMPRESSORS.get(suffix, contextlib.nullcontext)
+  decompress: Callable[..., Any] = _DECOMPRESSORS.get(
+    suffix, contextlib.nullcontext
+  )
   blank = []
   try:
     with epath.Path(path).open('rb') as raw, decompress(raw) as file:

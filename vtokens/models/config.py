@@ -133,7 +133,7 @@ def from_hf(
     value = default if value is None else value
     # bool is an int to Python, and 1 is a valid float.
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not number or not value > 0:
+    if value is None or not number or not value > 0:
       found = 'missing' if value is None else repr(value)
       raise errors.UserError(
         f'{where}: {field} is {found}, expected a positive {kind.__name__}'

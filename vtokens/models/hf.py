@@ -251,6 +251,7 @@ def load_decoder(
     axes = variable.get_metadata('axes')
     if weight.stacked:
       axes = ('layers', *axes)
+    partitioning.check_divisible(mesh, axes, variable.shape, weight.names[0])
     sharding = partitioning.named_sharding(mesh, axes)
 
     def read(name: str, index: tuple[slice, ...]) -> np.ndarray:

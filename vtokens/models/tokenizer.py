@@ -12,7 +12,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import tokenizers
@@ -143,6 +143,13 @@ class Tokenizer:
     return bool(self._tokenizer.chat_template)
 
   @property
+  def ordinary_ids(self) -> list[int]:
+    """Likewise, without special tokens."""
+    added = self._trusted.get_added_tokens_decoder()
+    special = {i for i, token in added.items() if token.special}
+    return [i for i in self.ids if i not in special]
+
+  @property
   def ids(self) -> list[int]:
     """Every id that belongs to a token, ascending."""
     return sorted(self._trusted.get_vocab().values())
@@ -185,19 +192,21 @@ class Tokenizer:
     # message it is the template's own; after it there is none to add.
     if before.endswith(' ') and self._adds_space():
       before = before[:-1]
-    return self.encode_template(before), self._encode_continued(rest[0])
+    return self.encode_template(before), _continued(
+      self.encode_template, rest[0]
+    )
 
   def _adds_space(self) -> bool:
     tokens = self._trusted.encode('x', add_special_tokens=False).tokens
     return bool(tokens) and tokens[0].startswith(('▁', 'Ġ'))
 
-  def _encode_continued(self, text: str) -> list[int]:
-    """Ids of template text that follows other text."""
-    before = self.encode_template('x')
-    ids = self.encode_template('x' + text)
-    if ids[: len(before)] == before:
-      return ids[len(before) :]
-    return self.encode_template(text)
+  def encode_after(self, text: str) -> list[int]:
+    """`encode` of text that follows other text.
+
+    SentencePiece puts a space before each text it is given, which one that
+    goes on where another ended must not get a second time.
+    """
+    return _continued(self.encode, text)
 
   @functools.cached_property
   def sha256(self) -> str:
@@ -251,6 +260,14 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
       f'{path}: {type(tokenizer).__name__} has no fast version (tokenizer.json)'
     )
   return Tokenizer(tokenizer)
+
+
+def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
+  """Ids that text adds to those of a text before it."""
+  before, whole = encode('x'), encode('x' + text)
+  if whole[: len(before)] == before:
+    return whole[len(before) :]
+  return encode(text)
 
 
 def _copy_backend(

@@ -1,0 +1,62 @@
+"""Meshes and what fits them; several devices in a subprocess."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vtokens import errors, partitioning
+
+SCRIPT = """
+import jax
+import numpy as np
+import pytest
+from vtokens import errors, partitioning
+
+mesh = partitioning.make_mesh((2, -1, 2))
+assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
+
+for shape in ((3, 1, 1), (2, 2, 3), (-1, 3, 1), (2, 2, 1), (16, 1, 1)):
+  with pytest.raises(errors.UserError, match='config.mesh.shape'):
+    partitioning.make_mesh(shape)
+
+partitioning.check_batch(mesh, 8)
+with pytest.raises(errors.UserError, match='= 6 .* 4 devices'):
+  partitioning.check_batch(mesh, 6)
+
+check = partitioning.check_divisible
+check(mesh, ('vtoken', 'vtoken_embed'), (7, 64), 'the table')
+with pytest.raises(errors.UserError, match='the table has 66 .* 4 devices'):
+  check(mesh, ('vtoken', 'vtoken_embed'), (7, 66), 'the table')
+with pytest.raises(errors.UserError, match='k_proj has 3 .*kv_heads'):
+  check(mesh, ('embed', 'kv_heads', 'head'), (64, 3, 5), 'k_proj')
+
+rows = partitioning.shard_batch({'x': np.arange(8)}, mesh)['x']
+assert {s.data.shape for s in rows.addressable_shards} == {(2,)}
+np.testing.assert_array_equal(rows, np.arange(8))
+"""
+
+
+def test_eight_devices():
+  environment = {
+    **os.environ,
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  result = subprocess.run(
+    [sys.executable, '-c', SCRIPT],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+
+
+def test_one_device_fits_everything():
+  mesh = partitioning.make_mesh((1, -1, 1))
+  partitioning.check_batch(mesh, 7)
+  partitioning.check_divisible(mesh, ('embed', 'kv_heads'), (577, 3), 'x')
+  with pytest.raises(errors.UserError, match='1 devices exactly once'):
+    partitioning.make_mesh((1, 0, 1))

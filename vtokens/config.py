@@ -52,8 +52,9 @@ class VirtualTokens:
     init_std: standard deviation for init=normal.
     init_path: `table.safetensors` for init=table.
     draw: how many of the first rows an example gets: uniform (1..n, for each
-      example), per_batch (1..n, for a whole batch, as the authors' code), or
-      fixed.
+      example), log_uniform (likewise, but as often from 1 to 3 as from 16 to
+      50: few tokens become better and training faster), per_batch (uniform,
+      once for a whole batch, as the authors' code), or fixed.
     num_active: for draw=fixed.
   """
 
@@ -239,7 +240,7 @@ class Config:
 _CHOICES = {
   'base.dtype': ('float32', 'bfloat16'),
   'virtual_tokens.init': ('text', 'vocab', 'normal', 'table'),
-  'virtual_tokens.draw': ('uniform', 'per_batch', 'fixed'),
+  'virtual_tokens.draw': ('uniform', 'log_uniform', 'per_batch', 'fixed'),
   'data.on_bad_record': ('error', 'skip'),
   'optim.schedule': ('cosine', 'linear', 'constant'),
 }

@@ -19,7 +19,7 @@ from vtokens.data.records import Record
 from vtokens.models.base import FrozenBase
 
 # Lengths are padded to multiples of these, so that few shapes are compiled.
-_PREFIX_ROUND, _SUFFIX_ROUND = 64, 32
+_PREFIX_ROUND, _SUFFIX_ROUND = 128, 32
 
 
 @dataclasses.dataclass(frozen=True)

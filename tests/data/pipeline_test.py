@@ -124,6 +124,22 @@ def test_draws_cover_what_they_should_and_are_uniform():
     assert len({rank for rank, _ in d.passages}) == len(d.passages)
 
 
+def test_log_uniform_k():
+  n, count = 7, 20_000
+  tokens = config.VirtualTokens(num_virtual_tokens=n, draw='log_uniform')
+  data = config.Data()
+  record = make_record(0)
+  drawn = collections.Counter(
+    pipeline.draw(record, data, tokens, 0, 0, i).num_active
+    for i in range(count)
+  )
+  # Of 8 = 2^3: a third of the draws is 1, a third 2 or 3, a third 4 to 7.
+  assert set(drawn) == set(range(1, n + 1))
+  thirds = [drawn[1], drawn[2] + drawn[3], sum(drawn[k] for k in (4, 5, 6, 7))]
+  for third in thirds:
+    assert abs(third / count - 1 / 3) < 0.015
+
+
 def test_without_shuffling_the_top_passages_in_rank_order():
   data = config.Data(num_passages=(2, 2), shuffle_passages=False)
   drawn = pipeline.draw(

@@ -87,6 +87,9 @@ def draw(
     num_active = tokens.num_active
   elif tokens.draw == 'uniform':
     num_active = int(rng.integers(1, tokens.num_virtual_tokens + 1))
+  elif tokens.draw == 'log_uniform':
+    # P(k) = log((k + 1) / k) / log(n + 1).
+    num_active = int((tokens.num_virtual_tokens + 1) ** rng.random())
   else:
     num_active = tokens.num_virtual_tokens
   return Draw(

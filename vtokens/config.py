@@ -52,7 +52,7 @@ class VirtualTokens:
     init_std: standard deviation for init=normal.
     init_path: `table.safetensors` for init=table.
     draw: how many of the first rows an example gets: uniform (1..n, for each
-      example), log_uniform (likewise, but as often from 1 to 3 as from 16 to
+      example), log_uniform (likewise, but as often from 1 to 3 as from 13 to
       50: few tokens become better and training faster), per_batch (uniform,
       once for a whole batch, as the authors' code), or fixed.
     num_active: for draw=fixed.

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
@@ -49,10 +50,13 @@ def rope_angles(
 ) -> tuple[Float[Array, 'B T 1 H2'], Float[Array, 'B T 1 H2']]:
   """Cosines and sines of the rotary embedding, f32 (arXiv 2104.09864).
 
-  Frequency i of H/2 is `theta ** (-2 i / H)` radians per position.
+  Frequency i of H/2 is `theta ** (-2 i / H)` radians per position. It is
+  rounded to f32 before it meets the position, as in transformers: the error
+  grows with the position, and must be the one that the model was trained on.
   """
-  exponents = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  angles = positions[..., None, None].astype(jnp.float32) / theta**exponents
+  exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+  frequencies = 1 / np.float32(theta) ** exponents
+  angles = positions[..., None, None].astype(jnp.float32) * frequencies
   return jnp.cos(angles), jnp.sin(angles)
 
 

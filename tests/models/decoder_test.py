@@ -44,16 +44,16 @@ CONFIGS = {
 
 
 @functools.partial(jax.jit, static_argnames='graph')
-def _run(params, ids, positions, cache, *, graph):
+def _run(params, ids, positions, caches, *, graph):
   model = nnx.merge(graph, params)
-  hidden, new = model(model.embed(ids), positions, cache)
+  hidden, new = model(model.embed(ids), positions, caches)
   return model.logits(hidden), new
 
 
-def _forward(model, ids, positions, cache=None):
+def _forward(model, ids, positions, *caches):
   """Logits, and keys and values of the new tokens."""
   graph, params = nnx.split(model)
-  logits, new = _run(params, ids, positions, cache, graph=graph)
+  logits, new = _run(params, ids, positions, caches, graph=graph)
   # Slices of a jax.Array would each be compiled.
   return np.asarray(logits), new
 
@@ -153,15 +153,15 @@ def test_prefix_suffix_and_single_steps_equal_one_pass(tiny):
   prefix_logits, cache = _forward(tiny, ids, positions)
   ids, suffix_len, positions = _pad(suffixes, 9, prefix_len)
   suffix_logits, new = _forward(tiny, ids, positions, cache)
-  cache = cache.extend(new).with_room(6)
-  assert cache.positions.shape == (4, 14 + 9 + 6)
+  tail = new.with_room(6)
+  assert tail.positions.shape == (4, 9 + 6)
   tail_logits = []
   for step in range(4):
     ids = np.array([[tail[step]] for tail in tails], np.int32)
     positions = (prefix_len + suffix_len + step)[:, None]
-    logits, new = _forward(tiny, ids, positions, cache)
+    logits, new = _forward(tiny, ids, positions, cache, tail)
     tail_logits.append(logits[:, 0])
-    cache = cache.write(new, 14 + 9 + step)
+    tail = tail.write(new, 9 + step)
   for i, expected in enumerate(one_pass):
     found = np.concatenate(
       [
@@ -182,9 +182,9 @@ def test_a_row_depends_on_neither_neighbours_nor_padding(tiny):
   alone = _forward(tiny, ids, positions)[0][0]
 
   def check(before, after, filler):
-    def run(part, start=None, cache=None):
+    def run(part, start=None, *caches):
       ids, lengths, where = _pad([*before, part, *after], 33, start, filler)
-      logits, new = _forward(tiny, ids, where, cache)
+      logits, new = _forward(tiny, ids, where, *caches)
       return logits[len(before), : len(part)], lengths, new
 
     whole, _, _ = run(row)
@@ -222,7 +222,7 @@ def test_remat_changes_neither_values_nor_gradients(tiny):
   def loss(x, params, remat):
     model = nnx.merge(graph, params)
     where = np.where(positions < 0, -1, positions + lengths[:, None])
-    hidden, _ = model(x, where, cache, remat=remat)
+    hidden, _ = model(x, where, [cache], remat=remat)
     return jnp.sum(jnp.where(where[..., None] < 0, 0, hidden * weight))
 
   grad = jax.jit(jax.value_and_grad(loss), static_argnums=2)

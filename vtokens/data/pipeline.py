@@ -87,9 +87,10 @@ def draw(
     num_active = tokens.num_active
   elif tokens.draw == 'uniform':
     num_active = int(rng.integers(1, tokens.num_virtual_tokens + 1))
-  elif tokens.draw == 'log_uniform':
-    # P(k) = log((k + 1) / k) / log(n + 1).
-    num_active = int((tokens.num_virtual_tokens + 1) ** rng.random())
+  elif tokens.draw == 'power':
+    k = np.arange(1, tokens.num_virtual_tokens + 1)
+    weights = k**-tokens.draw_exponent
+    num_active = int(rng.choice(k, p=weights / weights.sum()))
   else:
     num_active = tokens.num_virtual_tokens
   return Draw(

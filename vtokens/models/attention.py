@@ -1,4 +1,4 @@
-"""Causal grouped-query attention over a context and the new tokens."""
+"""Causal grouped-query attention over caches and the new tokens."""
 
 from collections.abc import Sequence
 
@@ -31,14 +31,6 @@ class KVCache:
   v: Float[Array, '*L B K S H']
   positions: Int[Array, 'B S']
 
-  def extend(self, other: 'KVCache') -> 'KVCache':
-    """This cache's slots followed by the other's."""
-    return KVCache(
-      k=jnp.concatenate([self.k, other.k], axis=-2),
-      v=jnp.concatenate([self.v, other.v], axis=-2),
-      positions=jnp.concatenate([self.positions, other.positions], axis=1),
-    )
-
   def with_room(self, slots: int) -> 'KVCache':
     """This cache followed by empty slots, for `write`."""
     pad = [(0, 0)] * (self.k.ndim - 2) + [(0, slots), (0, 0)]
@@ -68,19 +60,20 @@ _QUERY_BLOCK = 128
 def attend(
   q: Float[Array, 'B T N H'],
   new: KVCache,
-  context: KVCache | None,
+  caches: Sequence[KVCache],
 ) -> Float[Array, 'B T N H']:
-  """Softmax attention of new tokens over a context and one another.
+  """Softmax attention of new tokens over caches and one another.
 
   The only mask is by position: a query sees the slots whose position is not
-  negative and not beyond its own. Keys of context and new tokens share one
-  softmax without being concatenated. Scores and softmax are f32.
+  negative and not beyond its own. The keys of all caches and of the new
+  tokens share one softmax without being concatenated. Scores and softmax are
+  f32.
 
   Args:
     q: rotated queries of the new tokens.
     new: rotated keys, values and positions of the same tokens. In each row
       positions rise from slot to slot, padding (-1) apart.
-    context: what came before them, or None.
+    caches: what came before them, in any number of parts.
 
   Returns:
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
@@ -100,7 +93,7 @@ def attend(
       _attend_block(
         q[:, :, start:stop],
         new.positions[:, start:stop],
-        [seen] if context is None else [context, seen],
+        [*caches, seen],
       )
     )
   out = jnp.concatenate(blocks, axis=2)
@@ -154,11 +147,11 @@ class Attention(nnx.Module):
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     angles: tuple[Array, Array],
-    context: KVCache | None,
+    caches: Sequence[KVCache],
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     q = layers.rotate(jnp.einsum('btd,dnh->btnh', x, self.q[...]), angles)
     k = layers.rotate(jnp.einsum('btd,dkh->btkh', x, self.k[...]), angles)
     v = jnp.einsum('btd,dkh->btkh', x, self.v[...])
     new = KVCache(k=k.swapaxes(1, 2), v=v.swapaxes(1, 2), positions=positions)
-    out = attend(q, new, context)
+    out = attend(q, new, caches)
     return jnp.einsum('btnh,nhd->btd', out, self.o[...]), new

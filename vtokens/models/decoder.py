@@ -1,5 +1,7 @@
 """The frozen language model: a Llama-type decoder in Flax NNX."""
 
+from collections.abc import Sequence
+
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
@@ -25,11 +27,9 @@ class Block(nnx.Module):
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     angles: tuple[Array, Array],
-    context: KVCache | None,
+    caches: Sequence[KVCache],
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
-    out, new = self.attention(
-      self.attention_norm(x), positions, angles, context
-    )
+    out, new = self.attention(self.attention_norm(x), positions, angles, caches)
     x = x + out
     return x + self.mlp(self.mlp_norm(x)), new
 
@@ -66,26 +66,28 @@ class Decoder(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    cache: KVCache | None = None,
+    caches: Sequence[KVCache] = (),
     *,
     remat: bool = False,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
-    """Runs T new tokens per row after those in the cache.
+    """Runs T new tokens per row after those in the caches.
 
     The one call of the model: passages without a cache, virtual tokens and
-    question after the passages' cache, and single tokens while generating.
+    question after the passages' cache, and single tokens after both while
+    generating.
 
     Args:
       x: embeddings of the new tokens.
       positions: their positions in the sequence, int32; -1 marks padding.
-      cache: keys and values of the tokens before them, or None.
+      caches: keys and values of the tokens before them, in any number of
+        parts, so that a part that never changes need not be copied.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
 
     Returns:
       The hidden states after the final norm (what `logits` takes), and the
       keys and values of the new tokens alone: the caller decides whether to
-      drop them, `extend` a cache by them or `write` them into one.
+      drop them, make them a cache of their own or `write` them into one.
     """
     angles = layers.rope_angles(
       positions, self.config.head_dim, self.config.rope_theta
@@ -94,15 +96,16 @@ class Decoder(nnx.Module):
 
     def body(x, layer):
       weights, kv = layer
-      context = None
-      if cache is not None:
-        context = KVCache(k=kv[0], v=kv[1], positions=cache.positions)
-      x, new = nnx.merge(block, weights)(x, positions, angles, context)
+      parts = [
+        KVCache(k=k, v=v, positions=cache.positions)
+        for (k, v), cache in zip(kv, caches, strict=True)
+      ]
+      x, new = nnx.merge(block, weights)(x, positions, angles, parts)
       return x, (new.k, new.v)
 
     if remat:
       body = jax.checkpoint(body, prevent_cse=False)
-    kv = None if cache is None else (cache.k, cache.v)
+    kv = [(cache.k, cache.v) for cache in caches]
     x, (k, v) = jax.lax.scan(body, x, (weights, kv))
     return self.norm(x), KVCache(k=k, v=v, positions=positions)
 

@@ -4,14 +4,14 @@ import importlib.util
 import pathlib
 
 import pytest
-import tiny_llama
+import tiny_models
 
 
 @pytest.fixture(scope='session')
 def tiny_dir(tmp_path_factory) -> pathlib.Path:
-  """A tiny random Llama in Hugging Face format; see `tiny_llama`."""
-  directory = tmp_path_factory.mktemp('tiny_llama')
-  tiny_llama.save(directory)
+  """A tiny random Llama in Hugging Face format; see `tiny_models`."""
+  directory = tmp_path_factory.mktemp('tiny_models')
+  tiny_models.save(directory)
   return directory
 
 

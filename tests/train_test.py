@@ -20,7 +20,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny_llama
+import tiny_models
 
 from vtokens import (
   checkpoints,
@@ -189,7 +189,7 @@ class _Place:
 def place(tmp_path_factory):
   root = tmp_path_factory.mktemp('train')
   for seed, name in enumerate(('base1', 'base2')):
-    tiny_llama.save(
+    tiny_models.save(
       root / name,
       seed=seed,
       num_hidden_layers=2,
@@ -548,7 +548,7 @@ def _batch_ids(cfg, step):
     cfg.data,
     cfg.virtual_tokens,
     Assembler.for_run(tokenizer, cfg),
-    tiny_llama.VOCAB_SIZE,
+    tiny_models.VOCAB_SIZE,
     cfg.seed,
   )
   with batches.starting_at(step - 1) as stream:

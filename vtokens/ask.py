@@ -72,7 +72,9 @@ def ask(
     raise errors.UserError(f'--num_active={k}: expected 1 to {rows}')
   if not question.strip():
     raise errors.UserError('--question: expected a text that is not blank')
-  base = base_lib.load_base(cfg.base, partitioning.make_mesh((-1, 1, 1)))
+  base = base_lib.load_base(
+    cfg.base, partitioning.make_mesh((-1, 1, 1)), cfg.context_length
+  )
   if base.fingerprint != metadata['fingerprint']:
     raise errors.UserError(
       f'{workdir}: the table was trained on another base than '

@@ -239,6 +239,12 @@ class Config:
   eval: Eval = dataclasses.field(default_factory=Eval)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
+  @property
+  def context_length(self) -> int:
+    """Longest sequence that the run can make, in tokens."""
+    prefix, suffix = self.data.buckets[-1]
+    return prefix + suffix + self.eval.max_new_tokens
+
 
 _CHOICES = {
   'base.dtype': ('float32', 'bfloat16'),

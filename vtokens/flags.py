@@ -19,12 +19,13 @@ flags.disclaim_key_flags()
 
 
 def define_config() -> flags.FlagHolder:
-  """Defines `--config FILE` and `--config.section.field=value`."""
+  """Defines `--config FILE[:VARIANT]` and `--config.section.field=value`."""
   holder = config_flags.DEFINE_config_file(
     'config',
     None,
     'Python file with get_config() -> vtokens.config.Config, e.g. '
-    'configs/quickstart.py; its fields are overridden by '
+    'configs/quickstart.py. FILE:VARIANT calls get_config(VARIANT), e.g. '
+    'configs/mistral_7b.py:paper. Its fields are overridden by '
     '--config.section.field=value.',
   )
   # ml_collections' own shows mistakes in the file as tracebacks.
@@ -85,7 +86,9 @@ class _FileParser(flags.ArgumentParser):
   """Runs a config file; its mistakes become one message with their line."""
 
   def parse(self, argument: str) -> config_lib.Config:
-    path = argument
+    path, variant = argument, None
+    if ':' in argument and not pathlib.Path(argument).exists():
+      path, _, variant = argument.rpartition(':')
     try:
       source = pathlib.Path(path).read_bytes()
     except OSError as e:
@@ -100,7 +103,8 @@ class _FileParser(flags.ArgumentParser):
           f'--config {path}: has no function get_config() -> '
           'vtokens.config.Config'
         )
-      config = namespace['get_config']()
+      arguments = [] if variant is None else [variant]
+      config = namespace['get_config'](*arguments)
     except errors.UserError:
       raise
     # The file is a program of the user's; it can raise anything.

@@ -37,6 +37,7 @@ from vtokens.data import pipeline, records
 from vtokens.data.assemble import Assembler
 from vtokens.loop import Loop
 from vtokens.models import base as base_lib
+from vtokens.models.decoder import num_params
 
 _CONFIG = flags.define_config()
 
@@ -72,7 +73,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     mesh, cfg.data.batch_size // cfg.train.accumulation_steps
   )
   stop.check()
-  base = base_lib.load_base(cfg.base, mesh)
+  base = base_lib.load_base(cfg.base, mesh, cfg.context_length)
   stop.check()
   identity = {
     'fingerprint': base.fingerprint,
@@ -84,7 +85,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     return json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
   rows = cfg.virtual_tokens.num_virtual_tokens
   writers.say(
-    f'base: {cfg.base.path}, {base.config.num_params:,} parameters, frozen\n'
+    f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen\n'
     f'table: {rows} virtual tokens x {base.config.embed_dim} = '
     f'{rows * base.config.embed_dim:,} parameters, trained\n'
     f'data: {len(train_set):,} training, {len(validation_set):,} validation, '
@@ -226,14 +227,12 @@ def _read_datasets(cfg: config.Config) -> list[list[records.Record]]:
 
 def _check_base(cfg: config.Config, base: base_lib.FrozenBase) -> None:
   """Raises if the base cannot do what the config asks of it."""
-  prefix, suffix = cfg.data.buckets[-1]
-  longest = prefix + suffix + cfg.eval.max_new_tokens
-  if longest > base.config.max_positions:
+  if cfg.context_length > base.config.longest_sequence:
     raise errors.UserError(
-      f'config.data.buckets: the last, {(prefix, suffix)}, with '
-      f'config.eval.max_new_tokens={cfg.eval.max_new_tokens} makes {longest} '
-      f'tokens, more than the {base.config.max_positions} that '
-      f'{cfg.base.path} was trained for'
+      f'config.data.buckets: the last, {cfg.data.buckets[-1]}, with '
+      f'config.eval.max_new_tokens={cfg.eval.max_new_tokens} makes '
+      f'{cfg.context_length} tokens, more than the '
+      f'{base.config.longest_sequence} that {cfg.base.path} was trained for'
     )
   if 'chat_prompt' in cfg.eval.conditions and (
     not base.tokenizer.has_chat_template

@@ -3,7 +3,7 @@
 import pathlib
 
 import pytest
-import tiny_llama
+import tiny_models
 import tokenizers
 import transformers
 from hypothesis import given
@@ -21,7 +21,7 @@ V = 1000
 @pytest.fixture(scope='module')
 def byte_level(tmp_path_factory) -> Tokenizer:
   directory = tmp_path_factory.mktemp('byte_level')
-  tiny_llama.save_tokenizer(directory)
+  tiny_models.save_tokenizer(directory)
   return load_tokenizer(directory)
 
 

@@ -6,7 +6,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-import tiny_llama
+import tiny_models
 
 from vtokens import config, errors
 from vtokens.data import pipeline
@@ -20,7 +20,7 @@ V = 1000
 @pytest.fixture(scope='module')
 def tokenizer(tmp_path_factory):
   directory = tmp_path_factory.mktemp('tokenizer')
-  tiny_llama.save_tokenizer(directory)
+  tiny_models.save_tokenizer(directory)
   return load_tokenizer(directory)
 
 

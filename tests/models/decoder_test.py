@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_llama
+import tiny_models
 import torch
 import transformers
 
@@ -17,6 +17,7 @@ from vtokens import generate, partitioning
 from vtokens.data import records
 from vtokens.models import base as base_lib
 from vtokens.models import hf
+from vtokens.models import weights as weights_lib
 from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import abstract_decoder
 
@@ -59,7 +60,7 @@ def _forward(model, ids, positions, *caches):
 
 
 def _load(directory):
-  return hf.load_decoder(
+  return weights_lib.load_decoder(
     hf.SafetensorsSource(directory),
     hf.read_config(directory),
     jnp.float32,
@@ -92,7 +93,7 @@ def _torch_logits(model, ids):
 def tiny_and_torch(tmp_path_factory):
   """A model calm enough that rounding alone stays below 1e-5."""
   directory = tmp_path_factory.mktemp('tiny')
-  reference = tiny_llama.save(directory, scale=0.1)
+  reference = tiny_models.save(directory, scale=0.1)
   return _load(directory), reference
 
 
@@ -103,7 +104,7 @@ def tiny(tiny_and_torch):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_logits_equal_those_of_torch(tmp_path, name):
-  reference = tiny_llama.save(tmp_path, **CONFIGS[name])
+  reference = tiny_models.save(tmp_path, **CONFIGS[name])
   model = _load(tmp_path)
   assert (model.head is None) == reference.config.tie_word_embeddings
   rows = _random_rows((1, 70, 33), reference.config.vocab_size)
@@ -465,7 +466,7 @@ def test_answers_after_virtual_tokens_are_torchs_ordinary_tokens(
   tmp_path, scale
 ):
   # Tied: rows added to the embeddings would add columns to the head.
-  reference = tiny_llama.save(tmp_path, tie_word_embeddings=True)
+  reference = tiny_models.save(tmp_path, tie_word_embeddings=True)
   model = _load(tmp_path)
   vocab_size = model.config.vocab_size
   rng = np.random.default_rng(0)

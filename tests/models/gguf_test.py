@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_llama
+import tiny_models
 import torch
 from jax.sharding import AxisType
 
 from vtokens import errors
 from vtokens.models import gguf as gguf_lib
-from vtokens.models import hf
+from vtokens.models import weights as weights_lib
+from vtokens.models.config import DecoderConfig, LayerKind, Rope
 
 Type = gguf.GGMLQuantizationType
 
@@ -47,7 +48,7 @@ SIZES = {
   'num_hidden_layers': 2,
   'num_attention_heads': 4,
   'num_key_value_heads': 2,
-  'vocab_size': tiny_llama.VOCAB_SIZE,
+  'vocab_size': tiny_models.VOCAB_SIZE,
 }
 METADATA = {
   'llama.context_length': 512,
@@ -151,7 +152,7 @@ def _mesh():
 
 
 def _logits(source, ids):
-  model = hf.load_decoder(source, source.config, jnp.float32, _mesh())
+  model = weights_lib.load_decoder(source, source.config, jnp.float32, _mesh())
   positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
   hidden, _ = model(model.embed(jnp.asarray(ids)), positions)
   return np.asarray(model.logits(hidden))
@@ -160,7 +161,7 @@ def _logits(source, ids):
 @pytest.fixture(scope='module')
 def model(tmp_path_factory):
   """A torch model; tests may change its weights, having copied them first."""
-  return tiny_llama.save(tmp_path_factory.mktemp('model'), scale=0.1, **SIZES)
+  return tiny_models.save(tmp_path_factory.mktemp('model'), scale=0.1, **SIZES)
 
 
 @pytest.fixture(scope='module')
@@ -189,7 +190,7 @@ def test_written_types_load(tmp_path, weights, kind):
   path = _write(tmp_path / 'x.gguf', _quantised(weights, kind))
   source = gguf_lib.GGUFSource(path)
   # Every matrix is read; the decoder is built as from any other source.
-  hf.load_decoder(source, source.config, jnp.float32, _mesh())
+  weights_lib.load_decoder(source, source.config, jnp.float32, _mesh())
   assert source.shapes() == {name: w.shape for name, w in weights.items()}
   for name, weight in weights.items():
     found = source.read(name)
@@ -221,7 +222,7 @@ def test_read_only_types_load(tmp_path, weights, kind):
     for name, weight in weights.items()
   }
   source = gguf_lib.GGUFSource(_write(tmp_path / 'x.gguf', stored))
-  hf.load_decoder(source, source.config, jnp.float32, _mesh())
+  weights_lib.load_decoder(source, source.config, jnp.float32, _mesh())
   assert source.shapes() == {name: w.shape for name, w in weights.items()}
   for name, weight in weights.items():
     if weight.ndim > 1:
@@ -248,7 +249,7 @@ def test_logits_equal_those_of_torch_on_the_same_values(
     )
     for name, w in weights.items()
   }
-  reference = tiny_llama.save(
+  reference = tiny_models.save(
     tmp_path / 'torch', scale=0.1, tie_word_embeddings=tied, **SIZES
   )
   missing, unexpected = reference.load_state_dict(rounded, strict=False)
@@ -277,7 +278,7 @@ def test_every_field_of_the_config_is_read(tmp_path, weights):
   source = gguf_lib.GGUFSource(
     _write(tmp_path / 'x.gguf', _quantised(weights, Type.F32), metadata)
   )
-  assert source.config == gguf_lib.DecoderConfig(
+  assert source.config == DecoderConfig(
     vocab_size=320,
     embed_dim=256,
     num_layers=2,
@@ -286,9 +287,9 @@ def test_every_field_of_the_config_is_read(tmp_path, weights):
     head_dim=16,
     mlp_dim=512,
     norm_eps=0.25,
-    rope_theta=500_000.0,
     max_positions=1234,
     tie_embeddings=False,
+    layer_pattern=(LayerKind(Rope(theta=500_000.0)),),
   )
 
 
@@ -304,17 +305,18 @@ def test_defaults_of_the_config(tmp_path, tensors):
   config = gguf_lib.GGUFSource(path).config
   assert config.num_kv_heads == 2
   assert config.head_dim == 128
-  assert config.rope_theta == 10_000.0
+  assert config.layer_pattern == (LayerKind(Rope(theta=10_000.0)),)
   assert config.tie_embeddings
 
 
 @pytest.mark.parametrize(
   ('rows', 'num_heads'), [(8, 1), (8, 4), (12, 3), (48, 4)]
 )
-def test_unpermute_is_the_inverse_of_permute(rows, num_heads):
+def test_stored_rows_undo_the_permutation(rows, num_heads):
   weight = np.arange(rows * 3).reshape(rows, 3)
   stored = _permute(weight, num_heads)
-  np.testing.assert_array_equal(gguf_lib.unpermute(stored, num_heads), weight)
+  order = gguf_lib.stored_rows(rows, num_heads)
+  np.testing.assert_array_equal(stored[order], weight)
   if rows // num_heads > 2:
     assert (stored != weight).any()
 
@@ -323,7 +325,7 @@ def test_fingerprint(tmp_path, weights, tensors):
   def fingerprint(tensors, metadata=None):
     path = _write(tmp_path / 'x.gguf', tensors, metadata)
     source = gguf_lib.GGUFSource(path)
-    return hf.fingerprint(source, source.config)
+    return weights_lib.fingerprint(source, source.config)
 
   first = fingerprint(tensors)
   # Neither the order of tensors nor what else the file says matters.
@@ -353,17 +355,12 @@ def test_fingerprint(tmp_path, weights, tensors):
   ]
   + [
     (
-      {'llama.rope.scaling.type': 'yarn'},
-      "llama.rope.scaling.type is 'yarn', not supported; expected 'none'",
-    ),
-    # llama.cpp takes these for linear scaling.
-    (
-      {'llama.rope.scaling.factor': 4.0},
-      'llama.rope.scaling.factor is 4.0, not supported; expected 1',
+      {'llama.rope.scaling.type': 'yarn', 'llama.rope.scaling.factor': 4.0},
+      'metadata llama.rope.scaling.original_context_length is missing',
     ),
     (
-      {'llama.rope.scale_linear': 4.0},
-      'llama.rope.scale_linear is 4.0, not supported; expected 1',
+      {'llama.rope.scaling.type': 'su'},
+      "llama.rope.scaling.type is 'su', not supported; expected 'none'",
     ),
     (
       {'llama.rope.dimension_count': 32},
@@ -411,12 +408,20 @@ def test_no_scaling_spelled_out(tmp_path, tensors, metadata):
   gguf_lib.GGUFSource(_write(tmp_path / 'x.gguf', tensors, metadata))
 
 
+@pytest.mark.parametrize('key', ['scaling.factor', 'scale_linear'])
+def test_a_factor_without_a_type_is_linear(tmp_path, tensors, key):
+  path = _write(tmp_path / 'x.gguf', tensors, {f'llama.rope.{key}': 4.0})
+  (kind,) = gguf_lib.GGUFSource(path).config.layer_pattern
+  assert (kind.rope.type, kind.rope.factor) == ('linear', 4.0)
+
+
 def test_other_architecture(tmp_path, tensors):
-  path = _write(tmp_path / 'x.gguf', tensors, architecture='qwen2')
+  path = _write(tmp_path / 'x.gguf', tensors, architecture='qwen2moe')
   with pytest.raises(errors.UserError) as e:
     gguf_lib.GGUFSource(path)
   assert str(e.value) == (
-    f"{path}: general.architecture is 'qwen2', not supported; supported: llama"
+    f"{path}: general.architecture is 'qwen2moe', not supported; supported: "
+    'llama, qwen2, qwen3, phi3, gemma, gemma2, gemma3'
   )
 
 
@@ -428,7 +433,7 @@ def test_big_endian(tmp_path, tensors):
 
 @pytest.mark.parametrize(
   'name',
-  ['blk.0.attn_q.bias', 'rope_freqs.weight', 'blk.1.ffn_gate_exps.weight'],
+  ['blk.0.attn_sinks.weight', 'blk.1.ffn_gate_exps.weight'],
 )
 def test_unknown_tensor(tmp_path, tensors, name):
   tensors = {**tensors, name: np.ones(32, np.float32)}
@@ -443,7 +448,7 @@ def test_missing_tensors_are_listed(tmp_path, tensors):
   del tensors['output_norm.weight']
   source = gguf_lib.GGUFSource(_write(tmp_path / 'x.gguf', tensors))
   with pytest.raises(errors.UserError) as e:
-    hf.load_decoder(source, source.config, jnp.float32, _mesh())
+    weights_lib.load_decoder(source, source.config, jnp.float32, _mesh())
   assert str(e.value).splitlines() == [
     f'{tmp_path}/x.gguf: the weights do not fit the config:',
     '  missing: model.layers.1.self_attn.k_proj.weight',
@@ -463,7 +468,7 @@ def test_more_layers_than_the_metadata_says(tmp_path, tensors):
   path = _write(tmp_path / 'x.gguf', tensors, {'llama.block_count': 1})
   source = gguf_lib.GGUFSource(path)
   with pytest.raises(errors.UserError, match=r'surplus: model\.layers\.1\.'):
-    hf.load_decoder(source, source.config, jnp.float32, _mesh())
+    weights_lib.load_decoder(source, source.config, jnp.float32, _mesh())
 
 
 @pytest.mark.parametrize('kind', [Type.Q8_K, Type.F64, Type.I32])
@@ -473,7 +478,7 @@ def test_types_that_cannot_be_read(tmp_path, tensors, kind):
   tensors = {**tensors, 'blk.0.attn_q.weight': (data, kind)}
   source = gguf_lib.GGUFSource(_write(tmp_path / 'x.gguf', tensors))
   with pytest.raises(errors.UserError) as e:
-    hf.load_decoder(source, source.config, jnp.float32, _mesh())
+    weights_lib.load_decoder(source, source.config, jnp.float32, _mesh())
   assert (
     f'{tmp_path}/x.gguf: tensor blk.0.attn_q.weight is quantised as {kind.name}'
   ) in str(e.value)

@@ -14,12 +14,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import tiny_llama
+import tiny_models
 import torch
 from jax.sharding import AxisType
 
 from vtokens import errors
 from vtokens.models import hf
+from vtokens.models import weights as weights_lib
 
 INDEX = 'model.safetensors.index.json'
 NORM = 'model.layers.1.input_layernorm.weight'
@@ -37,13 +38,13 @@ def _mesh():
 
 def _load(directory, dtype=jnp.float32):
   """Parameter name -> array."""
-  model = hf.load_decoder(
+  model = weights_lib.load_decoder(
     hf.SafetensorsSource(directory),
     hf.read_config(directory),
     jnp.dtype(dtype),
     _mesh(),
   )
-  return dict(hf.iter_arrays(model))
+  return dict(weights_lib.iter_arrays(model))
 
 
 def _expected(directory):
@@ -103,7 +104,7 @@ def _edited(source, directory, edit):
 
 
 def _fingerprint(directory):
-  return hf.fingerprint(
+  return weights_lib.fingerprint(
     hf.SafetensorsSource(directory), hf.read_config(directory)
   )
 
@@ -120,7 +121,7 @@ def _assert_same_bits(arrays, expected):
 @pytest.fixture(scope='module')
 def sharded_dir(tmp_path_factory):
   directory = tmp_path_factory.mktemp('sharded')
-  tiny_llama.save(directory, max_shard_size='100KB')
+  tiny_models.save(directory, max_shard_size='100KB')
   assert len(list(directory.glob('*.safetensors'))) > 2
   return directory
 
@@ -130,7 +131,7 @@ def sharded_dir(tmp_path_factory):
   'stored', [torch.float32, torch.bfloat16, torch.float16]
 )
 def test_weights_are_those_in_the_file_cast(tmp_path, stored, target):
-  tiny_llama.save(tmp_path, dtype=stored)
+  tiny_models.save(tmp_path, dtype=stored)
   found = {str(w.dtype) for w in _tensors(tmp_path).values()}
   assert found == {str(stored).removeprefix('torch.')}
   expected = _expected(tmp_path)
@@ -151,7 +152,7 @@ def test_tied_checkpoint(tmp_path, head_written):
     if head_written:
       weights['lm_head.weight'] = weights['model.embed_tokens.weight']
 
-  tiny_llama.save(tmp_path / 'tied', tie_word_embeddings=True)
+  tiny_models.save(tmp_path / 'tied', tie_word_embeddings=True)
   _edited(tmp_path / 'tied', tmp_path / 'edited', edit)
   _assert_same_bits(_load(tmp_path / 'edited'), _expected(tmp_path / 'tied'))
 
@@ -359,14 +360,15 @@ import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh
 from vtokens import partitioning
 from vtokens.models import hf
+from vtokens.models import weights as weights_lib
 
 directory = sys.argv[1]
 
 def load(mesh):
   source = hf.SafetensorsSource(directory)
   config = hf.read_config(directory)
-  return dict(hf.iter_arrays(
-    hf.load_decoder(source, config, jnp.dtype('float32'), mesh)))
+  return dict(weights_lib.iter_arrays(
+    weights_lib.load_decoder(source, config, jnp.dtype('float32'), mesh)))
 
 one = np.array(jax.devices()[:1]).reshape(1, 1, 1)
 single = load(Mesh(one, partitioning.MESH_AXES))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vtokens.models import layers
+from vtokens.models import layers, rope
 from vtokens.models.config import DecoderConfig
 
 
@@ -61,26 +61,62 @@ def attend(
   q: Float[Array, 'B T N H'],
   new: KVCache,
   caches: Sequence[KVCache],
+  *,
+  scale: float,
+  softcap: float | None = None,
+  window: Int[Array, ''] | None = None,
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
 
   The only mask is by position: a query sees the slots whose position is not
-  negative and not beyond its own. The keys of all caches and of the new
-  tokens share one softmax without being concatenated. Scores and softmax are
-  f32.
+  negative, not beyond its own and within the window. The keys of all caches
+  and of the new tokens share one softmax without being concatenated. Scores
+  and softmax are f32.
 
   Args:
     q: rotated queries of the new tokens.
     new: rotated keys, values and positions of the same tokens. In each row
       positions rise from slot to slot, padding (-1) apart.
     caches: what came before them, in any number of parts.
+    scale: multiplies the scores.
+    softcap: see `layers.softcap`; of the scores.
+    window: how many positions a query sees, its own included; None for all.
 
   Returns:
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
   """
+
+  def scores_over(q, positions, cache) -> Float[Array, 'B K T G S']:
+    scores = jnp.einsum(
+      'bktgh,bksh->bktgs', q, cache.k, preferred_element_type=jnp.float32
+    )
+    scores = layers.softcap(scores * scale, softcap)
+    slot = cache.positions[:, None, None, None, :]
+    query = positions[:, None, :, None, None]
+    seen = (slot >= 0) & (slot <= query)
+    if window is not None:
+      seen &= slot > query - window
+    # A finite stand-in for -inf: a padding query sees no slot at all, and
+    # its (unused) softmax must not become NaN.
+    return jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+
+  def attend_block(q, positions, caches) -> Float[Array, 'B K T G H']:
+    scores = jnp.concatenate(
+      [scores_over(q, positions, cache) for cache in caches], axis=-1
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    parts, start = [], 0
+    for cache in caches:
+      stop = start + cache.k.shape[2]
+      parts.append(
+        jnp.einsum('bktgs,bksh->bktgh', weights[..., start:stop], cache.v)
+      )
+      start = stop
+    return sum(parts[1:], parts[0])
+
   b, t, n, h = q.shape
   groups = n // new.k.shape[1]
-  q = q.reshape(b, t, -1, groups, h).transpose(0, 2, 1, 3, 4) * h**-0.5
+  q = q.reshape(b, t, -1, groups, h).transpose(0, 2, 1, 3, 4)
   blocks = []
   for start in range(0, t, _QUERY_BLOCK):
     stop = min(start + _QUERY_BLOCK, t)
@@ -90,7 +126,7 @@ def attend(
       positions=new.positions[:, :stop],
     )
     blocks.append(
-      _attend_block(
+      attend_block(
         q[:, :, start:stop],
         new.positions[:, start:stop],
         [*caches, seen],
@@ -100,58 +136,65 @@ def attend(
   return out.transpose(0, 2, 1, 3, 4).reshape(b, t, n, h)
 
 
-def _attend_block(
-  q: Float[Array, 'B K T G H'],
-  positions: Int[Array, 'B T'],
-  caches: Sequence[KVCache],
-) -> Float[Array, 'B K T G H']:
-  """One softmax over the slots of several caches."""
-
-  def scores_over(cache: KVCache) -> Float[Array, 'B K T G S']:
-    scores = jnp.einsum(
-      'bktgh,bksh->bktgs', q, cache.k, preferred_element_type=jnp.float32
-    )
-    slot = cache.positions[:, None, None, None, :]
-    query = positions[:, None, :, None, None]
-    # A finite stand-in for -inf: a padding query sees no slot at all, and
-    # its (unused) softmax must not become NaN.
-    return jnp.where(
-      (slot >= 0) & (slot <= query), scores, jnp.finfo(jnp.float32).min
-    )
-
-  scores = jnp.concatenate([scores_over(cache) for cache in caches], axis=-1)
-  weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-  parts, start = [], 0
-  for cache in caches:
-    stop = start + cache.k.shape[2]
-    parts.append(
-      jnp.einsum('bktgs,bksh->bktgh', weights[..., start:stop], cache.v)
-    )
-    start = stop
-  return sum(parts[1:], parts[0])
-
-
 class Attention(nnx.Module):
-  """Projections around `attend`."""
+  """Projections, norms and rotation around `attend`."""
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
     d, h = config.embed_dim, config.head_dim
     n, k = config.num_heads, config.num_kv_heads
+    self.config = config
     self.q = layers.param(rngs, (d, n, h), ('embed', 'heads', 'head'), dtype)
     self.k = layers.param(rngs, (d, k, h), ('embed', 'kv_heads', 'head'), dtype)
     self.v = layers.param(rngs, (d, k, h), ('embed', 'kv_heads', 'head'), dtype)
     self.o = layers.param(rngs, (n, h, d), ('heads', 'head', 'embed'), dtype)
+
+    def bias(shape, axes):
+      zeros = jax.nn.initializers.zeros
+      return layers.param(rngs, shape, axes, dtype, zeros)
+
+    if config.qkv_bias:
+      self.q_bias = bias((n, h), ('heads', 'head'))
+      self.k_bias = bias((k, h), ('kv_heads', 'head'))
+      self.v_bias = bias((k, h), ('kv_heads', 'head'))
+    if config.out_bias:
+      self.o_bias = bias((d,), ('embed',))
+
+    def norm(heads, axis):
+      whole = config.qk_norm == 'projection'
+      shape, axes = ((heads, h), (axis, 'head')) if whole else ((h,), ('head',))
+      return layers.RMSNorm(shape, axes, config, dtype, rngs)
+
+    if config.qk_norm != 'none':
+      self.q_norm = norm(n, 'heads')
+      self.k_norm = norm(k, 'kv_heads')
 
   def __call__(
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     angles: tuple[Array, Array],
+    window: Int[Array, ''] | None,
     caches: Sequence[KVCache],
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
-    q = layers.rotate(jnp.einsum('btd,dnh->btnh', x, self.q[...]), angles)
-    k = layers.rotate(jnp.einsum('btd,dkh->btkh', x, self.k[...]), angles)
+    config = self.config
+    q = jnp.einsum('btd,dnh->btnh', x, self.q[...])
+    k = jnp.einsum('btd,dkh->btkh', x, self.k[...])
     v = jnp.einsum('btd,dkh->btkh', x, self.v[...])
+    if config.qkv_bias:
+      q, k = q + self.q_bias[...], k + self.k_bias[...]
+      v = v + self.v_bias[...]
+    if config.qk_norm != 'none':
+      q, k = self.q_norm(q), self.k_norm(k)
+    q, k = rope.rotate(q, angles), rope.rotate(k, angles)
     new = KVCache(k=k.swapaxes(1, 2), v=v.swapaxes(1, 2), positions=positions)
-    out = attend(q, new, caches)
-    return jnp.einsum('btnh,nhd->btd', out, self.o[...]), new
+    scalar = config.query_scalar or config.head_dim
+    out = attend(
+      q,
+      new,
+      caches,
+      scale=scalar**-0.5,
+      softcap=config.attention_softcap,
+      window=window,
+    )
+    out = jnp.einsum('btnh,nhd->btd', out, self.o[...])
+    return out + self.o_bias[...] if config.out_bias else out, new

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vtokens import config, errors, paths
-from vtokens.models import gguf, hf
+from vtokens.models import gguf, hf, weights
 from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
@@ -25,7 +25,7 @@ class FrozenBase:
     graph: structure of the `Decoder`.
     params: its weights.
     tokenizer: its tokenizer.
-    fingerprint: see `hf.fingerprint`.
+    fingerprint: see `weights.fingerprint`.
   """
 
   path: str
@@ -40,12 +40,17 @@ class FrozenBase:
     return nnx.merge(self.graph, self.params)
 
 
-def load_base(settings: config.Base, mesh: jax.sharding.Mesh) -> FrozenBase:
+def load_base(
+  settings: config.Base,
+  mesh: jax.sharding.Mesh,
+  context_length: int | None = None,
+) -> FrozenBase:
   """Loads the base.
 
   Args:
     settings: where it is and its dtype.
     mesh: over which its weights are sharded.
+    context_length: longest sequence that will be run; see `DecoderConfig`.
 
   With dtype float32 the default precision of matrix products is raised to
   that of float32 for the whole program: GPUs and TPUs would otherwise use
@@ -58,13 +63,18 @@ def load_base(settings: config.Base, mesh: jax.sharding.Mesh) -> FrozenBase:
     jax.config.update('jax_default_matmul_precision', 'highest')
   path = resolve(settings.path)
   source, architecture = _open(path)
+  # Of the base itself, so not of how long this run's sequences are.
+  fingerprint = weights.fingerprint(source, architecture)
+  architecture = dataclasses.replace(
+    architecture, context_length=context_length
+  )
   tokenizer = load_tokenizer(path)
   if tokenizer.max_id >= architecture.vocab_size:
     raise errors.UserError(
       f'{path}: the tokenizer has the id {tokenizer.max_id}, but the '
       f'embedding matrix only {architecture.vocab_size} rows'
     )
-  decoder = hf.load_decoder(
+  decoder = weights.load_decoder(
     source, architecture, jnp.dtype(settings.dtype), mesh
   )
   graph, params = nnx.split(decoder)
@@ -74,11 +84,11 @@ def load_base(settings: config.Base, mesh: jax.sharding.Mesh) -> FrozenBase:
     graph=graph,
     params=params,
     tokenizer=tokenizer,
-    fingerprint=hf.fingerprint(source, architecture),
+    fingerprint=fingerprint,
   )
 
 
-def _open(path: str) -> tuple[hf.TensorSource, DecoderConfig]:
+def _open(path: str) -> tuple[weights.TensorSource, DecoderConfig]:
   if path.endswith('.gguf'):
     source = gguf.GGUFSource(path)
     return source, source.config

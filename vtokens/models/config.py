@@ -1,30 +1,59 @@
-"""Shape and constants of a decoder, and their Hugging Face form."""
+"""Shape and constants of a decoder."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
-from vtokens import errors
 
-SUPPORTED_MODEL_TYPES = ('llama',)
+@dataclasses.dataclass(frozen=True)
+class Rope:
+  """A rotary embedding (arXiv 2104.09864) and how it is scaled.
 
-# Fields of a Hugging Face config that change the numbers and of which only
-# the value given here is implemented. A missing field means this value too:
-# these are the defaults of transformers' own LlamaConfig.
-_FIXED = {
-  'hidden_act': 'silu',
-  'attention_bias': False,
-  'mlp_bias': False,
-  'quantization_config': None,
-  # Weights split by rank for inference on several hosts (LLaMA 1 exports);
-  # the sum order would differ from ours.
-  'pretraining_tp': 1,
-}
+  Attributes:
+    theta: base of the frequencies.
+    type: default, linear, dynamic, yarn, llama3 or longrope; see
+      `rope.frequencies`. The rest is read only by the types named.
+    factor: by which contexts are stretched (linear, dynamic, yarn, llama3).
+    original_max_positions: longest sequence before stretching (all but
+      default and linear).
+    low_freq_factor: llama3.
+    high_freq_factor: llama3.
+    beta_fast: yarn.
+    beta_slow: yarn.
+    truncate: yarn: whether the bounds of its ramp are rounded to integers.
+    short_factor: longrope, one per frequency, up to `original_max_positions`.
+    long_factor: longrope, one per frequency, beyond that.
+    attention_factor: multiplies cosines and sines (yarn, longrope).
+  """
+
+  theta: float = 10_000.0
+  type: str = 'default'
+  factor: float = 1.0
+  original_max_positions: int = 0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 1.0
+  beta_fast: float = 32.0
+  beta_slow: float = 1.0
+  truncate: bool = True
+  short_factor: tuple[float, ...] = ()
+  long_factor: tuple[float, ...] = ()
+  attention_factor: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+  """What may differ from layer to layer of one model.
+
+  Attributes:
+    rope: rotary embedding, or None for a layer without positions (NoPE).
+    window: how many tokens a query sees, itself included; None for all.
+  """
+
+  rope: Rope | None = Rope()
+  window: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-  """Architecture of a Llama-type decoder.
+  """Architecture of a decoder.
 
   Attributes:
     vocab_size: rows of the embedding matrix (V); virtual token i has the id
@@ -33,12 +62,30 @@ class DecoderConfig:
     num_layers: decoder blocks (L).
     num_heads: query heads (N).
     num_kv_heads: key and value heads (K), a divisor of N.
-    head_dim: width of a head (H), even.
+    head_dim: width of a head (H).
     mlp_dim: width of the gated MLP (F).
+    model_type: family, in Hugging Face's words; see `families`.
     norm_eps: added to the mean square in RMSNorm.
-    rope_theta: base of the rotary frequencies.
-    max_positions: longest sequence that the model was trained for, in tokens.
+    max_positions: Hugging Face's max_position_embeddings, in tokens; see
+      `longest_sequence`.
     tie_embeddings: whether the head is the embedding matrix.
+    layer_pattern: kinds of the layers from the first on, repeated as often as
+      needed.
+    rotary_dim: leading values of a head that are rotated, even; None for all.
+    activation: of the MLP's gate, silu or gelu_tanh.
+    qkv_bias: whether the projections to q, k and v have a bias.
+    out_bias: whether the projection out of attention has one.
+    qk_norm: RMSNorm of queries and keys: none, head (each head by itself,
+      with one scale for all) or projection (all heads together).
+    pre_norm: whether attention and MLP read a normed residual stream.
+    post_norm: whether their output is normed before it is added.
+    norm_offset: added to the scales of all RMSNorms.
+    scale_embeddings: whether embeddings are multiplied by sqrt(D).
+    query_scalar: attention scores are divided by its square root; None for H.
+    attention_softcap: c in `c * tanh(score / c)`; None for none.
+    logit_softcap: likewise of the logits.
+    context_length: longest sequence that will be run; None for
+      `longest_sequence`. Only rope types dynamic and longrope depend on it.
   """
 
   vocab_size: int
@@ -48,10 +95,24 @@ class DecoderConfig:
   num_kv_heads: int
   head_dim: int
   mlp_dim: int
+  model_type: str = 'llama'
   norm_eps: float = 1e-6
-  rope_theta: float = 10_000.0
   max_positions: int = 2048
   tie_embeddings: bool = False
+  layer_pattern: tuple[LayerKind, ...] = (LayerKind(),)
+  rotary_dim: int | None = None
+  activation: str = 'silu'
+  qkv_bias: bool = False
+  out_bias: bool = False
+  qk_norm: str = 'none'
+  pre_norm: bool = True
+  post_norm: bool = False
+  norm_offset: float = 0.0
+  scale_embeddings: bool = False
+  query_scalar: int | None = None
+  attention_softcap: float | None = None
+  logit_softcap: float | None = None
+  context_length: int | None = None
 
   def __post_init__(self):
     # ValueError: who builds it from a file adds the file's name.
@@ -60,113 +121,33 @@ class DecoderConfig:
         f'num_heads={self.num_heads} is not a multiple of '
         f'num_kv_heads={self.num_kv_heads}'
       )
-    if self.head_dim % 2:
+    rotary_dim = self.head_dim if self.rotary_dim is None else self.rotary_dim
+    if rotary_dim % 2 or not 0 < rotary_dim <= self.head_dim:
       raise ValueError(
-        f'head_dim={self.head_dim} is odd: rotary embeddings turn pairs'
+        f'{rotary_dim} of the {self.head_dim} values of a head would be '
+        'rotated: rotary embeddings turn pairs'
       )
 
   @property
-  def num_params(self) -> int:
-    """Number of weights, a tied head counted once."""
-    attention = (
-      2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
-    )
-    layer = attention + 3 * self.embed_dim * self.mlp_dim + 2 * self.embed_dim
-    matrices = 1 if self.tie_embeddings else 2
-    return (
-      matrices * self.vocab_size * self.embed_dim
-      + self.num_layers * layer
-      + self.embed_dim
-    )
+  def layer_kinds(self) -> tuple[LayerKind, ...]:
+    """The kind of each layer."""
+    pattern = self.layer_pattern
+    return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
 
+  @property
+  def longest_sequence(self) -> int:
+    """How many tokens the model is made for.
 
-def from_hf(
-  config: Mapping[str, Any], where: str = 'config.json'
-) -> DecoderConfig:
-  """Reads a `DecoderConfig` out of a Hugging Face `config.json`.
-
-  Args:
-    config: the parsed JSON object.
-    where: what to call it in errors, e.g. its path.
-
-  Returns:
-    The `DecoderConfig`.
-
-  Raises:
-    errors.UserError: a field is missing, or has a value that this decoder
-      does not implement. Nothing that changes the numbers is ignored.
-  """
-  model_type = config.get('model_type')
-  if model_type not in SUPPORTED_MODEL_TYPES:
-    raise errors.UserError(
-      f'{where}: model_type is {model_type!r}, not supported; supported: '
-      f'{", ".join(SUPPORTED_MODEL_TYPES)}'
-    )
-  for field, expected in _FIXED.items():
-    found = config.get(field, expected)
-    if found != expected:
-      raise errors.UserError(
-        f'{where}: {field} is {found!r}, not supported; expected {expected!r}'
-      )
-
-  values = {'rope_theta': 10_000.0, **config}
-  # What transformers 5 and 4 call the same thing; in both the inner theta
-  # goes before the outer one.
-  for field in ('rope_parameters', 'rope_scaling'):
-    rope = config.get(field) or {}
-    if not _is_plain_rope(rope):
-      raise errors.UserError(
-        f'{where}: {field} is {rope!r}, not supported; expected rope_type '
-        "'default'"
-      )
-    if 'rope_theta' in rope:
-      values['rope_theta'] = rope['rope_theta']
-  tied = config.get('tie_word_embeddings', False)
-  if not isinstance(tied, bool):
-    raise errors.UserError(
-      f'{where}: tie_word_embeddings is {tied!r}, expected bool'
-    )
-
-  def get(field: str, kind: type = int, default: int | None = None):
-    value = values.get(field)
-    # Files write null where a value follows from others.
-    value = default if value is None else value
-    # bool is an int to Python, and 1 is a valid float.
-    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if value is None or not number or not value > 0:
-      found = 'missing' if value is None else repr(value)
-      raise errors.UserError(
-        f'{where}: {field} is {found}, expected a positive {kind.__name__}'
-      )
-    return kind(value)
-
-  num_heads = get('num_attention_heads')
-  embed_dim = get('hidden_size')
-  try:
-    return DecoderConfig(
-      vocab_size=get('vocab_size'),
-      embed_dim=embed_dim,
-      num_layers=get('num_hidden_layers'),
-      num_heads=num_heads,
-      num_kv_heads=get('num_key_value_heads', default=num_heads),
-      head_dim=get('head_dim', default=embed_dim // num_heads),
-      mlp_dim=get('intermediate_size'),
-      norm_eps=get('rms_norm_eps', float),
-      rope_theta=get('rope_theta', float),
-      max_positions=get('max_position_embeddings'),
-      tie_embeddings=tied,
-    )
-  except ValueError as e:
-    raise errors.UserError(f'{where}: {e}') from None
-
-
-def _is_plain_rope(rope: Any) -> bool:
-  """Whether a rope_scaling or rope_parameters value means no scaling."""
-  if not isinstance(rope, Mapping):
-    return False
-  kind = rope.get('rope_type', rope.get('type', 'default'))
-  return kind == 'default' and not set(rope) - {
-    'rope_type',
-    'type',
-    'rope_theta',
-  }
+    Configs with scaled positions give the length before or after scaling;
+    where one says before, it is stretched here.
+    """
+    ropes = {kind.rope for kind in self.layer_kinds}
+    if len(ropes) > 1:
+      return self.max_positions
+    (rope,) = ropes
+    if rope is not None and rope.type in ('linear', 'dynamic'):
+      return int(self.max_positions * rope.factor)
+    if rope is not None and rope.type == 'yarn':
+      stretched = int(rope.original_max_positions * rope.factor)
+      return max(self.max_positions, stretched)
+    return self.max_positions

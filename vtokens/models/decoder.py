@@ -1,37 +1,52 @@
-"""The frozen language model: a Llama-type decoder in Flax NNX."""
+"""The frozen language model: one decoder in Flax NNX for all families."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens.models import layers
+from vtokens.models import layers, rope
 from vtokens.models.attention import Attention, KVCache
 from vtokens.models.config import DecoderConfig
 
 
 class Block(nnx.Module):
-  """One pre-norm decoder layer."""
+  """One decoder layer: attention and MLP on the residual stream."""
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    dim, eps = config.embed_dim, config.norm_eps
-    self.attention_norm = layers.RMSNorm(dim, eps, dtype, rngs)
+    def norm():
+      return layers.RMSNorm(
+        (config.embed_dim,), ('embed',), config, dtype, rngs
+      )
+
+    self.config = config
     self.attention = Attention(config, dtype, rngs)
-    self.mlp_norm = layers.RMSNorm(dim, eps, dtype, rngs)
-    self.mlp = layers.GatedMLP(dim, config.mlp_dim, dtype, rngs)
+    self.mlp = layers.GatedMLP(config, dtype, rngs)
+    if config.pre_norm:
+      self.attention_norm = norm()
+      self.mlp_norm = norm()
+    if config.post_norm:
+      self.attention_post_norm = norm()
+      self.mlp_post_norm = norm()
 
   def __call__(
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     angles: tuple[Array, Array],
+    window: Int[Array, ''] | None,
     caches: Sequence[KVCache],
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
-    out, new = self.attention(self.attention_norm(x), positions, angles, caches)
-    x = x + out
-    return x + self.mlp(self.mlp_norm(x)), new
+    pre, post = self.config.pre_norm, self.config.post_norm
+    y = self.attention_norm(x) if pre else x
+    y, new = self.attention(y, positions, angles, window, caches)
+    x = x + (self.attention_post_norm(y) if post else y)
+    y = self.mlp(self.mlp_norm(x) if pre else x)
+    return x + (self.mlp_post_norm(y) if post else y), new
 
 
 class Decoder(nnx.Module):
@@ -53,7 +68,9 @@ class Decoder(nnx.Module):
     self.layers = nnx.vmap(
       lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0
     )(rngs.fork(split=config.num_layers))
-    self.norm = layers.RMSNorm(config.embed_dim, config.norm_eps, dtype, rngs)
+    self.norm = layers.RMSNorm(
+      (config.embed_dim,), ('embed',), config, dtype, rngs
+    )
     self.head = nnx.data(
       None
       if config.tie_embeddings
@@ -77,7 +94,7 @@ class Decoder(nnx.Module):
     generating.
 
     Args:
-      x: embeddings of the new tokens.
+      x: embeddings of the new tokens, as `embed` gives them.
       positions: their positions in the sequence, int32; -1 marks padding.
       caches: keys and values of the tokens before them, in any number of
         parts, so that a part that never changes need not be copied.
@@ -89,24 +106,26 @@ class Decoder(nnx.Module):
       keys and values of the new tokens alone: the caller decides whether to
       drop them, make them a cache of their own or `write` them into one.
     """
-    angles = layers.rope_angles(
-      positions, self.config.head_dim, self.config.rope_theta
-    )
+    if self.config.scale_embeddings:
+      # Rounded to x's dtype first, as in transformers.
+      x = x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
+    select, kinds = _layer_kinds(self.config, positions)
     block, weights = nnx.split(self.layers)
 
     def body(x, layer):
-      weights, kv = layer
+      weights, kind, kv = layer
       parts = [
         KVCache(k=k, v=v, positions=cache.positions)
         for (k, v), cache in zip(kv, caches, strict=True)
       ]
-      x, new = nnx.merge(block, weights)(x, positions, angles, parts)
+      angles, window = select(kind)
+      x, new = nnx.merge(block, weights)(x, positions, angles, window, parts)
       return x, (new.k, new.v)
 
     if remat:
       body = jax.checkpoint(body, prevent_cse=False)
     kv = [(cache.k, cache.v) for cache in caches]
-    x, (k, v) = jax.lax.scan(body, x, (weights, kv))
+    x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
     return self.norm(x), KVCache(k=k, v=v, positions=positions)
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
@@ -116,20 +135,58 @@ class Decoder(nnx.Module):
   def logits(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
     """Next-token logits, f32. There are none for virtual tokens."""
     if self.head is None:
-      return jnp.einsum(
-        '...d,vd->...v',
-        hidden,
-        self.embedding[...],
-        preferred_element_type=jnp.float32,
-      )
-    return jnp.einsum(
-      '...d,dv->...v',
-      hidden,
-      self.head[...],
-      preferred_element_type=jnp.float32,
+      product, weight = '...d,vd->...v', self.embedding[...]
+    else:
+      product, weight = '...d,dv->...v', self.head[...]
+    logits = jnp.einsum(
+      product, hidden, weight, preferred_element_type=jnp.float32
     )
+    return layers.softcap(logits, self.config.logit_softcap)
 
 
 def abstract_decoder(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
   """The decoder with shapes in place of arrays; nothing is allocated."""
   return nnx.eval_shape(lambda: Decoder(config, dtype, nnx.Rngs(0)))
+
+
+def num_params(config: DecoderConfig) -> int:
+  """Number of weights, a tied head counted once."""
+  model = abstract_decoder(config, jnp.dtype(jnp.float32))
+  return sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model)))
+
+
+def _layer_kinds(
+  config: DecoderConfig, positions: Int[Array, 'B T']
+) -> tuple[Callable, Array | None]:
+  """What differs between the layers, in a form that a scan can carry.
+
+  Returns:
+    A function from one layer's entry to its angles (see `rope.angles`) and
+    window; and the entries, one per layer. They are traced only where layers
+    do differ: constants make better programs.
+  """
+  dim = config.rotary_dim or config.head_dim
+  length = config.context_length or config.longest_sequence
+  kinds = config.layer_kinds
+  ropes = list(dict.fromkeys(kind.rope for kind in kinds))
+  angles = [rope.angles(positions, r, dim, length) for r in ropes]
+  windows = [kind.window for kind in kinds]
+  if len(set(kinds)) == 1:
+    window = None if windows[0] is None else jnp.int32(windows[0])
+    return lambda _: (angles[0], window), None
+  table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
+  # No sequence has so many positions: all is within that window.
+  unlimited = np.iinfo(np.int32).max // 2
+  entries = np.array(
+    [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],
+    np.int32,
+  )
+  windowed = any(windows)
+
+  def select(entry):
+    return (
+      jax.tree.map(lambda x: x[entry[0]], table),
+      entry[1] if windowed else None,
+    )
+
+  return select, jnp.asarray(entries)

@@ -8,33 +8,42 @@ import gguf
 import numpy as np
 
 from vtokens import errors
-from vtokens.models import hf
+from vtokens.models import families
 from vtokens.models.config import DecoderConfig
+from vtokens.models.weights import EVERY, spread
 
-# GGUF tensor name -> Hugging Face name, `{}` being the layer.
-_NAMES = {
-  'token_embd.weight': 'model.embed_tokens.weight',
-  'output.weight': 'lm_head.weight',
-  'output_norm.weight': 'model.norm.weight',
-  'blk.{}.attn_norm.weight': 'model.layers.{}.input_layernorm.weight',
-  'blk.{}.attn_q.weight': 'model.layers.{}.self_attn.q_proj.weight',
-  'blk.{}.attn_k.weight': 'model.layers.{}.self_attn.k_proj.weight',
-  'blk.{}.attn_v.weight': 'model.layers.{}.self_attn.v_proj.weight',
-  'blk.{}.attn_output.weight': 'model.layers.{}.self_attn.o_proj.weight',
-  'blk.{}.ffn_norm.weight': 'model.layers.{}.post_attention_layernorm.weight',
-  'blk.{}.ffn_gate.weight': 'model.layers.{}.mlp.gate_proj.weight',
-  'blk.{}.ffn_up.weight': 'model.layers.{}.mlp.up_proj.weight',
-  'blk.{}.ffn_down.weight': 'model.layers.{}.mlp.down_proj.weight',
+# GGUF architecture -> model_type. llama.cpp writes Mistral as llama.
+_MODEL_TYPES = {
+  'llama': 'llama',
+  'qwen2': 'qwen2',
+  'qwen3': 'qwen3',
+  'phi3': 'phi3',
+  'gemma': 'gemma',
+  'gemma2': 'gemma2',
+  'gemma3': 'gemma3_text',
 }
+# Read into the config, no weights of the decoder.
+_FACTORS = (
+  'rope_freqs.weight',
+  'rope_factors_short.weight',
+  'rope_factors_long.weight',
+)
 _LAYER = re.compile(r'blk\.(\d+)\.')
 
 
 class GGUFSource:
   """The tensors of a GGUF file under their Hugging Face names.
 
+  Where a file says less than config.json (Mistral's window, Gemma's query
+  scale), the model is the one that llama.cpp would run.
+
+  Attributes:
+    where: the file.
+    config: its architecture.
+
   Raises:
-    errors.UserError: the file is missing, not GGUF, or of another
-      architecture than llama.
+    errors.UserError: the file is missing, not GGUF, or of an architecture or
+      with a setting that is not supported.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -51,23 +60,27 @@ class GGUFSource:
     if self._reader.endianess != gguf.GGUFEndian.LITTLE:
       raise errors.UserError(f'{path}: big-endian GGUF is not supported')
     self.architecture = self._field('general.architecture')
-    if self.architecture != 'llama':
+    if self.architecture not in _MODEL_TYPES:
       raise errors.UserError(
         f'{path}: general.architecture is {self.architecture!r}, not '
-        'supported; supported: llama'
+        f'supported; supported: {", ".join(_MODEL_TYPES)}'
       )
-    self.config = self._read_config()
+    tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+    self.config = self._read_config(tensors)
     self._tensors = {}
-    for tensor in self._reader.tensors:
-      name = _hf_name(tensor.name)
-      # llama.cpp's own table of long-context factors; none for plain RoPE.
-      if name is None:
+    names = self._hf_names(tensors)
+    for name, tensor in tensors.items():
+      if name in names:
+        self._tensors[names[name]] = tensor
+      elif name not in _FACTORS:
         raise errors.UserError(
-          f'{path}: tensor {tensor.name} is not supported for llama'
+          f'{path}: tensor {name} is not supported for {self.architecture}'
         )
-      self._tensors[name] = tensor
+
+  # -- metadata --
 
   def _field(self, key: str, default: Any = ...) -> Any:
+    key = key.format(arch=getattr(self, 'architecture', ''))
     field = self._reader.get_field(key)
     if field is None:
       if default is ...:
@@ -82,118 +95,224 @@ class GGUFSource:
 
   def _number(self, key: str, kind: type = int, default: Any = ...) -> Any:
     value = self._field(key, default)
-    # Some architectures have one value per layer; llama has not.
+    # Some architectures have one value per layer; these have not.
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if not number or not value > 0:
       raise errors.UserError(
-        f'{self.where}: metadata {key} is {value!r}, expected a positive '
-        f'{kind.__name__}'
+        f'{self.where}: metadata {key.format(arch=self.architecture)} is '
+        f'{value!r}, expected a positive {kind.__name__}'
       )
     return kind(value)
 
-  def _check_rope(self, head_dim: int) -> None:
-    # llama.cpp takes a factor without a type for linear scaling; 0 and 1
-    # mean none.
-    for key, plain in (
-      ('llama.rope.scaling.type', ('none',)),
-      ('llama.rope.scaling.factor', (0, 1)),
-      ('llama.rope.scale_linear', (0, 1)),
-      ('llama.rope.dimension_count', (head_dim,)),
-    ):
-      found = self._field(key, plain[0])
-      if found not in plain:
-        raise errors.UserError(
-          f'{self.where}: {key} is {found!r}, not supported; expected '
-          f'{plain[-1]!r}'
-        )
+  def _optional(self, key: str, kind: type) -> Any:
+    """A number; None where it is missing or 0, which means none."""
+    return self._number(key, kind) if self._field(key, 0) else None
 
-  def _read_config(self) -> DecoderConfig:
-    if self._field('llama.expert_count', 0):
+  def _read_config(
+    self, tensors: dict[str, gguf.ReaderTensor]
+  ) -> DecoderConfig:
+    """Says in the words of config.json what the metadata say in others."""
+    if self._field('{arch}.expert_count', 0):
       raise errors.UserError(
         f'{self.where}: mixture-of-experts models are not supported'
       )
-    heads = self._number('llama.attention.head_count')
-    embed_dim = self._number('llama.embedding_length')
-    head_dim = self._number(
-      'llama.attention.key_length', default=embed_dim // heads
-    )
-    self._check_rope(head_dim)
-    names = {tensor.name: tensor for tensor in self._reader.tensors}
-    if 'token_embd.weight' not in names:
+    if 'token_embd.weight' not in tensors:
       raise errors.UserError(
         f'{self.where}: tensor token_embd.weight is missing'
       )
-    try:
-      return DecoderConfig(
-        # GGUF lists dimensions fastest first: [D, V].
-        vocab_size=int(names['token_embd.weight'].shape[1]),
-        embed_dim=embed_dim,
-        num_layers=self._number('llama.block_count'),
-        num_heads=heads,
-        num_kv_heads=self._number(
-          'llama.attention.head_count_kv', default=heads
-        ),
-        head_dim=head_dim,
-        mlp_dim=self._number('llama.feed_forward_length'),
-        norm_eps=self._number('llama.attention.layer_norm_rms_epsilon', float),
-        rope_theta=self._number('llama.rope.freq_base', float, 10_000.0),
-        max_positions=self._number('llama.context_length'),
-        tie_embeddings='output.weight' not in names,
+    heads = self._number('{arch}.attention.head_count')
+    embed_dim = self._number('{arch}.embedding_length')
+    head_dim = self._number(
+      '{arch}.attention.key_length', default=embed_dim // heads
+    )
+    gemma = self.architecture.startswith('gemma')
+    layers = self._number('{arch}.block_count')
+    window = self._optional('{arch}.attention.sliding_window', int)
+    values: dict[str, Any] = {
+      'model_type': _MODEL_TYPES[self.architecture],
+      # GGUF lists dimensions fastest first: [D, V].
+      'vocab_size': int(tensors['token_embd.weight'].shape[1]),
+      'hidden_size': embed_dim,
+      'intermediate_size': self._number('{arch}.feed_forward_length'),
+      'num_hidden_layers': layers,
+      'num_attention_heads': heads,
+      'num_key_value_heads': self._number(
+        '{arch}.attention.head_count_kv', default=heads
+      ),
+      'head_dim': head_dim,
+      'rms_norm_eps': self._number(
+        '{arch}.attention.layer_norm_rms_epsilon', float
+      ),
+      'max_position_embeddings': self._number('{arch}.context_length'),
+      'rope_theta': self._number('{arch}.rope.freq_base', float, 10_000.0),
+      'rope_scaling': self._rope_scaling(tensors),
+      'tie_word_embeddings': 'output.weight' not in tensors,
+      'hidden_act': 'gelu_pytorch_tanh' if gemma else 'silu',
+      'sliding_window': window,
+    }
+    if 'blk.0.attn_q.bias' in tensors and self.architecture != 'qwen2':
+      values['attention_bias'] = True
+    rotated = self._number('{arch}.rope.dimension_count', default=head_dim)
+    if rotated != head_dim and self.architecture == 'phi3':
+      values['partial_rotary_factor'] = rotated / head_dim
+    elif rotated != head_dim:
+      raise errors.UserError(
+        f'{self.where}: {self.architecture}.rope.dimension_count is '
+        f'{rotated}, not supported; expected {head_dim}'
       )
-    except ValueError as e:
-      raise errors.UserError(f'{self.where}: {e}') from None
+    if self.architecture in ('gemma2', 'gemma3'):
+      # llama.cpp knows the two 27B models by their layers.
+      large = {'gemma2': 46, 'gemma3': 62}[self.architecture]
+      values.update(
+        query_pre_attn_scalar=embed_dim // heads
+        if layers == large
+        else head_dim,
+        attn_logit_softcapping=self._optional(
+          '{arch}.attn_logit_softcapping', float
+        ),
+        final_logit_softcapping=self._optional(
+          '{arch}.final_logit_softcapping', float
+        ),
+      )
+    if self.architecture == 'gemma3':
+      values['rope_local_base_freq'] = self._number(
+        '{arch}.rope.freq_base_swa', float, 10_000.0
+      )
+    return families.from_hf(values, self.where)
+
+  def _rope_scaling(
+    self, tensors: dict[str, gguf.ReaderTensor]
+  ) -> dict[str, Any] | None:
+    # llama.cpp takes a factor without a type for linear scaling; 0 and 1
+    # mean none.
+    factor = self._field('{arch}.rope.scaling.factor', 0) or self._field(
+      '{arch}.rope.scale_linear', 0
+    )
+    kind = self._field(
+      '{arch}.rope.scaling.type', 'linear' if factor not in (0, 1) else 'none'
+    )
+    if {'rope_factors_short.weight', 'rope_factors_long.weight'} <= set(
+      tensors
+    ):
+      return {
+        'rope_type': 'longrope',
+        'short_factor': _floats(tensors['rope_factors_short.weight']),
+        'long_factor': _floats(tensors['rope_factors_long.weight']),
+        'attention_factor': self._number(
+          '{arch}.rope.scaling.attn_factor', float, 1.0
+        ),
+        'original_max_position_embeddings': self._number(
+          '{arch}.rope.scaling.original_context_length'
+        ),
+      }
+    if 'rope_freqs.weight' in tensors:
+      # Llama 3.1 and later: the converter has applied the formula and wrote
+      # by what to divide each frequency, at any length.
+      factors = _floats(tensors['rope_freqs.weight'])
+      return {
+        'rope_type': 'longrope',
+        'short_factor': factors,
+        'long_factor': factors,
+        'attention_factor': 1.0,
+      }
+    if kind == 'none':
+      return None
+    if kind == 'linear':
+      return {'rope_type': 'linear', 'factor': float(factor)}
+    if kind == 'yarn':
+      return {
+        'rope_type': 'yarn',
+        'factor': float(factor),
+        'original_max_position_embeddings': self._number(
+          '{arch}.rope.scaling.original_context_length'
+        ),
+      }
+    raise errors.UserError(
+      f'{self.where}: {self.architecture}.rope.scaling.type is {kind!r}, not '
+      "supported; expected 'none', 'linear' or 'yarn'"
+    )
+
+  # -- tensors --
+
+  def _hf_names(self, tensors: dict[str, gguf.ReaderTensor]) -> dict[str, str]:
+    """GGUF name -> Hugging Face name, by the gguf package's own table."""
+    layers = [int(m[1]) for m in map(_LAYER.match, tensors) if m]
+    count = max(layers, default=0) + 1
+    arch = gguf.MODEL_ARCH_NAMES
+    kind = next(key for key, name in arch.items() if name == self.architecture)
+    table = gguf.get_tensor_name_map(kind, count)
+    names = {}
+    for template in families.FAMILIES[self.config.model_type].names.values():
+      for i in range(count):
+        name = template.format(i)
+        theirs = table.get_name(name, try_suffixes=('.weight', '.bias'))
+        if theirs is not None:
+          names[theirs] = name
+    return names
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """See `hf.TensorSource`."""
+    """See `weights.TensorSource`."""
     return {
       name: tuple(int(size) for size in reversed(tensor.shape))
       for name, tensor in self._tensors.items()
     }
 
-  def read(self, name: str) -> np.ndarray:
-    """See `hf.TensorSource`; always f32."""
+  def nbytes(self, name: str) -> int:
+    """See `weights.TensorSource`."""
+    return int(self._tensors[name].n_bytes)
+
+  def read(
+    self, name: str, rows: slice = EVERY, columns: slice = EVERY
+  ) -> np.ndarray:
+    """See `weights.TensorSource`; always f32."""
     tensor = self._tensors[name]
+    data = tensor.data
+    order: slice | np.ndarray = rows
+    if self.architecture == 'llama' and '.self_attn.' in name:
+      heads = {
+        'q_proj': self.config.num_heads,
+        'k_proj': self.config.num_kv_heads,
+      }.get(name.split('.')[-2])
+      if heads is not None:
+        order = stored_rows(int(tensor.shape[-1]), heads)[rows]
     try:
-      array = gguf.dequantize(tensor.data, tensor.tensor_type)
+      array = gguf.dequantize(
+        data[order] if data.ndim > 1 else data, tensor.tensor_type
+      )
     except NotImplementedError as e:
       raise errors.UserError(
         f'{self.where}: tensor {tensor.name} is quantised as '
         f'{tensor.tensor_type.name}, which the gguf package cannot read ({e})'
       ) from None
-    array = array.reshape(self.shapes()[name])
-    if name.endswith('q_proj.weight'):
-      return unpermute(array, self.config.num_heads)
-    if name.endswith('k_proj.weight'):
-      return unpermute(array, self.config.num_kv_heads)
+    array = array[:, columns] if data.ndim > 1 else array[order]
+    if self.architecture.startswith('gemma') and name.endswith('norm.weight'):
+      # Its converter has added the 1 that the model adds.
+      array = array - 1
     return array
 
   def sample(self, name: str) -> bytes:
-    """See `hf.TensorSource`."""
-    return hf.spread(self._tensors[name].data.reshape(-1).view(np.uint8))
+    """See `weights.TensorSource`."""
+    return spread(self._tensors[name].data.reshape(-1).view(np.uint8))
 
 
-def unpermute(weight: np.ndarray, num_heads: int) -> np.ndarray:
-  """Undoes llama.cpp's reordering of the rows of q and k.
+def _floats(tensor: gguf.ReaderTensor) -> list[float]:
+  return [float(value) for value in tensor.data]
 
-  Its converter interleaves the two halves of each head (rows 0, H/2, 1,
-  H/2 + 1, ...) because it rotates neighbouring pairs; Hugging Face rotates
-  row i with row i + H/2. See `LlamaModel.permute` in convert_hf_to_gguf.py.
+
+def stored_rows(rows: int, num_heads: int) -> np.ndarray:
+  """Where llama.cpp stores the rows of q and k.
+
+  For architecture llama its converter interleaves the two halves of each head
+  (rows 0, H/2, 1, H/2 + 1, ...) because it rotates neighbouring pairs; Hugging
+  Face rotates row i with row i + H/2. See `LlamaModel.permute` in
+  convert_hf_to_gguf.py.
 
   Args:
-    weight: `[num_heads * H, D]`.
-    num_heads: of this matrix.
+    rows: of the matrix, `num_heads * H`.
+    num_heads: of the matrix.
 
   Returns:
-    `[num_heads * H, D]` in Hugging Face order.
+    For each row in Hugging Face order, its row in the file.
   """
-  rows, dim = weight.shape
-  pairs = weight.reshape(num_heads, rows // num_heads // 2, 2, dim)
-  return pairs.swapaxes(1, 2).reshape(rows, dim)
-
-
-def _hf_name(name: str) -> str | None:
-  layer = _LAYER.match(name)
-  if layer is None:
-    return _NAMES.get(name)
-  generic = _NAMES.get(_LAYER.sub('blk.{}.', name))
-  return generic and generic.format(layer[1])
+  pairs = np.arange(rows).reshape(num_heads, rows // num_heads // 2, 2)
+  return pairs.swapaxes(1, 2).reshape(rows)

@@ -1,12 +1,14 @@
-"""Norm, rotary embedding and the gated MLP of a decoder block."""
+"""Norm, gated MLP and other parts of a decoder block."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
+
+from vtokens.models.config import DecoderConfig
 
 
 def param(
@@ -31,57 +33,57 @@ def param(
 
 
 class RMSNorm(nnx.Module):
-  """Root mean square norm, computed in f32 (arXiv 1910.07467)."""
+  """Root mean square norm (arXiv 1910.07467), computed in f32.
 
-  def __init__(self, dim: int, eps: float, dtype: jnp.dtype, rngs: nnx.Rngs):
-    self.scale = param(
-      rngs, (dim,), ('embed',), dtype, jax.nn.initializers.ones
-    )
-    self.eps = eps
-
-  def __call__(self, x: Float[Array, '... D']) -> Float[Array, '... D']:
-    y = x.astype(jnp.float32)
-    y *= jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-    return y.astype(x.dtype) * self.scale[...]
-
-
-def rope_angles(
-  positions: Int[Array, 'B T'], head_dim: int, theta: float
-) -> tuple[Float[Array, 'B T 1 H2'], Float[Array, 'B T 1 H2']]:
-  """Cosines and sines of the rotary embedding, f32 (arXiv 2104.09864).
-
-  Frequency i of H/2 is `theta ** (-2 i / H)` radians per position. It is
-  rounded to f32 before it meets the position, as in transformers: the error
-  grows with the position, and must be the one that the model was trained on.
+  Args:
+    shape: of what is normed together: the last dimensions of the input.
+    axes: their logical names.
+    config: its `norm_eps` and `norm_offset`.
+    dtype: of the stored scale.
+    rngs: not used; for `param`.
   """
-  exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-  frequencies = 1 / np.float32(theta) ** exponents
-  angles = positions[..., None, None].astype(jnp.float32) * frequencies
-  return jnp.cos(angles), jnp.sin(angles)
+
+  def __init__(
+    self,
+    shape: Sequence[int],
+    axes: Sequence[str],
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+  ):
+    self.scale = param(rngs, shape, axes, dtype, jax.nn.initializers.ones)
+    self.eps = config.norm_eps
+    self.offset = config.norm_offset
+
+  def __call__(self, x: Float[Array, '*B']) -> Float[Array, '*B']:
+    scale = self.scale[...].astype(jnp.float32) + self.offset
+    y = x.astype(jnp.float32)
+    # One scale for each head by itself has one dimension, like any other.
+    mean = jnp.mean(y * y, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
+    return (y * jax.lax.rsqrt(mean + self.eps) * scale).astype(x.dtype)
 
 
-def rotate(
-  x: Float[Array, 'B T N H'],
-  angles: tuple[Float[Array, 'B T 1 H2'], Float[Array, 'B T 1 H2']],
-) -> Float[Array, 'B T N H']:
-  """Turns pair (i, i + H/2) of each head by its angle, in f32."""
-  cos, sin = angles
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  turned = jnp.concatenate(
-    [first * cos - second * sin, second * cos + first * sin], axis=-1
-  )
-  return turned.astype(x.dtype)
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+  'silu': jax.nn.silu,
+  'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 class GatedMLP(nnx.Module):
-  """`down(silu(gate(x)) * up(x))` (SwiGLU, arXiv 2002.05202)."""
+  """`down(act(gate(x)) * up(x))` (arXiv 2002.05202)."""
 
-  def __init__(self, dim: int, width: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    dim, width = config.embed_dim, config.mlp_dim
     self.gate = param(rngs, (dim, width), ('embed', 'mlp'), dtype)
     self.up = param(rngs, (dim, width), ('embed', 'mlp'), dtype)
     self.down = param(rngs, (width, dim), ('mlp', 'embed'), dtype)
+    self.activation = config.activation
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    return (jax.nn.silu(x @ self.gate[...]) * (x @ self.up[...])) @ self.down[
-      ...
-    ]
+    gate = ACTIVATIONS[self.activation](x @ self.gate[...])
+    return (gate * (x @ self.up[...])) @ self.down[...]
+
+
+def softcap(x: Float[Array, '*B'], cap: float | None) -> Float[Array, '*B']:
+  """`cap * tanh(x / cap)`: x, smoothly kept within +-cap; None keeps x."""
+  return x if cap is None else cap * jnp.tanh(x / cap)

@@ -1,4 +1,4 @@
-"""Tiny random Llama models in Hugging Face format, made with transformers."""
+"""Tiny random models in Hugging Face format, made with transformers."""
 
 import pathlib
 
@@ -43,12 +43,14 @@ def save(
   scale: float = 0.2,
   max_shard_size: str = '1GB',
   dtype: torch.dtype = torch.float32,
+  model_type: str = 'llama',
   **overrides,
-) -> transformers.LlamaForCausalLM:
+) -> transformers.PreTrainedModel:
   """Saves a model and its tokenizer; returns the torch model (f32, eval).
 
   Weights have standard deviation `scale`: with transformers' own 0.02 the
-  logits of a model this small hardly depend on its input.
+  logits of a model this small hardly depend on its input. Norms and biases
+  are random as well: at their initial 1 and 0 a wrong one would not show.
   """
   settings = {
     'vocab_size': VOCAB_SIZE,
@@ -59,18 +61,26 @@ def save(
     'num_key_value_heads': 2,
     'max_position_embeddings': 512,
     'rms_norm_eps': 1e-5,
-    'rope_theta': 10_000.0,
     'tie_word_embeddings': False,
     'initializer_range': scale,
+    'pad_token_id': None,
     'bos_token_id': None,
     'eos_token_id': 258,
     **overrides,
   }
   torch.manual_seed(seed)
-  model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings))
+  config = transformers.AutoConfig.for_model(model_type, **settings)
+  # Plain attention: its fast forms have other numbers, or no soft caps.
+  model = transformers.AutoModelForCausalLM.from_config(
+    config, attn_implementation='eager'
+  )
   for name, weight in model.named_parameters():
     if 'norm' in name:
-      torch.nn.init.normal_(weight, 1.0, 0.1)
+      # Gemma's norms add 1 to what is stored.
+      mean = 0.0 if model_type.startswith('gemma') else 1.0
+      torch.nn.init.normal_(weight, mean, 0.1)
+    elif name.endswith('bias'):
+      torch.nn.init.normal_(weight, 0.0, scale)
   model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
   save_tokenizer(directory)
   return model.to(torch.float32).eval()

@@ -1,0 +1,12 @@
+"""Llama 3.1 8B Instruct.
+
+With `:paper` after its name, the paper's hyperparameters; see
+`vtokens/recipes.py`.
+"""
+
+from vtokens import config, recipes
+
+
+def get_config(variant: str = '') -> config.Config:
+  """The data files that it names, under data/, are yours to put there."""
+  return recipes.spring('meta-llama/Llama-3.1-8B-Instruct', variant)

@@ -1,0 +1,12 @@
+"""Mistral 7B v0.1, a base of the paper.
+
+With `:paper` after its name, the paper's hyperparameters; see
+`vtokens/recipes.py`.
+"""
+
+from vtokens import config, recipes
+
+
+def get_config(variant: str = '') -> config.Config:
+  """The data files that it names, under data/, are yours to put there."""
+  return recipes.spring('mistralai/Mistral-7B-v0.1', variant)

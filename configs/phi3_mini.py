@@ -1,0 +1,12 @@
+"""Phi-3 mini, 4k.
+
+With `:paper` after its name, the paper's hyperparameters; see
+`vtokens/recipes.py`.
+"""
+
+from vtokens import config, recipes
+
+
+def get_config(variant: str = '') -> config.Config:
+  """The data files that it names, under data/, are yours to put there."""
+  return recipes.spring('microsoft/Phi-3-mini-4k-instruct', variant)

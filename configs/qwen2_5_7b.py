@@ -1,0 +1,12 @@
+"""Qwen2.5 7B Instruct.
+
+With `:paper` after its name, the paper's hyperparameters; see
+`vtokens/recipes.py`.
+"""
+
+from vtokens import config, recipes
+
+
+def get_config(variant: str = '') -> config.Config:
+  """The data files that it names, under data/, are yours to put there."""
+  return recipes.spring('Qwen/Qwen2.5-7B-Instruct', variant)

@@ -1,0 +1,718 @@
+"""Families of models: their Hugging Face configs and the names of weights.
+
+To add one: a function that reads its config, its entry in `_FAMILIES`, and
+what `to_hf` writes beyond the common fields.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vtokens import errors
+from vtokens.models import rope as rope_lib
+from vtokens.models.config import DecoderConfig, LayerKind, Rope
+
+# --- names of weights ---
+
+# Parameter path -> tensor name, `{}` being the layer. Paths that share a name
+# are rows of one tensor, in the order in which they stand here.
+_COMMON_NAMES = {
+  'embedding': 'model.embed_tokens.weight',
+  'head': 'lm_head.weight',
+  'norm.scale': 'model.norm.weight',
+  'layers.attention.q': 'model.layers.{}.self_attn.q_proj.weight',
+  'layers.attention.k': 'model.layers.{}.self_attn.k_proj.weight',
+  'layers.attention.v': 'model.layers.{}.self_attn.v_proj.weight',
+  'layers.attention.o': 'model.layers.{}.self_attn.o_proj.weight',
+  'layers.attention.q_bias': 'model.layers.{}.self_attn.q_proj.bias',
+  'layers.attention.k_bias': 'model.layers.{}.self_attn.k_proj.bias',
+  'layers.attention.v_bias': 'model.layers.{}.self_attn.v_proj.bias',
+  'layers.attention.o_bias': 'model.layers.{}.self_attn.o_proj.bias',
+  'layers.attention.q_norm.scale': 'model.layers.{}.self_attn.q_norm.weight',
+  'layers.attention.k_norm.scale': 'model.layers.{}.self_attn.k_norm.weight',
+  'layers.mlp.gate': 'model.layers.{}.mlp.gate_proj.weight',
+  'layers.mlp.up': 'model.layers.{}.mlp.up_proj.weight',
+  'layers.mlp.down': 'model.layers.{}.mlp.down_proj.weight',
+}
+_LAYER = 'model.layers.{}.'
+_PRE_NORMS = {
+  'layers.attention_norm.scale': _LAYER + 'input_layernorm.weight',
+  'layers.mlp_norm.scale': _LAYER + 'post_attention_layernorm.weight',
+}
+_POST_NORMS = {
+  'layers.attention_post_norm.scale': (
+    _LAYER + 'post_attention_layernorm.weight'
+  ),
+  'layers.mlp_post_norm.scale': _LAYER + 'post_feedforward_layernorm.weight',
+}
+_FUSED = {
+  'layers.attention.q': _LAYER + 'self_attn.qkv_proj.weight',
+  'layers.attention.k': _LAYER + 'self_attn.qkv_proj.weight',
+  'layers.attention.v': _LAYER + 'self_attn.qkv_proj.weight',
+  'layers.mlp.gate': _LAYER + 'mlp.gate_up_proj.weight',
+  'layers.mlp.up': _LAYER + 'mlp.gate_up_proj.weight',
+}
+_LLAMA_NAMES = {**_COMMON_NAMES, **_PRE_NORMS}
+_OLMO_NAMES = {**_COMMON_NAMES, **_POST_NORMS}
+_PHI_NAMES = {**_LLAMA_NAMES, **_FUSED}
+_GEMMA2_NAMES = {
+  **_COMMON_NAMES,
+  **_POST_NORMS,
+  'layers.attention_norm.scale': _LAYER + 'input_layernorm.weight',
+  'layers.mlp_norm.scale': _LAYER + 'pre_feedforward_layernorm.weight',
+}
+
+
+# --- reading configs ---
+
+
+class _Fields:
+  """A `config.json` whose values are checked as they are read."""
+
+  def __init__(self, values: Mapping[str, Any], where: str):
+    self.values = values
+    self.where = where
+
+  def fail(
+    self, field: str, expected: str, found: Any = ...
+  ) -> errors.UserError:
+    found = self.values.get(field) if found is ... else found
+    found = 'missing' if found is None else repr(found)
+    return errors.UserError(
+      f'{self.where}: {field} is {found}, expected {expected}'
+    )
+
+  def number(
+    self,
+    field: str,
+    kind: type = int,
+    default: Any = None,
+    inside: Mapping[str, Any] | None = None,
+  ) -> Any:
+    """A positive number; a missing or null one is the default, if any."""
+    value = (self.values if inside is None else inside).get(field)
+    value = default if value is None else value
+    # bool is an int to Python, and 1 is a valid float.
+    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+    if not number or not (value > 0 and math.isfinite(value)):
+      raise self.fail(field, f'a positive {kind.__name__}', value)
+    return kind(value)
+
+  def optional(self, field: str, kind: type, default: Any = None) -> Any:
+    """A positive number or null; a missing one is the default."""
+    if self.values.get(field, default) is None:
+      return None
+    return self.number(field, kind, default)
+
+  def boolean(self, field: str, default: bool) -> bool:
+    value = self.values.get(field)
+    value = default if value is None else value
+    if not isinstance(value, bool):
+      raise self.fail(field, 'true or false')
+    return value
+
+  def only(self, field: str, *supported: Any) -> None:
+    """Raises unless a field is missing or has a value that is implemented."""
+    value = self.values.get(field, supported[0])
+    if value not in supported:
+      raise self.fail(
+        field, f'{" or ".join(map(repr, supported))} (others: not supported)'
+      )
+
+  def per_layer(self, field: str, values: Sequence[Any]) -> list[Any] | None:
+    """One of the values for each layer, or None if the field is not there."""
+    found = self.values.get(field)
+    if found is None:
+      return None
+    count = self.number('num_hidden_layers')
+    if (
+      not isinstance(found, list)
+      or len(found) != count
+      or not all(value in values for value in found)
+    ):
+      raise self.fail(
+        field, f'a list of {count}, each {" or ".join(map(repr, values))}'
+      )
+    return found
+
+  # -- rotary embeddings --
+
+  def rope(
+    self, layer_type: str | None = None, default_theta: float = 10_000.0
+  ) -> Rope:
+    """The rotary embedding, of one type of layer where they differ.
+
+    transformers 4 writes `rope_scaling` next to `rope_theta`; transformers 5
+    writes `rope_parameters` with theta inside, in which layer types may be
+    nested. An inner value goes before an outer one.
+    """
+    for field in ('rope_scaling', 'rope_parameters'):
+      found = self.values.get(field)
+      if found:
+        break
+    if found is None:
+      found = {}
+    if not isinstance(found, Mapping):
+      raise self.fail(field, 'an object')
+    if layer_type is not None and isinstance(found.get(layer_type), Mapping):
+      found = found[layer_type]
+    found = dict(found)
+    found.setdefault('rope_theta', self.values.get('rope_theta'))
+    return self.rope_of(found, field, default_theta)
+
+  def rope_of(
+    self,
+    found: Mapping[str, Any],
+    field: str,
+    default_theta: float = 10_000.0,
+  ) -> Rope:
+    """Checks and reads one set of rope parameters."""
+    kind = found.get('rope_type', found.get('type')) or 'default'
+    if kind not in rope_lib.TYPES:
+      raise self.fail(
+        field, f'rope_type {" or ".join(map(repr, rope_lib.TYPES))}', kind
+      )
+    unknown = sorted(
+      key
+      for key, value in found.items()
+      if value is not None and key not in _ROPE_FIELDS[kind]
+    )
+    if unknown:
+      raise errors.UserError(
+        f'{self.where}: {field} has {", ".join(unknown)}, not supported for '
+        f'rope_type {kind!r}'
+      )
+
+    def number(key: str, default: float | None = None) -> float:
+      return self.number(key, float, default, inside=found)
+
+    values: dict[str, Any] = {
+      'type': kind,
+      'theta': number('rope_theta', default_theta),
+    }
+    longest = self.number('max_position_embeddings')
+    original = longest
+    if kind in ('yarn', 'llama3', 'longrope'):
+      # Phi-3 has it outside, which goes before.
+      original = self.number(
+        'original_max_position_embeddings',
+        default=self.number(
+          'original_max_position_embeddings', default=longest, inside=found
+        ),
+      )
+    if kind != 'default':
+      values['original_max_positions'] = original
+    if kind in ('linear', 'dynamic', 'llama3'):
+      values['factor'] = number('factor')
+    if kind == 'llama3':
+      values['low_freq_factor'] = number('low_freq_factor')
+      values['high_freq_factor'] = number('high_freq_factor')
+    if kind == 'yarn':
+      factor = number('factor', longest / original)
+      values.update(
+        factor=factor,
+        beta_fast=number('beta_fast', 32.0),
+        beta_slow=number('beta_slow', 1.0),
+        truncate=bool(found.get('truncate', True)),
+        attention_factor=number('attention_factor', _yarn_scale(found, factor)),
+      )
+    if kind == 'longrope':
+      factor = number('factor', longest / original)
+      # arXiv 2402.13753, §3.
+      scale = (
+        math.sqrt(1 + math.log(factor) / math.log(original))
+        if factor > 1
+        else 1.0
+      )
+      values.update(
+        short_factor=self.factors(found, 'short_factor'),
+        long_factor=self.factors(found, 'long_factor'),
+        attention_factor=number('attention_factor', scale),
+      )
+    return Rope(**values)
+
+  def factors(self, found: Mapping[str, Any], key: str) -> tuple[float, ...]:
+    value = found.get(key)
+    count = (self.rotary_dim() or self.head_dim()) // 2
+    if (
+      not isinstance(value, list)
+      or len(value) != count
+      or not all(
+        isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0
+        for x in value
+      )
+    ):
+      raise self.fail(key, f'a list of {count} positive numbers', value)
+    return tuple(map(float, value))
+
+  def rotary_dim(self) -> int | None:
+    """How many values of a head are rotated; None for all."""
+    partial = self.values.get('partial_rotary_factor')
+    for field in ('rope_scaling', 'rope_parameters'):
+      inner = self.values.get(field)
+      if isinstance(inner, Mapping) and 'partial_rotary_factor' in inner:
+        partial = inner['partial_rotary_factor']
+    if partial is None or partial == 1:
+      return None
+    if not isinstance(partial, float) or not 0 < partial < 1:
+      raise self.fail('partial_rotary_factor', 'a number from 0 to 1', partial)
+    return int(self.head_dim() * partial)
+
+  def head_dim(self, default: int | None = None) -> int:
+    if default is None:
+      default = self.number('hidden_size') // self.number('num_attention_heads')
+    return self.number('head_dim', default=default)
+
+
+_ROPE_COMMON = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
+_STRETCHED = _ROPE_COMMON | {'factor', 'original_max_position_embeddings'}
+_ROPE_FIELDS = {
+  # transformers writes the length into Phi-3's even where nothing is scaled.
+  'default': _ROPE_COMMON | {'original_max_position_embeddings'},
+  'linear': _STRETCHED,
+  'dynamic': _STRETCHED,
+  'llama3': _STRETCHED | {'low_freq_factor', 'high_freq_factor'},
+  'yarn': _STRETCHED
+  | {
+    'attention_factor',
+    'beta_fast',
+    'beta_slow',
+    'mscale',
+    'mscale_all_dim',
+    'truncate',
+  },
+  'longrope': _STRETCHED | {'attention_factor', 'short_factor', 'long_factor'},
+}
+
+
+def _yarn_scale(found: Mapping[str, Any], factor: float) -> float:
+  """YaRN's temperature (arXiv 2309.00071, eq. 22)."""
+
+  def mscale(weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+  over, under = found.get('mscale'), found.get('mscale_all_dim')
+  return mscale(over) / mscale(under) if over and under else mscale(1.0)
+
+
+def _llama(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_act', 'silu')
+  f.only('mlp_bias', False)
+  # Weights split by rank for inference on several hosts (LLaMA 1 exports);
+  # the sum order would differ from ours.
+  f.only('pretraining_tp', 1)
+  bias = f.boolean('attention_bias', False)
+  return {
+    'qkv_bias': bias,
+    'out_bias': bias,
+    'layer_pattern': (LayerKind(f.rope()),),
+  }
+
+
+def _mistral(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_act', 'silu')
+  f.only('attention_bias', False)
+  if f.per_layer('layer_types', _LAYER_TYPES):
+    raise f.fail(
+      'layer_types',
+      "none (transformers' Mistral ignores it; for alternating "
+      "layers model_type is 'ministral')",
+    )
+  window = f.optional('sliding_window', int, 4096)
+  return {'layer_pattern': (LayerKind(f.rope(), window),)}
+
+
+def _ministral(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_act', 'silu')
+  f.only('attention_bias', False)
+  window = f.optional('sliding_window', int, 4096)
+  default = [_SLIDING if window else _FULL] * f.number('num_hidden_layers')
+  return {'layer_pattern': _by_type(f, default, window)}
+
+
+def _qwen(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_act', 'silu')
+  window = None
+  if f.boolean('use_sliding_window', False):
+    window = f.optional('sliding_window', int, 4096)
+  first = f.values.get('max_window_layers', 28)
+  default = [
+    _SLIDING if window and i >= first else _FULL
+    for i in range(f.number('num_hidden_layers'))
+  ]
+  return {'layer_pattern': _by_type(f, default, window)}
+
+
+def _qwen2(f: _Fields) -> dict[str, Any]:
+  # Written into no config: it is part of the code.
+  f.only('attention_bias', True)
+  return {**_qwen(f), 'qkv_bias': True}
+
+
+def _qwen3(f: _Fields) -> dict[str, Any]:
+  bias = f.boolean('attention_bias', False)
+  return {
+    **_qwen(f),
+    'head_dim': f.head_dim(128),
+    'qk_norm': 'head',
+    'qkv_bias': bias,
+    'out_bias': bias,
+  }
+
+
+def _phi3(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_act', 'silu')
+  f.only('attention_bias', False)
+  values = dict(f.values)
+  for field in ('rope_scaling', 'rope_parameters'):
+    found = values.get(field)
+    if isinstance(found, Mapping):
+      kind = found.get('rope_type', found.get('type'))
+      if kind in ('su', 'yarn'):  # Its older names for the same.
+        values[field] = {**found, 'rope_type': 'longrope'}
+  f = _Fields(values, f.where)
+  return {
+    'rotary_dim': f.rotary_dim(),
+    'layer_pattern': (LayerKind(f.rope(), f.optional('sliding_window', int)),),
+  }
+
+
+def _gemma_common(f: _Fields) -> dict[str, Any]:
+  f.only('use_bidirectional_attention', False, None)
+  bias = f.boolean('attention_bias', False)
+  return {
+    'head_dim': f.head_dim(256),
+    'tie_embeddings': f.boolean('tie_word_embeddings', True),
+    'activation': 'gelu_tanh',
+    'qkv_bias': bias,
+    'out_bias': bias,
+    'norm_offset': 1.0,
+    'scale_embeddings': True,
+  }
+
+
+def _gemma(f: _Fields) -> dict[str, Any]:
+  # The first files said gelu and meant the tanh form; see transformers#29402.
+  f.only('hidden_act', 'gelu_pytorch_tanh', 'gelu')
+  f.only('hidden_activation', None, 'gelu_pytorch_tanh')
+  return {**_gemma_common(f), 'layer_pattern': (LayerKind(f.rope()),)}
+
+
+def _gemma2(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_activation', 'gelu_pytorch_tanh')
+  default = [
+    _FULL if i % 2 else _SLIDING for i in range(f.number('num_hidden_layers'))
+  ]
+  window = f.optional('sliding_window', int, 4096)
+  return {
+    **_gemma_common(f),
+    'post_norm': True,
+    'query_scalar': f.number('query_pre_attn_scalar', default=256),
+    'attention_softcap': f.optional('attn_logit_softcapping', float, 50.0),
+    'logit_softcap': f.optional('final_logit_softcapping', float, 30.0),
+    'layer_pattern': _by_type(f, default, window),
+  }
+
+
+def _gemma3(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_activation', 'gelu_pytorch_tanh')
+  # transformers reads it and then does not use it.
+  f.only('attn_logit_softcapping', None)
+  every = f.number('sliding_window_pattern', default=6)
+  default = [
+    _SLIDING if (i + 1) % every else _FULL
+    for i in range(f.number('num_hidden_layers'))
+  ]
+  window = f.optional('sliding_window', int, 4096)
+  local = f.values.get('rope_parameters')
+  if isinstance(local, Mapping) and _SLIDING in local:
+    local = f.rope(_SLIDING)
+  else:
+    local = Rope(theta=f.number('rope_local_base_freq', float, 10_000.0))
+  ropes = {_FULL: f.rope(_FULL, 1_000_000.0), _SLIDING: local}
+  return {
+    **_gemma_common(f),
+    'post_norm': True,
+    'qk_norm': 'head',
+    'query_scalar': f.number('query_pre_attn_scalar', default=256),
+    'logit_softcap': f.optional('final_logit_softcapping', float),
+    'layer_pattern': _by_type(f, default, window, ropes),
+  }
+
+
+def _smollm3(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_act', 'silu')
+  f.only('mlp_bias', False)
+  count = f.number('num_hidden_layers')
+  interval = f.number('no_rope_layer_interval', default=4)
+  turned = f.per_layer('no_rope_layers', (0, 1)) or [
+    int((i + 1) % interval != 0) for i in range(count)
+  ]
+  window = None
+  if f.boolean('use_sliding_window', False):
+    window = f.optional('sliding_window', int)
+  default = [_SLIDING if window and not t else _FULL for t in turned]
+  types = f.per_layer('layer_types', _LAYER_TYPES) or default
+  rope = f.rope(default_theta=2_000_000.0)
+  bias = f.boolean('attention_bias', False)
+  return {
+    'tie_embeddings': f.boolean('tie_word_embeddings', True),
+    'qkv_bias': bias,
+    'out_bias': bias,
+    'layer_pattern': _pattern(
+      [
+        LayerKind(rope if t else None, window if kind == _SLIDING else None)
+        for t, kind in zip(turned, types, strict=True)
+      ]
+    ),
+  }
+
+
+def _olmo(f: _Fields) -> dict[str, Any]:
+  f.only('hidden_act', 'silu')
+  f.only('clip_qkv', None)
+  bias = f.boolean('attention_bias', False)
+  return {
+    'qk_norm': 'projection',
+    'pre_norm': False,
+    'post_norm': True,
+    'qkv_bias': bias,
+    'out_bias': bias,
+  }
+
+
+def _olmo2(f: _Fields) -> dict[str, Any]:
+  return {**_olmo(f), 'layer_pattern': (LayerKind(f.rope()),)}
+
+
+def _olmo3(f: _Fields) -> dict[str, Any]:
+  default = [
+    _SLIDING if (i + 1) % 4 else _FULL
+    for i in range(f.number('num_hidden_layers'))
+  ]
+  window = f.optional('sliding_window', int, 4096)
+  full = f.rope(_FULL, 500_000.0)
+  nested = f.values.get('rope_parameters')
+  if isinstance(nested, Mapping) and _SLIDING in nested:
+    local = f.rope(_SLIDING, 500_000.0)
+  else:
+    # Only layers that see everything are stretched.
+    local = Rope(theta=full.theta)
+  return {
+    **_olmo(f),
+    'layer_pattern': _by_type(
+      f, default, window, {_FULL: full, _SLIDING: local}
+    ),
+  }
+
+
+_FULL, _SLIDING = _LAYER_TYPES = ('full_attention', 'sliding_attention')
+
+
+def _by_type(
+  f: _Fields,
+  default: list[str],
+  window: int | None,
+  ropes: Mapping[str, Rope] | None = None,
+) -> tuple[LayerKind, ...]:
+  """Layers of two types, of which one sees only a window."""
+  types = f.per_layer('layer_types', _LAYER_TYPES) or default
+  if ropes is None:
+    ropes = dict.fromkeys(_LAYER_TYPES, f.rope())
+  return _pattern(
+    [LayerKind(ropes[t], window if t == _SLIDING else None) for t in types]
+  )
+
+
+def _pattern(kinds: list[LayerKind]) -> tuple[LayerKind, ...]:
+  """The shortest pattern that repeats to this list."""
+  for size in range(1, len(kinds)):
+    if all(kind == kinds[i % size] for i, kind in enumerate(kinds)):
+      return tuple(kinds[:size])
+  return tuple(kinds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """One `model_type`.
+
+  Attributes:
+    architecture: its class in transformers.
+    read: from the fields of its config to what it sets in `DecoderConfig`
+      beyond the sizes.
+    names: parameter path -> name of the tensor.
+  """
+
+  architecture: str
+  read: Callable[[_Fields], dict[str, Any]]
+  names: Mapping[str, str]
+
+
+FAMILIES = {
+  'llama': Family('LlamaForCausalLM', _llama, _LLAMA_NAMES),
+  'mistral': Family('MistralForCausalLM', _mistral, _LLAMA_NAMES),
+  'ministral': Family('MinistralForCausalLM', _ministral, _LLAMA_NAMES),
+  'qwen2': Family('Qwen2ForCausalLM', _qwen2, _LLAMA_NAMES),
+  'qwen3': Family('Qwen3ForCausalLM', _qwen3, _LLAMA_NAMES),
+  'phi3': Family('Phi3ForCausalLM', _phi3, _PHI_NAMES),
+  'gemma': Family('GemmaForCausalLM', _gemma, _LLAMA_NAMES),
+  'gemma2': Family('Gemma2ForCausalLM', _gemma2, _GEMMA2_NAMES),
+  'gemma3_text': Family('Gemma3ForCausalLM', _gemma3, _GEMMA2_NAMES),
+  'smollm3': Family('SmolLM3ForCausalLM', _smollm3, _LLAMA_NAMES),
+  'olmo2': Family('Olmo2ForCausalLM', _olmo2, _OLMO_NAMES),
+  'olmo3': Family('Olmo3ForCausalLM', _olmo3, _OLMO_NAMES),
+}
+
+
+def from_hf(
+  config: Mapping[str, Any], where: str = 'config.json'
+) -> DecoderConfig:
+  """Reads a `DecoderConfig` out of a Hugging Face `config.json`.
+
+  Args:
+    config: the parsed JSON object, as transformers 4 or 5 writes it.
+    where: what to call it in errors, e.g. its path.
+
+  Returns:
+    The `DecoderConfig`. A missing field has the value that transformers gives
+    it.
+
+  Raises:
+    errors.UserError: a field is missing, or has a value that this decoder
+      does not implement. Nothing that changes the numbers is ignored.
+  """
+  model_type = config.get('model_type')
+  if model_type not in FAMILIES:
+    raise errors.UserError(
+      f'{where}: model_type is {model_type!r}, not supported; supported: '
+      f'{", ".join(FAMILIES)}'
+    )
+  f = _Fields(config, where)
+  f.only('quantization_config', None)
+  num_heads = f.number('num_attention_heads')
+  values = {
+    'model_type': model_type,
+    'vocab_size': f.number('vocab_size'),
+    'embed_dim': f.number('hidden_size'),
+    'num_layers': f.number('num_hidden_layers'),
+    'num_heads': num_heads,
+    'num_kv_heads': f.number('num_key_value_heads', default=num_heads),
+    'mlp_dim': f.number('intermediate_size'),
+    'norm_eps': f.number('rms_norm_eps', float),
+    'max_positions': f.number('max_position_embeddings'),
+    **FAMILIES[model_type].read(f),
+  }
+  values.setdefault('head_dim', f.head_dim())
+  values.setdefault('tie_embeddings', f.boolean('tie_word_embeddings', False))
+  if model_type != 'phi3' and f.rotary_dim() is not None:
+    raise f.fail('partial_rotary_factor', f'1 for {model_type}', f.rotary_dim())
+  try:
+    return DecoderConfig(**values)
+  except ValueError as e:
+    raise errors.UserError(f'{where}: {e}') from None
+
+
+# --- writing configs ---
+
+
+def to_hf(config: DecoderConfig) -> dict[str, Any]:
+  """The `config.json` of a decoder, for transformers 4 and 5.
+
+  The inverse of `from_hf`, but for `context_length`, which is no property of
+  the model.
+  """
+  kinds = config.layer_kinds
+  windows = {kind.window for kind in kinds} - {None}
+  types = [_SLIDING if kind.window else _FULL for kind in kinds]
+  full = [k.rope for k in kinds if k.rope and not k.window]
+  local = [k.rope for k in kinds if k.rope and k.window]
+  rope = (full or local)[0]
+  gelu = config.activation == 'gelu_tanh'
+  values: dict[str, Any] = {
+    'architectures': [FAMILIES[config.model_type].architecture],
+    'model_type': config.model_type,
+    'vocab_size': config.vocab_size,
+    'hidden_size': config.embed_dim,
+    'intermediate_size': config.mlp_dim,
+    'num_hidden_layers': config.num_layers,
+    'num_attention_heads': config.num_heads,
+    'num_key_value_heads': config.num_kv_heads,
+    'head_dim': config.head_dim,
+    'hidden_act': 'gelu_pytorch_tanh' if gelu else 'silu',
+    'rms_norm_eps': config.norm_eps,
+    'max_position_embeddings': config.max_positions,
+    'tie_word_embeddings': config.tie_embeddings,
+    'rope_theta': rope.theta,
+    'rope_scaling': _rope_scaling(rope),
+  }
+  family = config.model_type
+  if gelu:
+    values['hidden_activation'] = 'gelu_pytorch_tanh'
+  if family != 'qwen2':
+    values['attention_bias'] = config.out_bias
+  if family in ('mistral', 'phi3', *_ALTERNATING):
+    values['sliding_window'] = next(iter(windows), None)
+  if family in _ALTERNATING:
+    values['layer_types'] = types
+  if family in ('qwen2', 'qwen3', 'smollm3'):
+    values['use_sliding_window'] = bool(windows)
+  if family == 'phi3':
+    if config.rotary_dim is not None:
+      values['partial_rotary_factor'] = config.rotary_dim / config.head_dim
+    if rope.type == 'longrope':
+      values['original_max_position_embeddings'] = rope.original_max_positions
+  if family in ('gemma2', 'gemma3_text'):
+    values['query_pre_attn_scalar'] = config.query_scalar
+    values['attn_logit_softcapping'] = config.attention_softcap
+    values['final_logit_softcapping'] = config.logit_softcap
+  if family == 'gemma3_text' and local:
+    values['rope_local_base_freq'] = local[0].theta
+  if family == 'olmo3' and local:
+    # From rope_theta alone, transformers 5 gives local layers another one.
+    values['rope_parameters'] = {
+      _FULL: _rope_parameters(rope),
+      _SLIDING: _rope_parameters(local[0]),
+    }
+  if family == 'smollm3':
+    values['no_rope_layers'] = [int(kind.rope is not None) for kind in kinds]
+  return values
+
+
+_ALTERNATING = (
+  'ministral',
+  'qwen2',
+  'qwen3',
+  'gemma2',
+  'gemma3_text',
+  'smollm3',
+  'olmo3',
+)
+
+
+def _rope_parameters(rope: Rope) -> dict[str, Any]:
+  scaling = _rope_scaling(rope) or {'rope_type': 'default'}
+  return {**scaling, 'rope_theta': rope.theta}
+
+
+def _rope_scaling(rope: Rope) -> dict[str, Any] | None:
+  if rope.type == 'default':
+    return None
+  values: dict[str, Any] = {'rope_type': rope.type}
+  if rope.type != 'longrope':
+    values['factor'] = rope.factor
+  if rope.type in ('yarn', 'llama3', 'longrope'):
+    values['original_max_position_embeddings'] = rope.original_max_positions
+  if rope.type == 'llama3':
+    values['low_freq_factor'] = rope.low_freq_factor
+    values['high_freq_factor'] = rope.high_freq_factor
+  if rope.type == 'yarn':
+    values['beta_fast'] = rope.beta_fast
+    values['beta_slow'] = rope.beta_slow
+    values['truncate'] = rope.truncate
+  if rope.type == 'longrope':
+    values['short_factor'] = list(rope.short_factor)
+    values['long_factor'] = list(rope.long_factor)
+  if rope.type in ('yarn', 'longrope'):
+    values['attention_factor'] = rope.attention_factor
+  return values

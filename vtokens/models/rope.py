@@ -1,0 +1,131 @@
+"""Frequencies of rotary embeddings, scaled for long contexts.
+
+Every type as in transformers' `modeling_rope_utils.py`, in float32 and in the
+same order of operations: errors of a frequency grow with the position, and
+must be those that the model was trained with.
+"""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vtokens.models.config import Rope
+
+TYPES = ('default', 'linear', 'dynamic', 'yarn', 'llama3', 'longrope')
+
+
+def frequencies(rope: Rope, dim: int, length: int) -> np.ndarray:
+  """Radians per position of each rotated pair.
+
+  Two types depend on how long sequences are. In one pass over a known
+  sequence transformers asks the sequence; here passages are encoded before
+  the length is known, and must be rotated as what follows them. So, as in
+  servers of such models, one length holds for the whole run.
+
+  Args:
+    rope: its type and constants.
+    dim: rotated values of a head (R).
+    length: longest sequence, in tokens, for types dynamic and longrope.
+
+  Returns:
+    `R / 2` f32.
+  """
+  exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+  theta = rope.theta
+  if rope.type == 'dynamic' and length > rope.original_max_positions:
+    # "NTK-aware" scaling by the length reached.
+    stretch = rope.factor * length / rope.original_max_positions
+    theta *= (stretch - (rope.factor - 1)) ** (dim / (dim - 2))
+  periods = np.float32(theta) ** exponents
+  if rope.type == 'longrope':
+    factors = (
+      rope.long_factor
+      if length > rope.original_max_positions
+      else rope.short_factor
+    )
+    return 1 / (np.asarray(factors, np.float32) * periods)
+  plain = 1 / periods
+  if rope.type == 'linear':
+    return plain / np.float32(rope.factor)
+  if rope.type == 'yarn':
+    return _yarn(rope, dim, periods)
+  if rope.type == 'llama3':
+    return _llama3(rope, plain)
+  return plain
+
+
+def _yarn(rope: Rope, dim: int, periods: np.ndarray) -> np.ndarray:
+  """Slow frequencies stretched, fast ones kept (arXiv 2309.00071, §3.2)."""
+
+  def index_of(rotations: float) -> float:
+    turns = rope.original_max_positions / (rotations * 2 * math.pi)
+    return dim * math.log(turns) / (2 * math.log(rope.theta))
+
+  low, high = index_of(rope.beta_fast), index_of(rope.beta_slow)
+  if rope.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, dim - 1)
+  if low == high:
+    high += 0.001
+  index = np.arange(dim // 2, dtype=np.float32)
+  ramp = np.clip((index - np.float32(low)) / np.float32(high - low), 0, 1)
+  kept = 1 - ramp
+  stretched = 1 / (np.float32(rope.factor) * periods)
+  return stretched * (1 - kept) + 1 / periods * kept
+
+
+def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
+  """Long wavelengths stretched, short ones kept, a ramp between."""
+  wavelengths = np.float32(2 * math.pi) / plain
+  longest = rope.original_max_positions / rope.low_freq_factor
+  shortest = rope.original_max_positions / rope.high_freq_factor
+  factor = np.float32(rope.factor)
+  scaled = np.where(wavelengths > longest, plain / factor, plain)
+  smooth = (
+    np.float32(rope.original_max_positions) / wavelengths
+    - np.float32(rope.low_freq_factor)
+  ) / np.float32(rope.high_freq_factor - rope.low_freq_factor)
+  between = (1 - smooth) * scaled / factor + smooth * scaled
+  middle = ~(wavelengths < shortest) & ~(wavelengths > longest)
+  return np.where(middle, between, scaled)
+
+
+def angles(
+  positions: Int[Array, 'B T'], rope: Rope | None, dim: int, length: int
+) -> tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]:
+  """Cosines and sines that `rotate` takes, f32.
+
+  Args:
+    positions: of the tokens, int32.
+    rope: the rotary embedding; None turns nothing.
+    dim: see `frequencies`.
+    length: see `frequencies`.
+  """
+  if rope is None:
+    shape = (*positions.shape, 1, dim // 2)
+    return jnp.ones(shape, jnp.float32), jnp.zeros(shape, jnp.float32)
+  turns = positions[..., None, None].astype(jnp.float32) * frequencies(
+    rope, dim, length
+  )
+  scale = rope.attention_factor
+  return jnp.cos(turns) * scale, jnp.sin(turns) * scale
+
+
+def rotate(
+  x: Float[Array, 'B T N H'],
+  cos_sin: tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']],
+) -> Float[Array, 'B T N H']:
+  """Turns pair (i, i + R/2) of each head by its angle, in f32.
+
+  Values of a head from R on stay as they are.
+  """
+  cos, sin = cos_sin
+  half = cos.shape[-1]
+  rotated = x[..., : 2 * half].astype(jnp.float32)
+  first, second = rotated[..., :half], rotated[..., half:]
+  turned = jnp.concatenate(
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
+  ).astype(x.dtype)
+  return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)

@@ -1,0 +1,64 @@
+"""Hyperparameters that several configs share."""
+
+from vtokens import config, errors
+
+VARIANTS = ('', 'paper')
+
+# Training questions of the paper's eight sets (arXiv 2405.19670v3, table 5).
+PAPER_QUESTIONS = 441_976
+
+
+def spring(base: str, variant: str = '') -> config.Config:
+  """Virtual tokens for a base of some billion parameters.
+
+  `paper` has the hyperparameters of arXiv 2405.19670, the same for every
+  base: batch 256, Adam at 1e-4 with 10 % warm-up, 3 epochs of 441,976
+  questions, 1 to 5 passages while training and 3 in the tests. What it does
+  not say (schedule, clipping) is that of the released code: linear decay, 1.0.
+
+  The default differs in what could be tried on SmolLM2-135M-Instruct, where
+  1e-4 learns next to nothing in a thousand steps: a learning rate of 1e-2 and
+  cosine decay, k drawn more often small, batch 64. Whether that is best for a
+  larger base has not been measured.
+
+  Args:
+    base: for `base.path`.
+    variant: '' or 'paper'.
+
+  Returns:
+    A config whose data files, under data/, are yours to put there.
+
+  Raises:
+    errors.UserError: another variant.
+  """
+  if variant not in VARIANTS:
+    raise errors.UserError(
+      f'--config: no variant {variant!r} of this config; there is '
+      f'{", ".join(repr(v) for v in VARIANTS)}'
+    )
+  cfg = config.Config(
+    workdir=f'runs/{base.split("/")[-1]}',
+    base=config.Base(path=base, dtype='bfloat16'),
+    data=config.Data(
+      train=('data/train.jsonl.gz',),
+      validation=('data/validation.jsonl.gz',),
+      test=('data/test.jsonl.gz',),
+      num_passages=(1, 5),
+      buckets=((256, 160), (512, 160), (768, 160), (1280, 160)),
+    ),
+    eval=config.Eval(num_passages=3, max_new_tokens=50, max_validation=512),
+  )
+  if variant == 'paper':
+    steps = 3 * PAPER_QUESTIONS // 256
+    cfg.workdir += '-paper'
+    cfg.data.batch_size = 256
+    cfg.optim = config.Optim(
+      learning_rate=1e-4, warmup_steps=steps // 10, schedule='linear'
+    )
+    cfg.train = config.Train(num_steps=steps)
+  else:
+    cfg.data.batch_size = 64
+    cfg.virtual_tokens = config.VirtualTokens(draw='power')
+    cfg.optim = config.Optim(learning_rate=1e-2, warmup_steps=50)
+    cfg.train = config.Train(num_steps=3000)
+  return cfg

@@ -85,6 +85,10 @@ class Templates:
     concat: of the question, for the condition `concat`.
     instruction: of the question, for `prompt` and `chat_prompt`.
     answer: of the answer, before eos.
+    chat: train and ask with virtual tokens inside the user's turn of the
+      base's chat template: turn's start, passages, tokens, prompt, turn's
+      end. Off, it is the paper's plain text.
+    chat_answer: of the answer, before the token that ends a turn.
   """
 
   passage: str = '[{index}] {text}\n'
@@ -93,6 +97,8 @@ class Templates:
   concat: str = '{question}'
   instruction: str = INSTRUCTION + '\nQuestion: {question}\nAnswer:'
   answer: str = ' {answer}'
+  chat: bool = False
+  chat_answer: str = '{answer}'
 
 
 @dataclasses.dataclass
@@ -287,6 +293,7 @@ _PLACEHOLDERS = {
   'templates.concat': {'question'},
   'templates.instruction': {'question'},
   'templates.answer': {'answer'},
+  'templates.chat_answer': {'answer'},
 }
 
 

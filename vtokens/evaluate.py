@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Sequence
@@ -30,14 +31,15 @@ class Condition:
     name: unique among the conditions of a run.
     passages: whether they are shown.
     prompt: which template the question goes into.
-    chat: whether all of it is wrapped in the chat template.
+    chat: whether all of it is wrapped in the chat template; None is what
+      config.templates.chat says.
     num_active: virtual tokens (k); 0 for none.
   """
 
   name: str
   passages: bool = True
   prompt: str = 'prompt'
-  chat: bool = False
+  chat: bool | None = False
   num_active: int = 0
 
 
@@ -51,7 +53,7 @@ UNTRAINED = {
 
 def tokens_condition(num_active: int) -> Condition:
   """Passages, the first `num_active` virtual tokens, question."""
-  return Condition(f'tokens_k{num_active}', num_active=num_active)
+  return Condition(f'tokens_k{num_active}', num_active=num_active, chat=None)
 
 
 @functools.partial(jax.jit, static_argnames='graph')
@@ -91,6 +93,10 @@ class Evaluator:
     self._check = check
     self._known = frozenset(base.tokenizer.ids)
     self._newline, self._blank = _token_kinds(base)
+    self._ends = np.zeros_like(self._newline)
+    # Files may list ids that this model does not have.
+    ends = [i for i in base.tokenizer.end_ids if i < len(self._ends)]
+    self._ends[ends] = True
     if not settings.stop_at_newline:
       self._newline = np.zeros_like(self._newline)
 
@@ -160,7 +166,7 @@ class Evaluator:
         )
     predictions = {c.name: [''] * len(records) for c in conditions}
     nll = tokens = 0.0
-    groups: dict[tuple[bool, bool], list[Condition]] = {}
+    groups: dict[tuple[bool, bool | None], list[Condition]] = {}
     for condition in conditions:
       groups.setdefault((condition.passages, condition.chat), []).append(
         condition
@@ -255,6 +261,7 @@ class Evaluator:
       batch.suffix_len,
       batch.prefix_len,
       np.int32(tokenizer.eos_id),
+      self._ends,
       self._newline,
       self._blank,
       graph=self._base.graph,
@@ -265,9 +272,7 @@ class Evaluator:
     ]
 
   def _text(self, ids: list[int]) -> str:
-    eos = self._base.tokenizer.eos_id
-    if eos in ids:
-      ids = ids[: ids.index(eos)]
+    ids = list(itertools.takewhile(lambda i: not self._ends[i], ids))
     # A padded embedding matrix has rows, so logits, of ids without a token.
     ids = [i for i in ids if i in self._known]
     text = self._base.tokenizer.decode(ids).strip()

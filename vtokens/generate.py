@@ -32,6 +32,7 @@ def greedy(
   suffix_len: Int[Array, 'B'],
   prefix_len: Int[Array, 'B'],
   eos_id: Int[Array, ''],
+  is_end: Bool[Array, 'V'],
   is_newline: Bool[Array, 'V'],
   is_blank: Bool[Array, 'V'],
   *,
@@ -49,7 +50,8 @@ def greedy(
     suffix: virtual tokens and prompt, right-padded.
     suffix_len: real tokens of each row; 0 for a row of padding.
     prefix_len: likewise of the prefix.
-    eos_id: ends a row.
+    eos_id: fills up rows that have ended.
+    is_end: tokens that end a row: eos, the end of a turn.
     is_newline: tokens whose text has a line break; they end a row once it
       has a token that is not blank. All false: line breaks do not end it.
     is_blank: tokens whose text is only white space.
@@ -85,7 +87,7 @@ def greedy(
     token = pick(hidden, done)
     out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, axis=1)
     begun = begun | ~is_blank[token]
-    done = done | (token == eos_id) | (begun & is_newline[token])
+    done = done | is_end[token] | (begun & is_newline[token])
     new, kv = decoder(
       decoder.embed(token[:, None]), (length + step)[:, None], [cache, tail]
     )

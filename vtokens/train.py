@@ -234,12 +234,17 @@ def _check_base(cfg: config.Config, base: base_lib.FrozenBase) -> None:
       f'{cfg.context_length} tokens, more than the '
       f'{base.config.longest_sequence} that {cfg.base.path} was trained for'
     )
-  if 'chat_prompt' in cfg.eval.conditions and (
-    not base.tokenizer.has_chat_template
-  ):
+  if base.tokenizer.has_chat_template:
+    return
+  if 'chat_prompt' in cfg.eval.conditions:
     raise errors.UserError(
       f'config.eval.conditions: {cfg.base.path} has no chat template; leave '
       'out chat_prompt'
+    )
+  if cfg.templates.chat:
+    raise errors.UserError(
+      f'config.templates.chat: {cfg.base.path} has no chat template; leave it '
+      'False'
     )
 
 

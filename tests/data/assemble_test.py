@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers
 
 from vtokens import config, errors
+from vtokens.data import records
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
@@ -170,11 +171,35 @@ def test_braces_in_text_are_text(byte_level):
   assert '{text}' in byte_level.decode(example.prefix)
 
 
+def test_chat_by_the_templates_puts_tokens_inside_the_turn(byte_level):
+  plain = make(byte_level)
+  chat = make(byte_level, config.Templates(chat=True))
+  ids = {
+    name: byte_level.encode_template(f'<|{name}|>')
+    for name in ('start', 'end', 'eos')
+  }
+  arguments = (ranked(passage('p')), 'q')
+  found = chat(*arguments, answer='a', num_active=2)
+  inner = plain(*arguments, answer='a', num_active=2)
+  start = [*ids['start'], *byte_level.encode('user\n')]
+  end = [*ids['end'], *byte_level.encode('\n')]
+  reply = [*ids['start'], *byte_level.encode('assistant\n')]
+  assert [*found.prefix] == [*start, *inner.prefix]
+  assert [*found.prompt] == [*inner.prompt, *end, *reply]
+  # No space before the answer, and the turn's end after it instead of eos.
+  assert [*found.targets] == [*byte_level.encode('a'), *ids['end']]
+  assert [*inner.targets] == [*byte_level.encode(' a'), *ids['eos']]
+  assert found.num_active == 2
+  # A condition may say otherwise than the templates.
+  assert chat(*arguments, chat=False) == plain(*arguments)
+  assert plain(*arguments, chat=True) == chat(*arguments)
+
+
 def test_chat_wraps_everything(byte_level):
   example = make(byte_level)(
     ranked(passage('one')), 'why?', num_active=2, chat=True
   )
-  before, after = byte_level.chat_wrap()
+  before, after = byte_level.chat_wrap
   assert list(example.prefix[: len(before)]) == before
   assert list(example.prompt[-len(after) :]) == after
   # All that is not virtual, read as text with its special tokens, is what
@@ -245,7 +270,7 @@ class TestTooLong:
     assert example.prompt == full.prompt
 
   def test_no_room_even_for_the_template(self, byte_level):
-    before = len(byte_level.chat_wrap()[0])
+    before = len(byte_level.chat_wrap[0])
     assemble = make(byte_level, max_prefix=before - 1)
     with pytest.raises(
       errors.UserError, match=f'record 7: {before} tokens .* config.data.buck'
@@ -273,6 +298,57 @@ def test_for_run_takes_the_largest_bucket(byte_level):
   cfg.data.buckets = ((16, 80), (64, 120))
   assembler = Assembler.for_run(byte_level, cfg)
   assert (assembler.max_prefix, assembler.max_suffix) == (64, 120)
+
+
+@pytest.mark.parametrize('kind', ['smollm2', 'sentencepiece', 'byte_level'])
+def test_ids_are_those_of_the_whole_text(kind, request, smollm2_path):
+  """Without virtual tokens, where a token starts with the question."""
+  if kind == 'smollm2':
+    tokenizer = load_tokenizer(smollm2_path)
+  else:
+    tokenizer = request.getfixturevalue(kind)
+  path = pathlib.Path(records.__file__).parent / 'quickstart/test.jsonl.gz'
+  compared = 0
+  special = {*tokenizer.ids} - {*tokenizer.ordinary_ids}
+  breaks = {
+    i
+    for i in tokenizer.ids
+    if i not in special and not tokenizer.decode([i]).strip('\n')
+  }
+  for record in records.read_records([str(path)]).records[:50]:
+    example = make(tokenizer, max_prefix=5000)(
+      list(enumerate(record.passages)), record.question
+    )
+    texts = [
+      f'{p.title}\n{p.text}' if p.title else p.text for p in record.passages
+    ]
+    before = ''.join(f'[{i}] {text}\n' for i, text in enumerate(texts, 1))
+    after = f'Question: {record.question}\nAnswer:'
+    # The same tokenizer, asked for the whole text at once.
+    whole = tokenizer._plain.encode(f'{before}\n{after}')
+    starts = [
+      i
+      for i, (start, end) in enumerate(whole.offsets)
+      if start == len(before) + 1 and end > start
+    ]
+    if not starts:
+      continue  # A token goes over the boundary: "\n\n" and more.
+    cut = starts[0]
+    compared += 1
+    # How line breaks are grouped may depend on what comes after them.
+    found, expected = [*example.prefix], whole.ids[:cut]
+    for ids in found, expected:
+      while ids[-1] in breaks:
+        ids.pop()
+    assert found == expected
+    # SentencePiece begins each text with a space, as the authors' code does.
+    space = tokenizer._plain.token_to_id('▁')
+    prompt = [*example.prompt]
+    if kind == 'sentencepiece':
+      assert prompt[0] == space
+      del prompt[0]
+    assert prompt == whole.ids[cut:]
+  assert compared >= 40
 
 
 def test_smollm2_ids(smollm2_path: pathlib.Path):

@@ -323,7 +323,8 @@ def test_greedy_continuations(pair):
     _padded(suffix, 20),
     suffix_len,
     prefix_len,
-    jnp.int32(-1),  # Never ends.
+    jnp.int32(0),
+    never,
     never,
     never,
     graph=graph,

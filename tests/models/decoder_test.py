@@ -289,7 +289,7 @@ def test_smollm2_greedy_answers_equal_those_of_torch(
   smollm2, smollm2_torch, questions
 ):
   tokenizer, new_tokens = smollm2.tokenizer, 32
-  before, after = tokenizer.chat_wrap()
+  before, after = tokenizer.chat_wrap
   prefixes, suffixes = [], []
   for i, record in enumerate(questions[:20]):
     passage = tokenizer.encode(record.passages[0].text)[:i]
@@ -314,6 +314,7 @@ def test_smollm2_greedy_answers_equal_those_of_torch(
       suffix_len,
       prefix_len,
       tokenizer.eos_id,
+      never.at[tokenizer.eos_id].set(True),
       never,
       never,
       graph=smollm2.graph,
@@ -389,6 +390,7 @@ def _greedy(
   *,
   table=None,
   eos=0,
+  ends=None,
   newline=(),
   blank=(),
   max_new_tokens=6,
@@ -407,6 +409,7 @@ def _greedy(
     suffix_len,
     prefix_len,
     eos,
+    np.isin(vocab, [eos] if ends is None else ends),
     np.isin(vocab, newline),
     np.isin(vocab, blank),
     graph=graph,
@@ -452,6 +455,11 @@ def test_where_an_answer_ends(counting, eos, newline, blank, expected):
     blank=blank,
   )
   assert out == [expected, [31, 32, 33, 34, 35, 36]]
+
+
+def test_any_of_several_tokens_ends_an_answer(counting):
+  out = _greedy(counting, [[1], []], [[10], [20]], eos=0, ends=(0, 12, 23))
+  assert out == [[11, 12, 0, 0, 0, 0], [21, 22, 23, 0, 0, 0]]
 
 
 def test_a_row_of_padding_is_done_at_once(counting):

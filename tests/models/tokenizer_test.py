@@ -498,7 +498,7 @@ class TestEncode:
     copy = pickle.loads(pickle.dumps(byte_level))
     assert copy.encode_batch(TEXTS) == byte_level.encode_batch(TEXTS)
     assert copy.encode_template('<|im_end|>') == [257]
-    assert copy.chat_wrap() == byte_level.chat_wrap()
+    assert copy.chat_wrap == byte_level.chat_wrap
     assert copy.sha256 == byte_level.sha256
 
 
@@ -536,9 +536,63 @@ class TestSpecialIds:
       tokenizer_lib.load_tokenizer(path)
 
 
+class TestEnds:
+  def test_of_real_and_plain_tokenizers(self, smollm2, llama2):
+    assert (smollm2.turn_end_id, smollm2.end_ids) == (2, {2})
+    assert (llama2.turn_end_id, llama2.end_ids) == (2, {2})
+
+  def test_a_turn_may_end_otherwise_than_a_text(self, tmp_path):
+    """As Gemma's and Phi-3's, whose eos ends no turn."""
+    path = _save(
+      tmp_path / 'x',
+      _byte_backend(),
+      eos_token='<|im_start|>',
+      chat_template=CHATML,
+    )
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    assert (tokenizer.eos_id, tokenizer.turn_end_id) == (256, 257)
+    assert tokenizer.end_ids == {256, 257}
+
+  @pytest.mark.parametrize(
+    'template',
+    [None, '{{ messages[0].content }}', "{{ raise_exception('no') }}"],
+  )
+  def test_a_template_that_says_nothing_of_it(self, template, tmp_path):
+    path = _save(
+      tmp_path / 'x',
+      _byte_backend(),
+      eos_token='<|im_end|>',
+      chat_template=template,
+    )
+    assert tokenizer_lib.load_tokenizer(path).turn_end_id == 257
+
+  @pytest.mark.parametrize(
+    ('eos', 'ids'),
+    [(256, {256, 257}), ([97, 98], {97, 98, 257}), (None, {257})],
+  )
+  def test_generation_config(self, eos, ids, tmp_path):
+    path = _save(tmp_path / 'x', _byte_backend(), eos_token='<|im_end|>')
+    before = tokenizer_lib.load_tokenizer(path)
+    (path / 'generation_config.json').write_text(
+      json.dumps({'eos_token_id': eos})
+    )
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    assert tokenizer.end_ids == ids
+    assert tokenizer.eos_id == 257
+    assert pickle.loads(pickle.dumps(tokenizer)).end_ids == ids
+    assert (tokenizer.sha256 == before.sha256) == (ids == {257})
+
+  @pytest.mark.parametrize('text', ['{', '[]', '{"eos_token_id": "</s>"}'])
+  def test_malformed_generation_config(self, text, tmp_path):
+    path = _save(tmp_path / 'x', _byte_backend(), eos_token='<|im_end|>')
+    (path / 'generation_config.json').write_text(text)
+    with pytest.raises(errors.UserError, match=r'generation_config\.json: '):
+      tokenizer_lib.load_tokenizer(path)
+
+
 class TestChatWrap:
   def test_smollm2(self, smollm2):
-    before, after = smollm2.chat_wrap()
+    before, after = smollm2.chat_wrap
     assert smollm2.encode_template('<|im_start|>user\n') == before[-3:]
     assert after == smollm2.encode_template(
       '<|im_end|>\n<|im_start|>assistant\n'
@@ -552,7 +606,7 @@ class TestChatWrap:
     self, message, smollm2, llama2, byte_level
   ):
     for tokenizer in (smollm2, llama2, byte_level):
-      before, after = tokenizer.chat_wrap()
+      before, after = tokenizer.chat_wrap
       whole = tokenizer._tokenizer.apply_chat_template(
         [{'role': 'user', 'content': message}],
         tokenize=False,
@@ -562,7 +616,7 @@ class TestChatWrap:
       assert ids == tokenizer.encode_template(whole)
 
   def test_bos_once(self, llama2):
-    before, after = llama2.chat_wrap()
+    before, after = llama2.chat_wrap
     assert (before + after).count(1) == 1
     assert before[0] == 1
 
@@ -585,7 +639,7 @@ class TestChatWrap:
     )
     tokenizer = tokenizer_lib.load_tokenizer(path)
     with pytest.raises(errors.UserError, match=message):
-      tokenizer.chat_wrap()
+      _ = tokenizer.chat_wrap
 
 
 class TestSha256:

@@ -22,7 +22,7 @@ class Example:
     prefix: the tokenizer's own bos, if any, and the passages.
     num_active: virtual tokens that follow them (k).
     prompt: the question.
-    targets: the answer and eos, or empty.
+    targets: the answer and the token that ends it, or empty.
     passages_dropped: passages left out because the prefix was full.
     passages_cut: passages shortened for the same reason.
   """
@@ -83,7 +83,7 @@ class Assembler:
     answer: str | None = None,
     num_active: int = 0,
     prompt: str = 'prompt',
-    chat: bool = False,
+    chat: bool | None = None,
     where: str = 'question',
   ) -> Example:
     """Assembles one example.
@@ -95,7 +95,8 @@ class Assembler:
       answer: one answer, or None when it is to be generated.
       num_active: virtual tokens (k); 0 for none.
       prompt: which of the templates prompt, concat, instruction to use.
-      chat: wrap all of it in the user's turn of the model's chat template.
+      chat: wrap all of it in the user's turn of the model's chat template;
+        None is what the templates say.
       where: names the record in errors.
 
     Returns:
@@ -105,25 +106,24 @@ class Assembler:
       errors.UserError: question, tokens and answer do not fit; they are never
         cut.
     """
+    chat = self.templates.chat if chat is None else chat
     encode = self.tokenizer.encode
-    before, after = (
-      self.tokenizer.chat_wrap()
-      if chat
-      else (
-        self.tokenizer.prefix_ids,
-        (),
-      )
-    )
+    before: Sequence[int] = self.tokenizer.prefix_ids
+    after: Sequence[int] = ()
+    if chat:
+      before, after = self.tokenizer.chat_wrap
     text = getattr(self.templates, prompt).format(question=question)
     prompt_ids = (*encode(text), *after)
     targets: tuple[int, ...] = ()
-    if answer is not None:
+    if answer is not None and chat:
+      reply = self.templates.chat_answer.format(answer=answer)
       targets = (
-        *self.tokenizer.encode_after(
-          self.templates.answer.format(answer=answer)
-        ),
-        self.tokenizer.eos_id,
+        *self.tokenizer.encode_after(reply),
+        self.tokenizer.turn_end_id,
       )
+    elif answer is not None:
+      reply = self.templates.answer.format(answer=answer)
+      targets = (*self.tokenizer.encode_after(reply), self.tokenizer.eos_id)
     if len(before) > self.max_prefix:
       raise errors.UserError(
         f'{where}: {len(before)} tokens of bos or chat template come before '

@@ -12,6 +12,7 @@ import itertools
 import json
 import logging
 import os
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,17 +42,31 @@ class Tokenizer:
     prefix_ids: what the tokenizer puts before a text by itself: bos for Llama,
       nothing for Qwen or SmolLM2. No method here adds it.
     eos_id: ends a text.
+    turn_end_id: ends a turn of the assistant in the chat template; eos if
+      there is none.
+    end_ids: all tokens that end an answer: these, and what
+      generation_config.json lists.
     pad_id: fills up batches; eos if the tokenizer has no padding token.
     max_id: the highest id of any token; a model's vocabulary may be larger.
   """
 
   prefix_ids: tuple[int, ...]
   eos_id: int
+  turn_end_id: int
+  end_ids: frozenset[int]
   pad_id: int
   max_id: int
 
-  def __init__(self, tokenizer: 'PreTrainedTokenizerFast'):
+  def __init__(
+    self,
+    tokenizer: 'PreTrainedTokenizerFast',
+    more_end_ids: Sequence[int] = (),
+  ):
     """Wraps a fast tokenizer, of which it keeps its own copies.
+
+    Args:
+      tokenizer: of transformers.
+      more_end_ids: that the model is known to end an answer with.
 
     Raises:
       errors.UserError: there is no eos token, or the tokenizer reads a special
@@ -78,6 +93,11 @@ class Tokenizer:
       i for i, _ in itertools.takewhile(lambda pair: pair[1], marked)
     )
     self._check_plain()
+    self.turn_end_id = self._find_turn_end()
+    self._more_end_ids = tuple(more_end_ids)
+    self.end_ids = frozenset(
+      {self.eos_id, self.turn_end_id, *self._more_end_ids}
+    )
 
   def _check_plain(self) -> None:
     """Raises if special tokens get through; unk stands for unknown text."""
@@ -99,7 +119,7 @@ class Tokenizer:
 
   def __reduce__(self):
     # Pickling a backend forgets whether it recognises special tokens.
-    return type(self), (self._tokenizer,)
+    return type(self), (self._tokenizer, self._more_end_ids)
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text: no bos, no eos, never a special token.
@@ -139,7 +159,7 @@ class Tokenizer:
 
   @property
   def has_chat_template(self) -> bool:
-    """Whether `chat_wrap` can be used."""
+    """Whether `chat_wrap` can be read."""
     return bool(self._tokenizer.chat_template)
 
   @property
@@ -154,6 +174,7 @@ class Tokenizer:
     """Every id that belongs to a token, ascending."""
     return sorted(self._trusted.get_vocab().values())
 
+  @functools.cached_property
   def chat_wrap(self) -> tuple[list[int], list[int]]:
     """What the chat template puts before and after a single user message.
 
@@ -196,6 +217,27 @@ class Tokenizer:
       self.encode_template, rest[0]
     )
 
+  def _find_turn_end(self) -> int:
+    if not self._tokenizer.chat_template:
+      return self.eos_id
+    try:
+      text = self._tokenizer.apply_chat_template(
+        [
+          {'role': 'user', 'content': 'x'},
+          {'role': 'assistant', 'content': _PLACEHOLDER},
+        ],
+        tokenize=False,
+      )
+    # As in chat_wrap, which tells of it when the template is used.
+    except Exception:
+      return self.eos_id
+    assert isinstance(text, str)
+    added = self._trusted.get_added_tokens_decoder()
+    for i in self.encode_template(text.rpartition(_PLACEHOLDER)[2]):
+      if i in added and added[i].special and i not in self.prefix_ids:
+        return i
+    return self.eos_id
+
   def _adds_space(self) -> bool:
     tokens = self._trusted.encode('x', add_special_tokens=False).tokens
     return bool(tokens) and tokens[0].startswith(('▁', 'Ġ'))
@@ -215,6 +257,7 @@ class Tokenizer:
       'backend': json.loads(self._trusted.to_str()),
       'chat_template': self._tokenizer.chat_template,
       'special': [self.prefix_ids, self.eos_id, self.pad_id],
+      'ends': sorted(self.end_ids),
     }
     return hashlib.sha256(
       json.dumps(content, sort_keys=True).encode()
@@ -259,7 +302,25 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     raise errors.UserError(
       f'{path}: {type(tokenizer).__name__} has no fast version (tokenizer.json)'
     )
-  return Tokenizer(tokenizer)
+  return Tokenizer(tokenizer, _end_ids(pathlib.Path(path)))
+
+
+def _end_ids(directory: pathlib.Path) -> list[int]:
+  """What generation_config.json, where there is one, calls eos."""
+  path = directory / 'generation_config.json'
+  if not path.is_file():
+    return []
+  try:
+    found = json.loads(path.read_text(encoding='utf-8')).get('eos_token_id')
+  except (ValueError, AttributeError) as e:
+    raise errors.UserError(f'{path}: not a JSON object ({e})') from None
+  found = [] if found is None else found
+  found = [found] if isinstance(found, int) else found
+  if not isinstance(found, list) or not all(type(i) is int for i in found):
+    raise errors.UserError(
+      f'{path}: eos_token_id is {found!r}, expected an id or a list of ids'
+    )
+  return found
 
 
 def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:

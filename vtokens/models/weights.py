@@ -1,7 +1,7 @@
 """Which stored tensor is which parameter; loading shard by shard, and saving.
 
-tensor in a file --read a block of rows--> cast, transposed --> shard of one
-layer on its device --> written into the stacked parameter in place.
+tensor in a file --read a block of rows--> cast, transposed --> shard of some
+layers on its device --> written into the stacked parameter in place.
 """
 
 import dataclasses
@@ -204,8 +204,8 @@ def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(stacked: Array, layer: Array, index: Array) -> Array:
-  return jax.lax.dynamic_update_index_in_dim(stacked, layer, index, 0)
+def _put_layers(stacked: Array, layers: Array, start: Array) -> Array:
+  return jax.lax.dynamic_update_slice_in_dim(stacked, layers, start, 0)
 
 
 def load_decoder(
@@ -216,8 +216,8 @@ def load_decoder(
 ) -> Decoder:
   """Builds the decoder and fills it from a source.
 
-  One layer's shard of one parameter is on the host at a time, and each
-  process reads only what its own devices hold.
+  The host holds a few layers of one parameter at a time, and each process
+  reads only what its own devices hold.
 
   Args:
     source: the tensors.
@@ -238,15 +238,17 @@ def load_decoder(
     axes = variable.get_metadata('axes')
     partitioning.check_divisible(mesh, axes, weight.shape, weight.names[0])
     sharding = partitioning.named_sharding(mesh, axes)
+    places = sharding.addressable_devices_indices_map(weight.shape)
+    if weight.stacked:
+      sharding = partitioning.named_sharding(mesh, ('layers', *axes))
     devices: dict[tuple, list[jax.Device]] = {}
-    where = sharding.addressable_devices_indices_map(weight.shape)
-    for device, index in where.items():
+    for device, index in places.items():
       spans = tuple(
         part.indices(size)[:2]
         for part, size in zip(index or (), weight.shape, strict=True)
       )
       devices.setdefault(spans, []).append(device)
-    plan.append((path, weight, variable, axes, sharding, devices))
+    plan.append((path, weight, variable, sharding, devices))
     for spans in devices:
       part = math.prod(b - a for a, b in spans) / math.prod(
         source.shapes()[weight.names[0]]
@@ -264,30 +266,42 @@ def load_decoder(
     dynamic_ncols=True,
   ) as bar:
 
-    def layer(weight, sharding, devices, i) -> Array:
+    def parts(weight, sharding, devices, first, last) -> Array:
+      """Layers of a parameter, or a whole one that is not stacked."""
       shards = []
       for spans, places in devices.items():
         index = tuple(slice(*span) for span in spans)
-        part = weight.read(source, i, index, np.dtype(dtype), bar.update)
+        read = functools.partial(
+          weight.read,
+          source,
+          index=index,
+          dtype=np.dtype(dtype),
+          progress=bar.update,
+        )
+        if weight.stacked:
+          part = np.stack([read(i) for i in range(first, last)])
+        else:
+          part = read(0)
         shards += [jax.device_put(part, device) for device in places]
-      return jax.make_array_from_single_device_arrays(
-        weight.shape, sharding, shards
-      )
+      shape = (last - first, *weight.shape) if weight.stacked else weight.shape
+      return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
-    for path, weight, variable, axes, sharding, devices in plan:
-      if weight.stacked:
-        array = jax.jit(
-          functools.partial(
-            jnp.zeros, (len(weight.names), *weight.shape), dtype
-          ),
-          out_shardings=partitioning.named_sharding(mesh, ('layers', *axes)),
-        )()
-        for i in range(len(weight.names)):
-          array = _put_layer(array, layer(weight, sharding, devices, i), i)
-          # Otherwise the host runs ahead and holds every layer at once.
-          jax.block_until_ready(array)
-      else:
-        array = layer(weight, sharding, devices, 0)
+    for path, weight, variable, sharding, devices in plan:
+      count = len(weight.names)
+      size = math.prod(weight.shape) * np.dtype(dtype).itemsize
+      # Small parameters whole; of large ones so many layers at a time.
+      step = min(count, max(1, _BLOCK // size))
+      array = parts(weight, sharding, devices, 0, step)
+      if step < count:
+        zeros = functools.partial(jnp.zeros, (count, *weight.shape), dtype)
+        array = _put_layers(jax.jit(zeros, out_shardings=sharding)(), array, 0)
+      for first in range(step, count, step):
+        last = min(first + step, count)
+        array = _put_layers(
+          array, parts(weight, sharding, devices, first, last), first
+        )
+        # Otherwise the host runs ahead and holds every layer at once.
+        jax.block_until_ready(array)
       loaded.append((path, cast(nnx.Param, variable.replace(array))))
   return nnx.merge(graph, nnx.from_flat_state(loaded))
 

@@ -1,0 +1,183 @@
+"""Loading by parts: how much memory it takes, what is read, saving."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import tiny_models
+
+from vtokens import partitioning
+from vtokens.models import families, hf
+from vtokens.models import weights as weights_lib
+
+# About 3.2 GB in bfloat16.
+LARGE = {
+  'model_type': 'llama',
+  'vocab_size': 32000,
+  'hidden_size': 2048,
+  'intermediate_size': 5632,
+  'num_hidden_layers': 34,
+  'num_attention_heads': 32,
+  'num_key_value_heads': 4,
+  'max_position_embeddings': 2048,
+  'rms_norm_eps': 1e-5,
+  'tie_word_embeddings': False,
+}
+
+# Loads a directory and prints, in bytes: what the process had at its largest
+# before and after, and the weights themselves. Not from getrusage, which goes
+# on from what the parent had.
+_LOAD = """
+import sys
+import jax, jax.numpy as jnp
+from vtokens import partitioning
+from vtokens.models import hf, weights
+
+def peak():
+  with open('/proc/self/status') as file:
+    (line,) = [line for line in file if line.startswith('VmHWM')]
+  return int(line.split()[1]) * 1024
+
+mesh = partitioning.make_mesh((-1, 1, 1))
+jax.block_until_ready(jnp.ones(8) + 1)
+config = hf.read_config(sys.argv[1])
+before = peak()
+model = weights.load_decoder(
+  hf.SafetensorsSource(sys.argv[1]), config, jnp.bfloat16, mesh)
+size = sum(x.nbytes for _, x in weights.iter_arrays(model))
+print(before, peak(), size)
+"""
+
+
+def _write_large(directory: pathlib.Path) -> None:
+  rng = np.random.default_rng(0)
+  config = families.from_hf(LARGE)
+  shapes = weights_lib.expected_shapes(config)
+  weight_map = {}
+  names = sorted(shapes)
+  for number in range(4):
+    file = f'model-{number + 1:05d}-of-00004.safetensors'
+    part = names[number::4]
+    safetensors.numpy.save_file(
+      {
+        name: rng.integers(0, 1 << 14, shapes[name], np.uint16).view(
+          ml_dtypes.bfloat16
+        )
+        for name in part
+      },
+      directory / file,
+    )
+    weight_map.update(dict.fromkeys(part, file))
+  (directory / weights_lib.INDEX_FILE).write_text(
+    json.dumps({'weight_map': weight_map})
+  )
+  (directory / 'config.json').write_text(json.dumps(LARGE))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_peak_memory_of_loading_gigabytes(tmp_path):
+  _write_large(tmp_path)
+  result = subprocess.run(
+    [sys.executable, '-c', _LOAD, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  before, after, size = map(int, result.stdout.split())
+  assert size > 3e9
+  largest = LARGE['vocab_size'] * LARGE['hidden_size'] * 2
+  assert after - before > 0.9 * size  # Else it measures something else.
+  assert after - before <= 1.1 * size + largest
+
+
+class _Recorder:
+  """A source that notes what is read of it."""
+
+  def __init__(self, source):
+    self._source = source
+    self.reads = []
+
+  def __getattr__(self, name):
+    return getattr(self._source, name)
+
+  def read(self, name, rows=slice(None), columns=slice(None)):
+    block = self._source.read(name, rows, columns)
+    self.reads.append((name, block.size))
+    return block
+
+
+def test_each_value_is_read_once_and_in_blocks(tmp_path, monkeypatch):
+  tiny_models.save(tmp_path)
+  source = _Recorder(hf.SafetensorsSource(tmp_path))
+  config = hf.read_config(tmp_path)
+  monkeypatch.setattr(weights_lib, '_BLOCK', 4096)  # 1,024 values
+  model = weights_lib.load_decoder(
+    source, config, jnp.float32, partitioning.make_mesh((-1, 1, 1))
+  )
+  count = sum(array.size for _, array in weights_lib.iter_arrays(model))
+  assert sum(size for _, size in source.reads) == count
+  assert max(size for _, size in source.reads) <= 1024
+  # The same as read whole.
+  monkeypatch.undo()
+  whole = weights_lib.load_decoder(
+    hf.SafetensorsSource(tmp_path),
+    config,
+    jnp.float32,
+    partitioning.make_mesh((-1, 1, 1)),
+  )
+  for (name, found), (_, expected) in zip(
+    weights_lib.iter_arrays(model), weights_lib.iter_arrays(whole), strict=True
+  ):
+    np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+def test_the_bar_counts_the_bytes_of_the_files(tmp_path, monkeypatch):
+  tiny_models.save(tmp_path, model_type='phi3')  # Tensors of several parts.
+  source = hf.SafetensorsSource(tmp_path)
+  bars = []
+
+  class Bar(weights_lib.tqdm.tqdm):
+    def __init__(self, **options):
+      super().__init__(**options)
+      bars.append(self)
+
+  monkeypatch.setattr(weights_lib.tqdm, 'tqdm', Bar)
+  weights_lib.load_decoder(
+    source,
+    hf.read_config(tmp_path),
+    jnp.bfloat16,
+    partitioning.make_mesh((-1, 1, 1)),
+  )
+  (bar,) = bars
+  assert bar.n == bar.total == sum(map(source.nbytes, source.shapes()))
+
+
+def test_saving_in_several_files(tmp_path):
+  reference = tiny_models.save(tmp_path / 'a', model_type='phi3')
+  mesh = partitioning.make_mesh((-1, 1, 1))
+  model = weights_lib.load_decoder(
+    hf.SafetensorsSource(tmp_path / 'a'),
+    hf.read_config(tmp_path / 'a'),
+    jnp.bfloat16,
+    mesh,
+  )
+  weights_lib.save_decoder(model, tmp_path / 'b', {}, max_shard_bytes=50_000)
+  assert len(list((tmp_path / 'b').glob('*.safetensors'))) > 2
+  source = hf.SafetensorsSource(tmp_path / 'b')
+  again = weights_lib.load_decoder(
+    source, hf.read_config(tmp_path / 'b'), jnp.bfloat16, mesh
+  )
+  for (name, found), (_, expected) in zip(
+    weights_lib.iter_arrays(again), weights_lib.iter_arrays(model), strict=True
+  ):
+    np.testing.assert_array_equal(found, expected, err_msg=name)
+  index = json.loads((tmp_path / 'b' / weights_lib.INDEX_FILE).read_text())
+  assert index['metadata']['total_size'] == 2 * reference.num_parameters()

@@ -37,6 +37,7 @@ from vtokens.data import pipeline, records
 from vtokens.data.assemble import Assembler
 from vtokens.loop import Loop
 from vtokens.models import base as base_lib
+from vtokens.models import rope
 from vtokens.models.decoder import num_params
 
 _CONFIG = flags.define_config()
@@ -92,6 +93,10 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     f'{len(test_set):,} test questions'
   )
   _check_base(cfg, base)
+  for used in dict.fromkeys(kind.rope for kind in base.config.layer_pattern):
+    regime = used and rope.regime(used, cfg.context_length)
+    if regime:
+      writers.say(regime)
   assembler = Assembler.for_run(base.tokenizer, cfg)
   for dataset in (train_set, validation_set):
     pipeline.check_fits(dataset, assembler, rows)

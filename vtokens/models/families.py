@@ -5,13 +5,12 @@ what `to_hf` writes beyond the common fields.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vtokens import errors
-from vtokens.models import rope as rope_lib
 from vtokens.models.config import DecoderConfig, LayerKind, Rope
+from vtokens.models.hf_fields import Fields
 
 # --- names of weights ---
 
@@ -66,237 +65,10 @@ _GEMMA2_NAMES = {
 
 # --- reading configs ---
 
-
-class _Fields:
-  """A `config.json` whose values are checked as they are read."""
-
-  def __init__(self, values: Mapping[str, Any], where: str):
-    self.values = values
-    self.where = where
-
-  def fail(
-    self, field: str, expected: str, found: Any = ...
-  ) -> errors.UserError:
-    found = self.values.get(field) if found is ... else found
-    found = 'missing' if found is None else repr(found)
-    return errors.UserError(
-      f'{self.where}: {field} is {found}, expected {expected}'
-    )
-
-  def number(
-    self,
-    field: str,
-    kind: type = int,
-    default: Any = None,
-    inside: Mapping[str, Any] | None = None,
-  ) -> Any:
-    """A positive number; a missing or null one is the default, if any."""
-    value = (self.values if inside is None else inside).get(field)
-    value = default if value is None else value
-    # bool is an int to Python, and 1 is a valid float.
-    number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not number or not (value > 0 and math.isfinite(value)):
-      raise self.fail(field, f'a positive {kind.__name__}', value)
-    return kind(value)
-
-  def optional(self, field: str, kind: type, default: Any = None) -> Any:
-    """A positive number or null; a missing one is the default."""
-    if self.values.get(field, default) is None:
-      return None
-    return self.number(field, kind, default)
-
-  def boolean(self, field: str, default: bool) -> bool:
-    value = self.values.get(field)
-    value = default if value is None else value
-    if not isinstance(value, bool):
-      raise self.fail(field, 'true or false')
-    return value
-
-  def only(self, field: str, *supported: Any) -> None:
-    """Raises unless a field is missing or has a value that is implemented."""
-    value = self.values.get(field, supported[0])
-    if value not in supported:
-      raise self.fail(
-        field, f'{" or ".join(map(repr, supported))} (others: not supported)'
-      )
-
-  def per_layer(self, field: str, values: Sequence[Any]) -> list[Any] | None:
-    """One of the values for each layer, or None if the field is not there."""
-    found = self.values.get(field)
-    if found is None:
-      return None
-    count = self.number('num_hidden_layers')
-    if (
-      not isinstance(found, list)
-      or len(found) != count
-      or not all(value in values for value in found)
-    ):
-      raise self.fail(
-        field, f'a list of {count}, each {" or ".join(map(repr, values))}'
-      )
-    return found
-
-  # -- rotary embeddings --
-
-  def rope(
-    self, layer_type: str | None = None, default_theta: float = 10_000.0
-  ) -> Rope:
-    """The rotary embedding, of one type of layer where they differ.
-
-    transformers 4 writes `rope_scaling` next to `rope_theta`; transformers 5
-    writes `rope_parameters` with theta inside, in which layer types may be
-    nested. An inner value goes before an outer one.
-    """
-    for field in ('rope_scaling', 'rope_parameters'):
-      found = self.values.get(field)
-      if found:
-        break
-    if found is None:
-      found = {}
-    if not isinstance(found, Mapping):
-      raise self.fail(field, 'an object')
-    if layer_type is not None and isinstance(found.get(layer_type), Mapping):
-      found = found[layer_type]
-    found = dict(found)
-    found.setdefault('rope_theta', self.values.get('rope_theta'))
-    return self.rope_of(found, field, default_theta)
-
-  def rope_of(
-    self,
-    found: Mapping[str, Any],
-    field: str,
-    default_theta: float = 10_000.0,
-  ) -> Rope:
-    """Checks and reads one set of rope parameters."""
-    kind = found.get('rope_type', found.get('type')) or 'default'
-    if kind not in rope_lib.TYPES:
-      raise self.fail(
-        field, f'rope_type {" or ".join(map(repr, rope_lib.TYPES))}', kind
-      )
-    unknown = sorted(
-      key
-      for key, value in found.items()
-      if value is not None and key not in _ROPE_FIELDS[kind]
-    )
-    if unknown:
-      raise errors.UserError(
-        f'{self.where}: {field} has {", ".join(unknown)}, not supported for '
-        f'rope_type {kind!r}'
-      )
-
-    def number(key: str, default: float | None = None) -> float:
-      return self.number(key, float, default, inside=found)
-
-    values: dict[str, Any] = {
-      'type': kind,
-      'theta': number('rope_theta', default_theta),
-    }
-    longest = self.number('max_position_embeddings')
-    original = longest
-    if kind in ('yarn', 'llama3', 'longrope'):
-      # Phi-3 has it outside, which goes before.
-      original = self.number(
-        'original_max_position_embeddings',
-        default=self.number(
-          'original_max_position_embeddings', default=longest, inside=found
-        ),
-      )
-    if kind != 'default':
-      values['original_max_positions'] = original
-    if kind in ('linear', 'dynamic', 'llama3'):
-      values['factor'] = number('factor')
-    if kind == 'llama3':
-      values['low_freq_factor'] = number('low_freq_factor')
-      values['high_freq_factor'] = number('high_freq_factor')
-    if kind == 'yarn':
-      factor = number('factor', longest / original)
-      values.update(
-        factor=factor,
-        beta_fast=number('beta_fast', 32.0),
-        beta_slow=number('beta_slow', 1.0),
-        truncate=bool(found.get('truncate', True)),
-        attention_factor=number('attention_factor', _yarn_scale(found, factor)),
-      )
-    if kind == 'longrope':
-      factor = number('factor', longest / original)
-      # arXiv 2402.13753, §3.
-      scale = (
-        math.sqrt(1 + math.log(factor) / math.log(original))
-        if factor > 1
-        else 1.0
-      )
-      values.update(
-        short_factor=self.factors(found, 'short_factor'),
-        long_factor=self.factors(found, 'long_factor'),
-        attention_factor=number('attention_factor', scale),
-      )
-    return Rope(**values)
-
-  def factors(self, found: Mapping[str, Any], key: str) -> tuple[float, ...]:
-    value = found.get(key)
-    count = (self.rotary_dim() or self.head_dim()) // 2
-    if (
-      not isinstance(value, list)
-      or len(value) != count
-      or not all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0
-        for x in value
-      )
-    ):
-      raise self.fail(key, f'a list of {count} positive numbers', value)
-    return tuple(map(float, value))
-
-  def rotary_dim(self) -> int | None:
-    """How many values of a head are rotated; None for all."""
-    partial = self.values.get('partial_rotary_factor')
-    for field in ('rope_scaling', 'rope_parameters'):
-      inner = self.values.get(field)
-      if isinstance(inner, Mapping) and 'partial_rotary_factor' in inner:
-        partial = inner['partial_rotary_factor']
-    if partial is None or partial == 1:
-      return None
-    if not isinstance(partial, float) or not 0 < partial < 1:
-      raise self.fail('partial_rotary_factor', 'a number from 0 to 1', partial)
-    return int(self.head_dim() * partial)
-
-  def head_dim(self, default: int | None = None) -> int:
-    if default is None:
-      default = self.number('hidden_size') // self.number('num_attention_heads')
-    return self.number('head_dim', default=default)
+_FULL, _SLIDING = _LAYER_TYPES = ('full_attention', 'sliding_attention')
 
 
-_ROPE_COMMON = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
-_STRETCHED = _ROPE_COMMON | {'factor', 'original_max_position_embeddings'}
-_ROPE_FIELDS = {
-  # transformers writes the length into Phi-3's even where nothing is scaled.
-  'default': _ROPE_COMMON | {'original_max_position_embeddings'},
-  'linear': _STRETCHED,
-  'dynamic': _STRETCHED,
-  'llama3': _STRETCHED | {'low_freq_factor', 'high_freq_factor'},
-  'yarn': _STRETCHED
-  | {
-    'attention_factor',
-    'beta_fast',
-    'beta_slow',
-    'mscale',
-    'mscale_all_dim',
-    'truncate',
-  },
-  'longrope': _STRETCHED | {'attention_factor', 'short_factor', 'long_factor'},
-}
-
-
-def _yarn_scale(found: Mapping[str, Any], factor: float) -> float:
-  """YaRN's temperature (arXiv 2309.00071, eq. 22)."""
-
-  def mscale(weight: float) -> float:
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-  over, under = found.get('mscale'), found.get('mscale_all_dim')
-  return mscale(over) / mscale(under) if over and under else mscale(1.0)
-
-
-def _llama(f: _Fields) -> dict[str, Any]:
+def _llama(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('mlp_bias', False)
   # Weights split by rank for inference on several hosts (LLaMA 1 exports);
@@ -310,7 +82,7 @@ def _llama(f: _Fields) -> dict[str, Any]:
   }
 
 
-def _mistral(f: _Fields) -> dict[str, Any]:
+def _mistral(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('attention_bias', False)
   if f.per_layer('layer_types', _LAYER_TYPES):
@@ -323,7 +95,7 @@ def _mistral(f: _Fields) -> dict[str, Any]:
   return {'layer_pattern': (LayerKind(f.rope(), window),)}
 
 
-def _ministral(f: _Fields) -> dict[str, Any]:
+def _ministral(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('attention_bias', False)
   window = f.optional('sliding_window', int, 4096)
@@ -331,7 +103,7 @@ def _ministral(f: _Fields) -> dict[str, Any]:
   return {'layer_pattern': _by_type(f, default, window)}
 
 
-def _qwen(f: _Fields) -> dict[str, Any]:
+def _qwen(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   window = None
   if f.boolean('use_sliding_window', False):
@@ -344,13 +116,13 @@ def _qwen(f: _Fields) -> dict[str, Any]:
   return {'layer_pattern': _by_type(f, default, window)}
 
 
-def _qwen2(f: _Fields) -> dict[str, Any]:
+def _qwen2(f: Fields) -> dict[str, Any]:
   # Written into no config: it is part of the code.
   f.only('attention_bias', True)
   return {**_qwen(f), 'qkv_bias': True}
 
 
-def _qwen3(f: _Fields) -> dict[str, Any]:
+def _qwen3(f: Fields) -> dict[str, Any]:
   bias = f.boolean('attention_bias', False)
   return {
     **_qwen(f),
@@ -361,7 +133,7 @@ def _qwen3(f: _Fields) -> dict[str, Any]:
   }
 
 
-def _phi3(f: _Fields) -> dict[str, Any]:
+def _phi3(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('attention_bias', False)
   values = dict(f.values)
@@ -371,14 +143,14 @@ def _phi3(f: _Fields) -> dict[str, Any]:
       kind = found.get('rope_type', found.get('type'))
       if kind in ('su', 'yarn'):  # Its older names for the same.
         values[field] = {**found, 'rope_type': 'longrope'}
-  f = _Fields(values, f.where)
+  f = Fields(values, f.where)
   return {
     'rotary_dim': f.rotary_dim(),
     'layer_pattern': (LayerKind(f.rope(), f.optional('sliding_window', int)),),
   }
 
 
-def _gemma_common(f: _Fields) -> dict[str, Any]:
+def _gemma_common(f: Fields) -> dict[str, Any]:
   f.only('use_bidirectional_attention', False, None)
   bias = f.boolean('attention_bias', False)
   return {
@@ -392,14 +164,14 @@ def _gemma_common(f: _Fields) -> dict[str, Any]:
   }
 
 
-def _gemma(f: _Fields) -> dict[str, Any]:
+def _gemma(f: Fields) -> dict[str, Any]:
   # The first files said gelu and meant the tanh form; see transformers#29402.
   f.only('hidden_act', 'gelu_pytorch_tanh', 'gelu')
   f.only('hidden_activation', None, 'gelu_pytorch_tanh')
   return {**_gemma_common(f), 'layer_pattern': (LayerKind(f.rope()),)}
 
 
-def _gemma2(f: _Fields) -> dict[str, Any]:
+def _gemma2(f: Fields) -> dict[str, Any]:
   f.only('hidden_activation', 'gelu_pytorch_tanh')
   default = [
     _FULL if i % 2 else _SLIDING for i in range(f.number('num_hidden_layers'))
@@ -415,7 +187,7 @@ def _gemma2(f: _Fields) -> dict[str, Any]:
   }
 
 
-def _gemma3(f: _Fields) -> dict[str, Any]:
+def _gemma3(f: Fields) -> dict[str, Any]:
   f.only('hidden_activation', 'gelu_pytorch_tanh')
   # transformers reads it and then does not use it.
   f.only('attn_logit_softcapping', None)
@@ -441,7 +213,7 @@ def _gemma3(f: _Fields) -> dict[str, Any]:
   }
 
 
-def _smollm3(f: _Fields) -> dict[str, Any]:
+def _smollm3(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('mlp_bias', False)
   count = f.number('num_hidden_layers')
@@ -469,7 +241,7 @@ def _smollm3(f: _Fields) -> dict[str, Any]:
   }
 
 
-def _olmo(f: _Fields) -> dict[str, Any]:
+def _olmo(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('clip_qkv', None)
   bias = f.boolean('attention_bias', False)
@@ -482,11 +254,11 @@ def _olmo(f: _Fields) -> dict[str, Any]:
   }
 
 
-def _olmo2(f: _Fields) -> dict[str, Any]:
+def _olmo2(f: Fields) -> dict[str, Any]:
   return {**_olmo(f), 'layer_pattern': (LayerKind(f.rope()),)}
 
 
-def _olmo3(f: _Fields) -> dict[str, Any]:
+def _olmo3(f: Fields) -> dict[str, Any]:
   default = [
     _SLIDING if (i + 1) % 4 else _FULL
     for i in range(f.number('num_hidden_layers'))
@@ -507,11 +279,8 @@ def _olmo3(f: _Fields) -> dict[str, Any]:
   }
 
 
-_FULL, _SLIDING = _LAYER_TYPES = ('full_attention', 'sliding_attention')
-
-
 def _by_type(
-  f: _Fields,
+  f: Fields,
   default: list[str],
   window: int | None,
   ropes: Mapping[str, Rope] | None = None,
@@ -545,7 +314,7 @@ class Family:
   """
 
   architecture: str
-  read: Callable[[_Fields], dict[str, Any]]
+  read: Callable[[Fields], dict[str, Any]]
   names: Mapping[str, str]
 
 
@@ -588,7 +357,7 @@ def from_hf(
       f'{where}: model_type is {model_type!r}, not supported; supported: '
       f'{", ".join(FAMILIES)}'
     )
-  f = _Fields(config, where)
+  f = Fields(config, where)
   f.only('quantization_config', None)
   num_heads = f.number('num_attention_heads')
   values = {

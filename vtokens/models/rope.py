@@ -56,6 +56,24 @@ def frequencies(rope: Rope, dim: int, length: int) -> np.ndarray:
   return plain
 
 
+def regime(rope: Rope, length: int) -> str | None:
+  """Says what a run's longest sequence makes of it; None if nothing."""
+  if rope.type not in ('dynamic', 'longrope'):
+    return None
+  long = length > rope.original_max_positions
+  what = {
+    ('dynamic', True): 'stretched',
+    ('dynamic', False): 'not stretched',
+    ('longrope', True): 'the long factors',
+    ('longrope', False): 'the short factors',
+  }[rope.type, long]
+  return (
+    f'rotary scaling {rope.type}: {what}, at any position, since sequences '
+    f'have up to {length:,} tokens, {"" if long else "not "}more than '
+    f'{rope.original_max_positions:,}'
+  )
+
+
 def _yarn(rope: Rope, dim: int, periods: np.ndarray) -> np.ndarray:
   """Slow frequencies stretched, fast ones kept (arXiv 2309.00071, §3.2)."""
 

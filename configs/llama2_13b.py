@@ -9,4 +9,4 @@ from vtokens import config, recipes
 
 def get_config(variant: str = '') -> config.Config:
   """The data files that it names, under data/, are yours to put there."""
-  return recipes.spring('meta-llama/Llama-2-13b-hf', variant)
+  return recipes.spring('meta-llama/Llama-2-13b-hf', variant, chat=False)

@@ -9,4 +9,4 @@ from vtokens import config, recipes
 
 def get_config(variant: str = '') -> config.Config:
   """The data files that it names, under data/, are yours to put there."""
-  return recipes.spring('mistralai/Mistral-7B-v0.1', variant)
+  return recipes.spring('mistralai/Mistral-7B-v0.1', variant, chat=False)

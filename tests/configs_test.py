@@ -181,6 +181,9 @@ def test_each_config_is_valid(name, variant):
   cfg = _parse(f'{CONFIGS / name}.py{variant}')
   config_lib.validate(cfg)
   assert cfg.base.path in PUBLISHED
+  # Only these have no chat template.
+  plain = name in ('mistral_7b', 'llama2_7b', 'llama2_13b')
+  assert ('chat_prompt' in cfg.eval.conditions) == (not plain)
   longest = families.from_hf(PUBLISHED[cfg.base.path][0]).longest_sequence
   assert cfg.context_length <= longest
 

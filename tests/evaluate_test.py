@@ -1,6 +1,7 @@
 """Conditions, answers and losses of the evaluator on a tiny random base."""
 
 import dataclasses
+import itertools
 import json
 
 import flax.nnx as nnx
@@ -105,10 +106,11 @@ def test_answers_are_those_of_torch(base, table, tiny_dir, answers):
           max_new_tokens=6,
           do_sample=False,
           pad_token_id=0,
-          eos_token_id=base.tokenizer.eos_id,
+          eos_token_id=sorted(base.tokenizer.end_ids),
         )[0].tolist()
-      if base.tokenizer.eos_id in out:
-        out = out[: out.index(base.tokenizer.eos_id)]
+      out = list(
+        itertools.takewhile(lambda i: i not in base.tokenizer.end_ids, out)
+      )
       known = set(base.tokenizer.ids)
       text = base.tokenizer.decode([i for i in out if i in known]).strip()
       assert answer == text, (condition.name, record.id)

@@ -8,7 +8,7 @@ VARIANTS = ('', 'paper')
 PAPER_QUESTIONS = 441_976
 
 
-def spring(base: str, variant: str = '') -> config.Config:
+def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
   """Virtual tokens for a base of some billion parameters.
 
   `paper` has the hyperparameters of arXiv 2405.19670, the same for every
@@ -24,6 +24,7 @@ def spring(base: str, variant: str = '') -> config.Config:
   Args:
     base: for `base.path`.
     variant: '' or 'paper'.
+    chat: whether the base has a chat template, to be scored with.
 
   Returns:
     A config whose data files, under data/, are yours to put there.
@@ -46,7 +47,14 @@ def spring(base: str, variant: str = '') -> config.Config:
       num_passages=(1, 5),
       buckets=((256, 160), (512, 160), (768, 160), (1280, 160)),
     ),
-    eval=config.Eval(num_passages=3, max_new_tokens=50, max_validation=512),
+    eval=config.Eval(
+      num_passages=3,
+      max_new_tokens=50,
+      max_validation=512,
+      conditions=tuple(
+        name for name in config.CONDITIONS if chat or name != 'chat_prompt'
+      ),
+    ),
   )
   if variant == 'paper':
     steps = 3 * PAPER_QUESTIONS // 256

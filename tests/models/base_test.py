@@ -155,8 +155,8 @@ def test_failing_download(monkeypatch, error):
 def test_only_what_is_needed_and_safe_is_downloaded(tiny_dir, monkeypatch):
   asked = {}
 
-  def download(name, *, allow_patterns):
-    asked[name] = allow_patterns
+  def download(name, *, allow_patterns, ignore_patterns):
+    asked[name] = allow_patterns, ignore_patterns
     return str(tiny_dir)
 
   monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
@@ -167,10 +167,12 @@ def test_only_what_is_needed_and_safe_is_downloaded(tiny_dir, monkeypatch):
       *('config.json', 'model.safetensors', 'model.safetensors.index.json'),
       *('model-00001-of-00002.safetensors', 'tokenizer.json'),
       *('tokenizer_config.json', 'tokenizer.model', 'chat_template.jinja'),
+      *('consolidated.safetensors', 'original/params.json'),
       *('pytorch_model.bin', 'consolidated.00.pth', 'model.pt', 'model.py'),
       *('tf_model.h5', 'flax_model.msgpack', 'model.gguf', 'README.md'),
     )
-    if any(fnmatch.fnmatch(name, p) for p in asked['some-org/tiny'])
+    if any(fnmatch.fnmatch(name, p) for p in asked['some-org/tiny'][0])
+    and not any(fnmatch.fnmatch(name, p) for p in asked['some-org/tiny'][1])
   ]
   assert wanted == [
     *('config.json', 'model.safetensors', 'model.safetensors.index.json'),

@@ -261,7 +261,7 @@ def test_shapes_that_do_not_fit_together(fields, message):
 
 
 @pytest.mark.parametrize(
-  'model_type', ['qwen2_moe', 'mixtral', 'gpt_oss', '', None, ABSENT]
+  'model_type', ['qwen2_moe', 'mixtral', 'gpt_oss', '', None, ['llama'], ABSENT]
 )
 def test_other_model_types_name_the_supported_ones(model_type):
   with pytest.raises(errors.UserError) as e:
@@ -370,6 +370,15 @@ def test_longest_sequence(scaling, length):
   assert config.longest_sequence == length
 
 
+def test_longest_sequence_of_mixed_layers():
+  """Layers without positions or with a window do not limit it."""
+  yarn = {'type': 'yarn', 'factor': 4.0}
+  config = families.from_hf(
+    _least(model_type='smollm3', num_hidden_layers=8, rope_scaling=yarn)
+  )
+  assert config.longest_sequence == 4 * 512
+
+
 # --- other families ---
 
 
@@ -383,6 +392,8 @@ def test_longest_sequence(scaling, length):
     ('ministral', 'layer_types', ['full_attention'] * 2),
     ('ministral', 'layer_types', ['full_attention', 'chunked', 'chunked']),
     ('qwen2', 'use_sliding_window', 'yes'),
+    ('qwen2', 'max_window_layers', None),
+    ('qwen3', 'max_window_layers', '28'),
     ('qwen2', 'attention_bias', False),
     ('qwen3', 'hidden_act', 'gelu'),
     ('phi3', 'hidden_act', 'gelu'),
@@ -415,11 +426,52 @@ def test_defaults_are_those_of_transformers(model_type):
   """A config that says least, by us and as transformers completes it."""
   gelu = {'hidden_act': 'gelu_pytorch_tanh'} if 'gemma' in model_type else {}
   least = _least(model_type=model_type, num_hidden_layers=8, **gelu)
-  least['num_key_value_heads'] = 2
+  least['num_attention_heads'] = 32  # Which every default divides.
+  least['hidden_size'] = 512
   if model_type == 'ministral':
     least['head_dim'] = 16  # It has no default.
   theirs = transformers.AutoConfig.for_model(**least).to_dict()
   assert families.from_hf(least) == families.from_hf(theirs)
+
+
+def test_rope_of_one_type_of_layers():
+  """What is not given for a type has the type's default."""
+  sliding = {'sliding_attention': {'rope_type': 'default'}}
+  full = {'full_attention': {'rope_type': 'default', 'rope_theta': 5e5}}
+  fields = _least(
+    model_type='gemma3_text',
+    num_hidden_layers=6,
+    rope_theta=3e6,
+    rope_parameters={**sliding, **full},
+  )
+  config = families.from_hf(fields)
+  assert config.layer_kinds[0].rope.theta == 1e4
+  assert config.layer_kinds[5].rope.theta == 5e5
+
+
+@pytest.mark.parametrize('model_type', ['gemma3_text', 'olmo3'])
+def test_one_rope_for_layers_of_two_types_is_an_error(model_type):
+  """transformers would ignore it."""
+  with pytest.raises(errors.UserError, match='to have full_attention'):
+    families.from_hf(
+      _least(model_type=model_type, rope_parameters={'rope_theta': 5e5})
+    )
+
+
+def test_longrope_without_an_original_length():
+  """It is 4096 for Phi-3, whatever stands inside."""
+  fields = _least(
+    model_type='phi3',
+    max_position_embeddings=8192,
+    rope_scaling={
+      'type': 'longrope',
+      'short_factor': [1.0] * 8,
+      'long_factor': [2.0] * 8,
+      'original_max_position_embeddings': 64,
+    },
+  )
+  (kind,) = families.from_hf(fields).layer_pattern
+  assert kind.rope.original_max_positions == 4096
 
 
 def test_old_names_of_longrope():

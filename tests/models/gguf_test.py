@@ -408,6 +408,36 @@ def test_no_scaling_spelled_out(tmp_path, tensors, metadata):
   gguf_lib.GGUFSource(_write(tmp_path / 'x.gguf', tensors, metadata))
 
 
+_YARN = {
+  'llama.rope.scaling.type': 'yarn',
+  'llama.rope.scaling.factor': 4.0,
+  'llama.rope.scaling.original_context_length': 128,
+}
+
+
+def test_settings_of_yarn(tmp_path, tensors):
+  extra = {
+    'llama.rope.scaling.yarn_beta_fast': 16.0,
+    'llama.rope.scaling.yarn_beta_slow': 2.0,
+    'llama.rope.scaling.yarn_ext_factor': 1.0,
+  }
+  path = _write(tmp_path / 'x.gguf', tensors, {**_YARN, **extra})
+  (kind,) = gguf_lib.GGUFSource(path).config.layer_pattern
+  assert (kind.rope.beta_fast, kind.rope.beta_slow) == (16.0, 2.0)
+  key = 'llama.rope.scaling.yarn_attn_factor'
+  path = _write(tmp_path / 'y.gguf', tensors, {**_YARN, key: 0.5})
+  with pytest.raises(errors.UserError) as e:
+    gguf_lib.GGUFSource(path)
+  assert str(e.value) == f'{path}: {key} is 0.5, not supported; expected 1.0'
+
+
+def test_scaling_given_twice(tmp_path, tensors):
+  tensors = {**tensors, 'rope_freqs.weight': np.ones(32, np.float32)}
+  path = _write(tmp_path / 'x.gguf', tensors, _YARN)
+  with pytest.raises(errors.UserError, match=r'rope_freqs\.weight beside'):
+    gguf_lib.GGUFSource(path)
+
+
 @pytest.mark.parametrize('key', ['scaling.factor', 'scale_linear'])
 def test_a_factor_without_a_type_is_linear(tmp_path, tensors, key):
   path = _write(tmp_path / 'x.gguf', tensors, {f'llama.rope.{key}': 4.0})

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 import tiny_models
 
-from vtokens import partitioning
+from vtokens import errors, partitioning
 from vtokens.models import families, hf
 from vtokens.models import weights as weights_lib
 
@@ -36,7 +36,7 @@ LARGE = {
 _LOAD = """
 import sys
 import jax, jax.numpy as jnp
-from vtokens import partitioning
+from vtokens import errors, partitioning
 from vtokens.models import hf, weights
 
 def peak():
@@ -158,6 +158,30 @@ def test_the_bar_counts_the_bytes_of_the_files(tmp_path, monkeypatch):
   )
   (bar,) = bars
   assert bar.n == bar.total == sum(map(source.nbytes, source.shapes()))
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path, same):
+  tiny_models.save(tmp_path, tie_word_embeddings=True)
+  path = tmp_path / weights_lib.SINGLE_FILE
+  tensors = safetensors.numpy.load_file(path)
+  head = tensors['model.embed_tokens.weight'].copy()
+  head[-1, -1] += 0.0 if same else 1e-3
+  safetensors.numpy.save_file({**tensors, 'lm_head.weight': head}, path)
+
+  def load():
+    return weights_lib.load_decoder(
+      hf.SafetensorsSource(tmp_path),
+      hf.read_config(tmp_path),
+      jnp.float32,
+      partitioning.make_mesh((-1, 1, 1)),
+    )
+
+  if same:
+    assert load().head is None
+    return
+  with pytest.raises(errors.UserError, match='tie_word_embeddings is true'):
+    load()
 
 
 def test_saving_in_several_files(tmp_path):

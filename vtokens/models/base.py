@@ -113,6 +113,8 @@ def resolve(path: str) -> str:
     return huggingface_hub.snapshot_download(
       path,
       allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja'],
+      # Mistral's and Meta's own form of the same weights.
+      ignore_patterns=['consolidated*', 'original/*'],
     )
   # Besides the hub's own errors, those of its HTTP client, which is another
   # package from version to version.

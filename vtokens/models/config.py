@@ -141,13 +141,12 @@ class DecoderConfig:
     Configs with scaled positions give the length before or after scaling;
     where one says before, it is stretched here.
     """
-    ropes = {kind.rope for kind in self.layer_kinds}
-    if len(ropes) > 1:
-      return self.max_positions
-    (rope,) = ropes
-    if rope is not None and rope.type in ('linear', 'dynamic'):
-      return int(self.max_positions * rope.factor)
-    if rope is not None and rope.type == 'yarn':
-      stretched = int(rope.original_max_positions * rope.factor)
-      return max(self.max_positions, stretched)
-    return self.max_positions
+    lengths = [self.max_positions]
+    for kind in self.layer_pattern:
+      rope = kind.rope
+      if rope is not None and kind.window is None:
+        if rope.type in ('linear', 'dynamic'):
+          lengths.append(int(self.max_positions * rope.factor))
+        if rope.type == 'yarn':
+          lengths.append(int(rope.original_max_positions * rope.factor))
+    return max(lengths)

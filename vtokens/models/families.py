@@ -109,6 +109,8 @@ def _qwen(f: Fields) -> dict[str, Any]:
   if f.boolean('use_sliding_window', False):
     window = f.optional('sliding_window', int, 4096)
   first = f.values.get('max_window_layers', 28)
+  if type(first) is not int or first < 0:
+    raise f.fail('max_window_layers', 'a number of layers')
   default = [
     _SLIDING if window and i >= first else _FULL
     for i in range(f.number('num_hidden_layers'))
@@ -136,7 +138,8 @@ def _qwen3(f: Fields) -> dict[str, Any]:
 def _phi3(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('attention_bias', False)
-  values = dict(f.values)
+  values = {**f.values}
+  values.setdefault('original_max_position_embeddings', 4096)
   for field in ('rope_scaling', 'rope_parameters'):
     found = values.get(field)
     if isinstance(found, Mapping):
@@ -197,12 +200,11 @@ def _gemma3(f: Fields) -> dict[str, Any]:
     for i in range(f.number('num_hidden_layers'))
   ]
   window = f.optional('sliding_window', int, 4096)
-  local = f.values.get('rope_parameters')
-  if isinstance(local, Mapping) and _SLIDING in local:
-    local = f.rope(_SLIDING)
-  else:
-    local = Rope(theta=f.number('rope_local_base_freq', float, 10_000.0))
-  ropes = {_FULL: f.rope(_FULL, 1_000_000.0), _SLIDING: local}
+  theta = f.number('rope_local_base_freq', float, 10_000.0)
+  ropes = {
+    _FULL: f.rope(_FULL, 1_000_000.0),
+    _SLIDING: f.nested_rope(_SLIDING, theta) or Rope(theta=theta),
+  }
   return {
     **_gemma_common(f),
     'post_norm': True,
@@ -265,12 +267,8 @@ def _olmo3(f: Fields) -> dict[str, Any]:
   ]
   window = f.optional('sliding_window', int, 4096)
   full = f.rope(_FULL, 500_000.0)
-  nested = f.values.get('rope_parameters')
-  if isinstance(nested, Mapping) and _SLIDING in nested:
-    local = f.rope(_SLIDING, 500_000.0)
-  else:
-    # Only layers that see everything are stretched.
-    local = Rope(theta=full.theta)
+  # Only layers that see everything are stretched.
+  local = f.nested_rope(_SLIDING, 500_000.0) or Rope(theta=full.theta)
   return {
     **_olmo(f),
     'layer_pattern': _by_type(
@@ -311,24 +309,26 @@ class Family:
     read: from the fields of its config to what it sets in `DecoderConfig`
       beyond the sizes.
     names: parameter path -> name of the tensor.
+    num_kv_heads: where a config does not say; None for that of query heads.
   """
 
   architecture: str
   read: Callable[[Fields], dict[str, Any]]
   names: Mapping[str, str]
+  num_kv_heads: int | None = None
 
 
 FAMILIES = {
   'llama': Family('LlamaForCausalLM', _llama, _LLAMA_NAMES),
-  'mistral': Family('MistralForCausalLM', _mistral, _LLAMA_NAMES),
-  'ministral': Family('MinistralForCausalLM', _ministral, _LLAMA_NAMES),
-  'qwen2': Family('Qwen2ForCausalLM', _qwen2, _LLAMA_NAMES),
-  'qwen3': Family('Qwen3ForCausalLM', _qwen3, _LLAMA_NAMES),
+  'mistral': Family('MistralForCausalLM', _mistral, _LLAMA_NAMES, 8),
+  'ministral': Family('MinistralForCausalLM', _ministral, _LLAMA_NAMES, 8),
+  'qwen2': Family('Qwen2ForCausalLM', _qwen2, _LLAMA_NAMES, 32),
+  'qwen3': Family('Qwen3ForCausalLM', _qwen3, _LLAMA_NAMES, 32),
   'phi3': Family('Phi3ForCausalLM', _phi3, _PHI_NAMES),
-  'gemma': Family('GemmaForCausalLM', _gemma, _LLAMA_NAMES),
-  'gemma2': Family('Gemma2ForCausalLM', _gemma2, _GEMMA2_NAMES),
-  'gemma3_text': Family('Gemma3ForCausalLM', _gemma3, _GEMMA2_NAMES),
-  'smollm3': Family('SmolLM3ForCausalLM', _smollm3, _LLAMA_NAMES),
+  'gemma': Family('GemmaForCausalLM', _gemma, _LLAMA_NAMES, 16),
+  'gemma2': Family('Gemma2ForCausalLM', _gemma2, _GEMMA2_NAMES, 4),
+  'gemma3_text': Family('Gemma3ForCausalLM', _gemma3, _GEMMA2_NAMES, 4),
+  'smollm3': Family('SmolLM3ForCausalLM', _smollm3, _LLAMA_NAMES, 4),
   'olmo2': Family('Olmo2ForCausalLM', _olmo2, _OLMO_NAMES),
   'olmo3': Family('Olmo3ForCausalLM', _olmo3, _OLMO_NAMES),
 }
@@ -352,12 +352,13 @@ def from_hf(
       does not implement. Nothing that changes the numbers is ignored.
   """
   model_type = config.get('model_type')
-  if model_type not in FAMILIES:
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
     raise errors.UserError(
       f'{where}: model_type is {model_type!r}, not supported; supported: '
       f'{", ".join(FAMILIES)}'
     )
   f = Fields(config, where)
+  family = FAMILIES[model_type]
   f.only('quantization_config', None)
   num_heads = f.number('num_attention_heads')
   values = {
@@ -366,11 +367,17 @@ def from_hf(
     'embed_dim': f.number('hidden_size'),
     'num_layers': f.number('num_hidden_layers'),
     'num_heads': num_heads,
-    'num_kv_heads': f.number('num_key_value_heads', default=num_heads),
+    'num_kv_heads': f.number(
+      'num_key_value_heads',
+      # null means as many as query heads; a missing field need not.
+      default=num_heads
+      if 'num_key_value_heads' in config
+      else family.num_kv_heads or num_heads,
+    ),
     'mlp_dim': f.number('intermediate_size'),
     'norm_eps': f.number('rms_norm_eps', float),
     'max_positions': f.number('max_position_embeddings'),
-    **FAMILIES[model_type].read(f),
+    **family.read(f),
   }
   values.setdefault('head_dim', f.head_dim())
   values.setdefault('tie_embeddings', f.boolean('tie_word_embeddings', False))

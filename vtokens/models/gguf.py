@@ -28,6 +28,13 @@ _FACTORS = (
   'rope_factors_short.weight',
   'rope_factors_long.weight',
 )
+# Further settings of scaling, and what they are where they change nothing.
+_NEUTRAL = {
+  'attn_factor': 1.0,
+  'yarn_attn_factor': 1.0,
+  'yarn_ext_factor': 1.0,
+  'yarn_log_multiplier': 0.0,
+}
 _LAYER = re.compile(r'blk\.(\d+)\.')
 
 
@@ -148,8 +155,9 @@ class GGUFSource:
       'rope_scaling': self._rope_scaling(tensors),
       'tie_word_embeddings': 'output.weight' not in tensors,
       'hidden_act': 'gelu_pytorch_tanh' if gemma else 'silu',
-      'sliding_window': window,
     }
+    if window is not None or self.architecture != 'gemma2':
+      values['sliding_window'] = window
     if 'blk.0.attn_q.bias' in tensors and self.architecture != 'qwen2':
       values['attention_bias'] = True
     rotated = self._number('{arch}.rope.dimension_count', default=head_dim)
@@ -167,13 +175,12 @@ class GGUFSource:
         query_pre_attn_scalar=embed_dim // heads
         if layers == large
         else head_dim,
-        attn_logit_softcapping=self._optional(
-          '{arch}.attn_logit_softcapping', float
-        ),
-        final_logit_softcapping=self._optional(
-          '{arch}.final_logit_softcapping', float
-        ),
       )
+      # What a file does not say has the same default in llama.cpp and in
+      # transformers: early files of Gemma 2 say nothing.
+      for field in ('attn_logit_softcapping', 'final_logit_softcapping'):
+        if self._field('{arch}.' + field, None) is not None:
+          values[field] = self._optional('{arch}.' + field, float)
     if self.architecture == 'gemma3':
       values['rope_local_base_freq'] = self._number(
         '{arch}.rope.freq_base_swa', float, 10_000.0
@@ -205,7 +212,7 @@ class GGUFSource:
           '{arch}.rope.scaling.original_context_length'
         ),
       }
-    if 'rope_freqs.weight' in tensors:
+    if 'rope_freqs.weight' in tensors and kind == 'none':
       # Llama 3.1 and later: the converter has applied the formula and wrote
       # by what to divide each frequency, at any length.
       factors = _floats(tensors['rope_freqs.weight'])
@@ -217,12 +224,30 @@ class GGUFSource:
       }
     if kind == 'none':
       return None
+    if 'rope_freqs.weight' in tensors:
+      raise errors.UserError(
+        f'{self.where}: tensor rope_freqs.weight beside '
+        f'{self.architecture}.rope.scaling.type={kind!r} is not supported'
+      )
+    for key, neutral in _NEUTRAL.items():
+      found = self._field('{arch}.rope.scaling.' + key, neutral)
+      if found != neutral:
+        raise errors.UserError(
+          f'{self.where}: {self.architecture}.rope.scaling.{key} is '
+          f'{found!r}, not supported; expected {neutral!r}'
+        )
     if kind == 'linear':
       return {'rope_type': 'linear', 'factor': float(factor)}
     if kind == 'yarn':
       return {
         'rope_type': 'yarn',
         'factor': float(factor),
+        'beta_fast': self._number(
+          '{arch}.rope.scaling.yarn_beta_fast', float, 32.0
+        ),
+        'beta_slow': self._number(
+          '{arch}.rope.scaling.yarn_beta_slow', float, 1.0
+        ),
         'original_max_position_embeddings': self._number(
           '{arch}.rope.scaling.original_context_length'
         ),

@@ -58,7 +58,8 @@ class Fields:
     value = default if value is None else value
     # bool is an int to Python, and 1 is a valid float.
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    if not number or not (value > 0 and math.isfinite(value)):
+    # An integer may be too large for a float.
+    if not number or not 0 < value < 1e300:
       raise self.fail(field, f'a positive {kind.__name__}', value)
     return kind(value)
 
@@ -110,25 +111,37 @@ class Fields:
     writes `rope_parameters` with theta inside, in which layer types may be
     nested. An inner value goes before an outer one.
     """
-    for field in ('rope_scaling', 'rope_parameters'):
-      found = self.values.get(field)
-      if found:
-        break
-    if found is None:
-      found = {}
+    nested = self.nested_rope(layer_type, default_theta)
+    scaling = self.values.get('rope_scaling')
+    if nested is not None and not scaling:
+      return nested
+    field = 'rope_scaling' if scaling else 'rope_parameters'
+    found = self.values.get(field) or {}
     if not isinstance(found, Mapping):
       raise self.fail(field, 'an object')
-    if layer_type is not None and isinstance(found.get(layer_type), Mapping):
-      found = found[layer_type]
-    found = dict(found)
-    found.setdefault('rope_theta', self.values.get('rope_theta'))
-    return self.rope_of(found, field, default_theta)
+    if layer_type is not None and not scaling and found:
+      # transformers would not look at it.
+      raise self.fail(field, f'to have {layer_type}')
+    theta = self.number('rope_theta', float, default_theta)
+    return self.rope_of(found, field, theta)
+
+  def nested_rope(
+    self, layer_type: str | None, default_theta: float
+  ) -> Rope | None:
+    """The rotary embedding given for one type of layer, if there is one."""
+    found = self.values.get('rope_parameters')
+    if not isinstance(found, Mapping) or layer_type not in found:
+      return None
+    inner = found[layer_type]
+    if not isinstance(inner, Mapping):
+      raise self.fail('rope_parameters', f'an object for {layer_type}')
+    return self.rope_of(inner, 'rope_parameters', default_theta)
 
   def rope_of(
     self,
     found: Mapping[str, Any],
     field: str,
-    default_theta: float = 10_000.0,
+    default_theta: float,
   ) -> Rope:
     """Checks and reads one set of rope parameters."""
     kind = found.get('rope_type', found.get('type')) or 'default'
@@ -173,6 +186,8 @@ class Fields:
       values['high_freq_factor'] = number('high_freq_factor')
     if kind == 'yarn':
       factor = number('factor', longest / original)
+      for key in ('mscale', 'mscale_all_dim'):
+        number(key, 1.0)  # Raises unless it is missing or a number.
       values.update(
         factor=factor,
         beta_fast=number('beta_fast', 32.0),

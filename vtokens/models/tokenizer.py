@@ -6,6 +6,7 @@ model's own, go through `encode_template`.
 """
 
 import copy
+import datetime
 import functools
 import hashlib
 import itertools
@@ -14,7 +15,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokenizers
 
@@ -22,6 +23,11 @@ from vtokens import errors
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
+
+_TEMPLATE_OPTIONS: dict[str, Any] = {
+  'enable_thinking': False,
+  'strftime_now': datetime.datetime(2024, 7, 26).strftime,
+}
 
 # Letters only, so that no template's escaping changes it.
 _PLACEHOLDER = 'VTOKENSUSERMESSAGE'
@@ -181,7 +187,9 @@ class Tokenizer:
     Complete as they are: where the template writes bos, it is in the first
     part, and `prefix_ids` must not be added. `before + encode(message) + after`
     are the ids of the rendered conversation, generation prompt included. A
-    template that prints the date gives other ids tomorrow.
+    template that asks for the date is told 26 July 2024, which Llama 3.1's
+    falls back to: ids must not change from day to day. One that can do without
+    thinking is told so, since an answer is to follow at once.
 
     Raises:
       errors.UserError: there is no chat template, or it fails, or it does not
@@ -196,6 +204,7 @@ class Tokenizer:
         [{'role': 'user', 'content': _PLACEHOLDER}],
         tokenize=False,
         add_generation_prompt=True,
+        **_TEMPLATE_OPTIONS,
       )
     # A template is a program of the model's author; it can raise anything.
     except Exception as e:
@@ -227,6 +236,7 @@ class Tokenizer:
           {'role': 'assistant', 'content': _PLACEHOLDER},
         ],
         tokenize=False,
+        **_TEMPLATE_OPTIONS,
       )
     # As in chat_wrap, which tells of it when the template is used.
     except Exception:
@@ -268,9 +278,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
   """Loads the tokenizer of a model.
 
   Args:
-    path: a directory in Hugging Face format, a `.gguf` file, or a name on the
-      Hugging Face hub (from the cache where there is a copy, and only from it
-      under HF_HUB_OFFLINE=1).
+    path: a directory in Hugging Face format or a `.gguf` file; for a name on
+      the hub see `base.resolve`.
 
   Raises:
     errors.UserError: there is no tokenizer, it has no fast version, or it is of
@@ -325,9 +334,11 @@ def _end_ids(directory: pathlib.Path) -> list[int]:
 
 def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
   """Ids that text adds to those of a text before it."""
-  before, whole = encode('x'), encode('x' + text)
-  if whole[: len(before)] == before:
-    return whole[len(before) :]
+  # A text before it with whose end the start of this one does not merge.
+  for probe in ('x', '0', '.', '\n', ')', 'Q'):
+    before, whole = encode(probe), encode(probe + text)
+    if whole[: len(before)] == before:
+      return whole[len(before) :]
   return encode(text)
 
 

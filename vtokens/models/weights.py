@@ -255,6 +255,8 @@ def load_decoder(
       )
       total += sum(round(source.nbytes(n) * part) for n in weight.names)
 
+  if config.tie_embeddings:
+    _check_tied_head(source, config)
   graph, _ = nnx.split(abstract_decoder(config, dtype))
   loaded = []
   with tqdm.tqdm(
@@ -328,6 +330,25 @@ def _check_shapes(source: TensorSource, config: DecoderConfig) -> None:
       f'{source.where}: the weights do not fit the config:\n  '
       + '\n  '.join(problems)
     )
+
+
+def _check_tied_head(source: TensorSource, config: DecoderConfig) -> None:
+  """Raises if a tied head is stored as well and is another matrix."""
+  names = families.FAMILIES[config.model_type].names
+  embedding, head = names['embedding'], names['head']
+  if head not in source.shapes():
+    return
+  step = max(1, _BLOCK // (4 * config.embed_dim))
+  for start in range(0, config.vocab_size, step):
+    rows = slice(start, min(start + step, config.vocab_size))
+    if not np.array_equal(
+      source.read(head, rows), source.read(embedding, rows)
+    ):
+      raise errors.UserError(
+        f'{source.where}: tie_word_embeddings is true, but {head} and '
+        f'{embedding} differ; if the head was trained by itself, set it to '
+        'false in config.json'
+      )
 
 
 def save_decoder(

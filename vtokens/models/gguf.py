@@ -156,6 +156,12 @@ class GGUFSource:
       'tie_word_embeddings': 'output.weight' not in tensors,
       'hidden_act': 'gelu_pytorch_tanh' if gemma else 'silu',
     }
+    scaling = values['rope_scaling'] or {}
+    if 'original_max_position_embeddings' in scaling:
+      # Where Phi-3 has it.
+      values['original_max_position_embeddings'] = scaling[
+        'original_max_position_embeddings'
+      ]
     if window is not None or self.architecture != 'gemma2':
       values['sliding_window'] = window
     if 'blk.0.attn_q.bias' in tensors and self.architecture != 'qwen2':

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -137,6 +138,68 @@ def test_each_value_is_read_once_and_in_blocks(tmp_path, monkeypatch):
     weights_lib.iter_arrays(model), weights_lib.iter_arrays(whole), strict=True
   ):
     np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
+# One of two processes with a device each: loads its half, compares it with
+# the whole that it loads by itself, and prints how many values it read.
+_HALF = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import Mesh
+from vtokens import partitioning
+from vtokens.models import hf, weights
+
+directory, port, process = sys.argv[1:]
+jax.distributed.initialize(f'localhost:{port}', 2, int(process))
+weights._BLOCK = 4096  # Several blocks of each tensor, layer by layer.
+config = hf.read_config(directory)
+source = hf.SafetensorsSource(directory)
+read, count = source.read, 0
+
+def counted(*arguments):
+  global count
+  block = read(*arguments)
+  count += block.size
+  return block
+
+source.read = counted
+mesh = partitioning.make_mesh((1, 1, 2))
+parts = dict(weights.iter_arrays(
+  weights.load_decoder(source, config, jnp.float32, mesh)))
+here = Mesh(np.array(jax.local_devices()).reshape(1, 1, 1), mesh.axis_names)
+whole = dict(weights.iter_arrays(weights.load_decoder(
+  hf.SafetensorsSource(directory), config, jnp.float32, here)))
+for name, array in parts.items():
+  (shard,) = array.addressable_shards
+  expected = np.asarray(whole[name])[shard.index]
+  np.testing.assert_array_equal(shard.data, expected)
+print(count)
+"""
+
+
+def test_each_process_reads_only_its_part(tmp_path):
+  reference = tiny_models.save(tmp_path)
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = free.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', _HALF, str(tmp_path), str(port), str(i)],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  counts = []
+  for process in processes:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    counts.append(int(out.split()[-1]))
+  # Norms are in both; all else is split.
+  norms = sum(p.numel() for n, p in reference.named_parameters() if 'norm' in n)
+  half = (reference.num_parameters() - norms) // 2
+  assert counts == [half + norms] * 2
 
 
 def test_the_bar_counts_the_bytes_of_the_files(tmp_path, monkeypatch):

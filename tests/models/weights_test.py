@@ -14,7 +14,7 @@ import safetensors.numpy
 import tiny_models
 
 from vtokens import errors, partitioning
-from vtokens.models import families, hf
+from vtokens.models import families, hf, weight_map
 from vtokens.models import weights as weights_lib
 
 # About 3.2 GB in bfloat16.
@@ -59,8 +59,8 @@ print(before, peak(), size)
 def _write_large(directory: pathlib.Path) -> None:
   rng = np.random.default_rng(0)
   config = families.from_hf(LARGE)
-  shapes = weights_lib.expected_shapes(config)
-  weight_map = {}
+  shapes = weight_map.expected_shapes(config)
+  file_of = {}
   names = sorted(shapes)
   for number in range(4):
     file = f'model-{number + 1:05d}-of-00004.safetensors'
@@ -74,9 +74,9 @@ def _write_large(directory: pathlib.Path) -> None:
       },
       directory / file,
     )
-    weight_map.update(dict.fromkeys(part, file))
+    file_of.update(dict.fromkeys(part, file))
   (directory / weights_lib.INDEX_FILE).write_text(
-    json.dumps({'weight_map': weight_map})
+    json.dumps({'weight_map': file_of})
   )
   (directory / 'config.json').write_text(json.dumps(LARGE))
 
@@ -119,7 +119,8 @@ def test_each_value_is_read_once_and_in_blocks(tmp_path, monkeypatch):
   tiny_models.save(tmp_path)
   source = _Recorder(hf.SafetensorsSource(tmp_path))
   config = hf.read_config(tmp_path)
-  monkeypatch.setattr(weights_lib, '_BLOCK', 4096)  # 1,024 values
+  monkeypatch.setattr(weights_lib, 'BLOCK_BYTES', 4096)
+  monkeypatch.setattr(weight_map, 'BLOCK_BYTES', 4096)  # 1,024 values
   model = weights_lib.load_decoder(
     source, config, jnp.float32, partitioning.make_mesh((-1, 1, 1))
   )
@@ -147,11 +148,12 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh
 from vtokens import partitioning
-from vtokens.models import hf, weights
+from vtokens.models import hf, weight_map, weights
 
 directory, port, process = sys.argv[1:]
 jax.distributed.initialize(f'localhost:{port}', 2, int(process))
-weights._BLOCK = 4096  # Several blocks of each tensor, layer by layer.
+# Several blocks of each tensor, layer by layer.
+weights.BLOCK_BYTES = weight_map.BLOCK_BYTES = 4096
 config = hf.read_config(directory)
 source = hf.SafetensorsSource(directory)
 read, count = source.read, 0

@@ -13,6 +13,7 @@ from vtokens.models import gguf, hf, weights
 from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
+from vtokens.models.weight_map import TensorSource
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ def load_base(
   )
 
 
-def _open(path: str) -> tuple[weights.TensorSource, DecoderConfig]:
+def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
   if path.endswith('.gguf'):
     source = gguf.GGUFSource(path)
     return source, source.config

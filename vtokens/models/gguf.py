@@ -10,7 +10,7 @@ import numpy as np
 from vtokens import errors
 from vtokens.models import families
 from vtokens.models.config import DecoderConfig
-from vtokens.models.weights import EVERY, spread
+from vtokens.models.weight_map import EVERY, spread
 
 # GGUF architecture -> model_type. llama.cpp writes Mistral as llama.
 _MODEL_TYPES = {
@@ -83,6 +83,10 @@ class GGUFSource:
         raise errors.UserError(
           f'{path}: tensor {name} is not supported for {self.architecture}'
         )
+    self._shapes = {
+      name: tuple(int(size) for size in reversed(tensor.shape))
+      for name, tensor in self._tensors.items()
+    }
 
   # -- metadata --
 
@@ -282,20 +286,17 @@ class GGUFSource:
     return names
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """See `weights.TensorSource`."""
-    return {
-      name: tuple(int(size) for size in reversed(tensor.shape))
-      for name, tensor in self._tensors.items()
-    }
+    """See `weight_map.TensorSource`."""
+    return self._shapes
 
   def nbytes(self, name: str) -> int:
-    """See `weights.TensorSource`."""
+    """See `weight_map.TensorSource`."""
     return int(self._tensors[name].n_bytes)
 
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
-    """See `weights.TensorSource`; always f32."""
+    """See `weight_map.TensorSource`; always f32."""
     tensor = self._tensors[name]
     data = tensor.data
     order: slice | np.ndarray = rows
@@ -322,7 +323,7 @@ class GGUFSource:
     return array
 
   def sample(self, name: str) -> bytes:
-    """See `weights.TensorSource`."""
+    """See `weight_map.TensorSource`."""
     return spread(self._tensors[name].data.reshape(-1).view(np.uint8))
 
 

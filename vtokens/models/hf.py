@@ -10,7 +10,8 @@ import safetensors
 from vtokens import errors
 from vtokens.models import families
 from vtokens.models.config import DecoderConfig
-from vtokens.models.weights import EVERY, INDEX_FILE, SINGLE_FILE, spread
+from vtokens.models.weight_map import EVERY, spread
+from vtokens.models.weights import INDEX_FILE, SINGLE_FILE
 
 # Bytes of a value by the name of its type in safetensors.
 _FLOATS = {'F16': 2, 'BF16': 2, 'F32': 4}
@@ -58,23 +59,23 @@ class SafetensorsSource:
     self._nbytes[name] = math.prod(part.get_shape()) * _FLOATS[kind]
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
-    """See `weights.TensorSource`."""
+    """See `weight_map.TensorSource`."""
     return self._shapes
 
   def nbytes(self, name: str) -> int:
-    """See `weights.TensorSource`."""
+    """See `weight_map.TensorSource`."""
     return self._nbytes[name]
 
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
-    """See `weights.TensorSource`."""
+    """See `weight_map.TensorSource`."""
     index = (rows, columns)[: len(self._shapes[name])]
     with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
       return file.get_slice(name)[index]
 
   def sample(self, name: str) -> bytes:
-    """See `weights.TensorSource`."""
+    """See `weight_map.TensorSource`."""
     shape = self._shapes[name]
     with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
       part = file.get_slice(name)

@@ -14,6 +14,7 @@ TEST = [
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
   'hypothesis>=6.130,<7',
   'pytest>=8.3,<10',
+  'pytest-xdist>=3.6,<4',
   'torch>=2.10,<2.14',  # The independent implementation to compare with.
   'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]

@@ -438,7 +438,7 @@ def test_missing_client_of_a_remote_path_is_an_error():
     ('a.jsonl', b'\n \n'),
     ('a.jsonl', b'\xef\xbb\xbf'),
     ('a.jsonl.gz', b''),
-    ('a.jsonl.gz', gzip.compress(b'')),
+    ('a.jsonl.gz', gzip.compress(b'', mtime=0)),
   ],
 )
 def test_empty_file_is_always_an_error(tmp_path, name, content, on_bad_record):

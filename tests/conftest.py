@@ -1,10 +1,17 @@
 """Models that many tests share."""
 
 import importlib.util
+import os
 import pathlib
 
 import pytest
 import tiny_models
+import torch
+
+# PyTorch's threads wait by spinning: those of one test process would take the
+# other's processor.
+if 'PYTEST_XDIST_WORKER' in os.environ:
+  torch.set_num_threads(1)
 
 
 @pytest.fixture(scope='session')

@@ -10,7 +10,7 @@ _DATA = 'package:vtokens/data/quickstart'
 
 
 def get_config() -> config.Config:
-  """About a quarter of an hour on two CPU cores with AVX-512."""
+  """For two CPU cores; README.md says how long it took on some."""
   return config.Config(
     workdir='runs/quickstart',
     base=config.Base(

@@ -116,6 +116,24 @@ def test_answers_are_those_of_torch(base, table, tiny_dir, answers):
       assert answer == text, (condition.name, record.id)
 
 
+def test_a_prefix_is_encoded_once_for_all_that_share_it(base, monkeypatch):
+  calls = []
+  encode = evaluate.generate.encode_prefix
+
+  def counted(*arguments, **options):
+    calls.append(1)
+    return encode(*arguments, **options)
+
+  monkeypatch.setattr(evaluate.generate, 'encode_prefix', counted)
+  table = np.zeros((N, base.config.embed_dim), np.float32)
+  names = ('concat', 'prompt')
+  conditions = [evaluate.UNTRAINED[name] for name in names]
+  make_evaluator(base).answers(
+    RECORDS[:1], [*conditions, evaluate.tokens_condition(N)], table, label=''
+  )
+  assert len(calls) == 1
+
+
 def test_conditions_differ(answers):
   assert len({tuple(texts) for texts in answers.values()}) == len(CONDITIONS)
 

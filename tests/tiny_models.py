@@ -14,6 +14,17 @@ CHAT_TEMPLATE = (
   "{{ '<|start|>assistant\n' }}{% endif %}"
 )
 
+FULL, SLIDING = 'full_attention', 'sliding_attention'
+# What tiny models of the Gemma families share.
+GEMMA = {
+  'head_dim': 24,
+  'tie_word_embeddings': True,
+  'num_attention_heads': 6,
+  'num_key_value_heads': 2,
+  # 6 heads have to divide it in transformers, though head_dim says otherwise.
+  'hidden_size': 60,
+}
+
 
 def save_tokenizer(directory: pathlib.Path) -> None:
   """A byte-level tokenizer: 256 bytes, then <|start|>, <|end|>, <|eos|>."""

@@ -166,11 +166,10 @@ class Evaluator:
         )
     predictions = {c.name: [''] * len(records) for c in conditions}
     nll = tokens = 0.0
-    groups: dict[tuple[bool, bool | None], list[Condition]] = {}
+    groups: dict[tuple[bool, bool], list[Condition]] = {}
     for condition in conditions:
-      groups.setdefault((condition.passages, condition.chat), []).append(
-        condition
-      )
+      chat = self._assembler.in_chat(condition.chat)
+      groups.setdefault((condition.passages, chat), []).append(condition)
     size = self._settings.batch_size
     total = len(groups) * len(records)
     with tqdm.tqdm(

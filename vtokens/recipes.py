@@ -16,10 +16,9 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
   questions, 1 to 5 passages while training and 3 in the tests. What it does
   not say (schedule, clipping) is that of the released code: linear decay, 1.0.
 
-  The default differs in what could be tried on SmolLM2-135M-Instruct, where
-  1e-4 learns next to nothing in a thousand steps: a learning rate of 1e-2 and
-  cosine decay, k drawn more often small, batch 64. Whether that is best for a
-  larger base has not been measured.
+  The default takes over from the quickstart, on SmolLM2-135M-Instruct, a
+  learning rate of 1e-2, cosine decay, and k drawn more often small. Neither
+  that nor its batch of 64 and its steps were tried on a larger base.
 
   Args:
     base: for `base.path`.

@@ -12,6 +12,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
+from tiny_models import FULL, GEMMA, SLIDING
 
 from vtokens import generate, partitioning
 from vtokens.models import families, hf
@@ -46,16 +47,6 @@ def _longrope(pairs, **changes):
   }
 
 
-_FULL, _SLIDING = 'full_attention', 'sliding_attention'
-_GEMMA = {
-  'head_dim': 24,
-  'tie_word_embeddings': True,
-  'num_attention_heads': 6,
-  'num_key_value_heads': 2,
-  # 6 heads have to divide it in transformers, though head_dim says otherwise.
-  'hidden_size': 60,
-}
-
 # name -> model_type and what differs from a tiny Llama, every feature on.
 CASES = {
   'llama_biased': ('llama', {'attention_bias': True}),
@@ -78,7 +69,7 @@ CASES = {
     'ministral',
     {
       'sliding_window': 20,
-      'layer_types': [_SLIDING, _FULL, _SLIDING],
+      'layer_types': [SLIDING, FULL, SLIDING],
       'head_dim': 24,
     },
   ),
@@ -138,11 +129,11 @@ CASES = {
       'num_key_value_heads': 1,
     },
   ),
-  'gemma': ('gemma', _GEMMA),
+  'gemma': ('gemma', GEMMA),
   'gemma2': (
     'gemma2',
     {
-      **_GEMMA,
+      **GEMMA,
       'sliding_window': 20,
       'query_pre_attn_scalar': 30,
       'attn_logit_softcapping': 2.0,
@@ -152,15 +143,15 @@ CASES = {
   'gemma3': (
     'gemma3_text',
     {
-      **_GEMMA,
+      **GEMMA,
       'num_hidden_layers': 4,
       'sliding_window': 20,
-      'layer_types': [_SLIDING, _SLIDING, _FULL, _SLIDING],
+      'layer_types': [SLIDING, SLIDING, FULL, SLIDING],
       'query_pre_attn_scalar': 30,
       'final_logit_softcapping': 3.0,
       'rope_parameters': {
-        _FULL: {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e6},
-        _SLIDING: {'rope_type': 'default', 'rope_theta': 1e4},
+        FULL: {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e6},
+        SLIDING: {'rope_type': 'default', 'rope_theta': 1e4},
       },
     },
   ),
@@ -181,8 +172,8 @@ CASES = {
       'num_hidden_layers': 4,
       'sliding_window': 20,
       'rope_parameters': {
-        _FULL: _YARN,
-        _SLIDING: {'rope_type': 'default', 'rope_theta': 10_000.0},
+        FULL: _YARN,
+        SLIDING: {'rope_type': 'default', 'rope_theta': 10_000.0},
       },
     },
   ),

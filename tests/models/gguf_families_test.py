@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from tiny_models import FULL, GEMMA, SLIDING
 
 from vtokens import partitioning
 from vtokens.models import gguf as gguf_lib
@@ -46,14 +47,6 @@ _SANDWICH = {
 }
 _SHORT = [1.0 + 0.1 * i for i in range(6)]
 _LONG = [2.0 + 0.5 * i for i in range(6)]
-_GEMMA = {
-  'head_dim': 24,
-  'tie_word_embeddings': True,
-  'num_attention_heads': 6,
-  'num_key_value_heads': 2,
-  'hidden_size': 60,
-}
-_FULL, _SLIDING = 'full_attention', 'sliding_attention'
 
 
 def _llama3_factors():
@@ -156,12 +149,12 @@ CASES = {
     {'attention.sliding_window': 0},
     {},
   ),
-  'gemma': ('gemma', 'gemma', _GEMMA, {'attention.key_length': 24}, {}),
+  'gemma': ('gemma', 'gemma', GEMMA, {'attention.key_length': 24}, {}),
   'gemma2': (
     'gemma2',
     'gemma2',
     {
-      **_GEMMA,
+      **GEMMA,
       'sliding_window': 20,
       'query_pre_attn_scalar': 24,
       'attn_logit_softcapping': 2.0,
@@ -179,13 +172,13 @@ CASES = {
     'gemma3',
     'gemma3_text',
     {
-      **_GEMMA,
+      **GEMMA,
       'num_hidden_layers': 7,
       'sliding_window': 20,
       'query_pre_attn_scalar': 24,
       'rope_parameters': {
-        _FULL: {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e6},
-        _SLIDING: {'rope_type': 'default', 'rope_theta': 1e4},
+        FULL: {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e6},
+        SLIDING: {'rope_type': 'default', 'rope_theta': 1e4},
       },
     },
     {

@@ -615,6 +615,22 @@ class TestChatWrap:
       ids = before + tokenizer.encode(message) + after
       assert ids == tokenizer.encode_template(whole)
 
+  def test_neither_the_day_nor_thinking_changes_it(self, tmp_path):
+    template = (
+      "{{ strftime_now('%d %b %Y') }}{% if enable_thinking is not defined or "
+      'enable_thinking %}<think>{% endif %}{{ messages[0].content }}'
+    )
+    path = _save(
+      tmp_path / 'x',
+      _byte_backend(),
+      eos_token='<|im_end|>',
+      chat_template=template,
+    )
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    before, after = tokenizer.chat_wrap
+    assert tokenizer.decode(before) == '26 Jul 2024'
+    assert after == []
+
   def test_bos_once(self, llama2):
     before, after = llama2.chat_wrap
     assert (before + after).count(1) == 1

@@ -106,7 +106,7 @@ class Assembler:
       errors.UserError: question, tokens and answer do not fit; they are never
         cut.
     """
-    chat = self.templates.chat if chat is None else chat
+    chat = self.in_chat(chat)
     encode = self.tokenizer.encode
     before: Sequence[int] = self.tokenizer.prefix_ids
     after: Sequence[int] = ()
@@ -151,6 +151,10 @@ class Assembler:
         f'{self.max_suffix} tokens; raise the last of config.data.buckets'
       )
     return example
+
+  def in_chat(self, chat: bool | None) -> bool:
+    """What `chat` means: None is what the templates say."""
+    return self.templates.chat if chat is None else chat
 
   def _fit(
     self, passages: Sequence[tuple[int, Passage]], used: int

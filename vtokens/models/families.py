@@ -393,7 +393,7 @@ def from_hf(
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
-  """The `config.json` of a decoder, for transformers 4 and 5.
+  """The `config.json` of a decoder, in transformers 4's form, which 5 reads.
 
   The inverse of `from_hf`, but for `context_length`, which is no property of
   the model.

@@ -6,7 +6,6 @@ model's own, go through `encode_template`.
 """
 
 import copy
-import datetime
 import functools
 import hashlib
 import itertools
@@ -15,7 +14,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tokenizers
 
@@ -24,10 +23,14 @@ from vtokens import errors
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-_TEMPLATE_OPTIONS: dict[str, Any] = {
-  'enable_thinking': False,
-  'strftime_now': datetime.datetime(2024, 7, 26).strftime,
-}
+# Goes before a chat template, as a function of the same name: transformers
+# lets through no other. The empty output keeps a line break that begins the
+# template.
+_FIXED_DATE = (
+  "{% macro strftime_now(format) %}{{ format | replace('%d', '26') | "
+  "replace('%b', 'Jul') | replace('%B', 'July') | replace('%m', '07') | "
+  "replace('%Y', '2024') }}{% endmacro %}{{ '' }}"
+)
 
 # Letters only, so that no template's escaping changes it.
 _PLACEHOLDER = 'VTOKENSUSERMESSAGE'
@@ -200,18 +203,14 @@ class Tokenizer:
         f'{self._name}: the tokenizer has no chat template; use a plain prompt'
       )
     try:
-      text = self._tokenizer.apply_chat_template(
-        [{'role': 'user', 'content': _PLACEHOLDER}],
-        tokenize=False,
-        add_generation_prompt=True,
-        **_TEMPLATE_OPTIONS,
+      text = self._render(
+        [{'role': 'user', 'content': _PLACEHOLDER}], add_generation_prompt=True
       )
     # A template is a program of the model's author; it can raise anything.
     except Exception as e:
       raise errors.UserError(
         f'{self._name}: the chat template fails on a single user message: {e}'
       ) from e
-    assert isinstance(text, str)  # Since nothing is tokenised.
     before, *rest = text.split(_PLACEHOLDER)
     if len(rest) != 1:
       raise errors.UserError(
@@ -226,22 +225,34 @@ class Tokenizer:
       self.encode_template, rest[0]
     )
 
+  def _render(
+    self, messages: list[dict[str, str]], add_generation_prompt: bool
+  ) -> str:
+    """The text of a conversation; see `chat_wrap` for date and thinking."""
+    text = self._tokenizer.apply_chat_template(
+      messages,
+      chat_template=_FIXED_DATE + self._tokenizer.get_chat_template(),
+      tokenize=False,
+      add_generation_prompt=add_generation_prompt,
+      enable_thinking=False,
+    )
+    assert isinstance(text, str)  # Since nothing is tokenised.
+    return text
+
   def _find_turn_end(self) -> int:
     if not self._tokenizer.chat_template:
       return self.eos_id
     try:
-      text = self._tokenizer.apply_chat_template(
+      text = self._render(
         [
           {'role': 'user', 'content': 'x'},
           {'role': 'assistant', 'content': _PLACEHOLDER},
         ],
-        tokenize=False,
-        **_TEMPLATE_OPTIONS,
+        add_generation_prompt=False,
       )
     # As in chat_wrap, which tells of it when the template is used.
     except Exception:
       return self.eos_id
-    assert isinstance(text, str)
     added = self._trusted.get_added_tokens_decoder()
     for i in self.encode_template(text.rpartition(_PLACEHOLDER)[2]):
       if i in added and added[i].special and i not in self.prefix_ids:

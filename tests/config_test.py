@@ -10,7 +10,7 @@ import typing
 
 import pytest
 
-from vtokens import config, errors
+from vtokens import config, errors, schema
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -240,12 +240,12 @@ def test_json_round_trip():
   cfg = _load(_CONFIGS / 'quickstart.py')
   cfg.optim.learning_rate = 1 / 3
   cfg.virtual_tokens.init_text = 'Ä "quoted"\n'
-  text = json.dumps(config.to_dict(cfg))
+  text = json.dumps(schema.to_dict(cfg))
   assert config.from_dict(json.loads(text)) == cfg
 
 
 def test_to_dict_holds_json_values_only():
-  values = config.to_dict(_valid())
+  values = schema.to_dict(_valid())
   assert values['data']['buckets'] == [[512, 160], [1024, 160]]
   assert json.loads(json.dumps(values)) == values
 
@@ -268,7 +268,7 @@ def test_to_dict_holds_json_values_only():
   ],
 )
 def test_from_dict_refuses(change, message):
-  values = config.to_dict(_valid())
+  values = schema.to_dict(_valid())
   values['optim'].pop('warmup_steps')
   with pytest.raises(errors.UserError) as e:
     config.from_dict(values | change)
@@ -276,15 +276,15 @@ def test_from_dict_refuses(change, message):
 
 
 def test_diff():
-  old = config.to_dict(_valid())
+  old = schema.to_dict(_valid())
   new = copy.deepcopy(old)
-  assert config.diff(old, new) == []
+  assert schema.diff(old, new) == []
   new['seed'] = 1
   new['data']['train'] = ['u.jsonl']
   del new['optim']['eps']
-  assert config.diff(old, new) == [
+  assert schema.diff(old, new) == [
     "config.data.train: ['t.jsonl'] there, ['u.jsonl'] now",
     "config.optim.eps: 1e-08 there, '(absent)' now",
     'config.seed: 0 there, 1 now',
   ]
-  assert config.diff({'a': 1}, {'a': 2}, 'base.') == ['base.a: 1 there, 2 now']
+  assert schema.diff({'a': 1}, {'a': 2}, 'base.') == ['base.a: 1 there, 2 now']

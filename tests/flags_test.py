@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from vtokens import config, errors, flags
+from vtokens import config
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _ENV = {**os.environ, 'PYTHONPATH': str(_ROOT), 'COLUMNS': '80'}
@@ -20,24 +20,21 @@ _PROGRAM = '''
 import json
 import pathlib
 
-from vtokens import config, errors, flags
-
-_CONFIG = flags.define_config()
+from vtokens import config, errors, flags, schema
 
 
-def main(argv):
-  cfg = flags.config_of(_CONFIG)
+def main(cfg):
   pathlib.Path(cfg.workdir).mkdir()
   if cfg.base.path == 'missing':
     raise errors.UserError('config.base.path: missing\\nsecond line')
   if cfg.base.path == 'bug':
     raise RuntimeError('a bug')
-  print(json.dumps(config.to_dict(cfg)))
+  print(json.dumps(schema.to_dict(cfg)))
   print(flags.command_line('some.module'))
 
 
 if __name__ == '__main__':
-  flags.run(main)
+  flags.run_config(main, config.Config, config.validate, 'configs/x.py')
 '''
 
 _GOOD = """
@@ -300,15 +297,3 @@ def test_help(directory):
   assert '--config: Python file with get_config()' in done.stdout
   # absl's and the libraries' own flags would bury it.
   assert len(done.stdout.splitlines()) < 30
-
-
-class _Flag:
-  def __init__(self, value):
-    self.value = value
-
-
-def test_config_of():
-  with pytest.raises(errors.UserError, match='--config FILE is needed'):
-    flags.config_of(_Flag(None))
-  with pytest.raises(errors.UserError, match=r'config\.workdir'):
-    flags.config_of(_Flag(config.Config()))

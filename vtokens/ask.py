@@ -20,7 +20,7 @@ from vtokens import (
   writers,
 )
 from vtokens.data.assemble import Assembler
-from vtokens.data.records import Passage, Record
+from vtokens.data.records import GIVEN, Passage, Record
 from vtokens.models import base as base_lib
 
 _WORKDIR = absl_flags.DEFINE_string(
@@ -97,7 +97,9 @@ def ask(
     dataset='',
     question=question,
     answers=(),
-    passages=tuple(Passage(id='', title='', text=text) for text in passages),
+    passages={
+      GIVEN: tuple(Passage(id='', title='', text=text) for text in passages)
+    },
   )
   tokens = evaluate.tokens_condition(k)
   names = list(_LABELS)

@@ -5,15 +5,11 @@ be overridden on the command line as `--config.section.field=value`.
 """
 
 import dataclasses
-import difflib
-import json
 import math
 import string
-import types
-import typing
 from typing import Any
 
-from vtokens import errors
+from vtokens import errors, schema
 
 # The authors' sentence (arXiv 2405.19670, section 3.2): it starts the table,
 # and it is the instruction of the untrained condition.
@@ -304,7 +300,7 @@ def validate(config: Config) -> None:
     errors.UserError: a field has a wrong type or value, or two do not fit;
       the message names the field as it is written on the command line.
   """
-  values = _flatten(config)
+  values = schema.flatten(config)
 
   def fail(field: str, expected: str):
     raise errors.UserError(
@@ -328,7 +324,7 @@ def validate(config: Config) -> None:
       fail(field, 'to be set')
   for field, names in _PLACEHOLDERS.items():
     try:
-      used = _placeholders(values[field])
+      used = placeholders(values[field])
     except ValueError:  # A single brace.
       used = {'{'}
     if used - names:
@@ -396,66 +392,18 @@ def validate(config: Config) -> None:
     fail('optim.warmup_steps', f'less than train.num_steps={steps}')
 
 
-def to_dict(config: Config) -> dict[str, Any]:
-  """The config as nested dicts of JSON values."""
-  return json.loads(json.dumps(dataclasses.asdict(config)))
-
-
 def from_dict(values: dict[str, Any]) -> Config:
-  """The inverse of `to_dict`.
+  """A validated config of what `schema.to_dict` made of one.
 
   Raises:
     errors.UserError: a field is unknown or not valid.
   """
-  config = _build(Config, values, '')
+  config = schema.build(Config, values)
   validate(config)
   return config
 
 
-def diff(
-  old: dict[str, Any], new: dict[str, Any], root: str = 'config.'
-) -> list[str]:
-  """One line for each field in which two `to_dict` results differ."""
-
-  def flat(values, prefix=''):
-    for key, value in values.items():
-      if isinstance(value, dict):
-        yield from flat(value, f'{prefix}{key}.')
-      else:
-        yield f'{prefix}{key}', value
-
-  a, b = dict(flat(old)), dict(flat(new))
-  return [
-    f'{root}{field}: {a.get(field, "(absent)")!r} there, '
-    f'{b.get(field, "(absent)")!r} now'
-    for field in sorted(a.keys() | b.keys())
-    if a.get(field, ...) != b.get(field, ...)
-  ]
-
-
-def _flatten(section: Any, prefix: str = '') -> dict:
-  """Field path -> value, over all sections."""
-  flat: dict[str, Any] = {}
-  hints = typing.get_type_hints(type(section))
-  for field in dataclasses.fields(section):
-    value, path = getattr(section, field.name), prefix + field.name
-    if dataclasses.is_dataclass(hints[field.name]):
-      if not isinstance(value, hints[field.name]):
-        raise errors.UserError(
-          f'config.{path}: expected a {hints[field.name].__name__}, got '
-          f'{value!r}'
-        )
-      flat |= _flatten(value, f'{path}.')
-      continue
-    if not _fits(value, hints[field.name]):
-      raise errors.UserError(
-        f'config.{path}: expected {_describe(hints[field.name])}, got {value!r}'
-      )
-    flat[path] = value
-  return flat
-
-
-def _placeholders(template: str) -> set[str]:
+def placeholders(template: str) -> set[str]:
   """What is in braces, as it is written: 'text', but also 'text!r:9'."""
   return {
     name
@@ -464,49 +412,3 @@ def _placeholders(template: str) -> set[str]:
     for _, name, spec, conversion in string.Formatter().parse(template)
     if name is not None
   }
-
-
-def _fits(value: Any, kind: Any) -> bool:
-  """Whether a value has a declared type; bool is not an int here."""
-  if isinstance(kind, types.GenericAlias):
-    args = typing.get_args(kind)
-    if not isinstance(value, tuple):
-      return False
-    if args[-1] is Ellipsis:
-      return all(_fits(v, args[0]) for v in value)
-    return len(value) == len(args) and all(map(_fits, value, args))
-  if kind is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  if kind is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  return isinstance(value, kind)
-
-
-def _describe(kind: Any) -> str:
-  return str(kind) if isinstance(kind, types.GenericAlias) else kind.__name__
-
-
-def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  if not isinstance(values, dict):
-    raise errors.UserError(
-      f'config.{prefix}'.rstrip('.') + f': expected a section, got {values!r}'
-    )
-  for key in values:
-    if key not in hints:
-      close = difflib.get_close_matches(key, hints, n=1)
-      hint = f'; did you mean {close[0]}?' if close else ''
-      raise errors.UserError(f'config.{prefix}{key}: no such field{hint}')
-  built = {}
-  for key, value in values.items():
-    if dataclasses.is_dataclass(hints[key]):
-      value = _build(hints[key], value, f'{prefix}{key}.')
-    built[key] = _tuples(value)
-  return cls(**built)
-
-
-def _tuples(value: Any) -> Any:
-  """JSON has lists where the config has tuples."""
-  if isinstance(value, list):
-    return tuple(_tuples(v) for v in value)
-  return value

@@ -1,5 +1,6 @@
 """The `--config` flag, and errors that reach the user as one message."""
 
+import dataclasses
 import difflib
 import pathlib
 import shlex
@@ -7,41 +8,71 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vtokens import config as config_lib
 from vtokens import errors
 
-# `--help` lists a flag under the program that calls `define_config`.
+# `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
 
 
-def define_config() -> flags.FlagHolder:
-  """Defines `--config FILE[:VARIANT]` and `--config.section.field=value`."""
+def run_config(
+  main: Callable[[Any], None],
+  settings: type,
+  validate: Callable[[Any], None],
+  example: str,
+) -> None:
+  """Runs a program that takes `--config FILE[:VARIANT]` and overrides of it.
+
+  Defines the flag only now: a module that is merely imported has none.
+
+  Args:
+    main: is given the validated config.
+    settings: the dataclass that the file's get_config() returns.
+    validate: raises a `UserError` for a config that is not valid.
+    example: a config file of this program, for its messages.
+  """
   holder = config_flags.DEFINE_config_file(
     'config',
     None,
-    'Python file with get_config() -> vtokens.config.Config, e.g. '
-    'configs/quickstart.py. FILE:VARIANT calls get_config(VARIANT), e.g. '
-    'configs/mistral_7b.py:paper. Its fields are overridden by '
+    f'Python file with get_config() -> {_name(settings)}, e.g. {example}. '
+    'FILE:VARIANT calls get_config(VARIANT). Its fields are overridden by '
     '--config.section.field=value.',
   )
   # ml_collections' own shows mistakes in the file as tracebacks.
-  flags.FLAGS['config'].parser = _FileParser()
-  return holder
+  flags.FLAGS['config'].parser = _FileParser(settings)
+
+  def with_config(argv: Sequence[str]) -> None:
+    del argv
+    config = holder.value
+    if config is None:
+      raise errors.UserError(f'--config FILE is needed, e.g. {example}')
+    validate(config)
+    main(config)
+
+  run(with_config, settings)
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a command line program; a `UserError` is printed and exits with 1."""
+def run(
+  main: Callable[[Sequence[str]], None], settings: type | None = None
+) -> None:
+  """Runs a command line program; a `UserError` is printed and exits with 1.
+
+  Args:
+    main: is given what is left of the command line, as `absl.app` does.
+    settings: the dataclass behind `--config`, if there is one.
+  """
 
   def parse(argv: Sequence[str]) -> list[str]:
     if {'-h', '-help', '--help', '--helpshort'} & set(argv[1:]):
       # absl's own exits with 1.
       app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
-      _check_names(argv)
+      if settings is not None:
+        _check_names(argv, settings)
       return flags.FLAGS(list(argv))
     except (flags.Error, errors.UserError) as e:
       _fail(e)
@@ -62,21 +93,6 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   app.run(guarded, flags_parser=parse)
 
 
-def config_of(flag: flags.FlagHolder) -> config_lib.Config:
-  """The parsed config, validated.
-
-  Raises:
-    errors.UserError: there is none, or it is not valid.
-  """
-  config = flag.value
-  if config is None:
-    raise errors.UserError(
-      '--config FILE is needed, e.g. --config configs/quickstart.py'
-    )
-  config_lib.validate(config)
-  return config
-
-
 def command_line(module: str) -> str:
   """The command that started this program, to be typed again."""
   return shlex.join(['python', '-m', module, *sys.argv[1:]])
@@ -85,7 +101,10 @@ def command_line(module: str) -> str:
 class _FileParser(flags.ArgumentParser):
   """Runs a config file; its mistakes become one message with their line."""
 
-  def parse(self, argument: str) -> config_lib.Config:
+  def __init__(self, settings: type):
+    self._settings = settings
+
+  def parse(self, argument: str) -> Any:
     path, variant = argument, None
     if ':' in argument and not pathlib.Path(argument).exists():
       path, _, variant = argument.rpartition(':')
@@ -95,13 +114,13 @@ class _FileParser(flags.ArgumentParser):
       raise errors.UserError(
         f'--config {path}: cannot be read: {e.strerror}'
       ) from e
-    namespace: dict[str, typing.Any] = {'__name__': 'config', '__file__': path}
+    namespace: dict[str, Any] = {'__name__': 'config', '__file__': path}
     try:
       exec(compile(source, path, 'exec'), namespace)
       if 'get_config' not in namespace:
         raise errors.UserError(
           f'--config {path}: has no function get_config() -> '
-          'vtokens.config.Config'
+          f'{_name(self._settings)}'
         )
       arguments = [] if variant is None else [variant]
       config = namespace['get_config'](*arguments)
@@ -120,15 +139,21 @@ class _FileParser(flags.ArgumentParser):
       raise errors.UserError(
         f'--config {place}: {type(e).__name__}: {e}'
       ) from e
-    if not isinstance(config, config_lib.Config):
+    if not isinstance(config, self._settings):
       raise errors.UserError(
-        f'--config {path}: get_config() returned {type(config).__name__}, '
-        'expected vtokens.config.Config'
+        f'--config {path}: get_config() returned {_name(type(config))}, '
+        f'expected {_name(self._settings)}'
       )
     return config
 
 
-def _check_names(argv: Sequence[str]) -> None:
+def _name(kind: type) -> str:
+  """As it is written in a config file."""
+  module = kind.__module__
+  return kind.__name__ if module == 'builtins' else f'{module}.{kind.__name__}'
+
+
+def _check_names(argv: Sequence[str], settings: type) -> None:
   """Refuses `--config.a.b` where there is no such field, with a suggestion.
 
   ml_collections itself would end in a traceback.
@@ -141,7 +166,7 @@ def _check_names(argv: Sequence[str]) -> None:
       continue
     if not file_given:
       raise errors.UserError(f'--{name}: --config FILE is needed before it')
-    section: type | None = config_lib.Config
+    section: type | None = settings
     for part in name.split('.')[1:]:
       fields = typing.get_type_hints(section) if section else {}
       if part not in fields:
@@ -152,7 +177,7 @@ def _check_names(argv: Sequence[str]) -> None:
           + (f' (fields: {", ".join(fields)})' if fields else '')
         )
       kind = fields[part]
-      section = kind if kind.__module__ == config_lib.__name__ else None
+      section = kind if dataclasses.is_dataclass(kind) else None
     if section is not None:
       raise errors.UserError(
         f'--{name}: a section, not a field; set one of '

@@ -27,6 +27,7 @@ from vtokens import (
   partitioning,
   paths,
   plots,
+  schema,
   steps,
   stopping,
   virtual_tokens,
@@ -39,8 +40,6 @@ from vtokens.loop import Loop
 from vtokens.models import base as base_lib
 from vtokens.models import rope
 from vtokens.models.decoder import num_params
-
-_CONFIG = flags.define_config()
 
 
 def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
@@ -175,7 +174,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
 
 def _identity(cfg: config.Config) -> dict[str, Any]:
   """The config but for where it runs: a work directory may be moved."""
-  values = config.to_dict(cfg)
+  values = schema.to_dict(cfg)
   del values['workdir']
   return values
 
@@ -188,7 +187,7 @@ def _check_claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
   """
   if not path.exists():
     return
-  lines = config.diff(
+  lines = schema.diff(
     json.loads(path.read_text(encoding='utf-8')), found, f'{path.stem}.'
   )
   if lines:
@@ -417,10 +416,8 @@ def _report(summary: dict[str, Any], workdir: str) -> None:
   )
 
 
-def main(argv: Sequence[str]) -> None:
+def main(cfg: config.Config) -> None:
   """Entry point."""
-  del argv
-  cfg = flags.config_of(_CONFIG)
   with stopping.StopRequest() as stop:
     try:
       summary = train(cfg, stop)
@@ -433,4 +430,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.run(main)
+  flags.run_config(
+    main, config.Config, config.validate, 'configs/quickstart.py'
+  )

@@ -78,8 +78,9 @@ def draw(
   """
   rng = np.random.default_rng([seed, _DRAW, epoch, index])
   low, high = data.num_passages
-  count = min(int(rng.integers(low, high + 1)), len(record.passages))
-  ranks = np.arange(len(record.passages))
+  ranked = record.ranked()
+  count = min(int(rng.integers(low, high + 1)), len(ranked))
+  ranks = np.arange(len(ranked))
   if data.shuffle_passages:
     ranks = rng.permutation(ranks)
   answer = record.answers[int(rng.integers(len(record.answers)))]
@@ -94,7 +95,7 @@ def draw(
   else:
     num_active = tokens.num_virtual_tokens
   return Draw(
-    passages=tuple((int(r), record.passages[r]) for r in ranks[:count]),
+    passages=tuple((int(r), ranked[r]) for r in ranks[:count]),
     answer=answer,
     num_active=num_active,
   )
@@ -112,11 +113,12 @@ def shown_passages(
       instead of by rank.
     seed: of the run.
   """
-  ranks = np.arange(min(count, len(record.passages)))
+  ranked = record.ranked()
+  ranks = np.arange(min(count, len(ranked)))
   if shuffle:
     entropy = [seed, _EVAL, *record.id.encode()]
     ranks = np.random.default_rng(entropy).permutation(ranks)
-  return tuple((int(rank), record.passages[rank]) for rank in ranks)
+  return tuple((int(rank), ranked[rank]) for rank in ranks)
 
 
 def check_fits(

@@ -1,4 +1,4 @@
-"""Records (question, answers, ranked passages) and their JSONL files."""
+"""Records (question, answers, passages by retriever) and their JSONL files."""
 
 import bz2
 import codecs
@@ -8,10 +8,11 @@ import gzip
 import hashlib
 import json
 import lzma
+import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -42,6 +43,12 @@ _TYPE_NAMES = {
 _DUPLICATE = object()
 
 
+# Under this name lie the passages that annotators marked, if any.
+GOLD = 'gold'
+# Under this one what a file gives without naming who retrieved it.
+GIVEN = 'given'
+
+
 class RecordError(errors.UserError):
   """A file of records that cannot be used; the message says where and why."""
 
@@ -54,11 +61,13 @@ class Passage:
     id: the corpus id, '' if the file gives none.
     title: the title, '' if the file gives none.
     text: the text; never blank.
+    score: the retriever's, finite; None if the file gives none.
   """
 
   id: str
   title: str
   text: str
+  score: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,14 +79,35 @@ class Record:
     dataset: the name that results are grouped by.
     question: never blank.
     answers: at least one, none blank; any one counts.
-    passages: in rank order, best first; may be empty.
+    passages: by retriever, each in rank order, best first; may be empty.
+      Two names have a meaning: `GOLD` and `GIVEN`.
   """
 
   id: str
   dataset: str
   question: str
   answers: tuple[str, ...]
-  passages: tuple[Passage, ...]
+  passages: Mapping[str, tuple[Passage, ...]]
+
+  def ranked(self, retriever: str = '') -> tuple[Passage, ...]:
+    """The passages of one retriever; none if it has none for this question.
+
+    Args:
+      retriever: its name; '' for the only one that the record has beside
+        `GOLD`, or that if there is no other.
+
+    Raises:
+      RecordError: `retriever` is '' and there are several.
+    """
+    if retriever:
+      return self.passages.get(retriever, ())
+    names = [name for name in self.passages if name != GOLD]
+    if len(names) > 1:
+      raise RecordError(
+        f'record {self.id} has passages of several retrievers, '
+        f'{", ".join(names)}; say which to use'
+      )
+    return self.passages.get(names[0] if names else GOLD, ())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -101,7 +131,7 @@ def sha256(records: Sequence[Record]) -> str:
   """Hash of the records' content and order, 64 hexadecimal digits."""
   digest = hashlib.sha256()
   for record in records:
-    line = json.dumps(dataclasses.astuple(record))
+    line = json.dumps(dataclasses.asdict(record), sort_keys=True)
     digest.update(line.encode() + b'\n')
   return digest.hexdigest()
 
@@ -120,7 +150,8 @@ def read_records(
       question  a string
       answers   a string or an array of strings; `target` means the same
       passages  an array, best first, of strings or of objects
-                {id?, title?, text}; `ret_passages` means the same
+                {id?, title?, text, score?}, or an object of such arrays by
+                name of the retriever; `ret_passages` means the same
 
   and any others, which are ignored. The file stem is the name without
   '.gz', '.xz' or '.bz2' and then without its last suffix. Texts are kept as
@@ -239,17 +270,27 @@ def _parse_line(line: bytes, default_id: str, default_dataset: str) -> Record:
       for i, answer in enumerate(answers)
     )
   passages = record[passages_key]
-  if not isinstance(passages, list):
-    raise _bad(passages_key, passages, 'an array of passages')
+  if not isinstance(passages, dict):
+    passages = {GIVEN: passages}
+  else:
+    _check_object(passages, f'{passages_key}.')
   return Record(
     id=_check_text(record.get('id', default_id), 'id'),
     dataset=_check_text(record.get('dataset', default_dataset), 'dataset'),
     question=_check_text(record[_only_key(record, 'question')], 'question'),
     answers=answers,
-    passages=tuple(
-      _parse_passage(passage, f'{passages_key}[{i}]')
-      for i, passage in enumerate(passages)
-    ),
+    passages={
+      _check_text(name, f'{passages_key}: the name of a retriever'): tuple(
+        _parse_passage(passage, f'{key}[{i}]')
+        for i, passage in enumerate(_check_array(ranked, key))
+      )
+      for name, ranked in passages.items()
+      for key in [
+        passages_key
+        if record[passages_key] is ranked
+        else f'{passages_key}.{_printable(name)}'
+      ]
+    },
   )
 
 
@@ -300,7 +341,24 @@ def _parse_passage(value: Any, key: str) -> Passage:
     id=_check_text(passage.get('id', ''), f'{key}.id', blank=True),
     title=_check_text(passage.get('title', ''), f'{key}.title', blank=True),
     text=_check_text(passage['text'], f'{key}.text'),
+    score=_check_score(passage.get('score'), f'{key}.score'),
   )
+
+
+def _check_score(value: Any, key: str) -> float | None:
+  if value is None:
+    return None
+  if isinstance(value, bool) or not isinstance(value, int | float):
+    raise _bad(key, value, 'a number')
+  if not math.isfinite(value):
+    raise _bad(key, value, 'a finite number')
+  return float(value)
+
+
+def _check_array(value: Any, key: str) -> list[Any]:
+  if not isinstance(value, list):
+    raise _bad(key, value, 'an array of passages')
+  return value
 
 
 def _check_object(value: Any, prefix: str) -> dict[str, Any]:

@@ -1,0 +1,148 @@
+"""Settings as nested dataclasses: type checks, JSON and differences.
+
+A field is a bool, int, float, str, a tuple of such, another dataclass (a
+section), or a dict from names to any of these.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any
+
+from vtokens import errors
+
+
+def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
+  """Field path -> value, over all sections.
+
+  Raises:
+    errors.UserError: a value has not the type that is declared.
+  """
+  flat: dict[str, Any] = {}
+  hints = typing.get_type_hints(type(settings))
+  for field in dataclasses.fields(settings):
+    value, path = getattr(settings, field.name), prefix + field.name
+    kind = hints[field.name]
+    if dataclasses.is_dataclass(kind):
+      flat |= _section(value, kind, path)
+    elif (entry := _entry_section(kind)) is not None:
+      if not isinstance(value, dict) or not all(map(_is_name, value)):
+        _refuse(path, f'a dict from names to {entry.__name__}', value)
+      for name, section in value.items():
+        flat |= _section(section, entry, f'{path}[{name}]')
+      flat[path] = value
+    elif _fits(value, kind):
+      flat[path] = value
+    else:
+      _refuse(path, _describe(kind), value)
+  return flat
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+  """Settings as nested dicts of JSON values."""
+  return json.loads(json.dumps(dataclasses.asdict(settings)))
+
+
+def build(cls: type, values: dict[str, Any], prefix: str = '') -> Any:
+  """The inverse of `to_dict`, types unchecked: see `flatten`.
+
+  Raises:
+    errors.UserError: a section or field is unknown.
+  """
+  hints = typing.get_type_hints(cls)
+  if not isinstance(values, dict):
+    _refuse(prefix.rstrip('.'), 'a section', values)
+  for key in values:
+    if key not in hints:
+      close = difflib.get_close_matches(key, hints, n=1)
+      hint = f'; did you mean {close[0]}?' if close else ''
+      raise errors.UserError(f'config.{prefix}{key}: no such field{hint}')
+  built = {}
+  for key, value in values.items():
+    entry = _entry_section(hints[key])
+    if dataclasses.is_dataclass(hints[key]):
+      value = build(typing.cast(type, hints[key]), value, f'{prefix}{key}.')
+    elif entry is not None and isinstance(value, dict):
+      value = {
+        name: build(entry, section, f'{prefix}{key}[{name}].')
+        for name, section in value.items()
+      }
+    built[key] = _tuples(value)
+  return cls(**built)
+
+
+def diff(
+  old: dict[str, Any], new: dict[str, Any], root: str = 'config.'
+) -> list[str]:
+  """One line for each field in which two `to_dict` results differ."""
+
+  def flat(values, prefix=''):
+    for key, value in values.items():
+      if isinstance(value, dict):
+        yield from flat(value, f'{prefix}{key}.')
+      else:
+        yield f'{prefix}{key}', value
+
+  a, b = dict(flat(old)), dict(flat(new))
+  return [
+    f'{root}{field}: {a.get(field, "(absent)")!r} there, '
+    f'{b.get(field, "(absent)")!r} now'
+    for field in sorted(a.keys() | b.keys())
+    if a.get(field, ...) != b.get(field, ...)
+  ]
+
+
+def _section(value: Any, kind: type, path: str) -> dict[str, Any]:
+  if not isinstance(value, kind):
+    _refuse(path, f'a {kind.__name__}', value)
+  return flatten(value, f'{path}.')
+
+
+def _entry_section(kind: Any) -> type | None:
+  """T for a dict of names to dataclasses T."""
+  if typing.get_origin(kind) is not dict:
+    return None
+  entry = typing.get_args(kind)[1]
+  return entry if dataclasses.is_dataclass(entry) else None
+
+
+def _is_name(value: Any) -> bool:
+  return isinstance(value, str) and bool(value)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+  """Whether a value has a declared type; bool is not an int here."""
+  if typing.get_origin(kind) is dict:
+    return isinstance(value, dict) and all(
+      _is_name(name) and _fits(item, typing.get_args(kind)[1])
+      for name, item in value.items()
+    )
+  if isinstance(kind, types.GenericAlias):
+    args = typing.get_args(kind)
+    if not isinstance(value, tuple):
+      return False
+    if args[-1] is Ellipsis:
+      return all(_fits(v, args[0]) for v in value)
+    return len(value) == len(args) and all(map(_fits, value, args))
+  if kind is float:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  if kind is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  return isinstance(value, kind)
+
+
+def _refuse(path: str, expected: str, value: Any) -> typing.NoReturn:
+  raise errors.UserError(f'config.{path}: expected {expected}, got {value!r}')
+
+
+def _describe(kind: Any) -> str:
+  return str(kind) if isinstance(kind, types.GenericAlias) else kind.__name__
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has lists where settings have tuples."""
+  if isinstance(value, list):
+    return tuple(_tuples(v) for v in value)
+  return value

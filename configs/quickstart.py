@@ -23,15 +23,11 @@ def get_config() -> config.Config:
       train=(f'{_DATA}/train.jsonl.gz',),
       validation=(f'{_DATA}/validation.jsonl.gz',),
       test=(f'{_DATA}/test.jsonl.gz',),
-      num_passages=(2, 2),
+      passages=config.Passages(number=(2, 2)),
       batch_size=8,
-      # Few virtual tokens, many, and the long ones.
-      buckets=(
-        *((prefix, 56) for prefix in (176, 224, 272, 352)),
-        *((prefix, 88) for prefix in (176, 224, 272, 352)),
-        (416, 112),
-        (704, 152),
-      ),
+      examples_per_row=2,
+      max_prefix_tokens=704,
+      max_suffix_tokens=152,
       window_batches=32,
       max_answer_tokens=24,
     ),
@@ -40,6 +36,8 @@ def get_config() -> config.Config:
     eval=config.Eval(
       batch_size=40,
       num_passages=2,
+      # Its data have the gold passage first.
+      shuffle_passages=True,
       max_new_tokens=12,
       max_validation=40,
       max_test=200,

@@ -84,12 +84,12 @@ def ask(
   # All passages that were given, in the order given.
   cfg.eval.num_passages = len(passages)
   cfg.eval.batch_size = 1
-  cfg.data.shuffle_passages = False
+  cfg.eval.shuffle_passages = False
+  cfg.eval.retriever = GIVEN
   evaluator = evaluate.Evaluator(
     base,
     Assembler.for_run(base.tokenizer, cfg),
     cfg.eval,
-    cfg.data,
     cfg.seed,
   )
   record = Record(

@@ -74,8 +74,9 @@ class Templates:
   passages and the prompt.
 
   Attributes:
-    passage: of one passage; {index} counts from 1, {text} is its text with
-      the title, if any, on a line before it.
+    passage: of one passage; {index} counts from 1 and stands before the
+      rest; {text} is its text, with the title, if any, on a line before it
+      unless {title} says where that goes.
     after_passages: between the last passage and what follows.
     prompt: of the question, for virtual tokens and closed book.
     concat: of the question, for the condition `concat`.
@@ -98,39 +99,105 @@ class Templates:
 
 
 @dataclasses.dataclass
+class Passages:
+  """Which passages a training example shows, drawn anew in each epoch.
+
+  Attributes:
+    number: least and most; drawn uniformly, less where fewer are there.
+    depth: they are among the first so many of a retriever's list.
+    order: shuffled (a random choice in random order, as the authors' code),
+      rank (the top ones, best first), or gold_last (the top ones, those that
+      are gold at the end, next to the virtual tokens). Gold is what the data
+      marks as such, or else what contains an answer.
+    retrievers: one of these is drawn for each example, out of those that have
+      passages for it; empty for any. Passages marked as gold are a retriever
+      called gold, which is drawn only if named, or if there is no other.
+    distractors: probability with which a passage gives way to one of another
+      question's.
+    no_answer: probability that all shown are passages without an answer.
+    none: probability that no passage is shown.
+  """
+
+  number: tuple[int, int] = (1, 5)
+  depth: int = 5
+  order: str = 'shuffled'
+  retrievers: tuple[str, ...] = ()
+  distractors: float = 0.0
+  no_answer: float = 0.0
+  none: float = 0.0
+
+
+@dataclasses.dataclass
+class Mixture:
+  """How much of each dataset a run sees; names are those in the records.
+
+  Attributes:
+    weighting: size (each example as often as any other), temperature
+      (probability of a dataset proportional to size ** (1 / temperature)), or
+      weights.
+    temperature: for weighting=temperature; 1 is size, more is flatter.
+    weights: for weighting=weights: of each dataset, relative to one another.
+    max_examples: random examples of a dataset that are used, if it has more.
+    passages: for datasets that differ from config.data.passages.
+    remove_leaks: leave out training questions that are, after normalisation,
+      also in the validation or test data. They are counted in any case.
+  """
+
+  weighting: str = 'size'
+  temperature: float = 2.0
+  weights: dict[str, float] = dataclasses.field(default_factory=dict)
+  max_examples: dict[str, int] = dataclasses.field(default_factory=dict)
+  passages: dict[str, Passages] = dataclasses.field(default_factory=dict)
+  remove_leaks: bool = True
+
+
+@dataclasses.dataclass
 class Data:
   """Examples and their batches.
 
   Attributes:
-    train: JSONL files, plain or .gz/.xz/.bz2.
+    train: sources of records; docs/data.md lists what they can be.
     validation: likewise; scored while training.
     test: likewise; scored before and after training.
-    on_bad_record: error stops at the first bad line; skip counts and reports
-      them.
-    num_passages: least and most passages of a training example; the number
-      is drawn uniformly for each, and is less where fewer are there.
-    shuffle_passages: a random choice in random order (as the authors' code)
-      instead of the top ones in rank order; evaluation shuffles the top ones.
+    corpus: files of passages, for sources that only name their ids.
+    on_bad_record: error stops at the first bad record; skip counts them and
+      lists them in a file.
+    passages: what a training example shows.
+    mixture: of the datasets in `train`.
     batch_size: examples per update, over all devices.
-    buckets: (prefix, suffix) lengths in tokens, each compiled once. A batch
-      takes the first that holds all its examples. Passages are cut to the
-      longest prefix; a question that does not fit the longest suffix is an
-      error.
-    max_answer_tokens: longest answer, eos included.
-    window_batches: batches that are sorted by length together, so that a
-      batch holds examples of similar length.
+    examples_per_row: how many share a row of a batch, so that rows are of
+      nearly equal length; 1 pads each example by itself.
+    max_prefix_tokens: of an example; passages are cut to it.
+    max_suffix_tokens: of an example: virtual tokens, question and answer;
+      one that is longer is an error.
+    max_answer_tokens: longest answer, eos included; likewise.
+    shapes: (prefix, suffix) lengths of rows, each compiled once; a batch takes
+      the first that holds all its rows. Empty: chosen from the data.
+    num_shapes: how many are chosen.
+    window_batches: batches whose examples are sorted into rows and batches
+      together.
+    workers: processes that make batches; 0 for threads of the main one.
+    token_cache: directory for the tokenised training data, which runs may
+      share; empty for one in the work directory.
   """
 
   train: tuple[str, ...] = ()
   validation: tuple[str, ...] = ()
   test: tuple[str, ...] = ()
+  corpus: tuple[str, ...] = ()
   on_bad_record: str = 'error'
-  num_passages: tuple[int, int] = (1, 5)
-  shuffle_passages: bool = True
+  passages: Passages = dataclasses.field(default_factory=Passages)
+  mixture: Mixture = dataclasses.field(default_factory=Mixture)
   batch_size: int = 32
-  buckets: tuple[tuple[int, int], ...] = ((512, 160), (1024, 160))
+  examples_per_row: int = 1
+  max_prefix_tokens: int = 1024
+  max_suffix_tokens: int = 160
   max_answer_tokens: int = 64
+  shapes: tuple[tuple[int, int], ...] = ()
+  num_shapes: int = 6
   window_batches: int = 16
+  workers: int = 0
+  token_cache: str = ''
 
 
 @dataclasses.dataclass
@@ -187,6 +254,8 @@ class Eval:
   Attributes:
     batch_size: examples per batch.
     num_passages: top passages shown.
+    retriever: whose; empty for the only one of the records.
+    shuffle_passages: show them in an order drawn for each question.
     max_new_tokens: longest answer generated.
     stop_at_newline: end an answer at the first line break after text.
     conditions: of the base without virtual tokens, scored before training:
@@ -199,6 +268,8 @@ class Eval:
 
   batch_size: int = 32
   num_passages: int = 3
+  retriever: str = ''
+  shuffle_passages: bool = False
   max_new_tokens: int = 32
   stop_at_newline: bool = True
   conditions: tuple[str, ...] = CONDITIONS
@@ -244,8 +315,11 @@ class Config:
   @property
   def context_length(self) -> int:
     """Longest sequence that the run can make, in tokens."""
-    prefix, suffix = self.data.buckets[-1]
-    return prefix + suffix + self.eval.max_new_tokens
+    return (
+      self.data.max_prefix_tokens
+      + self.data.max_suffix_tokens
+      + self.eval.max_new_tokens
+    )
 
 
 _CHOICES = {
@@ -253,6 +327,7 @@ _CHOICES = {
   'virtual_tokens.init': ('text', 'vocab', 'normal', 'table'),
   'virtual_tokens.draw': ('uniform', 'power', 'per_batch', 'fixed'),
   'data.on_bad_record': ('error', 'skip'),
+  'data.mixture.weighting': ('size', 'temperature', 'weights'),
   'optim.schedule': ('cosine', 'linear', 'constant'),
 }
 
@@ -260,8 +335,13 @@ _POSITIVE = (
   'virtual_tokens.num_virtual_tokens',
   'virtual_tokens.num_active',
   'data.batch_size',
+  'data.examples_per_row',
+  'data.max_prefix_tokens',
+  'data.max_suffix_tokens',
   'data.max_answer_tokens',
+  'data.num_shapes',
   'data.window_batches',
+  'data.mixture.temperature',
   'optim.learning_rate',
   'optim.eps',
   'train.num_steps',
@@ -279,12 +359,13 @@ _NOT_NEGATIVE = (
   'virtual_tokens.init_std',
   'optim.warmup_steps',
   'optim.clip_norm',
+  'data.workers',
   'eval.num_passages',
   'eval.max_validation',
   'eval.max_test',
 )
 _PLACEHOLDERS = {
-  'templates.passage': {'index', 'text'},
+  'templates.passage': {'index', 'title', 'text'},
   'templates.prompt': {'question'},
   'templates.concat': {'question'},
   'templates.instruction': {'question'},
@@ -324,12 +405,12 @@ def validate(config: Config) -> None:
       fail(field, 'to be set')
   for field, names in _PLACEHOLDERS.items():
     try:
-      used = placeholders(values[field])
+      used = set(placeholders(values[field]))
     except ValueError:  # A single brace.
       used = {'{'}
     if used - names:
       fail(field, f'no placeholders but {sorted(names)} ({{{{ is a brace)')
-    missing = sorted(names - {'index'} - used)
+    missing = sorted(names - {'index', 'title'} - used)
     if missing:
       fail(field, f'the placeholder {{{missing[0]}}}')
 
@@ -362,22 +443,51 @@ def validate(config: Config) -> None:
     fail('virtual_tokens.init_path', 'a file, since init=table')
   if init == 'text' and not values['virtual_tokens.init_text'].strip():
     fail('virtual_tokens.init_text', 'some text, since init=text')
-  low, high = values['data.num_passages']
-  if not 0 <= low <= high:
-    fail('data.num_passages', '(least, most) with 0 <= least <= most')
-  batch, micro = values['data.batch_size'], values['train.accumulation_steps']
-  if batch % micro:
-    fail('train.accumulation_steps', f'a divisor of data.batch_size={batch}')
-  buckets = values['data.buckets']
-  if not buckets or min(min(bucket) for bucket in buckets) < 1:
-    fail('data.buckets', 'at least one pair of lengths above 0')
-  # The last bucket has to hold whatever fits any other.
-  if any(p > buckets[-1][0] or s > buckets[-1][1] for p, s in buckets):
-    fail('data.buckets', 'the last one to be the largest in both lengths')
-  if buckets[-1][1] < rows + values['data.max_answer_tokens']:
+  policies = {'data.passages': config.data.passages} | {
+    f'data.mixture.passages[{name}]': policy
+    for name, policy in config.data.mixture.passages.items()
+  }
+  for name in policies:
+    _check_passages(values, name, fail)
+  for field in ('data.mixture.weights', 'data.mixture.max_examples'):
+    if any(not value > 0 for value in values[field].values()):
+      fail(field, 'numbers above 0')
+  weighting = values['data.mixture.weighting']
+  if (weighting == 'weights') != bool(values['data.mixture.weights']):
     fail(
-      'data.buckets',
-      f'the last suffix to hold {rows} virtual tokens and '
+      'data.mixture.weights',
+      'a weight for each dataset with data.mixture.weighting=weights, and '
+      'none without',
+    )
+  batch, micro = values['data.batch_size'], values['train.accumulation_steps']
+  per_row = values['data.examples_per_row']
+  if batch % (micro * per_row):
+    fail(
+      'data.batch_size',
+      f'a multiple of train.accumulation_steps={micro} times '
+      f'data.examples_per_row={per_row}',
+    )
+  used_names = placeholders(values['templates.passage'])
+  if 'index' in used_names[1:]:
+    fail('templates.passage', '{index} only once, before {text} and {title}')
+  shapes = values['data.shapes']
+  if any(min(shape) < 1 for shape in shapes):
+    fail('data.shapes', 'pairs of lengths above 0')
+  # A batch needs one that holds it, however its examples are drawn.
+  most = (
+    per_row * values['data.max_prefix_tokens'],
+    per_row * values['data.max_suffix_tokens'],
+  )
+  if shapes and (shapes[-1][0] < most[0] or shapes[-1][1] < most[1]):
+    fail(
+      'data.shapes',
+      f'the last one to be at least {most}: data.examples_per_row times '
+      'data.max_prefix_tokens and data.max_suffix_tokens',
+    )
+  if values['data.max_suffix_tokens'] < rows + values['data.max_answer_tokens']:
+    fail(
+      'data.max_suffix_tokens',
+      f'room for {rows} virtual tokens and '
       f'data.max_answer_tokens={values["data.max_answer_tokens"]}',
     )
   shape = values['mesh.shape']
@@ -392,6 +502,20 @@ def validate(config: Config) -> None:
     fail('optim.warmup_steps', f'less than train.num_steps={steps}')
 
 
+def _check_passages(values: dict[str, Any], name: str, fail: Any) -> None:
+  """Checks one `Passages` section."""
+  low, high = values[f'{name}.number']
+  if not 0 <= low <= high:
+    fail(f'{name}.number', '(least, most) with 0 <= least <= most')
+  if values[f'{name}.depth'] < high:
+    fail(f'{name}.depth', f'at least the most passages shown, {high}')
+  if values[f'{name}.order'] not in ('shuffled', 'rank', 'gold_last'):
+    fail(f'{name}.order', 'one of shuffled, rank, gold_last')
+  for field in ('distractors', 'no_answer', 'none'):
+    if not 0 <= values[f'{name}.{field}'] <= 1:
+      fail(f'{name}.{field}', 'a probability')
+
+
 def from_dict(values: dict[str, Any]) -> Config:
   """A validated config of what `schema.to_dict` made of one.
 
@@ -403,12 +527,12 @@ def from_dict(values: dict[str, Any]) -> Config:
   return config
 
 
-def placeholders(template: str) -> set[str]:
+def placeholders(template: str) -> list[str]:
   """What is in braces, as it is written: 'text', but also 'text!r:9'."""
-  return {
+  return [
     name
     + (f'!{conversion}' if conversion else '')
     + (f':{spec}' if spec else '')
     for _, name, spec, conversion in string.Formatter().parse(template)
     if name is not None
-  }
+  ]

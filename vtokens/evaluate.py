@@ -16,7 +16,7 @@ import tqdm
 from vtokens import config, errors, generate, metrics, steps, writers
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler, Example
-from vtokens.data.records import Record
+from vtokens.data.records import Passage, Record
 from vtokens.models.base import FrozenBase
 
 # Lengths are padded to multiples of these, so that few shapes are compiled.
@@ -70,7 +70,6 @@ class Evaluator:
     base: the frozen model.
     assembler: makes the ids.
     settings: batch size, passages, lengths.
-    data: whether passages are shuffled, and the longest answer.
     seed: of the order of passages.
     check: called between batches; may raise to stop.
   """
@@ -80,15 +79,12 @@ class Evaluator:
     base: FrozenBase,
     assembler: Assembler,
     settings: config.Eval,
-    data: config.Data,
     seed: int,
     check: Callable[[], None] = lambda: None,
   ):
     self._base = base
     self._assembler = assembler
     self._settings = settings
-    self._shuffle = data.shuffle_passages
-    self._max_targets = data.max_answer_tokens
     self._seed = seed
     self._check = check
     self._known = frozenset(base.tokenizer.ids)
@@ -123,11 +119,20 @@ class Evaluator:
     return answers
 
   def check_fits(
-    self, records: Sequence[Record], conditions: Sequence[Condition]
+    self,
+    records: Sequence[Record],
+    conditions: Sequence[Condition],
+    *,
+    answers: bool = False,
   ) -> None:
     """Raises if a question is too long for a condition, or one is impossible.
 
     At the start, rather than after the training.
+
+    Args:
+      records: the questions.
+      conditions: ways to ask them.
+      answers: whether the loss of their first answers will be wanted.
 
     Raises:
       errors.UserError: naming the record.
@@ -137,11 +142,14 @@ class Evaluator:
         self._assembler(
           (),
           record.question,
+          answer=record.answers[0] if answers else None,
           num_active=condition.num_active,
           prompt=condition.prompt,
           chat=condition.chat,
           where=f'record {record.id}',
         )
+        if condition.passages:
+          pipeline.shown_passages(record, self._settings, self._seed)
 
   def validate(
     self, records: Sequence[Record], num_active: int, table: np.ndarray
@@ -214,9 +222,11 @@ class Evaluator:
   def _example(
     self, record: Record, condition: Condition, answer: str | None
   ) -> Example:
-    count = self._settings.num_passages if condition.passages else 0
+    shown: tuple[tuple[int, Passage], ...] = ()
+    if condition.passages:
+      shown = pipeline.shown_passages(record, self._settings, self._seed)
     return self._assembler(
-      pipeline.shown_passages(record, count, self._shuffle, self._seed),
+      shown,
       record.question,
       answer=answer,
       num_active=condition.num_active,
@@ -229,23 +239,22 @@ class Evaluator:
     prefix = max(len(example.prefix) for example in examples)
     suffix = max(example.suffix_len for example in examples)
     return pipeline.collate(
-      examples,
-      [],
-      bucket=(
+      [[example] for example in examples],
+      shape=(
         _round_up(prefix, _PREFIX_ROUND),
         _round_up(suffix, _SUFFIX_ROUND),
       ),
-      max_targets=self._max_targets,
+      num_targets=self._assembler.max_targets,
       vocab_size=self._base.config.vocab_size,
-      batch_size=self._settings.batch_size,
-    ).batch
+      num_rows=self._settings.batch_size,
+    )
 
   def _encode(self, examples: Sequence[Example]):
     batch = self._collate(examples)
     return generate.encode_prefix(
       self._base.params,
       batch.prefix,
-      batch.prefix_len,
+      batch.prefix_positions,
       graph=self._base.graph,
     )
 
@@ -257,8 +266,7 @@ class Evaluator:
       table,
       cache,
       batch.suffix,
-      batch.suffix_len,
-      batch.prefix_len,
+      batch.suffix_positions,
       np.int32(tokenizer.eos_id),
       self._ends,
       self._newline,
@@ -299,8 +307,8 @@ def _report_cuts(examples: Sequence[Example], label: str) -> None:
   cut = sum(example.passages_cut for example in examples)
   if dropped or cut:
     writers.say(
-      f'{label}: passages that did not fit the longest prefix of '
-      f'config.data.buckets: {dropped} dropped, {cut} cut'
+      f'{label}: passages that did not fit config.data.max_prefix_tokens: '
+      f'{dropped} dropped, {cut} cut'
     )
 
 

@@ -1,6 +1,5 @@
 """The `--config` flag, and errors that reach the user as one message."""
 
-import dataclasses
 import difflib
 import pathlib
 import shlex
@@ -13,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vtokens import errors
+from vtokens import errors, schema
 
 # `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
@@ -177,7 +176,7 @@ def _check_names(argv: Sequence[str], settings: type) -> None:
           + (f' (fields: {", ".join(fields)})' if fields else '')
         )
       kind = fields[part]
-      section = kind if dataclasses.is_dataclass(kind) else None
+      section = schema.as_section(kind)
     if section is not None:
       raise errors.UserError(
         f'--{name}: a section, not a field; set one of '

@@ -15,12 +15,12 @@ from vtokens.models.attention import KVCache
 def encode_prefix(
   base: nnx.State,
   prefix: Int[Array, 'B P'],
-  prefix_len: Int[Array, 'B'],
+  positions: Int[Array, 'B P'],
   *,
   graph: nnx.GraphDef,
 ) -> KVCache:
   """Keys and values of the passages, for any number of suffixes after them."""
-  return steps.encode_prefix(nnx.merge(graph, base), prefix, prefix_len)
+  return steps.encode_prefix(nnx.merge(graph, base), prefix, positions)
 
 
 @functools.partial(jax.jit, static_argnames=('graph', 'max_new_tokens'))
@@ -29,8 +29,7 @@ def greedy(
   table: Float[Array, 'P D'],
   cache: KVCache,
   suffix: Int[Array, 'B S'],
-  suffix_len: Int[Array, 'B'],
-  prefix_len: Int[Array, 'B'],
+  positions: Int[Array, 'B S'],
   eos_id: Int[Array, ''],
   is_end: Bool[Array, 'V'],
   is_newline: Bool[Array, 'V'],
@@ -48,8 +47,8 @@ def greedy(
     table: the virtual tokens.
     cache: of the prefix; see `encode_prefix`.
     suffix: virtual tokens and prompt, right-padded.
-    suffix_len: real tokens of each row; 0 for a row of padding.
-    prefix_len: likewise of the prefix.
+    positions: of the suffix's tokens, -1 for padding; they go on where the
+      prefix ends.
     eos_id: fills up rows that have ended.
     is_end: tokens that end a row: eos, the end of a turn.
     is_newline: tokens whose text has a line break; they end a row once it
@@ -62,16 +61,16 @@ def greedy(
     Generated ids; after a row's end, eos. The token that ends a row is kept.
   """
   decoder = nnx.merge(graph, base)
-  where = steps.positions(prefix_len, suffix_len, suffix.shape[1])
   hidden, kv = decoder(
-    virtual_tokens.embed(decoder, table, suffix), where, [cache]
+    virtual_tokens.embed(decoder, table, suffix), positions, [cache]
   )
   # The passages' cache is only read; what grows is this small one.
   tail = kv.with_room(max_new_tokens)
   first_slot = suffix.shape[1]
+  suffix_len = (positions >= 0).sum(axis=1)
   last = jnp.maximum(suffix_len - 1, 0)
   hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  length = prefix_len + suffix_len
+  length = positions.max(axis=1) + 1
   rows = suffix.shape[0]
 
   def pick(hidden, done):

@@ -138,7 +138,9 @@ class Loop:
     self._validate_if_due()
     while self.step < settings.num_steps:
       host = next(stream)
-      batch = partitioning.shard_batch(host.batch, self._mesh)
+      batch = partitioning.shard_batch(
+        host.batch, self._mesh, self._batches.batch_rows
+      )
       self.state, values = self._train_step(self.state, self._base, batch)
       # Only now wait for the step before: the device is never idle.
       self._report()
@@ -152,7 +154,7 @@ class Loop:
         self._stop_if_asked()
     if self._dropped or self._cut:
       writers.say(
-        'passages that did not fit the longest prefix of config.data.buckets: '
+        'passages that did not fit config.data.max_prefix_tokens: '
         f'{self._dropped} dropped, {self._cut} cut'
       )
 
@@ -188,6 +190,7 @@ class Loop:
           **values,
           'learning_rate': rate,
           'examples_per_second': examples_per_second,
+          'padding': 1 - host.real_tokens / host.computed_tokens,
           'passages_dropped': self._dropped,
           'passages_cut': self._cut,
         },

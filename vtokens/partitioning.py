@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vtokens import errors
@@ -64,22 +65,22 @@ def named_sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
   )
 
 
-def check_batch(mesh: Mesh, size: int) -> None:
+def check_batch(mesh: Mesh, rows: int) -> None:
   """Raises if rows cannot be dealt out evenly over the mesh.
 
   Args:
     mesh: the devices.
-    size: rows of a (micro)batch.
+    rows: of a (micro)batch.
 
   Raises:
-    errors.UserError: the size is no multiple of the data and fsdp devices.
+    errors.UserError: the number is no multiple of the data and fsdp devices.
   """
   parts = mesh.shape['data'] * mesh.shape['fsdp']
-  if size % parts:
+  if rows % parts:
     raise errors.UserError(
-      f'config.data.batch_size / config.train.accumulation_steps = {size} is '
-      f'no multiple of the {parts} devices along data and fsdp of '
-      'config.mesh.shape'
+      'config.data.batch_size / config.data.examples_per_row / '
+      f'config.train.accumulation_steps = {rows} rows is no multiple of the '
+      f'{parts} devices along data and fsdp of config.mesh.shape'
     )
 
 
@@ -114,6 +115,28 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
-  """Puts arrays on the mesh, their first dimension over (data, fsdp)."""
-  return jax.device_put(batch, named_sharding(mesh, ('batch',)))
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+  """Which rows of a batch lie on this process's devices, ascending."""
+  sharding = named_sharding(mesh, ('batch',))
+  where = sharding.addressable_devices_indices_map((rows,)).values()
+  return np.unique([np.arange(rows)[index or ...] for index in where])
+
+
+def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
+  """Puts a batch on the mesh, its first dimension over (data, fsdp).
+
+  Args:
+    batch: arrays of this process's rows; see `local_rows`.
+    mesh: the devices.
+    rows: of the whole batch.
+
+  Returns:
+    Global arrays.
+  """
+  sharding = named_sharding(mesh, ('batch',))
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(
+      sharding, x, (rows, *x.shape[1:])
+    ),
+    batch,
+  )

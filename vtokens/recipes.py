@@ -43,8 +43,9 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
       train=('data/train.jsonl.gz',),
       validation=('data/validation.jsonl.gz',),
       test=('data/test.jsonl.gz',),
-      num_passages=(1, 5),
-      buckets=((256, 160), (512, 160), (768, 160), (1280, 160)),
+      passages=config.Passages(number=(1, 5)),
+      examples_per_row=4,
+      max_prefix_tokens=1280,
     ),
     eval=config.Eval(
       num_passages=3,

@@ -25,8 +25,8 @@ def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
   for field in dataclasses.fields(settings):
     value, path = getattr(settings, field.name), prefix + field.name
     kind = hints[field.name]
-    if dataclasses.is_dataclass(kind):
-      flat |= _section(value, kind, path)
+    if (section := as_section(kind)) is not None:
+      flat |= _section(value, section, path)
     elif (entry := _entry_section(kind)) is not None:
       if not isinstance(value, dict) or not all(map(_is_name, value)):
         _refuse(path, f'a dict from names to {entry.__name__}', value)
@@ -62,8 +62,8 @@ def build(cls: type, values: dict[str, Any], prefix: str = '') -> Any:
   built = {}
   for key, value in values.items():
     entry = _entry_section(hints[key])
-    if dataclasses.is_dataclass(hints[key]):
-      value = build(typing.cast(type, hints[key]), value, f'{prefix}{key}.')
+    if (section_type := as_section(hints[key])) is not None:
+      value = build(section_type, value, f'{prefix}{key}.')
     elif entry is not None and isinstance(value, dict):
       value = {
         name: build(entry, section, f'{prefix}{key}[{name}].')
@@ -94,6 +94,12 @@ def diff(
   ]
 
 
+def as_section(kind: Any) -> type | None:
+  """The type itself if it is a section's, that is, a dataclass."""
+  found = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+  return kind if found else None
+
+
 def _section(value: Any, kind: type, path: str) -> dict[str, Any]:
   if not isinstance(value, kind):
     _refuse(path, f'a {kind.__name__}', value)
@@ -104,8 +110,7 @@ def _entry_section(kind: Any) -> type | None:
   """T for a dict of names to dataclasses T."""
   if typing.get_origin(kind) is not dict:
     return None
-  entry = typing.get_args(kind)[1]
-  return entry if dataclasses.is_dataclass(entry) else None
+  return as_section(typing.get_args(kind)[1])
 
 
 def _is_name(value: Any) -> bool:

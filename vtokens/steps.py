@@ -17,28 +17,35 @@ from vtokens.models.decoder import Decoder
 
 @struct.dataclass
 class Batch:
-  """Token ids of a batch, padded on the right.
+  """Token ids of a batch of examples, one or several to a row.
+
+  Each row has two parts: the prefixes of its examples one after the other,
+  and their suffixes likewise. Padding is at the end of either part.
 
   Attributes:
-    prefix: ids of the passages, `B P` int32.
-    prefix_len: how many of them are real, `B` int32.
-    suffix: ids of virtual tokens, prompt and answer, `B S` int32; virtual
+    prefix: ids of the passages, `R P` int32.
+    prefix_positions: of each in its example's sequence, `R P` int32; -1 for
+      padding.
+    prefix_segments: number of its example in the row, `R P` int32; None
+      where each row has one example.
+    suffix: ids of virtual tokens, prompt and answer, `R S` int32; virtual
       token i is the id `vocab_size + i`.
-    suffix_len: how many of them are real, `B` int32.
-    answer_start: index in the suffix of the token that predicts the first
-      target, `B` int32.
-    targets: ids of answer and eos, `B A` int32.
-    target_len: how many of them are real, `B` int32; 0 for a row that is
-      only padding.
+    suffix_positions: which go on where the example's prefix ends, `R S`
+      int32; -1 for padding.
+    suffix_segments: like those of the prefix, `R S` int32 or None.
+    targets: ids of answers and eos, `R A` int32.
+    target_index: index in the suffix of the token that predicts each, `R A`
+      int32; -1 for padding.
   """
 
-  prefix: Int[Array, 'B P']
-  prefix_len: Int[Array, 'B']
-  suffix: Int[Array, 'B S']
-  suffix_len: Int[Array, 'B']
-  answer_start: Int[Array, 'B']
-  targets: Int[Array, 'B A']
-  target_len: Int[Array, 'B']
+  prefix: Int[Array, 'R P']
+  prefix_positions: Int[Array, 'R P']
+  prefix_segments: Int[Array, 'R P'] | None
+  suffix: Int[Array, 'R S']
+  suffix_positions: Int[Array, 'R S']
+  suffix_segments: Int[Array, 'R S'] | None
+  targets: Int[Array, 'R A']
+  target_index: Int[Array, 'R A']
 
 
 @struct.dataclass
@@ -56,24 +63,18 @@ class TrainState:
   step: Int[Array, '']
 
 
-def positions(
-  start: Int[Array, 'B'], length: Int[Array, 'B'], size: int
-) -> Int[Array, 'B T']:
-  """Positions of right-padded tokens: start, start + 1, ...; -1 is padding."""
-  index = jnp.arange(size, dtype=jnp.int32)
-  return jnp.where(index < length[:, None], start[:, None] + index, -1)
-
-
 def encode_prefix(
-  decoder: Decoder, prefix: Int[Array, 'B P'], prefix_len: Int[Array, 'B']
+  decoder: Decoder,
+  prefix: Int[Array, 'R P'],
+  positions: Int[Array, 'R P'],
+  segments: Int[Array, 'R P'] | None = None,
 ) -> KVCache:
   """Runs the passages forward; nothing flows back through the result.
 
   The passages precede the virtual tokens and the model is causal, so their
   keys and values do not depend on the table.
   """
-  where = positions(jnp.zeros_like(prefix_len), prefix_len, prefix.shape[1])
-  _, cache = decoder(decoder.embed(prefix), where)
+  _, cache = decoder(decoder.embed(prefix), positions, segments=segments)
   return jax.lax.stop_gradient(cache)
 
 
@@ -98,19 +99,20 @@ def suffix_nll(
     The sum in nats, f32, and the number of target tokens, f32.
   """
   x = virtual_tokens.embed(decoder, table, batch.suffix)
-  where = positions(batch.prefix_len, batch.suffix_len, batch.suffix.shape[1])
-  hidden, _ = decoder(x, where, [cache], remat=remat)
+  hidden, _ = decoder(
+    x,
+    batch.suffix_positions,
+    [cache],
+    segments=batch.suffix_segments,
+    remat=remat,
+  )
   # Only answer positions meet the vocabulary: at 49k rows and 80 suffix
   # tokens the head would otherwise cost as much as ten layers.
-  index = jnp.arange(batch.targets.shape[1], dtype=jnp.int32)
-  # Beyond the answer's end the index may leave the suffix; its target is
-  # masked out, but must not be NaN.
-  where = jnp.minimum(
-    batch.answer_start[:, None] + index, batch.suffix.shape[1] - 1
-  )
+  where = jnp.maximum(batch.target_index, 0)
   picked = jnp.take_along_axis(hidden, where[..., None], axis=1)
-  mask = index < batch.target_len[:, None]
-  return losses.masked_nll(decoder.logits(picked), batch.targets, mask)
+  return losses.masked_nll(
+    decoder.logits(picked), batch.targets, batch.target_index >= 0
+  )
 
 
 def make_train_step(
@@ -138,7 +140,9 @@ def make_train_step(
 
   def loss_fn(table, base, batch):
     decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
-    cache = encode_prefix(decoder, batch.prefix, batch.prefix_len)
+    cache = encode_prefix(
+      decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+    )
     return suffix_nll(table, decoder, cache, batch, remat=remat)
 
   def step(state, base, batch):

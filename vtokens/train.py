@@ -25,7 +25,6 @@ from vtokens import (
   flags,
   optim,
   partitioning,
-  paths,
   plots,
   schema,
   steps,
@@ -34,8 +33,9 @@ from vtokens import (
   writers,
 )
 from vtokens.checkpoints import Checkpoints
-from vtokens.data import pipeline, records
+from vtokens.data import pipeline, records, sources, training_set
 from vtokens.data.assemble import Assembler
+from vtokens.data.sources import BadRecords
 from vtokens.loop import Loop
 from vtokens.models import base as base_lib
 from vtokens.models import rope
@@ -59,19 +59,29 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
   workdir = pathlib.Path(cfg.workdir)
   _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
-  datasets = _read_datasets(cfg)
-  train_set, validation_set, test_set = datasets
+  report = BadRecords(cfg.data.on_bad_record)
+  validation_set = training_set.read_held_out(
+    cfg.data, 'validation', cfg.eval.max_validation, report
+  )
+  test_set = training_set.read_held_out(
+    cfg.data, 'test', cfg.eval.max_test, report
+  )
   hashes = {
-    name: records.sha256(dataset)
-    for name, dataset in zip(
-      ('train', 'validation', 'test'), datasets, strict=True
-    )
+    'train': sources.identity(cfg.data.train, cfg.data.corpus),
+    'validation': records.sha256(validation_set),
+    'test': records.sha256(test_set),
   }
   _check_claim(workdir / 'data.json', hashes, 'other data')
   mesh = partitioning.make_mesh(cfg.mesh.shape)
-  partitioning.check_batch(
-    mesh, cfg.data.batch_size // cfg.train.accumulation_steps
+  batch_rows = cfg.data.batch_size // cfg.data.examples_per_row
+  partitioning.check_batch(mesh, batch_rows // cfg.train.accumulation_steps)
+  stop.check()
+  # Bad data is found before the weights are loaded.
+  assembler = Assembler.for_run(base_lib.tokenizer_of(cfg.base), cfg)
+  mixture, left_out = training_set.open_training_set(
+    cfg, assembler, [*validation_set, *test_set], writers.say
   )
+  _report_left_out(cfg, [*left_out, *report.messages])
   stop.check()
   base = base_lib.load_base(cfg.base, mesh, cfg.context_length)
   stop.check()
@@ -88,22 +98,20 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen\n'
     f'table: {rows} virtual tokens x {base.config.embed_dim} = '
     f'{rows * base.config.embed_dim:,} parameters, trained\n'
-    f'data: {len(train_set):,} training, {len(validation_set):,} validation, '
-    f'{len(test_set):,} test questions'
+    f'data: {sum(mixture.sizes):,} training, {len(validation_set):,} '
+    f'validation, {len(test_set):,} test questions'
   )
   _check_base(cfg, base)
   for used in dict.fromkeys(kind.rope for kind in base.config.layer_pattern):
     regime = used and rope.regime(used, cfg.context_length)
     if regime:
       writers.say(regime)
-  assembler = Assembler.for_run(base.tokenizer, cfg)
-  for dataset in (train_set, validation_set):
-    pipeline.check_fits(dataset, assembler, rows)
   evaluator = evaluate.Evaluator(
-    base, assembler, cfg.eval, cfg.data, cfg.seed, stop.check
+    base, assembler, cfg.eval, cfg.seed, stop.check
   )
   conditions = [evaluate.UNTRAINED[name] for name in cfg.eval.conditions]
   most = evaluate.tokens_condition(max(cfg.eval.num_active))
+  evaluator.check_fits(validation_set, [most], answers=True)
   evaluator.check_fits(test_set, [*conditions, most])
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   state = _initial_state(cfg, mesh, base, optimizer)
@@ -126,12 +134,13 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     state,
     evaluator,
     pipeline.TrainBatches(
-      train_set,
+      mixture,
       cfg.data,
       cfg.virtual_tokens,
       assembler,
       base.config.vocab_size,
       cfg.seed,
+      partitioning.local_rows(mesh, batch_rows),
     ),
     validation_set,
     checkpoints,
@@ -199,42 +208,24 @@ def _check_claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
     )
 
 
-def _read_datasets(cfg: config.Config) -> list[list[records.Record]]:
-  """Training, validation and test records; says what was left out."""
-  sources = (
-    ('data.train', cfg.data.train, 0),
-    ('data.validation', cfg.data.validation, cfg.eval.max_validation),
-    ('data.test', cfg.data.test, cfg.eval.max_test),
-  )
-  datasets: list[list[records.Record]] = []
-  skipped: list[str] = []
-  for field, files, limit in sources:
-    if not files:
-      datasets.append([])
-      continue
-    result = records.read_records(
-      [paths.resolve(file) for file in files],
-      on_bad_record=cfg.data.on_bad_record,
+def _report_left_out(cfg: config.Config, messages: Sequence[str]) -> None:
+  """Says how many bad records were left out; a file has them all."""
+  path = pathlib.Path(cfg.workdir, 'skipped_records.txt')
+  if messages:
+    writers.say(
+      f'skipped {len(messages)} bad records, listed in {path}; the first: '
+      f'{messages[0]}'
     )
-    if result.skipped:
-      writers.say(
-        f'config.{field}: skipped {len(result.skipped)} bad records; the '
-        f'first: {result.skipped[0]}'
-      )
-    skipped += result.skipped
-    datasets.append(result.records[: limit or None])
-  report = pathlib.Path(cfg.workdir, 'skipped_records.txt')
-  if skipped or report.exists():
-    writers.write_text(report, ''.join(f'{line}\n' for line in skipped))
-  return datasets
+  if messages or path.exists():
+    writers.write_text(path, ''.join(f'{line}\n' for line in messages))
 
 
 def _check_base(cfg: config.Config, base: base_lib.FrozenBase) -> None:
   """Raises if the base cannot do what the config asks of it."""
   if cfg.context_length > base.config.longest_sequence:
     raise errors.UserError(
-      f'config.data.buckets: the last, {cfg.data.buckets[-1]}, with '
-      f'config.eval.max_new_tokens={cfg.eval.max_new_tokens} makes '
+      'config.data.max_prefix_tokens, max_suffix_tokens and '
+      'config.eval.max_new_tokens together make '
       f'{cfg.context_length} tokens, more than the '
       f'{base.config.longest_sequence} that {cfg.base.path} was trained for'
     )

@@ -1,48 +1,296 @@
 """From passages, question, answer and k to token ids: the only place.
 
-Training, evaluation and serving all go through `Assembler`, so a virtual
-token cannot get lost or moved between them. Virtual token i is the id
-`vocab_size + i`; no text is ever spliced.
+`Encoder` turns each piece of text into ids by itself: a passage, a question,
+an answer. `join` puts pieces together and cuts passages that do not fit. So a
+passage has the same ids wherever it stands and can be encoded once and kept
+(`data/tokens.py`), and training, evaluation and serving cannot differ. Virtual
+token i is the id `vocab_size + i`; no text is ever spliced.
 """
 
 import dataclasses
+import functools
+import re
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
 
 from vtokens import errors
 from vtokens.config import Config, Templates
 from vtokens.data.records import Passage
 from vtokens.models.tokenizer import Tokenizer
 
+Ids = Int[np.ndarray, 'T']
 
-@dataclasses.dataclass(frozen=True, slots=True)
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class PassageIds:
+  """Ids of a passage after its heading, int32.
+
+  Attributes:
+    body: all but the end; what is cut where room is short.
+    end: of a passage that another follows.
+    last_end: of the last passage, with what comes after the passages.
+  """
+
+  body: Ids
+  end: Ids
+  last_end: Ids
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Example:
   """Token ids of one example, in the order in which the model sees them.
 
   Attributes:
-    prefix: the tokenizer's own bos, if any, and the passages.
+    prefix: bos or the start of the chat turn, if any, and the passages, int32.
     num_active: virtual tokens that follow them (k).
-    prompt: the question.
-    targets: the answer and the token that ends it, or empty.
+    prompt: the question, int32.
+    targets: the answer and the token that ends it, or empty, int32.
     passages_dropped: passages left out because the prefix was full.
     passages_cut: passages shortened for the same reason.
   """
 
-  prefix: tuple[int, ...]
+  prefix: Ids
   num_active: int
-  prompt: tuple[int, ...]
-  targets: tuple[int, ...] = ()
+  prompt: Ids
+  targets: Ids
   passages_dropped: int = 0
   passages_cut: int = 0
 
   @property
   def suffix_len(self) -> int:
     """Tokens after the prefix; the last target is never an input."""
-    return self.num_active + len(self.prompt) + max(0, len(self.targets) - 1)
+    return suffix_len(self.num_active, len(self.prompt), len(self.targets))
 
-  def suffix(self, vocab_size: int) -> list[int]:
+  def suffix(self, vocab_size: int) -> Ids:
     """Virtual tokens, prompt, and all targets but the last."""
-    virtual = range(vocab_size, vocab_size + self.num_active)
-    return [*virtual, *self.prompt, *self.targets[:-1]]
+    virtual = np.arange(
+      vocab_size, vocab_size + self.num_active, dtype=np.int32
+    )
+    return np.concatenate([virtual, self.prompt, self.targets[:-1]])
+
+
+def suffix_len(num_active: int, prompt: int, targets: int) -> int:
+  """Length of a suffix whose parts have these lengths."""
+  return num_active + prompt + max(0, targets - 1)
+
+
+class Encoder:
+  """Ids of each piece of text that a template knows.
+
+  Args:
+    tokenizer: of the base.
+    templates: the text around the pieces.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, templates: Templates):
+    self.tokenizer = tokenizer
+    self.templates = templates
+    self._head, self._body, self._end = split_passage(templates.passage)
+    # What the first heading follows is bos, a chat turn's start or nothing.
+    self._encode_head = functools.cache(
+      lambda index, first: _array(
+        (tokenizer.encode if first else tokenizer.encode_after)(
+          self._head.format(index=index)
+        )
+      )
+    )
+
+  def __reduce__(self):
+    return type(self), (self.tokenizer, self.templates)
+
+  def before(self, chat: bool) -> Ids:
+    """What precedes the passages: bos, or the start of the user's turn."""
+    if chat:
+      return _array(self.tokenizer.chat_wrap[0])
+    return _array(self.tokenizer.prefix_ids)
+
+  def head(self, index: int) -> Ids:
+    """The heading of the passage that is shown at an index from 1."""
+    return self._encode_head(index, index == 1)
+
+  def passages(self, passages: Sequence[Passage]) -> list[PassageIds]:
+    """Ids of passages after their headings."""
+    texts = [self._text(passage) for passage in passages]
+    ends = [self._end, self._end + self.templates.after_passages]
+    whole = self.tokenizer.encode_batch_after([t + ends[0] for t in texts])
+    # Only the last word is encoded with the other end: what comes before it
+    # does not depend on what comes after.
+    words = [text[max(text.rfind(' '), 0) :] for text in texts]
+    inner = self.tokenizer.encode_batch_after([w + ends[0] for w in words])
+    last = self.tokenizer.encode_batch_after([w + ends[1] for w in words])
+    result = []
+    for text, ids, ids_inner, ids_last in zip(
+      texts, whole, inner, last, strict=True
+    ):
+      start = len(ids) - len(ids_inner)
+      if start >= 0 and ids[start:] == ids_inner:
+        other = ids[:start] + ids_last
+      else:
+        other = self.tokenizer.encode_after(text + ends[1])
+      # At least one id is body.
+      shared = max(1, _shared_start(ids, other))
+      result.append(
+        PassageIds(
+          body=_array(ids[:shared]),
+          end=_array(ids[shared:]),
+          last_end=_array(other[shared:]),
+        )
+      )
+    return result
+
+  def _text(self, passage: Passage) -> str:
+    if '{title}' in self._body:
+      return self._body.format(title=passage.title, text=passage.text)
+    text = passage.text
+    if passage.title:
+      text = f'{passage.title}\n{text}'
+    return self._body.format(text=text)
+
+  def prompt(self, question: str, *, name: str, chat: bool) -> Ids:
+    """Ids of the question in a template, and of the end of the user's turn.
+
+    Args:
+      question: the question.
+      name: of the template: prompt, concat or instruction.
+      chat: whether all is inside the user's turn.
+    """
+    text = getattr(self.templates, name).format(question=question)
+    after = self.tokenizer.chat_wrap[1] if chat else ()
+    return _array([*self.tokenizer.encode(text), *after])
+
+  def answers(self, answers: Sequence[str], *, chat: bool) -> list[Ids]:
+    """Ids of answers, each with the token that ends it."""
+    if chat:
+      template, end = self.templates.chat_answer, self.tokenizer.turn_end_id
+    else:
+      template, end = self.templates.answer, self.tokenizer.eos_id
+    texts = [template.format(answer=answer) for answer in answers]
+    return [
+      _array([*ids, end]) for ids in self.tokenizer.encode_batch_after(texts)
+    ]
+
+
+def split_passage(template: str) -> tuple[str, str, str]:
+  """Cuts `Templates.passage` into heading, body and end.
+
+  The heading may have {index}, and no white space at its end, which belongs to
+  the first word of the body; the body has {text} and maybe {title}; the end is
+  plain text.
+  """
+  found = re.match(r'(.*?)(\s*\{(?:title|text)\}.*)', template, re.DOTALL)
+  assert found, template  # config.validate has seen it.
+  head, rest = found.groups()
+  stop = max(rest.rfind(f'{{{name}}}') + len(name) + 2 for name in _CONTENT)
+  return head, rest[:stop], rest[stop:].format()
+
+
+_CONTENT = ('title', 'text')
+
+
+def fit(
+  ranks: Sequence[int],
+  heads: Sequence[int],
+  bodies: Sequence[int],
+  ends: Sequence[int],
+  last_ends: Sequence[int],
+  room: int,
+) -> list[int]:
+  """How many ids of each passage's body to keep, by lengths alone.
+
+  Where room is short, the passages of the highest rank number go first: whole
+  ones are dropped, and the last one that has to yield is cut at its end.
+
+  Args:
+    ranks: of the passages in the order shown.
+    heads: length of the heading at each index.
+    bodies: length of each body.
+    ends: of each passage's end.
+    last_ends: of its end as the last one.
+    room: ids there is room for.
+
+  Returns:
+    Ids kept of each body; 0 for a passage that is dropped.
+  """
+  kept = list(bodies)
+  while True:
+    shown = [i for i, n in enumerate(kept) if n]
+    if not shown:
+      return kept
+    last = shown[-1]
+    total = sum(heads[at] + kept[i] + ends[i] for at, i in enumerate(shown))
+    total += last_ends[last] - ends[last]
+    if total <= room:
+      return kept
+    worst = max(shown, key=lambda i: ranks[i])
+    kept[worst] = max(0, kept[worst] - (total - room))
+
+
+def prefix_len(
+  before: int,
+  heads: Sequence[int],
+  kept: Sequence[int],
+  ends: Sequence[int],
+  last_ends: Sequence[int],
+) -> int:
+  """Length of a prefix of which `fit` said what to keep."""
+  shown = [i for i, n in enumerate(kept) if n]
+  if not shown:
+    return before
+  total = sum(heads[at] + kept[i] + ends[i] for at, i in enumerate(shown))
+  return before + total + last_ends[shown[-1]] - ends[shown[-1]]
+
+
+def join(
+  encoder: Encoder,
+  passages: Sequence[tuple[int, PassageIds]],
+  prompt: Ids,
+  targets: Ids,
+  *,
+  num_active: int,
+  chat: bool,
+  max_prefix: int,
+) -> Example:
+  """Puts the pieces of one example together.
+
+  Args:
+    encoder: of the pieces.
+    passages: (rank, ids) in the order shown; see `fit`.
+    prompt: the question.
+    targets: the answer, or nothing.
+    num_active: virtual tokens (k).
+    chat: whether all is inside the user's turn.
+    max_prefix: longest prefix; `before` fits it.
+
+  Returns:
+    The example.
+  """
+  before = encoder.before(chat)
+  pieces = [ids for _, ids in passages]
+  heads = [encoder.head(i + 1) for i in range(len(pieces))]
+  kept = fit(
+    [rank for rank, _ in passages],
+    [len(head) for head in heads],
+    [len(ids.body) for ids in pieces],
+    [len(ids.end) for ids in pieces],
+    [len(ids.last_end) for ids in pieces],
+    max_prefix - len(before),
+  )
+  shown = [i for i, n in enumerate(kept) if n]
+  parts = [before]
+  for at, i in enumerate(shown):
+    end = pieces[i].last_end if i == shown[-1] else pieces[i].end
+    parts += [heads[at], pieces[i].body[: kept[i]], end]
+  return Example(
+    prefix=np.concatenate(parts),
+    num_active=num_active,
+    prompt=prompt,
+    targets=targets,
+    passages_dropped=len(pieces) - len(shown),
+    passages_cut=sum(kept[i] < len(pieces[i].body) for i in shown),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,28 +298,24 @@ class Assembler:
   """Turns passages, question and answer into an `Example`.
 
   Attributes:
-    tokenizer: of the base.
-    templates: the text around them.
+    encoder: of the base and the templates.
     max_prefix: longest prefix, in tokens; passages are cut to it.
     max_suffix: longest suffix, in tokens; nothing is cut to it.
     max_targets: longest answer with eos, in tokens; nothing is cut to it.
   """
 
-  tokenizer: Tokenizer
-  templates: Templates
+  encoder: Encoder
   max_prefix: int
   max_suffix: int
   max_targets: int
 
   @classmethod
   def for_run(cls, tokenizer: Tokenizer, cfg: Config) -> 'Assembler':
-    """The assembler of a run, with the limits of its largest bucket."""
-    max_prefix, max_suffix = cfg.data.buckets[-1]
+    """The assembler of a run."""
     return cls(
-      tokenizer=tokenizer,
-      templates=cfg.templates,
-      max_prefix=max_prefix,
-      max_suffix=max_suffix,
+      encoder=Encoder(tokenizer, cfg.templates),
+      max_prefix=cfg.data.max_prefix_tokens,
+      max_suffix=cfg.data.max_suffix_tokens,
       max_targets=cfg.data.max_answer_tokens,
     )
 
@@ -89,8 +333,8 @@ class Assembler:
     """Assembles one example.
 
     Args:
-      passages: (rank, passage) in the order shown; where they are too long
-        together, those of the highest rank number are cut first.
+      passages: (rank, passage) in the order shown; see `fit` for what happens
+        where they are too long together.
       question: the question.
       answer: one answer, or None when it is to be generated.
       num_active: virtual tokens (k); 0 for none.
@@ -107,98 +351,70 @@ class Assembler:
         cut.
     """
     chat = self.in_chat(chat)
-    encode = self.tokenizer.encode
-    before: Sequence[int] = self.tokenizer.prefix_ids
-    after: Sequence[int] = ()
-    if chat:
-      before, after = self.tokenizer.chat_wrap
-    text = getattr(self.templates, prompt).format(question=question)
-    prompt_ids = (*encode(text), *after)
-    targets: tuple[int, ...] = ()
-    if answer is not None and chat:
-      reply = self.templates.chat_answer.format(answer=answer)
-      targets = (
-        *self.tokenizer.encode_after(reply),
-        self.tokenizer.turn_end_id,
-      )
-    elif answer is not None:
-      reply = self.templates.answer.format(answer=answer)
-      targets = (*self.tokenizer.encode_after(reply), self.tokenizer.eos_id)
-    if len(before) > self.max_prefix:
-      raise errors.UserError(
-        f'{where}: {len(before)} tokens of bos or chat template come before '
-        f'the passages, more than the prefix of {self.max_prefix} tokens; '
-        'raise the last of config.data.buckets'
-      )
-    fitted, dropped, cut = self._fit(passages, len(before))
-    example = Example(
-      prefix=(*before, *fitted),
+    targets = _array([])
+    if answer is not None:
+      [targets] = self.encoder.answers([answer], chat=chat)
+    prompt_ids = self.encoder.prompt(question, name=prompt, chat=chat)
+    self.check_before(chat)
+    self.check(num_active, len(prompt_ids), len(targets), where)
+    ids = self.encoder.passages([passage for _, passage in passages])
+    return join(
+      self.encoder,
+      [(rank, i) for (rank, _), i in zip(passages, ids, strict=True)],
+      prompt_ids,
+      targets,
       num_active=num_active,
-      prompt=prompt_ids,
-      targets=targets,
-      passages_dropped=dropped,
-      passages_cut=cut,
+      chat=chat,
+      max_prefix=self.max_prefix,
     )
-    if len(targets) > self.max_targets:
-      raise errors.UserError(
-        f'{where}: the answer {answer!r} has {len(targets)} tokens with eos, '
-        f'more than config.data.max_answer_tokens={self.max_targets}'
-      )
-    if example.suffix_len > self.max_suffix:
-      raise errors.UserError(
-        f'{where}: {num_active} virtual tokens, {len(prompt_ids)} tokens of '
-        f'question and {len(targets)} of answer do not fit the suffix of '
-        f'{self.max_suffix} tokens; raise the last of config.data.buckets'
-      )
-    return example
 
   def in_chat(self, chat: bool | None) -> bool:
     """What `chat` means: None is what the templates say."""
-    return self.templates.chat if chat is None else chat
+    return self.encoder.templates.chat if chat is None else chat
 
-  def _fit(
-    self, passages: Sequence[tuple[int, Passage]], used: int
-  ) -> tuple[list[int], int, int]:
-    """Ids of the passages' text, cut from the lowest-ranked passage on."""
-    kept = {rank: passage.text for rank, passage in passages}
-    titles = {rank: passage.title for rank, passage in passages}
-    room = self.max_prefix - used
-
-    def encode() -> list[int]:
-      texts = [
-        f'{titles[rank]}\n{kept[rank]}' if titles[rank] else kept[rank]
-        for rank, _ in passages
-        if rank in kept
-      ]
-      if not texts:
-        return []
-      rendered = ''.join(
-        self.templates.passage.format(index=i, text=text)
-        for i, text in enumerate(texts, 1)
+  def check_before(self, chat: bool) -> None:
+    """Raises a `UserError` if bos or chat turn alone overfill the prefix."""
+    before = len(self.encoder.before(chat))
+    if before > self.max_prefix:
+      raise errors.UserError(
+        f'{before} tokens of bos or chat template come before the passages, '
+        f'more than config.data.max_prefix_tokens={self.max_prefix}'
       )
-      return self.tokenizer.encode(rendered + self.templates.after_passages)
 
-    cut = 0
-    ids = encode()
-    while len(ids) > room:
-      rank = max(kept)
-      text = kept[rank]
-      # Longest start of the text with which all of it fits. A character more
-      # is not always a token more, but what is returned was measured.
-      low, high = 0, len(text) - 1
-      best = None
-      while low < high:
-        middle = (low + high + 1) // 2
-        kept[rank] = text[:middle]
-        tried = encode()
-        if len(tried) <= room:
-          low, best = middle, tried
-        else:
-          high = middle - 1
-      if best is not None:
-        cut = 1
-        ids = best
-        break
-      del kept[rank]
-      ids = encode()
-    return ids, len(titles) - len(kept), cut
+  def fits(
+    self, num_active: int, prompt: np.ndarray | int, targets: np.ndarray | int
+  ) -> np.ndarray | bool:
+    """Whether suffixes with parts of these lengths, in tokens, are allowed.
+
+    Args:
+      num_active: virtual tokens.
+      prompt: question.
+      targets: answer with eos; 0 if it is to be generated.
+    """
+    inputs = num_active + prompt + np.maximum(0, np.subtract(targets, 1))
+    return (targets <= self.max_targets) & (inputs <= self.max_suffix)
+
+  def check(
+    self, num_active: int, prompt: int, targets: int, where: str
+  ) -> None:
+    """Raises a `UserError` about record `where` unless it `fits`."""
+    if not self.fits(num_active, prompt, targets):
+      raise errors.UserError(
+        f'{where}: {num_active} virtual tokens, {prompt} tokens of question '
+        f'and {targets} of answer with eos do not fit '
+        f'config.data.max_suffix_tokens={self.max_suffix} and '
+        f'max_answer_tokens={self.max_targets}'
+      )
+
+
+def _shared_start(a: Sequence[int], b: Sequence[int]) -> int:
+  count = 0
+  for x, y in zip(a, b, strict=False):
+    if x != y:
+      break
+    count += 1
+  return count
+
+
+def _array(ids: Sequence[int]) -> Any:
+  return np.asarray(ids, np.int32)

@@ -1,40 +1,30 @@
-"""Records to batches: every batch is a pure function of (seed, step).
+"""Training batches: every batch is a pure function of (seed, step).
 
-records --grain: shuffle, repeat--> draw passages, order, answer, k
-  --> assemble --> window of `window_batches` batches, sorted by length
-  --> pad to a bucket --> Batch
+token sets --mixture.py: order, draws--> window of `window_batches` batches
+  --by lengths alone, batching.py: rows, batches, shapes--> plan
+  --assemble.py: only this process's rows--> Batch
 """
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from vtokens import config, errors
+from vtokens import config
+from vtokens.data import assemble, batching
 from vtokens.data.assemble import Assembler, Example
+from vtokens.data.mixture import Draw, Member, Mixture
 from vtokens.data.records import Passage, Record
 from vtokens.steps import Batch
 
-# Streams of random numbers derived from one seed; they must never coincide.
-_DRAW, _WINDOW, _EVAL = 1, 2, 3
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Draw:
-  """What chance decides about one example.
-
-  Attributes:
-    passages: (rank, passage) in the order shown.
-    answer: one of the record's answers.
-    num_active: virtual tokens.
-  """
-
-  passages: tuple[tuple[int, Passage], ...]
-  answer: str
-  num_active: int
+# Streams of random numbers derived from one seed; see mixture.py for others.
+_WINDOW, _EVAL = 3, 4
+# Examples whose lengths decide the shapes.
+_SAMPLE = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,173 +32,114 @@ class HostBatch:
   """A batch and what the host wants to know about it.
 
   Attributes:
-    batch: numpy arrays.
-    ids: of the records, in row order; shorter than the batch where the rest
-      is padding.
+    batch: numpy arrays, of the rows of this process only.
+    ids: of all records of the batch, over all processes.
+    real_tokens: of all rows, padding apart.
+    computed_tokens: of all rows, padding included.
     passages_dropped: over all examples.
     passages_cut: over all examples.
   """
 
   batch: Batch
   ids: tuple[str, ...]
-  passages_dropped: int = 0
-  passages_cut: int = 0
+  real_tokens: int
+  computed_tokens: int
+  passages_dropped: int
+  passages_cut: int
 
 
-def draw(
-  record: Record,
-  data: config.Data,
-  tokens: config.VirtualTokens,
-  seed: int,
-  epoch: int,
-  index: int,
-) -> Draw:
-  """The random choices for a record in an epoch.
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Planned:
+  """An example of which only the lengths are known."""
 
-  Args:
-    record: the record.
-    data: how many passages, in which order.
-    tokens: how k is drawn; for per_batch, k is n here and replaced later.
-    seed: of the run.
-    epoch: from 0.
-    index: of the record in the training set.
-
-  Returns:
-    A pure function of the arguments.
-  """
-  rng = np.random.default_rng([seed, _DRAW, epoch, index])
-  low, high = data.num_passages
-  ranked = record.ranked()
-  count = min(int(rng.integers(low, high + 1)), len(ranked))
-  ranks = np.arange(len(ranked))
-  if data.shuffle_passages:
-    ranks = rng.permutation(ranks)
-  answer = record.answers[int(rng.integers(len(record.answers)))]
-  if tokens.draw == 'fixed':
-    num_active = tokens.num_active
-  elif tokens.draw == 'uniform':
-    num_active = int(rng.integers(1, tokens.num_virtual_tokens + 1))
-  elif tokens.draw == 'power':
-    k = np.arange(1, tokens.num_virtual_tokens + 1)
-    weights = k**-tokens.draw_exponent
-    num_active = int(rng.choice(k, p=weights / weights.sum()))
-  else:
-    num_active = tokens.num_virtual_tokens
-  return Draw(
-    passages=tuple((int(r), ranked[r]) for r in ranks[:count]),
-    answer=answer,
-    num_active=num_active,
-  )
+  member: Member
+  draw: Draw
+  prefix: int
+  suffix: int
+  dropped: int
+  cut: int
 
 
 def shown_passages(
-  record: Record, count: int, shuffle: bool, seed: int
+  record: Record, settings: config.Eval, seed: int
 ) -> tuple[tuple[int, Passage], ...]:
-  """The top `count` passages as evaluation shows them, with their ranks.
+  """The top passages as evaluation shows them, with their ranks.
 
   Args:
     record: the record.
-    count: how many, at most.
-    shuffle: in an order that depends only on the seed and the record's id,
-      instead of by rank.
-    seed: of the run.
+    settings: how many, of which retriever, in which order.
+    seed: of the order, which depends on it and the record's id alone.
+
+  Raises:
+    records.RecordError: the record has several retrievers and none is named.
   """
-  ranked = record.ranked()
-  ranks = np.arange(min(count, len(ranked)))
-  if shuffle:
+  if not settings.num_passages:
+    return ()
+  ranked = record.ranked(settings.retriever)
+  ranks = np.arange(min(settings.num_passages, len(ranked)))
+  if settings.shuffle_passages:
     entropy = [seed, _EVAL, *record.id.encode()]
     ranks = np.random.default_rng(entropy).permutation(ranks)
   return tuple((int(rank), ranked[rank]) for rank in ranks)
 
 
-def check_fits(
-  records: Sequence[Record], assembler: Assembler, num_active: int
-) -> None:
-  """Raises if a question with any of its answers is too long.
-
-  At the start, rather than hours into the run when it is first drawn.
-
-  Raises:
-    errors.UserError: naming the record.
-  """
-  for record in records:
-    for answer in record.answers:
-      assembler(
-        (),
-        record.question,
-        answer=answer,
-        num_active=num_active,
-        where=f'record {record.id}',
-      )
-
-
-def pick_bucket(
-  buckets: Sequence[tuple[int, int]], examples: Sequence[Example]
-) -> tuple[int, int]:
-  """The first (prefix, suffix) length that holds all examples."""
-  prefix = max(len(example.prefix) for example in examples)
-  suffix = max(example.suffix_len for example in examples)
-  for bucket in buckets:
-    if prefix <= bucket[0] and suffix <= bucket[1]:
-      return bucket
-  raise errors.UserError(
-    f'no bucket of {tuple(buckets)} holds a prefix of {prefix} and a suffix '
-    f'of {suffix} tokens'
-  )
-
-
 def collate(
-  examples: Sequence[Example],
-  ids: Sequence[str],
+  rows: Sequence[Sequence[Example]],
   *,
-  bucket: tuple[int, int],
-  max_targets: int,
+  shape: tuple[int, int],
+  num_targets: int,
   vocab_size: int,
-  batch_size: int,
-) -> HostBatch:
-  """Pads examples to one shape; rows beyond them have no targets.
+  num_rows: int,
+  packed: bool = False,
+) -> Batch:
+  """Writes examples into arrays of one shape.
 
   Args:
-    examples: at most `batch_size`.
-    ids: of their records.
-    bucket: prefix and suffix length.
-    max_targets: width of the targets.
+    rows: the examples of each row; at most `num_rows`, the rest is padding.
+    shape: prefix and suffix length of a row.
+    num_targets: targets of a row.
     vocab_size: id of the first virtual token.
-    batch_size: rows.
+    num_rows: rows of the batch.
+    packed: whether rows may have several examples, so that segments are
+      needed.
 
   Returns:
-    The batch, int32.
+    The batch, numpy arrays.
   """
-  prefix_size, suffix_size = bucket
 
-  # numpy arrays, which a Batch may hold until it is put on the device.
-  def padded(rows: Sequence[Sequence[int]], size: int) -> Any:
-    out = np.zeros((batch_size, size), np.int32)
-    for i, row in enumerate(rows):
-      out[i, : len(row)] = row
-    return out
+  def empty(size: int, fill: int) -> Any:
+    return np.full((num_rows, size), fill, np.int32)
 
-  def column(values: Sequence[int]) -> Any:
-    out = np.zeros(batch_size, np.int32)
-    out[: len(values)] = values
-    return out
-
-  suffixes = [example.suffix(vocab_size) for example in examples]
-  batch = Batch(
-    prefix=padded([e.prefix for e in examples], prefix_size),
-    prefix_len=column([len(e.prefix) for e in examples]),
-    suffix=padded(suffixes, suffix_size),
-    suffix_len=column([len(s) for s in suffixes]),
-    # The last token of the prompt predicts the first of the answer.
-    answer_start=column([e.num_active + len(e.prompt) - 1 for e in examples]),
-    targets=padded([e.targets for e in examples], max_targets),
-    target_len=column([len(e.targets) for e in examples]),
-  )
-  return HostBatch(
-    batch=batch,
-    ids=tuple(ids),
-    passages_dropped=sum(e.passages_dropped for e in examples),
-    passages_cut=sum(e.passages_cut for e in examples),
+  prefix, prefix_at = empty(shape[0], 0), empty(shape[0], -1)
+  suffix, suffix_at = empty(shape[1], 0), empty(shape[1], -1)
+  prefix_segments, suffix_segments = empty(shape[0], -1), empty(shape[1], -1)
+  targets, target_at = empty(num_targets, 0), empty(num_targets, -1)
+  for r, row in enumerate(rows):
+    p = s = t = 0
+    for number, example in enumerate(row):
+      ids = example.suffix(vocab_size)
+      p_stop = p + len(example.prefix)
+      s_stop, t_stop = s + len(ids), t + len(example.targets)
+      prefix[r, p:p_stop] = example.prefix
+      prefix_at[r, p:p_stop] = np.arange(p_stop - p)
+      suffix[r, s:s_stop] = ids
+      suffix_at[r, s:s_stop] = np.arange(p_stop - p, p_stop - p + s_stop - s)
+      prefix_segments[r, p:p_stop] = number
+      suffix_segments[r, s:s_stop] = number
+      targets[r, t:t_stop] = example.targets
+      # The last token of the prompt predicts the first of the answer.
+      first = s + example.num_active + len(example.prompt) - 1
+      target_at[r, t:t_stop] = np.arange(first, first + t_stop - t)
+      p, s, t = p_stop, s_stop, t_stop
+  return Batch(
+    prefix=prefix,
+    prefix_positions=prefix_at,
+    prefix_segments=prefix_segments if packed else None,
+    suffix=suffix,
+    suffix_positions=suffix_at,
+    suffix_segments=suffix_segments if packed else None,
+    targets=targets,
+    target_index=target_at,
   )
 
 
@@ -216,107 +147,192 @@ class TrainBatches:
   """The endless training batches of a run.
 
   Args:
-    records: the training set.
-    data: passages, batch size, buckets.
-    tokens: how k is drawn.
-    assembler: makes the ids.
+    mixture: the training examples.
+    data: batch size, rows, shapes.
+    tokens: whether k is drawn per batch.
+    assembler: with the limits of the run.
     vocab_size: id of the first virtual token.
     seed: of the run.
+    local_rows: which rows of each batch this process makes; None for all.
+
+  Attributes:
+    batch_rows: rows of a whole batch.
+    shapes: (prefix, suffix) lengths that a batch may have.
   """
 
   def __init__(
     self,
-    records: Sequence[Record],
+    mixture: Mixture,
     data: config.Data,
     tokens: config.VirtualTokens,
     assembler: Assembler,
     vocab_size: int,
     seed: int,
+    local_rows: np.ndarray | None = None,
   ):
-    self._records = records
+    self._mixture = mixture
     self._data = data
     self._tokens = tokens
     self._assembler = assembler
+    self._encoder = assembler.encoder
+    self._chat = assembler.in_chat(None)
+    self._before = len(self._encoder.before(self._chat))
+    most = max(1, data.passages.number[1])
+    for policy in data.mixture.passages.values():
+      most = max(most, policy.number[1])
+    self._heads = [len(self._encoder.head(i + 1)) for i in range(most)]
     self._vocab_size = vocab_size
     self._seed = seed
-    order = grain.MapDataset.range(len(records)).seed(seed).shuffle().repeat()
-    size = data.batch_size * data.window_batches
-    # Position p of the repeated order is in epoch p // N.
-    self._windows = (
-      order.map_with_index(lambda p, i: (int(p), int(i)))
-      .batch(size, batch_fn=list)
-      .map_with_index(self._window)
+    self.batch_rows = data.batch_size // data.examples_per_row
+    if local_rows is None:
+      local_rows = np.arange(self.batch_rows)
+    self._local_rows = local_rows
+    self._windows = mixture.order().batch(
+      data.batch_size * data.window_batches, batch_fn=list
     )
+    self.shapes = tuple(data.shapes) or self._choose_shapes()
+
+  def _choose_shapes(self) -> tuple[batching.Shape, ...]:
+    size = self._data.batch_size * self._data.window_batches
+    plans = []
+    for number in range(max(2, _SAMPLE // size)):
+      examples = [self._plan(*place) for place in self._windows[number]]
+      plans.append(self._form_rows(examples)[1:])
+    per_row = self._data.examples_per_row
+    return batching.choose_shapes(
+      np.concatenate([prefix for prefix, _ in plans]),
+      np.concatenate([suffix for _, suffix in plans]),
+      (
+        per_row * self._data.max_prefix_tokens,
+        per_row * self._data.max_suffix_tokens,
+      ),
+      self._data.num_shapes,
+    )
+
+  def _plan(self, dataset: int, epoch: int, index: int) -> _Planned:
+    """Draws an example and finds its lengths, without reading its ids."""
+    mixture = self._mixture
+    member = mixture.member(dataset, index)
+    draw = mixture.draw(dataset, epoch, index)
+    lens = [mixture.passage_lens(passage) for passage in draw.passages]
+    bodies = [body for body, _, _ in lens]
+    ends, last_ends = [end for _, end, _ in lens], [last for _, _, last in lens]
+    kept = assemble.fit(
+      [passage.rank for passage in draw.passages],
+      self._heads,
+      bodies,
+      ends,
+      last_ends,
+      self._assembler.max_prefix - self._before,
+    )
+    return _Planned(
+      member=member,
+      draw=draw,
+      prefix=assemble.prefix_len(
+        self._before, self._heads, kept, ends, last_ends
+      ),
+      suffix=assemble.suffix_len(
+        draw.num_active,
+        mixture.prompt_len(member),
+        mixture.answer_len(member, draw.answer),
+      ),
+      dropped=sum(not n for n in kept),
+      cut=sum(0 < n < body for n, body in zip(kept, bodies, strict=True)),
+    )
+
+  def _form_rows(
+    self, examples: Sequence[_Planned]
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of each row's examples, and lengths of the rows."""
+    prefix = np.array([example.prefix for example in examples])
+    suffix = np.array([example.suffix for example in examples])
+    rows = batching.form_rows(prefix, self._data.examples_per_row)
+    return rows, prefix[rows].sum(axis=1), suffix[rows].sum(axis=1)
 
   def _window(
-    self, number: int, window: Sequence[tuple[int, int]]
-  ) -> list[HostBatch]:
-    drawn = []
-    for position, index in window:
-      record = self._records[index]
-      choice = draw(
-        record,
-        self._data,
-        self._tokens,
-        self._seed,
-        position // len(self._records),
-        index,
-      )
-      example = self._assembler(
-        choice.passages,
-        record.question,
-        answer=choice.answer,
-        num_active=choice.num_active,
-        where=f'record {record.id}',
-      )
-      drawn.append((record.id, example))
+    self, number: int, places: Sequence[tuple[int, int, int]]
+  ) -> list['_PlannedBatch']:
+    examples = [self._plan(*place) for place in places]
+    rows, prefix, suffix = self._form_rows(examples)
+    groups = batching.group_rows(prefix, suffix, self.shapes, self.batch_rows)
     rng = np.random.default_rng([self._seed, _WINDOW, number])
-    # The bucket first: one long suffix must not lift eight short prefixes.
-    drawn.sort(
-      key=lambda item: (
-        pick_bucket(self._data.buckets, [item[1]]),
-        len(item[1].prefix),
+    order = rng.permutation(len(groups))
+    planned = []
+    for group, shape in (groups[i] for i in order):
+      k = None
+      if self._tokens.draw == 'per_batch':
+        k = int(rng.integers(1, self._tokens.num_virtual_tokens + 1))
+      planned.append(
+        _PlannedBatch([[examples[i] for i in rows[r]] for r in group], shape, k)
       )
-    )
-    size = self._data.batch_size
-    groups = [drawn[i : i + size] for i in range(0, len(drawn), size)]
-    return [self._collate(groups[i], rng) for i in rng.permutation(len(groups))]
+    return planned
 
-  def _collate(
-    self, group: Sequence[tuple[str, Example]], rng: np.random.Generator
-  ) -> HostBatch:
-    examples = [example for _, example in group]
-    if self._tokens.draw == 'per_batch':
-      k = int(rng.integers(1, self._tokens.num_virtual_tokens + 1))
-      examples = [dataclasses.replace(e, num_active=k) for e in examples]
-    return collate(
-      examples,
-      [name for name, _ in group],
-      bucket=pick_bucket(self._data.buckets, examples),
-      max_targets=self._data.max_answer_tokens,
-      vocab_size=self._vocab_size,
-      batch_size=self._data.batch_size,
+  def _make(self, planned: '_PlannedBatch') -> HostBatch:
+    """Reads the ids of a batch's local rows."""
+    everything = [example for row in planned.rows for example in row]
+    k = planned.num_active
+    real = sum(
+      e.prefix + e.suffix - (0 if k is None else e.draw.num_active - k)
+      for e in everything
+    )
+    data = self._data
+    return HostBatch(
+      batch=collate(
+        [[self._read(e, k) for e in planned.rows[r]] for r in self._local_rows],
+        shape=planned.shape,
+        num_targets=data.examples_per_row * data.max_answer_tokens,
+        vocab_size=self._vocab_size,
+        num_rows=len(self._local_rows),
+        packed=data.examples_per_row > 1,
+      ),
+      ids=tuple(self._mixture.id(e.member) for e in everything),
+      real_tokens=real,
+      computed_tokens=self.batch_rows * sum(planned.shape),
+      passages_dropped=sum(e.dropped for e in everything),
+      passages_cut=sum(e.cut for e in everything),
+    )
+
+  def _read(self, planned: _Planned, num_active: int | None) -> Example:
+    draw, mixture = planned.draw, self._mixture
+    return assemble.join(
+      self._encoder,
+      [(passage.rank, mixture.passage(passage)) for passage in draw.passages],
+      mixture.prompt(planned.member),
+      mixture.answer(planned.member, draw.answer),
+      num_active=draw.num_active if num_active is None else num_active,
+      chat=self._chat,
+      max_prefix=self._assembler.max_prefix,
     )
 
   @contextlib.contextmanager
   def starting_at(self, step: int) -> Iterator[Iterator[HostBatch]]:
     """Batches from a step on, made in the background while it is open."""
-    window, skip = divmod(step, self._data.window_batches)
-    windows = iter(
-      self._windows[window:].to_iter_dataset(
-        grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    first, skip = divmod(step, self._data.window_batches)
+    windows = self._windows.map_with_index(self._window)[first:]
+    # Threads read ahead for what the main process makes itself; worker
+    # processes make whole windows.
+    stream = windows.map(
+      lambda window: [self._make(planned) for planned in window]
+    ).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+    if self._data.workers:
+      stream = stream.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=self._data.workers)
       )
-    )
-
-    def batches() -> Iterator[HostBatch]:
-      start = skip
-      for window_batches in windows:
-        yield from window_batches[start:]
-        start = 0
-
+    iterator = iter(stream)
     try:
-      yield batches()
+      yield itertools.islice(
+        itertools.chain.from_iterable(iterator), skip, None
+      )
     finally:
-      close = getattr(windows, 'close', None)
+      close = getattr(iterator, 'close', None)
       if close is not None:
         close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _PlannedBatch:
+  """Examples by row, the batch's shape, and k where one is drawn for all."""
+
+  rows: list[list[_Planned]]
+  shape: batching.Shape
+  num_active: int | None

@@ -25,14 +25,18 @@ class KVCache:
     v: values.
     positions: position of each slot's token, `B S` int32; -1 marks a slot
       that holds nothing, which no query sees. Shared by all layers.
+    segments: which of several sequences in the same row a slot belongs to,
+      `B S` int32; None where a row is one sequence.
   """
 
   k: Float[Array, '*L B K S H']
   v: Float[Array, '*L B K S H']
   positions: Int[Array, 'B S']
+  segments: Int[Array, 'B S'] | None = None
 
   def with_room(self, slots: int) -> 'KVCache':
-    """This cache followed by empty slots, for `write`."""
+    """This cache followed by empty slots, for `write`; of whole rows only."""
+    assert self.segments is None
     pad = [(0, 0)] * (self.k.ndim - 2) + [(0, slots), (0, 0)]
     return KVCache(
       k=jnp.pad(self.k, pad),
@@ -68,16 +72,18 @@ def attend(
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
 
-  The only mask is by position: a query sees the slots whose position is not
-  negative, not beyond its own and within the window. The keys of all caches
+  The only mask is by position and segment: a query sees the slots of its own
+  segment whose position is not negative, not beyond its own and within the
+  window. The keys of all caches
   and of the new tokens share one softmax without being concatenated. Scores
   and softmax are f32.
 
   Args:
     q: rotated queries of the new tokens.
-    new: rotated keys, values and positions of the same tokens. In each row
-      positions rise from slot to slot, padding (-1) apart.
-    caches: what came before them, in any number of parts.
+    new: rotated keys, values and positions of the same tokens. In each
+      segment of a row positions rise from slot to slot, padding (-1) apart.
+    caches: what came before them, in any number of parts; with segments
+      where `new` has them.
     scale: multiplies the scores.
     softcap: see `layers.softcap`; of the scores.
     window: how many positions a query sees, its own included; None for all.
@@ -86,7 +92,8 @@ def attend(
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
   """
 
-  def scores_over(q, positions, cache) -> Float[Array, 'B K T G S']:
+  def scores_over(q, rows, cache) -> Float[Array, 'B K T G S']:
+    positions, segments = rows
     scores = jnp.einsum(
       'bktgh,bksh->bktgs', q, cache.k, preferred_element_type=jnp.float32
     )
@@ -96,13 +103,18 @@ def attend(
     seen = (slot >= 0) & (slot <= query)
     if window is not None:
       seen &= slot > query - window
+    if segments is not None:
+      seen &= (
+        cache.segments[:, None, None, None, :]
+        == segments[:, None, :, None, None]
+      )
     # A finite stand-in for -inf: a padding query sees no slot at all, and
     # its (unused) softmax must not become NaN.
     return jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
 
-  def attend_block(q, positions, caches) -> Float[Array, 'B K T G H']:
+  def attend_block(q, rows, caches) -> Float[Array, 'B K T G H']:
     scores = jnp.concatenate(
-      [scores_over(q, positions, cache) for cache in caches], axis=-1
+      [scores_over(q, rows, cache) for cache in caches], axis=-1
     )
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
     parts, start = [], 0
@@ -117,18 +129,20 @@ def attend(
   b, t, n, h = q.shape
   groups = n // new.k.shape[1]
   q = q.reshape(b, t, -1, groups, h).transpose(0, 2, 1, 3, 4)
+
+  def rows(start: int, stop: int) -> tuple[Array, Array | None]:
+    return jax.tree.map(
+      lambda x: x[:, start:stop], (new.positions, new.segments)
+    )
+
   blocks = []
   for start in range(0, t, _QUERY_BLOCK):
     stop = min(start + _QUERY_BLOCK, t)
-    seen = KVCache(
-      k=new.k[:, :, :stop],
-      v=new.v[:, :, :stop],
-      positions=new.positions[:, :stop],
-    )
+    seen = KVCache(new.k[:, :, :stop], new.v[:, :, :stop], *rows(0, stop))
     blocks.append(
       attend_block(
         q[:, :, start:stop],
-        new.positions[:, start:stop],
+        rows(start, stop),
         [*caches, seen],
       )
     )
@@ -172,6 +186,7 @@ class Attention(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
+    segments: Int[Array, 'B T'] | None,
     angles: tuple[Array, Array],
     window: Int[Array, ''] | None,
     caches: Sequence[KVCache],
@@ -186,7 +201,7 @@ class Attention(nnx.Module):
     if config.qk_norm != 'none':
       q, k = self.q_norm(q), self.k_norm(k)
     q, k = rope.rotate(q, angles), rope.rotate(k, angles)
-    new = KVCache(k=k.swapaxes(1, 2), v=v.swapaxes(1, 2), positions=positions)
+    new = KVCache(k.swapaxes(1, 2), v.swapaxes(1, 2), positions, segments)
     scalar = config.query_scalar or config.head_dim
     out = attend(
       q,

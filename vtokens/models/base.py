@@ -89,6 +89,15 @@ def load_base(
   )
 
 
+def tokenizer_of(settings: config.Base) -> Tokenizer:
+  """The base's tokenizer alone.
+
+  Raises:
+    errors.UserError: it is not found or not supported.
+  """
+  return load_tokenizer(resolve(settings.path))
+
+
 def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
   if path.endswith('.gguf'):
     source = gguf.GGUFSource(path)

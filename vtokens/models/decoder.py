@@ -37,13 +37,14 @@ class Block(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
+    segments: Int[Array, 'B T'] | None,
     angles: tuple[Array, Array],
     window: Int[Array, ''] | None,
     caches: Sequence[KVCache],
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     pre, post = self.config.pre_norm, self.config.post_norm
     y = self.attention_norm(x) if pre else x
-    y, new = self.attention(y, positions, angles, window, caches)
+    y, new = self.attention(y, positions, segments, angles, window, caches)
     x = x + (self.attention_post_norm(y) if post else y)
     y = self.mlp(self.mlp_norm(x) if pre else x)
     return x + (self.mlp_post_norm(y) if post else y), new
@@ -85,6 +86,7 @@ class Decoder(nnx.Module):
     positions: Int[Array, 'B T'],
     caches: Sequence[KVCache] = (),
     *,
+    segments: Int[Array, 'B T'] | None = None,
     remat: bool = False,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     """Runs T new tokens per row after those in the caches.
@@ -98,6 +100,9 @@ class Decoder(nnx.Module):
       positions: their positions in the sequence, int32; -1 marks padding.
       caches: keys and values of the tokens before them, in any number of
         parts, so that a part that never changes need not be copied.
+      segments: which of several sequences packed into a row each token
+        belongs to, int32; tokens see their own only, in the caches too, which
+        then must have segments. None where a row is one sequence.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
 
@@ -115,18 +120,20 @@ class Decoder(nnx.Module):
     def body(x, layer):
       weights, kind, kv = layer
       parts = [
-        KVCache(k=k, v=v, positions=cache.positions)
+        KVCache(k, v, cache.positions, cache.segments)
         for (k, v), cache in zip(kv, caches, strict=True)
       ]
       angles, window = select(kind)
-      x, new = nnx.merge(block, weights)(x, positions, angles, window, parts)
+      x, new = nnx.merge(block, weights)(
+        x, positions, segments, angles, window, parts
+      )
       return x, (new.k, new.v)
 
     if remat:
       body = jax.checkpoint(body, prevent_cse=False)
     kv = [(cache.k, cache.v) for cache in caches]
     x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
-    return self.norm(x), KVCache(k=k, v=v, positions=positions)
+    return self.norm(x), KVCache(k, v, positions, segments)
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
     """Embeddings of ordinary token ids, each below `vocab_size`."""

@@ -32,6 +32,9 @@ _FIXED_DATE = (
   "replace('%Y', '2024') }}{% endmacro %}{{ '' }}"
 )
 
+# A text goes on after the first of these with which its start does not merge.
+_PROBES = ('x', '0', '.', '\n', ')', 'Q')
+
 # Letters only, so that no template's escaping changes it.
 _PLACEHOLDER = 'VTOKENSUSERMESSAGE'
 
@@ -271,6 +274,17 @@ class Tokenizer:
     """
     return _continued(self.encode, text)
 
+  def encode_batch_after(self, texts: Sequence[str]) -> list[list[int]]:
+    """`encode_after` of each text, on all cores."""
+    before = self.encode(_PROBES[0])
+    whole = self.encode_batch([_PROBES[0] + text for text in texts])
+    return [
+      ids[len(before) :]
+      if ids[: len(before)] == before
+      else self.encode_after(text)
+      for text, ids in zip(texts, whole, strict=True)
+    ]
+
   @functools.cached_property
   def sha256(self) -> str:
     """Hex digest of all that defines the ids: equal digests, equal ids."""
@@ -345,8 +359,7 @@ def _end_ids(directory: pathlib.Path) -> list[int]:
 
 def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
   """Ids that text adds to those of a text before it."""
-  # A text before it with whose end the start of this one does not merge.
-  for probe in ('x', '0', '.', '\n', ')', 'Q'):
+  for probe in _PROBES:
     before, whole = encode(probe), encode(probe + text)
     if whole[: len(before)] == before:
       return whole[len(before) :]

@@ -1,0 +1,147 @@
+"""Examples of known length to rows, batches and static shapes.
+
+examples --form_rows: several to a row, rows of nearly equal length-->
+rows --group_rows: rows of similar length together--> batches
+--smallest shape that holds it--> what is compiled
+"""
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+# Row lengths are multiples of these.
+_PREFIX_STEP, _SUFFIX_STEP = 32, 8
+# Beyond the longest row of the sample that shapes are chosen from.
+_PREFIX_MARGIN, _SUFFIX_MARGIN = 1.02, 1.1
+
+Shape = tuple[int, int]
+
+
+def form_rows(
+  lengths: Int[np.ndarray, 'N'], per_row: int
+) -> Int[np.ndarray, 'R per_row']:
+  """Deals examples into rows of nearly equal total length.
+
+  The longest first, each to the row that is shortest so far and not full:
+  Graham's LPT rule (1969, doi 10.1137/0117039) with as many in each row.
+
+  Args:
+    lengths: of the examples' prefixes; N is a multiple of `per_row`.
+    per_row: examples in a row.
+
+  Returns:
+    Indices of the examples.
+  """
+  order = np.argsort(-lengths, kind='stable')
+  rows: list[list[int]] = [[] for _ in range(len(lengths) // per_row)]
+  heap = [(0, row) for row in range(len(rows))]
+  for i in order.tolist():
+    total, row = heapq.heappop(heap)
+    rows[row].append(i)
+    if len(rows[row]) < per_row:
+      heapq.heappush(heap, (total + int(lengths[i]), row))
+  return np.array(rows, np.int64)
+
+
+def group_rows(
+  prefix: Int[np.ndarray, 'R'],
+  suffix: Int[np.ndarray, 'R'],
+  shapes: Sequence[Shape],
+  batch_rows: int,
+) -> list[tuple[np.ndarray, Shape]]:
+  """Deals rows into batches, those of similar length together.
+
+  Args:
+    prefix: length of each row's prefixes together.
+    suffix: likewise; some shape holds both.
+    shapes: that a batch may have.
+    batch_rows: rows in a batch; R is a multiple of it.
+
+  Returns:
+    For each batch the indices of its rows, and the first shape that holds
+    them.
+  """
+  first = np.argmax(_fits(prefix, suffix, shapes), axis=1)
+  # The shape first: one long suffix must not lift eight short prefixes.
+  order = np.lexsort((prefix, first))
+  batches = []
+  for start in range(0, len(order), batch_rows):
+    rows = order[start : start + batch_rows]
+    longest = (prefix[rows].max(keepdims=True), suffix[rows].max(keepdims=True))
+    fits = _fits(*longest, shapes)[0]
+    batches.append((rows, shapes[int(np.argmax(fits))]))
+  return batches
+
+
+def choose_shapes(
+  prefix: Int[np.ndarray, 'R'],
+  suffix: Int[np.ndarray, 'R'],
+  most: Shape,
+  num_shapes: int,
+) -> tuple[Shape, ...]:
+  """Shapes that leave little padding on rows like these.
+
+  Greedy: one shape that holds all rows of the sample, then again and again
+  the one that saves most, each tried once more at the end.
+
+  Args:
+    prefix: lengths of the rows of a sample.
+    suffix: likewise.
+    most: what no row can exceed; the last shape, so that any row has one.
+    num_shapes: at most so many in all.
+
+  Returns:
+    The shapes, smallest first.
+  """
+  top = (
+    _round_up(int(prefix.max() * _PREFIX_MARGIN), _PREFIX_STEP, most[0]),
+    _round_up(int(suffix.max() * _SUFFIX_MARGIN), _SUFFIX_STEP, most[1]),
+  )
+  candidates = sorted(
+    {top}
+    | {
+      (p, s)
+      for p in _quantiles(prefix, 24, _PREFIX_STEP, top[0])
+      for s in _quantiles(suffix, 12, _SUFFIX_STEP, top[1])
+    }
+  )
+  fits = _fits(prefix, suffix, candidates)
+  sizes = np.array([p + s for p, s in candidates])
+  costs = np.where(fits, sizes, np.iinfo(np.int64).max // len(prefix))
+  # `most` is one of the shapes, and so is `top` where it is less.
+  chosen = [candidates.index(top)]
+  free = num_shapes - 1 - (top != most)
+
+  def best_beside(others: Sequence[int]) -> int:
+    least = costs[:, others].min(axis=1)
+    return int(np.minimum(least[:, None], costs).sum(axis=0).argmin())
+
+  for _ in range(free):
+    chosen.append(best_beside(chosen))
+  for i in range(1, len(chosen)):
+    chosen[i] = best_beside([*chosen[:i], *chosen[i + 1 :]])
+  if num_shapes == 1:
+    return (most,)
+  shapes = {candidates[i] for i in chosen} - {most}
+  return (*sorted(shapes, key=sum), most)
+
+
+def _fits(
+  prefix: np.ndarray, suffix: np.ndarray, shapes: Sequence[Shape]
+) -> np.ndarray:
+  """Whether row i is within shape j, `R shapes` bool."""
+  limits = np.array(shapes)
+  return (prefix[:, None] <= limits[:, 0]) & (suffix[:, None] <= limits[:, 1])
+
+
+def _quantiles(
+  lengths: np.ndarray, count: int, step: int, most: int
+) -> set[int]:
+  marks = np.quantile(lengths, np.linspace(0, 1, count + 1)[1:])
+  return {_round_up(int(mark), step, most) for mark in marks}
+
+
+def _round_up(length: int, step: int, most: int) -> int:
+  return min(-(-length // step) * step, most)

@@ -1,0 +1,314 @@
+"""Which example comes when, and what chance decides about it.
+
+Everything here is a pure function of (seed, epoch, index).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import grain
+import numpy as np
+
+from vtokens import config, errors
+from vtokens.data.assemble import Assembler, PassageIds
+from vtokens.data.records import GOLD
+from vtokens.data.tokens import TokenSet
+
+# Streams of random numbers derived from one seed; they must never coincide.
+_DRAW, _CAP = 1, 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+  """Where an example of the mixture comes from.
+
+  Attributes:
+    dataset: its number among the mixture's datasets.
+    source: number of the token set.
+    index: in the token set.
+  """
+
+  dataset: int
+  source: int
+  index: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shown:
+  """A passage that an example shows.
+
+  Attributes:
+    rank: in its retriever's list, from 0.
+    member: the example that it belongs to; another one for a distractor.
+    slot: of the passage in that example.
+  """
+
+  rank: int
+  member: Member
+  slot: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draw:
+  """What chance decides about one example.
+
+  Attributes:
+    passages: in the order shown.
+    answer: number of the answer.
+    num_active: virtual tokens.
+  """
+
+  passages: tuple[Shown, ...]
+  answer: int
+  num_active: int
+
+
+class Mixture:
+  """Training examples of any number of datasets.
+
+  Args:
+    sources: the token sets.
+    removed: for each of them, which records not to use, bool.
+    cfg: of the run: data.mixture, data.passages, virtual_tokens (for draw
+      per_batch, k is n here and replaced later) and seed.
+    assembler: says which answers are short enough to be drawn.
+
+  Attributes:
+    names: of the datasets, sorted.
+    sizes: examples of each.
+    weights: share of each in the batches; the sum is 1.
+
+  Raises:
+    errors.UserError: settings name a dataset that there is not, or leave no
+      example.
+  """
+
+  def __init__(
+    self,
+    sources: Sequence[TokenSet],
+    removed: Sequence[np.ndarray],
+    cfg: config.Config,
+    assembler: Assembler,
+  ):
+    settings, passages = cfg.data.mixture, cfg.data.passages
+    self._sources = sources
+    self._tokens = cfg.virtual_tokens
+    self._seed = cfg.seed
+    self._assembler = assembler
+    members: dict[str, list[np.ndarray]] = {}
+    for number, (source, drop) in enumerate(zip(sources, removed, strict=True)):
+      for code, name in enumerate(source.datasets):
+        index = np.flatnonzero((source.dataset == code) & ~drop)
+        if len(index):
+          rows = np.stack([np.full_like(index, number), index], axis=1)
+          members.setdefault(name, []).append(rows)
+    self.names = sorted(members)
+    _check_names(settings, self.names)
+    self._members = [
+      _cap(
+        np.concatenate(members[name]), settings.max_examples.get(name), cfg.seed
+      )
+      for name in self.names
+    ]
+    self.sizes = [len(rows) for rows in self._members]
+    self.weights = _weights(settings, self.names, self.sizes)
+    self._policies = [
+      settings.passages.get(name, passages) for name in self.names
+    ]
+    self._retrievers = [
+      [_allowed(source.retrievers, policy) for source in sources]
+      for policy in self._policies
+    ]
+
+  def order(self) -> grain.MapDataset:
+    """The endless order of (dataset, epoch, index), by random access."""
+    streams = []
+    for number, size in enumerate(self.sizes):
+      entropy = np.random.SeedSequence([self._seed, number])
+      stream = grain.MapDataset.range(size)
+      stream = stream.seed(int(entropy.generate_state(1)[0])).shuffle().repeat()
+      # Position p of the repeated order is in epoch p // size.
+      streams.append(stream.map_with_index(_Place(number, size)))
+    if len(streams) == 1:
+      return streams[0]
+    return grain.MapDataset.mix(streams, weights=self.weights)
+
+  def member(self, dataset: int, index: int) -> Member:
+    """The example at an index of a dataset."""
+    source, i = self._members[dataset][index]
+    return Member(dataset, int(source), int(i))
+
+  def draw(self, dataset: int, epoch: int, index: int) -> Draw:
+    """The random choices about an example in an epoch."""
+    member = self.member(dataset, index)
+    source = self._sources[member.source]
+    rng = np.random.default_rng([self._seed, _DRAW, dataset, epoch, index])
+    fits = self._assembler.fits(
+      self._tokens.num_virtual_tokens,
+      source.prompt_len(member.index),
+      source.answer_lens(member.index),
+    )
+    usable = np.flatnonzero(fits)
+    answer = int(usable[rng.integers(len(usable))])
+    num_active = _draw_k(self._tokens, rng)
+    return Draw(self._draw_passages(member, rng), answer, num_active)
+
+  def _draw_passages(
+    self, member: Member, rng: np.random.Generator
+  ) -> tuple[Shown, ...]:
+    policy = self._policies[member.dataset]
+    low, high = policy.number
+    number = int(rng.integers(low, high + 1))
+    if policy.none and rng.random() < policy.none:
+      return ()
+    slots = self._sources[member.source].slots(member.index)
+    first, count = _draw_list(
+      slots.retriever, self._retrievers[member.dataset][member.source], rng
+    )
+    ranks = np.arange(min(count, policy.depth))
+    if policy.no_answer and rng.random() < policy.no_answer:
+      ranks = ranks[~slots.has_answer[first + ranks]]
+    if policy.order == 'shuffled':
+      ranks = rng.permutation(ranks)
+    ranks = ranks[:number]
+    if policy.order == 'gold_last':
+      gold = slots.is_gold if slots.is_gold.any() else slots.has_answer
+      ranks = ranks[np.argsort(gold[first + ranks], kind='stable')]
+    shown = [Shown(int(rank), member, first + int(rank)) for rank in ranks]
+    if policy.distractors:
+      shown = [
+        self._distractor(passage, rng)
+        if rng.random() < policy.distractors
+        else passage
+        for passage in shown
+      ]
+    return tuple(shown)
+
+  def _distractor(self, passage: Shown, rng: np.random.Generator) -> Shown:
+    """A passage of another example of the dataset, at the same rank."""
+    dataset = passage.member.dataset
+    size = self.sizes[dataset]
+    # An example without passages has none to give; others mostly have.
+    for index in rng.integers(size, size=8).tolist():
+      other = self.member(dataset, index)
+      slots = self._sources[other.source].slots(other.index)
+      if other != passage.member and len(slots.retriever):
+        return Shown(
+          passage.rank, other, int(rng.integers(len(slots.retriever)))
+        )
+    return passage
+
+  def prompt_len(self, member: Member) -> int:
+    """Tokens of its question."""
+    return self._sources[member.source].prompt_len(member.index)
+
+  def answer_len(self, member: Member, answer: int) -> int:
+    """Tokens of an answer of it."""
+    return self._sources[member.source].answer_len(member.index, answer)
+
+  def passage_lens(self, passage: Shown) -> tuple[int, int, int]:
+    """See `TokenSet.passage_lens`."""
+    member = passage.member
+    return self._sources[member.source].passage_lens(member.index, passage.slot)
+
+  def passage(self, passage: Shown) -> PassageIds:
+    """Its ids."""
+    member = passage.member
+    return self._sources[member.source].passage(member.index, passage.slot)
+
+  def prompt(self, member: Member) -> np.ndarray:
+    """Ids of its question."""
+    return self._sources[member.source].prompt(member.index)
+
+  def answer(self, member: Member, answer: int) -> np.ndarray:
+    """Ids of an answer of it."""
+    return self._sources[member.source].answer(member.index, answer)
+
+  def id(self, member: Member) -> str:
+    """The record's id."""
+    return self._sources[member.source].id(member.index)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+  """From a position of a repeated order to (dataset, epoch, index)."""
+
+  dataset: int
+  size: int
+
+  def __call__(self, position: int, index: int) -> tuple[int, int, int]:
+    return self.dataset, int(position) // self.size, int(index)
+
+
+def _draw_k(tokens: config.VirtualTokens, rng: np.random.Generator) -> int:
+  rows = tokens.num_virtual_tokens
+  if tokens.draw == 'fixed':
+    return tokens.num_active
+  if tokens.draw == 'uniform':
+    return int(rng.integers(1, rows + 1))
+  if tokens.draw == 'power':
+    shares = np.cumsum(np.arange(1, rows + 1) ** -tokens.draw_exponent)
+    return 1 + int(np.searchsorted(shares, rng.random() * shares[-1], 'right'))
+  return rows
+
+
+def _draw_list(
+  retriever: np.ndarray, allowed: Sequence[int], rng: np.random.Generator
+) -> tuple[int, int]:
+  """First slot and length of a retriever's list, drawn among those present."""
+  present = [code for code in allowed if (retriever == code).any()]
+  if not present:
+    return 0, 0
+  code = present[int(rng.integers(len(present))) if len(present) > 1 else 0]
+  slots = np.flatnonzero(retriever == code)
+  return int(slots[0]), len(slots)
+
+
+def _allowed(retrievers: Sequence[str], policy: config.Passages) -> list[int]:
+  names = policy.retrievers or [n for n in retrievers if n != GOLD] or [GOLD]
+  return [retrievers.index(name) for name in names if name in retrievers]
+
+
+def _cap(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
+  if most is None or len(rows) <= most:
+    return rows
+  rng = np.random.default_rng([seed, _CAP])
+  return rows[np.sort(rng.permutation(len(rows))[:most])]
+
+
+def _check_names(settings: config.Mixture, names: Sequence[str]) -> None:
+  if not names:
+    raise errors.UserError(
+      'config.data.train: no training example is left, since all questions are '
+      'in the validation or test data too (config.data.mixture.remove_leaks)'
+    )
+  fields: dict[str, Mapping] = {
+    'weights': settings.weights,
+    'max_examples': settings.max_examples,
+    'passages': settings.passages,
+  }
+  for field, value in fields.items():
+    unknown = sorted(value.keys() - set(names))
+    if unknown:
+      raise errors.UserError(
+        f'config.data.mixture.{field}: no training data of {unknown[0]!r}; '
+        f'there are {", ".join(names)}'
+      )
+  missing = sorted(set(names) - settings.weights.keys())
+  if settings.weighting == 'weights' and missing:
+    raise errors.UserError(
+      f'config.data.mixture.weights: no weight for {missing[0]!r}; expected '
+      f'one for each of {", ".join(names)}'
+    )
+
+
+def _weights(
+  settings: config.Mixture, names: Sequence[str], sizes: Sequence[int]
+) -> list[float]:
+  if settings.weighting == 'weights':
+    shares = np.array([settings.weights[name] for name in names], float)
+  elif settings.weighting == 'temperature':
+    shares = np.array(sizes, float) ** (1 / settings.temperature)
+  else:
+    shares = np.array(sizes, float)
+  return (shares / shares.sum()).tolist()

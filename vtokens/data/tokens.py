@@ -1,0 +1,431 @@
+"""Tokenised records on disk: made once, read at random by all processes.
+
+  DIR/<key>/meta.json  what was tokenised, and how; says that it is complete
+            *.npy      flat arrays, mapped into memory
+  DIR/<key>.part/      the same while it is made: one file for some thousand
+                       records, so that what was done is not done again
+
+The key covers all that the ids depend on: the sources' content, the tokenizer
+and the templates. Of a record there are, one after the other, the ids of its
+question, of each answer, and of each passage.
+"""
+
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from vtokens import errors, metrics
+from vtokens.data import leaks
+from vtokens.data.assemble import Encoder, Ids, PassageIds
+from vtokens.data.records import GOLD, Passage, Record
+from vtokens.data.sources import BadRecords
+
+_VERSION = 1
+# Records of one partial file: some seconds of work.
+_CHUNK = 2048
+_HAS_ANSWER, _IS_GOLD = 1, 2
+
+_Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slots:
+  """The passages of a record, in stored order: by retriever, then rank.
+
+  Attributes:
+    retriever: number of the retriever, `N` uint8; see `TokenSet.retrievers`.
+    has_answer: whether the text contains an answer, `N` bool.
+    is_gold: whether annotators marked it, `N` bool.
+  """
+
+  retriever: np.ndarray
+  has_answer: np.ndarray
+  is_gold: np.ndarray
+
+
+class TokenSet:
+  """Tokenised records of one source, mapped into memory.
+
+  Cheap to pickle: another process maps the files itself.
+
+  Args:
+    path: a directory that `tokenize` made.
+
+  Attributes:
+    datasets: names that records are grouped by.
+    retrievers: names of the retrievers.
+    dataset: number of each record's dataset, `N` uint16.
+    question_key: of each question, `N` uint64; see `leaks.question_keys`.
+    meta: content of meta.json.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self.meta = json.loads((path / 'meta.json').read_text(encoding='utf-8'))
+    self.datasets: list[str] = self.meta['datasets']
+    self.retrievers: list[str] = self.meta['retrievers']
+    # As plain arrays: slices of a memmap object take 20 times as long to make.
+    arrays = {
+      name: np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray)
+      for name in _FIELDS
+    }
+    self._tokens = arrays['tokens']
+    self._ids = arrays['id_bytes']
+    self._id_start = arrays['id_start']
+    self._sequence_start = arrays['sequence_start']
+    self._record_sequence = arrays['record_sequence']
+    self._record_passage = arrays['record_passage']
+    self.dataset = arrays['dataset']
+    self.question_key = arrays['question_key']
+    self._end_len = arrays['end_len']
+    self._last_end_len = arrays['last_end_len']
+    self._retriever = arrays['retriever']
+    self._flags = arrays['flags']
+
+  def __reduce__(self):
+    return type(self), (self._path,)
+
+  def __len__(self) -> int:
+    return len(self.dataset)
+
+  def id(self, i: int) -> str:
+    """The record's id."""
+    start, stop = self._id_start[i : i + 2]
+    return self._ids[start:stop].tobytes().decode()
+
+  def prompt(self, i: int) -> Ids:
+    """Ids of the question."""
+    return self._sequence(self._record_sequence[i])
+
+  def answer(self, i: int, j: int) -> Ids:
+    """Ids of the j-th answer, with its end."""
+    return self._sequence(self._record_sequence[i] + 1 + j)
+
+  def slots(self, i: int) -> Slots:
+    """What is known of the record's passages."""
+    start, stop = self._record_passage[i : i + 2]
+    flags = self._flags[start:stop]
+    return Slots(
+      retriever=self._retriever[start:stop],
+      has_answer=(flags & _HAS_ANSWER) > 0,
+      is_gold=(flags & _IS_GOLD) > 0,
+    )
+
+  def passage(self, i: int, slot: int) -> PassageIds:
+    """Ids of a passage."""
+    ids = self._sequence(self._passage_sequence(i, slot))
+    end, last = self._ends(i, slot)
+    body = len(ids) - end - last
+    return PassageIds(
+      body=ids[:body], end=ids[body : body + end], last_end=ids[body + end :]
+    )
+
+  def passage_lens(self, i: int, slot: int) -> tuple[int, int, int]:
+    """Lengths of a passage's body, end and last_end."""
+    sequence = self._passage_sequence(i, slot)
+    start, stop = self._sequence_start[sequence : sequence + 2]
+    end, last = self._ends(i, slot)
+    return int(stop - start) - end - last, end, last
+
+  def prompt_len(self, i: int) -> int:
+    """Length of the question."""
+    return self._len(self._record_sequence[i])
+
+  def answer_len(self, i: int, j: int) -> int:
+    """Length of the j-th answer with its end."""
+    return self._len(self._record_sequence[i] + 1 + j)
+
+  def answer_lens(self, i: int) -> np.ndarray:
+    """Length of each answer with its end."""
+    first, stop = self._record_sequence[i : i + 2]
+    stop -= self._num_passages(i)
+    return np.diff(self._sequence_start[first + 1 : stop + 1])
+
+  def all_lens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths over all records.
+
+    Returns:
+      Of each question, `N`; of each answer, `M`; and which record each answer
+      belongs to, `M`.
+    """
+    passages = np.diff(self._record_passage)
+    answers = np.diff(self._record_sequence) - 1 - passages
+    counts = np.stack([np.ones_like(answers), answers, passages], axis=1)
+    kinds = np.repeat(np.tile([0, 1, 2], len(self)), counts.ravel())
+    lens = np.diff(self._sequence_start)
+    owners = np.repeat(np.arange(len(self)), answers)
+    return lens[kinds == 0], lens[kinds == 1], owners
+
+  def _num_passages(self, i: int) -> int:
+    start, stop = self._record_passage[i : i + 2]
+    return int(stop - start)
+
+  def _passage_sequence(self, i: int, slot: int) -> int:
+    return self._record_sequence[i + 1] - self._num_passages(i) + slot
+
+  def _ends(self, i: int, slot: int) -> tuple[int, int]:
+    at = self._record_passage[i] + slot
+    return int(self._end_len[at]), int(self._last_end_len[at])
+
+  def _len(self, sequence: int) -> int:
+    start, stop = self._sequence_start[sequence : sequence + 2]
+    return int(stop - start)
+
+  def _sequence(self, sequence: int) -> Ids:
+    start, stop = self._sequence_start[sequence : sequence + 2]
+    return self._tokens[start:stop].astype(np.int32)
+
+
+def tokenize(
+  records: Iterable[Record],
+  report: BadRecords,
+  encoder: Encoder,
+  *,
+  depth: int,
+  directory: pathlib.Path,
+  identity: Mapping[str, Any],
+  label: str,
+) -> TokenSet:
+  """Opens the tokenised form of a source, making it first if need be.
+
+  A run that is killed meanwhile goes on after the last partial file.
+
+  Args:
+    records: of the source; read only if there is something to do.
+    report: what reading them fills; what it leaves out is kept in the set.
+    encoder: of the run.
+    depth: passages of each retriever that are kept.
+    directory: where such sets lie; made if absent.
+    identity: what tells the records from others.
+    label: of the progress bar.
+
+  Returns:
+    The set.
+
+  Raises:
+    errors.UserError: bad records, as reading them says; a directory that
+      cannot be written.
+  """
+  key = cache_key(encoder, depth, identity)
+  final = directory / key
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / f'{key}.lock', 'w') as lock:
+      # Another process may be making it: wait, then find it done.
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      if not (final / 'meta.json').exists():
+        part = directory / f'{key}.part'
+        part.mkdir(exist_ok=True)
+        _write_chunks(records, encoder, depth, part, label)
+        _finish(part, final, dict(identity), report.messages)
+  except OSError as e:
+    raise errors.UserError(
+      f'config.data.token_cache: {directory} cannot be written: {e}'
+    ) from e
+  return TokenSet(final)
+
+
+def cache_key(encoder: Encoder, depth: int, identity: Mapping[str, Any]) -> str:
+  """Name of the directory: equal names, equal content."""
+  content = {
+    'version': _VERSION,
+    'tokenizer': encoder.tokenizer.sha256,
+    'templates': dataclasses.asdict(encoder.templates),
+    'depth': depth,
+    'identity': dict(identity),
+  }
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+# Arrays of a set. The first kind is put together by appending; starts are
+# written with lengths, which are summed up at the end.
+_FIELDS = {
+  'tokens': 'tokens',
+  'id_bytes': 'id_bytes',
+  'dataset': 'dataset',
+  'question_key': 'question_key',
+  'end_len': 'end_len',
+  'last_end_len': 'last_end_len',
+  'retriever': 'retriever',
+  'flags': 'flags',
+  'sequence_start': 'sequence_len',
+  'record_sequence': 'record_sequences',
+  'record_passage': 'record_passages',
+  'id_start': 'id_len',
+}
+_STARTS = ('sequence_start', 'record_sequence', 'record_passage', 'id_start')
+
+
+def _write_chunks(
+  records: Iterable[Record],
+  encoder: Encoder,
+  depth: int,
+  part: pathlib.Path,
+  label: str,
+) -> None:
+  with tqdm.tqdm(desc=label, unit='ex', leave=False, dynamic_ncols=True) as bar:
+    for number, chunk in enumerate(_chunks(records)):
+      path = part / f'{number:06d}.npz'
+      if not path.exists():
+        _save_npz(path, _encode_chunk(chunk, encoder, depth))
+      bar.update(len(chunk))
+
+
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+  iterator = iter(records)
+  while chunk := list(itertools.islice(iterator, _CHUNK)):
+    yield chunk
+
+
+def _encode_chunk(
+  records: Sequence[Record], encoder: Encoder, depth: int
+) -> _Arrays:
+  """All arrays of some records, with names in place of numbers of names."""
+  chat = encoder.templates.chat
+  kept = [
+    [
+      (name, passage)
+      for name, ranked in record.passages.items()
+      for passage in ranked[:depth]
+    ]
+    for record in records
+  ]
+  answers = iter(
+    encoder.answers([a for r in records for a in r.answers], chat=chat)
+  )
+  passages = encoder.passages([p for row in kept for _, p in row])
+  next_passage = iter(passages)
+  sequences: list[Ids] = []
+  for record, row in zip(records, kept, strict=True):
+    sequences.append(encoder.prompt(record.question, name='prompt', chat=chat))
+    sequences += itertools.islice(answers, len(record.answers))
+    sequences += [
+      np.concatenate([ids.body, ids.end, ids.last_end])
+      for ids in itertools.islice(next_passage, len(row))
+    ]
+  flags = [
+    flag
+    for record, row in zip(records, kept, strict=True)
+    for flag in _flags(record, row)
+  ]
+  num_passages = np.array([len(row) for row in kept], np.int64)
+  num_answers = np.array([len(r.answers) for r in records], np.int64)
+  names = [record.id.encode() for record in records]
+  return {
+    'tokens': np.concatenate(sequences).astype(np.uint32),
+    'sequence_len': np.array([len(s) for s in sequences], np.int64),
+    'record_sequences': 1 + num_answers + num_passages,
+    'record_passages': num_passages,
+    'end_len': np.array([len(ids.end) for ids in passages], np.uint16),
+    'last_end_len': np.array([len(p.last_end) for p in passages], np.uint16),
+    'retriever': np.array([name for row in kept for name, _ in row], str),
+    'flags': np.array(flags, np.uint8),
+    'dataset': np.array([record.dataset for record in records], str),
+    'question_key': leaks.question_keys([r.question for r in records]),
+    'id_bytes': np.frombuffer(b''.join(names), np.uint8),
+    'id_len': np.array([len(name) for name in names], np.int64),
+  }
+
+
+def _flags(
+  record: Record, passages: Sequence[tuple[str, Passage]]
+) -> Iterator[int]:
+  golds = record.passages.get(GOLD, ())
+  ids = {passage.id for passage in golds} - {''}
+  texts = {passage.text for passage in golds}
+  contains = metrics.answer_matcher(record.answers)
+  for _, passage in passages:
+    has_answer = contains(f'{passage.title}\n{passage.text}')
+    is_gold = passage.id in ids or passage.text in texts
+    yield has_answer * _HAS_ANSWER + is_gold * _IS_GOLD
+
+
+def _save_npz(path: pathlib.Path, arrays: _Arrays) -> None:
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)  # type: ignore[arg-type]
+  temporary = path.with_suffix('.tmp')
+  temporary.write_bytes(buffer.getbuffer())
+  os.replace(temporary, path)
+
+
+def _finish(
+  part: pathlib.Path,
+  final: pathlib.Path,
+  identity: dict[str, Any],
+  skipped: list[str],
+) -> None:
+  """Joins the partial files into flat arrays; the directory appears whole."""
+  paths = sorted(part.glob('*.npz'))
+  temporary = part / 'joined'
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  names = {
+    field: sorted(
+      {str(x) for path in paths for x in np.unique(_read(path, field))}
+    )
+    for field in ('dataset', 'retriever')
+  }
+  for field, source in _FIELDS.items():
+    is_start = field in _STARTS
+    sizes = [len(_read(path, source)) for path in paths]
+    shape = (sum(sizes) + is_start,)
+    out = np.lib.format.open_memmap(
+      temporary / f'{field}.npy', 'w+', _dtype(field), shape
+    )
+    at, total = int(is_start), 0
+    for path, size in zip(paths, sizes, strict=True):
+      values = _read(path, source)
+      if is_start:
+        values = total + np.cumsum(values)
+        total = int(values[-1]) if size else total
+      elif field in names:
+        values = np.searchsorted(np.array(names[field], str), values)
+      out[at : at + size] = values
+      at += size
+    out.flush()
+  meta = {
+    'identity': identity,
+    'datasets': names['dataset'],
+    'retrievers': names['retriever'],
+    'skipped': skipped,
+  }
+  (temporary / 'meta.json').write_text(
+    json.dumps(meta, indent=2, ensure_ascii=False), encoding='utf-8'
+  )
+  os.replace(temporary, final)
+  shutil.rmtree(part)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_npz(path: pathlib.Path) -> Any:
+  return np.load(path)
+
+
+def _read(path: pathlib.Path, name: str) -> np.ndarray:
+  return _open_npz(path)[name]
+
+
+def _dtype(field: str) -> type:
+  return {
+    'tokens': np.uint32,
+    'id_bytes': np.uint8,
+    'dataset': np.uint16,
+    'question_key': np.uint64,
+    'end_len': np.uint16,
+    'last_end_len': np.uint16,
+    'retriever': np.uint8,
+    'flags': np.uint8,
+  }.get(field, np.int64)

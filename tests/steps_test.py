@@ -1,5 +1,6 @@
 """The split step against the whole sequence in one differentiated pass."""
 
+import dataclasses
 import functools
 
 import flax.nnx as nnx
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from vtokens import losses, steps, virtual_tokens
-from vtokens.models.config import DecoderConfig
+from vtokens.models.config import DecoderConfig, LayerKind
 from vtokens.models.decoder import Decoder, abstract_decoder
 
 P = 6  # rows of the table
@@ -25,9 +26,8 @@ CONFIG = DecoderConfig(
 )
 
 
-@pytest.fixture(scope='module')
-def decoder() -> Decoder:
-  graph, params = nnx.split(Decoder(CONFIG, jnp.float32, nnx.Rngs(0)))
+def random_decoder(config: DecoderConfig) -> Decoder:
+  graph, params = nnx.split(Decoder(config, jnp.float32, nnx.Rngs(0)))
   rng = np.random.default_rng(0)
   # At the default 0.02 attention is all but uniform.
   params = jax.tree.map(
@@ -36,10 +36,42 @@ def decoder() -> Decoder:
   return nnx.merge(graph, params)
 
 
+@pytest.fixture(scope='module')
+def decoder() -> Decoder:
+  return random_decoder(CONFIG)
+
+
 @pytest.fixture
 def table() -> jax.Array:
   rng = np.random.default_rng(1)
   return jnp.asarray(rng.normal(size=(P, CONFIG.embed_dim)), jnp.float32)
+
+
+@dataclasses.dataclass
+class Example:
+  """Ids of one example: prefix, suffix up to the last input, targets."""
+
+  prefix: list[int]
+  suffix: list[int]
+  targets: list[int]
+
+
+def make_examples(
+  rows: list[tuple[int, int, int, int]], seed: int = 0
+) -> list[Example]:
+  """Random examples of (prefix, k, prompt, answer with eos) tokens."""
+  rng = np.random.default_rng(seed)
+
+  def ordinary(size):
+    return rng.integers(0, CONFIG.vocab_size, size).tolist()
+
+  examples = []
+  for prefix, k, prompt, answer in rows:
+    targets = ordinary(answer)
+    virtual = range(CONFIG.vocab_size, CONFIG.vocab_size + k)
+    suffix = [*virtual, *ordinary(prompt), *targets[:-1]]
+    examples.append(Example(ordinary(prefix), suffix, targets))
+  return examples
 
 
 def make_batch(
@@ -47,32 +79,55 @@ def make_batch(
   prefix_size: int = 20,
   suffix_size: int = 16,
   targets_size: int = 5,
+  per_row: int = 1,
   seed: int = 0,
 ) -> steps.Batch:
-  """A batch of rows (prefix, k, prompt, answer with eos), in tokens."""
-  rng = np.random.default_rng(seed)
-  count = len(rows)
-  # Padding is filled with real ids: only the lengths may keep them out.
-  prefix = rng.integers(0, CONFIG.vocab_size, (count, prefix_size))
-  suffix = rng.integers(0, CONFIG.vocab_size + P, (count, suffix_size))
-  targets = rng.integers(0, CONFIG.vocab_size, (count, targets_size))
-  for i, (_, k, prompt, answer) in enumerate(rows):
-    ordinary = rng.integers(0, CONFIG.vocab_size, prompt)
-    ids = [*(CONFIG.vocab_size + np.arange(k)), *ordinary]
-    ids += list(targets[i, : max(0, answer - 1)])
-    suffix[i, : len(ids)] = ids
+  """The examples, `per_row` to a row; (0, 0, 0, 0) is none."""
+  examples = make_examples(rows, seed)
+  count = len(rows) // per_row
+  rng = np.random.default_rng(seed + 1)
+  sizes = {'prefix': prefix_size, 'suffix': suffix_size}
 
-  def column(values):
-    return np.asarray(values, np.int32)
+  def column(size, fill):
+    return np.full((count, per_row * size), fill, np.int32)
 
+  # Padding is filled with real ids and segments: only the positions may keep
+  # them out.
+  batch = {
+    name: rng.integers(0, CONFIG.vocab_size, (count, per_row * size))
+    for name, size in sizes.items()
+  } | {f'{name}_positions': column(size, -1) for name, size in sizes.items()}
+  segments = {
+    f'{name}_segments': column(size, 0) for name, size in sizes.items()
+  }
+  targets = rng.integers(0, CONFIG.vocab_size, (count, per_row * targets_size))
+  target_index = column(targets_size, -1)
+  for row in range(count):
+    at = dict.fromkeys(sizes, 0)
+    t = 0
+    for number in range(per_row):
+      e = examples[row * per_row + number]
+      start = 0
+      for name, ids in (('prefix', e.prefix), ('suffix', e.suffix)):
+        where = np.s_[row, at[name] : at[name] + len(ids)]
+        batch[name][where] = ids
+        batch[f'{name}_positions'][where] = start + np.arange(len(ids))
+        segments[f'{name}_segments'][where] = number
+        start += len(ids)
+        at[name] += len(ids)
+      stop = t + len(e.targets)
+      targets[row, t:stop] = e.targets
+      target_index[row, t:stop] = (
+        at['suffix'] - len(e.targets) + np.arange(stop - t)
+      )
+      t = stop
+  if per_row == 1:
+    segments = dict.fromkeys(segments)
   return steps.Batch(
-    prefix=column(prefix),
-    prefix_len=column([p for p, *_ in rows]),
-    suffix=column(suffix),
-    suffix_len=column([k + q + max(0, a - 1) for _, k, q, a in rows]),
-    answer_start=column([max(0, k + q - 1) for _, k, q, _ in rows]),
-    targets=column(targets),
-    target_len=column([a for *_, a in rows]),
+    **{name: np.asarray(ids, np.int32) for name, ids in batch.items()},
+    **segments,
+    targets=np.asarray(targets, np.int32),
+    target_index=target_index,
   )
 
 
@@ -80,13 +135,15 @@ RAGGED = [(20, 6, 5, 5), (3, 1, 2, 1), (0, 2, 4, 3), (11, 4, 3, 2)]
 
 
 def unsplit_nll(table, decoder, batch, remat=False):
-  """All tokens of each row contiguous, in one pass, no stop_gradient."""
+  """Tokens of each row contiguous, in one pass, no stop_gradient.
+
+  For batches of one example to a row.
+  """
   whole = batch.prefix.shape[1] + batch.suffix.shape[1]
   index = jnp.arange(whole)
-  in_prefix = index < batch.prefix_len[:, None]
-  from_suffix = jnp.clip(
-    index - batch.prefix_len[:, None], 0, batch.suffix.shape[1] - 1
-  )
+  prefix_len = (batch.prefix_positions >= 0).sum(axis=1)[:, None]
+  in_prefix = index < prefix_len
+  from_suffix = jnp.clip(index - prefix_len, 0, batch.suffix.shape[1] - 1)
   ids = jnp.where(
     in_prefix,
     jnp.pad(batch.prefix, [(0, 0), (0, batch.suffix.shape[1])]),
@@ -95,19 +152,18 @@ def unsplit_nll(table, decoder, batch, remat=False):
   positions = jnp.broadcast_to(index, ids.shape)
   x = virtual_tokens.embed(decoder, table, ids)
   hidden, _ = decoder(x, positions, remat=remat)
-  answers = jnp.arange(batch.targets.shape[1])
-  where = (batch.prefix_len + batch.answer_start)[:, None] + answers
-  logits = decoder.logits(hidden)
   picked = jnp.take_along_axis(
-    logits, jnp.clip(where, 0, whole - 1)[..., None], axis=1
+    decoder.logits(hidden),
+    jnp.clip(prefix_len + batch.target_index, 0, whole - 1)[..., None],
+    axis=1,
   )
-  return losses.masked_nll(
-    picked, batch.targets, answers < batch.target_len[:, None]
-  )
+  return losses.masked_nll(picked, batch.targets, batch.target_index >= 0)
 
 
 def split_nll(table, decoder, batch, remat=False):
-  cache = steps.encode_prefix(decoder, batch.prefix, batch.prefix_len)
+  cache = steps.encode_prefix(
+    decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+  )
   return steps.suffix_nll(table, decoder, cache, batch, remat=remat)
 
 
@@ -142,6 +198,31 @@ def test_split_equals_unsplit(decoder, table, rows, remat):
   scale = np.abs(expected_grad).max()
   assert scale > 1e-3
   np.testing.assert_allclose(grad, expected_grad, atol=1e-5 * scale)
+
+
+PACKED = [(20, 6, 5, 5), (3, 1, 2, 1), (0, 2, 4, 3), (11, 4, 3, 2)] * 2
+
+
+@pytest.mark.parametrize('per_row', [2, 4])
+@pytest.mark.parametrize('window', [None, 7])
+def test_packed_equals_one_example_to_a_row(table, per_row, window):
+  """Examples that share a row do not see one another."""
+  config = dataclasses.replace(
+    CONFIG, layer_pattern=(LayerKind(window=window), LayerKind(rope=None))
+  )
+  decoder = random_decoder(config)
+  expected = value_and_grad(split_nll, table, decoder, make_batch(PACKED))
+  packed = make_batch(PACKED, per_row=per_row)
+  assert packed.prefix.shape[0] == len(PACKED) // per_row
+  nll, count, grad = value_and_grad(split_nll, table, decoder, packed)
+  assert count == expected[1] == sum(a for *_, a in PACKED)
+  np.testing.assert_allclose(nll, expected[0], rtol=1e-5)
+  scale = np.abs(expected[2]).max()
+  np.testing.assert_allclose(grad, expected[2], atol=1e-5 * scale)
+  # Without the segments they would.
+  mixed = packed.replace(prefix_segments=None, suffix_segments=None)
+  wrong, *_ = value_and_grad(split_nll, table, decoder, mixed)
+  assert abs(wrong - nll) > 1e-3 * abs(nll)
 
 
 def test_gradient_is_the_slope_of_the_loss(decoder, table):
@@ -234,12 +315,13 @@ def test_costs_less_than_unsplit():
 
   batch = steps.Batch(
     prefix=ids(rows, prefix),
-    prefix_len=ids(rows),
+    prefix_positions=ids(rows, prefix),
+    prefix_segments=None,
     suffix=ids(rows, suffix),
-    suffix_len=ids(rows),
-    answer_start=ids(rows),
+    suffix_positions=ids(rows, suffix),
+    suffix_segments=None,
     targets=ids(rows, answer),
-    target_len=ids(rows),
+    target_index=ids(rows, answer),
   )
   table = jax.ShapeDtypeStruct((50, config.embed_dim), jnp.float32)
 
@@ -262,11 +344,8 @@ def unsplit_nll_gathered(table, decoder, batch):
   positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
   x = virtual_tokens.embed(decoder, table, ids)
   hidden, _ = decoder(x, positions)
-  answers = jnp.arange(batch.targets.shape[1])
-  where = batch.prefix.shape[1] + batch.answer_start[:, None] + answers
+  where = batch.prefix.shape[1] + batch.target_index
   picked = jnp.take_along_axis(hidden, where[..., None], axis=1)
   return losses.masked_nll(
-    decoder.logits(picked),
-    batch.targets,
-    answers < batch.target_len[:, None],
+    decoder.logits(picked), batch.targets, batch.target_index >= 0
   )

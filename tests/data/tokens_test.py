@@ -1,0 +1,246 @@
+"""The token cache next to encoding each piece directly."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_models
+
+from vtokens import config, errors, metrics
+from vtokens.data import leaks, tokens
+from vtokens.data.assemble import Encoder
+from vtokens.data.checks import BadRecords
+from vtokens.data.records import GOLD, Passage, Record
+from vtokens.models.tokenizer import load_tokenizer
+
+
+def passage(i: int, text: str) -> Passage:
+  return Passage(id=f'p{i}', title='Title' * (i % 2), text=text)
+
+
+def record(i: int) -> Record:
+  bm25 = tuple(passage(j, f'{i} and {j} words') for j in range(i % 4))
+  return Record(
+    id=f'réc {i}',
+    dataset='odd' if i % 2 else 'even',
+    question=f'question {i}?',
+    answers=tuple(f'{j} words' for j in range(1, 2 + i % 3)),
+    passages={
+      'bm25': bm25,
+      'dense': (passage(9, 'no such thing.'),),
+      GOLD: bm25[1:2],
+    },
+  )
+
+
+RECORDS = [record(i) for i in range(11)]
+
+
+@pytest.fixture(scope='module')
+def encoder(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('tokenizer')
+  tiny_models.save_tokenizer(directory)
+  return Encoder(load_tokenizer(directory), config.Templates())
+
+
+def tokenize(records, encoder, directory, *, depth=9, identity=None):
+  return tokens.tokenize(
+    iter(records),
+    BadRecords(),
+    encoder,
+    depth=depth,
+    directory=directory,
+    identity=identity or {'data': 'abc'},
+    label='tokenizing',
+  )
+
+
+def assert_same(found: tokens.TokenSet, records, encoder, depth=9):
+  assert len(found) == len(records)
+  for i, record in enumerate(records):
+    assert found.id(i) == record.id
+    assert found.datasets[found.dataset[i]] == record.dataset
+    prompt = encoder.prompt(record.question, name='prompt', chat=False)
+    np.testing.assert_array_equal(found.prompt(i), prompt)
+    assert found.prompt_len(i) == len(prompt)
+    answers = encoder.answers(record.answers, chat=False)
+    assert found.answer_lens(i).tolist() == [len(a) for a in answers]
+    for j, ids in enumerate(answers):
+      np.testing.assert_array_equal(found.answer(i, j), ids)
+      assert found.answer_len(i, j) == len(ids)
+    shown = [
+      (name, passage)
+      for name, ranked in record.passages.items()
+      for passage in ranked[:depth]
+    ]
+    slots = found.slots(i)
+    assert [found.retrievers[r] for r in slots.retriever] == [
+      name for name, _ in shown
+    ]
+    contains = metrics.answer_matcher(record.answers)
+    assert slots.has_answer.tolist() == [contains(p.text) for _, p in shown]
+    golds = record.passages[GOLD]
+    assert slots.is_gold.tolist() == [p in golds for _, p in shown]
+    pieces = encoder.passages([passage for _, passage in shown])
+    for slot, piece in enumerate(pieces):
+      kept = found.passage(i, slot)
+      for field in ('body', 'end', 'last_end'):
+        ids = getattr(kept, field)
+        assert ids.dtype == np.int32
+        np.testing.assert_array_equal(ids, getattr(piece, field))
+      assert found.passage_lens(i, slot) == (
+        len(piece.body),
+        len(piece.end),
+        len(piece.last_end),
+      )
+
+
+@pytest.mark.parametrize('chunk', [1, 3, 2048])
+def test_what_is_kept_is_what_encoding_gives(
+  encoder, tmp_path, monkeypatch, chunk
+):
+  monkeypatch.setattr(tokens, '_CHUNK', chunk)
+  found = tokenize(RECORDS, encoder, tmp_path)
+  assert_same(found, RECORDS, encoder)
+  assert_same(pickle.loads(pickle.dumps(found)), RECORDS, encoder)
+  np.testing.assert_array_equal(
+    found.question_key, leaks.question_keys([r.question for r in RECORDS])
+  )
+  assert found.slots(3).has_answer.any() and found.slots(3).is_gold.any()
+  # Nothing is left of the partial files.
+  assert {p.suffix for p in tmp_path.iterdir()} == {'', '.lock'}
+
+
+def test_lengths_over_all_records(encoder, tmp_path):
+  found = tokenize(RECORDS, encoder, tmp_path)
+  prompts, answers, owners = found.all_lens()
+  assert prompts.tolist() == [found.prompt_len(i) for i in range(len(RECORDS))]
+  for i in range(len(RECORDS)):
+    assert answers[owners == i].tolist() == found.answer_lens(i).tolist()
+
+
+def test_depth_limits_each_retriever(encoder, tmp_path):
+  found = tokenize(RECORDS, encoder, tmp_path, depth=2)
+  assert_same(found, RECORDS, encoder, depth=2)
+
+
+def test_it_is_made_once(encoder, tmp_path):
+  first = tokenize(RECORDS, encoder, tmp_path)
+
+  def never():
+    raise AssertionError('read again')
+    yield
+
+  again = tokenize(never(), encoder, tmp_path)
+  np.testing.assert_array_equal(first.dataset, again.dataset)
+  assert_same(again, RECORDS, encoder)
+
+
+def test_whatever_changes_the_ids_changes_the_key(encoder, tmp_path):
+  def key(encoder=encoder, depth=5, identity=None):
+    return tokens.cache_key(encoder, depth, identity or {'a': 1})
+
+  templates = dataclasses.replace(encoder.templates, answer=' so: {answer}')
+  other_tokenizer = tmp_path / 'other'
+  tiny_models.save_tokenizer(other_tokenizer)
+  path = other_tokenizer / 'tokenizer_config.json'
+  values = json.loads(path.read_text())
+  path.write_text(json.dumps({**values, 'chat_template': 'x'}))
+  keys = [
+    key(),
+    key(depth=6),
+    key(identity={'a': 2}),
+    key(Encoder(encoder.tokenizer, templates)),
+    key(Encoder(load_tokenizer(other_tokenizer), encoder.templates)),
+  ]
+  assert len(set(keys)) == len(keys)
+  assert key() == key(Encoder(encoder.tokenizer, config.Templates()))
+
+
+_PROGRAM = """
+import pathlib, sys, time
+sys.path.insert(0, {tests!r})
+from vtokens import config
+from vtokens.data import tokens
+from vtokens.data.assemble import Encoder
+from vtokens.models.tokenizer import load_tokenizer
+from data import tokens_test
+
+tokens._CHUNK = 2
+
+def slow():
+  for record in tokens_test.RECORDS:
+    time.sleep(0.3)
+    yield record
+
+encoder = Encoder(load_tokenizer({tokenizer!r}), config.Templates())
+tokens_test.tokenize(slow(), encoder, pathlib.Path({directory!r}))
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(encoder, tmp_path, monkeypatch):
+  tokenizer, directory = tmp_path / 'tokenizer', tmp_path / 'cache'
+  tiny_models.save_tokenizer(tokenizer)
+  tests = pathlib.Path(__file__).parents[1]
+  program = _PROGRAM.format(
+    tests=str(tests), tokenizer=str(tokenizer), directory=str(directory)
+  )
+  env = {**os.environ, 'PYTHONPATH': str(tests.parent)}
+  process = subprocess.Popen([sys.executable, '-c', program], env=env)
+  while len(list(directory.glob('*.part/*.npz'))) < 2:
+    assert process.poll() is None
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  done = sorted(directory.glob('*.part/*.npz'))
+  times = {path.name: path.stat().st_mtime_ns for path in done}
+  assert 2 <= len(times) < 6
+  assert not list(directory.glob('*/meta.json'))
+
+  monkeypatch.setattr(tokens, '_CHUNK', 2)
+  saved = []
+  save = tokens._save_npz
+  monkeypatch.setattr(
+    tokens,
+    '_save_npz',
+    lambda path, arrays: (saved.append(path.name), save(path, arrays)),
+  )
+  found = tokenize(RECORDS, encoder, directory)
+  assert_same(found, RECORDS, encoder)
+  assert sorted([*saved, *times]) == [f'{i:06d}.npz' for i in range(6)]
+
+
+def test_what_reading_left_out_is_kept(encoder, tmp_path):
+  report = BadRecords('skip')
+
+  def read():
+    from vtokens.data.checks import BadRecord, Kind
+
+    yield RECORDS[0]
+    report.add('a.jsonl:2', BadRecord(Kind.EMPTY, 'question: found nothing'))
+    yield RECORDS[1]
+
+  found = tokens.tokenize(
+    read(),
+    report,
+    encoder,
+    depth=5,
+    directory=tmp_path,
+    identity={},
+    label='tokenizing',
+  )
+  assert found.meta['skipped'] == ['a.jsonl:2: question: found nothing']
+
+
+def test_a_directory_that_cannot_be_written(encoder, tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(errors.UserError, match=r'config\.data\.token_cache'):
+    tokenize(RECORDS, encoder, tmp_path / 'file')

@@ -1,0 +1,202 @@
+"""Corpora: files of passages, streamed.
+
+A passage is a row (see `vtokens.data.files` for the shapes of files) with the
+keys of one of these, `id` being also called `_id` or `docid`, and a string or
+a whole number:
+
+    {id, text, title?}     jsonl, Parquet, or psgs_w100.tsv, whose header is
+                           id, text, title and whose quoting is that of CSV
+                           (facebookresearch/DPR dpr/data/retriever_data.py)
+    {id, contents}         FlashRAG, Pyserini: the first line is the title, if
+                           there are more lines (RUC-NLPIR/FlashRAG README)
+    {wikipedia_id, wikipedia_title, text: [paragraph]}
+                           KILT's knowledge source, a page a row
+                           (facebookresearch/KILT README): a passage for each
+                           paragraph but the first, which is the title, and the
+                           headings ('Section::::...'); its id is
+                           'wikipedia_id:index of the paragraph'
+"""
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+
+import numpy as np
+import tqdm
+
+from vtokens import paths as paths_lib
+from vtokens.data import checks, files
+from vtokens.data.checks import BadRecord, BadRecords, Kind
+from vtokens.data.fields import Fields
+from vtokens.data.records import Passage, RecordError
+
+_SHAPES = (
+  files.Shape.LINES,
+  files.Shape.ARRAY,
+  files.Shape.TABLE,
+  files.Shape.PARQUET,
+)
+_KILT_HEADING = 'Section::::'
+
+
+def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
+  """Yields the passages of a corpus, in the order of the files.
+
+  Memory: that of a row, and 8 bytes for each passage by which ids that occur
+  twice are found (64-bit hashes: 21 million different ids have a chance of
+  1e-5 that two of them are taken for one).
+
+  Args:
+    paths: files, plain, .gz, .xz or .bz2; local, any that etils.epath opens,
+      or package:NAME/FILE.
+    report: what to do with bad passages, and an account of them.
+
+  Raises:
+    RecordError: a file cannot be read to its end, or has no passage; or a
+      passage is bad and that is an error.
+  """
+  seen = _SeenIds()
+  for path in _resolve(paths):
+    num_good = report.num_good
+    for row in _rows(path):
+      try:
+        passages = list(_passages(row, report.max_text_bytes))
+        for passage in passages:
+          if seen.add(passage.id):
+            raise BadRecord(
+              Kind.DUPLICATE_ID,
+              f'id: found {checks.printable(passage.id)}, which an earlier '
+              'passage has too, expected an id of its own',
+            )
+      except BadRecord as e:
+        report.add(row.place, e)
+        continue
+      report.num_good += len(passages)
+      yield from passages
+    if report.num_good == num_good:
+      raise RecordError(f'{path}: found no passage, expected at least one')
+
+
+def lookup(
+  paths: Sequence[str], ids: Collection[str], report: BadRecords
+) -> dict[str, Passage]:
+  """The passages of these ids, found in one pass over a corpus.
+
+  Memory: these ids and passages; no others are kept, and the texts of others
+  are not checked.
+
+  Args:
+    paths: as for `read_corpus`.
+    ids: those wanted; what the corpus lacks, the result lacks.
+    report: what to do with rows that cannot be read, and with a wanted id
+      that occurs twice.
+
+  Raises:
+    RecordError: as for `read_corpus`.
+  """
+  found: dict[str, Passage] = {}
+  wanted = ids if isinstance(ids, set | frozenset | dict) else frozenset(ids)
+  # Short ones need no bar.
+  with tqdm.tqdm(
+    desc='corpus', unit=' passages', unit_scale=True, delay=2, leave=False
+  ) as bar:
+    for path in _resolve(paths):
+      for row in _rows(path):
+        bar.update()
+        try:
+          for passage in _passages(row, report.max_text_bytes, wanted):
+            if passage.id in found:
+              raise BadRecord(
+                Kind.DUPLICATE_ID,
+                f'id: found {checks.printable(passage.id)}, which an earlier '
+                'passage has too, expected an id of its own',
+              )
+            found[passage.id] = passage
+        except BadRecord as e:
+          report.add(row.place, e)
+  return found
+
+
+def split_contents(contents: str) -> tuple[str, str]:
+  """Title and text of what FlashRAG and Pyserini call contents."""
+  title, newline, text = contents.partition('\n')
+  return (title, text) if newline else ('', contents)
+
+
+def _resolve(paths: Sequence[str]) -> list[str]:
+  if isinstance(paths, str):
+    raise TypeError(f'paths is the string {paths!r}, expected a list of it')
+  return [paths_lib.resolve(path) for path in paths]
+
+
+def _rows(path: str) -> Iterator[files.Row]:
+  shape = files.shape(path)
+  if shape not in _SHAPES:
+    raise RecordError(
+      f'{path}: found {shape.value}, expected a corpus: rows with id and text, '
+      'as JSON lines, a JSON array, TSV or Parquet'
+    )
+  return files.rows(path, shape)
+
+
+def _passages(
+  row: files.Row, max_text_bytes: int, wanted: Collection[str] | None = None
+) -> Iterator[Passage]:
+  """The passages of a row, of the wanted ids only."""
+  if isinstance(row.value, BadRecord):
+    raise row.value
+  fields = Fields(row.value, '', max_text_bytes)
+  if 'wikipedia_id' in fields:
+    yield from _page(fields, wanted)
+    return
+  passage_id = fields.id(fields.only('id', '_id', 'docid'))
+  if wanted is not None and passage_id not in wanted:
+    return
+  if 'contents' in fields:
+    title, text = split_contents(fields.text('contents'))
+    # 'Title\n' and nothing more.
+    fields.check_text(text, 'contents (after its first line)')
+  else:
+    title, text = fields.text('title', ''), fields.text('text')
+  yield Passage(id=passage_id, title=title, text=text)
+
+
+def _page(fields: Fields, wanted: Collection[str] | None) -> Iterator[Passage]:
+  page_id = fields.id('wikipedia_id')
+  title = fields.text('wikipedia_title', '')
+  for i, text in enumerate(fields.array('text', 'paragraphs')):
+    passage_id = kilt_id(page_id, i)
+    if i == 0 or (wanted is not None and passage_id not in wanted):
+      continue
+    text = fields.check_text(text, f'text[{i}]', blank=True)
+    if text.strip() and not text.startswith(_KILT_HEADING):
+      yield Passage(id=passage_id, title=title, text=text.strip())
+
+
+def kilt_id(wikipedia_id: str, paragraph: int) -> str:
+  """The id of a paragraph of a page of KILT's knowledge source."""
+  return f'{wikipedia_id}:{paragraph}'
+
+
+class _SeenIds:
+  """A set of strings that takes 8 bytes for each, as hashes of 64 bits."""
+
+  _MAX_RECENT = 1 << 18
+
+  def __init__(self) -> None:
+    self._old = np.empty(0, np.uint64)  # sorted
+    self._recent: set[int] = set()
+
+  def add(self, text: str) -> bool:
+    """Adds it; whether it was there already."""
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    key = int.from_bytes(digest, 'little')
+    i = np.searchsorted(self._old, np.uint64(key))
+    if key in self._recent or (i < len(self._old) and self._old[i] == key):
+      return True
+    self._recent.add(key)
+    # Sorting seldom as the set grows keeps the work near linear.
+    if len(self._recent) >= max(self._MAX_RECENT, len(self._old) // 8):
+      recent = np.fromiter(self._recent, np.uint64, len(self._recent))
+      self._old = np.sort(np.concatenate([self._old, recent]))
+      self._recent.clear()
+    return False

@@ -1,0 +1,28 @@
+r"""Reads question-answering data, whatever its format, as records.
+
+    JSONL, a JSON array, Parquet, TSV, tfds ──rows.expand, rows.convert──┐
+    JSON documents ──documents.rows──────────────────────────────────────┤
+    runs, qrels, caches ──retrieved──────────────────────────────────────┤
+    corpora ──corpus.lookup────────────────────────────► resolve ──► Record
+
+Our own format: a JSON object a line, with the keys
+
+    id        optional; default '<file stem>:<line number>'
+    dataset   optional; default the file stem up to its first dot
+    question  a string; `query` means the same
+    answers   a string or an array of strings; `target` means the same
+    passages  an array, best first, of strings or of objects
+              {id?, title?, text, score?, gold?}, or an object of such arrays
+              by name of the retriever; `ret_passages` means the same
+    retrieved [[id, score], ...], best first, by BM25, of passages of a corpus
+
+and any others, which are ignored. The file stem is the name without '.gz',
+'.xz' or '.bz2' and then without its last suffix. Texts are kept as they are;
+control characters other than \t \n \r and lone surrogates are refused. Blank
+lines are allowed at the end of a file only.
+"""
+
+from vtokens.data.checks import BadRecords
+from vtokens.data.formats.reader import read_all, read_records
+
+__all__ = ['BadRecords', 'read_all', 'read_records']

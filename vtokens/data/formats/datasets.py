@@ -1,0 +1,226 @@
+"""Rows of data sets as their authors, Hugging Face or TFDS publish them.
+
+Sources of the field lists: the builders of tensorflow_datasets 4.9.10 for
+SQuAD, CoQA, NQ-open and TriviaQA; hotpotqa/hotpot README and
+Alab-NII/2wikimultihop README; microsoft/MSMARCO-Question-Answering
+Baseline/scripts/dataset.py and the data card of microsoft/ms_marco;
+AlexTMallen/adaptive-retrieval run_model.py and the data card of
+akariasai/PopQA; google-research-datasets/natural-questions nq_open README.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from vtokens.data import fields as fields_lib
+from vtokens.data.fields import Fields
+from vtokens.data.formats import drafts
+from vtokens.data.formats.drafts import Draft, Passages
+from vtokens.data.records import GIVEN, GOLD, Passage
+
+_NO_ANSWER = 'No Answer Present.'  # MS MARCO
+_UNKNOWN_ANSWER = '<unk>'  # tfds:trivia_qa, in its test split
+
+# What stands before each utterance of a conversation.
+USER, AGENT = 'User: ', 'Agent: '
+
+
+def expand(value: Any, turns: str) -> Iterator[tuple[str, Any]]:
+  """(suffix of id, row) for the rounds of a conversation; other rows as is.
+
+  Args:
+    value: the row.
+    turns: 'first', or 'all': then the question is the whole conversation so
+      far, a line for each utterance.
+  """
+  if not (isinstance(value, dict) and 'story' in value):
+    yield '', value
+    return
+  yield from _rounds(value, turns)
+
+
+def _rounds(value: dict[str, Any], turns: str) -> Iterator[tuple[str, Any]]:
+  questions, answers = value.get('questions'), value.get('answers')
+  if not isinstance(questions, list) or not questions:
+    raise fields_lib.wrong_type('questions', questions, 'an array of questions')
+  # Columns in TFDS, objects in the original.
+  if isinstance(answers, dict):
+    answers = answers.get('input_text')
+  if not isinstance(answers, list) or len(answers) < len(questions):
+    raise fields_lib.wrong_type(
+      'answers', answers, f'an array of {len(questions)} answers'
+    )
+  more = value.get('additional_answers', {})
+  others = list(more.values()) if isinstance(more, dict) else []
+  said = ''
+  row: dict[str, Any]
+  for i in range(len(questions) if turns == 'all' else 1):
+    question, answer = _said(questions[i]), _said(answers[i])
+    if turns == 'all' and isinstance(question, str):
+      question = said + USER + question
+    more_answers = [
+      _said(other[i])
+      for other in others
+      if isinstance(other, list) and i < len(other)
+    ]
+    row = {
+      'story': value['story'],
+      'question': question,
+      'answers': [answer, *more_answers],
+    }
+    if 'id' in value:
+      row['id'] = f'{value["id"]}-{i + 1}'
+    yield f'-{i + 1}', row
+    said = f'{question}\n{AGENT}{answer}\n'
+
+
+def _said(turn: Any) -> Any:
+  return turn.get('input_text') if isinstance(turn, dict) else turn
+
+
+def squad(fields: Fields) -> Draft:
+  """A question of SQuAD: its paragraph is gold."""
+  answers = fields.value('answers')
+  if isinstance(answers, dict):  # columns, not always of one length
+    column = fields.object('answers')
+    texts = column.texts('text') if column.values.get('text') else ()
+  else:
+    texts = tuple(a.text('text') for a in fields.objects('answers', 'answers'))
+  if not texts or fields.values.get('is_impossible') is True:
+    raise drafts.unanswerable('answers')
+  gold = Passage('', fields.text('title', ''), fields.text('context'))
+  return Draft(
+    id=fields.id('id') if 'id' in fields else '',
+    dataset='',
+    question=fields.text('question'),
+    answers=fields_lib.unique(texts),
+    passages={GOLD: [gold]},
+  )
+
+
+def coqa(fields: Fields) -> Draft:
+  """A round of CoQA, as `expand` makes it."""
+  gold = Passage('', '', fields.text('story'))
+  return drafts.make(fields, 'answers', passages={GOLD: [gold]})
+
+
+def hotpot(fields: Fields) -> Draft:
+  """HotpotQA and 2WikiMultiHopQA: every paragraph given, some of them gold."""
+  facts = fields.value('supporting_facts')
+  titles = _first_column(fields, 'supporting_facts', facts)
+  supporting = set(titles)
+  notes, given = [], []
+  for i, (title, sentences) in enumerate(_paragraphs(fields)):
+    name = f'context[{i}]'
+    fields.check_text(title, f'{name}[0]')
+    if not isinstance(sentences, list):
+      raise fields_lib.wrong_type(
+        f'{name}[1]', sentences, 'an array of sentences'
+      )
+    text = ''
+    for j, sentence in enumerate(sentences):
+      fields.check_text(sentence, f'{name}[1][{j}]', blank=True)
+      # HotpotQA's sentences start with a space, those of others do not.
+      glue = text and not text[-1].isspace() and not sentence[:1].isspace()
+      text += f' {sentence}' if glue else sentence
+    if text.strip():
+      given.append(Passage('', title, text.strip()))
+    else:
+      notes.append('blank paragraphs left out')
+  passages: Passages = {GIVEN: [*given]}
+  if gold := [p for p in given if p.title in supporting]:
+    passages[GOLD] = [*gold]
+  id_key = '_id' if '_id' in fields else 'id'
+  return Draft(
+    id=fields.id(id_key) if id_key in fields else '',
+    dataset='',
+    question=fields.text('question'),
+    answers=(fields.text('answer'),),
+    passages=passages,
+    notes=tuple(notes),
+  )
+
+
+def _paragraphs(fields: Fields) -> list[tuple[Any, Any]]:
+  """[[title, sentences]], or columns of Parquet: {title, sentences}."""
+  context = fields.value('context')
+  if isinstance(context, dict):
+    rows = fields.objects('context', 'paragraphs')
+    return [(row.value('title'), row.value('sentences')) for row in rows]
+  pairs = fields.array('context', '[title, sentences]')
+  for i, pair in enumerate(pairs):
+    if not isinstance(pair, list) or len(pair) != 2:
+      raise fields_lib.wrong_type(f'context[{i}]', pair, '[title, sentences]')
+  return [(pair[0], pair[1]) for pair in pairs]
+
+
+def _first_column(fields: Fields, key: str, value: Any) -> list[str]:
+  if isinstance(value, dict):
+    return [row.text('title') for row in fields.objects(key, 'facts')]
+  titles = []
+  for i, pair in enumerate(fields.array(key, '[title, sentence]')):
+    if not isinstance(pair, list) or len(pair) != 2:
+      raise fields_lib.wrong_type(f'{key}[{i}]', pair, '[title, sentence]')
+    titles.append(fields.check_text(pair[0], f'{key}[{i}][0]'))
+  return titles
+
+
+def ms_marco(fields: Fields) -> Draft:
+  """MS MARCO QA: every passage given, the selected ones gold."""
+  answers = fields.value('answers')
+  if answers in ([], [_NO_ANSWER]):
+    raise drafts.unanswerable('answers')
+  given, gold = [], []
+  for row in fields.objects('passages', 'passages'):
+    passage = Passage('', '', row.text('passage_text'))
+    given.append(passage)
+    if row.values.get('is_selected') == 1:
+      gold.append(passage)
+  passages: Passages = {GIVEN: [*given]}
+  if gold:
+    passages[GOLD] = [*gold]
+  return Draft(
+    id=fields.id('query_id') if 'query_id' in fields else '',
+    dataset='',
+    question=fields.text('query'),
+    answers=fields_lib.unique(
+      a for a in fields.texts('answers') if a != _NO_ANSWER
+    ),
+    passages=passages,
+  )
+
+
+def popqa(fields: Fields) -> Draft:
+  """PopQA: `possible_answers` is JSON within a column."""
+  text = fields.value('possible_answers')
+  if isinstance(text, str):
+    try:
+      answers = json.loads(text)
+    except ValueError:
+      raise fields_lib.wrong_type(
+        'possible_answers', text, 'a JSON array of strings'
+      ) from None
+    inner = {**fields.values, 'possible_answers': answers}
+    fields = Fields(inner, fields.path, fields.max_text_bytes)
+  return drafts.make(fields, 'possible_answers')
+
+
+def nq_open(fields: Fields) -> Draft:
+  """Question and `answer`, a string or an array of them."""
+  return drafts.make(fields, 'answer')
+
+
+def trivia_qa(fields: Fields) -> Draft:
+  """TriviaQA without its evidence: the value and its aliases count."""
+  answer = fields.object('answer')
+  value = answer.text('value')
+  if value == _UNKNOWN_ANSWER:
+    raise drafts.unanswerable('answer.value')
+  aliases = answer.texts('aliases') if answer.values.get('aliases') else ()
+  return Draft(
+    id=fields.id('question_id') if 'question_id' in fields else '',
+    dataset='',
+    question=fields.text('question'),
+    answers=fields_lib.unique((value, *aliases)),
+    passages={},
+  )

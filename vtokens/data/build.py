@@ -125,7 +125,7 @@ def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
     raise errors.UserError(
       f'{path}: a dataset that was built from something else is here:\n  '
       + '\n  '.join(differences)
-      + '\nGive this one another name, or delete that one'
+      + '\nGive this one another --config.name, or delete that one'
     )
   store.verify(manifest)
   writers.say(

@@ -14,10 +14,6 @@ def get_config() -> build_config.Config:
       split: build_config.Split(
         sources=(f'{_DATA}/{split}.jsonl.gz',), expected_records=number
       )
-      for split, number in (
-        ('train', 3_000),
-        ('validation', 200),
-        ('test', 300),
-      )
+      for split, number in _SIZES.items()
     },
   )

@@ -143,7 +143,6 @@ def _write(cfg: Config, work: str) -> tuple[str, dict[str, Counts]]:
     work,
     cfg.name,
     num_shards=cfg.num_shards,
-    shard_bytes=cfg.shard_mib << 20,
   )
   if cfg.runner == 'beam':
     from vtokens.data import beam_reading

@@ -46,9 +46,8 @@ class Config:
     max_passages: kept of each retriever, the best.
     on_bad_record: error stops at a bad record; skip leaves it out, counts it
       and lists it in skipped-SPLIT.txt beside the dataset.
-    num_shards: files of each split; 0 is by size.
-    shard_mib: with num_shards=0, the largest size of a shard in MiB, before
-      compression.
+    num_shards: files of each split; 0 is by size: the largest power of two
+      with which each has at least 64 MiB of records, before compression.
     runner: local is this process; beam is Apache Beam, for large sets.
     beam_options: for runner=beam, e.g. ('--runner=FlinkRunner', ...); none is
       Beam's own runner in this process.
@@ -60,7 +59,6 @@ class Config:
   max_passages: int = 100
   on_bad_record: str = 'error'
   num_shards: int = 0
-  shard_mib: int = 256
   runner: str = 'local'
   beam_options: tuple[str, ...] = ()
 
@@ -97,7 +95,6 @@ def validate(cfg: Config) -> None:
     'error or skip',
   )
   check(cfg.num_shards >= 0, 'num_shards', cfg.num_shards, '>= 0')
-  check(cfg.shard_mib >= 1, 'shard_mib', cfg.shard_mib, '>= 1')
   check(cfg.runner in RUNNERS, 'runner', cfg.runner, ' or '.join(RUNNERS))
   check(
     cfg.runner == 'beam' or not cfg.beam_options,

@@ -94,10 +94,10 @@ def format_leaks(leaks: Leaks) -> str:
   pairs = {pair: n for pair, n in leaks.counts.items() if n}
   if not pairs:
     held_out = len({name for _, name in leaks.counts})
-    rows = sum(len(mask) for mask in leaks.remove.values())
+    questions = sum(len(mask) for mask in leaks.remove.values())
     return (
       f'no question of {held_out} held-out set{"s" * (held_out != 1)} is '
-      f'among {rows:,} training questions'
+      f'among {questions:,} training questions'
     )
   rows = [('training set', 'held-out set', 'questions', 'of')]
   for name in names:

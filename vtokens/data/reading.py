@@ -126,7 +126,7 @@ def cut_passages(record: Record, max_passages: int) -> tuple[Record, int]:
 class Draw:
   """A random choice of ids that does not depend on their order.
 
-  An id is chosen if its hash, of 64 bits, is among the smallest.
+  An id is chosen if its hash, of 63 bits, is among the smallest.
 
   Attributes:
     seed: see `Split`.
@@ -143,7 +143,7 @@ class Draw:
       (draw_hash(id_, split.seed) for id_ in ids), dtype=np.uint64
     )
     if len(hashes) <= split.max_records:
-      return cls(split.seed, 2**64 - 1)
+      return cls(split.seed, 2**63 - 1)
     last = split.max_records - 1
     return cls(split.seed, int(np.partition(hashes, last)[last]))
 
@@ -152,6 +152,7 @@ class Draw:
 
 
 def draw_hash(id_: str, seed: int) -> int:
-  """64 bits that are as good as random."""
+  """63 bits that are as good as random."""
   digest = hashlib.blake2b(f'{seed}:{id_}'.encode(), digest_size=8)
-  return int.from_bytes(digest.digest(), 'big')
+  # Beam's integers have a sign.
+  return int.from_bytes(digest.digest(), 'big') >> 1

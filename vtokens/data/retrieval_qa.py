@@ -214,7 +214,6 @@ def write(
   splits: Mapping[str, Any],
   *,
   num_shards: int = 0,
-  shard_bytes: int = 256 << 20,
   beam_options: Any = None,
 ) -> str:
   """Writes a dataset.
@@ -223,9 +222,8 @@ def write(
     directory: an empty one.
     name: of the dataset.
     splits: see `RetrievalQaConfig`.
-    num_shards: of each split; 0 means so many, a power of two, that none is
-      larger than `shard_bytes`.
-    shard_bytes: see `num_shards`; before compression.
+    num_shards: of each split; 0 is tfds's choice: the largest power of two
+      with which each has at least 64 MiB, before compression.
     beam_options: PipelineOptions, if `splits` has PTransforms.
 
   Returns:
@@ -238,8 +236,6 @@ def write(
     try_download_gcs=False,
     beam_options=beam_options,
     num_shards=num_shards or None,
-    max_shard_size=shard_bytes,
-    min_shard_size=shard_bytes // 4,
   )
   with _quiet_tfds():
     builder = RetrievalQa(

@@ -269,18 +269,26 @@ class RecordStore(Sequence[Record]):
     RecordStore.__init__(self, **state)
 
 
-def open_store(source: str) -> RecordStore:
-  """Opens what a config names `records:DIRECTORY` or `records:DIRECTORY:SPLIT`.
+def parse_source(source: str) -> tuple[str, str]:
+  """The path and the split, '' if none, of `records:PATH` or with `:SPLIT`.
 
   Raises:
-    errors.UserError: `source` is not of this form, or see `RecordStore`.
+    errors.UserError: `source` is not of this form.
   """
   if not source.startswith(SOURCE):
     raise errors.UserError(
       f'{source}: expected {SOURCE}DIRECTORY or {SOURCE}DIRECTORY:SPLIT'
     )
-  path, colon, split = source.removeprefix(SOURCE).rpartition(':')
-  # The colon of gs://bucket/directory.
-  if not colon or '/' in split:
-    path, split = source.removeprefix(SOURCE), ''
-  return RecordStore(path, split)
+  source = source.removeprefix(SOURCE)
+  path, colon, split = source.rpartition(':')
+  # The colon may be that of gs://bucket/directory.
+  return (path, split) if colon and '/' not in split else (source, '')
+
+
+def open_store(source: str) -> RecordStore:
+  """Opens what a config names `records:DIRECTORY` or `records:DIRECTORY:SPLIT`.
+
+  Raises:
+    errors.UserError: see `parse_source` and `RecordStore`.
+  """
+  return RecordStore(*parse_source(source))

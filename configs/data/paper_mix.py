@@ -1,0 +1,11 @@
+"""The paper's eight training sets and twelve test sets, as built by the others.
+
+Build each with `python -m vtokens.data.build --config configs/data/NAME.py`.
+"""
+
+from vtokens import recipes_data
+
+
+def get_sources() -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """For data.train and for data.test of a training config."""
+  return recipes_data.paper_mix()

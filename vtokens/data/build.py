@@ -1,0 +1,321 @@
+"""Builds a dataset of records: python -m vtokens.data.build --config FILE.
+
+The result, in array_record, is for `vtokens.data.store` and for any user of
+tensorflow-datasets. docs/data.md tells more.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tqdm
+from etils import epath
+
+from vtokens import errors, flags, paths, schema, writers
+from vtokens.data import reading, store
+from vtokens.data.build_config import Config, validate
+from vtokens.data.reading import Counts
+from vtokens.data.records import Record
+
+
+def build(cfg: Config) -> str:
+  """Builds a dataset, or keeps it if it is there.
+
+  Nothing is under the final name before all is written and checked.
+
+  Args:
+    cfg: a valid config.
+
+  Returns:
+    The dataset's directory.
+
+  Raises:
+    errors.UserError: bad input, or another dataset is under this name.
+  """
+  from vtokens.data import retrieval_qa
+
+  final = pathlib.Path(
+    cfg.out, retrieval_qa.NAME, cfg.name, retrieval_qa.VERSION
+  )
+  built_from = _built_from(cfg)
+  fingerprint = _fingerprint(built_from)
+  if final.exists():
+    _keep(str(final), fingerprint, built_from)
+    return str(final)
+  writers.say(f'{cfg.name}: building in {final}')
+  out = pathlib.Path(cfg.out)
+  out.mkdir(parents=True, exist_ok=True)
+  prefix = f'.building-{cfg.name}-'
+  for left in sorted(out.glob(f'{prefix}*')):
+    writers.say(
+      f'{left}: left by a build of {cfg.name} that was killed; delete it, if '
+      'none is running'
+    )
+  with tempfile.TemporaryDirectory(prefix=prefix, dir=out) as work:
+    written, counts = _write(cfg, work)
+    _finish(written, cfg, counts, fingerprint, built_from)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      os.rename(written, final)
+    except OSError as e:
+      raise errors.UserError(
+        f'{final}: the dataset cannot be moved here: {e}'
+      ) from e
+  return str(final)
+
+
+def _built_from(cfg: Config) -> dict[str, Any]:
+  """All that the content depends on."""
+  values = schema.to_dict(cfg)
+  for name in ('out', 'runner', 'beam_options', 'on_bad_record'):
+    del values[name]
+  for name, split in cfg.splits.items():
+    for field in ('sources', 'corpus'):
+      values['splits'][name][field] = [
+        {'name': epath.Path(path).name, 'sha256': _content_hash(path)}
+        for path in getattr(split, field)
+      ]
+    # It has no influence on what is built.
+    del values['splits'][name]['expected_records']
+  return values
+
+
+@functools.cache
+def _content_hash(source: str) -> str:
+  """SHA-256 of a file, or of the names and contents in a directory."""
+  path = epath.Path(paths.resolve(source))
+  try:
+    if not path.is_dir():
+      return store.sha256(str(path))
+    digest = hashlib.sha256()
+    for file in sorted(f for f in path.glob('**/*') if not f.is_dir()):
+      digest.update(f'{store.sha256(str(file))} {file}\n'.encode())
+    return digest.hexdigest()
+  except (OSError, ImportError) as e:
+    raise errors.UserError(
+      f'{source}: cannot be read: {type(e).__name__}: {e}. Check the path; '
+      'docs/data.md says where the files of configs/data/ are to be had'
+    ) from e
+
+
+def _fingerprint(built_from: Mapping[str, Any]) -> str:
+  return hashlib.sha256(
+    json.dumps(built_from, sort_keys=True).encode()
+  ).hexdigest()
+
+
+def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
+  """Checks that what is there is what would be built.
+
+  Raises:
+    errors.UserError: it is something else, or damaged.
+  """
+  manifest = store.read_manifest(path)
+  if manifest.fingerprint != fingerprint:
+    differences = schema.diff(dict(manifest.built_from), built_from)
+    raise errors.UserError(
+      f'{path}: a dataset that was built from something else is here:\n  '
+      + '\n  '.join(differences)
+      + '\nGive this one another --config.name, or delete that one'
+    )
+  store.verify(manifest)
+  writers.say(
+    f'{path}: is there, built from the same inputs and settings; all SHA-256 '
+    'are right; kept'
+  )
+
+
+def _write(cfg: Config, work: str) -> tuple[str, dict[str, Counts]]:
+  """Writes the shards below `work`; returns where, and the splits' counts."""
+  from vtokens.data import retrieval_qa
+
+  write = functools.partial(
+    retrieval_qa.write,
+    work,
+    cfg.name,
+    num_shards=cfg.num_shards,
+  )
+  if cfg.runner == 'beam':
+    from vtokens.data import beam_reading
+
+    options = beam_reading.pipeline_options(cfg.beam_options)
+    counts, splits = beam_reading.read_splits(
+      cfg.splits,
+      max_passages=cfg.max_passages,
+      on_bad_record=cfg.on_bad_record,
+      directory=work,
+      options=options,
+    )
+    for name in cfg.splits:
+      _check_number(cfg, name, counts[name])
+    return write(splits, beam_options=options), counts
+  counts = {name: Counts() for name in cfg.splits}
+  generators: dict[str, Callable[[], Iterator[Record]]] = {
+    name: functools.partial(_read_split, cfg, name, counts[name])
+    for name in cfg.splits
+  }
+  return write(generators), counts
+
+
+def _read_split(cfg: Config, name: str, counts: Counts) -> Iterator[Record]:
+  yield from tqdm.tqdm(
+    reading.read_split(
+      cfg.splits[name],
+      max_passages=cfg.max_passages,
+      on_bad_record=cfg.on_bad_record,
+      counts=counts,
+    ),
+    desc=name,
+    unit=' records',
+    disable=None,
+  )
+  # While no shard is written yet.
+  _check_number(cfg, name, counts)
+
+
+def _check_number(cfg: Config, name: str, counts: Counts) -> None:
+  expected = cfg.splits[name].expected_records
+  if expected and counts.kept != expected:
+    raise errors.UserError(
+      f'config.splits[{name}]: {counts.kept:,} records, expected_records says '
+      f'{expected:,} ({_left_out(counts)}). Check that the sources are whole '
+      'and of the right version, or set expected_records=0'
+    )
+  least = max(1, cfg.num_shards)
+  if counts.kept < least:
+    raise errors.UserError(
+      f'config.splits[{name}]: {counts.kept} records, expected at least '
+      f'{least} ({_left_out(counts)}): no split may be empty, and no shard'
+    )
+
+
+def _finish(
+  directory: str,
+  cfg: Config,
+  counts: Mapping[str, Counts],
+  fingerprint: str,
+  built_from: dict[str, Any],
+) -> None:
+  """Writes checksums, reports and, last, the manifest; then checks all."""
+  # tfds's record of what it wrote.
+  info = json.loads(pathlib.Path(directory, 'dataset_info.json').read_text())
+  lengths = {
+    split['name']: [int(n) for n in split['shardLengths']]
+    for split in info['splits']
+  }
+  splits: dict[str, Any] = {}
+  for name in cfg.splits:
+    files = sorted(pathlib.Path(directory).glob(f'*-{name}.array_record-*'))
+    shards = []
+    for file, num_records in zip(files, lengths[name], strict=True):
+      sha256 = store.sha256(str(file))
+      # As sha256sum writes it.
+      file.with_name(f'{file.name}.sha256').write_text(
+        f'{sha256}  {file.name}\n'
+      )
+      shards.append(
+        store.Shard(file.name, num_records, file.stat().st_size, sha256)
+      )
+    count = counts[name]
+    if sum(lengths[name]) != count.kept:
+      raise errors.UserError(
+        f'{directory}: {sum(lengths[name])} records written to the split '
+        f'{name}, {count.kept} read; this is a fault of this program'
+      )
+    if count.skipped:
+      pathlib.Path(directory, f'skipped-{name}.txt').write_text(
+        '\n'.join(count.skipped) + '\n', encoding='utf-8'
+      )
+    splits[name] = {
+      'shards': [dataclasses.asdict(shard) for shard in shards],
+      'datasets': dict(sorted(count.datasets.items())),
+      'skipped': len(count.skipped),
+      'no_answer': count.no_answer,
+      'not_drawn': count.not_drawn,
+      'passages_cut': count.passages_cut,
+    }
+  manifest = {
+    'format': store.FORMAT,
+    'fingerprint': fingerprint,
+    'built_from': built_from,
+    'splits': splits,
+  }
+  pathlib.Path(directory, store.MANIFEST).write_text(
+    json.dumps(manifest, indent=1) + '\n', encoding='utf-8'
+  )
+  store.verify(store.read_manifest(directory))
+
+
+def _left_out(counts: Counts) -> str:
+  parts = [
+    f'{number:,} {what}'
+    for number, what in (
+      (len(counts.skipped), 'bad records skipped'),
+      (counts.no_answer, 'without an answer'),
+      (counts.not_drawn, 'not drawn'),
+    )
+    if number
+  ]
+  return ', '.join(parts) + ' left out' if parts else 'none left out'
+
+
+def _report(path: str) -> None:
+  """Says what a dataset holds."""
+  manifest = store.read_manifest(path)
+  values = json.loads(pathlib.Path(path, store.MANIFEST).read_text())['splits']
+  for name, shards in manifest.splits.items():
+    split = values[name]
+    size = sum(shard.num_bytes for shard in shards)
+    number = sum(shard.num_records for shard in shards)
+    writers.say(
+      f'{name}: {number:,} records, {size / 2**20:.1f} MiB in {len(shards)} '
+      f'shard{"s" if len(shards) > 1 else ""}, {size / number:,.0f} bytes a '
+      'record; '
+      + ', '.join(f'{key} {n:,}' for key, n in split['datasets'].items())
+    )
+    for key, what in (
+      ('skipped', f'bad records left out: {path}/skipped-{name}.txt'),
+      ('no_answer', 'records left out for drop_answers'),
+      ('not_drawn', 'records left out for max_records'),
+      ('passages_cut', 'passages left out for max_passages'),
+    ):
+      if split[key]:
+        writers.say(f'{name}: {split[key]:,} {what}')
+  writers.say(f'use it as {store.SOURCE}{path}:{next(iter(manifest.splits))}')
+
+
+@contextlib.contextmanager
+def _cleaned_up() -> Iterator[None]:
+  """Lets SIGTERM unwind the stack, so that temporary files are deleted."""
+
+  def stop(signum: int, frame: object) -> None:
+    del frame
+    sys.exit(128 + signum)
+
+  before = signal.signal(signal.SIGTERM, stop)
+  try:
+    yield
+  except KeyboardInterrupt:
+    writers.say('interrupted; nothing was built')
+    sys.exit(128 + signal.SIGINT)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def main(cfg: Config) -> None:
+  """Entry point."""
+  with _cleaned_up():
+    _report(build(cfg))
+
+
+if __name__ == '__main__':
+  flags.run_config(main, Config, validate, 'configs/data/example.py')

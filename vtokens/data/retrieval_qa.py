@@ -1,0 +1,284 @@
+"""Records as a TensorFlow Datasets dataset in array_record; no TensorFlow.
+
+Importing this module needs the package tensorflow-datasets.
+"""
+
+import contextlib
+import dataclasses
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from vtokens import errors
+from vtokens.data.records import Passage, Record
+
+try:
+  import tensorflow_datasets as tfds
+  from tensorflow_datasets.core import example_serializer, shuffle, writer
+except ImportError as e:
+  raise errors.UserError(
+    f"Built datasets need tensorflow-datasets: pip install 'vtokens[data]' "
+    f'({e})'
+  ) from e
+
+NAME = 'retrieval_qa'
+VERSION = '1.0.0'
+_DESCRIPTION = """\
+Questions with their answers and the passages that retrievers found for them.
+
+passages is one list: those of the first retriever in rank order, best first,
+then those of the second, and so on. retrievers names all that were asked, also
+such as found nothing, in the order of their passages. The retriever 'gold' is
+what annotators marked, 'given' what a file gave without a name. A score that
+is not known is NaN, an id or title that is not known is ''.
+"""
+
+
+def features() -> tfds.features.FeaturesDict:
+  """The schema, readable by any user of tfds."""
+  text = tfds.features.Text
+  return tfds.features.FeaturesDict(
+    {
+      'id': text(doc='Unique in its split.'),
+      'dataset': text(doc='The name that results are grouped by.'),
+      'question': text(doc='Never blank.'),
+      'answers': tfds.features.Sequence(
+        text(), doc='At least one, none blank; any one counts.'
+      ),
+      'retrievers': tfds.features.Sequence(
+        text(), doc='Names, in the order of their passages.'
+      ),
+      'passages': tfds.features.Sequence(
+        {
+          'retriever': text(doc='One of retrievers.'),
+          'id': text(doc="In the corpus; '' if not known."),
+          'title': text(doc="'' if not known."),
+          'text': text(doc='Never blank.'),
+          # As bytes: tf.train.Example would round a float to 32 bits.
+          'score': tfds.features.Tensor(
+            shape=(),
+            dtype=np.float64,
+            encoding=tfds.features.Encoding.BYTES,
+            doc="The retriever's; NaN if not known.",
+          ),
+        },
+        doc='By retriever, each in rank order, best first.',
+      ),
+    }
+  )
+
+
+def to_example(record: Record) -> dict[str, Any]:
+  """A record as `features` has it."""
+  return {
+    'id': record.id,
+    'dataset': record.dataset,
+    'question': record.question,
+    'answers': list(record.answers),
+    'retrievers': list(record.passages),
+    'passages': [
+      {
+        'retriever': retriever,
+        'id': passage.id,
+        'title': passage.title,
+        'text': passage.text,
+        'score': math.nan if passage.score is None else passage.score,
+      }
+      for retriever, ranked in record.passages.items()
+      for passage in ranked
+    ],
+  }
+
+
+def keyed_example(record: Record) -> tuple[bytes, dict[str, Any]]:
+  """What a builder yields: records are sorted by a hash of the key."""
+  # Bytes, since tfds takes '\\' for '/' in a key that is a str.
+  return record.id.encode(), to_example(record)
+
+
+def from_example(example: Mapping[str, Any]) -> Record:
+  """The inverse of `to_example`, of what tfds decodes: texts as bytes."""
+  columns = example['passages']
+  ranked: dict[str, list[Passage]] = {
+    name.decode(): [] for name in example['retrievers']
+  }
+  for retriever, id_, title, text, score in zip(
+    columns['retriever'],
+    columns['id'],
+    columns['title'],
+    columns['text'],
+    columns['score'],
+    strict=True,
+  ):
+    score = float(score)
+    ranked[retriever.decode()].append(
+      Passage(
+        id_.decode(),
+        title.decode(),
+        text.decode(),
+        None if math.isnan(score) else score,
+      )
+    )
+  return Record(
+    id=example['id'].decode(),
+    dataset=example['dataset'].decode(),
+    question=example['question'].decode(),
+    answers=tuple(answer.decode() for answer in example['answers']),
+    passages={name: tuple(passages) for name, passages in ranked.items()},
+  )
+
+
+class Deserializer:
+  """Bytes of a shard's record -> Record."""
+
+  def __init__(self):
+    self._features = features()
+
+  def __call__(self, serialized: bytes) -> Record:
+    return from_example(self._features.deserialize_example_np(serialized))
+
+
+@dataclasses.dataclass(eq=False)
+class RetrievalQaConfig(tfds.core.BuilderConfig):
+  """What a builder builds.
+
+  Attributes:
+    splits: split name -> a function that returns the split's records, or a
+      Beam PTransform that yields each as `keyed_example`.
+  """
+
+  splits: Mapping[str, Any] = dataclasses.field(
+    default_factory=dict, repr=False
+  )
+
+
+class RetrievalQa(tfds.core.GeneratorBasedBuilder):
+  """One dataset of records; its name is that of the `BuilderConfig`.
+
+  Records lie in the order of a hash of their ids, which does not depend on
+  the order of the inputs.
+  """
+
+  VERSION = tfds.core.Version(VERSION)
+  # Nothing is downloaded; tfds 4.9.10 looks for their checksums with a
+  # package, importlib_resources, that it does not require.
+  url_infos = None
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self, description=_DESCRIPTION, features=features()
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    del dl_manager
+    return {
+      name: self._generate_examples(split) if callable(split) else split
+      for name, split in self.builder_config.splits.items()
+    }
+
+  def _generate_examples(
+    self, split: Callable[[], Iterator[Record]]
+  ) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    return map(keyed_example, split())
+
+  def _example_writer(self) -> writer.ExampleWriter:
+    return _CanonicalWriter(self.info.file_format)
+
+
+class _CanonicalWriter(writer.ExampleWriter):
+  """Writes equal examples as equal bytes.
+
+  A tf.train.Example is a protocol buffer with a map in it, which tfds
+  serializes in an order that differs between processes.
+  """
+
+  def write(self, path: Any, examples: Any) -> Any:
+    return super().write(
+      path, ((key, _canonical(example)) for key, example in examples)
+    )
+
+
+def _canonical(serialized: bytes) -> bytes:
+  message = example_serializer.tf_example_pb2.Example.FromString(serialized)
+  return message.SerializeToString(deterministic=True)
+
+
+def write(
+  directory: str,
+  name: str,
+  splits: Mapping[str, Any],
+  *,
+  num_shards: int = 0,
+  beam_options: Any = None,
+) -> str:
+  """Writes a dataset.
+
+  Args:
+    directory: an empty one.
+    name: of the dataset.
+    splits: see `RetrievalQaConfig`.
+    num_shards: of each split; 0 is tfds's choice: the largest power of two
+      with which each has at least 64 MiB, before compression.
+    beam_options: PipelineOptions, if `splits` has PTransforms.
+
+  Returns:
+    The directory of the finished dataset, below `directory`.
+
+  Raises:
+    errors.UserError: a split is too large to be sorted in memory.
+  """
+  config = tfds.download.DownloadConfig(
+    try_download_gcs=False,
+    beam_options=beam_options,
+    num_shards=num_shards or None,
+  )
+  with _quiet_tfds():
+    builder = RetrievalQa(
+      data_dir=directory,
+      config=RetrievalQaConfig(name=name, splits=splits),
+      file_format='array_record',
+    )
+    try:
+      builder.download_and_prepare(download_config=config)
+    except ModuleNotFoundError as e:
+      if e.name != 'tensorflow':
+        raise
+      raise errors.UserError(
+        f'A split of {name} is larger than the {_memory_limit() / 2**30:.0f} '
+        "GiB that are sorted in memory (60 % of this machine's). Build it "
+        "with runner='beam' on a cluster, keep fewer passages "
+        '(max_passages), or pip install tensorflow, with which '
+        'tensorflow-datasets sorts on disk'
+      ) from e
+  return os.fspath(builder.data_path)
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+  """Without its banners and bars, and sorting in memory.
+
+  Over `MAX_MEM_BUFFER_SIZE` tfds sorts on disk, by way of TensorFlow's file
+  functions.
+  """
+  limit, verbosity = shuffle.MAX_MEM_BUFFER_SIZE, logging.get_verbosity()
+  shuffle.MAX_MEM_BUFFER_SIZE = _memory_limit()
+  logging.set_verbosity(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    shuffle.MAX_MEM_BUFFER_SIZE = limit
+    logging.set_verbosity(verbosity)
+    tfds.enable_progress_bar()
+
+
+def _memory_limit() -> int:
+  """Bytes of records that one process sorts: 60 % of the machine's memory."""
+  total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  return total * 6 // 10

@@ -35,7 +35,7 @@ from vtokens import (
 from vtokens.checkpoints import Checkpoints
 from vtokens.data import pipeline, records, sources, training_set
 from vtokens.data.assemble import Assembler
-from vtokens.data.sources import BadRecords
+from vtokens.data.checks import BadRecords
 from vtokens.loop import Loop
 from vtokens.models import base as base_lib
 from vtokens.models import rope

@@ -1,59 +1,88 @@
-"""Batches as a function of (seed, step), and what chance may decide."""
+"""Batches as a function of (seed, step), whoever makes them."""
 
 import collections
+import dataclasses
 import itertools
+import math
 
 import jax
 import numpy as np
 import pytest
 import tiny_models
+from absl import flags
 
-from vtokens import config, errors
-from vtokens.data import pipeline
+from vtokens import config
+from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
-from vtokens.data.records import Passage, Record
+from vtokens.data.records import GOLD, Passage, Record, RecordError
 from vtokens.models.tokenizer import load_tokenizer
 
 V = 1000
 
 
+def row(i: int) -> dict:
+  return {
+    'id': f'r{i}',
+    'dataset': 'ab'[i % 2],
+    'question': f'question {i}' + '?' * (i % 7),
+    'answers': [f'answer {i} {j}' for j in range(1 + i % 3)],
+    'passages': [
+      {'text': f'passage {j} ' + 'x' * (3 * i % 40)} for j in range(3)
+    ],
+  }
+
+
 @pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory):
-  directory = tmp_path_factory.mktemp('tokenizer')
-  tiny_models.save_tokenizer(directory)
-  return load_tokenizer(directory)
+def directory(tmp_path_factory):
+  import json
+
+  directory = tmp_path_factory.mktemp('pipeline')
+  tiny_models.save_tokenizer(directory / 'tokenizer')
+  lines = [json.dumps(row(i)) + '\n' for i in range(23)]
+  (directory / 'train.jsonl').write_text(''.join(lines))
+  return directory
 
 
-def make_record(i: int, passages: int = 3) -> Record:
-  return Record(
-    id=f'r{i}',
-    dataset='d',
-    question=f'question {i}' + '?' * (i % 7),
-    answers=tuple(f'answer {i} {j}' for j in range(1 + i % 3)),
-    passages=tuple(
-      Passage(id='', title='', text=f'passage {j} ' + 'x' * (3 * i % 40))
-      for j in range(passages)
-    ),
-  )
+@pytest.fixture
+def make(directory):
+  tokenizer = load_tokenizer(directory / 'tokenizer')
 
+  def make(local_rows=None, seed=0, draw='uniform', **data):
+    cfg = config.Config(
+      seed=seed,
+      virtual_tokens=config.VirtualTokens(
+        num_virtual_tokens=8, draw=draw, num_active=5
+      ),
+      data=config.Data(
+        **{
+          'train': (str(directory / 'train.jsonl'),),
+          'passages': config.Passages(number=(1, 3)),
+          'batch_size': 4,
+          'max_prefix_tokens': 160,
+          'max_suffix_tokens': 80,
+          'max_answer_tokens': 24,
+          'window_batches': 3,
+          'token_cache': str(directory / 'cache'),
+          **data,
+        }
+      ),
+    )
+    assembler = Assembler.for_run(tokenizer, cfg)
+    mixture, left_out = training_set.open_training_set(
+      cfg, assembler, [], lambda text: None
+    )
+    assert not left_out
+    return pipeline.TrainBatches(
+      mixture,
+      cfg.data,
+      cfg.virtual_tokens,
+      assembler,
+      V,
+      cfg.seed,
+      local_rows,
+    )
 
-RECORDS = [make_record(i) for i in range(23)]
-DATA = config.Data(
-  num_passages=(1, 3),
-  batch_size=4,
-  buckets=((80, 60), (160, 60), (240, 80)),
-  max_answer_tokens=24,
-  window_batches=3,
-)
-
-
-def train_batches(tokenizer, data=DATA, draw='uniform', seed=0, n=8):
-  cfg = config.Config(data=data)
-  tokens = config.VirtualTokens(
-    num_virtual_tokens=n, draw=draw, num_active=min(5, n)
-  )
-  assembler = Assembler.for_run(tokenizer, cfg)
-  return pipeline.TrainBatches(RECORDS, data, tokens, assembler, V, seed)
+  return make
 
 
 def take(batches, start, count):
@@ -63,182 +92,229 @@ def take(batches, start, count):
 
 def assert_equal(a: pipeline.HostBatch, b: pipeline.HostBatch):
   assert a.ids == b.ids
+  assert jax.tree.structure(a.batch) == jax.tree.structure(b.batch)
   jax.tree.map(np.testing.assert_array_equal, a.batch, b.batch)
+  assert dataclasses.replace(a, batch=None) == dataclasses.replace(
+    b, batch=None
+  )
 
 
-def active(host: pipeline.HostBatch) -> list[int]:
-  return (host.batch.suffix >= V).sum(axis=1).tolist()
-
-
+@pytest.mark.parametrize('per_row', [1, 2])
 @pytest.mark.parametrize('draw', ['uniform', 'per_batch', 'fixed'])
-def test_a_batch_depends_only_on_seed_and_step(tokenizer, draw):
-  reference = take(train_batches(tokenizer, draw=draw), 0, 20)
+def test_a_batch_depends_only_on_seed_and_step(make, draw, per_row):
+  def batches(**settings):
+    return make(draw=draw, examples_per_row=per_row, **settings)
+
+  # 23 records, 4 to a batch: over three ends of epochs.
+  reference = take(batches(), 0, 20)
   for start in (0, 1, 2, 3, 7, 11, 19):
-    again = take(train_batches(tokenizer, draw=draw), start, 20 - start)
+    again = take(batches(), start, 20 - start)
     for a, b in zip(reference[start:], again, strict=True):
       assert_equal(a, b)
-  other = take(train_batches(tokenizer, draw=draw, seed=1), 0, 20)
+  other = take(batches(seed=1), 0, 20)
   assert [b.ids for b in other] != [b.ids for b in reference]
 
 
-def test_each_epoch_shows_every_record_once(tokenizer):
-  hosts = take(train_batches(tokenizer), 0, 3 * 23)
-  # 12 windows of 12 positions: 276 = 12 epochs of 23 records.
-  names = [name for host in hosts for name in host.ids]
-  assert set(collections.Counter(names).values()) == {12}
-
-
-def test_epochs_differ_in_order_and_draws(tokenizer):
-  record = RECORDS[5]
-  draws = {
-    pipeline.draw(record, DATA, config.VirtualTokens(), 0, epoch, 5)
-    for epoch in range(10)
-  }
-  assert len(draws) > 5
-
-
-def test_draws_cover_what_they_should_and_are_uniform():
-  record = make_record(2, passages=4)
-  data = config.Data(num_passages=(1, 3))
-  tokens = config.VirtualTokens(num_virtual_tokens=5)
-  draws = [
-    pipeline.draw(record, data, tokens, 0, 0, index) for index in range(3000)
+@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize('per_row', [1, 2])
+def test_processes_make_the_rows_of_one_global_batch(make, processes, per_row):
+  whole = take(make(batch_size=8, examples_per_row=per_row), 0, 10)
+  rows = 8 // per_row
+  parts = [
+    take(
+      make(
+        np.arange(rows)[p * rows // processes : (p + 1) * rows // processes],
+        batch_size=8,
+        examples_per_row=per_row,
+      ),
+      0,
+      10,
+    )
+    for p in range(processes)
   ]
-
-  def counts(values):
-    return collections.Counter(values)
-
-  numbers = counts(len(d.passages) for d in draws)
-  assert set(numbers) == {1, 2, 3}
-  assert min(numbers.values()) > 900
-  k = counts(d.num_active for d in draws)
-  assert set(k) == {1, 2, 3, 4, 5}
-  assert min(k.values()) > 500
-  assert set(counts(d.answer for d in draws)) == set(record.answers)
-  # Each passage is as often first as any other: rank does not tell.
-  first = counts(d.passages[0][0] for d in draws)
-  assert set(first) == {0, 1, 2, 3}
-  assert min(first.values()) > 650
-  for d in draws[:50]:
-    assert all(record.passages[rank] == p for rank, p in d.passages)
-    assert len({rank for rank, _ in d.passages}) == len(d.passages)
-
-
-@pytest.mark.parametrize('exponent', [0.0, 0.5, 2.0])
-def test_k_by_a_power_law(exponent):
-  n, count = 6, 20_000
-  tokens = config.VirtualTokens(
-    num_virtual_tokens=n, draw='power', draw_exponent=exponent
-  )
-  data = config.Data()
-  record = make_record(0)
-  drawn = collections.Counter(
-    pipeline.draw(record, data, tokens, 0, 0, i).num_active
-    for i in range(count)
-  )
-  assert set(drawn) == set(range(1, n + 1))
-  total = sum(1 / k**exponent for k in range(1, n + 1))
-  for k in range(1, n + 1):
-    assert abs(drawn[k] / count - 1 / k**exponent / total) < 0.015
-
-
-def test_without_shuffling_the_top_passages_in_rank_order():
-  data = config.Data(num_passages=(2, 2), shuffle_passages=False)
-  drawn = pipeline.draw(
-    make_record(0, passages=4), data, config.VirtualTokens(), 0, 0, 0
-  )
-  assert [rank for rank, _ in drawn.passages] == [0, 1]
-
-
-def test_fewer_passages_than_asked_for():
-  data = config.Data(num_passages=(5, 5))
-  for count in (0, 2):
-    drawn = pipeline.draw(
-      make_record(0, passages=count), data, config.VirtualTokens(), 0, 0, 0
+  for step, host in enumerate(whole):
+    pieces = [part[step] for part in parts]
+    joined = jax.tree.map(
+      lambda *x: np.concatenate(x), *(piece.batch for piece in pieces)
     )
-    assert len(drawn.passages) == count
+    for piece in pieces:
+      assert_equal(dataclasses.replace(piece, batch=joined), host)
 
 
-def test_how_k_is_drawn(tokenizer):
-  uniform = take(train_batches(tokenizer), 0, 12)
-  assert any(len(set(active(host))) > 1 for host in uniform)
-  per_batch = take(train_batches(tokenizer, draw='per_batch'), 0, 12)
-  assert all(len(set(active(host))) == 1 for host in per_batch)
-  assert len({active(host)[0] for host in per_batch}) > 3
-  fixed = take(train_batches(tokenizer, draw='fixed'), 0, 12)
-  assert {k for host in fixed for k in active(host)} == {5}
+@pytest.mark.slow
+@pytest.mark.parametrize('start', [0, 4])
+def test_worker_processes_make_the_same(make, start):
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
+  settings = {'batch_size': 8, 'examples_per_row': 2}
+  expected = take(make(**settings), start, 8)
+  found = take(make(workers=2, **settings), start, 8)
+  for a, b in zip(expected, found, strict=True):
+    assert_equal(a, b)
 
 
-def test_rows_say_what_the_records_say(tokenizer):
-  by_id = {record.id: record for record in RECORDS}
-  for host in take(train_batches(tokenizer), 0, 6):
+def test_each_epoch_shows_every_record_once(make):
+  names = [name for host in take(make(), 0, 3 * 23) for name in host.ids]
+  # 12 windows of 12 positions: 276 = 12 epochs of 23 records.
+  found = collections.Counter(names)
+  assert len(found) == 23
+  # Two data sets are mixed by weight, so an epoch of one may end a step late.
+  assert set(found.values()) <= {11, 12, 13}
+
+
+def examples_of(batch, r):
+  """Slots of prefix, suffix and targets of each of a row's examples."""
+  packed = batch.prefix_segments is not None
+
+  def own(name, number):
+    real = getattr(batch, f'{name}_positions')[r] >= 0
+    if packed:
+      real &= getattr(batch, f'{name}_segments')[r] == number
+    return np.flatnonzero(real)
+
+  for number in range(batch.prefix_segments[r].max() + 1) if packed else [0]:
+    prefix, suffix = own('prefix', number), own('suffix', number)
+    targets = np.flatnonzero(np.isin(batch.target_index[r], suffix))
+    yield prefix, suffix, targets
+
+
+@pytest.mark.parametrize('per_row', [1, 2])
+def test_what_is_in_a_batch(make, directory, per_row):
+  batches = make(examples_per_row=per_row, draw='uniform')
+  encoder = batches._encoder
+  by_id = {f'r{i}': row(i) for i in range(23)}
+  drawn = set()
+  for host in take(batches, 0, 12):
     batch = host.batch
-    for row, name in enumerate(host.ids):
-      record = by_id[name]
-      prefix = batch.prefix[row, : batch.prefix_len[row]]
-      assert '[1] passage' in tokenizer.decode(prefix)
-      ids = batch.suffix[row, : batch.suffix_len[row]].tolist()
-      k = active(host)[row]
-      assert ids[:k] == list(range(V, V + k))
-      targets = batch.targets[row, : batch.target_len[row]].tolist()
-      assert targets[-1] == tokenizer.eos_id
-      answer = tokenizer.decode(targets[:-1])
-      assert answer.strip() in record.answers
-      assert tokenizer.decode(ids[k:]) == (
-        f'Question: {record.question}\nAnswer:{answer}'
-      )
-      # From here on, each token of the suffix predicts the next target.
-      start = batch.answer_start[row]
-      assert tokenizer.decode(ids[k : start + 1]).endswith('Answer:')
-      assert ids[start + 1 :] == targets[:-1]
+    names = iter(host.ids)
+    real = 0
+    for r in range(len(batch.prefix)):
+      for prefix, suffix, targets in examples_of(batch, r):
+        record = by_id[next(names)]
+        # Positions go on from prefix to suffix.
+        assert batch.prefix_positions[r][prefix].tolist() == list(
+          range(len(prefix))
+        )
+        assert batch.suffix_positions[r][suffix].tolist() == list(
+          range(len(prefix), len(prefix) + len(suffix))
+        )
+        real += len(prefix) + len(suffix)
+        ids = batch.suffix[r][suffix].tolist()
+        k = sum(i >= V for i in ids)
+        drawn.add(k)
+        assert ids[:k] == list(range(V, V + k))
+        prompt = encoder.prompt(record['question'], name='prompt', chat=False)
+        assert ids[k : k + len(prompt)] == prompt.tolist()
+        answers = [
+          a.tolist() for a in encoder.answers(record['answers'], chat=False)
+        ]
+        found = batch.targets[r][targets].tolist()
+        assert found in answers
+        assert ids[k + len(prompt) :] == found[:-1]
+        # The token that predicts a target comes just before it.
+        first = batch.target_index[r][targets] - suffix[0]
+        assert first.tolist() == list(
+          range(k + len(prompt) - 1, k + len(prompt) - 1 + len(found))
+        )
+        text = encoder.tokenizer.decode(batch.prefix[r][prefix].tolist())
+        shown = [p['text'] for p in record['passages'] if p['text'] in text]
+        assert shown and text.startswith('[1] ') and text.endswith('\n\n')
+        assert f'[{len(shown)}] ' in text
+    assert next(names, None) is None
+    assert host.real_tokens == real
+    assert host.computed_tokens == batch.prefix.size + batch.suffix.size
+  assert len(drawn) == 8
 
 
-def test_shapes_are_those_of_the_buckets(tokenizer):
-  for host in take(train_batches(tokenizer), 0, 30):
-    batch = host.batch
-    bucket = (batch.prefix.shape[1], batch.suffix.shape[1])
-    assert bucket in DATA.buckets
-    smaller = DATA.buckets[: DATA.buckets.index(bucket)]
-    # No earlier bucket would have done.
-    assert all(
-      batch.prefix_len.max() > p or batch.suffix_len.max() > s
-      for p, s in smaller
-    )
+def test_one_k_for_a_whole_batch(make):
+  drawn = set()
+  for host in take(make(draw='per_batch', examples_per_row=2), 0, 30):
+    per_example = [
+      int((host.batch.suffix[r][suffix] >= V).sum())
+      for r in range(len(host.batch.suffix))
+      for _, suffix, _ in examples_of(host.batch, r)
+    ]
+    assert len(set(per_example)) == 1
+    drawn |= set(per_example)
+    real = (host.batch.prefix_positions >= 0).sum() + (
+      host.batch.suffix_positions >= 0
+    ).sum()
+    assert host.real_tokens == real
+  assert len(drawn) > 5
 
 
-def test_windows_sort_by_length(tokenizer):
-  hosts = take(train_batches(tokenizer), 0, 30)
-  spread = [np.ptp(host.batch.prefix_len) for host in hosts]
-  all_lengths = np.concatenate([host.batch.prefix_len for host in hosts])
-  assert np.mean(spread) < 0.6 * np.ptp(all_lengths)
-
-
-def test_pick_bucket_says_what_does_not_fit(tokenizer):
-  example = Assembler(tokenizer, config.Templates(), 500, 500, 50)(
-    (), 'q' * 100
+def test_shapes_are_few_and_rows_alike(make):
+  batches = make(examples_per_row=2, batch_size=8, window_batches=6)
+  assert len(batches.shapes) <= 6
+  assert batches.shapes[-1] == (320, 160)
+  hosts = take(batches, 0, 30)
+  used = {(h.batch.prefix.shape[1], h.batch.suffix.shape[1]) for h in hosts}
+  assert used <= set(batches.shapes)
+  share = sum(h.real_tokens for h in hosts) / sum(
+    h.computed_tokens for h in hosts
   )
-  with pytest.raises(errors.UserError, match='suffix of 118'):
-    pipeline.pick_bucket(((16, 64),), [example])
+  alone = take(make(batch_size=8, window_batches=6, num_shapes=1), 0, 30)
+  assert share > 1.5 * sum(h.real_tokens for h in alone) / sum(
+    h.computed_tokens for h in alone
+  )
 
 
-def test_check_fits_names_the_record(tokenizer):
-  cfg = config.Config(data=DATA)
-  assembler = Assembler.for_run(tokenizer, cfg)
-  pipeline.check_fits(RECORDS, assembler, 8)
-  bad = Record('bad', 'd', 'q', ('fine', 'x' * 60), ())
-  with pytest.raises(errors.UserError, match='record bad: the answer'):
-    pipeline.check_fits([*RECORDS, bad], assembler, 8)
-
-
-def test_shown_passages_do_not_depend_on_their_company():
-  record = make_record(1, passages=5)
-  shown = pipeline.shown_passages(record, 3, True, 0)
-  assert sorted(rank for rank, _ in shown) == [0, 1, 2]
-  assert shown == pipeline.shown_passages(record, 3, True, 0)
-  orders = {
-    tuple(r for r, _ in pipeline.shown_passages(make_record(i, 5), 3, True, 0))
-    for i in range(40)
+def test_shapes_of_the_config_are_used(make):
+  batches = make(shapes=((100, 60), (160, 80)))
+  assert batches.shapes == ((100, 60), (160, 80))
+  used = {
+    (h.batch.prefix.shape[1], h.batch.suffix.shape[1])
+    for h in take(batches, 0, 12)
   }
-  assert len(orders) == 6
-  by_rank = pipeline.shown_passages(record, 3, False, 0)
-  assert [rank for rank, _ in by_rank] == [0, 1, 2]
+  assert used == {(100, 60), (160, 80)}
+
+
+def test_what_was_cut_is_counted(make):
+  hosts = take(make(max_prefix_tokens=50), 0, 12)
+  for host in hosts:
+    lengths = (host.batch.prefix_positions >= 0).sum(axis=1)
+    assert lengths.max() <= 50
+  assert sum(h.passages_dropped for h in hosts) > 5
+  assert sum(h.passages_cut for h in hosts) > 5
+  assert (
+    sum(h.passages_cut + h.passages_dropped for h in take(make(), 0, 12)) == 0
+  )
+
+
+def record(passages) -> Record:
+  return Record('i', 'd', 'q', ('a',), passages)
+
+
+def ranked(name):
+  return tuple(Passage(f'{name}{i}', '', f'text {i}') for i in range(5))
+
+
+def test_evaluation_shows_the_top_ones():
+  settings = config.Eval(num_passages=3)
+  one = record({'bm25': ranked('b'), GOLD: ranked('g')})
+  shown = pipeline.shown_passages(one, settings, 0)
+  assert [(r, p.id) for r, p in shown] == [(0, 'b0'), (1, 'b1'), (2, 'b2')]
+  settings = config.Eval(num_passages=3, retriever=GOLD)
+  shown = pipeline.shown_passages(one, settings, 0)
+  assert [p.id for _, p in shown] == ['g0', 'g1', 'g2']
+  two = record({'bm25': ranked('b'), 'e5': ranked('e')})
+  with pytest.raises(RecordError, match='bm25, e5'):
+    pipeline.shown_passages(two, config.Eval(), 0)
+  assert pipeline.shown_passages(two, config.Eval(num_passages=0), 0) == ()
+  other = config.Eval(num_passages=9, retriever='e5')
+  assert [p.id for _, p in pipeline.shown_passages(two, other, 0)] == [
+    f'e{i}' for i in range(5)
+  ]
+  assert pipeline.shown_passages(two, config.Eval(retriever='x'), 0) == ()
+
+
+def test_evaluation_shuffles_by_seed_and_id():
+  settings = config.Eval(num_passages=3, shuffle_passages=True)
+  first = collections.Counter()
+  for i in range(300):
+    one = dataclasses.replace(record({'bm25': ranked('b')}), id=f'{i}')
+    shown = pipeline.shown_passages(one, settings, 0)
+    assert shown == pipeline.shown_passages(one, settings, 0)
+    assert {r for r, _ in shown} == {0, 1, 2}
+    first[tuple(r for r, _ in shown)] += 1
+  assert len(first) == math.factorial(3) and min(first.values()) > 25

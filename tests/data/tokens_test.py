@@ -1,7 +1,6 @@
 """The token cache next to encoding each piece directly."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import pickle
@@ -112,7 +111,7 @@ def test_what_is_kept_is_what_encoding_gives(
   assert_same(found, RECORDS, encoder)
   assert_same(pickle.loads(pickle.dumps(found)), RECORDS, encoder)
   np.testing.assert_array_equal(
-    found.question_key, leaks.question_keys([r.question for r in RECORDS])
+    found.question_key, leaks.hash_questions([r.question for r in RECORDS])
   )
   assert found.slots(3).has_answer.any() and found.slots(3).is_gold.any()
   # Nothing is left of the partial files.
@@ -151,9 +150,9 @@ def test_whatever_changes_the_ids_changes_the_key(encoder, tmp_path):
   templates = dataclasses.replace(encoder.templates, answer=' so: {answer}')
   other_tokenizer = tmp_path / 'other'
   tiny_models.save_tokenizer(other_tokenizer)
-  path = other_tokenizer / 'tokenizer_config.json'
-  values = json.loads(path.read_text())
-  path.write_text(json.dumps({**values, 'chat_template': 'x'}))
+  (other_tokenizer / 'chat_template.jinja').write_text(
+    'x{{ messages[0].content }}'
+  )
   keys = [
     key(),
     key(depth=6),

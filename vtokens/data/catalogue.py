@@ -35,6 +35,15 @@ def stem(source: str) -> str:
   return f'{name.split("/")[0]}.{split}'
 
 
+def version(source: str) -> str:
+  """Name, version and split of a data set, which fix its content.
+
+  Raises:
+    errors.UserError: see `rows`.
+  """
+  return f'{_builder(source).info.full_name}:{_parse(source)[1]}'
+
+
 def rows(source: str) -> Iterator[Row]:
   """The examples of a data set, as rows of plain Python values.
 
@@ -43,21 +52,7 @@ def rows(source: str) -> Iterator[Row]:
       set or split, or the data set is not prepared.
   """
   name, split = _parse(source)
-  try:
-    import tensorflow_datasets as tfds
-  except ImportError:
-    raise errors.UserError(
-      f"{source}: tensorflow-datasets is missing: pip install 'vtokens[data]'"
-    ) from None
-  try:
-    builder = tfds.builder(name, try_gcs=False)
-  except (tfds.core.DatasetNotFoundError, ValueError) as e:
-    # The messages go on with the names of all data sets.
-    reason = str(e).partition('\n')[0]
-    raise errors.UserError(
-      f'{source}: not in the catalogue of tensorflow-datasets '
-      f'{tfds.__version__}: {reason}'
-    ) from None
+  builder = _builder(source)
   try:
     data = builder.as_data_source(split=split)
   except ValueError as e:
@@ -73,6 +68,25 @@ def rows(source: str) -> Iterator[Row]:
     ) from None
   for i in range(len(data)):
     yield Row(i + 1, f'{source}: example {i + 1}', _plain_or_bad(data[i]))
+
+
+def _builder(source: str) -> Any:
+  name, _ = _parse(source)
+  try:
+    import tensorflow_datasets as tfds
+  except ImportError:
+    raise errors.UserError(
+      f"{source}: tensorflow-datasets is missing: pip install 'vtokens[data]'"
+    ) from None
+  try:
+    return tfds.builder(name, try_gcs=False)
+  except (tfds.core.DatasetNotFoundError, ValueError) as e:
+    # The messages go on with the names of all data sets.
+    reason = str(e).partition('\n')[0]
+    raise errors.UserError(
+      f'{source}: not in the catalogue of tensorflow-datasets '
+      f'{tfds.__version__}: {reason}'
+    ) from None
 
 
 def _parse(source: str) -> tuple[str, str]:

@@ -23,8 +23,8 @@ from vtokens.steps import Batch
 
 # Streams of random numbers derived from one seed; see mixture.py for others.
 _WINDOW, _EVAL = 3, 4
-# Examples whose lengths decide the shapes.
-_SAMPLE = 8192
+# At most so many examples, and so many epochs, decide the shapes.
+_SAMPLE, _SAMPLE_EPOCHS = 8192, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +195,8 @@ class TrainBatches:
   def _choose_shapes(self) -> tuple[batching.Shape, ...]:
     size = self._data.batch_size * self._data.window_batches
     plans = []
-    for number in range(max(2, _SAMPLE // size)):
+    sample = min(_SAMPLE, _SAMPLE_EPOCHS * sum(self._mixture.sizes))
+    for number in range(max(2, sample // size)):
       examples = [self._plan(*place) for place in self._windows[number]]
       plans.append(self._form_rows(examples)[1:])
     per_row = self._data.examples_per_row

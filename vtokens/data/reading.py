@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from vtokens import paths
-from vtokens.data import records
+from vtokens.data import formats
 from vtokens.data.build_config import Split
+from vtokens.data.checks import BadRecords
 from vtokens.data.records import Record
 
 
@@ -56,14 +56,11 @@ def read_source(
   Raises:
     errors.UserError: a file that cannot be read, or a bad record in it.
   """
-  result = records.read_records(
-    [paths.resolve(path) for path in sources], on_bad_record=on_bad_record
+  report = BadRecords(on_bad_record, flag='--config.on_bad_record=skip')
+  yield from formats.read_records(
+    sources, report=report, corpus=split.corpus, dataset=split.dataset
   )
-  skipped += result.skipped
-  for record in result.records:
-    if split.dataset:
-      record = dataclasses.replace(record, dataset=split.dataset)
-    yield record
+  skipped += report.messages
 
 
 def read_split(

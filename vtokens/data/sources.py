@@ -1,27 +1,77 @@
-"""Temporary: records of sources."""
+"""What a config calls a source: files, TFDS data sets, built datasets."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 
-from vtokens import paths
-from vtokens.data import records
+from etils import epath
 
+from vtokens import errors, paths
+from vtokens.data import catalogue, formats, store
+from vtokens.data.checks import BadRecords
+from vtokens.data.records import Record
 
-class BadRecords:
-  def __init__(self, on_bad_record='error'):
-    self.on_bad_record = on_bad_record
-    self.messages = []
-
-
-def read(sources, *, corpus=(), report):
-  r = records.read_records(
-    [paths.resolve(s) for s in sources], on_bad_record=report.on_bad_record
-  )
-  report.messages += r.skipped
-  yield from r.records
+_BLOCK = 1 << 20
 
 
-def identity(sources, corpus=()):
-  return {
-    s: hashlib.sha256(open(paths.resolve(s), 'rb').read()).hexdigest()
-    for s in [*sources, *corpus]
-  }
+def groups(sources: Sequence[str]) -> list[tuple[str, ...]]:
+  """Sources that must be read together.
+
+  A built dataset, `records:DIRECTORY:SPLIT`, stands by itself. All others are
+  one group, since runs and caches among them apply to the questions in others.
+  """
+  others = tuple(s for s in sources if not s.startswith(store.SOURCE))
+  found = [(s,) for s in sources if s.startswith(store.SOURCE)]
+  return [*([others] if others else []), *found]
+
+
+def read(
+  sources: Sequence[str], *, corpus: Sequence[str], report: BadRecords
+) -> Iterator[Record]:
+  """Yields the records of sources, one at a time.
+
+  Args:
+    sources: see the module docstring of `vtokens.data.formats`; and
+      `records:DIRECTORY[:SPLIT]`, which `vtokens.data.build` made.
+    corpus: files of passages, for sources that name passages by id only.
+    report: of bad records.
+
+  Raises:
+    errors.UserError: a source or record is bad.
+  """
+  for group in groups(sources):
+    if group[0].startswith(store.SOURCE):
+      yield from store.open_store(group[0])
+    else:
+      yield from formats.read_records(group, corpus=corpus, report=report)
+
+
+def identity(sources: Sequence[str], corpus: Sequence[str]) -> dict[str, str]:
+  """What tells the content of sources and corpus from any other.
+
+  Returns:
+    Source -> SHA-256 of a file, fingerprint of a built dataset, or version of
+    a TFDS data set.
+
+  Raises:
+    errors.UserError: a source is not there.
+  """
+  return {path: _identity(path) for path in [*sources, *corpus]}
+
+
+def _identity(source: str) -> str:
+  if source.startswith(store.SOURCE):
+    return store.open_store(source).fingerprint
+  if catalogue.is_source(source):
+    return catalogue.version(source)
+  path = paths.resolve(source)
+  digest = hashlib.sha256()
+  try:
+    with epath.Path(path).open('rb') as file:
+      while block := file.read(_BLOCK):
+        digest.update(block)
+  # ImportError: the path is remote and its client (gcsfs, s3fs) is missing.
+  except (OSError, ImportError) as e:
+    raise errors.UserError(
+      f'{path}: cannot be read: {type(e).__name__}: {e}. Check the path'
+    ) from e
+  return digest.hexdigest()

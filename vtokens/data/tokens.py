@@ -29,8 +29,8 @@ import tqdm
 from vtokens import errors, metrics
 from vtokens.data import leaks
 from vtokens.data.assemble import Encoder, Ids, PassageIds
+from vtokens.data.checks import BadRecords
 from vtokens.data.records import GOLD, Passage, Record
-from vtokens.data.sources import BadRecords
 
 _VERSION = 1
 # Records of one partial file: some seconds of work.
@@ -67,7 +67,7 @@ class TokenSet:
     datasets: names that records are grouped by.
     retrievers: names of the retrievers.
     dataset: number of each record's dataset, `N` uint16.
-    question_key: of each question, `N` uint64; see `leaks.question_keys`.
+    question_key: of each question, `N` uint64; see `leaks.hash_questions`.
     meta: content of meta.json.
   """
 
@@ -334,7 +334,7 @@ def _encode_chunk(
     'retriever': np.array([name for row in kept for name, _ in row], str),
     'flags': np.array(flags, np.uint8),
     'dataset': np.array([record.dataset for record in records], str),
-    'question_key': leaks.question_keys([r.question for r in records]),
+    'question_key': leaks.hash_questions(r.question for r in records),
     'id_bytes': np.frombuffer(b''.join(names), np.uint8),
     'id_len': np.array([len(name) for name in names], np.int64),
   }

@@ -4,7 +4,6 @@ sources --sources.py--> records --tokens.py--> token sets
   --leaks.py: minus held-out questions--> mixture
 """
 
-import collections
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -13,9 +12,9 @@ import numpy as np
 from vtokens import config
 from vtokens.data import leaks, sources, tokens
 from vtokens.data.assemble import Assembler
+from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Mixture
 from vtokens.data.records import Record
-from vtokens.data.sources import BadRecords
 
 
 def read_held_out(
@@ -68,16 +67,16 @@ def open_training_set(
   directory = pathlib.Path(data.token_cache or f'{cfg.workdir}/tokens')
   assembler.check_before(assembler.in_chat(None))
   token_sets = []
-  for source in data.train:
+  for group in sources.groups(data.train):
     report = BadRecords(data.on_bad_record)
     token_set = tokens.tokenize(
-      sources.read([source], corpus=data.corpus, report=report),
+      sources.read(group, corpus=data.corpus, report=report),
       report,
       assembler.encoder,
       depth=max(policy.depth for policy in policies),
       directory=directory,
-      identity=sources.identity([source], data.corpus),
-      label=f'tokenizing {source}',
+      identity=sources.identity(group, data.corpus),
+      label=f'tokenizing {group[0]}',
     )
     token_sets.append(token_set)
   leaked = _leaks(token_sets, held_out, data.mixture.remove_leaks, say)
@@ -135,23 +134,32 @@ def _leaks(
   questions: dict[str, list[str]] = {}
   for record in held_out:
     questions.setdefault(record.dataset, []).append(record.question)
-  keys = {name: leaks.question_keys(asked) for name, asked in questions.items()}
-  counts: collections.Counter[tuple[str, str]] = collections.Counter()
-  masks = []
-  for token_set in token_sets:
-    mask = np.zeros(len(token_set), bool)
-    for name, wanted in keys.items():
-      hit = np.isin(token_set.question_key, wanted)
-      mask |= hit
-      for code in token_set.dataset[hit]:
-        counts[token_set.datasets[code], name] += 1
-    masks.append(mask)
-  if counts:
+  # Of each data set, which records of which token set are in it.
+  rows: dict[str, list[tuple[int, np.ndarray]]] = {}
+  for number, token_set in enumerate(token_sets):
+    for code, name in enumerate(token_set.datasets):
+      index = np.flatnonzero(token_set.dataset == code)
+      rows.setdefault(name, []).append((number, index))
+  found = leaks.find_leaks(
+    {
+      name: np.concatenate(
+        [token_sets[number].question_key[index] for number, index in parts]
+      )
+      for name, parts in rows.items()
+    },
+    {name: leaks.hash_questions(asked) for name, asked in questions.items()},
+  )
+  masks = [np.zeros(len(token_set), bool) for token_set in token_sets]
+  for name, parts in rows.items():
+    cuts = np.cumsum([len(index) for _, index in parts])[:-1]
+    for (number, index), leaked in zip(
+      parts, np.split(found.remove[name], cuts), strict=True
+    ):
+      masks[number][index] = leaked
+  if any(mask.any() for mask in masks):
+    verdict = 'removed from training' if remove else 'kept all the same'
     say(
-      f'{sum(mask.sum() for mask in masks):,} training questions are also in '
-      f'the validation or test data; '
-      + ('removed from training:' if remove else 'kept all the same:')
+      'training questions that are also in the validation or test data, '
+      f'{verdict}:\n{leaks.format_leaks(found)}'
     )
-    for (ours, theirs), count in sorted(counts.items()):
-      say(f'  {ours}: {count:,} of {theirs}')
   return masks if remove else [np.zeros_like(mask) for mask in masks]

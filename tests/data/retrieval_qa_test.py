@@ -10,6 +10,8 @@ from vtokens import errors
 from vtokens.data.records import Passage, Record
 
 tfds = pytest.importorskip('tensorflow_datasets')
+from tensorflow_datasets.core import example_serializer  # noqa: E402
+
 from vtokens.data import retrieval_qa  # noqa: E402
 
 TEXT = st.text(
@@ -50,11 +52,12 @@ RECORDS = [
 
 
 def through_bytes(record):
+  """As tfds writes it."""
   features = retrieval_qa.features()
-  serializer = retrieval_qa.example_serializer.ExampleSerializer(
+  serializer = example_serializer.ExampleSerializer(
     features.get_serialized_info()
   )
-  return retrieval_qa.Deserializer()(
+  return retrieval_qa.parse(
     serializer.serialize_example(
       features.encode_example(retrieval_qa.to_example(record))
     )

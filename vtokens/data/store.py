@@ -224,7 +224,7 @@ class RecordStore(Sequence[Record]):
     self.fingerprint = hashlib.sha256(
       '\n'.join(shard.sha256 for shard in shards).encode()
     ).hexdigest()
-    self._deserialize = retrieval_qa.Deserializer()
+    self._parse = retrieval_qa.parse
     # With the range in its name a shard is not opened to count its records.
     self._source = array_record_data_source.ArrayRecordDataSource(
       [
@@ -247,7 +247,7 @@ class RecordStore(Sequence[Record]):
     if not -len(self) <= number < len(self):
       raise IndexError(f'{self}: no record {number}')
     try:
-      return self._deserialize(self._source[number % len(self)])
+      return self._parse(self._source[number % len(self)])
     # What array_record and protobuf raise is not documented.
     except Exception as e:
       raise errors.UserError(

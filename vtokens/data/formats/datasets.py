@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vtokens.data import fields as fields_lib
+from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
 from vtokens.data.formats import drafts
 from vtokens.data.formats.drafts import Draft, Passages

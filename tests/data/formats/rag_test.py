@@ -97,6 +97,14 @@ def test_dpr_and_fid(tmp_path, array):
   assert first.passages == second.passages == {'given': DPR_PASSAGES}
 
 
+@pytest.mark.parametrize('row', [DPR, ATLAS])
+def test_trivia_qa_of_fid_and_atlas_has_target_and_aliases(tmp_path, row):
+  row = {**row, 'target': 'Politics', 'answers': ['POLITICS', 'Polity']}
+  path = write(tmp_path / 'tqa.json', row, array=True)
+  (record,) = formats.read_all([path])
+  assert record.answers == ('Politics', 'POLITICS', 'Polity')
+
+
 def test_errors_name_the_item_of_an_array(tmp_path):
   bad = {**DPR, 'ctxs': [DPR['ctxs'][0], {'id': '1', 'title': 'x'}]}
   path = write(tmp_path / 'dpr.json', DPR, bad, array=True)

@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import json
 import lzma
+import sys
 import tempfile
 
 import hypothesis
@@ -82,6 +83,10 @@ def test_reads_a_record(tmp_path):
       {'answers': ('Shakespeare',)},
     ),
     ({**_without('passages'), 'ret_passages': GOOD['passages']}, {}),
+    (
+      {**GOOD, 'target': 'SHAKESPEARE'},
+      {'answers': ('SHAKESPEARE', 'Shakespeare', 'William Shakespeare')},
+    ),
     ({**GOOD, 'passages': []}, {'passages': {'given': ()}}),
     (_without('passages'), {'passages': {}}),
     (
@@ -200,6 +205,42 @@ def test_files_and_lines_keep_their_order(tmp_path):
   assert [r.id for r in _read(*paths)] == ['b1', 'b0', 'a1', 'a0']
 
 
+def test_reads_parquet(tmp_path):
+  pa = pytest.importorskip('pyarrow')
+  import pyarrow.parquet as pq
+
+  rows = [
+    {**_without('passages'), 'passages': {'bm25': GOOD['passages']}},
+    {'id': 'q2', 'question': ' ', 'answers': ['That']},
+    # Without a dataset or passages: these columns are null.
+    {'id': 'q3', 'question': 'What?', 'answers': ['That']},
+  ]
+  path = str(tmp_path / 'a.parquet')
+  pq.write_table(pa.Table.from_pylist(rows), path)
+  found, messages = _skipping(path)
+  assert found == [
+    dataclasses.replace(RECORD, passages={'bm25': RECORD.passages['given']}),
+    records.Record('q3', 'a', 'What?', ('That',), {}),
+  ]
+  assert messages == [
+    f'{path}: row 2: question: found a blank string, expected visible text'
+  ]
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+  path = _write(tmp_path / 'a.parquet', b'PAR1')
+  monkeypatch.setitem(sys.modules, 'pyarrow', None)
+  with pytest.raises(errors.UserError, match=r"pip install 'vtokens\[data\]'"):
+    _read(path)
+
+
+def test_reads_a_file_of_a_package():
+  found = _read('package:vtokens.data.quickstart/validation.jsonl.gz')
+  assert len(found) == 200
+  assert {record.dataset for record in found} == {'squad', 'entityquestions'}
+  assert all(len(record.ranked()) == 2 for record in found)
+
+
 def test_reads_any_epath(tmp_path):
   _write(tmp_path / 'remote.jsonl', _lines(GOOD))
   with epath.testing.mock_epath(
@@ -262,8 +303,8 @@ BAD_LINES = [
     'passages[2].text: missing, found only title, id, expected this key too',
   ),
   (
-    {**GOOD, 'target': 'x'},
-    'answers and target: found both, expected one: they mean the same',
+    {**GOOD, 'query': 'x'},
+    'question and query: found both, expected one: they mean the same',
   ),
   (
     {**GOOD, 'ret_passages': []},

@@ -130,7 +130,7 @@ def _is_document(value: dict[str, Any]) -> bool:
 
 def _object_or_none(line: bytes) -> dict[str, Any] | None:
   try:
-    value = json.loads(line)
+    value = json.loads(line.decode('utf-8', 'surrogateescape'))
   except (ValueError, RecursionError):
     return None
   return value if isinstance(value, dict) else None

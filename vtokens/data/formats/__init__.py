@@ -10,7 +10,8 @@ Our own format: a JSON object a line, with the keys
     id        optional; default '<file stem>:<line number>'
     dataset   optional; default the file stem up to its first dot
     question  a string; `query` means the same
-    answers   a string or an array of strings; `target` means the same
+    answers   a string or an array of strings; `target` means the same, and
+              where there are both, that comes first
     passages  an array, best first, of strings or of objects
               {id?, title?, text, score?, gold?}, or an object of such arrays
               by name of the retriever; `ret_passages` means the same

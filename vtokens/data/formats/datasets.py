@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vtokens.data import fields as fields_lib
+from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
 from vtokens.data.formats import drafts
 from vtokens.data.formats.drafts import Draft, Passages
@@ -46,9 +47,13 @@ def _rounds(value: dict[str, Any], turns: str) -> Iterator[tuple[str, Any]]:
   # Columns in TFDS, objects in the original.
   if isinstance(answers, dict):
     answers = answers.get('input_text')
-  if not isinstance(answers, list) or len(answers) < len(questions):
-    raise fields_lib.wrong_type(
-      'answers', answers, f'an array of {len(questions)} answers'
+  if not isinstance(answers, list):
+    raise fields_lib.wrong_type('answers', answers, 'an array of answers')
+  if len(answers) < len(questions):
+    raise BadRecord(
+      Kind.MALFORMED,
+      f'answers: found {len(answers)} for {len(questions)} questions, expected '
+      'as many',
     )
   more = value.get('additional_answers', {})
   others = list(more.values()) if isinstance(more, dict) else []

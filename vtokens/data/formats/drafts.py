@@ -48,15 +48,26 @@ class Draft:
   notes: tuple[str, ...] = ()
 
 
+def answers(fields: Fields) -> tuple[str, ...]:
+  """Those under `answers` or `target`; of both, `target` comes first.
+
+  FiD and Atlas have both for TriviaQA: aliases, and the one to train on.
+  """
+  if 'answers' in fields and 'target' in fields:
+    texts = fields.texts('target') + fields.texts('answers')
+    return fields_lib.unique(texts)
+  return fields.texts(fields.only('answers', 'target'))
+
+
 def make(
-  fields: Fields, answers: str, *, passages: Passages | None = None
+  fields: Fields, key: str, *, passages: Passages | None = None
 ) -> Draft:
-  """A draft of a row with the keys `id`, `question` and one of answers."""
+  """A draft of a row with the keys `id`, `question`, and its answers' key."""
   return Draft(
     id=fields.id('id') if 'id' in fields else '',
     dataset='',
     question=fields.text('question'),
-    answers=fields_lib.unique(fields.texts(answers)),
+    answers=fields_lib.unique(fields.texts(key)),
     passages=passages or {},
   )
 

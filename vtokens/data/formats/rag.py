@@ -1,10 +1,11 @@
 """Rows of retrieval-augmented question answering: they bring passages.
 
 Sources of the field lists: facebookresearch/DPR dense_retriever.py
-(save_results) and facebookresearch/FiD src/data.py for `ctxs`;
-facebookresearch/atlas src/tasks/qa.py; facebookresearch/KILT README;
-castorini/pyserini pyserini/eval/convert_trec_run_to_dpr_retrieval_run.py;
-RUC-NLPIR/FlashRAG README and flashrag/retriever/retriever.py.
+(save_results) and facebookresearch/FiD src/preprocess.py for `ctxs`;
+facebookresearch/atlas preprocessing/prepare_qa.py and src/tasks/qa.py;
+facebookresearch/KILT README; castorini/pyserini
+pyserini/eval/convert_trec_run_to_dpr_retrieval_run.py; RUC-NLPIR/FlashRAG
+README and flashrag/retriever/retriever.py.
 """
 
 from vtokens.data import corpus
@@ -22,7 +23,7 @@ _MAX_SPAN = 1000  # paragraphs of KILT
 
 def own(fields: Fields) -> Draft:
   """This project's own, SPRING's, Atlas's, and questions without passages."""
-  answers = fields.texts(fields.only('answers', 'target'))
+  answers = drafts.answers(fields)
   passages: Passages = {}
   if 'passages' in fields or 'ret_passages' in fields:
     key = fields.only('passages', 'ret_passages')
@@ -115,9 +116,13 @@ def cached(results: list[Fields]) -> list[Passage | Ref]:
 def dpr(fields: Fields) -> Draft:
   """DPR's and FiD's: `ctxs`, whose scores may be strings."""
   ctxs = fields.objects('ctxs', 'passages')
-  given: list[Passage | Ref] = [drafts.passage(ctx) for ctx in ctxs]
-  key = fields.only('answers', 'target')
-  return drafts.make(fields, key, passages={GIVEN: given})
+  return Draft(
+    id=fields.id('id') if 'id' in fields else '',
+    dataset='',
+    question=fields.text('question'),
+    answers=fields_lib.unique(drafts.answers(fields)),
+    passages={GIVEN: [drafts.passage(ctx) for ctx in ctxs]},
+  )
 
 
 def pyserini(fields: Fields) -> Draft:

@@ -66,7 +66,7 @@ def read_records(
   Runs, qrels and retrieval caches among the sources apply to the records of
   all others, by id or by question.
 
-  Memory: a row; an id and where it was for each record, some 170 bytes, to
+  Memory: a row; an id and where it was for each record, some 120 bytes, to
   find ids that occur twice; documents of JSON are loaded whole; of a corpus,
   the passages that records name by their ids. These are collected in a first
   pass over all sources.

@@ -1,0 +1,533 @@
+"""Data sets as they are published, a faithful sample of each."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from vtokens.data import formats
+from vtokens.data.records import Passage, Record, RecordError
+
+
+def write(path, value, indent=None):
+  path.write_text(json.dumps(value, indent=indent))
+  return str(path)
+
+
+def counted(*sources, **kwargs):
+  report = formats.BadRecords(**kwargs)
+  return formats.read_all(sources, report=report), report
+
+
+def squad(*questions, context='The Broncos won Super Bowl 50.', **changes):
+  return {
+    'version': '1.1',
+    'data': [
+      {
+        'title': 'Super_Bowl_50',
+        'paragraphs': [
+          {'context': 'Another.', 'qas': []},
+          {'context': context, 'qas': list(questions), **changes},
+        ],
+      }
+    ],
+  }
+
+
+QUESTION = {
+  'id': '56be4db0',
+  'question': 'Who won Super Bowl 50?',
+  'answers': [
+    {'answer_start': 4, 'text': 'Broncos'},
+    {'answer_start': 0, 'text': 'The Broncos'},
+    {'answer_start': 4, 'text': 'Broncos'},
+  ],
+}
+IMPOSSIBLE = {
+  'id': '5a8d7bf7',
+  'question': 'Who lost Super Bowl 51?',
+  'is_impossible': True,
+  'answers': [],
+  'plausible_answers': [{'answer_start': 4, 'text': 'Broncos'}],
+}
+SQUAD_RECORD = Record(
+  '56be4db0',
+  'squad',
+  'Who won Super Bowl 50?',
+  ('Broncos', 'The Broncos'),
+  {'gold': (Passage('', 'Super_Bowl_50', 'The Broncos won Super Bowl 50.'),)},
+)
+
+
+@pytest.mark.parametrize('indent', [None, 0, 2])
+def test_squad(tmp_path, indent):
+  path = write(tmp_path / 'squad.json', squad(QUESTION), indent)
+  assert formats.read_all([path]) == [SQUAD_RECORD]
+
+
+def test_squad_2_unanswerable(tmp_path):
+  question = {**QUESTION, 'is_impossible': False}
+  path = write(tmp_path / 'squad.json', squad(question, IMPOSSIBLE))
+  found, report = counted(path)
+  assert found == [SQUAD_RECORD]
+  assert report.counts == {'unanswerable': 1}
+  where = f'{path}: data[0].paragraphs[1].qas[1]'
+  reason = 'answers: the source says that there is no answer'
+  assert report.messages == [f'{where}: {reason}']
+  with pytest.raises(RecordError) as error:
+    counted(path, on_unanswerable='error')
+  assert str(error.value) == f'{where}: {reason}'
+
+
+def test_squad_errors_name_the_place(tmp_path):
+  bad = {**QUESTION, 'id': 'b', 'answers': [{'text': 'x'}, {'text': 5}]}
+  path = write(tmp_path / 'squad.json', squad(QUESTION, bad, 'what?'))
+  with pytest.raises(RecordError) as error:
+    counted(path)
+  where = f'{path}: data[0].paragraphs[1]'
+  message = 'answers[1].text: found a number (5), expected a string'
+  assert str(error.value).startswith(f'{where}.qas[1]: {message}. Fix')
+  found, report = counted(path, on_bad_record='skip')
+  assert found == [SQUAD_RECORD]
+  assert report.messages == [
+    f'{where}.qas[1]: {message}',
+    f'{where}.qas[2]: record: found a string ("what?"), expected one JSON '
+    'object',
+  ]
+
+
+def test_squad_bytes_that_are_no_utf8(tmp_path):
+  content = json.dumps(squad(QUESTION, {**QUESTION, 'id': 'b'}))
+  path = tmp_path / 'squad.json'
+  path.write_bytes(content.encode().replace(b'"id": "b"', b'"id": "\xe9"'))
+  found, report = counted(str(path), on_bad_record='skip')
+  assert found == [SQUAD_RECORD]
+  assert report.counts == {'invalid_utf8': 1}
+  assert 'id: found the character U+DCE9 (byte 0xe9)' in report.messages[0]
+
+
+def test_squad_rows_as_published_in_columns(tmp_path):
+  """What Hugging Face and TFDS make of SQuAD."""
+  columns = {'text': ['Broncos', 'The Broncos'], 'answer_start': [4, 0]}
+  row = {
+    'id': '56be4db0',
+    'title': 'Super_Bowl_50',
+    'context': 'The Broncos won Super Bowl 50.',
+    'question': 'Who won Super Bowl 50?',
+    'answers': columns,
+  }
+  none = {**row, 'id': 'x', 'answers': {'text': [], 'answer_start': []}}
+  path = tmp_path / 'squad.jsonl'
+  path.write_text(f'{json.dumps(row)}\n{json.dumps(none)}\n')
+  found, report = counted(str(path))
+  assert found == [SQUAD_RECORD]
+  assert report.counts == {'unanswerable': 1}
+
+
+@pytest.mark.parametrize(
+  ('document', 'message'),
+  [
+    ({'data': [{'title': 'x'}]}, r'data\[0\]: found neither paragraphs'),
+    (
+      {'data': [{'paragraphs': [{'context': 'x'}]}]},
+      r'aphs\[0\]\.qas: found no',
+    ),
+    ({'data': [{'paragraphs': {}}]}, r'data\[0\]\.paragraphs: found no array'),
+  ],
+)
+def test_a_document_of_another_structure(tmp_path, document, message):
+  path = write(tmp_path / 'squad.json', document)
+  for policy in ('error', 'skip'):
+    with pytest.raises(RecordError, match=message):
+      counted(path, on_bad_record=policy)
+
+
+def test_a_document_of_unknown_keys(tmp_path):
+  path = write(tmp_path / 'a.json', {'version': 1, 'items': [{}]}, indent=2)
+  with pytest.raises(
+    RecordError, match=r'JSON value with the keys version, it'
+  ):
+    counted(path)
+
+
+def test_a_document_that_is_cut_off(tmp_path):
+  path = tmp_path / 'squad.json'
+  path.write_text(json.dumps(squad(QUESTION), indent=1)[:-20])
+  with pytest.raises(
+    RecordError, match=r'json:\d+: found no JSON at column \d'
+  ):
+    counted(str(path), on_bad_record='skip')
+
+
+HOTPOT = {
+  '_id': '5a7a06935542990198eaf050',
+  'answer': "Arthur's Magazine",
+  'question': 'Which magazine was started first?',
+  'supporting_facts': [["Arthur's Magazine", 0], ['First for Women', 0]],
+  'context': [
+    ['Radio City', ['Radio City is a station.', ' It started in 2001.']],
+    ['First for Women', ['First for Women is a magazine.']],
+    ["Arthur's Magazine", ['It was American.', ' It started in 1844.']],
+    ['Empty', []],
+  ],
+  'type': 'comparison',
+  'level': 'medium',
+}
+PARAGRAPHS = (
+  Passage('', 'Radio City', 'Radio City is a station. It started in 2001.'),
+  Passage('', 'First for Women', 'First for Women is a magazine.'),
+  Passage('', "Arthur's Magazine", 'It was American. It started in 1844.'),
+)
+HOTPOT_RECORD = Record(
+  '5a7a06935542990198eaf050',
+  'hotpot',
+  'Which magazine was started first?',
+  ("Arthur's Magazine",),
+  {'given': PARAGRAPHS, 'gold': PARAGRAPHS[1:]},
+)
+
+
+def test_hotpot(tmp_path):
+  path = write(tmp_path / 'hotpot.json', [HOTPOT])
+  found, report = counted(path)
+  assert found == [HOTPOT_RECORD]
+  assert report.notes == {'blank paragraphs left out': 1}
+
+
+def test_2wiki(tmp_path):
+  row = {
+    **HOTPOT,
+    # Its sentences do not start with a space.
+    'context': [[t, [s.strip() for s in ss]] for t, ss in HOTPOT['context']],
+    'evidences': [['a', 'b', 'c']],
+    'type': 'bridge_comparison',
+    'entity_ids': 'Q1_Q2',
+  }
+  path = write(tmp_path / 'hotpot.json', [row], indent=1)
+  assert formats.read_all([path]) == [HOTPOT_RECORD]
+
+
+def test_hotpot_in_columns(tmp_path):
+  row = {
+    **HOTPOT,
+    'id': HOTPOT['_id'],
+    'supporting_facts': {
+      'title': ["Arthur's Magazine", 'First for Women'],
+      'sent_id': [0, 0],
+    },
+    'context': {
+      'title': [title for title, _ in HOTPOT['context']],
+      'sentences': [sentences for _, sentences in HOTPOT['context']],
+    },
+  }
+  del row['_id']
+  path = write(tmp_path / 'hotpot.jsonl', row)
+  assert formats.read_all([path]) == [HOTPOT_RECORD]
+
+
+def test_hotpot_full_wiki_may_lack_gold_paragraphs(tmp_path):
+  path = write(
+    tmp_path / 'hotpot.json', [{**HOTPOT, 'context': HOTPOT['context'][:1]}]
+  )
+  (record,) = formats.read_all([path])
+  assert record.passages == {'given': PARAGRAPHS[:1]}
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'context': ['x']},
+      r'\[0\]: context\[0\]: found a string \("x"\), expect',
+    ),
+    ({'context': [['t', 's']]}, r'context\[0\]\[1\]: found a string \("s"\)'),
+    (
+      {'context': [['t', [1]]]},
+      r'context\[0\]\[1\]\[0\]: found a number \(1\)',
+    ),
+    ({'supporting_facts': [1]}, r'supporting_facts\[0\]: found a number \(1\)'),
+    ({'answer': ''}, r'\[0\]: answer: found an empty string'),
+  ],
+)
+def test_hotpot_errors(tmp_path, changes, message):
+  path = write(tmp_path / 'hotpot.json', [{**HOTPOT, **changes}])
+  with pytest.raises(RecordError, match=message):
+    counted(path)
+
+
+def test_nq_open(tmp_path):
+  path = tmp_path / 'NQ-open.dev.jsonl'
+  path.write_text(
+    '{"question": "when was the last time anyone was on the moon", "answer": '
+    '["14 December 1972 UTC", "December 1972"]}\n'
+    '{"question": "who wrote it", "answer": "Kiedis"}\n'
+  )
+  assert formats.read_all([str(path)]) == [
+    Record(
+      'NQ-open.dev:1',
+      'NQ-open',
+      'when was the last time anyone was on the moon',
+      ('14 December 1972 UTC', 'December 1972'),
+      {},
+    ),
+    Record('NQ-open.dev:2', 'NQ-open', 'who wrote it', ('Kiedis',), {}),
+  ]
+
+
+POPQA_COLUMNS = [
+  'id',
+  'subj',
+  'prop',
+  'obj',
+  'subj_id',
+  'prop_id',
+  'obj_id',
+  's_aliases',
+  'o_aliases',
+  's_uri',
+  'o_uri',
+  's_wiki_title',
+  'o_wiki_title',
+  's_pop',
+  'o_pop',
+  'question',
+  'possible_answers',
+]
+
+
+def popqa(*answers):
+  """A file as pandas writes it, a row for each value of possible_answers."""
+  text = io.StringIO()
+  writer = csv.DictWriter(
+    text, POPQA_COLUMNS, delimiter='\t', lineterminator='\n'
+  )
+  writer.writeheader()
+  for i, possible in enumerate(answers):
+    writer.writerow(
+      {
+        **dict.fromkeys(POPQA_COLUMNS, 'x'),
+        'id': 4222362 + i,
+        'question': "What is George Rankin's occupation?",
+        'possible_answers': possible,
+      }
+    )
+  return text.getvalue()
+
+
+def test_popqa(tmp_path):
+  path = tmp_path / 'popQA.tsv'
+  path.write_text(popqa('["politician", "pol\\u00edtico"]', '["a \\"b\\""]'))
+  assert '"[""politician""' in path.read_text()
+  first, second = formats.read_all([str(path)])
+  assert first == Record(
+    '4222362',
+    'popQA',
+    "What is George Rankin's occupation?",
+    ('politician', 'político'),
+    {},
+  )
+  assert second.answers == ('a "b"',)
+
+
+def test_popqa_errors(tmp_path):
+  path = tmp_path / 'popQA.tsv'
+  lines = popqa('["a"]', '[a]', '"a', '["a", 5]', '["a"]').splitlines(True)
+  lines[5] = 'too\tfew\n'
+  path.write_bytes(''.join(lines).encode() + b'caf\xe9' + b'\tx' * 16 + b'\n')
+  found, report = counted(str(path), on_bad_record='skip')
+  assert [record.id for record in found] == ['4222362']
+  assert [m.removeprefix(f'{path}:') for m in report.messages] == [
+    '3: possible_answers: found a string ("[a]"), expected a JSON array of '
+    'strings',
+    '4: possible_answers: found a string ("\\"a"), expected a JSON array of '
+    'strings',
+    '5: possible_answers[1]: found a number (5), expected a string',
+    f'6: row: found 2 fields, expected 17: {", ".join(POPQA_COLUMNS)}',
+    '7: possible_answers: found a string ("x"), expected a JSON array of '
+    'strings',
+  ]
+
+
+def coqa(**changes):
+  turns = [
+    ('What color was Cotton?', 'white'),
+    ('Where did she live?', 'a barn'),
+  ]
+  return {
+    'version': '1.0',
+    'data': [
+      {
+        'source': 'mctest',
+        'id': '3dr23u6w',
+        'filename': 'mc160.test.41',
+        'story': 'Once a white kitten named Cotton lived in a barn.',
+        'questions': [
+          {'input_text': question, 'turn_id': i}
+          for i, (question, _) in enumerate(turns, start=1)
+        ],
+        'answers': [
+          {
+            'span_start': 0,
+            'span_end': 9,
+            'span_text': 'a span',
+            'input_text': answer,
+            'turn_id': i,
+          }
+          for i, (_, answer) in enumerate(turns, start=1)
+        ],
+        'additional_answers': {
+          '0': [
+            {'input_text': 'White', 'turn_id': 1},
+            {'input_text': 'a barn', 'turn_id': 2},
+          ]
+        },
+        'name': 'mc160.test.41',
+        **changes,
+      }
+    ],
+  }
+
+
+STORY = Passage('', '', 'Once a white kitten named Cotton lived in a barn.')
+
+
+def test_coqa_first_round(tmp_path):
+  path = write(tmp_path / 'coqa.json', coqa(), indent=2)
+  assert formats.read_all([path]) == [
+    Record(
+      '3dr23u6w-1',
+      'coqa',
+      'What color was Cotton?',
+      ('white', 'White'),
+      {'gold': (STORY,)},
+    )
+  ]
+
+
+def test_coqa_all_rounds_with_history(tmp_path):
+  path = write(tmp_path / 'coqa.json', coqa())
+  first, second = formats.read_all([path], turns='all')
+  assert first.question == 'User: What color was Cotton?'
+  assert second == Record(
+    '3dr23u6w-2',
+    'coqa',
+    'User: What color was Cotton?\nAgent: white\nUser: Where did she live?',
+    ('a barn',),
+    {'gold': (STORY,)},
+  )
+
+
+def test_coqa_errors(tmp_path):
+  bad = [{'input_text': 'white'}, {'input_text': 7}]
+  path = write(tmp_path / 'coqa.json', coqa(answers=bad))
+  assert len(formats.read_all([path])) == 1
+  with pytest.raises(RecordError) as error:
+    formats.read_all([path], turns='all')
+  assert str(error.value).startswith(
+    f'{path}: data[0], round 2: answers[0]: found a number (7), expected a str'
+  )
+  path = write(tmp_path / 'coqa.json', coqa(answers=bad[:1]))
+  with pytest.raises(
+    RecordError, match=r'data\[0\]: answers: found 1 for 2 quest'
+  ):
+    formats.read_all([path])
+
+
+def ms_marco():
+  passages = [
+    {
+      'is_selected': 0,
+      'url': 'http://a',
+      'passage_text': 'The project was big.',
+    },
+    {
+      'is_selected': 1,
+      'url': 'http://b',
+      'passage_text': 'It cost two billion.',
+    },
+  ]
+  return {
+    'answers': {'0': ['Two billion.'], '1': ['No Answer Present.']},
+    'passages': {'0': passages, '1': passages[:1]},
+    'query': {'0': 'what did the project cost', '1': 'who paid'},
+    'query_id': {'0': 1102432, '1': 1102431},
+    'query_type': {'0': 'NUMERIC', '1': 'PERSON'},
+    'wellFormedAnswers': {'0': ['It cost two billion.'], '1': '[]'},
+  }
+
+
+MS_MARCO_RECORD = Record(
+  '1102432',
+  'marco',
+  'what did the project cost',
+  ('Two billion.',),
+  {
+    'given': (
+      Passage('', '', 'The project was big.'),
+      Passage('', '', 'It cost two billion.'),
+    ),
+    'gold': (Passage('', '', 'It cost two billion.'),),
+  },
+)
+
+
+@pytest.mark.parametrize('indent', [None, 2])
+def test_ms_marco(tmp_path, indent):
+  path = write(tmp_path / 'marco.json', ms_marco(), indent)
+  found, report = counted(path)
+  assert found == [MS_MARCO_RECORD]
+  assert report.messages == [
+    f'{path}: row 1: answers: the source says that there is no answer'
+  ]
+
+
+def test_ms_marco_rows_in_parquet(tmp_path):
+  pa = pytest.importorskip('pyarrow')
+  import pyarrow.parquet as pq
+
+  columns = ms_marco()
+  rows = []
+  for i in columns['query']:
+    row = {key: column[i] for key, column in columns.items()}
+    items = row['passages']
+    row['passages'] = {k: [item[k] for item in items] for k in items[0]}
+    row['wellFormedAnswers'] = []
+    rows.append(row)
+  path = str(tmp_path / 'marco.parquet')
+  pq.write_table(pa.Table.from_pylist(rows), path)
+  found, report = counted(path)
+  assert found == [MS_MARCO_RECORD]
+  assert report.counts == {'unanswerable': 1}
+
+
+def test_trivia_qa(tmp_path):
+  row = {
+    'question': 'Who was the man behind The Chipmunks?',
+    'question_id': 'tc_2',
+    'question_source': 'http://www.triviacountry.com/',
+    'answer': {
+      'aliases': ['David Seville', 'Ross Bagdasarian'],
+      'normalized_aliases': ['david seville'],
+      'value': 'David Seville',
+      'type': 'WikipediaEntity',
+    },
+  }
+  hidden = {
+    **row,
+    'question_id': 'tc_3',
+    'answer': {'aliases': [], 'value': '<unk>'},
+  }
+  path = tmp_path / 'trivia.jsonl'
+  path.write_text(f'{json.dumps(row)}\n{json.dumps(hidden)}\n')
+  found, report = counted(str(path))
+  assert found == [
+    Record(
+      'tc_2',
+      'trivia',
+      row['question'],
+      ('David Seville', 'Ross Bagdasarian'),
+      {},
+    )
+  ]
+  assert report.counts == {'unanswerable': 1}

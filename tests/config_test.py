@@ -1,6 +1,5 @@
 """Tests of vtokens.config."""
 
-import copy
 import dataclasses
 import json
 import math
@@ -66,6 +65,9 @@ _WRONG = {
   tuple[int, int]: (1, 2, 3),
   tuple[int, int, int]: (1, 1.0, 1),
   tuple[tuple[int, int], ...]: ((64, 64), [64, 64]),
+  dict[str, float]: {'nq': '0.5'},
+  dict[str, int]: {'nq': 1.0},
+  dict[str, config.Passages]: {'nq': config.Passages, '': config.Passages()},
 }
 
 
@@ -89,9 +91,16 @@ def test_type_of_every_field(field, kind):
     ('eval.num_active', (1, True)),
     ('eval.num_active', (1, '5')),
     ('data.train', (b't.jsonl',)),
-    ('data.num_passages', (1,)),
-    ('data.buckets', (512, 160)),
-    ('data.buckets', ((512, 160, 1),)),
+    ('data.passages.number', (1,)),
+    ('data.passages', (1, 5)),
+    ('data.shapes', (512, 160)),
+    ('data.shapes', ((512, 160, 1),)),
+    ('data.mixture.weights', (('nq', 1.0),)),
+    ('data.mixture.weights', {1: 1.0}),
+    ('data.mixture.weights', {'': 1.0}),
+    ('data.mixture.max_examples', {'nq': True}),
+    ('data.mixture.passages', config.Passages()),
+    ('data.mixture.passages', {'': config.Passages()}),
     ('mesh.shape', (-1, 1)),
     ('optim', {'learning_rate': 1.0}),
     ('base', 'b'),
@@ -104,11 +113,43 @@ def test_more_wrong_types(field, value):
     config.validate(cfg)
 
 
+_PASSAGES_FIELDS = dict(_fields(config.Passages))
+
+
+@pytest.mark.parametrize('field', _PASSAGES_FIELDS)
+def test_type_of_every_field_of_a_section_in_a_dict(field):
+  wrong = _WRONG[_PASSAGES_FIELDS[field]]
+  cfg = _valid()
+  cfg.data.mixture.passages = {
+    'nq': config.Passages(),
+    'a b': config.Passages(**{field: wrong}),
+  }
+  with pytest.raises(errors.UserError) as e:
+    config.validate(cfg)
+  assert str(e.value).startswith(
+    f'config.data.mixture.passages[a b].{field}: expected '
+  )
+  assert str(e.value).endswith(f', got {wrong!r}')
+
+
+@pytest.mark.parametrize('value', ['shuffled', None, {'number': (1, 5)}])
+def test_section_in_a_dict_that_is_none(value):
+  cfg = _valid()
+  cfg.data.mixture.passages = {'nq': value}
+  with pytest.raises(errors.UserError) as e:
+    config.validate(cfg)
+  assert str(e.value) == (
+    'config.data.mixture.passages[nq]: expected a Passages, got ' + repr(value)
+  )
+
+
 def test_an_int_is_a_float():
   cfg = _valid()
   cfg.optim.learning_rate = 1
   config.validate(cfg)
 
+
+_BY_WEIGHTS = {'data.mixture.weighting': 'weights'}
 
 # (field that the message names, its bad value, other fields set before it).
 _BAD = [
@@ -117,13 +158,22 @@ _BAD = [
   ('virtual_tokens.init', 'zeros', {}),
   ('virtual_tokens.draw', 'Uniform', {}),
   ('data.on_bad_record', 'ignore', {}),
+  ('data.mixture.weighting', 'sizes', {}),
+  ('data.passages.order', 'random', {}),
   ('optim.schedule', '', {}),
   ('eval.conditions', ('closed_book', 'tokens'), {}),
   # Positive.
   ('virtual_tokens.num_virtual_tokens', 0, {}),
   ('virtual_tokens.num_active', 0, {}),
   ('data.batch_size', -8, {}),
+  ('data.examples_per_row', 0, {}),
+  ('data.max_prefix_tokens', 0, {}),
+  ('data.max_suffix_tokens', 0, {}),
   ('data.max_answer_tokens', 0, {}),
+  ('data.num_shapes', 0, {}),
+  ('data.mixture.temperature', 0.0, {}),
+  ('data.mixture.weights', {'nq': 1.0, 'web': 0.0}, _BY_WEIGHTS),
+  ('data.mixture.max_examples', {'nq': 0}, {}),
   ('data.window_batches', 0, {}),
   ('optim.learning_rate', 0.0, {}),
   ('optim.eps', 0.0, {}),
@@ -138,6 +188,8 @@ _BAD = [
   # Not negative.
   ('seed', -1, {}),
   ('virtual_tokens.init_std', -0.1, {}),
+  ('virtual_tokens.draw_exponent', -0.5, {}),
+  ('data.workers', -1, {}),
   ('optim.warmup_steps', -1, {}),
   ('optim.clip_norm', -1.0, {}),
   ('eval.num_passages', -1, {}),
@@ -147,6 +199,10 @@ _BAD = [
   ('optim.learning_rate', math.nan, {}),
   ('optim.clip_norm', math.inf, {}),
   ('virtual_tokens.init_std', math.nan, {}),
+  ('data.mixture.temperature', math.inf, {}),
+  ('data.mixture.weights', {'nq': math.inf}, _BY_WEIGHTS),
+  ('data.mixture.weights', {'nq': math.nan}, _BY_WEIGHTS),
+  ('data.passages.distractors', math.nan, {}),
   # Needed.
   ('workdir', '', {}),
   ('base.path', '', {}),
@@ -155,6 +211,12 @@ _BAD = [
   ('templates.passage', '[{index}]\n', {}),
   ('templates.passage', '{number} {text}', {}),
   ('templates.passage', '{} {text}', {}),
+  ('templates.passage', '{title}\n', {}),
+  ('templates.passage', '{text', {}),
+  # Its heading is encoded apart from the passage.
+  ('templates.passage', '{text} [{index}]\n', {}),
+  ('templates.passage', '{title} [{index}] {text}\n', {}),
+  ('templates.passage', '[{index}] [{index}] {text}\n', {}),
   ('templates.prompt', 'Question:', {}),
   ('templates.prompt', '{question', {}),
   ('templates.prompt', '{{question}}', {}),
@@ -164,6 +226,7 @@ _BAD = [
   ('templates.concat', '', {}),
   ('templates.instruction', 'Answer.', {}),
   ('templates.answer', '{question}', {}),
+  ('templates.chat_answer', '', {}),
   # Fields that have to fit one another.
   ('virtual_tokens.num_active', 51, {'virtual_tokens.draw': 'fixed'}),
   (
@@ -177,14 +240,37 @@ _BAD = [
   ('eval.num_active', (50,), {'virtual_tokens.num_virtual_tokens': 20}),
   ('virtual_tokens.init_path', '', {'virtual_tokens.init': 'table'}),
   ('virtual_tokens.init_text', ' \n', {}),
-  ('data.num_passages', (3, 2), {}),
-  ('data.num_passages', (-1, 2), {}),
-  ('train.accumulation_steps', 3, {'data.batch_size': 32}),
-  ('data.buckets', (), {}),
-  ('data.buckets', ((0, 160),), {}),
-  ('data.buckets', ((512, 160), (256, 160)), {}),
-  ('data.buckets', ((512, 200), (1024, 160)), {}),
-  ('data.buckets', ((512, 113),), {}),
+  ('data.passages.number', (3, 2), {}),
+  ('data.passages.number', (-1, 2), {}),
+  ('data.passages.depth', 4, {}),
+  ('data.passages.depth', 2, {'data.passages.number': (1, 3)}),
+  ('data.passages.distractors', 1.1, {}),
+  ('data.passages.no_answer', -0.1, {}),
+  ('data.passages.none', 2, {}),
+  ('data.mixture.weights', {}, _BY_WEIGHTS),
+  ('data.mixture.weights', {'nq': 1.0}, {}),
+  (
+    'data.mixture.weights',
+    {'nq': 1.0},
+    {'data.mixture.weighting': 'temperature'},
+  ),
+  ('data.batch_size', 32, {'train.accumulation_steps': 3}),
+  ('data.batch_size', 32, {'data.examples_per_row': 5}),
+  # Of each alone, but not of their product.
+  (
+    'data.batch_size',
+    12,
+    {'train.accumulation_steps': 4, 'data.examples_per_row': 6},
+  ),
+  ('data.shapes', ((0, 160), (1024, 160)), {}),
+  ('data.shapes', ((1024, -160), (1024, 160)), {}),
+  ('data.shapes', ((1023, 160),), {}),
+  ('data.shapes', ((1024, 159),), {}),
+  # Any batch has to fit the last one.
+  ('data.shapes', ((1024, 160), (512, 160)), {}),
+  ('data.shapes', ((2047, 320),), {'data.examples_per_row': 2}),
+  ('data.shapes', ((2048, 319),), {'data.examples_per_row': 2}),
+  ('data.max_suffix_tokens', 113, {}),
   ('mesh.shape', (-1, -1, 1), {}),
   ('mesh.shape', (-1, 0, 1), {}),
   ('mesh.shape', (-2, 1, 1), {}),
@@ -213,8 +299,14 @@ def test_bad_value(field, value, others):
   [
     ('virtual_tokens.init_text', ''),  # init is not text.
     ('virtual_tokens.num_active', 500),  # draw is not fixed.
-    ('data.num_passages', (0, 0)),
-    ('data.buckets', ((512, 114),)),  # 50 + 64.
+    ('data.passages.number', (0, 0)),
+    ('data.passages.number', (5, 5)),
+    ('data.passages.none', 1),
+    ('data.passages.retrievers', ('gold', 'bm25')),
+    ('data.mixture.max_examples', {'nq': 1}),
+    ('data.max_suffix_tokens', 114),  # 50 + 64.
+    ('data.shapes', ((1024, 160),)),
+    ('data.shapes', ((2000, 8), (8, 500), (1024, 160))),
     ('data.validation', ()),
     ('eval.conditions', ()),
     ('eval.num_active', (50, 1)),
@@ -225,8 +317,12 @@ def test_bad_value(field, value, others):
     ('optim.warmup_steps', 0),
     ('optim.warmup_steps', 999),
     ('templates.passage', '{{{text}}}'),
+    ('templates.passage', '{text}'),
+    ('templates.passage', '{index}{title}{text}{title}'),
+    ('templates.passage', '{{index}} {{text}} [{index}] {text}'),
     ('templates.prompt', '{question} {question}'),
     ('train.accumulation_steps', 32),
+    ('data.examples_per_row', 32),
   ],
 )
 def test_unusual_value(field, value):
@@ -236,8 +332,68 @@ def test_unusual_value(field, value):
   config.validate(cfg)
 
 
+@pytest.mark.parametrize(
+  'field, value, expected',
+  [
+    ('number', (2, 1), '(least, most) with 0 <= least <= most'),
+    ('depth', 4, 'at least the most passages shown, 5'),
+    ('order', 'best', 'one of shuffled, rank, gold_last'),
+    ('distractors', -0.5, 'a probability'),
+    ('no_answer', 1.5, 'a probability'),
+    ('none', math.inf, 'a finite number'),
+  ],
+)
+def test_bad_passages_of_one_dataset(field, value, expected):
+  cfg = _valid()
+  cfg.data.mixture.passages = {
+    'nq': config.Passages(),
+    'web': config.Passages(**{field: value}),
+  }
+  with pytest.raises(errors.UserError) as e:
+    config.validate(cfg)
+  assert str(e.value) == (
+    f'config.data.mixture.passages[web].{field}: expected {expected}, '
+    f'got {value!r}'
+  )
+
+
+def test_mixture_by_weights():
+  cfg = _valid()
+  cfg.data.mixture = config.Mixture(
+    weighting='weights',
+    weights={'nq': 1, 'web': 0.25},
+    passages={'web': config.Passages(number=(0, 9), depth=9)},
+  )
+  config.validate(cfg)
+
+
+def test_rows_of_several_examples():
+  cfg = _valid()
+  cfg.data.examples_per_row = 4
+  cfg.train.accumulation_steps = 8
+  cfg.data.shapes = ((100, 640), (4096, 640))
+  config.validate(cfg)
+
+
+def test_context_length():
+  cfg = _valid()
+  cfg.data.max_prefix_tokens = 300
+  cfg.data.max_suffix_tokens = 120
+  cfg.eval.max_new_tokens = 7
+  # However many examples share a row: each has positions of its own.
+  cfg.data.examples_per_row = 4
+  assert cfg.context_length == 427
+
+
 def test_json_round_trip():
   cfg = _load(_CONFIGS / 'quickstart.py')
+  cfg.data.mixture = config.Mixture(
+    weighting='weights',
+    weights={'squad': 1 / 3, 'b "c".d': 2.0},
+    max_examples={'squad': 7},
+    passages={'squad': config.Passages(number=(1, 1), retrievers=('x', 'y'))},
+  )
+  cfg.data.shapes = ((1408, 304), (1500, 400))
   cfg.optim.learning_rate = 1 / 3
   cfg.virtual_tokens.init_text = 'Ä "quoted"\n'
   text = json.dumps(schema.to_dict(cfg))
@@ -246,7 +402,8 @@ def test_json_round_trip():
 
 def test_to_dict_holds_json_values_only():
   values = schema.to_dict(_valid())
-  assert values['data']['buckets'] == [[512, 160], [1024, 160]]
+  assert values['data']['passages']['number'] == [1, 5]
+  assert values['data']['mixture']['weights'] == {}
   assert json.loads(json.dumps(values)) == values
 
 
@@ -260,6 +417,19 @@ def test_to_dict_holds_json_values_only():
     ),
     ({'zzz': 1}, 'config.zzz: no such field'),
     ({'optim': 3}, 'config.optim: expected a section, got 3'),
+    (
+      {'data': {'mixture': {'passages': {'nq': {'depht': 3}}}}},
+      'config.data.mixture.passages[nq].depht: no such field; did you mean '
+      'depth?',
+    ),
+    (
+      {'data': {'mixture': {'passages': {'nq': 3}}}},
+      'config.data.mixture.passages[nq]: expected a section, got 3',
+    ),
+    (
+      {'data': {'mixture': {'weights': 3}}},
+      'config.data.mixture.weights: expected dict[str, float], got 3',
+    ),
     ({'seed': '1'}, "config.seed: expected int, got '1'"),
     (
       {'train': {'num_steps': 0}},
@@ -273,18 +443,3 @@ def test_from_dict_refuses(change, message):
   with pytest.raises(errors.UserError) as e:
     config.from_dict(values | change)
   assert str(e.value) == message
-
-
-def test_diff():
-  old = schema.to_dict(_valid())
-  new = copy.deepcopy(old)
-  assert schema.diff(old, new) == []
-  new['seed'] = 1
-  new['data']['train'] = ['u.jsonl']
-  del new['optim']['eps']
-  assert schema.diff(old, new) == [
-    "config.data.train: ['t.jsonl'] there, ['u.jsonl'] now",
-    "config.optim.eps: 1e-08 there, '(absent)' now",
-    'config.seed: 0 there, 1 now',
-  ]
-  assert schema.diff({'a': 1}, {'a': 2}, 'base.') == ['base.a: 1 there, 2 now']

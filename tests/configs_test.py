@@ -172,7 +172,7 @@ BASES.remove('quickstart')
 
 
 def _parse(argument):
-  return flags._FileParser().parse(argument)
+  return flags._FileParser(config_lib.Config).parse(argument)
 
 
 @pytest.mark.parametrize('name', BASES)
@@ -186,6 +186,8 @@ def test_each_config_is_valid(name, variant):
   assert ('chat_prompt' in cfg.eval.conditions) == (not plain)
   longest = families.from_hf(PUBLISHED[cfg.base.path][0]).longest_sequence
   assert cfg.context_length <= longest
+  # Five passages of 100 words at 2 tokens each, with titles, are not cut.
+  assert cfg.data.max_prefix_tokens >= 5 * 200
 
 
 def test_no_two_configs_share_a_base_or_work_directory():
@@ -213,13 +215,14 @@ def test_published_configs_there_and_back(base):
 def test_hyperparameters_of_the_paper():
   cfg = _parse(f'{CONFIGS / "mistral_7b.py"}:paper')
   assert cfg.data.batch_size == 256
-  assert cfg.data.num_passages == (1, 5)
+  assert cfg.data.passages == config_lib.Passages(number=(1, 5), depth=5)
   assert cfg.eval.num_passages == 3
   assert cfg.optim.learning_rate == 1e-4
   assert cfg.train.num_steps == 5179  # 3 epochs of 441,976 questions.
   assert cfg.optim.warmup_steps == 517
   assert cfg.virtual_tokens.num_virtual_tokens == 50
   assert cfg.virtual_tokens.draw == 'uniform'
+  assert cfg.data.mixture == config_lib.Mixture(weighting='size')
 
 
 def test_unknown_variant():

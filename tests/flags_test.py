@@ -139,6 +139,31 @@ _ERRORS = {
     ['--config=good.py', '--noconfig.train.rematt'],
     "--config.train.rematt: no field 'rematt'; did you mean 'remat'?",
   ),
+  'dict': (
+    ['--config=good.py', "--config.data.mixture.weights={'nq': 1}"],
+    '--config.data.mixture.weights: config.data.mixture.weights is a dict, '
+    'which only the config file can set',
+  ),
+  'entry of a dict': (
+    ['--config=good.py', '--config.data.mixture.max_examples.nq=1'],
+    '--config.data.mixture.max_examples.nq: config.data.mixture.max_examples '
+    'is a dict, which only the config file can set',
+  ),
+  'field of a section in a dict': (
+    ['--config=good.py', '--config.data.mixture.passages.nq.depth=9'],
+    '--config.data.mixture.passages.nq.depth: config.data.mixture.passages is '
+    'a dict, which only the config file can set',
+  ),
+  'section in a section': (
+    ['--config=good.py', '--config.data.passages=3'],
+    '--config.data.passages: a section, not a field; set one of '
+    '--config.data.passages.number, ',
+  ),
+  'field of a section in a section': (
+    ['--config=good.py', '--config.data.passages.numbers=(1,2)'],
+    "--config.data.passages.numbers: no field 'numbers'; did you mean "
+    "'number'?",
+  ),
   'section': (
     ['--config=good.py', '--config.mesh=3'],
     '--config.mesh: a section, not a field; set one of --config.mesh.shape',
@@ -181,8 +206,8 @@ _ERRORS = {
       '--config.data.batch_size=8',
       '--config.train.accumulation_steps=3',
     ],
-    'config.train.accumulation_steps: expected a divisor of '
-    'data.batch_size=8, got 3',
+    'config.data.batch_size: expected a multiple of '
+    'train.accumulation_steps=3 times data.examples_per_row=1, got 8',
   ),
   # Anything else.
   'unknown flag': (['--config=good.py', '--lr=1'], "'lr'"),
@@ -233,12 +258,14 @@ def test_overrides(directory, tmp_path):
     '--config.optim.clip_norm=2',
     '--config.virtual_tokens.init=vocab',
     '--config.train.remat',
-    '--noconfig.data.shuffle_passages',
+    '--noconfig.data.mixture.remove_leaks',
     '--config.eval.stop_at_newline=false',
     '--config.eval.num_active=1,5',
     '--config.eval.conditions=()',
-    '--config.data.num_passages=(2, 3)',
-    '--config.data.buckets=((64, 96), (128, 114))',
+    '--config.data.passages.number=(2, 3)',
+    "--config.data.passages.retrievers=('bm25', 'dense')",
+    '--config.data.max_prefix_tokens=128',
+    '--config.data.shapes=((64, 96), (128, 160))',
     '--config.data.train=a.jsonl',
     '--config.data.train=b.jsonl.gz',
   ]
@@ -253,9 +280,10 @@ def test_overrides(directory, tmp_path):
     virtual_tokens=config.VirtualTokens(init='vocab'),
     data=config.Data(
       train=('a.jsonl', 'b.jsonl.gz'),
-      num_passages=(2, 3),
-      shuffle_passages=False,
-      buckets=((64, 96), (128, 114)),
+      passages=config.Passages(number=(2, 3), retrievers=('bm25', 'dense')),
+      mixture=config.Mixture(remove_leaks=False),
+      max_prefix_tokens=128,
+      shapes=((64, 96), (128, 160)),
     ),
     optim=config.Optim(learning_rate=3e-3, clip_norm=2.0),
     train=config.Train(remat=True),

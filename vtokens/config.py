@@ -450,8 +450,8 @@ def validate(config: Config) -> None:
   for name in policies:
     _check_passages(values, name, fail)
   for field in ('data.mixture.weights', 'data.mixture.max_examples'):
-    if any(not value > 0 for value in values[field].values()):
-      fail(field, 'numbers above 0')
+    if any(not 0 < value < math.inf for value in values[field].values()):
+      fail(field, 'finite numbers above 0')
   weighting = values['data.mixture.weighting']
   if (weighting == 'weights') != bool(values['data.mixture.weights']):
     fail(

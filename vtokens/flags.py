@@ -166,6 +166,7 @@ def _check_names(argv: Sequence[str], settings: type) -> None:
     if not file_given:
       raise errors.UserError(f'--{name}: --config FILE is needed before it')
     section: type | None = settings
+    path = 'config'
     for part in name.split('.')[1:]:
       fields = typing.get_type_hints(section) if section else {}
       if part not in fields:
@@ -177,6 +178,11 @@ def _check_names(argv: Sequence[str], settings: type) -> None:
         )
       kind = fields[part]
       section = schema.as_section(kind)
+      path += f'.{part}'
+      if typing.get_origin(kind) is dict:
+        raise errors.UserError(
+          f'--{name}: {path} is a dict, which only the config file can set'
+        )
     if section is not None:
       raise errors.UserError(
         f'--{name}: a section, not a field; set one of '

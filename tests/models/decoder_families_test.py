@@ -181,9 +181,9 @@ CASES = {
 
 
 @functools.partial(jax.jit, static_argnames='graph')
-def _run(params, ids, positions, caches, *, graph):
+def _run(params, ids, positions, caches, segments=None, *, graph):
   model = nnx.merge(graph, params)
-  hidden, new = model(model.embed(ids), positions, caches)
+  hidden, new = model(model.embed(ids), positions, caches, segments=segments)
   return model.logits(hidden), new
 
 
@@ -291,6 +291,50 @@ def test_logits_in_one_pass_and_in_parts(pair):
       )
 
 
+def test_logits_of_sequences_that_share_a_row(pair):
+  """Two to a row: whole, then passages and suffix with the cache."""
+  (graph, params), reference, _ = pair
+  rows = _rows()
+  expected = _torch_logits(reference, rows)
+  places = [(0, 0), (1, 0), (0, 1), (1, 1)]  # Row and segment of each.
+
+  def packed(parts, starts, width):
+    ids = np.full((2, width), 5, np.int32)
+    positions, segments = np.full_like(ids, -1), np.full_like(ids, -1)
+    filled, found = [0, 0], []
+    for (r, segment), part, start in zip(places, parts, starts, strict=True):
+      where = slice(filled[r], filled[r] + len(part))
+      ids[r, where] = part
+      positions[r, where] = np.arange(start, start + len(part))
+      segments[r, where] = segment
+      filled[r] = where.stop
+      found.append((r, where))
+    return (ids, positions, segments), found
+
+  def run(arrays, *caches):
+    ids, positions, segments = arrays
+    logits, new = _run(params, ids, positions, caches, segments, graph=graph)
+    return np.asarray(logits), new
+
+  arrays, at = packed(rows, [0] * 4, 100)
+  whole, _ = run(arrays)
+  cuts = [50, 40, 2, 0]
+  arrays, before = packed(
+    [row[:cut] for row, cut in zip(rows, cuts, strict=True)], [0] * 4, 60
+  )
+  prefix, cache = run(arrays)
+  arrays, after = packed(
+    [row[cut:] for row, cut in zip(rows, cuts, strict=True)], cuts, 60
+  )
+  suffix, _ = run(arrays, cache)
+  for i in range(len(rows)):
+    split = np.concatenate([prefix[before[i]], suffix[after[i]]])
+    for found in (whole[at[i]], split):
+      np.testing.assert_allclose(
+        found, expected[i], rtol=0, atol=2e-4, err_msg=f'row {i}'
+      )
+
+
 def test_greedy_continuations(pair):
   (graph, params), reference, directory = pair
   new_tokens = 32
@@ -301,7 +345,10 @@ def test_greedy_continuations(pair):
   prefix = [row[:n] for row, n in zip(rows, prefix_len, strict=True)]
   suffix = [row[n:] for row, n in zip(rows, prefix_len, strict=True)]
   cache = generate.encode_prefix(
-    params, _padded(prefix, 48), prefix_len, graph=graph
+    params,
+    _padded(prefix, 48),
+    _positions([0] * 3, prefix_len, 48),
+    graph=graph,
   )
   never = jnp.zeros(tiny_models.VOCAB_SIZE, bool)
   embed_dim = families.from_hf(
@@ -312,8 +359,7 @@ def test_greedy_continuations(pair):
     jnp.zeros((1, embed_dim)),
     cache,
     _padded(suffix, 20),
-    suffix_len,
-    prefix_len,
+    _positions(prefix_len, suffix_len, 20),
     jnp.int32(0),
     never,
     never,

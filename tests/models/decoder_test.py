@@ -45,16 +45,16 @@ CONFIGS = {
 
 
 @functools.partial(jax.jit, static_argnames='graph')
-def _run(params, ids, positions, caches, *, graph):
+def _run(params, ids, positions, caches, segments, *, graph):
   model = nnx.merge(graph, params)
-  hidden, new = model(model.embed(ids), positions, caches)
+  hidden, new = model(model.embed(ids), positions, caches, segments=segments)
   return model.logits(hidden), new
 
 
-def _forward(model, ids, positions, *caches):
+def _forward(model, ids, positions, *caches, segments=None):
   """Logits, and keys and values of the new tokens."""
   graph, params = nnx.split(model)
-  logits, new = _run(params, ids, positions, caches, graph=graph)
+  logits, new = _run(params, ids, positions, caches, segments, graph=graph)
   # Slices of a jax.Array would each be compiled.
   return np.asarray(logits), new
 
@@ -82,6 +82,28 @@ def _pad(rows, width, start=None, filler=7):
   index = np.arange(width, dtype=np.int32)
   start = 0 if start is None else start[:, None]
   return ids, lengths, np.where(index < lengths[:, None], start + index, -1)
+
+
+def _pack(rows, width, starts=None, filler=7):
+  """Several sequences to a row, padded on the right.
+
+  Returns:
+    Ids, positions from `starts` on, segments, and where each sequence lies.
+  """
+  ids = np.full((len(rows), width), filler, np.int32)
+  positions, segments = np.full_like(ids, -1), np.full_like(ids, -1)
+  places = []
+  for r, sequences in enumerate(rows):
+    at = 0
+    for number, sequence in enumerate(sequences):
+      stop = at + len(sequence)
+      start = 0 if starts is None else starts[r][number]
+      ids[r, at:stop] = sequence
+      positions[r, at:stop] = np.arange(start, start + len(sequence))
+      segments[r, at:stop] = number
+      places.append((r, slice(at, stop)))
+      at = stop
+  return ids, positions, segments, places
 
 
 def _torch_logits(model, ids):
@@ -208,6 +230,67 @@ def test_a_later_token_changes_nothing_before_it(tiny):
   assert (np.abs(logits[0, 8:] - logits[1, 8:]).max(axis=-1) > 1e-3).all()
 
 
+# --- several sequences to a row ---
+
+
+def test_sequences_that_share_a_row_equal_those_of_torch(tiny_and_torch):
+  """Whole, and split into prefix and suffix, as batches of training are."""
+  tiny, reference = tiny_and_torch
+  # Longer together than any block that attention may be cut into; one prefix
+  # and one suffix that are empty.
+  sizes = [[(100, 9), (60, 30), (0, 12)], [(140, 1), (7, 0)], [(1, 1)]]
+  rng = np.random.default_rng(1)
+  rows = [
+    [rng.integers(tiny.config.vocab_size, size=p + s) for p, s in row]
+    for row in sizes
+  ]
+  ids, positions, segments, places = _pack(rows, 220)
+  whole, _ = _forward(tiny, ids, positions, segments=segments)
+
+  def parts(of):
+    return [
+      [of(sequence, p) for sequence, (p, _) in zip(*both, strict=True)]
+      for both in zip(rows, sizes, strict=True)
+    ]
+
+  ids, positions, segments, before = _pack(parts(lambda x, p: x[:p]), 170)
+  prefix, cache = _forward(tiny, ids, positions, segments=segments)
+  ids, positions, segments, after = _pack(
+    parts(lambda x, p: x[p:]), 60, parts(lambda _, p: p)
+  )
+  suffix, _ = _forward(tiny, ids, positions, cache, segments=segments)
+  sequences = [sequence for row in rows for sequence in row]
+  for i, sequence in enumerate(sequences):
+    expected = _torch_logits(reference, sequence)
+    split = np.concatenate([prefix[before[i]], suffix[after[i]]])
+    for found in (whole[places[i]], split):
+      np.testing.assert_allclose(
+        found, expected, rtol=0, atol=2e-4, err_msg=f'sequence {i}'
+      )
+
+
+def test_sequences_of_a_row_do_not_see_each_other(tiny):
+  rng = np.random.default_rng(2)
+  rows = [[rng.integers(tiny.config.vocab_size, size=n) for n in (9, 6, 8)]]
+  ids, positions, segments, places = _pack(rows, 26)
+
+  def logits(changed):
+    new = ids.copy()
+    for i in changed:
+      new[places[i]] = (new[places[i]] + 1) % tiny.config.vocab_size
+    _, cache = _forward(tiny, new, positions, segments=segments)
+    # The same once more, as a suffix of each: the cache is not seen either.
+    later = np.where(positions < 0, -1, positions + 9)
+    found, _ = _forward(tiny, new, later, cache, segments=segments)
+    return found
+
+  before = logits([])
+  for i in range(3):
+    others = [j for j in range(3) if j != i]
+    np.testing.assert_array_equal(logits(others)[places[i]], before[places[i]])
+    assert np.abs(logits([i])[places[i]] - before[places[i]]).max() > 1e-3
+
+
 # --- gradients ---
 
 
@@ -274,7 +357,7 @@ def questions():
 
 
 def test_smollm2_logits_equal_those_of_torch(smollm2, smollm2_torch, questions):
-  texts = [record.passages[0].text for record in questions]
+  texts = [record.ranked()[0].text for record in questions]
   ids = [smollm2.tokenizer.encode(text)[:60] for text in texts]
   ids = np.array([row for row in ids if len(row) == 60][:3], np.int32)
   assert ids.shape == (3, 60)
@@ -292,17 +375,17 @@ def test_smollm2_greedy_answers_equal_those_of_torch(
   before, after = tokenizer.chat_wrap
   prefixes, suffixes = [], []
   for i, record in enumerate(questions[:20]):
-    passage = tokenizer.encode(record.passages[0].text)[:i]
+    passage = tokenizer.encode(record.ranked()[0].text)[:i]
     question = tokenizer.encode(f'\n\nQuestion: {record.question}\nAnswer:')
     # A chat ends its answers with eos, plain text seldom.
     chat = i % 2
     prefixes.append([*before, *passage] if chat else passage)
     suffixes.append([*question, *after] if chat else question)
 
-  prefix, prefix_len, _ = _pad(prefixes, max(map(len, prefixes)))
-  suffix, suffix_len, _ = _pad(suffixes, max(map(len, suffixes)))
+  prefix, prefix_len, prefix_at = _pad(prefixes, max(map(len, prefixes)))
+  suffix, _, suffix_at = _pad(suffixes, max(map(len, suffixes)), prefix_len)
   cache = generate.encode_prefix(
-    smollm2.params, prefix, prefix_len, graph=smollm2.graph
+    smollm2.params, prefix, prefix_at, graph=smollm2.graph
   )
   never = jnp.zeros(smollm2.config.vocab_size, bool)
   ours = np.asarray(
@@ -311,8 +394,7 @@ def test_smollm2_greedy_answers_equal_those_of_torch(
       jnp.zeros((1, smollm2.config.embed_dim)),
       cache,
       suffix,
-      suffix_len,
-      prefix_len,
+      suffix_at,
       tokenizer.eos_id,
       never.at[tokenizer.eos_id].set(True),
       never,
@@ -399,15 +481,14 @@ def _greedy(
   """Answers; `widths` are those of prefix and suffix."""
   graph, params = nnx.split(model)
   vocab = np.arange(model.config.vocab_size)
-  prefix, prefix_len, _ = _pad(prefixes, widths[0])
-  suffix, suffix_len, _ = _pad(suffixes, widths[1])
+  prefix, prefix_len, prefix_at = _pad(prefixes, widths[0])
+  suffix, _, suffix_at = _pad(suffixes, widths[1], prefix_len)
   out = generate.greedy(
     params,
     jnp.zeros((1, model.config.embed_dim)) if table is None else table,
-    generate.encode_prefix(params, prefix, prefix_len, graph=graph),
+    generate.encode_prefix(params, prefix, prefix_at, graph=graph),
     suffix,
-    suffix_len,
-    prefix_len,
+    suffix_at,
     eos,
     np.isin(vocab, [eos] if ends is None else ends),
     np.isin(vocab, newline),

@@ -180,14 +180,17 @@ def split_passage(template: str) -> tuple[str, str, str]:
   the first word of the body; the body has {text} and maybe {title}; the end is
   plain text.
   """
-  found = re.match(r'(.*?)(\s*\{(?:title|text)\}.*)', template, re.DOTALL)
+  found = _PASSAGE.fullmatch(template)
   assert found, template  # config.validate has seen it.
-  head, rest = found.groups()
-  stop = max(rest.rfind(f'{{{name}}}') + len(name) + 2 for name in _CONTENT)
-  return head, rest[:stop], rest[stop:].format()
+  head, body, end = found.groups()
+  return head, body, end.format()
 
 
-_CONTENT = ('title', 'text')
+# {{ and }} are braces of the text.
+_PASSAGE = re.compile(
+  r'((?:[^{}]|\{\{|\}\}|\{index\})*?)(\s*\{(?:title|text)\}(?:.*\})?)(.*)',
+  re.DOTALL,
+)
 
 
 def fit(

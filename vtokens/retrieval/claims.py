@@ -18,7 +18,7 @@ from vtokens import errors, schema, writers
 
 _IDENTITY = 'identity.json'
 _COMPLETE = 'complete.json'
-_PARTIAL = '.partial-'
+_PARTIAL = '.partial'
 
 
 def claim(
@@ -102,7 +102,7 @@ def new_part(path: pathlib.Path) -> Iterator[pathlib.Path]:
   If another worker has made `path` in the meantime, that one stays: both are
   the same.
   """
-  partial = path.with_name(f'{path.name}{_PARTIAL}{uuid.uuid4().hex}')
+  partial = path.with_name(f'{path.name}{_PARTIAL}-{uuid.uuid4().hex}')
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
     yield partial

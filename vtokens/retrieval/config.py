@@ -65,7 +65,7 @@ class BM25:
   b: float = 0.4
   lower: bool = True
   token_pattern: str = r'(?u)\b\w+\b'
-  stopwords: str = 'english'
+  stopwords: str = 'english_plus'
   stemmer: str = 'english'
   title_weight: int = 1
 

@@ -17,6 +17,9 @@ from vtokens import writers
 from vtokens.data import records
 from vtokens.retrieval import claims, config, execute, recall, search, store
 
+# Of records with 100 passages, level 6 saves 4 % and takes 2.3 times as long.
+_LEVEL = 4
+
 
 def write_records(
   chunks: Sequence[Sequence[records.Record]],
@@ -40,41 +43,43 @@ def write_records(
     answer, 0 for none; see `recall`.
   """
   suffix = '.jsonl.gz' if compress else '.jsonl'
-  part = functools.partial(
-    search.chunk_path, workdir, 'parts', '', suffix=suffix
-  )
-  ranks = functools.partial(
-    search.chunk_path, workdir, 'parts', '', suffix='.ranks.json'
-  )
+  whole = workdir / f'records{suffix}'
+  part = functools.partial(_part, workdir, suffix)
+  ranks = functools.partial(_part, workdir, '.ranks.json')
 
   def write(chunk: int) -> None:
     lines, found = _lines(chunks[chunk], chunk, names, corpus, workdir)
     data = ''.join(lines).encode()
     if compress:
-      # Level 6 is half as fast to write as it is to read; 9 gains 1 %.
-      data = gzip.compress(data, compresslevel=6, mtime=0)
+      data = gzip.compress(data, compresslevel=_LEVEL, mtime=0)
     with claims.new_part(part(chunk)) as path:
       path.write_bytes(data)
     writers.write_json(ranks(chunk), found)
 
   numbers = range(len(chunks))
-  execute.for_each(
-    config.Execution(),
-    write,
-    numbers,
-    lambda chunk: ranks(chunk).exists(),
-    'write records',
-  )
-  with claims.new_part(workdir / f'records{suffix}') as whole:
-    with whole.open('wb') as file:
+  if not whole.exists():
+    execute.for_each(
+      config.Execution(),
+      write,
+      numbers,
+      lambda chunk: ranks(chunk).exists(),
+      'write records',
+    )
+    with claims.new_part(whole) as path, path.open('wb') as file:
       for chunk in numbers:
         with part(chunk).open('rb') as source:
           shutil.copyfileobj(source, file)
+  for chunk in numbers:
+    claims.remove(part(chunk))
   result: dict[str, list[int]] = {name: [] for name in names}
   for chunk in numbers:
     for name, found in json.loads(ranks(chunk).read_text('utf-8')).items():
       result[name] += found
   return result
+
+
+def _part(workdir: pathlib.Path, suffix: str, chunk: int) -> pathlib.Path:
+  return workdir / 'parts' / f'{chunk:05}{suffix}'
 
 
 def _lines(

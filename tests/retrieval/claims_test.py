@@ -74,7 +74,7 @@ def test_a_directory_of_others_is_never_touched(tmp_path, rebuild):
 
 def test_an_unreadable_identity_is_one_message(complete):
   (complete / 'identity.json').write_text('{')
-  with pytest.raises(errors.UserError, match='identity.json: cannot be read'):
+  with pytest.raises(errors.UserError, match=r'identity\.json: cannot be read'):
     claim(complete, k1=0.9, b=0.4)
 
 

@@ -134,7 +134,7 @@ def test_other_models_by_their_files(minilm, tmp_path):
 
 
 def test_what_no_one_says_has_to_be_set(minilm, tmp_path):
-  with pytest.raises(errors.UserError, match='dense.query_prefix: .* set it'):
+  with pytest.raises(errors.UserError, match=r'dense\.query_prefix: .* set it'):
     settle(model=copy(minilm, tmp_path / 'model'))
 
 

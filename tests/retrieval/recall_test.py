@@ -61,8 +61,7 @@ def test_table():
     },
   }
   lines = recall.format_table(table).splitlines()
-  assert lines[0].split() == (
-    'dataset retriever n recall@1 recall@5 recall@20'.split()
-  )
+  columns = ['recall@1', 'recall@5', 'recall@20']
+  assert lines[0].split() == ['dataset', 'retriever', 'n', *columns]
   assert lines[1].split() == ['a', 'x', '4', '25.0', '50.0', '75.0']
   assert len({len(line) for line in lines}) == 1

@@ -140,7 +140,7 @@ def test_a_corpus_without_passages_is_refused(tmp_path):
 
 
 def test_a_missing_file_is_one_message(tmp_path):
-  with pytest.raises(errors.UserError, match='absent.jsonl cannot be read'):
+  with pytest.raises(errors.UserError, match=r'absent\.jsonl cannot be read'):
     store.prepare(
       config.Corpus(paths=(str(tmp_path / 'absent.jsonl'),)),
       tmp_path / 'index',

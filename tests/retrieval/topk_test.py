@@ -1,5 +1,7 @@
 """Tests of vtokens.retrieval.topk."""
 
+import itertools
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -37,7 +39,7 @@ def test_best_is_that_of_sorting(scores, k):
 )
 def test_the_best_of_parts_are_those_of_the_whole(scores, k, cuts):
   edges = sorted({0, len(scores), *(c for c in cuts if c <= len(scores))})
-  spans = list(zip(edges, edges[1:], strict=False)) or [(0, 0)]
+  spans = list(itertools.pairwise(edges)) or [(0, 0)]
   parts = []
   for start, stop in spans:
     rows, best = topk.best(scores[start:stop], k, start)

@@ -76,6 +76,7 @@ class Dense:
 
   `auto` is what is known of the model (`encoders.KNOWN`), or else what its
   own sentence-transformers files say; the run prints what it took from where.
+  A passage is encoded as its title, a line break and its text.
 
   Attributes:
     model: a directory in Hugging Face format, a hub id, or

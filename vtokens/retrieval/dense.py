@@ -45,8 +45,7 @@ class Dense:
   def describe(self) -> str:
     """Settings, for people."""
     return (
-      f'{self.encoder.directory}, {self.encoder.sources}, stored as '
-      f'{self.storage}'
+      f'{self.encoder.name}, {self.encoder.sources}, stored as {self.storage}'
     )
 
   def build(

@@ -64,6 +64,7 @@ class Encoder:
   """A model and how it is used, all settled.
 
   Attributes:
+    name: of the model, for people.
     directory: the model's files.
     recipe: how it is used.
     sources: where each part of the recipe came from, for people.
@@ -72,6 +73,7 @@ class Encoder:
     device: auto, or a torch device.
   """
 
+  name: str
   directory: str
   recipe: Recipe
   sources: str
@@ -105,7 +107,7 @@ class Encoder:
     ).astype(np.float32)
     if not np.isfinite(vectors).all():
       raise errors.UserError(
-        f'{self.directory}: embeddings are not finite in {self.dtype}; try '
+        f'{self.name}: embeddings are not finite in {self.dtype}; try '
         'another config.retrievers[...].dense.dtype'
       )
     return vectors
@@ -142,6 +144,7 @@ def settle(settings: config.Dense, name: str) -> Encoder:
     values[field.name] = value
     sources.append(f'{field.name} {value!r} (from {source})')
   return Encoder(
+    name=settings.model,
     directory=str(directory),
     recipe=Recipe(**values),
     sources=', '.join(sources),

@@ -352,6 +352,30 @@ def test_passages_of_the_same_name_are_refused(case):
   assert not (case.directory / 'clash').exists()
 
 
+def test_what_is_left_out_is_said(case):
+  corpus = retrieval_data.write(
+    case.directory / 'bad_corpus.jsonl', [*case.corpus, {'id': 'x'}]
+  )
+  questions = retrieval_data.write(
+    case.directory / 'unknown.jsonl',
+    [*case.questions, {'id': 'u', 'question': 'Qqq?', 'answers': ['x']}],
+  )
+  result = run(
+    '--config',
+    case.config('left', 'left-index'),
+    f"--config.corpus.paths=('{corpus}',)",
+    f"--config.questions.paths=('{questions}',)",
+    '--config.corpus.on_bad_record=skip',
+  )
+  assert result.returncode == 0, result.stderr
+  assert 'config.corpus: skipped 1 bad passages, see' in result.stdout
+  assert 'bm25: 1 questions have no passage' in result.stdout
+  found = records.read_records(
+    [str(case.directory / 'left' / 'records.jsonl.gz')]
+  ).records
+  assert found[-1].passages['bm25'] == ()
+
+
 def test_questions_that_cannot_be_read_stop_it(case):
   path = retrieval_data.write(
     case.directory / 'bad.jsonl', [*case.questions[:2], {'question': 'x'}]
@@ -367,6 +391,8 @@ def test_questions_that_cannot_be_read_stop_it(case):
   result = run(*arguments, '--config.questions.on_bad_record=skip')
   assert result.returncode == 0, result.stderr
   assert 'skipped 1 bad records' in result.stdout
+  lines = (case.directory / 'bad/skipped_questions.txt').read_text()
+  assert lines.count('\n') == 1 and 'bad.jsonl:3' in lines
 
 
 def test_help():

@@ -38,12 +38,17 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
   """
   workdir, index_dir = pathlib.Path(cfg.workdir), pathlib.Path(cfg.index_dir)
   rebuild = cfg.on_stale_index == 'rebuild'
-  questions = _read_questions(cfg)
+  questions, skipped = _read_questions(cfg)
   methods = {}
   for name, settings in cfg.retrievers.items():
     methods[name] = search.make_method(settings, name)
     writers.say(f'{name}: {methods[name].describe()}')
   corpus = store.prepare(cfg.corpus, index_dir, rebuild=rebuild)
+  if num_skipped := claims.read_info(corpus.directory)['num_skipped']:
+    writers.say(
+      f'config.corpus: skipped {num_skipped:,} bad passages, see '
+      f'{corpus.directory}/{store.SKIPPED}'
+    )
   indices = []
   for name, method in methods.items():
     began = time.monotonic()
@@ -58,6 +63,12 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
     )
     indices.append(index)
   _claim_workdir(cfg, questions, indices)
+  if skipped:
+    path = workdir / 'skipped_questions.txt'
+    writers.write_text(path, ''.join(f'{line}\n' for line in skipped))
+    writers.say(
+      f'config.questions: skipped {len(skipped):,} bad records, see {path}'
+    )
   size = cfg.questions.chunk_size
   chunks = [
     questions[start : start + size] for start in range(0, len(questions), size)
@@ -65,6 +76,9 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
   texts = [[record.question for record in chunk] for chunk in chunks]
   for index in indices:
     search.search(index, corpus, texts, workdir, cfg.execution, cfg.top_k)
+    without = search.count_without(workdir, index.name, len(chunks))
+    if without:
+      writers.say(f'{index.name}: {without:,} questions have no passage')
   ranks = output.write_records(
     chunks, list(methods), corpus, workdir, compress=cfg.compress
   )
@@ -74,22 +88,20 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
   return table
 
 
-def _read_questions(cfg: config.Config) -> list[records.Record]:
+def _read_questions(
+  cfg: config.Config,
+) -> tuple[list[records.Record], list[str]]:
+  """The records, and a message for each that was left out."""
   result = inputs.read_questions(
     cfg.questions.paths, on_bad_record=cfg.questions.on_bad_record
   )
-  if result.skipped:
-    writers.say(
-      f'config.questions: skipped {len(result.skipped)} bad records; the '
-      f'first: {result.skipped[0]}'
-    )
   for record in result.records:
     for name in cfg.retrievers.keys() & record.passages.keys():
       raise errors.UserError(
         f'config.retrievers: record {record.id} has passages of {name!r} '
         'already; choose another name'
       )
-  return result.records
+  return result.records, result.skipped
 
 
 def _claim_workdir(

@@ -5,6 +5,7 @@ is continued by giving only the items whose files are missing.
 """
 
 import contextlib
+import functools
 import itertools
 import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -75,7 +76,10 @@ def map_reduce(
     return
   if settings.runner == 'loop':
     for key in _bar(keys, todo, label):
-      write(key, combine([work(part, key) for part in parts]))
+      results = (work(part, key) for part in parts)
+      # One by one: all at once may not fit memory.
+      total = functools.reduce(lambda *two: combine(two), results)
+      write(key, combine([total]))
     return
   beam = _beam()
   pairs = list(itertools.product(parts, todo))

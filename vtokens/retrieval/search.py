@@ -203,6 +203,14 @@ def read_hits(workdir: pathlib.Path, name: str, chunk: int) -> topk.Hits:
     return topk.Hits(rows=file['rows'], scores=file['scores'])
 
 
+def count_without(workdir: pathlib.Path, name: str, num_chunks: int) -> int:
+  """How many questions a retriever found nothing for."""
+  return sum(
+    int((read_hits(workdir, name, chunk).rows[:, 0] < 0).sum())
+    for chunk in range(num_chunks)
+  )
+
+
 def _search_shard(
   index: Index,
   corpus: pathlib.Path,

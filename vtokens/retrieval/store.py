@@ -24,6 +24,8 @@ from vtokens.retrieval import claims, config, inputs
 
 _FORMAT = 1
 _HASHES = 'hashes.json'
+# Messages on the lines of the corpus that were left out.
+SKIPPED = 'skipped_passages.txt'
 
 
 class Passages:
@@ -150,9 +152,7 @@ def _write(settings: config.Corpus, directory: pathlib.Path) -> None:
     raise errors.UserError(
       f'config.corpus.paths: no passage in {", ".join(settings.paths)}'
     )
-  writers.write_text(
-    directory / 'skipped_passages.txt', ''.join(f'{m}\n' for m in skipped)
-  )
+  writers.write_text(directory / SKIPPED, ''.join(f'{m}\n' for m in skipped))
   _check_ids(directory, sizes)
   claims.finish(
     directory,

@@ -1,0 +1,17 @@
+"""BM25 over the 21 million passages of DPR's Wikipedia.
+
+docs/retrieval.md says what it takes, and where the files come from.
+"""
+
+from vtokens.retrieval import config
+
+
+def get_config() -> config.Config:
+  """Put your files under data/."""
+  return config.Config(
+    workdir='runs/wiki_bm25',
+    index_dir='data/wiki_index',
+    corpus=config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
+    questions=config.Questions(paths=('data/questions.jsonl.gz',)),
+    retrievers={'bm25': config.Retriever()},
+  )

@@ -1,0 +1,1 @@
+"""Retrieval: passages of a corpus for each question."""

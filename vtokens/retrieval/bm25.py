@@ -1,0 +1,297 @@
+"""BM25 over shards, with the statistics of the whole corpus.
+
+Each shard gets an index of bm25s with its own vocabulary. Document frequencies
+and the average length are those of the whole corpus, so that a passage's score
+does not depend on how the corpus is cut.
+
+The score is that of Lucene (Kamphuis et al., 2020, "Which BM25 Do You Mean?",
+ECIR): the sum over the question's tokens of
+
+    ln(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * l / avg))
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import json
+import pathlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from vtokens import errors, writers
+from vtokens.data import records
+from vtokens.retrieval import claims, config, execute, lexicon, store, topk
+
+_BATCH = 4096  # Passages tokenised together.
+_COUNTS = 'counts'
+_FREQUENCIES = 'frequencies'
+_TOTALS = 'totals.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Bm25:
+  """BM25 with fixed settings; see `search.Method` for what it can do.
+
+  Attributes:
+    settings: of BM25.
+  """
+
+  settings: config.BM25
+
+  def identity(self) -> dict[str, Any]:
+    """What, with the corpus, decides the index."""
+    versions = {'bm25s': _version('bm25s')}
+    if self.settings.stemmer != 'none':
+      versions['PyStemmer'] = _version('PyStemmer')
+    return {'bm25': dataclasses.asdict(self.settings), 'versions': versions}
+
+  def check(self) -> None:
+    """Raises a UserError for settings that cannot be used here."""
+    lexicon.tokenize(self.settings, ['a'])
+
+  def describe(self) -> str:
+    """Settings, for people."""
+    s = self.settings
+    return (
+      f'BM25, k1 {s.k1}, b {s.b}, stemmer {s.stemmer}, stopwords '
+      f'{s.stopwords}, titles count {s.title_weight}x'
+    )
+
+  def build(
+    self,
+    corpus: store.Passages,
+    directory: pathlib.Path,
+    execution: config.Execution,
+    label: str,
+  ) -> dict[str, Any]:
+    """Writes the index of every shard; returns facts about it."""
+    shards = range(len(corpus.shard_sizes))
+    counts = directory / _COUNTS
+    totals = directory / _TOTALS
+    if not totals.exists():
+      execute.for_each(
+        execution,
+        functools.partial(
+          _count_shard, self.settings, corpus.directory, counts
+        ),
+        shards,
+        lambda shard: store.shard_directory(counts, shard).exists(),
+        f'{label}: count words',
+      )
+      _add_up(counts, directory / _FREQUENCIES, totals, shards, label)
+    execute.for_each(
+      execution,
+      functools.partial(_score_shard, self.settings, directory),
+      shards,
+      lambda shard: store.shard_directory(directory, shard).exists(),
+      f'{label}: index',
+    )
+    for leftover in (counts, directory / _FREQUENCIES):
+      claims.remove(leftover)
+    return json.loads(totals.read_text('utf-8'))
+
+  def encode_questions(self, questions: Sequence[str], path: pathlib.Path):
+    """Writes the questions' tokens."""
+    writers.write_text(
+      path,
+      json.dumps(
+        lexicon.tokenize(self.settings, questions), ensure_ascii=False
+      ),
+    )
+
+  def search(
+    self,
+    directory: pathlib.Path,
+    digest: str,
+    first_row: int,
+    shard: int,
+    questions: pathlib.Path,
+    k: int,
+  ) -> topk.Hits:
+    """The best passages of one shard; see `search.Method`."""
+    index, vocabulary = _open_shard(
+      store.shard_directory(directory, shard), digest
+    )
+    hits = []
+    for tokens in json.loads(questions.read_text('utf-8')):
+      ids = vocabulary.ids(tokens)
+      # Without a known word bm25s would score every passage 0, or fail.
+      scores = index.get_scores_from_ids(ids) if ids else np.zeros(0)
+      hits.append(topk.best(scores, k, first_row))
+    return topk.Hits(
+      rows=np.stack([rows for rows, _ in hits]),
+      scores=np.stack([scores for _, scores in hits]),
+    )
+
+
+def _count_shard(
+  settings: config.BM25,
+  corpus: pathlib.Path,
+  counts: pathlib.Path,
+  shard: int,
+) -> None:
+  """Writes how often each word occurs in each passage of a shard.
+
+  The matrix [words, passages] lies as CSR: `indptr`, `indices`, `tf`.
+  """
+  passages = store.Passages.open(corpus)
+  vocabulary: dict[str, int] = {}
+  words, lengths = [], []
+  with tqdm.tqdm(
+    total=passages.shard_sizes[shard],
+    desc=f'shard {shard}',
+    unit=' passages',
+    unit_scale=True,
+    leave=False,
+  ) as bar:
+    for start in range(0, passages.shard_sizes[shard], _BATCH):
+      batch = passages.shard(shard, start, start + _BATCH)
+      ids, own = lexicon.tokenize_ids(
+        settings, [_text(passage, settings.title_weight) for passage in batch]
+      )
+      to_shard = np.array(
+        [vocabulary.setdefault(w, len(vocabulary)) for w in own], np.int32
+      )
+      flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
+      words.append(to_shard[flat])
+      lengths.append(np.array([len(text) for text in ids], np.int32))
+      bar.update(len(batch))
+  # In alphabetical order, which unlike that of bm25s is the same in each run.
+  ordered = sorted(vocabulary)
+  to_rank = np.empty(len(ordered), np.int64)
+  to_rank[[vocabulary[word] for word in ordered]] = np.arange(len(ordered))
+  length = np.concatenate(lengths)
+  keys = to_rank[np.concatenate(words)] << 32
+  keys |= np.repeat(np.arange(len(length)), length)
+  keys, tf = np.unique(keys, return_counts=True)
+  frequencies = np.bincount(keys >> 32, minlength=len(ordered))
+  with claims.new_part(store.shard_directory(counts, shard)) as part:
+    part.mkdir()
+    writers.write_text(
+      part / 'words.json', json.dumps(ordered, ensure_ascii=False)
+    )
+    np.save(part / 'lengths.npy', length)
+    np.save(part / 'indptr.npy', np.concatenate([[0], frequencies.cumsum()]))
+    np.save(part / 'indices.npy', (keys & 0xFFFFFFFF).astype(np.int32))
+    np.save(part / 'tf.npy', tf.astype(np.int32))
+
+
+def _add_up(
+  counts: pathlib.Path,
+  frequencies: pathlib.Path,
+  totals: pathlib.Path,
+  shards: Sequence[int],
+  label: str,
+) -> None:
+  """Adds up the shards; writes for each its words' frequencies in them all."""
+  df: collections.Counter[str] = collections.Counter()
+  num_passages = num_tokens = 0
+  for shard in tqdm.tqdm(shards, f'{label}: add up', leave=False):
+    directory = store.shard_directory(counts, shard)
+    lengths = np.load(directory / 'lengths.npy')
+    num_passages += len(lengths)
+    num_tokens += int(lengths.sum(dtype=np.int64))
+    own = np.diff(np.load(directory / 'indptr.npy')).tolist()
+    df.update(dict(zip(_words(directory), own, strict=True)))
+  if not num_tokens:
+    raise errors.UserError(
+      'config.retrievers[...].bm25: no passage has a token; see token_pattern '
+      'and stopwords'
+    )
+  for shard in shards:
+    words = _words(store.shard_directory(counts, shard))
+    with claims.new_part(frequencies / f'{shard:05}.npy') as part:
+      with part.open('wb') as file:
+        np.save(file, np.array([df[word] for word in words], np.int64))
+  # Last: it says that this step is done.
+  writers.write_json(
+    totals,
+    {
+      'num_passages': num_passages,
+      'num_tokens': num_tokens,
+      'num_words': len(df),
+    },
+  )
+
+
+def _score_shard(
+  settings: config.BM25, directory: pathlib.Path, shard: int
+) -> None:
+  """Writes the index of a shard, in the format of bm25s."""
+  counts = store.shard_directory(directory / _COUNTS, shard)
+  totals = json.loads((directory / _TOTALS).read_text('utf-8'))
+  df = np.load(directory / _FREQUENCIES / f'{shard:05}.npy')
+  lengths, indptr, indices, tf = (
+    np.load(counts / f'{name}.npy')
+    for name in ('lengths', 'indptr', 'indices', 'tf')
+  )
+  size = totals['num_passages']
+  average = totals['num_tokens'] / size
+  idf = np.log(1 + (size - df + 0.5) / (df + 0.5)).astype(np.float32)
+  norm = settings.k1 * (1 - settings.b + settings.b * lengths / average)
+  # In float32: a large shard has some 10^7 of these.
+  scores = tf.astype(np.float32)
+  scores /= scores + norm.astype(np.float32)[indices]
+  scores *= np.repeat(idf, np.diff(indptr))
+  words = _words(counts)
+  index = lexicon.load_bm25s().BM25(
+    k1=settings.k1, b=settings.b, method='lucene'
+  )
+  index.scores = {
+    'data': scores,
+    'indices': indices,
+    'indptr': indptr,
+    'num_docs': len(lengths),
+  }
+  index.nonoccurrence_array = None
+  index.vocab_dict = {word: i for i, word in enumerate(words)}
+  with claims.new_part(store.shard_directory(directory, shard)) as part:
+    index.save(part, show_progress=False)
+    lexicon.Vocabulary.save(part, words)
+
+
+@functools.cache
+def _open_shard(
+  directory: pathlib.Path, digest: str
+) -> tuple[Any, lexicon.Vocabulary]:
+  """A shard's index, memory-mapped, and its vocabulary.
+
+  Args:
+    directory: of the shard.
+    digest: of the index, so that another one in its place is not taken for
+      it.
+  """
+  del digest
+  index = lexicon.load_bm25s().BM25.load(
+    directory, mmap=True, load_vocab=False, show_progress=False
+  )
+  vocabulary = lexicon.Vocabulary(directory)
+  # Ids of another vocabulary would give passages that look like answers.
+  words, columns = len(vocabulary), len(index.scores['indptr']) - 1
+  if words != columns:
+    raise errors.UserError(
+      f'{directory}: {words:,} words for {columns:,} columns of scores: not '
+      'an index that was written together; rebuild it with '
+      '--config.on_stale_index=rebuild'
+    )
+  return index, vocabulary
+
+
+def _text(passage: records.Passage, title_weight: int) -> str:
+  return '\n'.join([passage.title] * title_weight + [passage.text])
+
+
+def _words(counts: pathlib.Path) -> list[str]:
+  return json.loads((counts / 'words.json').read_text('utf-8'))
+
+
+def _version(package: str) -> str:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return 'none'

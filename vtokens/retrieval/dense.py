@@ -1,0 +1,153 @@
+"""Dense retrieval over shards: one exhaustive faiss index for each.
+
+Scores are inner products of two embeddings and do not depend on the shards but
+for the last bits: how BLAS sums depends on the sizes of its matrices.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from vtokens.data import records
+from vtokens.retrieval import claims, config, encoders, execute, store, topk
+
+_BATCH = 2048  # Passages between two moves of the progress bar.
+_INDEX = 'index.faiss'
+
+
+@dataclasses.dataclass(frozen=True)
+class Dense:
+  """A settled encoder and how its embeddings are kept.
+
+  Attributes:
+    encoder: of questions and passages.
+    storage: float32 or float16.
+  """
+
+  encoder: encoders.Encoder
+  storage: str
+
+  def identity(self) -> dict[str, Any]:
+    """What, with the corpus, decides the index."""
+    return {'dense': {**self.encoder.identity(), 'storage': self.storage}}
+
+  def check(self) -> None:
+    """Raises a UserError if a package is missing."""
+    _faiss()
+    self.encoder.encode_questions(['a'])
+
+  def describe(self) -> str:
+    """Settings, for people."""
+    return (
+      f'{self.encoder.name}, {self.encoder.sources}, stored as {self.storage}'
+    )
+
+  def build(
+    self,
+    corpus: store.Passages,
+    directory: pathlib.Path,
+    execution: config.Execution,
+    label: str,
+  ) -> dict[str, Any]:
+    """Writes the index of every shard; returns facts about it."""
+    execute.for_each(
+      execution,
+      functools.partial(_index_shard, self, corpus.directory, directory),
+      range(len(corpus.shard_sizes)),
+      lambda shard: store.shard_directory(directory, shard).exists(),
+      f'{label}: encode',
+    )
+    # Not compared: a new version may change the last bits of an embedding,
+    # which is no reason to encode a corpus again.
+    names = ('sentence-transformers', 'transformers', 'torch', 'faiss-cpu')
+    return {'versions': {name: _version(name) for name in names}}
+
+  def encode_questions(self, questions: Sequence[str], path: pathlib.Path):
+    """Writes the questions' embeddings, float32 [B, D]."""
+    with claims.new_part(path) as part, part.open('wb') as file:
+      np.save(file, self.encoder.encode_questions(questions))
+
+  def search(
+    self,
+    directory: pathlib.Path,
+    digest: str,
+    first_row: int,
+    shard: int,
+    questions: pathlib.Path,
+    k: int,
+  ) -> topk.Hits:
+    """The best passages of one shard; see `search.Method`."""
+    index = _open_shard(store.shard_directory(directory, shard), digest)
+    scores, rows = index.search(np.load(questions), min(k, index.ntotal))
+    rows = rows + first_row
+    order = np.lexsort((rows, -scores), axis=1)
+    return topk.Hits(
+      rows=np.take_along_axis(rows, order, axis=1),
+      scores=np.take_along_axis(scores, order, axis=1),
+    )
+
+
+def _index_shard(
+  method: Dense, corpus: pathlib.Path, directory: pathlib.Path, shard: int
+) -> None:
+  passages = store.Passages.open(corpus)
+  size = passages.shard_sizes[shard]
+  faiss = _faiss()
+  index = None
+  with tqdm.tqdm(
+    total=size, desc=f'shard {shard}', unit=' passages', leave=False
+  ) as bar:
+    for start in range(0, size, _BATCH):
+      batch = passages.shard(shard, start, start + _BATCH)
+      vectors = method.encoder.encode_passages([_text(p) for p in batch])
+      if index is None:
+        index = _new_index(faiss, vectors.shape[1], method.storage)
+      index.add(vectors)
+      bar.update(len(vectors))
+  with claims.new_part(store.shard_directory(directory, shard)) as part:
+    part.mkdir()
+    faiss.write_index(index, str(part / _INDEX))
+
+
+def _new_index(faiss: Any, dimension: int, storage: str) -> Any:
+  if storage == 'float32':
+    return faiss.IndexFlatIP(dimension)
+  return faiss.IndexScalarQuantizer(
+    dimension, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
+  )
+
+
+@functools.cache
+def _open_shard(directory: pathlib.Path, digest: str) -> Any:
+  """A shard's index, memory-mapped; for `digest` see `bm25`."""
+  del digest
+  faiss = _faiss()
+  # The flag for flat indices; IO_FLAG_MMAP is for inverted lists.
+  return faiss.read_index(str(directory / _INDEX), faiss.IO_FLAG_MMAP_IFC)
+
+
+def _text(passage: records.Passage) -> str:
+  if not passage.title:
+    return passage.text
+  return f'{passage.title}\n{passage.text}'
+
+
+def _faiss() -> Any:
+  try:
+    import faiss
+  except ImportError as e:
+    raise encoders.missing_extra(e) from e
+  return faiss
+
+
+def _version(package: str) -> str:
+  try:
+    return metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return 'none'

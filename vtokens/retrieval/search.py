@@ -1,0 +1,241 @@
+"""From a corpus on disk and questions to the best passages of each."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from vtokens.retrieval import (
+  bm25,
+  claims,
+  config,
+  dense,
+  encoders,
+  execute,
+  store,
+  topk,
+)
+
+
+class Method(Protocol):
+  """A way to retrieve: picklable, so that Beam's workers can have it."""
+
+  def identity(self) -> dict[str, Any]:
+    """What, with the corpus, decides the index."""
+
+  def check(self) -> None:
+    """Raises a UserError if it cannot run here; done before long work."""
+
+  def describe(self) -> str:
+    """Settings, for people."""
+
+  def build(
+    self,
+    corpus: store.Passages,
+    directory: pathlib.Path,
+    execution: config.Execution,
+    label: str,
+  ) -> dict[str, Any]:
+    """Writes the index of every shard that is missing; returns facts."""
+
+  def encode_questions(
+    self, questions: Sequence[str], path: pathlib.Path
+  ) -> None:
+    """Writes what `search` needs of some questions."""
+
+  def search(
+    self,
+    directory: pathlib.Path,
+    digest: str,
+    first_row: int,
+    shard: int,
+    questions: pathlib.Path,
+    k: int,
+  ) -> topk.Hits:
+    """The best passages of one shard for the questions of one file.
+
+    Args:
+      directory: of the index.
+      digest: of the index.
+      first_row: of the shard.
+      shard: from 0 on.
+      questions: what `encode_questions` wrote.
+      k: most passages for a question.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+  """The complete index of one retriever.
+
+  Attributes:
+    name: of the retriever.
+    method: how it retrieves.
+    directory: where it lies.
+    digest: hash of all that decides its content.
+  """
+
+  name: str
+  method: Method
+  directory: pathlib.Path
+  digest: str
+
+
+def make_method(settings: config.Retriever, name: str) -> Method:
+  """A retriever of the config, checked.
+
+  Raises:
+    errors.UserError: it cannot be used here.
+  """
+  method: Method
+  if settings.kind == 'bm25':
+    method = bm25.Bm25(settings.bm25)
+  else:
+    encoder = encoders.settle(settings.dense, name)
+    method = dense.Dense(encoder, settings.dense.storage)
+  method.check()
+  return method
+
+
+def prepare_index(
+  name: str,
+  method: Method,
+  corpus: store.Passages,
+  index_dir: pathlib.Path,
+  execution: config.Execution,
+  *,
+  rebuild: bool,
+) -> Index:
+  """Builds the index of a retriever, or finds it.
+
+  Args:
+    name: of the retriever.
+    method: how it retrieves.
+    corpus: to be indexed.
+    index_dir: gets a directory of that name.
+    execution: where the work is done.
+    rebuild: replace another index that is there.
+
+  Raises:
+    errors.UserError: another index or a damaged one is there, and `rebuild`
+      is off.
+  """
+  directory = index_dir / name
+  identity = {'corpus': corpus.identity, **method.identity()}
+  complete = claims.claim(
+    directory,
+    identity,
+    'an index',
+    rebuild=rebuild,
+    advice=f'choose another --config.index_dir or name than {name}, or '
+    'replace it with --config.on_stale_index=rebuild',
+  )
+  if not complete:
+    claims.finish(directory, method.build(corpus, directory, execution, name))
+  return Index(name, method, directory, digest(identity))
+
+
+def digest(identity: dict[str, Any]) -> str:
+  """Hash of JSON values, 64 hexadecimal digits."""
+  text = json.dumps(identity, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def chunk_path(
+  workdir: pathlib.Path, kind: str, name: str, chunk: int, suffix: str
+) -> pathlib.Path:
+  """Where what belongs to a chunk of questions lies."""
+  return workdir / kind / name / f'{chunk:05}{suffix}'
+
+
+def search(
+  index: Index,
+  corpus: store.Passages,
+  chunks: Sequence[Sequence[str]],
+  workdir: pathlib.Path,
+  execution: config.Execution,
+  top_k: int,
+) -> None:
+  """Writes the best passages for each chunk of questions that lacks them.
+
+  Args:
+    index: to search.
+    corpus: that it is of.
+    chunks: of questions.
+    workdir: gets `questions/NAME/` and `hits/NAME/`.
+    execution: where the work is done.
+    top_k: most passages for a question.
+  """
+  numbers = range(len(chunks))
+  encoded = functools.partial(
+    chunk_path, workdir, 'questions', index.name, suffix=''
+  )
+  found = functools.partial(
+    chunk_path, workdir, 'hits', index.name, suffix='.npz'
+  )
+  execute.for_each(
+    config.Execution(),  # A model is loaded once.
+    lambda chunk: index.method.encode_questions(chunks[chunk], encoded(chunk)),
+    numbers,
+    lambda chunk: encoded(chunk).exists() or found(chunk).exists(),
+    f'{index.name}: encode questions',
+  )
+  execute.map_reduce(
+    execution,
+    functools.partial(_search_shard, index, corpus.directory, workdir, top_k),
+    range(len(corpus.shard_sizes)),
+    functools.partial(topk.merge, k=top_k),
+    functools.partial(_write_hits, workdir, index.name),
+    numbers,
+    lambda chunk: found(chunk).exists(),
+    f'{index.name}: search',
+  )
+
+
+def read_hits(workdir: pathlib.Path, name: str, chunk: int) -> topk.Hits:
+  """What `search` wrote."""
+  with np.load(chunk_path(workdir, 'hits', name, chunk, '.npz')) as file:
+    return topk.Hits(rows=file['rows'], scores=file['scores'])
+
+
+def count_without(workdir: pathlib.Path, name: str, num_chunks: int) -> int:
+  """How many questions a retriever found nothing for."""
+  return sum(
+    int((read_hits(workdir, name, chunk).rows[:, 0] < 0).sum())
+    for chunk in range(num_chunks)
+  )
+
+
+def _search_shard(
+  index: Index,
+  corpus: pathlib.Path,
+  workdir: pathlib.Path,
+  top_k: int,
+  shard: int,
+  chunk: int,
+) -> topk.Hits:
+  return index.method.search(
+    index.directory,
+    index.digest,
+    _first_row(corpus, shard),
+    shard,
+    chunk_path(workdir, 'questions', index.name, chunk, ''),
+    top_k,
+  )
+
+
+def _first_row(corpus: pathlib.Path, shard: int) -> int:
+  return store.Passages.open(corpus).first_row(shard)
+
+
+def _write_hits(
+  workdir: pathlib.Path, name: str, chunk: int, hits: topk.Hits
+) -> None:
+  path = chunk_path(workdir, 'hits', name, chunk, '.npz')
+  with claims.new_part(path) as part, part.open('wb') as file:
+    np.savez(file, rows=hits.rows, scores=hits.scores)

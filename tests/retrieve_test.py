@@ -11,7 +11,7 @@ import sys
 import pytest
 import retrieval_data
 
-from vtokens.data import records
+from vtokens.data import formats
 from vtokens.retrieval import config
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def case(tmp_path_factory) -> Case:
 
 def test_the_records_are_read_back(case):
   path = case.directory / 'work' / 'records.jsonl.gz'
-  found = records.read_records([str(path)]).records
+  found = formats.read_all([str(path)])
   assert [r.id for r in found] == [q['id'] for q in case.questions]
   assert [r.answers for r in found] == [
     tuple(q['answers']) for q in case.questions
@@ -146,11 +146,7 @@ def test_recall_is_that_of_the_records(case):
   recall = json.loads((case.directory / 'work' / 'recall.json').read_text())
   assert list(recall) == ['one', 'two']
   for dataset, by_retriever in recall.items():
-    own = [
-      r
-      for r in records.read_records([str(path)]).records
-      if r.dataset == dataset
-    ]
+    own = [r for r in formats.read_all([str(path)]) if r.dataset == dataset]
     for name, values in by_retriever.items():
       assert set(values) == {'n', 'recall@1', 'recall@5', 'recall@20'}
       assert values['n'] == len(own)
@@ -370,9 +366,7 @@ def test_what_is_left_out_is_said(case):
   assert result.returncode == 0, result.stderr
   assert 'config.corpus: skipped 1 bad passages, see' in result.stdout
   assert 'bm25: 1 questions have no passage' in result.stdout
-  found = records.read_records(
-    [str(case.directory / 'left' / 'records.jsonl.gz')]
-  ).records
+  found = formats.read_all([str(case.directory / 'left' / 'records.jsonl.gz')])
   assert found[-1].passages['bm25'] == ()
 
 

@@ -92,16 +92,16 @@ def _read_questions(
   cfg: config.Config,
 ) -> tuple[list[records.Record], list[str]]:
   """The records, and a message for each that was left out."""
-  result = inputs.read_questions(
+  questions, skipped = inputs.read_questions(
     cfg.questions.paths, on_bad_record=cfg.questions.on_bad_record
   )
-  for record in result.records:
+  for record in questions:
     for name in cfg.retrievers.keys() & record.passages.keys():
       raise errors.UserError(
         f'config.retrievers: record {record.id} has passages of {name!r} '
         'already; choose another name'
       )
-  return result.records, result.skipped
+  return questions, skipped
 
 
 def _claim_workdir(

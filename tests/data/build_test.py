@@ -10,7 +10,7 @@ import time
 import pytest
 
 from vtokens import errors
-from vtokens.data import records, store
+from vtokens.data import formats, store
 from vtokens.data.build_config import Config, Split, validate
 
 pytest.importorskip('tensorflow_datasets')
@@ -78,7 +78,7 @@ def shards(out):
 def test_records_come_back_as_they_were_read(tmp_path):
   source = write(tmp_path / 'a.jsonl', map(row, range(20)))
   found, account = build_all(config(tmp_path, [source]))
-  assert found == {r.id: r for r in records.read_records([source]).records}
+  assert found == {r.id: r for r in formats.read_all([source])}
   assert account['datasets'] == {'a': 20}
   assert len(account['shards']) == 1
 

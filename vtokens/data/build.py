@@ -20,8 +20,8 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from vtokens import errors, flags, paths, schema, writers
-from vtokens.data import reading, store
+from vtokens import errors, flags, schema, writers
+from vtokens.data import reading, sources, store
 from vtokens.data.build_config import Config, validate
 from vtokens.data.reading import Counts
 from vtokens.data.records import Record
@@ -81,30 +81,12 @@ def _built_from(cfg: Config) -> dict[str, Any]:
   for name, split in cfg.splits.items():
     for field in ('sources', 'corpus'):
       values['splits'][name][field] = [
-        {'name': epath.Path(path).name, 'sha256': _content_hash(path)}
+        {'name': epath.Path(path).name, 'sha256': sources.fingerprint(path)}
         for path in getattr(split, field)
       ]
     # It has no influence on what is built.
     del values['splits'][name]['expected_records']
   return values
-
-
-@functools.cache
-def _content_hash(source: str) -> str:
-  """SHA-256 of a file, or of the names and contents in a directory."""
-  path = epath.Path(paths.resolve(source))
-  try:
-    if not path.is_dir():
-      return store.sha256(str(path))
-    digest = hashlib.sha256()
-    for file in sorted(f for f in path.glob('**/*') if not f.is_dir()):
-      digest.update(f'{store.sha256(str(file))} {file}\n'.encode())
-    return digest.hexdigest()
-  except (OSError, ImportError) as e:
-    raise errors.UserError(
-      f'{source}: cannot be read: {type(e).__name__}: {e}. Check the path; '
-      'docs/data.md says where the files of configs/data/ are to be had'
-    ) from e
 
 
 def _fingerprint(built_from: Mapping[str, Any]) -> str:

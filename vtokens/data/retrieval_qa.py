@@ -24,7 +24,7 @@ try:
   from tensorflow_datasets.proto import tf_example_pb2
 except ImportError as e:
   raise errors.UserError(
-    f"Built datasets need tensorflow-datasets: pip install 'vtokens[data]' "
+    f'Built datasets need tensorflow-datasets: pip install tensorflow-datasets '
     f'({e})'
   ) from e
 

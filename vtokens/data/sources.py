@@ -1,5 +1,6 @@
 """What a config calls a source: files, TFDS data sets, built datasets."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 
@@ -9,8 +10,6 @@ from vtokens import errors, paths
 from vtokens.data import catalogue, formats, store
 from vtokens.data.checks import BadRecords
 from vtokens.data.records import Record
-
-_BLOCK = 1 << 20
 
 
 def groups(sources: Sequence[str]) -> list[tuple[str, ...]]:
@@ -55,23 +54,34 @@ def identity(sources: Sequence[str], corpus: Sequence[str]) -> dict[str, str]:
   Raises:
     errors.UserError: a source is not there.
   """
-  return {path: _identity(path) for path in [*sources, *corpus]}
+  return {path: fingerprint(path) for path in [*sources, *corpus]}
 
 
-def _identity(source: str) -> str:
+@functools.cache
+def fingerprint(source: str) -> str:
+  """What tells the content of one source from any other; see `identity`.
+
+  A directory of files counts as the names and contents in it. A source is
+  read once by a process.
+
+  Raises:
+    errors.UserError: it is not there.
+  """
   if source.startswith(store.SOURCE):
     return store.open_store(source).fingerprint
   if catalogue.is_source(source):
     return catalogue.version(source)
-  path = paths.resolve(source)
-  digest = hashlib.sha256()
+  path = epath.Path(paths.resolve(source))
   try:
-    with epath.Path(path).open('rb') as file:
-      while block := file.read(_BLOCK):
-        digest.update(block)
+    if not path.is_dir():
+      return store.sha256(str(path))
+    digest = hashlib.sha256()
+    for file in sorted(f for f in path.glob('**/*') if not f.is_dir()):
+      digest.update(f'{store.sha256(str(file))} {file}\n'.encode())
+    return digest.hexdigest()
   # ImportError: the path is remote and its client (gcsfs, s3fs) is missing.
   except (OSError, ImportError) as e:
     raise errors.UserError(
-      f'{path}: cannot be read: {type(e).__name__}: {e}. Check the path'
+      f'{source}: cannot be read: {type(e).__name__}: {e}. Check the path; '
+      'docs/data.md says where the files of configs/data/ are to be had'
     ) from e
-  return digest.hexdigest()

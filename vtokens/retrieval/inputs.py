@@ -1,99 +1,52 @@
 """Passages and questions as they come: the one place that opens their files."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from vtokens import errors, paths
-from vtokens.data import records
+from vtokens.data import corpus, formats
+from vtokens.data.checks import BadRecords
+from vtokens.data.records import Passage, Record
 
 
 def read_passages(
   files: Sequence[str], *, on_bad_record: str, skipped: list[str]
-) -> Iterator[records.Passage]:
-  """Streams a corpus of JSON lines {id, title, text}.
+) -> Iterator[Passage]:
+  """Streams a corpus; see `corpus.read_corpus` for its formats.
 
   Args:
-    files: plain or compressed as their suffix says; see `paths.resolve`.
+    files: of the corpus.
     on_bad_record: error, or skip.
-    skipped: gets a message for each line left out.
+    skipped: gets a message for each passage left out, at the end.
 
   Yields:
     Passages, each with an id, in the order of the files and their lines.
 
   Raises:
-    errors.UserError: a file cannot be read; a line is bad and is not to be
+    errors.UserError: a file cannot be read; a passage is bad and is not to be
       skipped.
   """
-
-  def parse(line: bytes, place: str) -> records.Passage:
-    del place
-    passage = records._parse_passage(records._parse_json(line), 'passage')
-    if not passage.id:
-      raise records._BadLineError('id: missing, expected one')
-    return passage
-
-  yield from _read(files, parse, 'corpus', on_bad_record, skipped)
+  report = BadRecords(on_bad_record, flag='--config.corpus.on_bad_record=skip')
+  yield from corpus.read_corpus(files, report)
+  skipped += report.messages
 
 
 def read_questions(
   files: Sequence[str], *, on_bad_record: str
-) -> records.ReadResult:
-  """Reads records, which need not have passages.
+) -> tuple[list[Record], list[str]]:
+  """Reads questions, which need not have passages.
 
   Args:
-    files: JSON lines; see `records.read_records` for the keys.
+    files: any sources that `formats.read_records` reads.
     on_bad_record: error, or skip.
 
+  Returns:
+    The questions, and a message for each left out.
+
   Raises:
-    errors.UserError: a file cannot be read; a line is bad, or has the id of
-      another, and is not to be skipped; there is no record.
+    errors.UserError: a source cannot be read; a question is bad, or has the id
+      of another, and is not to be skipped; there is none.
   """
-  places: dict[str, str] = {}
-
-  def parse(line: bytes, place: str) -> records.Record:
-    file, _, number = place.rpartition(':')
-    stem = records._stem(file)
-    if b'"passages"' not in line and b'"ret_passages"' not in line:
-      head, brace, tail = line.rpartition(b'}')
-      line = head + b', "passages": {}' + brace + tail
-    record = records._parse_line(
-      line, f'{stem}:{number}', stem.split('.')[0] or stem
-    )
-    if record.id in places:
-      raise records._BadLineError(
-        f'id: found {record.id!r}, which {places[record.id]} has too, '
-        'expected an id of its own'
-      )
-    places[record.id] = place
-    return record
-
-  skipped: list[str] = []
-  found = list(_read(files, parse, 'questions', on_bad_record, skipped))
-  if not found:
-    raise errors.UserError(
-      f'config.questions.paths: no question in {", ".join(files)}'
-    )
-  return records.ReadResult(found, skipped)
-
-
-def _read(
-  files: Sequence[str],
-  parse: Callable[[bytes, str], Any],
-  section: str,
-  on_bad_record: str,
-  skipped: list[str],
-) -> Iterator[Any]:
-  for file in files:
-    for number, line in records._numbered_lines(paths.resolve(file)):
-      place = f'{file}:{number}'
-      try:
-        item = parse(line, place)
-      except records._BadLineError as e:
-        if on_bad_record == 'error':
-          raise errors.UserError(
-            f'{place}: {e}. Fix the line, or leave out every such line with '
-            f'--config.{section}.on_bad_record=skip'
-          ) from None
-        skipped.append(f'{place}: {e}')
-        continue
-      yield item
+  report = BadRecords(
+    on_bad_record, flag='--config.questions.on_bad_record=skip'
+  )
+  questions = formats.read_all(files, report=report)
+  return questions, report.messages

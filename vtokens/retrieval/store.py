@@ -148,12 +148,7 @@ def _write(settings: config.Corpus, directory: pathlib.Path) -> None:
       passages, settings.shard_size, shard_directory(directory, len(sizes))
     ):
       sizes.append(size)
-  if not sizes:
-    raise errors.UserError(
-      f'config.corpus.paths: no passage in {", ".join(settings.paths)}'
-    )
   writers.write_text(directory / SKIPPED, ''.join(f'{m}\n' for m in skipped))
-  _check_ids(directory, sizes)
   claims.finish(
     directory,
     {
@@ -178,7 +173,7 @@ def _write_shard(
   first = next(passages, None)
   if first is None:
     return 0
-  offsets, hashes = [0], []
+  offsets = [0]
   with claims.new_part(path) as part:
     part.mkdir()
     with (part / 'passages.jsonl').open('wb') as file:
@@ -190,36 +185,8 @@ def _write_shard(
           ensure_ascii=False,
         )
         offsets.append(offsets[-1] + file.write(f'{line}\n'.encode()))
-        hashes.append(_hash_id(passage.id))
     np.save(part / 'offsets.npy', np.array(offsets, np.int64))
-    np.save(part / 'id_hashes.npy', np.array(hashes, np.uint64))
-  return len(hashes)
-
-
-def _hash_id(text: str) -> int:
-  digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-  return int.from_bytes(digest, 'little')
-
-
-def _check_ids(directory: pathlib.Path, sizes: list[int]) -> None:
-  """Raises if two passages have one id; compares hashes, 8 bytes for each."""
-  hashes = np.concatenate(
-    [
-      np.load(shard_directory(directory, shard) / 'id_hashes.npy')
-      for shard in range(len(sizes))
-    ]
-  )
-  order = np.argsort(hashes, kind='stable')
-  same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]])
-  passages = Passages(directory, sizes)
-  for first, second in zip(order[same], order[same + 1], strict=True):
-    found = passages[int(second)].id
-    if passages[int(first)].id == found:
-      raise errors.UserError(
-        f'config.corpus.paths: the id {found!r} belongs to passage '
-        f'{first + 1:,} and to passage {second + 1:,} of the corpus; expected '
-        'an id of its own for each'
-      )
+  return len(offsets) - 1
 
 
 def _hash_files(

@@ -59,7 +59,7 @@ def parquet_rows(path: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
   except ImportError:
     raise errors.UserError(
-      f"{path}: Parquet files need pyarrow: pip install 'vtokens[data]'"
+      f"{path}: Parquet files need pyarrow: pip install 'vtokens[parquet]'"
     ) from None
   with opened(path) as file:
     try:

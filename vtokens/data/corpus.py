@@ -17,6 +17,8 @@ a whole number:
                            'wikipedia_id:index of the paragraph'
 """
 
+import array
+import bisect
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 
@@ -187,20 +189,21 @@ class _SeenIds:
   _MAX_RECENT = 1 << 18
 
   def __init__(self) -> None:
-    self._old = np.empty(0, np.uint64)  # sorted
+    self._old = array.array('Q')  # sorted
     self._recent: set[int] = set()
 
   def add(self, text: str) -> bool:
     """Adds it; whether it was there already."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     key = int.from_bytes(digest, 'little')
-    i = np.searchsorted(self._old, np.uint64(key))
+    i = bisect.bisect_left(self._old, key)
     if key in self._recent or (i < len(self._old) and self._old[i] == key):
       return True
     self._recent.add(key)
     # Sorting seldom as the set grows keeps the work near linear.
     if len(self._recent) >= max(self._MAX_RECENT, len(self._old) // 8):
       recent = np.fromiter(self._recent, np.uint64, len(self._recent))
-      self._old = np.sort(np.concatenate([self._old, recent]))
+      merged = np.concatenate([np.frombuffer(self._old, np.uint64), recent])
+      self._old = array.array('Q', np.sort(merged).tobytes())
       self._recent.clear()
     return False

@@ -93,6 +93,7 @@ def test_a_run_of_other_questions_is_an_error(tmp_path, questions, corpus):
       'q2 Q0 d1 1st 1.0 t',
       ':2: rank: found a string ("1st"), expected a whole',
     ),
+    ('q2 Q0 d1 1 1.0 b\x00', ':2: tag: found the character U+0000 at pos'),
     (
       'q2 Q0 d1 1 nan t',
       ':2: score: found a string ("nan"), expected a finite',

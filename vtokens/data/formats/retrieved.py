@@ -98,6 +98,8 @@ def read_trec(path: str, shape: files.Shape, report: BadRecords) -> Retrieved:
   for number, line in files.text_lines(path):
     try:
       retriever, qid, entry = (_run_line if is_run else _qrels_line)(line)
+      if retriever not in retrieved.by_id:
+        Fields({}, '', report.max_text_bytes).check_text(retriever, 'tag')
     except BadRecord as e:
       report.add(f'{path}:{number}', e)
       continue

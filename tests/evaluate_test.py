@@ -11,7 +11,15 @@ import pytest
 import torch
 import transformers
 
-from vtokens import ask, config, errors, evaluate, partitioning, virtual_tokens
+from vtokens import (
+  ask,
+  config,
+  errors,
+  evaluate,
+  partitioning,
+  schema,
+  virtual_tokens,
+)
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
@@ -24,9 +32,11 @@ RECORDS = [
     dataset='d',
     question='what' + ' is' * (i % 4) + '?',
     answers=('yes', 'no'),
-    passages=tuple(
-      Passage('', '', f'{word} ' * (1 + 2 * i)) for word in ('big', 'small')
-    ),
+    passages={
+      'bm25': tuple(
+        Passage('', '', f'{word} ' * (1 + 2 * i)) for word in ('big', 'small')
+      )
+    },
   )
   for i in range(7)
 ]
@@ -48,11 +58,14 @@ def table(base) -> np.ndarray:
 
 def make_config(**settings) -> config.Config:
   return config.Config(
-    data=config.Data(buckets=((64, 220), (200, 220)), max_answer_tokens=16),
+    data=config.Data(
+      max_prefix_tokens=200, max_suffix_tokens=220, max_answer_tokens=16
+    ),
     eval=config.Eval(
       **{
         'batch_size': 4,
         'num_passages': 2,
+        'shuffle_passages': True,
         'max_new_tokens': 6,
         'stop_at_newline': False,
         **settings,
@@ -61,10 +74,14 @@ def make_config(**settings) -> config.Config:
   )
 
 
+def shown(record: Record) -> tuple[tuple[int, Passage], ...]:
+  return pipeline.shown_passages(record, make_config().eval, 0)
+
+
 def make_evaluator(base, **settings) -> evaluate.Evaluator:
   cfg = make_config(**settings)
   return evaluate.Evaluator(
-    base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, cfg.data, seed=0
+    base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, seed=0
   )
 
 
@@ -90,9 +107,7 @@ def test_answers_are_those_of_torch(base, table, tiny_dir, answers):
   for condition in CONDITIONS:
     for record, answer in zip(RECORDS, answers[condition.name], strict=True):
       example = assembler(
-        pipeline.shown_passages(
-          record, 2 if condition.passages else 0, True, 0
-        ),
+        shown(record) if condition.passages else (),
         record.question,
         num_active=condition.num_active,
         prompt=condition.prompt,
@@ -138,6 +153,83 @@ def test_conditions_differ(answers):
   assert len({tuple(texts) for texts in answers.values()}) == len(CONDITIONS)
 
 
+@pytest.fixture(scope='module')
+def two_retrievers() -> list[Record]:
+  """The same passages as `bm25`, and others."""
+  return [
+    dataclasses.replace(
+      record,
+      passages={
+        **record.passages,
+        'dense': (Passage('', '', 'wide'), Passage('', '', 'narrow')),
+        'gold': (Passage('', '', 'golden'),),
+      },
+    )
+    for record in RECORDS
+  ]
+
+
+def test_passages_are_those_of_the_retriever_that_is_asked_for(
+  base, table, answers, two_retrievers
+):
+  conditions = [evaluate.UNTRAINED['concat'], evaluate.tokens_condition(N)]
+  found = {
+    name: make_evaluator(base, retriever=name).answers(
+      two_retrievers, conditions, table, label=''
+    )
+    for name in ('bm25', 'dense', 'gold')
+  }
+  for condition in conditions:
+    assert found['bm25'][condition.name] == answers[condition.name]
+  texts = {tuple(answers[f'tokens_k{N}']) for answers in found.values()}
+  assert len(texts) == 3
+
+
+def test_one_of_several_retrievers_has_to_be_named(base, two_retrievers):
+  evaluator = make_evaluator(base)
+  with pytest.raises(errors.UserError, match=r'record r0 .* bm25, dense; say'):
+    evaluator.check_fits(two_retrievers, CONDITIONS)
+  # Where no passages are shown, it does not matter.
+  evaluator.check_fits(two_retrievers, [evaluate.UNTRAINED['closed_book']])
+  make_evaluator(base, retriever='dense').check_fits(two_retrievers, CONDITIONS)
+
+
+def test_order_and_number_of_passages(base):
+  """What the conditions show, read back from the prefix."""
+  record = dataclasses.replace(
+    RECORDS[0],
+    passages={'bm25': tuple(Passage('', '', w) for w in ('a', 'b', 'c', 'd'))},
+  )
+  records = [dataclasses.replace(record, id=f'r{i}') for i in range(30)]
+
+  def letters(**settings):
+    evaluator = make_evaluator(base, **settings)
+    examples = evaluator._assemble(records, evaluate.UNTRAINED['prompt'])
+    return [
+      ''.join(c for c in base.tokenizer.decode(e.prefix) if c in 'abcd')
+      for e in examples
+    ]
+
+  assert set(letters(num_passages=3, shuffle_passages=False)) == {'abc'}
+  shuffled = letters(num_passages=3, shuffle_passages=True)
+  assert {''.join(sorted(text)) for text in shuffled} == {'abc'}
+  assert len(set(shuffled)) == 6
+  assert letters(num_passages=3, shuffle_passages=True) == shuffled
+  assert set(letters(num_passages=9, shuffle_passages=False)) == {'abcd'}
+  assert set(letters(num_passages=0)) == {''}
+
+
+def test_a_question_that_does_not_fit_is_found_before(base):
+  long = dataclasses.replace(RECORDS[1], question='why? ' * 40)
+  answer = dataclasses.replace(RECORDS[2], answers=('x' * 30, 'y'))
+  evaluator = make_evaluator(base)
+  evaluator.check_fits([*RECORDS, answer], CONDITIONS)
+  with pytest.raises(errors.UserError, match=r'record r1: .*max_suffix_tokens'):
+    evaluator.check_fits([*RECORDS, long], CONDITIONS)
+  with pytest.raises(errors.UserError, match=r'record r2: .*max_answer_tokens'):
+    evaluator.check_fits([*RECORDS, answer], CONDITIONS, answers=True)
+
+
 @pytest.mark.parametrize('batch_size', [1, 5])
 def test_answers_do_not_depend_on_the_batch(base, table, answers, batch_size):
   evaluator = make_evaluator(base, batch_size=batch_size)
@@ -175,7 +267,7 @@ def test_validation_loss_is_that_of_torch(base, table, tiny_dir, answers):
   nll, count = 0.0, 0
   for record in RECORDS:
     example = assembler(
-      pipeline.shown_passages(record, 2, True, 0),
+      shown(record),
       record.question,
       answer='yes',
       num_active=N,
@@ -183,7 +275,7 @@ def test_validation_loss_is_that_of_torch(base, table, tiny_dir, answers):
     ids = [*example.prefix, *example.suffix(base.config.vocab_size)]
     with torch.no_grad():
       logits = model(inputs_embeds=rows[torch.tensor(ids)][None]).logits[0]
-    targets = torch.tensor(example.targets)
+    targets = torch.from_numpy(example.targets).long()
     nll += torch.nn.functional.cross_entropy(
       logits[-len(targets) :], targets, reduction='sum'
     ).item()
@@ -203,7 +295,7 @@ def test_stops_when_asked(base, table):
     raise Enough
 
   evaluator = evaluate.Evaluator(
-    base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, cfg.data, 0, check
+    base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, 0, check
   )
   with pytest.raises(Enough):
     evaluator.answers(RECORDS, CONDITIONS, table, label='')
@@ -230,7 +322,7 @@ def test_cut_passages_are_reported(base, table, capsys):
   evaluator = make_evaluator(base)
   long = dataclasses.replace(
     RECORDS[0],
-    passages=(Passage('', '', 'a' * 150), Passage('', '', 'b' * 150)),
+    passages={'bm25': (Passage('', '', 'a' * 150), Passage('', '', 'b' * 150))},
   )
   evaluator.answers(
     [long, RECORDS[1]], [evaluate.tokens_condition(1)], table, label='test'
@@ -268,7 +360,7 @@ class TestAsk:
     cfg.virtual_tokens.num_virtual_tokens = N
     cfg.virtual_tokens.num_active = N
     cfg.data.train = ('unused.jsonl',)
-    values = config.to_dict(cfg)
+    values = schema.to_dict(cfg)
     del values['workdir']
     (path / 'config.json').write_text(json.dumps(values))
     virtual_tokens.save_table(
@@ -278,7 +370,7 @@ class TestAsk:
 
   def test_answers_as_the_evaluator_does(self, workdir, base, table):
     record = RECORDS[2]
-    texts = [passage.text for passage in record.passages]
+    texts = [passage.text for passage in record.passages['bm25']]
     replies = ask.ask(str(workdir), record.question, texts)
     assert list(replies) == [
       'without passages',
@@ -286,12 +378,8 @@ class TestAsk:
       'instruction, chat template',
       f'with {N} virtual tokens',
     ]
-    cfg = make_config()
-    cfg.data.shuffle_passages = False
-    evaluator = evaluate.Evaluator(
-      base, Assembler.for_run(base.tokenizer, cfg), cfg.eval, cfg.data, 0
-    )
-    expected = evaluator.answers(
+    # The run showed them shuffled; who asks gives them an order.
+    expected = make_evaluator(base, shuffle_passages=False).answers(
       [record],
       [evaluate.UNTRAINED['prompt'], evaluate.tokens_condition(N)],
       table,
@@ -310,7 +398,10 @@ class TestAsk:
       ({'num_active': 0}, r'--num_active=0: expected 1 to 4'),
       ({'num_active': N + 1}, r'--num_active=5: expected 1 to 4'),
       ({'question': ' '}, '--question'),
-      ({'question': 'q' * 300}, 'do not fit the suffix'),
+      (
+        {'question': 'q' * 300},
+        r'do not fit config\.data\.max_suffix_tokens=220',
+      ),
     ],
   )
   def test_bad_input(self, workdir, change, message):

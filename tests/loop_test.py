@@ -23,7 +23,7 @@ from vtokens import (
 from vtokens.data import pipeline, records
 
 _RECORDS = [
-  records.Record(id='v', dataset='d', question='q', answers=('x',), passages=())
+  records.Record(id='v', dataset='d', question='q', answers=('x',), passages={})
 ]
 
 
@@ -37,15 +37,32 @@ def _train_step(state, unused_base, batch):
 class _Batches:
   """Batch i holds i + 1, and cuts and drops one passage."""
 
+  batch_rows = 1
+
   @contextlib.contextmanager
   def starting_at(self, step):
     yield (self._batch(i) for i in itertools.count(step))
 
   def _batch(self, step):
     row = np.full((1, 1), step + 1, np.int32)
-    one = np.ones((1,), np.int32)
-    batch = steps.Batch(row, one, row, one, one, row, one)
-    return pipeline.HostBatch(batch, (f'record{step + 1}',), 1, 1)
+    batch = steps.Batch(
+      prefix=row,
+      prefix_positions=row,
+      prefix_segments=None,
+      suffix=row,
+      suffix_positions=row,
+      suffix_segments=None,
+      targets=row,
+      target_index=row,
+    )
+    return pipeline.HostBatch(
+      batch,
+      (f'record{step + 1}',),
+      real_tokens=3,
+      computed_tokens=4,
+      passages_dropped=1,
+      passages_cut=1,
+    )
 
 
 class _Evaluator:
@@ -173,6 +190,7 @@ def test_a_whole_run(tmp_path, capsys):
     'grad_norm': 1.0,
     'tokens': 1.0,
     'learning_rate': 0.5,
+    'padding': 0.25,
     'passages_dropped': 1,
     'passages_cut': 1,
   }

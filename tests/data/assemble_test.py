@@ -1,19 +1,30 @@
 """Ids of assembled examples, on tokenizers of each kind."""
 
+import dataclasses
+import json
 import pathlib
+import pickle
 
+import numpy as np
 import pytest
 import tiny_models
 import tokenizers
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers
+from tokenizers import (
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+  trainers,
+)
 
 from vtokens import config, errors
-from vtokens.data import records
-from vtokens.data.assemble import Assembler
-from vtokens.data.records import Passage
+from vtokens.data import assemble, records
+from vtokens.data.assemble import Assembler, Encoder, Example
+from vtokens.data.records import Passage, Record
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
 
 V = 1000
@@ -24,6 +35,17 @@ def byte_level(tmp_path_factory) -> Tokenizer:
   directory = tmp_path_factory.mktemp('byte_level')
   tiny_models.save_tokenizer(directory)
   return load_tokenizer(directory)
+
+
+def _decoder(*more: decoders.Decoder) -> decoders.Decoder:
+  return decoders.Sequence(
+    [
+      decoders.Replace('▁', ' '),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      *more,
+    ]
+  )
 
 
 @pytest.fixture(scope='module')
@@ -43,14 +65,7 @@ def sentencepiece(tmp_path_factory) -> Tokenizer:
   backend.normalizer = normalizers.Sequence(
     [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
   )
-  backend.decoder = decoders.Sequence(
-    [
-      decoders.Replace('▁', ' '),
-      decoders.ByteFallback(),
-      decoders.Fuse(),
-      decoders.Strip(' ', 1, 0),
-    ]
-  )
+  backend.decoder = _decoder(decoders.Strip(' ', 1, 0))
   backend.add_special_tokens(['<unk>', '<s>', '</s>'])
   backend.post_processor = tokenizers.processors.TemplateProcessing(
     single='<s> $A', special_tokens=[('<s>', 1)]
@@ -65,6 +80,132 @@ def sentencepiece(tmp_path_factory) -> Tokenizer:
   )
 
 
+@pytest.fixture(scope='module')
+def smollm2(smollm2_path) -> Tokenizer:
+  return load_tokenizer(smollm2_path)
+
+
+@pytest.fixture(scope='module')
+def quickstart() -> list[Record]:
+  path = pathlib.Path(records.__file__).parent / 'quickstart/test.jsonl.gz'
+  return records.read_records([str(path)]).records
+
+
+def _texts(quickstart) -> list[str]:
+  """What tokenizers below are trained on; other passages than are tested."""
+  return [
+    f'[{i + 1}] {p.title}\n{p.text}\n'
+    for record in quickstart[150:]
+    for i, p in enumerate(record.ranked())
+  ]
+
+
+def _wrap(backend: tokenizers.Tokenizer, **tokens: str) -> Tokenizer:
+  return Tokenizer(
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+  )
+
+
+def _trained_sentencepiece(quickstart) -> tokenizers.Tokenizer:
+  """Merges within words and the space before them; bytes for the rest."""
+  trained = tokenizers.Tokenizer(models.BPE())
+  trained.normalizer = normalizers.Replace(' ', '▁')
+  trained.pre_tokenizer = pre_tokenizers.Split('▁', 'merged_with_next')
+  texts = [text.replace('\n', ' ') for text in _texts(quickstart)]
+  trained.train_from_iterator(
+    texts,
+    trainers.BpeTrainer(
+      vocab_size=2000, limit_alphabet=80, show_progress=False
+    ),
+  )
+  model = json.loads(trained.to_str())['model']
+  tokens = ['<unk>', '<s>', '</s>']
+  tokens += [f'<0x{i:02X}>' for i in range(256)]
+  tokens += sorted(model['vocab'], key=model['vocab'].get)
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      {token: i for i, token in enumerate(tokens)},
+      [tuple(merge) for merge in model['merges']],
+      unk_token='<unk>',
+      byte_fallback=True,
+    )
+  )
+  backend.add_special_tokens(['<unk>', '<s>', '</s>'])
+  backend.post_processor = processors.TemplateProcessing(
+    single='<s> $A', special_tokens=[('<s>', 1)]
+  )
+  return backend
+
+
+@pytest.fixture(scope='module')
+def llama2(quickstart) -> Tokenizer:
+  """`▁` before each text."""
+  backend = _trained_sentencepiece(quickstart)
+  backend.normalizer = normalizers.Sequence(
+    [normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')]
+  )
+  backend.decoder = _decoder(decoders.Strip(' ', 1, 0))
+  return _wrap(backend, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+
+
+@pytest.fixture(scope='module')
+def metaspace(quickstart) -> Tokenizer:
+  """The same as newer files write it."""
+  backend = _trained_sentencepiece(quickstart)
+  backend.pre_tokenizer = pre_tokenizers.Metaspace(
+    prepend_scheme='first', split=False
+  )
+  backend.decoder = _decoder(decoders.Strip(' ', 1, 0))
+  return _wrap(backend, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+
+
+@pytest.fixture(scope='module')
+def gemma(quickstart) -> Tokenizer:
+  """No `▁` before a text."""
+  backend = _trained_sentencepiece(quickstart)
+  backend.normalizer = normalizers.Replace(' ', '▁')
+  backend.decoder = _decoder()
+  return _wrap(backend, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+
+
+@pytest.fixture(scope='module')
+def llama3(quickstart) -> Tokenizer:
+  """Byte-level; punctuation goes together with the line breaks after it."""
+  pattern = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
+    r' ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+  )
+  backend = tokenizers.Tokenizer(models.BPE())
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  backend.decoder = decoders.ByteLevel()
+  texts = _texts(quickstart)
+  backend.train_from_iterator(
+    # Line breaks after a full stop are to be one token with it.
+    [*texts, *(text + '\n' for text in texts)],
+    trainers.BpeTrainer(
+      vocab_size=3000,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+      special_tokens=['<bos>', '<eos>'],
+      show_progress=False,
+    ),
+  )
+  backend.post_processor = processors.TemplateProcessing(
+    single='<bos> $A', special_tokens=[('<bos>', 0)]
+  )
+  return _wrap(backend, bos_token='<bos>', eos_token='<eos>')
+
+
+KINDS = (
+  *('smollm2', 'byte_level', 'sentencepiece'),
+  *('llama2', 'metaspace', 'gemma', 'llama3'),
+)
+
+
 def passage(text: str, title: str = '') -> Passage:
   return Passage(id='', title=title, text=text)
 
@@ -75,11 +216,22 @@ def ranked(*passages: Passage) -> list[tuple[int, Passage]]:
 
 def make(tokenizer, templates=None, max_prefix=1000, **limits) -> Assembler:
   return Assembler(
-    tokenizer=tokenizer,
-    templates=templates or config.Templates(),
+    encoder=Encoder(tokenizer, templates or config.Templates()),
     max_prefix=max_prefix,
     max_suffix=limits.get('max_suffix', 500),
     max_targets=limits.get('max_targets', 60),
+  )
+
+
+def lists(example: Example) -> tuple:
+  """An example as values that can be compared."""
+  for ids in (example.prefix, example.prompt, example.targets):
+    assert ids.dtype == np.int32
+  return tuple(
+    value.tolist() if isinstance(value, np.ndarray) else value
+    for value in (
+      getattr(example, field.name) for field in dataclasses.fields(example)
+    )
   )
 
 
@@ -99,7 +251,8 @@ def test_parts_and_their_order(kind, request):
   answer = encode('x so')[len(encode('x')) :]
   assert list(example.prefix) == prefix
   assert list(example.targets) == [*answer, tokenizer.eos_id]
-  assert example.suffix(V) == [V, V + 1, V + 2, *prompt, *answer]
+  assert list(example.suffix(V)) == [V, V + 1, V + 2, *prompt, *answer]
+  assert example.suffix(V).dtype == np.int32
   assert example.suffix_len == 3 + len(prompt) + len(answer)
 
 
@@ -117,8 +270,8 @@ def test_without_passages_there_is_no_empty_passage_text(
 ):
   for tokenizer in (byte_level, sentencepiece):
     example = make(tokenizer)((), 'why?')
-    assert example.prefix == tokenizer.prefix_ids
-    assert example.targets == ()
+    assert tuple(example.prefix) == tokenizer.prefix_ids
+    assert len(example.targets) == 0
     assert example.suffix_len == len(example.prompt)
 
 
@@ -146,7 +299,7 @@ def test_text_that_looks_special_stays_text(kind, request):
   example = make(tokenizer)(ranked(passage(evil)), evil, answer=evil)
   ids = [*example.prefix[len(tokenizer.prefix_ids) :], *example.suffix(V)]
   assert tokenizer.eos_id not in ids
-  assert example.targets.count(tokenizer.eos_id) == 1
+  assert list(example.targets).count(tokenizer.eos_id) == 1
   assert evil in tokenizer.decode(ids)
 
 
@@ -191,8 +344,8 @@ def test_chat_by_the_templates_puts_tokens_inside_the_turn(byte_level):
   assert [*inner.targets] == [*byte_level.encode(' a'), *ids['eos']]
   assert found.num_active == 2
   # A condition may say otherwise than the templates.
-  assert chat(*arguments, chat=False) == plain(*arguments)
-  assert plain(*arguments, chat=True) == chat(*arguments)
+  assert lists(chat(*arguments, chat=False)) == lists(plain(*arguments))
+  assert lists(plain(*arguments, chat=True)) == lists(chat(*arguments))
 
 
 def test_chat_wraps_everything(byte_level):
@@ -245,9 +398,25 @@ class TestTooLong:
     example, text = self.fit(byte_level, 20)
     assert text == f'[1] {"a" * 14}\n\n'
     assert (example.passages_dropped, example.passages_cut) == (2, 1)
-    example, text = self.fit(byte_level, 6)
+    # The frame of a passage, its space included, and one letter.
+    example, text = self.fit(byte_level, 7)
+    assert text == '[1] a\n\n'
+    assert (example.passages_dropped, example.passages_cut) == (2, 1)
+    # The frame alone is nothing.
+    example, text = self.fit(byte_level, 5)
     assert text == ''
     assert (example.passages_dropped, example.passages_cut) == (3, 0)
+
+  def test_the_line_break_after_a_cut_passage_stays(self, llama2):
+    """Though two line breaks begin with the same token as one."""
+    shown = [(1, passage('a b c d e f')), (0, passage('g'))]
+    whole = make(llama2)(shown, 'q')
+    example = make(llama2, max_prefix=len(whole.prefix) - 3)(shown, 'q')
+    assert example.passages_cut == 1
+    assert llama2.decode(example.prefix) == '[1] a b c\n[2] g\n\n'
+    shown = [(0, passage('g')), (1, passage('a b c d e f'))]
+    example = make(llama2, max_prefix=len(whole.prefix) - 3)(shown, 'q')
+    assert llama2.decode(example.prefix) == '[1] g\n[2] a b c\n\n'
 
   @given(
     st.lists(st.text(min_size=1, max_size=40), max_size=4),
@@ -261,26 +430,35 @@ class TestTooLong:
     )
     assert len(example.prefix) <= room
     if len(full.prefix) <= room:
-      assert example == full
+      assert lists(example) == lists(full)
     else:
       assert example.passages_dropped or example.passages_cut
     if example.passages_cut:
-      # One more character is at most four bytes.
-      assert len(example.prefix) > room - 4
-    assert example.prompt == full.prompt
+      assert len(example.prefix) == room
+    assert list(example.prompt) == list(full.prompt)
 
   def test_no_room_even_for_the_template(self, byte_level):
     before = len(byte_level.chat_wrap[0])
     assemble = make(byte_level, max_prefix=before - 1)
     with pytest.raises(
-      errors.UserError, match=f'record 7: {before} tokens .* config.data.buck'
+      errors.UserError,
+      match=f'^{before} tokens .* config.data.max_prefix_tokens={before - 1}$',
     ):
-      assemble(ranked(passage('a')), 'q', chat=True, where='record 7')
+      assemble(ranked(passage('a')), 'q', chat=True)
+    just = make(byte_level, max_prefix=before)
+    example = just(ranked(passage('a')), 'q', chat=True)
+    assert len(example.prefix) == before
+    assert example.passages_dropped == 1
 
   def test_question_is_never_cut(self, byte_level):
     assemble = make(byte_level, max_suffix=40)
-    with pytest.raises(errors.UserError, match=r'record 7: .*suffix of 40'):
+    with pytest.raises(errors.UserError) as e:
       assemble((), 'q' * 30, num_active=4, where='record 7')
+    assert str(e.value) == (
+      'record 7: 4 virtual tokens, 48 tokens of question and 0 of answer with '
+      'eos do not fit config.data.max_suffix_tokens=40 and '
+      'max_answer_tokens=60'
+    )
     fitting = assemble((), 'q' * (40 - 4 - 18), num_active=4)
     assert fitting.suffix_len == 40
 
@@ -293,21 +471,218 @@ class TestTooLong:
     assert len(assemble((), 'q', answer='abc').targets) == 5
 
 
-def test_for_run_takes_the_largest_bucket(byte_level):
+def test_for_run_takes_the_limits_of_the_config(byte_level):
   cfg = config.Config()
-  cfg.data.buckets = ((16, 80), (64, 120))
+  cfg.data.max_prefix_tokens = 64
+  cfg.data.max_suffix_tokens = 120
+  cfg.data.max_answer_tokens = 9
+  # Those of rows are another matter.
+  cfg.data.examples_per_row = 2
+  cfg.data.shapes = ((128, 240),)
+  cfg.templates.chat = True
   assembler = Assembler.for_run(byte_level, cfg)
   assert (assembler.max_prefix, assembler.max_suffix) == (64, 120)
+  assert assembler.max_targets == 9
+  assert assembler.in_chat(None)
+
+
+class TestFit:
+  """Of lengths alone, as training plans its batches by them."""
+
+  PASSAGES = st.lists(
+    st.tuples(st.integers(1, 20), st.integers(0, 3), st.integers(0, 4)),
+    max_size=6,
+  ).flatmap(
+    lambda lengths: st.tuples(
+      st.just(lengths), st.permutations(range(len(lengths)))
+    )
+  )
+
+  @given(PASSAGES, st.lists(st.integers(0, 4), min_size=6, max_size=6))
+  def test_every_room(self, passages, heads):
+    lengths, ranks = passages
+    bodies, ends, last_ends = (
+      [length[part] for length in lengths] for part in range(3)
+    )
+
+    def length(kept):
+      return assemble.prefix_len(0, heads, kept, ends, last_ends)
+
+    for room in range(length(bodies) + 2):
+      kept = assemble.fit(ranks, heads, bodies, ends, last_ends, room)
+      assert length(kept) <= room
+      changed = [i for i, n in enumerate(kept) if n < bodies[i]]
+      if length(bodies) <= room:
+        assert not changed
+        continue
+      # The worst ones gave way, all of each but the best of them.
+      by_rank = sorted(range(len(ranks)), key=lambda i: -ranks[i])
+      assert set(changed) == set(by_rank[: len(changed)])
+      least = by_rank[len(changed) - 1]
+      assert all(not kept[i] for i in changed if i != least)
+      # Nor would one id more have fitted.
+      kept[least] += 1
+      assert length(kept) > room
+
+  def test_lengths_are_those_of_the_ids(self, smollm2, quickstart):
+    encoder = Encoder(smollm2, config.Templates())
+    heads = [len(encoder.head(i + 1)) for i in range(2)]
+    cut = dropped = 0
+    for number, record in enumerate(quickstart[:40]):
+      pieces = encoder.passages(record.ranked())
+      for room in (10 * number, 5000):
+        example = assemble.join(
+          encoder,
+          list(enumerate(pieces)),
+          np.array([1], np.int32),
+          np.array([], np.int32),
+          num_active=0,
+          chat=False,
+          max_prefix=room,
+        )
+        sizes = [
+          [len(getattr(ids, part)) for ids in pieces]
+          for part in ('body', 'end', 'last_end')
+        ]
+        kept = assemble.fit(range(2), heads, *sizes, room)
+        expected = assemble.prefix_len(0, heads, kept, *sizes[1:])
+        assert len(example.prefix) == expected
+        cut += example.passages_cut
+        dropped += example.passages_dropped
+    assert cut > 10
+    assert dropped > 10
+
+
+class TestTemplates:
+  """Passages in templates other than the default."""
+
+  def text(self, tokenizer, template, *passages, **more):
+    templates = config.Templates(passage=template, **more)
+    example = make(tokenizer, templates)(ranked(*passages), 'q')
+    return tokenizer.decode(example.prefix)
+
+  @pytest.mark.parametrize('kind', KINDS)
+  @pytest.mark.parametrize(
+    'template',
+    [
+      '[{index}] {text}\n',
+      'Doc {index} (Title: {title}) {text}\n',
+      'Doc {index}: {text} (of {title})\n\n',
+      '{{{index}}} {{text}} {title}: {text} {{}}\n',
+      '{index}.{text}',
+      '- {text}\n',
+      '{index}\n  {title}\t{text} </doc>\n',
+    ],
+  )
+  def test_text_is_that_of_the_template(self, kind, template, request):
+    tokenizer = request.getfixturevalue(kind)
+    rows = [('One', 'first.'), ('', 'second'), ('Drei {text}', '3rd {index}!')]
+    found = self.text(
+      tokenizer,
+      template,
+      *(passage(text, title) for title, text in rows),
+      after_passages='--\n',
+    )
+    texts = [
+      template.format(index=i, title=title, text=text)
+      if '{title}' in template
+      else template.format(index=i, text=f'{title}\n{text}' if title else text)
+      for i, (title, text) in enumerate(rows, 1)
+    ]
+    # A tokenizer of the Llama 2 kind gives back a first space of its own.
+    assert found.removeprefix(' ') == ''.join(texts) + '--\n'
+
+  def test_headings_count_on_past_nine(self, smollm2):
+    passages = [passage(f'of {i}') for i in range(12)]
+    found = self.text(smollm2, '[{index}] {text}\n', *passages)
+    lines = [f'[{i + 1}] of {i}\n' for i in range(12)]
+    assert found == ''.join(lines) + '\n'
+
+  @pytest.mark.parametrize(
+    'template, parts',
+    [
+      ('[{index}] {text}\n', ('[{index}]', ' {text}', '\n')),
+      ('{text}', ('', '{text}', '')),
+      (
+        'Doc {index} (Title: {title})  {text}\n',
+        ('Doc {index} (Title:', ' {title})  {text}', '\n'),
+      ),
+      ('{index} \n {text}', ('{index}', ' \n {text}', '')),
+      # Braces that are text, right beside those that are not.
+      ('{{text}} {text}\n', ('{{text}}', ' {text}', '\n')),
+      ('{{{index}}}{text} {{', ('{{{index}}}', '{text}', ' {')),
+    ],
+  )
+  def test_split_passage(self, template, parts):
+    assert assemble.split_passage(template) == parts
+
+
+def test_an_encoder_can_be_sent_to_another_process(llama2):
+  templates = config.Templates(passage='<{index}> {title}: {text}\n')
+  before = make(llama2, templates)
+  after = pickle.loads(pickle.dumps(before))
+  arguments = (ranked(passage('one'), passage('two', 'Two')), 'why?')
+  assert lists(after(*arguments, answer='so', num_active=2)) == lists(
+    before(*arguments, answer='so', num_active=2)
+  )
+  assert after.encoder.templates == templates
+
+
+def test_a_passage_has_the_same_ids_wherever_it_stands(llama3):
+  """The invariant that lets it be encoded once."""
+  shown = [passage('one.'), passage('two', title='Two'), passage('three?')]
+  encoder = Encoder(llama3, config.Templates())
+  alone = [encoder.passages([p])[0] for p in shown]
+  for together in (
+    encoder.passages(shown),
+    encoder.passages(shown[::-1])[::-1],
+  ):
+    for ids, expected in zip(together, alone, strict=True):
+      for part in ('body', 'end', 'last_end'):
+        np.testing.assert_array_equal(
+          getattr(ids, part), getattr(expected, part)
+        )
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_pieces_are_the_ids_of_the_whole_text(kind, request, quickstart):
+  """Real passages, several to a text, of which each was encoded by itself."""
+  tokenizer = request.getfixturevalue(kind)
+  encoder = Encoder(tokenizer, config.Templates())
+  passages = [p for record in quickstart[:150] for p in record.ranked()]
+  texts = [f'{p.title}\n{p.text}' if p.title else p.text for p in passages]
+  pieces = encoder.passages(passages)
+  for text, ids in zip(texts, pieces, strict=True):
+    inner = tokenizer.encode_after(f' {text}\n')
+    assert [*ids.body, *ids.end] == inner
+    last = tokenizer.encode_after(f' {text}\n\n')
+    assert [*ids.body, *ids.last_end] == last
+    # What is cut holds no line break that ends a passage.
+    assert tokenizer.decode(ids.end).endswith('\n')
+    assert tokenizer.decode(ids.last_end).endswith('\n\n')
+  # Twelve to a text, so that headings have one digit and two.
+  for start in range(0, len(passages), 12):
+    group = range(start, min(start + 12, len(passages)))
+    whole = ''.join(f'[{n}] {texts[i]}\n' for n, i in enumerate(group, 1))
+    example = assemble.join(
+      encoder,
+      [(n, pieces[i]) for n, i in enumerate(group)],
+      np.array([], np.int32),
+      np.array([], np.int32),
+      num_active=0,
+      chat=False,
+      max_prefix=100_000,
+    )
+    assert list(example.prefix) == [
+      *tokenizer.prefix_ids,
+      *tokenizer.encode(whole + '\n'),
+    ]
 
 
 @pytest.mark.parametrize('kind', ['smollm2', 'sentencepiece', 'byte_level'])
-def test_ids_are_those_of_the_whole_text(kind, request, smollm2_path):
+def test_ids_are_those_of_the_whole_text(kind, request, quickstart):
   """Without virtual tokens, where a token starts with the question."""
-  if kind == 'smollm2':
-    tokenizer = load_tokenizer(smollm2_path)
-  else:
-    tokenizer = request.getfixturevalue(kind)
-  path = pathlib.Path(records.__file__).parent / 'quickstart/test.jsonl.gz'
+  tokenizer = request.getfixturevalue(kind)
   compared = 0
   special = {*tokenizer.ids} - {*tokenizer.ordinary_ids}
   breaks = {
@@ -315,12 +690,12 @@ def test_ids_are_those_of_the_whole_text(kind, request, smollm2_path):
     for i in tokenizer.ids
     if i not in special and not tokenizer.decode([i]).strip('\n')
   }
-  for record in records.read_records([str(path)]).records[:50]:
+  for record in quickstart[:50]:
     example = make(tokenizer, max_prefix=5000)(
-      list(enumerate(record.passages)), record.question
+      ranked(*record.ranked()), record.question
     )
     texts = [
-      f'{p.title}\n{p.text}' if p.title else p.text for p in record.passages
+      f'{p.title}\n{p.text}' if p.title else p.text for p in record.ranked()
     ]
     before = ''.join(f'[{i}] {text}\n' for i, text in enumerate(texts, 1))
     after = f'Question: {record.question}\nAnswer:'
@@ -351,9 +726,9 @@ def test_ids_are_those_of_the_whole_text(kind, request, smollm2_path):
   assert compared >= 40
 
 
-def test_smollm2_ids(smollm2_path: pathlib.Path):
+def test_smollm2_ids(smollm2):
   """Ids of the real tokenizer, written out: nothing may shift them."""
-  tokenizer = load_tokenizer(smollm2_path)
+  tokenizer = smollm2
   example = make(tokenizer)(
     ranked(passage('Paris is big.', title='Paris')),
     'Where?',
@@ -362,7 +737,7 @@ def test_smollm2_ids(smollm2_path: pathlib.Path):
   )
   whole = tokenizer.encode('[1] Paris\nParis is big.\n\n')
   assert list(example.prefix) == whole
-  assert example.suffix(49152)[:2] == [49152, 49153]
+  assert list(example.suffix(49152)[:2]) == [49152, 49153]
   assert tokenizer.decode(example.suffix(49152)[2:]) == (
     'Question: Where?\nAnswer: Paris'
   )

@@ -114,24 +114,27 @@ class Encoder:
   def passages(self, passages: Sequence[Passage]) -> list[PassageIds]:
     """Ids of passages after their headings."""
     texts = [self._text(passage) for passage in passages]
-    ends = [self._end, self._end + self.templates.after_passages]
-    whole = self.tokenizer.encode_batch_after([t + ends[0] for t in texts])
-    # Only the last word is encoded with the other end: what comes before it
-    # does not depend on what comes after.
+    end, last_end = self._end, self._end + self.templates.after_passages
+    whole = self.tokenizer.encode_batch_after([t + end for t in texts])
+    # Only the last word is encoded with other ends: what comes before it does
+    # not depend on what comes after.
     words = [text[max(text.rfind(' '), 0) :] for text in texts]
-    inner = self.tokenizer.encode_batch_after([w + ends[0] for w in words])
-    last = self.tokenizer.encode_batch_after([w + ends[1] for w in words])
+    bare, inner, last = (
+      self.tokenizer.encode_batch_after([word + tail for word in words])
+      for tail in ('', end, last_end)
+    )
     result = []
-    for text, ids, ids_inner, ids_last in zip(
-      texts, whole, inner, last, strict=True
+    for text, ids, ids_bare, ids_inner, ids_last in zip(
+      texts, whole, bare, inner, last, strict=True
     ):
       start = len(ids) - len(ids_inner)
       if start >= 0 and ids[start:] == ids_inner:
-        other = ids[:start] + ids_last
+        alone, other = ids[:start] + ids_bare, ids[:start] + ids_last
       else:
-        other = self.tokenizer.encode_after(text + ends[1])
-      # At least one id is body.
-      shared = max(1, _shared_start(ids, other))
+        alone = self.tokenizer.encode_after(text)
+        other = self.tokenizer.encode_after(text + last_end)
+      # No id of an end is body, lest a cut take the line break; but one id is.
+      shared = max(1, min(_shared_start(ids, x) for x in (alone, other)))
       result.append(
         PassageIds(
           body=_array(ids[:shared]),

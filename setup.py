@@ -59,6 +59,7 @@ setuptools.setup(
     'gguf>=0.17,<0.20',
     'grain>=0.2.16,<0.3',
     'huggingface_hub>=1.0,<3',
+    'importlib_resources>=6,<8',  # tensorflow-datasets does not declare it.
     'jax>=0.10,<0.13',
     'jinja2>=3.1,<4',  # transformers renders chat templates with it.
     'jaxtyping>=0.3.3,<0.4',

@@ -160,8 +160,11 @@ class Data:
     validation: likewise; scored while training.
     test: likewise; scored before and after training.
     corpus: files of passages, for sources that only name their ids.
+    turns: of a conversation: first makes its first question an example, all
+      every one, with what was said before it.
     on_bad_record: error stops at the first bad record; skip counts them and
       lists them in a file.
+    max_text_bytes: a longer text makes a record bad.
     passages: what a training example shows.
     mixture: of the datasets in `train`.
     batch_size: examples per update, over all devices.
@@ -185,7 +188,9 @@ class Data:
   validation: tuple[str, ...] = ()
   test: tuple[str, ...] = ()
   corpus: tuple[str, ...] = ()
+  turns: str = 'first'
   on_bad_record: str = 'error'
+  max_text_bytes: int = 1 << 20
   passages: Passages = dataclasses.field(default_factory=Passages)
   mixture: Mixture = dataclasses.field(default_factory=Mixture)
   batch_size: int = 32
@@ -327,6 +332,7 @@ _CHOICES = {
   'virtual_tokens.init': ('text', 'vocab', 'normal', 'table'),
   'virtual_tokens.draw': ('uniform', 'power', 'per_batch', 'fixed'),
   'data.on_bad_record': ('error', 'skip'),
+  'data.turns': ('first', 'all'),
   'data.mixture.weighting': ('size', 'temperature', 'weights'),
   'optim.schedule': ('cosine', 'linear', 'constant'),
 }
@@ -335,6 +341,7 @@ _POSITIVE = (
   'virtual_tokens.num_virtual_tokens',
   'virtual_tokens.num_active',
   'data.batch_size',
+  'data.max_text_bytes',
   'data.examples_per_row',
   'data.max_prefix_tokens',
   'data.max_suffix_tokens',

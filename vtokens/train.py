@@ -35,7 +35,6 @@ from vtokens import (
 from vtokens.checkpoints import Checkpoints
 from vtokens.data import pipeline, records, sources, training_set
 from vtokens.data.assemble import Assembler
-from vtokens.data.checks import BadRecords
 from vtokens.loop import Loop
 from vtokens.models import base as base_lib
 from vtokens.models import rope
@@ -59,7 +58,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
   workdir = pathlib.Path(cfg.workdir)
   _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
-  report = BadRecords(cfg.data.on_bad_record)
+  report = training_set.bad_records(cfg.data)
   validation_set = training_set.read_held_out(
     cfg.data, 'validation', cfg.eval.max_validation, report
   )

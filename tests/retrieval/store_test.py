@@ -115,7 +115,7 @@ def test_two_passages_of_one_id_are_refused(tmp_path):
     ({'id': 'x', 'title': 'y'}, r'corpus.jsonl:2: .*text: missing'),
     (
       {'title': 'y', 'text': 'z'},
-      r'corpus.jsonl:2: id or _id or docid: missing',
+      r'corpus.jsonl:2: id or .*: missing',
     ),
     ({'id': 'x', 'text': 'a\x00b'}, r'corpus.jsonl:2: .*U\+0000'),
   ],
@@ -133,9 +133,7 @@ def test_bad_lines_are_an_error_or_counted(tmp_path, bad, message):
 
 
 def test_a_corpus_without_passages_is_refused(tmp_path):
-  with pytest.raises(
-    errors.UserError, match='found no passage, expected at least'
-  ):
+  with pytest.raises(errors.UserError, match='found no passage'):
     prepare(tmp_path, [])
 
 

@@ -76,7 +76,8 @@ def _builder(source: str) -> Any:
     import tensorflow_datasets as tfds
   except ImportError:
     raise errors.UserError(
-      f'{source}: tensorflow-datasets is missing: pip install tensorflow-datasets'
+      f'{source}: tensorflow-datasets is missing: pip install '
+      'tensorflow-datasets'
     ) from None
   try:
     return tfds.builder(name, try_gcs=False)

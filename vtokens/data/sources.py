@@ -24,15 +24,20 @@ def groups(sources: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def read(
-  sources: Sequence[str], *, corpus: Sequence[str], report: BadRecords
+  sources: Sequence[str],
+  *,
+  report: BadRecords,
+  corpus: Sequence[str] = (),
+  turns: str = 'first',
 ) -> Iterator[Record]:
   """Yields the records of sources, one at a time.
 
   Args:
     sources: see the module docstring of `vtokens.data.formats`; and
       `records:DIRECTORY[:SPLIT]`, which `vtokens.data.build` made.
-    corpus: files of passages, for sources that name passages by id only.
     report: of bad records.
+    corpus: files of passages, for sources that name passages by id only.
+    turns: see `formats.read_records`.
 
   Raises:
     errors.UserError: a source or record is bad.
@@ -41,7 +46,9 @@ def read(
     if group[0].startswith(store.SOURCE):
       yield from store.open_store(group[0])
     else:
-      yield from formats.read_records(group, corpus=corpus, report=report)
+      yield from formats.read_records(
+        group, report=report, corpus=corpus, turns=turns
+      )
 
 
 def identity(sources: Sequence[str], corpus: Sequence[str]) -> dict[str, str]:

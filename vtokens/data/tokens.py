@@ -229,7 +229,7 @@ def tokenize(
         part = directory / f'{key}.part'
         part.mkdir(exist_ok=True)
         _write_chunks(records, encoder, depth, part, label)
-        _finish(part, final, dict(identity), report.messages)
+        _finish(part, final, dict(identity), report)
   except OSError as e:
     raise errors.UserError(
       f'config.data.token_cache: {directory} cannot be written: {e}'
@@ -365,7 +365,7 @@ def _finish(
   part: pathlib.Path,
   final: pathlib.Path,
   identity: dict[str, Any],
-  skipped: list[str],
+  report: BadRecords,
 ) -> None:
   """Joins the partial files into flat arrays; the directory appears whole."""
   paths = sorted(part.glob('*.npz'))
@@ -400,7 +400,8 @@ def _finish(
     'identity': identity,
     'datasets': names['dataset'],
     'retrievers': names['retriever'],
-    'skipped': skipped,
+    'skipped': report.messages,
+    'notes': dict(report.notes),
   }
   (temporary / 'meta.json').write_text(
     json.dumps(meta, indent=2, ensure_ascii=False), encoding='utf-8'

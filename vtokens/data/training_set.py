@@ -5,7 +5,7 @@ sources --sources.py--> records --tokens.py--> token sets
 """
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -34,12 +34,22 @@ def read_held_out(
   Raises:
     errors.UserError: a source or record is bad.
   """
-  paths = getattr(data, field)
-  if not paths:
-    return []
+  found = getattr(data, field)
   # All of them: a bad record is told of wherever it is.
-  records = list(sources.read(paths, corpus=data.corpus, report=report))
-  return records[: most or None]
+  return list(_read(found, data, report))[: most or None] if found else []
+
+
+def bad_records(data: config.Data) -> BadRecords:
+  """An empty account of bad records, with the policy of the config."""
+  return BadRecords(data.on_bad_record, max_text_bytes=data.max_text_bytes)
+
+
+def _read(
+  found: Sequence[str], data: config.Data, report: BadRecords
+) -> Iterator[Record]:
+  return sources.read(
+    found, report=report, corpus=data.corpus, turns=data.turns
+  )
 
 
 def open_training_set(
@@ -68,18 +78,26 @@ def open_training_set(
   assembler.check_before(assembler.in_chat(None))
   token_sets = []
   for group in sources.groups(data.train):
-    report = BadRecords(data.on_bad_record)
+    report = bad_records(data)
     token_set = tokens.tokenize(
-      sources.read(group, corpus=data.corpus, report=report),
+      _read(group, data, report),
       report,
       assembler.encoder,
       depth=max(policy.depth for policy in policies),
       directory=directory,
-      identity=sources.identity(group, data.corpus),
+      identity={
+        'sources': sources.identity(group, data.corpus),
+        'turns': data.turns,
+        'on_bad_record': data.on_bad_record,
+        'max_text_bytes': data.max_text_bytes,
+      },
       label=f'tokenizing {group[0]}',
     )
     token_sets.append(token_set)
   leaked = _leaks(token_sets, held_out, data.mixture.remove_leaks, say)
+  for token_set in token_sets:
+    for note, count in token_set.meta['notes'].items():
+      say(f'training data: {count:,} {note}')
   mixture = Mixture(
     token_sets,
     [

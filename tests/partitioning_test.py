@@ -32,9 +32,11 @@ with pytest.raises(errors.UserError, match='the table has 66 .* 4 devices'):
 with pytest.raises(errors.UserError, match='k_proj has 3 .*kv_heads'):
   check(mesh, ('embed', 'kv_heads', 'head'), (64, 3, 5), 'k_proj')
 
-rows = partitioning.shard_batch({'x': np.arange(8)}, mesh)['x']
-assert {s.data.shape for s in rows.addressable_shards} == {(2,)}
-np.testing.assert_array_equal(rows, np.arange(8))
+assert partitioning.local_rows(mesh, 8).tolist() == list(range(8))
+batch = {'x': np.arange(16).reshape(8, 2), 'none': None}
+rows = partitioning.shard_batch(batch, mesh, 8)['x']
+assert {s.data.shape for s in rows.addressable_shards} == {(2, 2)}
+np.testing.assert_array_equal(rows, batch['x'])
 """
 
 

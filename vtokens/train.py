@@ -60,10 +60,10 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
   report = training_set.bad_records(cfg.data)
   validation_set = training_set.read_held_out(
-    cfg.data, 'validation', cfg.eval.max_validation, report
+    cfg, 'validation', cfg.eval.max_validation, report
   )
   test_set = training_set.read_held_out(
-    cfg.data, 'test', cfg.eval.max_test, report
+    cfg, 'test', cfg.eval.max_test, report
   )
   hashes = {
     'train': sources.identity(cfg.data.train, cfg.data.corpus),

@@ -4,6 +4,7 @@ sources --sources.py--> records --tokens.py--> token sets
   --leaks.py: minus held-out questions--> mixture
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,25 +19,36 @@ from vtokens.data.records import Record
 
 
 def read_held_out(
-  data: config.Data, field: str, most: int, report: BadRecords
+  cfg: config.Config, field: str, most: int, report: BadRecords
 ) -> list[Record]:
   """Reads validation or test records.
 
   Args:
-    data: names the sources.
+    cfg: of the run.
     field: validation or test.
     most: the first so many; 0 for all.
     report: of bad records.
 
   Returns:
-    The records.
+    The records, of whose passages only those are kept that are shown: a
+    hundred of each question would not fit the memory.
 
   Raises:
     errors.UserError: a source or record is bad.
   """
-  found = getattr(data, field)
-  # All of them: a bad record is told of wherever it is.
-  return list(_read(found, data, report))[: most or None] if found else []
+  found = getattr(cfg.data, field)
+  if not found:
+    return []
+  kept = []
+  # To the end: a bad record is told of wherever it is.
+  for number, record in enumerate(_read(found, cfg.data, report)):
+    if not most or number < most:
+      shown = {
+        name: ranked[: cfg.eval.num_passages]
+        for name, ranked in record.passages.items()
+      }
+      kept.append(dataclasses.replace(record, passages=shown))
+  return kept
 
 
 def bad_records(data: config.Data) -> BadRecords:

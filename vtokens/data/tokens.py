@@ -220,6 +220,9 @@ def tokenize(
   """
   key = cache_key(encoder, depth, identity)
   final = directory / key
+  # Without the lock: a directory may be one that can only be read.
+  if (final / 'meta.json').exists():
+    return TokenSet(final)
   try:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / f'{key}.lock', 'w') as lock:

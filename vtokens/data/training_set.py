@@ -76,7 +76,11 @@ def open_training_set(
       assembler.encoder,
       depth=max(policy.depth for policy in policies),
       directory=directory,
-      identity=sources.identity([source], data.corpus),
+      identity={
+        'sources': sources.identity([source], data.corpus),
+        # What `skip` has left out is still an error to who wants none.
+        'on_bad_record': data.on_bad_record,
+      },
       label=f'tokenizing {source}',
     )
     token_sets.append(token_set)

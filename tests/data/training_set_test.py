@@ -157,7 +157,7 @@ def test_all_questions_are_held_out(tokenizer, write, make_config):
 
 
 class TestTooLong:
-  """Of 60 tokens 4 are virtual and 18 the template's; 38 remain, of which an answer `a` takes two."""
+  """Of 60 tokens 4 are virtual, 18 the template's and 2 of an answer `a`."""
 
   def rows(self):
     return [

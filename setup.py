@@ -68,6 +68,7 @@ setuptools.setup(
     'numpy>=2.0,<3',
     'optax>=0.2.6,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
+    'regex>=2024.11',
     'rich>=14,<16',
     'safetensors>=0.6,<0.9',
     # retrieval_qa.py relies on how 4.9.10 writes shards.

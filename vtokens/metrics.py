@@ -88,28 +88,6 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
   return _best(_token_f1_one, prediction, answers)
 
 
-def answer_matcher(answers: Sequence[str]) -> Callable[[str], bool]:
-  """A test of whether a text contains an answer.
-
-  Both are normalised as for exact match, and the answer's words must follow
-  one another in the text. An answer of which nothing is left is in no text.
-
-  Args:
-    answers: the accepted answers.
-
-  Returns:
-    A function of the text.
-  """
-  wanted = [f' {normalize_answer(answer)} ' for answer in answers]
-  wanted = [words for words in wanted if words.strip()]
-
-  def contains(text: str) -> bool:
-    words = f' {normalize_answer(text)} '
-    return any(answer in words for answer in wanted)
-
-  return contains
-
-
 def score(
   predictions: Sequence[str], answers: Sequence[Sequence[str]]
 ) -> Scores:

@@ -6,13 +6,17 @@ import importlib.resources
 import itertools
 import json
 import lzma
+import pathlib
+import runpy
 
 import pytest
 
 from vtokens import metrics
-from vtokens.data import records
+from vtokens.data import assemble, records
 from vtokens.data.quickstart import build
+from vtokens.models.tokenizer import load_tokenizer
 
+_CONFIG = pathlib.Path(__file__).parents[2] / 'configs/quickstart.py'
 SPLITS = ('train', 'validation', 'test')
 
 
@@ -42,7 +46,8 @@ def test_counts(shipped, split, count):
 
 def test_every_record_has_two_different_passages(shipped):
   for row in itertools.chain(*shipped.values()):
-    gold, distractor = row.passages
+    assert list(row.passages) == [records.GIVEN]
+    gold, distractor = row.ranked()
     assert gold.id and distractor.id
     assert gold.id != distractor.id
     assert gold.text != distractor.text
@@ -56,14 +61,14 @@ def test_no_question_is_in_two_splits(shipped):
 
 
 def test_no_squad_paragraph_of_validation_or_test_is_trained_on(shipped):
-  seen = {p.id for row in shipped['train'] for p in row.passages}
-  gold = {r.passages[0].id for r in shipped['train']}
+  seen = {p.id for row in shipped['train'] for p in row.ranked()}
+  gold = {r.ranked()[0].id for r in shipped['train']}
   for row in shipped['validation']:
     if row.dataset == 'squad':
-      assert row.passages[0].id not in seen, row.id
+      assert row.ranked()[0].id not in seen, row.id
   for row in shipped['test']:
     if row.dataset == 'squad':
-      assert row.passages[0].id not in gold, row.id
+      assert row.ranked()[0].id not in gold, row.id
 
 
 @pytest.mark.parametrize('split', SPLITS)
@@ -73,7 +78,7 @@ def test_the_gold_passage_has_the_answer(shipped, split, dataset):
   found = 0
   for row in rows:
     # Spaces around both: whole words only.
-    text = f' {metrics.normalize_answer(row.passages[0].text)} '
+    text = f' {metrics.normalize_answer(row.ranked()[0].text)} '
     answers = [metrics.normalize_answer(answer) for answer in row.answers]
     found += any(f' {answer} ' in text for answer in answers if answer)
   assert found / len(rows) >= 0.95
@@ -82,8 +87,29 @@ def test_the_gold_passage_has_the_answer(shipped, split, dataset):
 def test_examples_are_short(shipped):
   for rows in shipped.values():
     for r in rows:
-      assert sum(len(p.title) + len(p.text) for p in r.passages) <= 1200
+      assert sum(len(p.title) + len(p.text) for p in r.ranked()) <= 1200
       assert max(map(len, r.answers)) <= 50
+
+
+def test_the_config_cuts_nothing(shipped, smollm2_path):
+  """By the tokenizer of the quickstart's base."""
+  cfg = runpy.run_path(str(_CONFIG))['get_config']()
+  encoder = assemble.Encoder(load_tokenizer(smollm2_path), cfg.templates)
+  rows = [row for rows in shipped.values() for row in rows]
+  limits = cfg.data
+  first, second = len(encoder.head(1)), len(encoder.head(2))
+  for row in rows:
+    gold, other = encoder.passages(row.ranked())
+    bodies = len(gold.body) + len(other.body)
+    ends = [max(len(p.end), len(p.last_end)) for p in (gold, other)]
+    assert first + second + bodies + sum(ends) <= limits.max_prefix_tokens
+    prompt = encoder.prompt(row.question, name='prompt', chat=False)
+    for answer in encoder.answers(row.answers, chat=False):
+      assert len(answer) <= limits.max_answer_tokens
+      length = assemble.suffix_len(
+        cfg.virtual_tokens.num_virtual_tokens, len(prompt), len(answer)
+      )
+      assert length <= limits.max_suffix_tokens
 
 
 def test_the_sets_take_turns(shipped):

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import tiny_models
 
-from vtokens import config, errors, metrics
+from vtokens import config, errors
 from vtokens.data import leaks, tokens
 from vtokens.data.assemble import Encoder
 from vtokens.data.checks import BadRecords
+from vtokens.data.containment import Matcher
 from vtokens.data.records import GOLD, Passage, Record
 from vtokens.models.tokenizer import load_tokenizer
 
@@ -84,8 +85,10 @@ def assert_same(found: tokens.TokenSet, records, encoder, depth=9):
     assert [found.retrievers[r] for r in slots.retriever] == [
       name for name, _ in shown
     ]
-    contains = metrics.answer_matcher(record.answers)
-    assert slots.has_answer.tolist() == [contains(p.text) for _, p in shown]
+    matcher = Matcher(record.answers)
+    assert slots.has_answer.tolist() == [
+      matcher.contains(p.text) for _, p in shown
+    ]
     golds = record.passages[GOLD]
     assert slots.is_gold.tolist() == [p in golds for _, p in shown]
     pieces = encoder.passages([passage for _, passage in shown])

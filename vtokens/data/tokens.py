@@ -26,10 +26,11 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from vtokens import errors, metrics
+from vtokens import errors
 from vtokens.data import leaks
 from vtokens.data.assemble import Encoder, Ids, PassageIds
 from vtokens.data.checks import BadRecords
+from vtokens.data.containment import Matcher
 from vtokens.data.records import GOLD, Passage, Record
 
 _VERSION = 1
@@ -220,6 +221,9 @@ def tokenize(
   """
   key = cache_key(encoder, depth, identity)
   final = directory / key
+  # Without the lock: a directory may be one that can only be read.
+  if (final / 'meta.json').exists():
+    return TokenSet(final)
   try:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / f'{key}.lock', 'w') as lock:
@@ -346,9 +350,9 @@ def _flags(
   golds = record.passages.get(GOLD, ())
   ids = {passage.id for passage in golds} - {''}
   texts = {passage.text for passage in golds}
-  contains = metrics.answer_matcher(record.answers)
+  matcher = Matcher(record.answers)
   for _, passage in passages:
-    has_answer = contains(f'{passage.title}\n{passage.text}')
+    has_answer = matcher.contains(passage.text)
     is_gold = passage.id in ids or passage.text in texts
     yield has_answer * _HAS_ANSWER + is_gold * _IS_GOLD
 

@@ -100,6 +100,7 @@ def open_training_set(
       identity={
         'sources': sources.identity(group, data.corpus),
         'turns': data.turns,
+        # What `skip` has left out is still an error to who wants none.
         'on_bad_record': data.on_bad_record,
         'max_text_bytes': data.max_text_bytes,
       },

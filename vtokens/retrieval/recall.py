@@ -1,53 +1,11 @@
-"""Whether passages hold an answer, as DPR counts it.
+"""Recall: for how many questions the first k passages hold an answer.
 
-The rule of Karpukhin et al., 2020 (arXiv 2004.04906; `has_answer` with match
-type `string` in the code of DPR): text and answer are brought to Unicode's
-NFD and lower case and cut into tokens, each a run of letters, digits and
-marks, or another character that is neither a separator nor a control
-character; an answer is contained if its tokens occur in a row. Titles do not
-count. This is not the normalisation of exact match: articles and punctuation
-stay.
+What holding an answer means: see `vtokens.data.containment`.
 """
 
-import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-
-import regex
-
-from vtokens.data import records
+from collections.abc import Mapping, Sequence
 
 RANKS = (1, 5, 20, 100)
-
-_TOKEN = regex.compile(r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]')
-
-
-class Matcher:
-  """Looks for the answers to one question.
-
-  Args:
-    answers: any one counts.
-  """
-
-  def __init__(self, answers: Iterable[str]):
-    tokens = [_TOKEN.findall(_fold(answer)) for answer in answers]
-    self._answers = [(max(t, key=len), _join(t)) for t in tokens if t]
-
-  def contains(self, text: str) -> bool:
-    """Whether a text contains an answer."""
-    text = _fold(text)
-    # Cutting into tokens is slow, and most texts lack the longest token.
-    candidates = [joined for token, joined in self._answers if token in text]
-    if not candidates:
-      return False
-    joined_text = _join(_TOKEN.findall(text))
-    return any(joined in joined_text for joined in candidates)
-
-  def first(self, passages: Iterable[records.Passage]) -> int:
-    """The rank from 1 on of the first passage with an answer; 0 for none."""
-    for rank, passage in enumerate(passages, start=1):
-      if self.contains(passage.text):
-        return rank
-    return 0
 
 
 def table(
@@ -113,12 +71,3 @@ def format_table(
       )
     )
   return '\n'.join(lines)
-
-
-def _fold(text: str) -> str:
-  return unicodedata.normalize('NFD', text).lower()
-
-
-def _join(tokens: Sequence[str]) -> str:
-  # No token holds a space: a match of strings is a match of whole tokens.
-  return f' {" ".join(tokens)} '

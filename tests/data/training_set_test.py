@@ -1,0 +1,250 @@
+"""From sources to the examples of a run: what is left out, and what is said."""
+
+import json
+
+import pytest
+import tiny_models
+
+from vtokens import config, errors
+from vtokens.data import training_set
+from vtokens.data.assemble import Assembler
+from vtokens.data.checks import BadRecords
+from vtokens.models.tokenizer import Tokenizer, load_tokenizer
+
+
+@pytest.fixture(scope='module')
+def tokenizer(tmp_path_factory) -> Tokenizer:
+  """A token is a byte."""
+  directory = tmp_path_factory.mktemp('tokenizer')
+  tiny_models.save_tokenizer(directory)
+  return load_tokenizer(directory)
+
+
+def _row(i, **changes):
+  return {
+    'id': f'q{i}',
+    'dataset': 'ab'[i % 2],
+    'question': f'Who is number {i}?',
+    'answers': [f'N{i}'],
+    'passages': [f'Number {i}.'],
+    **changes,
+  }
+
+
+@pytest.fixture
+def write(tmp_path):
+  def write(name, rows):
+    path = tmp_path / f'{name}.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return str(path)
+
+  return write
+
+
+@pytest.fixture
+def make_config(tmp_path):
+  def make_config(**data) -> config.Config:
+    cfg = config.Config(
+      workdir=str(tmp_path / 'run'),
+      base=config.Base(path='b'),
+      virtual_tokens=config.VirtualTokens(num_virtual_tokens=4),
+      data=config.Data(
+        **{'max_suffix_tokens': 60, 'max_answer_tokens': 8, **data}
+      ),
+      eval=config.Eval(num_active=(4,)),
+    )
+    config.validate(cfg)
+    return cfg
+
+  return make_config
+
+
+def _open(cfg, tokenizer, held_out=()):
+  """The mixture, messages of bad records, and what was said."""
+  said = []
+  mixture, left_out = training_set.open_training_set(
+    cfg, Assembler.for_run(tokenizer, cfg), held_out, said.append
+  )
+  return mixture, left_out, said
+
+
+def _ids(mixture):
+  return {
+    name: [
+      mixture.id(mixture.member(number, i))
+      for i in range(mixture.sizes[number])
+    ]
+    for number, name in enumerate(mixture.names)
+  }
+
+
+def test_every_record_once(tokenizer, write, make_config):
+  first = write('first', [_row(i) for i in range(5)])
+  second = write('second', [_row(i) for i in range(5, 8)])
+  cfg = make_config(train=(first, second))
+  mixture, left_out, said = _open(cfg, tokenizer)
+  assert _ids(mixture) == {
+    'a': ['q0', 'q2', 'q4', 'q6'],
+    'b': ['q1', 'q3', 'q5', 'q7'],
+  }
+  assert left_out == said == []
+
+
+def test_tokenised_once(tokenizer, write, make_config, tmp_path):
+  path = write('train', [_row(i) for i in range(5)])
+  cfg = make_config(train=(path,))
+  before, _, _ = _open(cfg, tokenizer)
+  files = {
+    file: (file.stat().st_mtime_ns, file.is_file() and file.read_bytes())
+    for file in (tmp_path / 'run' / 'tokens').rglob('*')
+  }
+  assert len(files) > 10
+  again, _, _ = _open(cfg, tokenizer)
+  assert _ids(again) == _ids(before)
+  assert files == {
+    file: (file.stat().st_mtime_ns, file.is_file() and file.read_bytes())
+    for file in (tmp_path / 'run' / 'tokens').rglob('*')
+  }
+  # Another place to keep them; other content, other tokens.
+  cfg.data.token_cache = str(tmp_path / 'shared')
+  write('train', [_row(i) for i in range(6)])
+  other, _, _ = _open(cfg, tokenizer)
+  assert sum(other.sizes) == 6
+  assert (tmp_path / 'shared').is_dir()
+
+
+@pytest.mark.parametrize('remove', [True, False])
+def test_questions_that_are_held_out(tokenizer, write, make_config, remove):
+  path = write('train', [_row(i) for i in range(6)])
+  test = write(
+    'test',
+    [
+      _row(2, id='t0', dataset='x', question='who is NUMBER 2'),
+      _row(3, id='t1', dataset='x'),
+      _row(4, id='t2', dataset='y'),
+      _row(9, id='t3', dataset='y'),
+    ],
+  )
+  cfg = make_config(
+    train=(path,), test=(test,), mixture=config.Mixture(remove_leaks=remove)
+  )
+  held_out = training_set.read_held_out(
+    cfg.data, 'test', 0, BadRecords('error')
+  )
+  mixture, _, said = _open(cfg, tokenizer, held_out)
+  kept = _ids(mixture)
+  if remove:
+    assert kept == {'a': ['q0'], 'b': ['q1', 'q5']}
+  else:
+    assert kept == {'a': ['q0', 'q2', 'q4'], 'b': ['q1', 'q3', 'q5']}
+  assert said == [
+    '3 training questions are also in the validation or test data; '
+    + ('removed from training:' if remove else 'kept all the same:'),
+    '  a: 1 of x',
+    '  a: 1 of y',
+    '  b: 1 of x',
+  ]
+
+
+def test_all_questions_are_held_out(tokenizer, write, make_config):
+  path = write('train', [_row(i) for i in range(3)])
+  cfg = make_config(train=(path,), test=(path,))
+  held_out = training_set.read_held_out(
+    cfg.data, 'test', 0, BadRecords('error')
+  )
+  with pytest.raises(errors.UserError, match=r'no training example is left'):
+    _open(cfg, tokenizer, held_out)
+
+
+class TestTooLong:
+  """Of 60 tokens 4 are virtual, 18 the template's and 2 of an answer `a`."""
+
+  def rows(self):
+    return [
+      _row(0),
+      # The second of its answers fits.
+      _row(1, answers=['long answer', 'short', 'long as well']),
+      _row(2, answers=['much too long']),
+      _row(3, question='q' * 37, answers=['a']),
+      _row(4, question='q' * 36, answers=['a']),
+    ]
+
+  def test_is_an_error_that_names_the_record(
+    self, tokenizer, write, make_config
+  ):
+    cfg = make_config(train=(write('train', self.rows()),))
+    with pytest.raises(errors.UserError, match=r'^record q2: 4 virtual tokens'):
+      _open(cfg, tokenizer)
+
+  def test_is_left_out_and_counted(self, tokenizer, write, make_config):
+    cfg = make_config(
+      train=(write('train', self.rows()),), on_bad_record='skip'
+    )
+    mixture, _, said = _open(cfg, tokenizer)
+    assert _ids(mixture) == {'a': ['q0', 'q4'], 'b': ['q1']}
+    assert said == [
+      '2 training questions are left out: no answer fits '
+      'config.data.max_answer_tokens and max_suffix_tokens',
+      '2 alternative answers do not fit them and are never drawn',
+    ]
+    member = mixture.member(1, 0)
+    assert {mixture.draw(1, epoch, 0).answer for epoch in range(30)} == {1}
+    assert mixture.id(member) == 'q1'
+
+
+class TestBadRecords:
+  """A line that breaks a rule."""
+
+  def rows(self):
+    return [_row(0), _row(1, answers=[]), _row(2), _row(3, question=' ')]
+
+  def test_is_an_error(self, tokenizer, write, make_config):
+    path = write('train', self.rows())
+    with pytest.raises(errors.UserError) as e:
+      _open(make_config(train=(path,)), tokenizer)
+    assert str(e.value).startswith(f'{path}:2: answers: ')
+
+  def test_is_left_out_and_told_of_each_time(
+    self, tokenizer, write, make_config
+  ):
+    path = write('train', self.rows())
+    cfg = make_config(train=(path,), on_bad_record='skip')
+    for _ in range(2):
+      mixture, left_out, _ = _open(cfg, tokenizer)
+      assert _ids(mixture) == {'a': ['q0', 'q2']}
+      assert [message.split(': ')[:2] for message in left_out] == [
+        [f'{path}:2', 'answers'],
+        [f'{path}:4', 'question'],
+      ]
+
+  def test_left_out_before_is_an_error_all_the_same(
+    self, tokenizer, write, make_config, tmp_path
+  ):
+    """In a cache that another run has filled with `skip`."""
+    path = write('train', self.rows())
+    shared = {'train': (path,), 'token_cache': str(tmp_path / 'shared')}
+    _open(make_config(**shared, on_bad_record='skip'), tokenizer)
+    with pytest.raises(errors.UserError) as e:
+      _open(make_config(**shared), tokenizer)
+    assert str(e.value).startswith(f'{path}:2: answers: ')
+
+
+def test_read_held_out(write, make_config):
+  rows = [_row(i) for i in range(6)]
+  paths = (write('one', rows[:4]), write('two', rows[4:]))
+  cfg = make_config(train=paths, validation=paths)
+  report = BadRecords('error')
+  for most, count in ((0, 6), (5, 5), (100, 6)):
+    found = training_set.read_held_out(cfg.data, 'validation', most, report)
+    assert [record.id for record in found] == [f'q{i}' for i in range(count)]
+  assert training_set.read_held_out(cfg.data, 'test', 0, report) == []
+  assert report.messages == []
+  # Beyond the first ones, too.
+  bad = write('two', [rows[4], _row(5, answers=[])])
+  with pytest.raises(errors.UserError) as e:
+    training_set.read_held_out(cfg.data, 'validation', 1, report)
+  assert str(e.value).startswith(f'{bad}:2: answers: ')
+  report = BadRecords('skip')
+  found = training_set.read_held_out(cfg.data, 'validation', 1, report)
+  assert [record.id for record in found] == ['q0']
+  assert len(report.messages) == 1

@@ -62,9 +62,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   validation_set = training_set.read_held_out(
     cfg, 'validation', cfg.eval.max_validation, report
   )
-  test_set = training_set.read_held_out(
-    cfg, 'test', cfg.eval.max_test, report
-  )
+  test_set = training_set.read_held_out(cfg, 'test', cfg.eval.max_test, report)
   hashes = {
     'train': sources.identity(cfg.data.train, cfg.data.corpus),
     'validation': records.sha256(validation_set),

@@ -88,7 +88,7 @@ def smollm2(smollm2_path) -> Tokenizer:
 @pytest.fixture(scope='module')
 def quickstart() -> list[Record]:
   path = pathlib.Path(records.__file__).parent / 'quickstart/test.jsonl.gz'
-  return records.read_records([str(path)]).records
+  return formats.read_all([str(path)])
 
 
 def _texts(quickstart) -> list[str]:

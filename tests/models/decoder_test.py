@@ -14,7 +14,7 @@ import transformers
 
 from vtokens import config as config_lib
 from vtokens import generate, partitioning
-from vtokens.data import records
+from vtokens.data import formats, records
 from vtokens.models import base as base_lib
 from vtokens.models import hf
 from vtokens.models import weights as weights_lib
@@ -353,7 +353,7 @@ def smollm2_torch(smollm2_path):
 def questions():
   """Real questions with passages, one passage per text."""
   path = pathlib.Path(records.__file__).parent / 'quickstart/test.jsonl.gz'
-  return records.read_records([str(path)]).records
+  return formats.read_all([str(path)])
 
 
 def test_smollm2_logits_equal_those_of_torch(smollm2, smollm2_torch, questions):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vtokens.data import records
+from vtokens.data import containment, records
 from vtokens.retrieval import recall
 
 
@@ -26,11 +26,11 @@ from vtokens.retrieval import recall
   ],
 )
 def test_contains(answer, text, contained):
-  assert recall.Matcher([answer]).contains(text) is contained
+  assert containment.Matcher([answer]).contains(text) is contained
 
 
 def test_any_answer_counts():
-  matcher = recall.Matcher(['Paris', 'Lyon'])
+  matcher = containment.Matcher(['Paris', 'Lyon'])
   assert matcher.contains('It is Lyon.')
   assert not matcher.contains('It is Nice.')
 
@@ -40,8 +40,8 @@ def test_first_is_a_rank_and_ignores_titles():
     records.Passage(id=str(i), title='Paris', text=text)
     for i, text in enumerate(['Lyon', 'Nice', 'Paris', 'Paris'])
   ]
-  assert recall.Matcher(['paris']).first(passages) == 3
-  assert recall.Matcher(['rome']).first(passages) == 0
+  assert containment.Matcher(['paris']).first(passages) == 3
+  assert containment.Matcher(['rome']).first(passages) == 0
 
 
 def test_table():

@@ -22,7 +22,7 @@ from tokenizers import (
 )
 
 from vtokens import config, errors
-from vtokens.data import assemble, records
+from vtokens.data import assemble, formats, records
 from vtokens.data.assemble import Assembler, Encoder, Example
 from vtokens.data.records import Passage, Record
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer

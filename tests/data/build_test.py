@@ -102,7 +102,7 @@ def test_processes_build_the_same_bytes(tmp_path):
 
 
 def test_shards_by_size(tmp_path):
-  rows = [row(i, passages=['x' * (2 << 20)]) for i in range(70)]
+  rows = [row(i, passages=['x' * (1 << 20)] * 2) for i in range(70)]
   source = write(tmp_path / 'a.jsonl', rows)
   found, account = build_all(config(tmp_path, [source]))
   assert len(found) == 70

@@ -12,7 +12,7 @@ import runpy
 import pytest
 
 from vtokens import metrics
-from vtokens.data import assemble, records
+from vtokens.data import assemble, formats, records
 from vtokens.data.quickstart import build
 from vtokens.models.tokenizer import load_tokenizer
 

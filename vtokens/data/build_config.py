@@ -19,6 +19,9 @@ class Split:
     corpus: files of passages, for sources that name passages by id only.
     dataset: name of the dataset, for sources that give none; '' takes it from
       the file's name.
+    turns: of a conversation: first makes its first question a record, all
+      every one, with what was said before it.
+    max_text_bytes: a longer text makes a record bad.
     drop_answers: a record is left out, and counted, if all its answers are
       among these, e.g. MS MARCO's 'No Answer Present.'.
     max_records: keep so many, drawn at random; 0 keeps all.
@@ -29,6 +32,8 @@ class Split:
   sources: tuple[str, ...] = ()
   corpus: tuple[str, ...] = ()
   dataset: str = ''
+  turns: str = 'first'
+  max_text_bytes: int = 1 << 20
   drop_answers: tuple[str, ...] = ()
   max_records: int = 0
   seed: int = 0
@@ -107,6 +112,18 @@ def validate(cfg: Config) -> None:
     # 'all' means something to tensorflow-datasets.
     check(_NAME.fullmatch(key) and key != 'all', field, key, f'{name}; not all')
     check(split.sources, f'{field}.sources', split.sources, 'some files')
+    check(
+      split.turns in ('first', 'all'),
+      f'{field}.turns',
+      split.turns,
+      'first or all',
+    )
+    check(
+      split.max_text_bytes > 0,
+      f'{field}.max_text_bytes',
+      split.max_text_bytes,
+      'a number above 0',
+    )
     for number in ('max_records', 'expected_records'):
       value = getattr(split, number)
       check(value >= 0, f'{field}.{number}', value, '>= 0')

@@ -56,9 +56,17 @@ def read_source(
   Raises:
     errors.UserError: a file that cannot be read, or a bad record in it.
   """
-  report = BadRecords(on_bad_record, flag='--config.on_bad_record=skip')
+  report = BadRecords(
+    on_bad_record,
+    max_text_bytes=split.max_text_bytes,
+    flag='--config.on_bad_record=skip',
+  )
   yield from formats.read_records(
-    sources, report=report, corpus=split.corpus, dataset=split.dataset
+    sources,
+    report=report,
+    corpus=split.corpus,
+    dataset=split.dataset,
+    turns=split.turns,
   )
   skipped += report.messages
 

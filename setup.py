@@ -11,12 +11,12 @@ QUICKSTART = [
 
 # Dense retrieval, on top of BM25.
 DENSE = [
-  'faiss-cpu>=1.12,<2',
-  'sentence-transformers>=5.1,<7',
+  'faiss-cpu>=1.15,<2',
+  'sentence-transformers>=6,<7',
 ]
 
 # Retrieval and building of datasets on Apache Beam.
-BEAM = ['apache-beam>=2.70,<3']
+BEAM = ['apache-beam>=2.77,<3']
 
 PARQUET = ['pyarrow>=18,<26']
 
@@ -50,10 +50,10 @@ setuptools.setup(
   packages=setuptools.find_namespace_packages(include=['vtokens*']),
   package_data={'vtokens.data.quickstart': ['*.gz', '*.md']},
   install_requires=[
-    'PyStemmer>=2.2,<4',
+    'PyStemmer>=3,<4',
     'absl-py>=2.1,<3',
     'array_record>=0.8,<0.9',
-    'bm25s>=0.3.5,<0.4',
+    'bm25s>=0.3.16,<0.4',
     'etils[epath]>=1.12,<2',
     'flax>=0.12.8,<0.14',
     'gguf>=0.17,<0.20',

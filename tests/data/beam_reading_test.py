@@ -57,7 +57,7 @@ def sources(tmp_path_factory):
     for name, rows in (
       ('c.jsonl', [*map(row, range(40)), '{']),
       ('a.jsonl', [row(5, question='Again?'), *map(row, range(100, 140))]),
-      ('b.jsonl', ['[]', row(7, **none), row(120), row(200, **none), row(201)]),
+      ('b.jsonl', ['{}', row(7, **none), row(120), row(200, **none), row(201)]),
     )
   )
 

@@ -128,30 +128,32 @@ def test_questions_that_are_held_out(tokenizer, write, make_config, remove):
   cfg = make_config(
     train=(path,), test=(test,), mixture=config.Mixture(remove_leaks=remove)
   )
-  held_out = training_set.read_held_out(
-    cfg.data, 'test', 0, BadRecords('error')
-  )
+  held_out = training_set.read_held_out(cfg, 'test', 0, BadRecords('error'))
   mixture, _, said = _open(cfg, tokenizer, held_out)
   kept = _ids(mixture)
   if remove:
     assert kept == {'a': ['q0'], 'b': ['q1', 'q5']}
   else:
     assert kept == {'a': ['q0', 'q2', 'q4'], 'b': ['q1', 'q3', 'q5']}
-  assert said == [
-    '3 training questions are also in the validation or test data; '
-    + ('removed from training:' if remove else 'kept all the same:'),
-    '  a: 1 of x',
-    '  a: 1 of y',
-    '  b: 1 of x',
+  [text] = said
+  title, head, *rows = text.splitlines()
+  assert title == (
+    'training questions that are also in the validation or test data, '
+    + ('removed from training:' if remove else 'kept all the same:')
+  )
+  assert head.split()[:2] == ['training', 'set']
+  assert [row.split() for row in rows] == [
+    ['a', 'x', '1', '3'],
+    ['a', 'y', '1', '3'],
+    ['a', 'any', '2', '3'],
+    ['b', 'x', '1', '3'],
   ]
 
 
 def test_all_questions_are_held_out(tokenizer, write, make_config):
   path = write('train', [_row(i) for i in range(3)])
   cfg = make_config(train=(path,), test=(path,))
-  held_out = training_set.read_held_out(
-    cfg.data, 'test', 0, BadRecords('error')
-  )
+  held_out = training_set.read_held_out(cfg, 'test', 0, BadRecords('error'))
   with pytest.raises(errors.UserError, match=r'no training example is left'):
     _open(cfg, tokenizer, held_out)
 
@@ -235,16 +237,16 @@ def test_read_held_out(write, make_config):
   cfg = make_config(train=paths, validation=paths)
   report = BadRecords('error')
   for most, count in ((0, 6), (5, 5), (100, 6)):
-    found = training_set.read_held_out(cfg.data, 'validation', most, report)
+    found = training_set.read_held_out(cfg, 'validation', most, report)
     assert [record.id for record in found] == [f'q{i}' for i in range(count)]
-  assert training_set.read_held_out(cfg.data, 'test', 0, report) == []
+  assert training_set.read_held_out(cfg, 'test', 0, report) == []
   assert report.messages == []
   # Beyond the first ones, too.
   bad = write('two', [rows[4], _row(5, answers=[])])
   with pytest.raises(errors.UserError) as e:
-    training_set.read_held_out(cfg.data, 'validation', 1, report)
+    training_set.read_held_out(cfg, 'validation', 1, report)
   assert str(e.value).startswith(f'{bad}:2: answers: ')
   report = BadRecords('skip')
-  found = training_set.read_held_out(cfg.data, 'validation', 1, report)
+  found = training_set.read_held_out(cfg, 'validation', 1, report)
   assert [record.id for record in found] == ['q0']
   assert len(report.messages) == 1

@@ -230,7 +230,9 @@ def test_reads_parquet(tmp_path):
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
   path = _write(tmp_path / 'a.parquet', b'PAR1')
   monkeypatch.setitem(sys.modules, 'pyarrow', None)
-  with pytest.raises(errors.UserError, match=r"pip install 'vtokens\[data\]'"):
+  with pytest.raises(
+    errors.UserError, match=r"pip install 'vtokens\[parquet\]'"
+  ):
     _read(path)
 
 

@@ -73,23 +73,26 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   batch_rows = cfg.data.batch_size // cfg.data.examples_per_row
   partitioning.check_batch(mesh, batch_rows // cfg.train.accumulation_steps)
   stop.check()
-  # Bad data is found before the weights are loaded.
-  assembler = Assembler.for_run(base_lib.tokenizer_of(cfg.base), cfg)
+  # Whatever is wrong should show before the long work of tokenising, and that
+  # before the weights are loaded.
+  opened = base_lib.open_base(cfg.base, cfg.context_length)
+  identity = {
+    'fingerprint': opened.fingerprint,
+    'tokenizer_sha256': opened.tokenizer.sha256,
+  }
+  _check_claim(workdir / 'base.json', identity, 'another base')
+  _check_base(cfg, opened)
+  if (workdir / 'summary.json').exists():
+    writers.say(f'{workdir} holds the finished run')
+    return json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
+  assembler = Assembler.for_run(opened.tokenizer, cfg)
   mixture, left_out = training_set.open_training_set(
     cfg, assembler, [*validation_set, *test_set], writers.say
   )
   _report_left_out(cfg, [*left_out, *report.messages])
   stop.check()
-  base = base_lib.load_base(cfg.base, mesh, cfg.context_length)
+  base = opened.load(mesh)
   stop.check()
-  identity = {
-    'fingerprint': base.fingerprint,
-    'tokenizer_sha256': base.tokenizer.sha256,
-  }
-  _check_claim(workdir / 'base.json', identity, 'another base')
-  if (workdir / 'summary.json').exists():
-    writers.say(f'{workdir} holds the finished run')
-    return json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
   rows = cfg.virtual_tokens.num_virtual_tokens
   writers.say(
     f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen\n'
@@ -98,7 +101,6 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     f'data: {sum(mixture.sizes):,} training, {len(validation_set):,} '
     f'validation, {len(test_set):,} test questions'
   )
-  _check_base(cfg, base)
   for used in dict.fromkeys(kind.rope for kind in base.config.layer_pattern):
     regime = used and rope.regime(used, cfg.context_length)
     if regime:
@@ -179,9 +181,10 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
 
 
 def _identity(cfg: config.Config) -> dict[str, Any]:
-  """The config but for where it runs: a work directory may be moved."""
+  """The config but for where and how it runs, which a restart may change."""
   values = schema.to_dict(cfg)
   del values['workdir']
+  del values['data']['token_cache'], values['data']['workers']
   return values
 
 
@@ -217,7 +220,7 @@ def _report_left_out(cfg: config.Config, messages: Sequence[str]) -> None:
     writers.write_text(path, ''.join(f'{line}\n' for line in messages))
 
 
-def _check_base(cfg: config.Config, base: base_lib.FrozenBase) -> None:
+def _check_base(cfg: config.Config, base: base_lib.OpenBase) -> None:
   """Raises if the base cannot do what the config asks of it."""
   if cfg.context_length > base.config.longest_sequence:
     raise errors.UserError(

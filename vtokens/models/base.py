@@ -41,52 +41,89 @@ class FrozenBase:
     return nnx.merge(self.graph, self.params)
 
 
-def load_base(
-  settings: config.Base,
-  mesh: jax.sharding.Mesh,
-  context_length: int | None = None,
-) -> FrozenBase:
-  """Loads the base.
+@dataclasses.dataclass(frozen=True)
+class OpenBase:
+  """A base of which all is known but the weights, which are not loaded.
+
+  Attributes:
+    settings: where it is and its dtype.
+    source: of its weights.
+    config: see `FrozenBase`; likewise the rest.
+  """
+
+  settings: config.Base
+  source: TensorSource
+  config: DecoderConfig
+  tokenizer: Tokenizer
+  fingerprint: str
+
+  def load(self, mesh: jax.sharding.Mesh) -> FrozenBase:
+    """Loads the weights.
+
+    With dtype float32 the default precision of matrix products is raised to
+    that of float32 for the whole program: GPUs and TPUs would otherwise use
+    fewer bits.
+
+    Args:
+      mesh: over which they are sharded.
+
+    Raises:
+      errors.UserError: they are broken.
+    """
+    if self.settings.dtype == 'float32':
+      jax.config.update('jax_default_matmul_precision', 'highest')
+    decoder = weights.load_decoder(
+      self.source, self.config, jnp.dtype(self.settings.dtype), mesh
+    )
+    graph, params = nnx.split(decoder)
+    return FrozenBase(
+      path=self.settings.path,
+      config=self.config,
+      graph=graph,
+      params=params,
+      tokenizer=self.tokenizer,
+      fingerprint=self.fingerprint,
+    )
+
+
+def open_base(
+  settings: config.Base, context_length: int | None = None
+) -> OpenBase:
+  """Finds a base and reads all but its weights.
 
   Args:
     settings: where it is and its dtype.
-    mesh: over which its weights are sharded.
     context_length: longest sequence that will be run; see `DecoderConfig`.
-
-  With dtype float32 the default precision of matrix products is raised to
-  that of float32 for the whole program: GPUs and TPUs would otherwise use
-  fewer bits.
 
   Raises:
     errors.UserError: it is not found, not supported, or broken.
   """
-  if settings.dtype == 'float32':
-    jax.config.update('jax_default_matmul_precision', 'highest')
   path = resolve(settings.path)
   source, architecture = _open(path)
   # Of the base itself, so not of how long this run's sequences are.
   fingerprint = weights.fingerprint(source, architecture)
-  architecture = dataclasses.replace(
-    architecture, context_length=context_length
-  )
   tokenizer = load_tokenizer(path)
   if tokenizer.max_id >= architecture.vocab_size:
     raise errors.UserError(
       f'{path}: the tokenizer has the id {tokenizer.max_id}, but the '
       f'embedding matrix only {architecture.vocab_size} rows'
     )
-  decoder = weights.load_decoder(
-    source, architecture, jnp.dtype(settings.dtype), mesh
-  )
-  graph, params = nnx.split(decoder)
-  return FrozenBase(
-    path=settings.path,
-    config=architecture,
-    graph=graph,
-    params=params,
+  return OpenBase(
+    settings=settings,
+    source=source,
+    config=dataclasses.replace(architecture, context_length=context_length),
     tokenizer=tokenizer,
     fingerprint=fingerprint,
   )
+
+
+def load_base(
+  settings: config.Base,
+  mesh: jax.sharding.Mesh,
+  context_length: int | None = None,
+) -> FrozenBase:
+  """`open_base` and then `OpenBase.load`."""
+  return open_base(settings, context_length).load(mesh)
 
 
 def tokenizer_of(settings: config.Base) -> Tokenizer:

@@ -47,7 +47,7 @@ _WINDOWS = absl_flags.DEFINE_integer(
   'windows',
   8,
   'Windows (config.data.window_batches batches each), from that of the step '
-  'on, whose lengths and shapes are counted.',
+  'on, whose lengths and shapes are counted, as far as the run goes.',
   lower_bound=1,
 )
 _WHOLE = absl_flags.DEFINE_bool('whole', False, 'Show long passages in full.')
@@ -171,12 +171,12 @@ def _show_training(
 
   _print_examples(console, views(), reader, cfg)
   first = _STEP.value // per_window
+  last = min((first + _WINDOWS.value) * per_window, cfg.train.num_steps) - 1
+  plans = itertools.chain.from_iterable(
+    map(batches.plan, itertools.count(first))
+  )
   stats = inspect_stats.of_plans(
-    (
-      planned
-      for window in range(first, first + _WINDOWS.value)
-      for planned in batches.plan(window)
-    ),
+    itertools.islice(plans, last + 1 - first * per_window),
     mixture,
     batches.shapes,
     _limits(cfg),
@@ -185,7 +185,6 @@ def _show_training(
   inspect_report.print_counts(console, mixture.counts, weights, stats)
   inspect_report.print_lengths(console, stats)
   inspect_report.print_shapes(console, stats, chosen=not cfg.data.shapes)
-  last = (first + _WINDOWS.value) * per_window - 1
   inspect_report.print_summary(
     console,
     stats,

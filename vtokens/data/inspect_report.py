@@ -17,7 +17,7 @@ from vtokens.data.records import Record
 
 _START, _PASSAGE, _VIRTUAL, _PROMPT, _ANSWER, _BAD = (
   'bright_black',
-  'blue',
+  'cyan',
   'magenta',
   'green',
   'yellow',

@@ -76,7 +76,7 @@ def make(source, assembler):
       cfg.virtual_tokens = tokens
     if removed is None:
       removed = np.zeros(len(source), bool)
-    return Mixture([source], [removed], cfg, assembler)
+    return Mixture([source], [{'removed': removed}], cfg, assembler)
 
   return make
 
@@ -284,7 +284,8 @@ def test_removed_examples_never_come(make, source):
 def test_a_policy_of_one_dataset(source, assembler):
   cfg = config.Config()
   cfg.data.mixture.passages['small'] = config.Passages(number=(0, 0))
-  mixture = Mixture([source], [np.zeros(len(source), bool)], cfg, assembler)
+  nothing = {'removed': np.zeros(len(source), bool)}
+  mixture = Mixture([source], [nothing], cfg, assembler)
   for number, name in enumerate(mixture.names):
     shown = [mixture.draw(number, 0, i).passages for i in range(3)]
     assert all(map(bool, shown)) == (name != 'small')

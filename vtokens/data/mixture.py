@@ -3,6 +3,7 @@
 Everything here is a pure function of (seed, epoch, index).
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -49,6 +50,38 @@ class Shown:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Origin:
+  """What is known of a passage.
+
+  Attributes:
+    retriever: its name.
+    has_answer: whether the text contains an answer of its own example.
+    is_gold: whether annotators marked it for that example.
+  """
+
+  retriever: str
+  has_answer: bool
+  is_gold: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counts:
+  """What became of the records of a dataset.
+
+  Attributes:
+    records: read.
+    removed: by reason, each record under the first that applies.
+    capped: left out by config.data.mixture.max_examples.
+    used: the rest.
+  """
+
+  records: int
+  removed: Mapping[str, int]
+  capped: int
+  used: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Draw:
   """What chance decides about one example.
 
@@ -68,7 +101,7 @@ class Mixture:
 
   Args:
     sources: the token sets.
-    removed: for each of them, which records not to use, bool.
+    removed: for each of them, by reason, which records not to use, bool.
     cfg: of the run: data.mixture, data.passages, virtual_tokens (for draw
       per_batch, k is n here and replaced later) and seed.
     assembler: says which answers are short enough to be drawn.
@@ -77,6 +110,7 @@ class Mixture:
     names: of the datasets, sorted.
     sizes: examples of each.
     weights: share of each in the batches; the sum is 1.
+    counts: by name, also of datasets of which no example is left.
 
   Raises:
     errors.UserError: settings name a dataset that there is not, or leave no
@@ -86,7 +120,7 @@ class Mixture:
   def __init__(
     self,
     sources: Sequence[TokenSet],
-    removed: Sequence[np.ndarray],
+    removed: Sequence[Mapping[str, np.ndarray]],
     cfg: config.Config,
     assembler: Assembler,
   ):
@@ -96,7 +130,10 @@ class Mixture:
     self._seed = cfg.seed
     self._assembler = assembler
     members: dict[str, list[np.ndarray]] = {}
-    for number, (source, drop) in enumerate(zip(sources, removed, strict=True)):
+    for number, (source, reasons) in enumerate(
+      zip(sources, removed, strict=True)
+    ):
+      drop = np.logical_or.reduce([*reasons.values()])
       for code, name in enumerate(source.datasets):
         index = np.flatnonzero((source.dataset == code) & ~drop)
         if len(index):
@@ -112,6 +149,8 @@ class Mixture:
     ]
     self.sizes = [len(rows) for rows in self._members]
     self.weights = _weights(settings, self.names, self.sizes)
+    used = dict(zip(self.names, self.sizes, strict=True))
+    self.counts = _count(sources, removed, used)
     self._policies = [
       settings.passages.get(name, passages) for name in self.names
     ]
@@ -211,6 +250,17 @@ class Mixture:
     member = passage.member
     return self._sources[member.source].passage_lens(member.index, passage.slot)
 
+  def origin(self, passage: Shown) -> Origin:
+    """Who retrieved it, and what is known of it."""
+    member = passage.member
+    source = self._sources[member.source]
+    slots = source.slots(member.index)
+    return Origin(
+      retriever=source.retrievers[slots.retriever[passage.slot]],
+      has_answer=bool(slots.has_answer[passage.slot]),
+      is_gold=bool(slots.is_gold[passage.slot]),
+    )
+
   def passage(self, passage: Shown) -> PassageIds:
     """Its ids."""
     member = passage.member
@@ -267,6 +317,34 @@ def _draw_list(
 def _allowed(retrievers: Sequence[str], policy: config.Passages) -> list[int]:
   names = policy.retrievers or [n for n in retrievers if n != GOLD] or [GOLD]
   return [retrievers.index(name) for name in names if name in retrievers]
+
+
+def _count(
+  sources: Sequence[TokenSet],
+  removed: Sequence[Mapping[str, np.ndarray]],
+  used: Mapping[str, int],
+) -> dict[str, Counts]:
+  records: collections.Counter[str] = collections.Counter()
+  gone: dict[str, collections.Counter[str]] = {}
+  for source, reasons in zip(sources, removed, strict=True):
+    counted = np.zeros(len(source), bool)
+    for code, name in enumerate(source.datasets):
+      records[name] += int((source.dataset == code).sum())
+      gone.setdefault(name, collections.Counter())
+    for reason, mask in reasons.items():
+      first = mask & ~counted
+      counted |= mask
+      for code, name in enumerate(source.datasets):
+        gone[name][reason] += int((first & (source.dataset == code)).sum())
+  return {
+    name: Counts(
+      records=total,
+      removed=dict(gone[name]),
+      capped=total - gone[name].total() - used.get(name, 0),
+      used=used.get(name, 0),
+    )
+    for name, total in sorted(records.items())
+  }
 
 
 def _cap(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:

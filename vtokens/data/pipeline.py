@@ -49,15 +49,54 @@ class HostBatch:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Planned:
-  """An example of which only the lengths are known."""
+class Planned:
+  """An example of which only the lengths are known.
+
+  Attributes:
+    member: where it comes from.
+    draw: what chance decided about it.
+    prefix: length of its prefix.
+    suffix: likewise, with as many virtual tokens as `draw` says.
+    kept: tokens kept of each drawn passage's body; 0 if it is dropped.
+    cut: passages shortened.
+  """
 
   member: Member
   draw: Draw
   prefix: int
   suffix: int
-  dropped: int
+  kept: tuple[int, ...]
   cut: int
+
+  @property
+  def dropped(self) -> int:
+    """Passages left out because the prefix was full."""
+    return sum(not n for n in self.kept)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlannedBatch:
+  """A batch of which only the lengths are known.
+
+  Attributes:
+    rows: the examples of each row.
+    shape: prefix and suffix length of a row.
+    num_active: virtual tokens (k) where one number is drawn for all; or None.
+  """
+
+  rows: list[list[Planned]]
+  shape: batching.Shape
+  num_active: int | None
+
+  @property
+  def real_tokens(self) -> int:
+    """Of all rows, padding apart."""
+    k = self.num_active
+    return sum(
+      e.prefix + e.suffix - (0 if k is None else e.draw.num_active - k)
+      for row in self.rows
+      for e in row
+    )
 
 
 def shown_passages(
@@ -210,7 +249,7 @@ class TrainBatches:
       self._data.num_shapes,
     )
 
-  def _plan(self, dataset: int, epoch: int, index: int) -> _Planned:
+  def _plan(self, dataset: int, epoch: int, index: int) -> Planned:
     """Draws an example and finds its lengths, without reading its ids."""
     mixture = self._mixture
     member = mixture.member(dataset, index)
@@ -226,7 +265,7 @@ class TrainBatches:
       last_ends,
       self._assembler.max_prefix - self._before,
     )
-    return _Planned(
+    return Planned(
       member=member,
       draw=draw,
       prefix=assemble.prefix_len(
@@ -237,12 +276,12 @@ class TrainBatches:
         mixture.prompt_len(member),
         mixture.answer_len(member, draw.answer),
       ),
-      dropped=sum(not n for n in kept),
+      kept=tuple(kept),
       cut=sum(0 < n < body for n, body in zip(kept, bodies, strict=True)),
     )
 
   def _form_rows(
-    self, examples: Sequence[_Planned]
+    self, examples: Sequence[Planned]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Indices of each row's examples, and lengths of the rows."""
     prefix = np.array([example.prefix for example in examples])
@@ -250,9 +289,13 @@ class TrainBatches:
     rows = batching.form_rows(prefix, self._data.examples_per_row)
     return rows, prefix[rows].sum(axis=1), suffix[rows].sum(axis=1)
 
+  def plan(self, window: int) -> list[PlannedBatch]:
+    """The batches of a window in the order of their steps, from lengths."""
+    return self._window(window, self._windows[window])
+
   def _window(
     self, number: int, places: Sequence[tuple[int, int, int]]
-  ) -> list['_PlannedBatch']:
+  ) -> list[PlannedBatch]:
     examples = [self._plan(*place) for place in places]
     rows, prefix, suffix = self._form_rows(examples)
     groups = batching.group_rows(prefix, suffix, self.shapes, self.batch_rows)
@@ -264,18 +307,14 @@ class TrainBatches:
       if self._tokens.draw == 'per_batch':
         k = int(rng.integers(1, self._tokens.num_virtual_tokens + 1))
       planned.append(
-        _PlannedBatch([[examples[i] for i in rows[r]] for r in group], shape, k)
+        PlannedBatch([[examples[i] for i in rows[r]] for r in group], shape, k)
       )
     return planned
 
-  def _make(self, planned: '_PlannedBatch') -> HostBatch:
+  def _make(self, planned: PlannedBatch) -> HostBatch:
     """Reads the ids of a batch's local rows."""
     everything = [example for row in planned.rows for example in row]
     k = planned.num_active
-    real = sum(
-      e.prefix + e.suffix - (0 if k is None else e.draw.num_active - k)
-      for e in everything
-    )
     data = self._data
     return HostBatch(
       batch=collate(
@@ -287,13 +326,13 @@ class TrainBatches:
         packed=data.examples_per_row > 1,
       ),
       ids=tuple(self._mixture.id(e.member) for e in everything),
-      real_tokens=real,
+      real_tokens=planned.real_tokens,
       computed_tokens=self.batch_rows * sum(planned.shape),
       passages_dropped=sum(e.dropped for e in everything),
       passages_cut=sum(e.cut for e in everything),
     )
 
-  def _read(self, planned: _Planned, num_active: int | None) -> Example:
+  def _read(self, planned: Planned, num_active: int | None) -> Example:
     draw, mixture = planned.draw, self._mixture
     return assemble.join(
       self._encoder,
@@ -328,12 +367,3 @@ class TrainBatches:
       close = getattr(iterator, 'close', None)
       if close is not None:
         close()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _PlannedBatch:
-  """Examples by row, the batch's shape, and k where one is drawn for all."""
-
-  rows: list[list[_Planned]]
-  shape: batching.Shape
-  num_active: int | None

@@ -114,7 +114,10 @@ def open_training_set(
   mixture = Mixture(
     token_sets,
     [
-      mask | _too_long(token_set, assembler, cfg, say)
+      {
+        'leaked': mask,
+        'too long': _too_long(token_set, assembler, cfg, say),
+      }
       for mask, token_set in zip(leaked, token_sets, strict=True)
     ],
     cfg,

@@ -1,11 +1,13 @@
 """Hyperparameters that several configs share."""
 
-from vtokens import config, errors
+from vtokens import config, errors, recipes_data
 
 VARIANTS = ('', 'paper')
 
 # Training questions of the paper's eight sets (arXiv 2405.19670v3, table 5).
 PAPER_QUESTIONS = 441_976
+# As configs/retrieve/wiki_paper.py calls it.
+PAPER_RETRIEVER = 'e5-large'
 
 
 def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
@@ -26,7 +28,8 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
     chat: whether the base has a chat template, to be scored with.
 
   Returns:
-    A config whose data files, under data/, are yours to put there.
+    A config whose data files, under data/, are yours to put there; with
+    `paper`, the datasets that configs/data/ builds.
 
   Raises:
     errors.UserError: another variant.
@@ -59,6 +62,11 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
   if variant == 'paper':
     steps = 3 * PAPER_QUESTIONS // 256
     cfg.workdir += '-paper'
+    cfg.data.train, cfg.data.test = recipes_data.paper_mix()
+    cfg.data.validation = ()
+    # The records may have those of other retrievers too.
+    cfg.data.passages.retrievers = (PAPER_RETRIEVER,)
+    cfg.eval.retriever = PAPER_RETRIEVER
     cfg.data.batch_size = 256
     cfg.optim = config.Optim(
       learning_rate=1e-4, warmup_steps=steps // 10, schedule='linear'

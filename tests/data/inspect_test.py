@@ -174,18 +174,18 @@ def test_every_example_is_shown_with_its_pieces(root, printed):
     k = int(re.search(r' virtual +tokens 1 to (\d) of 8\n', text)[1])
     assert '█' * k + '░' * (8 - k) in text
     question = f'Question: {row["question"]}\nAnswer:'
-    assert f' prompt     {len(question)} tokens' in text
+    assert re.search(rf' prompt +{len(question)} tokens\n', text)
     assert f'Question: {row["question"]}↵\n' in text
     answer = f' {row["answers"][0]}'
-    assert f' answer     {len(answer) + 1} tokens' in text
+    assert re.search(rf' answer +{len(answer) + 1} tokens\n', text)
     assert f'␣{row["answers"][0]}⟨eos⟩' in text
     assert int(found[6]) == k + len(question) + len(answer)
     shown = prefix = 0
     for match in re.finditer(
-      r' passage (\d)  bm25 rank (\d)( · gold)? · '
+      r' passage (\d) +bm25 rank (\d)( · gold)? · '
       r'(contains an answer|no answer in it)'
       r'(?: · (\d+) tokens| · CUT to the first (\d+) of (\d+) tokens)\s*\n'
-      r'((?: {12}.*\n)+)',
+      r'((?: {13}.*\n)+)',
       text,
     ):
       shown += 1
@@ -194,7 +194,7 @@ def test_every_example_is_shown_with_its_pieces(root, printed):
       assert at == shown
       assert bool(match[3]) == (rank == 3)
       assert (match[4] == 'contains an answer') == (rank == 1)
-      lines = [line[12:].rstrip() for line in match[8].splitlines()]
+      lines = [line[13:].rstrip() for line in match[8].splitlines()]
       if match[5]:
         assert lines == [f'[{at}]{body}' + '↵' * len(match[8].split('↵')[1:])]
         prefix += int(match[5])
@@ -392,8 +392,8 @@ def test_validation_is_shown_as_it_is_evaluated(root, tmp_path):
   )
   names = re.findall(r' · id (\S+) · evaluation', text)
   assert names == ['v3', 'v7']
-  assert re.search(r' passage 1  bm25 rank 1 · contains an answer', text)
-  assert re.search(r' passage 2  bm25 rank 2 · no answer in it', text)
+  assert re.search(r' passage 1 +bm25 rank 1 · contains an answer', text)
+  assert re.search(r' passage 2 +bm25 rank 2 · no answer in it', text)
   assert '[1] Text 0 of alpha3, word3.↵\n' in text
   assert 'tokens 1 to 8 of 8' in text
   assert '␣word3⟨eos⟩' in text

@@ -3,13 +3,16 @@
 import os
 import pathlib
 
+import numpy as np
+
 # Draws without a display.
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
 from vtokens.data.inspect_stats import Stats
 
-COLORS = {'prefix': '#4c78a8', 'suffix': '#54a24b', 'answer': '#e4a11b'}
+_COLORS = {'prefix': '#4c78a8', 'suffix': '#54a24b', 'answer': '#e4a11b'}
+_BINS = 40
 
 
 def plot_lengths(path: pathlib.Path, stats: Stats, title: str) -> None:
@@ -28,7 +31,10 @@ def plot_lengths(path: pathlib.Path, stats: Stats, title: str) -> None:
   all_axes = figure.subplots(1, columns, squeeze=False)[0]
   for name, axes in zip(names, all_axes, strict=False):
     lengths, limit = stats.lengths[name], stats.limits[name]
-    axes.hist(lengths, bins='auto', color=COLORS[name])
+    # Whole numbers in each bin, and equally many.
+    step = -(-(int(np.ptp(lengths)) + 1) // _BINS)
+    bins = np.arange(lengths.min(), lengths.max() + step + 1, step) - 0.5
+    axes.hist(lengths, bins=bins, color=_COLORS[name])
     axes.axvline(limit, color='0.3', ls='--', lw=1, label=f'limit {limit}')
     axes.set(xlabel=f'{name} tokens', ylabel='examples', xlim=(0, None))
     axes.legend(frameon=False, fontsize='small')

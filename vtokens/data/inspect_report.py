@@ -104,7 +104,7 @@ def print_example(
 def _piece(
   grid: Table, label: str, style: str, about: Text, body: Text | None = None
 ) -> None:
-  name = Text(f' {label:<9} ', f'bold reverse {style}')
+  name = Text(f' {label:<10} ', f'bold reverse {style}')
   grid.add_row(name, Group(about, body) if body is not None else about)
 
 
@@ -118,19 +118,18 @@ def _shown(passages: Sequence[PassageView]) -> list[PassageView]:
 
 def _about_passage(passage: PassageView) -> Text:
   origin = passage.origin
-  about = Text(printable(f'{origin.retriever} rank {passage.rank + 1}'), 'dim')
+  about = Text()
+  about.append(printable(f'{origin.retriever} rank {passage.rank + 1}'), 'dim')
   if passage.other:
-    about.append(
-      printable(f' · in its place one of another question, {passage.other}'),
-      _BAD,
-    )
+    instead = f' · in its place one of another question, {passage.other}'
+    about.append(printable(instead), _BAD)
   else:
     if origin.is_gold:
       about.append(' · gold', 'bold')
     if origin.has_answer:
       about.append(' · contains an answer', 'bold')
     else:
-      about.append(' · no answer in it')
+      about.append(' · no answer in it', 'dim')
   if not passage.kept:
     about.append(f' · {passage.body} tokens did not fit', _BAD)
   elif passage.kept < passage.body:
@@ -139,7 +138,7 @@ def _about_passage(passage: PassageView) -> Text:
       f'bold {_BAD}',
     )
   else:
-    about.append(f' · {len(passage.ids)} tokens')
+    about.append(f' · {len(passage.ids)} tokens', 'dim')
   return about
 
 

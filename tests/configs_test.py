@@ -215,7 +215,13 @@ def test_published_configs_there_and_back(base):
 def test_hyperparameters_of_the_paper():
   cfg = _parse(f'{CONFIGS / "mistral_7b.py"}:paper')
   assert cfg.data.batch_size == 256
-  assert cfg.data.passages == config_lib.Passages(number=(1, 5), depth=5)
+  assert cfg.data.passages == config_lib.Passages(
+    number=(1, 5), depth=5, retrievers=('e5-large',)
+  )
+  assert cfg.eval.retriever == 'e5-large'
+  # The eight training sets and twelve test sets that configs/data/ builds.
+  assert len(cfg.data.train) == 8 and len(cfg.data.test) == 12
+  assert all(s.startswith('records:') for s in cfg.data.train + cfg.data.test)
   assert cfg.eval.num_passages == 3
   assert cfg.optim.learning_rate == 1e-4
   assert cfg.train.num_steps == 5179  # 3 epochs of 441,976 questions.

@@ -144,7 +144,7 @@ def _show_training(
       ('validation', cfg.eval.max_validation),
       ('test', cfg.eval.max_test),
     )
-    for record in training_set.read_held_out(cfg.data, field, most, report)
+    for record in training_set.read_held_out(cfg, field, most, report)
   ]
   notes: list[str] = []
   mixture, left_out = training_set.open_training_set(
@@ -204,7 +204,7 @@ def _show_held_out(
   split = _SPLIT.value
   report = training_set.bad_records(cfg.data)
   most = getattr(cfg.eval, f'max_{split}')
-  records = training_set.read_held_out(cfg.data, split, most, report)
+  records = training_set.read_held_out(cfg, split, most, report)
   if not records:
     raise errors.UserError(f'config.data.{split}: no records, nothing to show')
   sample = records[:_HELD_OUT]

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vtokens import config, metrics
+from vtokens import config
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler, Encoder, Ids, fit
+from vtokens.data.containment import Matcher
 from vtokens.data.mixture import Mixture, Origin, Shown
 from vtokens.data.records import GOLD, Record
 from vtokens.steps import Batch
@@ -211,10 +212,9 @@ def _origin(record: Record, retriever: str, rank: int) -> Origin:
   passage = record.ranked(retriever)[rank]
   golds = record.passages.get(GOLD, ())
   names = [name for name in record.passages if name != GOLD] or [GOLD]
-  contains = metrics.answer_matcher(record.answers)
   return Origin(
     retriever=retriever or names[0],
-    has_answer=contains(f'{passage.title}\n{passage.text}'),
+    has_answer=Matcher(record.answers).contains(passage.text),
     is_gold=any(
       passage.text == gold.text or bool(gold.id and passage.id == gold.id)
       for gold in golds

@@ -78,7 +78,7 @@ def train_record(dataset: str, i: int) -> dict:
     'id': f'{dataset}-{i}',
     'dataset': dataset,
     'question': f'Which of {dataset} {i}?',
-    'answers': [f'word{i}'] if (dataset, i) != ('beta', 5) else ['x' * 50],
+    'answers': [f'word{i}'] if dataset != 'beta' or i < 4 else ['x' * 50],
     'passages': {
       'bm25': [
         {'id': f'{dataset}{i}.{j}', 'text': f'Text {j} of {dataset}{i}{more}'}
@@ -92,9 +92,15 @@ def train_record(dataset: str, i: int) -> dict:
 TRAIN = [train_record('alpha', i) for i in range(12)] + [
   train_record('beta', i) for i in range(6)
 ]
-# Two of alpha are asked there too.
+# Two of alpha are asked there too, and one of beta that is also too long.
 VALIDATION = [
-  {**train_record('alpha', i), 'id': f'v{i}', 'dataset': 'held'} for i in (3, 7)
+  {
+    **train_record(name, i),
+    'id': f'v{i}',
+    'dataset': 'held',
+    'answers': ['Text'],
+  }
+  for name, i in (('alpha', 3), ('alpha', 7), ('beta', 5))
 ]
 TEST = [{**train_record('gamma', i), 'answers': ['one', 'two']} for i in (1, 2)]
 
@@ -213,12 +219,13 @@ def test_every_example_is_shown_with_its_pieces(root, printed):
 
 def test_counts_of_datasets(printed):
   #             records leaked too long capped used
-  assert re.search(r'alpha +12 +2 +0 +2 +8 +61\.5% ', printed)
-  assert re.search(r'beta +6 +0 +1 +0 +5 +38\.5% ', printed)
-  assert re.search(r'all +18 +2 +1 +2 +13 +100\.0% ', printed)
+  assert re.search(r'alpha +12 +2 +0 +2 +8 +66\.7% ', printed)
+  assert re.search(r'beta +6 +1 +1 +0 +4 +33\.3% ', printed)
+  assert re.search(r'all +18 +3 +1 +2 +12 +100\.0% ', printed)
   assert 'bad records left out: 1; the first:' in printed
   assert 'train.jsonl:19' in printed
-  assert re.search(r'alpha +held +2 +12', printed)
+  assert re.search(r'alpha +held +2 +12\n', printed)
+  assert re.search(r'beta +held +1 +6\n', printed)
 
 
 def test_a_step_is_what_training_sees(root, printed):
@@ -391,13 +398,13 @@ def test_validation_is_shown_as_it_is_evaluated(root, tmp_path):
     f'--out={tmp_path}/a/b',
   )
   names = re.findall(r' · id (\S+) · evaluation', text)
-  assert names == ['v3', 'v7']
+  assert names == ['v3', 'v7', 'v5']
   assert re.search(r' passage 1 +bm25 rank 1 · contains an answer', text)
-  assert re.search(r' passage 2 +bm25 rank 2 · no answer in it', text)
+  assert re.search(r' passage 2 +bm25 rank 2 · contains an answer', text)
   assert '[1] Text 0 of alpha3, word3.↵\n' in text
   assert 'tokens 1 to 8 of 8' in text
-  assert '␣word3⟨eos⟩' in text
-  assert re.search(r'held +2\n', text)
+  assert text.count('␣Text⟨eos⟩') == 3
+  assert re.search(r'held +3\n', text)
   assert_picture(tmp_path / 'a/b/validation.png')
 
 

@@ -274,7 +274,7 @@ def _open(root, kind='plain'):
   held_out = [
     record
     for field in ('validation', 'test')
-    for record in training_set.read_held_out(cfg.data, field, 0, report)
+    for record in training_set.read_held_out(cfg, field, 0, report)
   ]
   mixture, _ = training_set.open_training_set(
     cfg, assembler, held_out, lambda text: None

@@ -190,10 +190,13 @@ def _leaks(
       parts, np.split(found.remove[name], cuts), strict=True
     ):
       masks[number][index] = leaked
+  text = leaks.format_leaks(found)
   if any(mask.any() for mask in masks):
     verdict = 'removed from training' if remove else 'kept all the same'
-    say(
+    text = (
       'training questions that are also in the validation or test data, '
-      f'{verdict}:\n{leaks.format_leaks(found)}'
+      f'{verdict}:\n{text}'
     )
+  if held_out:
+    say(text)
   return masks if remove else [np.zeros_like(mask) for mask in masks]

@@ -11,7 +11,7 @@ import sys
 import pytest
 import retrieval_data
 
-from vtokens.data import formats
+from vtokens.data import formats, records
 from vtokens.retrieval import config
 
 ROOT = pathlib.Path(__file__).parents[1]

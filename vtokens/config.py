@@ -112,9 +112,11 @@ class Passages:
     retrievers: one of these is drawn for each example, out of those that have
       passages for it; empty for any. Passages marked as gold are a retriever
       called gold, which is drawn only if named, or if there is no other.
-    distractors: probability with which a passage gives way to one of another
-      question's.
-    no_answer: probability that all shown are passages without an answer.
+    distractors: probability with which a passage gives way to one that another
+      question of the dataset could show; whether that happens to contain an
+      answer is not looked at.
+    no_answer: probability that those shown are chosen from the ones without an
+      answer.
     none: probability that no passage is shown.
   """
 
@@ -171,9 +173,9 @@ class Data:
     examples_per_row: how many share a row of a batch, so that rows are of
       nearly equal length; 1 pads each example by itself.
     max_prefix_tokens: of an example; passages are cut to it.
-    max_suffix_tokens: of an example: virtual tokens, question and answer;
-      one that is longer is an error.
-    max_answer_tokens: longest answer, eos included; likewise.
+    max_suffix_tokens: of an example: virtual tokens, question and answer.
+    max_answer_tokens: longest answer, eos included. Answers beyond either are
+      never drawn; a question that has no other is a bad record.
     shapes: (prefix, suffix) lengths of rows, each compiled once; a batch takes
       the first that holds all its rows. Empty: chosen from the data.
     num_shapes: how many are chosen.

@@ -129,7 +129,8 @@ def _claim_workdir(
 def main(cfg: config.Config) -> None:
   """Entry point."""
   try:
-    table = retrieve(cfg)
+    with claims.locked(pathlib.Path(cfg.index_dir)):
+      table = retrieve(cfg)
   # Whatever is on disk is whole at any time.
   except KeyboardInterrupt:
     writers.say(

@@ -59,10 +59,14 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   workdir = pathlib.Path(cfg.workdir)
   _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
   report = training_set.bad_records(cfg.data)
-  validation_set = training_set.read_held_out(
-    cfg, 'validation', cfg.eval.max_validation, report
-  )
-  test_set = training_set.read_held_out(cfg, 'test', cfg.eval.max_test, report)
+  held_out = [
+    training_set.read_held_out(cfg, field, most, report)
+    for field, most in (
+      ('validation', cfg.eval.max_validation),
+      ('test', cfg.eval.max_test),
+    )
+  ]
+  validation_set, test_set = (part.records for part in held_out)
   hashes = {
     'train': sources.identity(cfg.data.train, cfg.data.corpus),
     'validation': records.sha256(validation_set),
@@ -87,8 +91,10 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     return json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
   assembler = Assembler.for_run(opened.tokenizer, cfg)
   mixture, left_out = training_set.open_training_set(
-    cfg, assembler, [*validation_set, *test_set], writers.say
+    cfg, assembler, held_out, writers.say, stop.check
   )
+  for note, count in report.notes.items():
+    writers.say(f'validation and test data: {count:,} {note}')
   _report_left_out(cfg, [*left_out, *report.messages])
   stop.check()
   base = opened.load(mesh)

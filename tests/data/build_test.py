@@ -281,6 +281,8 @@ def test_interrupted_builds_leave_nothing_that_looks_finished(tmp_path, number):
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
+    # A shell's background jobs, and so their children, ignore Ctrl-C.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
   # tfds's directory appears just before the first record is read.
   while not list(out.glob('.building-*/retrieval_qa/*/*')):

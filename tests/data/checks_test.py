@@ -37,7 +37,10 @@ def test_account_of_what_was_left_out(tmp_path):
     'good': 5,
     'left_out': 3,
     'left_out_by_kind': {'empty': 2, 'unanswerable': 1},
-    'notes': {'records without passages': 2},
+    'notes': {
+      'questions left out: their source says they have no answer': 1,
+      'records without passages': 2,
+    },
     'skipped': [
       {'place': 'a.jsonl:3', 'kind': 'empty', 'reason': str(BAD)},
       {'place': 'a.jsonl:4', 'kind': 'empty', 'reason': str(BAD)},

@@ -272,9 +272,8 @@ def _open(root, kind='plain'):
   assembler = Assembler.for_run(tokenizer, cfg)
   report = training_set.bad_records(cfg.data)
   held_out = [
-    record
+    training_set.read_held_out(cfg, field, 0, report)
     for field in ('validation', 'test')
-    for record in training_set.read_held_out(cfg, field, 0, report)
   ]
   mixture, _ = training_set.open_training_set(
     cfg, assembler, held_out, lambda text: None

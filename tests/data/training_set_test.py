@@ -129,7 +129,7 @@ def test_questions_that_are_held_out(tokenizer, write, make_config, remove):
     train=(path,), test=(test,), mixture=config.Mixture(remove_leaks=remove)
   )
   held_out = training_set.read_held_out(cfg, 'test', 0, BadRecords('error'))
-  mixture, _, said = _open(cfg, tokenizer, held_out)
+  mixture, _, said = _open(cfg, tokenizer, [held_out])
   kept = _ids(mixture)
   if remove:
     assert kept == {'a': ['q0'], 'b': ['q1', 'q5']}
@@ -155,7 +155,7 @@ def test_all_questions_are_held_out(tokenizer, write, make_config):
   cfg = make_config(train=(path,), test=(path,))
   held_out = training_set.read_held_out(cfg, 'test', 0, BadRecords('error'))
   with pytest.raises(errors.UserError, match=r'no training example is left'):
-    _open(cfg, tokenizer, held_out)
+    _open(cfg, tokenizer, [held_out])
 
 
 class TestTooLong:
@@ -238,8 +238,11 @@ def test_read_held_out(write, make_config):
   report = BadRecords('error')
   for most, count in ((0, 6), (5, 5), (100, 6)):
     found = training_set.read_held_out(cfg, 'validation', most, report)
-    assert [record.id for record in found] == [f'q{i}' for i in range(count)]
-  assert training_set.read_held_out(cfg, 'test', 0, report) == []
+    ids = [record.id for record in found.records]
+    assert ids == [f'q{i}' for i in range(count)]
+    # Leaks are looked for in all of them, used or not.
+    assert sum(map(len, found.question_keys.values())) == 6
+  assert training_set.read_held_out(cfg, 'test', 0, report).records == []
   assert report.messages == []
   # Beyond the first ones, too.
   bad = write('two', [rows[4], _row(5, answers=[])])
@@ -248,5 +251,63 @@ def test_read_held_out(write, make_config):
   assert str(e.value).startswith(f'{bad}:2: answers: ')
   report = BadRecords('skip')
   found = training_set.read_held_out(cfg, 'validation', 1, report)
-  assert [record.id for record in found] == ['q0']
+  assert [record.id for record in found.records] == ['q0']
   assert len(report.messages) == 1
+
+
+def test_leaks_are_looked_for_in_all_held_out_data(
+  tokenizer, write, make_config
+):
+  rows = [_row(i) for i in range(6)]
+  path, test = write('train', rows), write('test', rows[:4])
+  cfg = make_config(train=(path,), test=(test,))
+  held_out = training_set.read_held_out(cfg, 'test', 1, BadRecords('error'))
+  assert len(held_out.records) == 1
+  mixture, _, _ = _open(cfg, tokenizer, [held_out])
+  assert _ids(mixture) == {'a': ['q4'], 'b': ['q5']}
+
+
+def test_a_retriever_that_there_is_not(tokenizer, write, make_config):
+  rows = [_row(i, passages={'bm25': ['x']}) for i in range(3)]
+  path = write('train', rows)
+  passages = config.Passages(retrievers=('bm52',))
+  for field, data in (
+    ('passages', {'passages': passages}),
+    (
+      'mixture.passages[a]',
+      {'mixture': config.Mixture(passages={'a': passages})},
+    ),
+  ):
+    with pytest.raises(errors.UserError) as e:
+      _open(make_config(train=(path,), **data), tokenizer)
+    assert str(e.value).startswith(
+      f'config.data.{field}.retrievers: no training'
+    )
+    assert "'bm52'; there are those of bm25" in str(e.value)
+  cfg = make_config(train=(path,), test=(path,))
+  cfg.eval.retriever = 'bm52'
+  with pytest.raises(errors.UserError, match=r'eval\.retriever: no rec'):
+    training_set.read_held_out(cfg, 'test', 0, BadRecords('error'))
+
+
+def test_questions_without_passages_are_counted(tokenizer, write, make_config):
+  rows = [_row(i, passages={'bm25': ['x']} if i else {}) for i in range(3)]
+  path = write('train', rows)
+  _, _, said = _open(make_config(train=(path,)), tokenizer)
+  assert 'training data: 1 of 3 questions have no passages to show' in said
+  cfg = make_config(train=(path,), test=(path,))
+  cfg.eval.retriever = 'bm25'
+  report = BadRecords('error')
+  training_set.read_held_out(cfg, 'test', 0, report)
+  assert report.notes['questions without passages of bm25'] == 1
+
+
+def test_the_order_of_sources_counts(tokenizer, write, make_config):
+  paths = [write(name, [_row(i)]) for i, name in enumerate(('a', 'b'))]
+  orders = []
+  for train in (paths, paths[::-1]):
+    cfg = make_config(train=tuple(train))
+    mixture, _, _ = _open(cfg, tokenizer)
+    [source] = mixture._sources
+    orders.append([source.id(i) for i in range(2)])
+  assert orders == [['q0', 'q1'], ['q1', 'q0']]

@@ -4,6 +4,7 @@ Bad input travels as data and not as exceptions, whose text differs between
 runners, so that the user reads the same messages as without Beam.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -97,6 +98,8 @@ def _gather(prefix: str, split: Split, on_bad_record: str) -> Counts:
         raise errors.UserError(value)
       if note == 'skipped':
         skipped.append(((value[0], value[1]), value[2]))
+      elif note == 'note':
+        counts.notes[value[0]] += value[1]
       elif note == 'dataset':
         counts.datasets[value[0]] += value[1]
       else:
@@ -205,14 +208,17 @@ def _read_source(
 ) -> Iterator[_Placed | Any]:
   index, source = numbered
   skipped: list[str] = []
+  notes: collections.Counter[str] = collections.Counter()
   number = 0
   try:
     for number, record in enumerate(
-      reading.read_source([source], split, 'skip', skipped), start=1
+      reading.read_source([source], split, 'skip', skipped, notes), start=1
     ):
       yield (index, number), record
   except errors.UserError as e:
     yield beam.pvalue.TaggedOutput('notes', ('fatal', str(e)))
+  for note in notes.items():
+    yield beam.pvalue.TaggedOutput('notes', ('note', list(note)))
   for message in skipped:
     yield beam.pvalue.TaggedOutput('notes', ('skipped', [index, 0, message]))
 

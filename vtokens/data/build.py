@@ -224,6 +224,7 @@ def _finish(
       'no_answer': count.no_answer,
       'not_drawn': count.not_drawn,
       'passages_cut': count.passages_cut,
+      'notes': dict(sorted(count.notes.items())),
     }
   manifest = {
     'format': store.FORMAT,
@@ -272,6 +273,8 @@ def _report(path: str) -> None:
     ):
       if split[key]:
         writers.say(f'{name}: {split[key]:,} {what}')
+    for note, count in split['notes'].items():
+      writers.say(f'{name}: {count:,} {note}')
   writers.say(f'use it as {store.SOURCE}{path}:{next(iter(manifest.splits))}')
 
 

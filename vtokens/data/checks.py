@@ -7,6 +7,8 @@ import pathlib
 from vtokens import writers
 from vtokens.data.records import RecordError
 
+_UNANSWERABLE = 'questions left out: their source says they have no answer'
+
 
 class Kind(enum.StrEnum):
   """What can be wrong with a record or a passage."""
@@ -99,13 +101,19 @@ class BadRecords:
         f'{place}: {bad}. Fix the file, or leave out what is bad in it with '
         f'{self._flag}'
       )
+    if bad.kind is Kind.UNANSWERABLE:
+      self.notes[_UNANSWERABLE] += 1
     self.counts[bad.kind] += 1
     self.skipped.append((place, bad.kind, str(bad)))
 
   @property
   def messages(self) -> list[str]:
-    """One line for each record left out."""
-    return [f'{place}: {reason}' for place, _, reason in self.skipped]
+    """One line for each bad record left out; those unanswerable are not bad."""
+    return [
+      f'{place}: {reason}'
+      for place, kind, reason in self.skipped
+      if kind is not Kind.UNANSWERABLE
+    ]
 
   def write(self, path: str | pathlib.Path) -> None:
     """Writes the account as JSON, whole or not at all."""

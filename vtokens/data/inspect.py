@@ -139,12 +139,11 @@ def _show_training(
   report = training_set.bad_records(cfg.data)
   # Their questions are not trained on, so they are needed here as well.
   held_out = [
-    record
+    training_set.read_held_out(cfg, field, most, report)
     for field, most in (
       ('validation', cfg.eval.max_validation),
       ('test', cfg.eval.max_test),
     )
-    for record in training_set.read_held_out(cfg, field, most, report)
   ]
   notes: list[str] = []
   mixture, left_out = training_set.open_training_set(
@@ -204,7 +203,7 @@ def _show_held_out(
   split = _SPLIT.value
   report = training_set.bad_records(cfg.data)
   most = getattr(cfg.eval, f'max_{split}')
-  records = training_set.read_held_out(cfg, split, most, report)
+  records = training_set.read_held_out(cfg, split, most, report).records
   if not records:
     raise errors.UserError(f'config.data.{split}: no records, nothing to show')
   sample = records[:_HELD_OUT]

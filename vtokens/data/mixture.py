@@ -16,7 +16,7 @@ from vtokens.data.records import GOLD
 from vtokens.data.tokens import TokenSet
 
 # Streams of random numbers derived from one seed; they must never coincide.
-_DRAW, _CAP = 1, 2
+_DRAW, _CAP, _ORDER = 1, 2, 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,6 +111,7 @@ class Mixture:
     sizes: examples of each.
     weights: share of each in the batches; the sum is 1.
     counts: by name, also of datasets of which no example is left.
+    num_without_passages: examples that have none that their policy allows.
 
   Raises:
     errors.UserError: settings name a dataset that there is not, or leave no
@@ -154,16 +155,26 @@ class Mixture:
     self._policies = [
       settings.passages.get(name, passages) for name in self.names
     ]
+    _check_retrievers(settings, passages, sources)
     self._retrievers = [
       [_allowed(source.retrievers, policy) for source in sources]
       for policy in self._policies
     ]
+    self.num_without_passages = self._count_without_passages()
+
+  def _count_without_passages(self) -> int:
+    count = 0
+    for rows, allowed in zip(self._members, self._retrievers, strict=True):
+      for number, source in enumerate(self._sources):
+        there = source.has_passages(allowed[number])
+        count += int((~there[rows[rows[:, 0] == number, 1]]).sum())
+    return count
 
   def order(self) -> grain.MapDataset:
     """The endless order of (dataset, epoch, index), by random access."""
     streams = []
     for number, size in enumerate(self.sizes):
-      entropy = np.random.SeedSequence([self._seed, number])
+      entropy = np.random.SeedSequence([self._seed, _ORDER, number])
       stream = grain.MapDataset.range(size)
       stream = stream.seed(int(entropy.generate_state(1)[0])).shuffle().repeat()
       # Position p of the repeated order is in epoch p // size.
@@ -224,17 +235,25 @@ class Mixture:
     return tuple(shown)
 
   def _distractor(self, passage: Shown, rng: np.random.Generator) -> Shown:
-    """A passage of another example of the dataset, at the same rank."""
+    """A passage that another example of the dataset could show.
+
+    It is cut as the one whose place it takes. Whether it happens to contain an
+    answer is not looked at.
+    """
     dataset = passage.member.dataset
-    size = self.sizes[dataset]
+    depth = self._policies[dataset].depth
     # An example without passages has none to give; others mostly have.
-    for index in rng.integers(size, size=8).tolist():
+    for index in rng.integers(self.sizes[dataset], size=8).tolist():
       other = self.member(dataset, index)
+      if other == passage.member:
+        continue
       slots = self._sources[other.source].slots(other.index)
-      if other != passage.member and len(slots.retriever):
-        return Shown(
-          passage.rank, other, int(rng.integers(len(slots.retriever)))
-        )
+      first, count = _draw_list(
+        slots.retriever, self._retrievers[dataset][other.source], rng
+      )
+      if count:
+        slot = first + int(rng.integers(min(count, depth)))
+        return Shown(passage.rank, other, slot)
     return passage
 
   def prompt_len(self, member: Member) -> int:
@@ -357,8 +376,9 @@ def _cap(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
 def _check_names(settings: config.Mixture, names: Sequence[str]) -> None:
   if not names:
     raise errors.UserError(
-      'config.data.train: no training example is left, since all questions are '
-      'in the validation or test data too (config.data.mixture.remove_leaks)'
+      'config.data.train: no training example is left: all questions are in '
+      'the validation or test data too (config.data.mixture.remove_leaks) or '
+      'too long (config.data.max_answer_tokens, max_suffix_tokens)'
     )
   fields: dict[str, Mapping] = {
     'weights': settings.weights,
@@ -378,6 +398,26 @@ def _check_names(settings: config.Mixture, names: Sequence[str]) -> None:
       f'config.data.mixture.weights: no weight for {missing[0]!r}; expected '
       f'one for each of {", ".join(names)}'
     )
+
+
+def _check_retrievers(
+  settings: config.Mixture,
+  passages: config.Passages,
+  sources: Sequence[TokenSet],
+) -> None:
+  """Raises if a policy names a retriever that no source has."""
+  there = sorted({name for source in sources for name in source.retrievers})
+  policies = {'passages': passages} | {
+    f'mixture.passages[{name}]': policy
+    for name, policy in settings.passages.items()
+  }
+  for field, policy in policies.items():
+    unknown = [name for name in policy.retrievers if name not in there]
+    if unknown:
+      raise errors.UserError(
+        f'config.data.{field}.retrievers: no training data have passages of '
+        f'{unknown[0]!r}; there are those of {", ".join(there) or "none"}'
+      )
 
 
 def _weights(

@@ -23,6 +23,7 @@ class Counts:
     not_drawn: left out for `max_records`.
     passages_cut: passages beyond `max_passages` of a retriever.
     datasets: records kept, by dataset.
+    notes: how often something else happened that should be known.
   """
 
   skipped: list[str] = dataclasses.field(default_factory=list)
@@ -30,6 +31,10 @@ class Counts:
   not_drawn: int = 0
   passages_cut: int = 0
   datasets: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+
+  notes: collections.Counter[str] = dataclasses.field(
     default_factory=collections.Counter
   )
 
@@ -44,6 +49,7 @@ def read_source(
   split: Split,
   on_bad_record: str,
   skipped: list[str],
+  notes: collections.Counter[str],
 ) -> Iterator[Record]:
   """Reads sources; the only place that knows which formats there are.
 
@@ -52,6 +58,7 @@ def read_source(
     split: says how to read them.
     on_bad_record: error or skip.
     skipped: is appended a message for each record that is skipped.
+    notes: is added how often something else happened that should be known.
 
   Raises:
     errors.UserError: a file that cannot be read, or a bad record in it.
@@ -69,6 +76,7 @@ def read_source(
     turns=split.turns,
   )
   skipped += report.messages
+  notes.update(report.notes)
 
 
 def read_split(
@@ -89,12 +97,14 @@ def read_split(
   if split.max_records:
     ids = (
       record.id
-      for record in read_source(split.sources, split, on_bad_record, [])
+      for record in read_source(
+        split.sources, split, on_bad_record, [], collections.Counter()
+      )
       if has_answer(record, split)
     )
     chosen = Draw.of(ids, split)
   for record in read_source(
-    split.sources, split, on_bad_record, counts.skipped
+    split.sources, split, on_bad_record, counts.skipped, counts.notes
   ):
     if not has_answer(record, split):
       counts.no_answer += 1

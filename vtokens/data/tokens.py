@@ -20,7 +20,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,12 @@ class TokenSet:
       is_gold=(flags & _IS_GOLD) > 0,
     )
 
+  def has_passages(self, retrievers: Sequence[int]) -> np.ndarray:
+    """Whether each record has passages of one of these retrievers, bool."""
+    found = np.isin(self._retriever, retrievers)
+    total = np.concatenate([[0], np.cumsum(found)])
+    return np.diff(total[self._record_passage]) > 0
+
   def passage(self, i: int, slot: int) -> PassageIds:
     """Ids of a passage."""
     ids = self._sequence(self._passage_sequence(i, slot))
@@ -198,6 +204,7 @@ def tokenize(
   directory: pathlib.Path,
   identity: Mapping[str, Any],
   label: str,
+  check: Callable[[], None] = lambda: None,
 ) -> TokenSet:
   """Opens the tokenised form of a source, making it first if need be.
 
@@ -211,6 +218,7 @@ def tokenize(
     directory: where such sets lie; made if absent.
     identity: what tells the records from others.
     label: of the progress bar.
+    check: called after each partial file; may raise to stop.
 
   Returns:
     The set.
@@ -232,7 +240,7 @@ def tokenize(
       if not (final / 'meta.json').exists():
         part = directory / f'{key}.part'
         part.mkdir(exist_ok=True)
-        _write_chunks(records, encoder, depth, part, label)
+        _write_chunks(records, encoder, depth, part, label, check)
         _finish(part, final, dict(identity), report)
   except OSError as e:
     raise errors.UserError(
@@ -279,6 +287,7 @@ def _write_chunks(
   depth: int,
   part: pathlib.Path,
   label: str,
+  check: Callable[[], None],
 ) -> None:
   with tqdm.tqdm(desc=label, unit='ex', leave=False, dynamic_ncols=True) as bar:
     for number, chunk in enumerate(_chunks(records)):
@@ -286,6 +295,7 @@ def _write_chunks(
       if not path.exists():
         _save_npz(path, _encode_chunk(chunk, encoder, depth))
       bar.update(len(chunk))
+      check()
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:

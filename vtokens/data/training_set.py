@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vtokens import config
+from vtokens import config, errors
 from vtokens.data import leaks, sources, tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
@@ -18,37 +18,64 @@ from vtokens.data.mixture import Mixture
 from vtokens.data.records import Record
 
 
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Validation or test data.
+
+  Attributes:
+    records: those that are used. Of their passages only those are kept that
+      may be shown: a hundred of each question would not fit the memory.
+    question_keys: `leaks.hash_questions` by data set, of all records there
+      are, used or not.
+  """
+
+  records: list[Record]
+  question_keys: dict[str, np.ndarray]
+
+
 def read_held_out(
   cfg: config.Config, field: str, most: int, report: BadRecords
-) -> list[Record]:
+) -> HeldOut:
   """Reads validation or test records.
 
   Args:
     cfg: of the run.
     field: validation or test.
-    most: the first so many; 0 for all.
+    most: the first so many are used; 0 for all.
     report: of bad records.
 
-  Returns:
-    The records, of whose passages only those are kept that are shown: a
-    hundred of each question would not fit the memory.
-
   Raises:
-    errors.UserError: a source or record is bad.
+    errors.UserError: a source or record is bad, or none has passages of
+      config.eval.retriever.
   """
   found = getattr(cfg.data, field)
   if not found:
-    return []
-  kept = []
-  # To the end: a bad record is told of wherever it is.
-  for number, record in enumerate(_read(found, cfg.data, report)):
-    if not most or number < most:
+    return HeldOut([], {})
+  kept: list[Record] = []
+  questions: dict[str, list[str]] = {}
+  for record in _read(found, cfg.data, report):
+    questions.setdefault(record.dataset, []).append(record.question)
+    if not most or len(kept) < most:
       shown = {
         name: ranked[: cfg.eval.num_passages]
         for name, ranked in record.passages.items()
       }
       kept.append(dataclasses.replace(record, passages=shown))
-  return kept
+  name = cfg.eval.retriever
+  if name and cfg.eval.num_passages:
+    without = sum(not record.ranked(name) for record in kept)
+    if without == len(kept):
+      there = sorted({n for record in kept for n in record.passages})
+      raise errors.UserError(
+        f'config.eval.retriever: no record of config.data.{field} has '
+        f'passages of {name!r}; there are those of {", ".join(there) or "none"}'
+      )
+    if without:
+      report.notes[f'questions without passages of {name}'] += without
+  return HeldOut(
+    kept,
+    {name: leaks.hash_questions(asked) for name, asked in questions.items()},
+  )
 
 
 def bad_records(data: config.Data) -> BadRecords:
@@ -67,19 +94,22 @@ def _read(
 def open_training_set(
   cfg: config.Config,
   assembler: Assembler,
-  held_out: Sequence[Record],
+  held_out: Sequence[HeldOut],
   say: Callable[[str], None],
+  check: Callable[[], None] = lambda: None,
 ) -> tuple[Mixture, list[str]]:
   """Tokenises the training sources, or finds them tokenised.
 
   Args:
     cfg: of the run.
     assembler: of the run.
-    held_out: validation and test records, whose questions are removed.
+    held_out: validation and test data, whose questions are removed.
     say: is told what was removed.
+    check: called while tokenising; may raise to stop.
 
   Returns:
-    The training examples, and a message for each bad record left out.
+    The training examples, and a message for each record left out as bad or
+    too long.
 
   Raises:
     errors.UserError: a source or record is bad, or does not fit.
@@ -98,60 +128,75 @@ def open_training_set(
       depth=max(policy.depth for policy in policies),
       directory=directory,
       identity={
-        'sources': sources.identity(group, data.corpus),
+        # In order, which decides what comes first and which of two records
+        # with one id is the duplicate.
+        'sources': [[s, sources.fingerprint(s)] for s in group],
+        'corpus': [[s, sources.fingerprint(s)] for s in data.corpus],
         'turns': data.turns,
         # What `skip` has left out is still an error to who wants none.
         'on_bad_record': data.on_bad_record,
         'max_text_bytes': data.max_text_bytes,
       },
       label=f'tokenizing {group[0]}',
+      check=check,
     )
     token_sets.append(token_set)
   leaked = _leaks(token_sets, held_out, data.mixture.remove_leaks, say)
   for token_set in token_sets:
     for note, count in token_set.meta['notes'].items():
       say(f'training data: {count:,} {note}')
+  messages = [m for tokens in token_sets for m in tokens.meta['skipped']]
   mixture = Mixture(
     token_sets,
     [
       {
         'leaked': mask,
-        'too long': _too_long(token_set, assembler, cfg, say),
+        'too long': _too_long(token_set, ~mask, assembler, cfg, say, messages),
       }
       for mask, token_set in zip(leaked, token_sets, strict=True)
     ],
     cfg,
     assembler,
   )
-  return mixture, [m for tokens in token_sets for m in tokens.meta['skipped']]
+  if mixture.num_without_passages:
+    say(
+      f'training data: {mixture.num_without_passages:,} of '
+      f'{sum(mixture.sizes):,} questions have no passages to show'
+    )
+  return mixture, messages
 
 
 def _too_long(
   token_set: tokens.TokenSet,
+  wanted: np.ndarray,
   assembler: Assembler,
   cfg: config.Config,
   say: Callable[[str], None],
+  messages: list[str],
 ) -> np.ndarray:
-  """Which records have no answer that fits; tells how many, or raises.
+  """Which of the wanted records have no answer that fits; tells, or raises.
 
   At the start, rather than hours into the run when one is first drawn.
   """
   most = cfg.virtual_tokens.num_virtual_tokens
   prompts, answers, owners = token_set.all_lens()
   fits = np.asarray(assembler.fits(most, prompts[owners], answers))
-  usable = np.zeros(len(token_set), bool)
+  usable = ~wanted
   usable[owners[fits]] = True
-  bad = np.flatnonzero(~usable)
+  bad = np.flatnonzero(~usable).tolist()
   if len(bad) and cfg.data.on_bad_record == 'error':
     shortest = int(answers[owners == bad[0]].min())
     assembler.check(
       most, int(prompts[bad[0]]), shortest, f'record {token_set.id(bad[0])}'
     )
-  spare = int((~fits & usable[owners]).sum())
+  fields = 'config.data.max_answer_tokens and max_suffix_tokens'
+  messages += [
+    f'record {token_set.id(i)}: no answer fits {fields}' for i in bad
+  ]
+  spare = int((~fits & usable[owners] & wanted[owners]).sum())
   if len(bad):
     say(
-      f'{len(bad):,} training questions are left out: no answer fits '
-      'config.data.max_answer_tokens and max_suffix_tokens'
+      f'{len(bad):,} training questions are left out: no answer fits {fields}'
     )
   if spare:
     say(f'{spare:,} alternative answers do not fit them and are never drawn')
@@ -160,14 +205,15 @@ def _too_long(
 
 def _leaks(
   token_sets: Sequence[tokens.TokenSet],
-  held_out: Sequence[Record],
+  held_out: Sequence[HeldOut],
   remove: bool,
   say: Callable[[str], None],
 ) -> list[np.ndarray]:
   """Which training records ask a held-out question; tells how many do."""
-  questions: dict[str, list[str]] = {}
-  for record in held_out:
-    questions.setdefault(record.dataset, []).append(record.question)
+  keys: dict[str, list[np.ndarray]] = {}
+  for part in held_out:
+    for name, hashes in part.question_keys.items():
+      keys.setdefault(name, []).append(hashes)
   # Of each data set, which records of which token set are in it.
   rows: dict[str, list[tuple[int, np.ndarray]]] = {}
   for number, token_set in enumerate(token_sets):
@@ -181,7 +227,7 @@ def _leaks(
       )
       for name, parts in rows.items()
     },
-    {name: leaks.hash_questions(asked) for name, asked in questions.items()},
+    {name: np.concatenate(parts) for name, parts in keys.items()},
   )
   masks = [np.zeros(len(token_set), bool) for token_set in token_sets]
   for name, parts in rows.items():
@@ -197,6 +243,6 @@ def _leaks(
       'training questions that are also in the validation or test data, '
       f'{verdict}:\n{text}'
     )
-  if held_out:
+  if keys:
     say(text)
   return masks if remove else [np.zeros_like(mask) for mask in masks]

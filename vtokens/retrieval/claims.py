@@ -6,6 +6,7 @@ written beside their place and renamed, so that a part that is there is whole.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -19,6 +20,27 @@ from vtokens import errors, schema, writers
 _IDENTITY = 'identity.json'
 _COMPLETE = 'complete.json'
 _PARTIAL = '.partial'
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes of this machine out of a directory meanwhile.
+
+  Raises:
+    errors.UserError: it cannot be written.
+  """
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    file = open(directory / '.lock', 'w')
+  except OSError as e:
+    raise errors.UserError(f'{directory}: cannot be written: {e}') from e
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      writers.say(f'{directory}: another run is at work here; waiting for it')
+      fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def claim(

@@ -57,6 +57,8 @@ KNOWN = {
   'all-MiniLM-L6-v2': _MINILM,
 }
 _FILES = ('*.json', '*.safetensors', '*.txt', '*.model')
+# What a local directory may have besides.
+_LOCAL_FILES = (*_FILES, '*.bin')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,7 @@ def _hash_model(directory: str) -> str:
   """SHA-256 over the files that a model is loaded from."""
   digest = hashlib.sha256()
   files = {
-    f for pattern in _FILES for f in pathlib.Path(directory).glob(pattern)
+    f for pattern in _LOCAL_FILES for f in pathlib.Path(directory).glob(pattern)
   }
   for path in sorted(files):
     digest.update(f'{path.name}\0{path.stat().st_size}\0'.encode())

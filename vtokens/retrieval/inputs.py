@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from vtokens import writers
 from vtokens.data import corpus, formats
 from vtokens.data.checks import BadRecords
 from vtokens.data.records import Passage, Record
@@ -49,4 +50,6 @@ def read_questions(
     on_bad_record, flag='--config.questions.on_bad_record=skip'
   )
   questions = formats.read_all(files, report=report)
+  for note, count in report.notes.items():
+    writers.say(f'questions: {count:,} {note}')
   return questions, report.messages

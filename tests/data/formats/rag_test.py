@@ -380,7 +380,8 @@ def test_passages_named_by_id(tmp_path):
   (record,) = formats.read_all([path], corpus=[corpus])
   assert record.passages == {
     'gold': (Passage('nq0', 'N', 'Gold.'),),
-    'given': (Passage('d608', 'M', 'Found.'),),
+    # The gold one keeps its place among those listed.
+    'given': (Passage('nq0', 'N', 'Gold.'), Passage('d608', 'M', 'Found.')),
     'bm25': (
       Passage('w2', '', 'Second.', 21.2),
       Passage('w1', 'One', 'First.', 18.73),

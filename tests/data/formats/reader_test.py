@@ -112,7 +112,7 @@ def test_reads_a_record(tmp_path):
       {
         'passages': {
           'gold': (records.Passage('', '', 'y'),),
-          'given': (records.Passage('', '', 'x'),),
+          'given': (records.Passage('', '', 'x'), records.Passage('', '', 'y')),
         }
       },
     ),

@@ -35,11 +35,11 @@ def own(fields: Fields) -> Draft:
     else:
       listed = _listed(fields, key)
       gold = [p for p, is_gold in listed if is_gold]
-      given = [p for p, is_gold in listed if not is_gold]
       if gold:
         passages[GOLD] = [*gold]
-      if given or not gold:
-        passages[GIVEN] = [*given]
+      # The gold ones keep their place among others.
+      if len(gold) < len(listed) or not gold:
+        passages[GIVEN] = [p for p, _ in listed]
   if 'retrieved' in fields:
     if BM25 in passages:
       raise BadRecord(

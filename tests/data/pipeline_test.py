@@ -2,8 +2,11 @@
 
 import collections
 import dataclasses
+import gzip
 import itertools
+import json
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -34,8 +37,6 @@ def row(i: int) -> dict:
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory):
-  import json
-
   directory = tmp_path_factory.mktemp('pipeline')
   tiny_models.save_tokenizer(directory / 'tokenizer')
   lines = [json.dumps(row(i)) + '\n' for i in range(23)]
@@ -318,3 +319,46 @@ def test_evaluation_shuffles_by_seed_and_id():
     assert {r for r, _ in shown} == {0, 1, 2}
     first[tuple(r for r, _ in shown)] += 1
   assert len(first) == math.factorial(3) and min(first.values()) > 25
+
+
+SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'data'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason='the data is not there')
+def test_little_padding_on_real_questions(smollm2_path, tmp_path):
+  """Seven sets, 1 to 5 of the passages that BM25 found, batches of 32."""
+  files = []
+  for path in sorted((SHARED / 'qa').glob('*.train.jsonl.gz')):
+    with gzip.open(path, 'rt', encoding='utf-8') as file:
+      lines = [
+        {**json.loads(line), 'passages': []}
+        for line in itertools.islice(file, 300)
+      ]
+    files.append(tmp_path / path.name.removesuffix('.gz'))
+    files[-1].write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  assert len(files) == 7
+  cfg = config.Config(
+    workdir=str(tmp_path),
+    data=config.Data(
+      train=tuple(map(str, files)),
+      corpus=tuple(map(str, sorted((SHARED / 'corpus').glob('*.jsonl.xz')))),
+      on_bad_record='skip',
+      passages=config.Passages(retrievers=('bm25',)),
+      batch_size=32,
+      examples_per_row=4,
+      max_suffix_tokens=192,
+    ),
+  )
+  assembler = Assembler.for_run(load_tokenizer(smollm2_path), cfg)
+  mixture, _ = training_set.open_training_set(
+    cfg, assembler, [], lambda text: None
+  )
+  assert sum(mixture.sizes) > 2000
+  batches = pipeline.TrainBatches(
+    mixture, cfg.data, cfg.virtual_tokens, assembler, 49152, 0
+  )
+  assert len(batches.shapes) <= 6
+  hosts = take(batches, 0, 96)
+  real = sum(host.real_tokens for host in hosts)
+  assert real / sum(host.computed_tokens for host in hosts) >= 0.92

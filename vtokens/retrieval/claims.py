@@ -31,10 +31,10 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
   """
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    file = open(directory / '.lock', 'w')
+    (directory / '.lock').touch()
   except OSError as e:
     raise errors.UserError(f'{directory}: cannot be written: {e}') from e
-  with file:
+  with open(directory / '.lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

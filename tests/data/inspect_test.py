@@ -222,7 +222,8 @@ def test_counts_of_datasets(printed):
   assert re.search(r'alpha +12 +2 +0 +2 +8 +66\.7% ', printed)
   assert re.search(r'beta +6 +1 +1 +0 +4 +33\.3% ', printed)
   assert re.search(r'all +18 +3 +1 +2 +12 +100\.0% ', printed)
-  assert 'bad records left out: 1; the first:' in printed
+  # One is bad, one too long.
+  assert 'records left out: 2; the first:' in printed
   assert 'train.jsonl:19' in printed
   assert re.search(r'alpha +held +2 +12\n', printed)
   assert re.search(r'beta +held +1 +6\n', printed)

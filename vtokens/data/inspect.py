@@ -231,10 +231,10 @@ def _show_held_out(
 
 
 def _bad(messages: list[str]) -> list[str]:
-  """A note on bad records, if there are any."""
+  """A note on records left out, if there are any."""
   if not messages:
     return []
-  return [f'bad records left out: {len(messages):,}; the first: {messages[0]}']
+  return [f'records left out: {len(messages):,}; the first: {messages[0]}']
 
 
 if __name__ == '__main__':

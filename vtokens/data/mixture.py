@@ -15,8 +15,10 @@ from vtokens.data.assemble import Assembler, PassageIds
 from vtokens.data.records import GOLD
 from vtokens.data.tokens import TokenSet
 
-# Streams of random numbers derived from one seed; they must never coincide.
-_DRAW, _CAP, _ORDER = 1, 2, 5
+# Streams of random numbers derived from one seed. `order` has those that are
+# numbered like the data sets; of these only the first state is ever used, as
+# the seed of a shuffle by another generator.
+_DRAW, _CAP = 1, 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -174,7 +176,7 @@ class Mixture:
     """The endless order of (dataset, epoch, index), by random access."""
     streams = []
     for number, size in enumerate(self.sizes):
-      entropy = np.random.SeedSequence([self._seed, _ORDER, number])
+      entropy = np.random.SeedSequence([self._seed, number])
       stream = grain.MapDataset.range(size)
       stream = stream.seed(int(entropy.generate_state(1)[0])).shuffle().repeat()
       # Position p of the repeated order is in epoch p // size.

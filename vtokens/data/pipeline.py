@@ -349,8 +349,8 @@ class TrainBatches:
     """Batches from a step on, made in the background while it is open."""
     first, skip = divmod(step, self._data.window_batches)
     windows = self._windows.map_with_index(self._window)[first:]
-    # Threads read ahead for what the main process makes itself; worker
-    # processes make whole windows.
+    # A thread of this process makes windows ahead, or, in their place, worker
+    # processes do.
     stream = windows.map(
       lambda window: [self._make(planned) for planned in window]
     ).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))

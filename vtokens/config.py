@@ -9,7 +9,7 @@ import math
 import string
 from typing import Any
 
-from vtokens import errors, schema
+from vtokens import schema
 
 # The authors' sentence (arXiv 2405.19670, section 3.2): it starts the table,
 # and it is the instruction of the untrained condition.
@@ -390,19 +390,7 @@ def validate(config: Config) -> None:
     errors.UserError: a field has a wrong type or value, or two do not fit;
       the message names the field as it is written on the command line.
   """
-  values = schema.flatten(config)
-
-  def fail(field: str, expected: str):
-    raise errors.UserError(
-      f'config.{field}: expected {expected}, got {values[field]!r}'
-    )
-
-  for field, value in values.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      fail(field, 'a finite number')
-  for field, choices in _CHOICES.items():
-    if values[field] not in choices:
-      fail(field, f'one of {", ".join(choices)}')
+  values, fail = schema.check(config, _CHOICES)
   for field in _POSITIVE:
     if values[field] <= 0:
       fail(field, 'a number above 0')

@@ -7,9 +7,11 @@ section), or a dict from names to any of these.
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from vtokens import errors
 
@@ -38,6 +40,37 @@ def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
     else:
       _refuse(path, _describe(kind), value)
   return flat
+
+
+def check(
+  settings: Any, choices: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Any], Callable[[str, str], NoReturn]]:
+  """What every validation of settings begins with.
+
+  Args:
+    settings: of any class.
+    choices: by field path, the values that are allowed.
+
+  Returns:
+    `flatten` of the settings, and `fail(field, expected)`, which raises an
+    error that names field and value.
+
+  Raises:
+    errors.UserError: a value has a wrong type, is not finite, or is not among
+      its choices.
+  """
+  values = flatten(settings)
+
+  def fail(field: str, expected: str) -> NoReturn:
+    _refuse(field, expected, values[field])
+
+  for field, value in values.items():
+    if isinstance(value, float) and not math.isfinite(value):
+      fail(field, 'a finite number')
+  for field, allowed in choices.items():
+    if values[field] not in allowed:
+      fail(field, f'one of {", ".join(allowed)}')
+  return values, fail
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
@@ -138,7 +171,7 @@ def _fits(value: Any, kind: Any) -> bool:
   return isinstance(value, kind)
 
 
-def _refuse(path: str, expected: str, value: Any) -> typing.NoReturn:
+def _refuse(path: str, expected: str, value: Any) -> NoReturn:
   raise errors.UserError(f'config.{path}: expected {expected}, got {value!r}')
 
 

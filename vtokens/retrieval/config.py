@@ -4,7 +4,6 @@ A config file is Python with a function `get_config() -> Config`.
 """
 
 import dataclasses
-import math
 import re
 
 from vtokens import errors, schema
@@ -189,19 +188,7 @@ def validate(config: Config) -> None:
     errors.UserError: a field has a wrong type or value; the message names it
       as it is written on the command line.
   """
-  values = schema.flatten(config)
-
-  def fail(field: str, expected: str):
-    raise errors.UserError(
-      f'config.{field}: expected {expected}, got {values[field]!r}'
-    )
-
-  for field, value in values.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      fail(field, 'a finite number')
-  for field, choices in _CHOICES.items():
-    if values[field] not in choices:
-      fail(field, f'one of {", ".join(choices)}')
+  values, fail = schema.check(config, _CHOICES)
   for field in ('top_k', 'corpus.shard_size', 'questions.chunk_size'):
     if values[field] < 1:
       fail(field, 'a number above 0')

@@ -1,0 +1,1 @@
+"""How good the virtual tokens are, against what, and at what cost."""

@@ -26,7 +26,8 @@ class KVCache:
     positions: position of each slot's token, `B S` int32; -1 marks a slot
       that holds nothing, which no query sees. Shared by all layers.
     segments: which of several sequences in the same row a slot belongs to,
-      `B S` int32; None where a row is one sequence.
+      `B S` int32; None where a row is one sequence, or where the slots precede
+      every sequence of the row.
   """
 
   k: Float[Array, '*L B K S H']
@@ -35,24 +36,32 @@ class KVCache:
   segments: Int[Array, 'B S'] | None = None
 
   def with_room(self, slots: int) -> 'KVCache':
-    """This cache followed by empty slots, for `write`; of whole rows only."""
-    assert self.segments is None
+    """This cache followed by empty slots, for `write`."""
     pad = [(0, 0)] * (self.k.ndim - 2) + [(0, slots), (0, 0)]
+    positions, segments = jax.tree.map(
+      lambda x: jnp.pad(x, [(0, 0), (0, slots)], constant_values=-1),
+      (self.positions, self.segments),
+    )
     return KVCache(
       k=jnp.pad(self.k, pad),
       v=jnp.pad(self.v, pad),
-      positions=jnp.pad(
-        self.positions, [(0, 0), (0, slots)], constant_values=-1
-      ),
+      positions=positions,
+      segments=segments,
     )
 
   def write(self, other: 'KVCache', slot: Int[Array, '']) -> 'KVCache':
     """This cache with the other's slots in place of its own from `slot` on."""
     put = jax.lax.dynamic_update_slice_in_dim
+    positions, segments = jax.tree.map(
+      lambda x, y: put(x, y, slot, axis=1),
+      (self.positions, self.segments),
+      (other.positions, other.segments),
+    )
     return KVCache(
       k=put(self.k, other.k, slot, axis=self.k.ndim - 2),
       v=put(self.v, other.v, slot, axis=self.v.ndim - 2),
-      positions=put(self.positions, other.positions, slot, axis=1),
+      positions=positions,
+      segments=segments,
     )
 
 
@@ -73,16 +82,17 @@ def attend(
   """Softmax attention of new tokens over caches and one another.
 
   The only mask is by position and segment: a query sees the slots of its own
-  segment whose position is not negative, not beyond its own and within the
-  window. The keys of all caches and of the new tokens share one softmax without
+  segment, and those of caches without segments, whose position is not negative,
+  not beyond its own and within the window. The keys of all caches and of the new tokens share one softmax without
   being concatenated. Scores and softmax are f32.
 
   Args:
     q: rotated queries of the new tokens.
     new: rotated keys, values and positions of the same tokens. In each
       segment of a row positions rise from slot to slot, padding (-1) apart.
-    caches: what came before them, in any number of parts; with segments
-      where `new` has them.
+    caches: what came before them, in any number of parts. Where `new` has
+      segments, one without them precedes each of these: a prefix that several
+      continuations share.
     scale: multiplies the scores.
     softcap: see `layers.softcap`; of the scores.
     window: how many positions a query sees, its own included; None for all.
@@ -102,7 +112,7 @@ def attend(
     seen = (slot >= 0) & (slot <= query)
     if window is not None:
       seen &= slot > query - window
-    if segments is not None:
+    if segments is not None and cache.segments is not None:
       seen &= (
         cache.segments[:, None, None, None, :]
         == segments[:, None, :, None, None]

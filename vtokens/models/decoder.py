@@ -101,8 +101,8 @@ class Decoder(nnx.Module):
       caches: keys and values of the tokens before them, in any number of
         parts, so that a part that never changes need not be copied.
       segments: which of several sequences packed into a row each token
-        belongs to, int32; tokens see their own only, in the caches too, which
-        then must have segments. None where a row is one sequence.
+        belongs to, int32; tokens see their own only, and caches without
+        segments whole. None where a row is one sequence.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
 

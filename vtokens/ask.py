@@ -13,7 +13,6 @@ from absl import flags as absl_flags
 from vtokens import (
   config,
   errors,
-  evaluate,
   flags,
   partitioning,
   virtual_tokens,
@@ -21,6 +20,9 @@ from vtokens import (
 )
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import GIVEN, Passage, Record
+from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.evaluator import Evaluator
+from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
 from vtokens.models import base as base_lib
 
 _WORKDIR = absl_flags.DEFINE_string(
@@ -72,9 +74,8 @@ def ask(
     raise errors.UserError(f'--num_active={k}: expected 1 to {rows}')
   if not question.strip():
     raise errors.UserError('--question: expected a text that is not blank')
-  base = base_lib.load_base(
-    cfg.base, partitioning.make_mesh((-1, 1, 1)), cfg.context_length
-  )
+  mesh = partitioning.make_mesh((-1, 1, 1))
+  base = base_lib.load_base(cfg.base, mesh, cfg.context_length)
   if base.fingerprint != metadata['fingerprint']:
     raise errors.UserError(
       f'{workdir}: the table was trained on another base than '
@@ -86,12 +87,9 @@ def ask(
   cfg.eval.batch_size = 1
   cfg.eval.shuffle_passages = False
   cfg.eval.retriever = GIVEN
-  evaluator = evaluate.Evaluator(
-    base,
-    Assembler.for_run(base.tokenizer, cfg),
-    cfg.eval,
-    cfg.seed,
-  )
+  assembler = Assembler.for_run(base.tokenizer, cfg)
+  prompter = Prompter(assembler, cfg.eval, cfg.seed)
+  evaluator = Evaluator(base, mesh, prompter, cfg.eval, cfg.seed)
   record = Record(
     id='question',
     dataset='',
@@ -101,14 +99,15 @@ def ask(
       GIVEN: tuple(Passage(id='', title='', text=text) for text in passages)
     },
   )
-  tokens = evaluate.tokens_condition(k)
+  tokens = tokens_arm(Table(workdir, table, assembler), k)
   names = list(_LABELS)
   if not base.tokenizer.has_chat_template:
     names.remove('chat_prompt')
-  conditions = [*(evaluate.UNTRAINED[name] for name in names), tokens]
-  answers = evaluator.answers([record], conditions, table, label='answering')
+  arms = [*map(bare_arm, names), tokens]
+  prompter.check_fits([record], arms)
+  answers = evaluator.answers([record], arms, label='answering')
   labels = {**_LABELS, tokens.name: f'with {k} virtual tokens'}
-  return {labels[c.name]: answers[c.name][0] for c in conditions}
+  return {labels[arm.name]: answers[arm.name][0].text for arm in arms}
 
 
 def _read_config(workdir: str) -> config.Config:

@@ -255,16 +255,46 @@ class Train:
 
 
 @dataclasses.dataclass
-class Eval:
-  """Greedy answers, scored by EM and F1.
+class Decode:
+  """How answers are generated.
 
   Attributes:
-    batch_size: examples per batch.
-    num_passages: top passages shown.
-    retriever: whose; empty for the only one of the records.
-    shuffle_passages: show them in an order drawn for each question.
+    batch_size: questions answered at a time.
     max_new_tokens: longest answer generated.
     stop_at_newline: end an answer at the first line break after text.
+    temperature: 0 for the most likely token (greedy); above it tokens are
+      drawn, by the seed and the question's id.
+    top_p: draw among the most likely tokens that together have at least this
+      probability.
+  """
+
+  batch_size: int = 32
+  max_new_tokens: int = 32
+  stop_at_newline: bool = True
+  temperature: float = 0.0
+  top_p: float = 1.0
+
+
+@dataclasses.dataclass
+class Shown:
+  """Which passages an evaluation shows.
+
+  Attributes:
+    num_passages: top passages.
+    retriever: whose; empty for the only one of the records.
+    shuffle_passages: show them in an order drawn for each question.
+  """
+
+  num_passages: int = 3
+  retriever: str = ''
+  shuffle_passages: bool = False
+
+
+@dataclasses.dataclass
+class Eval(Decode, Shown):
+  """Scores while training, by EM and F1; see also `Decode` and `Shown`.
+
+  Attributes:
     conditions: of the base without virtual tokens, scored before training:
       closed_book, concat, prompt, chat_prompt.
     num_active: numbers of virtual tokens scored after training; the largest
@@ -273,12 +303,6 @@ class Eval:
     max_test: test examples used; 0 for all.
   """
 
-  batch_size: int = 32
-  num_passages: int = 3
-  retriever: str = ''
-  shuffle_passages: bool = False
-  max_new_tokens: int = 32
-  stop_at_newline: bool = True
   conditions: tuple[str, ...] = CONDITIONS
   num_active: tuple[int, ...] = (1, 5, 20, 50)
   max_validation: int = 0
@@ -370,6 +394,7 @@ _NOT_NEGATIVE = (
   'optim.clip_norm',
   'data.workers',
   'eval.num_passages',
+  'eval.temperature',
   'eval.max_validation',
   'eval.max_test',
 )
@@ -400,17 +425,7 @@ def validate(config: Config) -> None:
   for field in ('workdir', 'base.path', 'data.train'):
     if not values[field]:
       fail(field, 'to be set')
-  for field, names in _PLACEHOLDERS.items():
-    try:
-      used = set(placeholders(values[field]))
-    except ValueError:  # A single brace.
-      used = {'{'}
-    if used - names:
-      fail(field, f'no placeholders but {sorted(names)} ({{{{ is a brace)')
-    missing = sorted(names - {'index', 'title'} - used)
-    if missing:
-      fail(field, f'the placeholder {{{missing[0]}}}')
-
+  check_templates(values, fail)
   rows = values['virtual_tokens.num_virtual_tokens']
   fixed = values['virtual_tokens.draw'] == 'fixed'
   if fixed and values['virtual_tokens.num_active'] > rows:
@@ -432,6 +447,7 @@ def validate(config: Config) -> None:
         f'at most virtual_tokens.num_active={trained}, since draw=fixed '
         'trains no more rows',
       )
+  check_top_p(values, 'eval', fail)
   unknown = set(values['eval.conditions']) - set(CONDITIONS)
   if unknown:
     fail('eval.conditions', f'some of {", ".join(CONDITIONS)}')
@@ -464,9 +480,6 @@ def validate(config: Config) -> None:
       f'a multiple of train.accumulation_steps={micro} times '
       f'data.examples_per_row={per_row}',
     )
-  used_names = placeholders(values['templates.passage'])
-  if 'index' in used_names[1:]:
-    fail('templates.passage', '{index} only once, before {text} and {title}')
   shapes = values['data.shapes']
   if any(min(shape) < 1 for shape in shapes):
     fail('data.shapes', 'pairs of lengths above 0')
@@ -487,9 +500,7 @@ def validate(config: Config) -> None:
       f'room for {rows} virtual tokens and '
       f'data.max_answer_tokens={values["data.max_answer_tokens"]}',
     )
-  shape = values['mesh.shape']
-  if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
-    fail('mesh.shape', 'numbers above 0, or -1 for one of them')
+  check_mesh(values, fail)
   if not 0 <= values['optim.b1'] < 1:
     fail('optim.b1', 'a number in [0, 1)')
   if not 0 <= values['optim.b2'] < 1:
@@ -497,6 +508,40 @@ def validate(config: Config) -> None:
   steps = values['train.num_steps']
   if values['optim.warmup_steps'] >= steps:
     fail('optim.warmup_steps', f'less than train.num_steps={steps}')
+
+
+def check_templates(values: dict[str, Any], fail: Any) -> None:
+  """Checks the section `templates`.
+
+  Args:
+    values: what `schema.flatten` made of settings that have it.
+    fail: see `schema.check`.
+  """
+  for field, names in _PLACEHOLDERS.items():
+    try:
+      used = set(placeholders(values[field]))
+    except ValueError:  # A single brace.
+      used = {'{'}
+    if used - names:
+      fail(field, f'no placeholders but {sorted(names)} ({{{{ is a brace)')
+    missing = sorted(names - {'index', 'title'} - used)
+    if missing:
+      fail(field, f'the placeholder {{{missing[0]}}}')
+  if 'index' in placeholders(values['templates.passage'])[1:]:
+    fail('templates.passage', '{index} only once, before {text} and {title}')
+
+
+def check_mesh(values: dict[str, Any], fail: Any) -> None:
+  """Checks the section `mesh`; see `check_templates`."""
+  shape = values['mesh.shape']
+  if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
+    fail('mesh.shape', 'numbers above 0, or -1 for one of them')
+
+
+def check_top_p(values: dict[str, Any], section: str, fail: Any) -> None:
+  """Checks `Decode.top_p` of a section; see `check_templates`."""
+  if not 0 < values[f'{section}.top_p'] <= 1:
+    fail(f'{section}.top_p', 'a number in (0, 1]')
 
 
 def _check_passages(values: dict[str, Any], name: str, fail: Any) -> None:

@@ -1,14 +1,75 @@
-"""Greedy answers: prefix once, suffix once, then one token at a time."""
+"""Answers: prefix once, suffixes side by side, then one token at a time.
+
+Several continuations of the same prefix, the *branches*, are answered together
+as segments of one row: with 1, 5 and 50 virtual tokens, say. The prefix is
+encoded once for all, and each step reads the weights once for all.
+"""
 
 import functools
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from vtokens import steps, virtual_tokens
 from vtokens.models.attention import KVCache
+
+
+@struct.dataclass
+class Suffixes:
+  """What follows the prefixes of a batch: C branches in each row.
+
+  Attributes:
+    ids: virtual tokens and prompts, branch after branch, `B S` int32.
+    positions: of each in its branch's sequence, which goes on where the prefix
+      ends, `B S` int32; -1 for padding, which is at the end of the row.
+    segments: number of its branch, `B S` int32; None where C is 1.
+    last: index of each branch's last token, `B C` int32; -1 where the row has
+      no such branch.
+  """
+
+  ids: Int[Array, 'B S']
+  positions: Int[Array, 'B S']
+  segments: Int[Array, 'B S'] | None
+  last: Int[Array, 'B C']
+
+
+@struct.dataclass
+class Endings:
+  """Which tokens mean what when an answer is generated.
+
+  Attributes:
+    eos_id: fills up branches that have ended, int32 scalar.
+    is_end: tokens that end an answer: eos, the end of a turn, `V`.
+    is_newline: tokens whose text has a line break; they end an answer once it
+      has a token that is not blank. All false: line breaks do not end it.
+    is_blank: tokens whose text is only white space, `V`.
+  """
+
+  eos_id: Int[Array, '']
+  is_end: Bool[Array, 'V']
+  is_newline: Bool[Array, 'V']
+  is_blank: Bool[Array, 'V']
+
+
+@struct.dataclass
+class Sampling:
+  """How a token is drawn, where it is not the most likely one.
+
+  Attributes:
+    keys: of each row, `B 2` uint32: draws depend on it, the number of the
+      token and nothing else.
+    temperature: f32 scalar, above 0; divides the logits.
+    top_p: f32 scalar in (0, 1]: draws are among the most likely tokens that
+      have together at least this probability (nucleus sampling, Holtzman et
+      al., 2020, arXiv 1904.09751).
+  """
+
+  keys: UInt32[Array, 'B 2']
+  temperature: Float[Array, '']
+  top_p: Float[Array, '']
 
 
 @functools.partial(jax.jit, static_argnames='graph')
@@ -24,21 +85,18 @@ def encode_prefix(
 
 
 @functools.partial(jax.jit, static_argnames=('graph', 'max_new_tokens'))
-def greedy(
+def generate(
   base: nnx.State,
   table: Float[Array, 'P D'],
   cache: KVCache,
-  suffix: Int[Array, 'B S'],
-  positions: Int[Array, 'B S'],
-  eos_id: Int[Array, ''],
-  is_end: Bool[Array, 'V'],
-  is_newline: Bool[Array, 'V'],
-  is_blank: Bool[Array, 'V'],
+  suffixes: Suffixes,
+  endings: Endings,
+  sampling: Sampling | None = None,
   *,
   graph: nnx.GraphDef,
   max_new_tokens: int,
-) -> Int[Array, 'B max_new_tokens']:
-  """The most likely token after the suffix, and so on.
+) -> Int[Array, 'B C max_new_tokens']:
+  """One token after the suffix, and so on, until all branches have ended.
 
   Ids of virtual tokens cannot come out: the head has no logits for them.
 
@@ -46,36 +104,41 @@ def greedy(
     base: weights of the decoder.
     table: the virtual tokens.
     cache: of the prefix; see `encode_prefix`.
-    suffix: virtual tokens and prompt, right-padded.
-    positions: of the suffix's tokens, -1 for padding; they go on where the
-      prefix ends.
-    eos_id: fills up rows that have ended.
-    is_end: tokens that end a row: eos, the end of a turn.
-    is_newline: tokens whose text has a line break; they end a row once it
-      has a token that is not blank. All false: line breaks do not end it.
-    is_blank: tokens whose text is only white space.
+    suffixes: what follows it.
+    endings: which tokens end an answer.
+    sampling: how tokens are drawn; None for the most likely one (greedy).
     graph: structure of the decoder.
     max_new_tokens: longest answer.
 
   Returns:
-    Generated ids; after a row's end, eos. The token that ends a row is kept.
+    Generated ids; after a branch's end, eos. The token that ends it is kept.
   """
   decoder = nnx.merge(graph, base)
   hidden, kv = decoder(
-    virtual_tokens.embed(decoder, table, suffix), positions, [cache]
+    virtual_tokens.embed(decoder, table, suffixes.ids),
+    suffixes.positions,
+    [cache],
+    segments=suffixes.segments,
   )
+  rows, branches = suffixes.last.shape
   # The passages' cache is only read; what grows is this small one.
-  tail = kv.with_room(max_new_tokens)
-  first_slot = suffix.shape[1]
-  suffix_len = (positions >= 0).sum(axis=1)
-  last = jnp.maximum(suffix_len - 1, 0)
-  hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
-  length = positions.max(axis=1) + 1
-  rows = suffix.shape[0]
+  tail = kv.with_room(max_new_tokens * branches)
+  first_slot = suffixes.ids.shape[1]
+  segments = None
+  if suffixes.segments is not None:
+    segments = jnp.broadcast_to(
+      jnp.arange(branches, dtype=jnp.int32), (rows, branches)
+    )
+  last = jnp.maximum(suffixes.last, 0)
+  hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)
+  length = jnp.take_along_axis(suffixes.positions, last, axis=1) + 1
 
-  def pick(hidden, done):
-    token = jnp.argmax(decoder.logits(hidden), axis=-1).astype(jnp.int32)
-    return jnp.where(done, eos_id, token)
+  def pick(step, hidden, done):
+    logits = decoder.logits(hidden)
+    if sampling is not None:
+      logits = _perturb(logits, sampling, step)
+    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    return jnp.where(done, endings.eos_id, token)
 
   def unfinished(carry):
     step, _, _, done, *_ = carry
@@ -83,23 +146,51 @@ def greedy(
 
   def advance(carry):
     step, hidden, tail, done, begun, out = carry
-    token = pick(hidden, done)
-    out = jax.lax.dynamic_update_slice_in_dim(out, token[:, None], step, axis=1)
-    begun = begun | ~is_blank[token]
-    done = done | is_end[token] | (begun & is_newline[token])
-    new, kv = decoder(
-      decoder.embed(token[:, None]), (length + step)[:, None], [cache, tail]
+    token = pick(step, hidden, done)
+    out = jax.lax.dynamic_update_slice_in_dim(
+      out, token[..., None], step, axis=2
     )
-    tail = tail.write(kv, first_slot + step)
-    return step + 1, new[:, 0], tail, done, begun, out
+    begun = begun | ~endings.is_blank[token]
+    done = done | endings.is_end[token] | (begun & endings.is_newline[token])
+    hidden, kv = decoder(
+      decoder.embed(token), length + step, [cache, tail], segments=segments
+    )
+    tail = tail.write(kv, first_slot + step * branches)
+    return step + 1, hidden, tail, done, begun, out
 
-  out = jnp.full((rows, max_new_tokens), eos_id, jnp.int32)
+  out = jnp.full((rows, branches, max_new_tokens), endings.eos_id, jnp.int32)
   carry = (
     jnp.zeros((), jnp.int32),
     hidden,
     tail,
-    suffix_len == 0,
-    jnp.zeros((rows,), bool),
+    suffixes.last < 0,
+    jnp.zeros((rows, branches), bool),
     out,
   )
   return jax.lax.while_loop(unfinished, advance, carry)[-1]
+
+
+def _perturb(
+  logits: Float[Array, 'B C V'], sampling: Sampling, step: Int[Array, '']
+) -> Float[Array, 'B C V']:
+  """Logits whose largest is a draw from their distribution.
+
+  By the Gumbel-max trick (Gumbel, 1954). All branches of a row share their
+  random numbers, so that they differ by what they were asked alone.
+  """
+  logits = logits / sampling.temperature
+  ordered = jnp.sort(logits, axis=-1, descending=True)
+  before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+  # The probability of those before it decides, so that one is always left.
+  before = before - jax.nn.softmax(ordered, axis=-1)
+  least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(
+    axis=-1, keepdims=True
+  )
+  noise = jax.vmap(
+    lambda key: jax.random.gumbel(
+      jax.random.fold_in(jax.random.wrap_key_data(key), step),
+      logits.shape[-1:],
+      jnp.float32,
+    )
+  )(sampling.keys)
+  return jnp.where(logits >= least, logits + noise[:, None, :], -jnp.inf)

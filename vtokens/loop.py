@@ -15,7 +15,6 @@ import tqdm
 from vtokens import (
   config,
   errors,
-  evaluate,
   partitioning,
   steps,
   stopping,
@@ -24,6 +23,9 @@ from vtokens import (
 from vtokens.checkpoints import Checkpoints
 from vtokens.data import pipeline
 from vtokens.data.records import Record
+from vtokens.evaluation import scores
+from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.evaluator import Evaluator
 
 
 class Loop:
@@ -38,6 +40,7 @@ class Loop:
     schedule: learning rate by step, for the reports.
     evaluator: for validations.
     validation: records; none for no validation.
+    as_table: what the evaluator wants to know of a table besides its rows.
     num_active: virtual tokens used in validations.
     checkpoints: of the run.
     writer: opens metrics.jsonl to go on after (step, step last validated).
@@ -60,8 +63,9 @@ class Loop:
     mesh: jax.sharding.Mesh,
     batches: pipeline.TrainBatches,
     schedule: optax.Schedule,
-    evaluator: evaluate.Evaluator,
+    evaluator: Evaluator,
     validation: Sequence[Record],
+    as_table: Callable[[np.ndarray], Table],
     num_active: int,
     checkpoints: Checkpoints,
     writer: Callable[[int, int], writers.MetricsWriter],
@@ -82,6 +86,7 @@ class Loop:
     )
     self._evaluator = evaluator
     self._validation = validation
+    self._as_table = as_table
     self._num_active = num_active
     self._checkpoints = checkpoints
     self._stop = stop
@@ -206,8 +211,8 @@ class Loop:
     self._report()
     table = np.asarray(jax.device_get(self.state.table))
     try:
-      loss, predictions = self._evaluator.validate(
-        self._validation, self._num_active, table
+      loss, answers = self._evaluator.validate(
+        self._validation, self._as_table(table), self._num_active
       )
     except stopping.Stopped:
       self._checkpoint()
@@ -219,17 +224,17 @@ class Loop:
         f'validation loss {loss} after step {self.step}. A lower '
         '--config.optim.learning_rate may help'
       )
-    scores = evaluate.scores_of(self._validation, predictions)
+    found = scores.scores_of(self._validation, answers)
     writers.say(
-      f'step {self.step}: validation loss {loss:.3f}, EM {scores.em:.1f}, F1 '
-      f'{scores.f1:.1f} (k={self._num_active}, n={scores.n})'
+      f'step {self.step}: validation loss {loss:.3f}, EM {found.em:.1f}, F1 '
+      f'{found.f1:.1f} (k={self._num_active}, n={found.n})'
     )
     self._writer.write(
       self.step,
       {
         'validation_loss': loss,
-        'validation_em': scores.em,
-        'validation_f1': scores.f1,
+        'validation_em': found.em,
+        'validation_f1': found.f1,
       },
     )
     if loss < self._best_loss:

@@ -10,7 +10,7 @@ import pathlib
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,6 @@ import optax
 from vtokens import (
   config,
   errors,
-  evaluate,
   flags,
   optim,
   partitioning,
@@ -35,6 +34,10 @@ from vtokens import (
 from vtokens.checkpoints import Checkpoints
 from vtokens.data import pipeline, records, sources, training_set
 from vtokens.data.assemble import Assembler
+from vtokens.evaluation import scores
+from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.evaluator import Evaluator
+from vtokens.evaluation.prompts import Arm, Prompter, bare_arm, tokens_arm
 from vtokens.loop import Loop
 from vtokens.models import base as base_lib
 from vtokens.models import rope
@@ -111,15 +114,18 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     regime = used and rope.regime(used, cfg.context_length)
     if regime:
       writers.say(regime)
-  evaluator = evaluate.Evaluator(
-    base, assembler, cfg.eval, cfg.seed, stop.check
-  )
-  conditions = [evaluate.UNTRAINED[name] for name in cfg.eval.conditions]
-  most = evaluate.tokens_condition(max(cfg.eval.num_active))
-  evaluator.check_fits(validation_set, [most], answers=True)
-  evaluator.check_fits(test_set, [*conditions, most])
+  prompter = Prompter(assembler, cfg.eval, cfg.seed)
+  evaluator = Evaluator(base, mesh, prompter, cfg.eval, cfg.seed, stop.check)
+
+  def as_table(rows: np.ndarray) -> Table:
+    return Table('table', rows, assembler)
+
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   state = _initial_state(cfg, mesh, base, optimizer)
+  bare = [bare_arm(name) for name in cfg.eval.conditions]
+  most = tokens_arm(as_table(_on_host(state.table)), max(cfg.eval.num_active))
+  prompter.check_fits(validation_set, [most], answers=True)
+  prompter.check_fits(test_set, [*bare, most])
   # Only now: a mistake found above may be mended in the same directory.
   writers.write_json(workdir / 'config.json', _identity(cfg))
   writers.write_json(workdir / 'data.json', hashes)
@@ -130,7 +136,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     {**identity, 'config': _identity(cfg)},
   )
 
-  untrained = _score_untrained(cfg, base, evaluator, test_set)
+  untrained = _score_untrained(cfg, evaluator, test_set, bare)
   loop = _make_loop(
     cfg,
     mesh,
@@ -148,6 +154,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
       partitioning.local_rows(mesh, batch_rows),
     ),
     validation_set,
+    as_table,
     checkpoints,
     stop,
   )
@@ -155,19 +162,19 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   best = checkpoints.restore_best(loop.state)
   checkpoints.close()
   chosen = loop.state if best is None else best[0]
-  table = np.asarray(jax.device_get(chosen.table))
+  table = _on_host(chosen.table)
   virtual_tokens.save_table(
     workdir / 'table.safetensors',
     table,
     {'base': cfg.base.path, **identity, 'step': int(chosen.step)},
   )
-  by_k = _score_tokens(cfg, evaluator, test_set, table)
+  by_k = _score_tokens(cfg, evaluator, test_set, as_table(table))
   tokens = {'tokens': by_k[max(by_k)]} if by_k else {}
   summary = {
     'conditions': {**untrained, **tokens},
     'k': {
-      str(k): {'em': scores['em'], 'f1': scores['f1']}
-      for k, scores in by_k.items()
+      str(k): {'em': values['em'], 'f1': values['f1']}
+      for k, values in by_k.items()
     },
     'steps': loop.step,
     'train_seconds': loop.seconds,
@@ -285,9 +292,10 @@ def _make_loop(
   base: base_lib.FrozenBase,
   optimizer: optax.GradientTransformation,
   state: steps.TrainState,
-  evaluator: evaluate.Evaluator,
+  evaluator: Evaluator,
   batches: pipeline.TrainBatches,
   validation: Sequence[records.Record],
+  as_table: Callable[[np.ndarray], Table],
   checkpoints: Checkpoints,
   stop: stopping.StopRequest,
 ) -> Loop:
@@ -309,6 +317,7 @@ def _make_loop(
     schedule=optim.make_schedule(cfg.optim, cfg.train.num_steps),
     evaluator=evaluator,
     validation=validation,
+    as_table=as_table,
     num_active=max(cfg.eval.num_active),
     checkpoints=checkpoints,
     writer=lambda step, validated: writers.MetricsWriter(
@@ -320,71 +329,54 @@ def _make_loop(
 
 def _score_untrained(
   cfg: config.Config,
-  base: base_lib.FrozenBase,
-  evaluator: evaluate.Evaluator,
+  evaluator: Evaluator,
   test: Sequence[records.Record],
+  arms: Sequence[Arm],
 ) -> dict[str, dict[str, Any]]:
   """Scores of the base as it is; kept, so that a restart need not repeat."""
   path = pathlib.Path(cfg.workdir, 'untrained.json')
   if path.exists():
-    scores = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(path.read_text(encoding='utf-8'))
   else:
-    # A table is needed by the shape of the call; no row of it is used.
-    table = np.zeros((1, base.config.embed_dim), np.float32)
-    scores = _score(
-      cfg,
-      evaluator,
-      test,
-      [evaluate.UNTRAINED[name] for name in cfg.eval.conditions],
-      table,
-      'untrained',
-    )
-    writers.write_json(path, scores)
-  if scores:
-    writers.say(evaluate.format_scores('before training', scores))
-  return scores
+    found = _score(cfg, evaluator, test, arms, 'untrained')
+    writers.write_json(path, found)
+  if found:
+    writers.say(scores.format_scores('before training', found))
+  return found
 
 
 def _score_tokens(
   cfg: config.Config,
-  evaluator: evaluate.Evaluator,
+  evaluator: Evaluator,
   test: Sequence[records.Record],
-  table: np.ndarray,
+  table: Table,
 ) -> dict[int, dict[str, Any]]:
-  conditions = {
-    k: evaluate.tokens_condition(k) for k in sorted(set(cfg.eval.num_active))
-  }
-  scores = _score(
-    cfg, evaluator, test, list(conditions.values()), table, 'virtual tokens'
-  )
-  return {
-    k: scores[condition.name]
-    for k, condition in conditions.items()
-    if condition.name in scores
-  }
+  arms = {k: tokens_arm(table, k) for k in sorted(set(cfg.eval.num_active))}
+  found = _score(cfg, evaluator, test, list(arms.values()), 'virtual tokens')
+  return {k: found[arm.name] for k, arm in arms.items() if arm.name in found}
 
 
 def _score(
   cfg: config.Config,
-  evaluator: evaluate.Evaluator,
+  evaluator: Evaluator,
   test: Sequence[records.Record],
-  conditions: Sequence[evaluate.Condition],
-  table: np.ndarray,
+  arms: Sequence[Arm],
   label: str,
 ) -> dict[str, dict[str, Any]]:
   """Answers the test questions, writes predictions, returns EM and F1."""
-  if not test:
+  if not test or not arms:
     return {}
-  answers = evaluator.answers(test, conditions, table, label=label)
-  scores = {}
-  for name, predictions in answers.items():
-    evaluate.write_predictions(
-      pathlib.Path(cfg.workdir, 'predictions', f'{name}.jsonl'),
-      test,
-      predictions,
+  found = {}
+  for name, answers in evaluator.answers(test, arms, label=label).items():
+    scores.write_predictions(
+      pathlib.Path(cfg.workdir, 'predictions', f'{name}.jsonl'), test, answers
     )
-    scores[name] = evaluate.scores_of(test, predictions).as_dict()
-  return scores
+    found[name] = scores.scores_of(test, answers).as_dict()
+  return found
+
+
+def _on_host(table: jax.Array) -> np.ndarray:
+  return np.asarray(jax.device_get(table))
 
 
 def _peak_rss_gib() -> float:
@@ -399,11 +391,11 @@ def _report(summary: dict[str, Any], workdir: str) -> None:
   untrained = dict(summary['conditions'])
   untrained.pop('tokens', None)
   by_k = {
-    f'tokens, k={k}': {**scores, 'n': summary['conditions']['tokens']['n']}
-    for k, scores in summary['k'].items()
+    f'tokens, k={k}': {**values, 'n': summary['conditions']['tokens']['n']}
+    for k, values in summary['k'].items()
   }
   if by_k:
-    writers.say(evaluate.format_scores('result', {**untrained, **by_k}))
+    writers.say(scores.format_scores('result', {**untrained, **by_k}))
   writers.say(
     f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
     f'{summary["total_seconds"]:.0f} s in all, peak memory '

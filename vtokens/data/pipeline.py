@@ -100,7 +100,7 @@ class PlannedBatch:
 
 
 def shown_passages(
-  record: Record, settings: config.Eval, seed: int
+  record: Record, settings: config.Shown, seed: int
 ) -> tuple[tuple[int, Passage], ...]:
   """The top passages as evaluation shows them, with their ranks.
 

@@ -1,0 +1,147 @@
+"""The serving side of a finished run, on a tiny random base."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from vtokens import ask, config, errors, partitioning, schema, virtual_tokens
+from vtokens.data.assemble import Assembler
+from vtokens.data.records import Passage, Record
+from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.evaluator import Evaluator
+from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
+from vtokens.models import base as base_lib
+
+N = 4
+RECORD = Record(
+  id='r',
+  dataset='d',
+  question='what is is?',
+  answers=('yes', 'no'),
+  passages={
+    'bm25': tuple(
+      Passage('', '', f'{word} ' * 5) for word in ('big', 'small', 'odd')
+    )
+  },
+)
+
+
+def make_config() -> config.Config:
+  return config.Config(
+    data=config.Data(
+      max_prefix_tokens=200, max_suffix_tokens=220, max_answer_tokens=16
+    ),
+    eval=config.Eval(
+      batch_size=4,
+      num_passages=2,
+      shuffle_passages=True,
+      max_new_tokens=6,
+      stop_at_newline=False,
+      num_active=(N,),
+    ),
+  )
+
+
+@pytest.fixture(scope='module')
+def mesh() -> jax.sharding.Mesh:
+  return partitioning.make_mesh((-1, 1, 1))
+
+
+@pytest.fixture(scope='module')
+def base(tiny_dir, mesh) -> base_lib.FrozenBase:
+  return base_lib.load_base(
+    config.Base(path=str(tiny_dir), dtype='float32'), mesh
+  )
+
+
+@pytest.fixture(scope='module')
+def table(base) -> Table:
+  rng = np.random.default_rng(0)
+  rows = rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
+  return Table('a', rows, Assembler.for_run(base.tokenizer, make_config()))
+
+
+@pytest.fixture(scope='module')
+def workdir(base, table, tiny_dir, tmp_path_factory):
+  path = tmp_path_factory.mktemp('run')
+  cfg = make_config()
+  cfg.base = config.Base(path=str(tiny_dir), dtype='float32')
+  cfg.virtual_tokens.num_virtual_tokens = N
+  cfg.virtual_tokens.num_active = N
+  cfg.data.train = ('unused.jsonl',)
+  values = schema.to_dict(cfg)
+  del values['workdir']
+  (path / 'config.json').write_text(json.dumps(values))
+  virtual_tokens.save_table(
+    path / 'table.safetensors', table.rows, {'fingerprint': base.fingerprint}
+  )
+  return path
+
+
+def test_answers_as_the_evaluator_does(workdir, base, mesh, table):
+  texts = [passage.text for passage in RECORD.passages['bm25']]
+  replies = ask.ask(str(workdir), RECORD.question, texts)
+  assert list(replies) == [
+    'without passages',
+    'with an instruction',
+    'instruction, chat template',
+    f'with {N} virtual tokens',
+  ]
+  # The run showed them shuffled; who asks gives them an order.
+  decode = make_config().eval
+  decode.shuffle_passages = False
+  decode.num_passages = 3
+  prompter = Prompter(table.assembler, decode, seed=0)
+  evaluator = Evaluator(base, mesh, prompter, decode, seed=0)
+  arms = [bare_arm('prompt'), tokens_arm(table, N)]
+  expected = evaluator.answers([RECORD], arms, label='')
+  assert replies['with an instruction'] == expected['prompt'][0].text
+  assert replies[f'with {N} virtual tokens'] == (
+    expected[f'tokens_k{N}'][0].text
+  )
+
+
+def test_fewer_tokens(workdir):
+  replies = ask.ask(str(workdir), 'what?', ['big'], 1)
+  assert 'with 1 virtual tokens' in replies
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'num_active': 0}, r'--num_active=0: expected 1 to 4'),
+    ({'num_active': N + 1}, r'--num_active=5: expected 1 to 4'),
+    ({'question': ' '}, '--question'),
+    (
+      {'question': 'q' * 300},
+      r'do not fit config\.data\.max_suffix_tokens=220',
+    ),
+  ],
+)
+def test_bad_input(workdir, change, message):
+  arguments = {
+    'question': 'what?',
+    'passages': ['big'],
+    'num_active': None,
+    **change,
+  }
+  with pytest.raises(errors.UserError, match=message):
+    ask.ask(str(workdir), **arguments)
+
+
+def test_no_run_there(tmp_path):
+  with pytest.raises(errors.UserError, match='no run there'):
+    ask.ask(str(tmp_path), 'what?', [])
+
+
+def test_another_base(workdir, table, tmp_path):
+  other = tmp_path / 'other'
+  other.mkdir()
+  (other / 'config.json').write_text((workdir / 'config.json').read_text())
+  virtual_tokens.save_table(
+    other / 'table.safetensors', table.rows, {'fingerprint': 'f' * 64}
+  )
+  with pytest.raises(errors.UserError, match='another base'):
+    ask.ask(str(other), 'what?', ['big'])

@@ -1,0 +1,293 @@
+"""Answers to examples: the engine of every evaluation.
+
+A question is asked in several ways, its branches. Branches whose prefixes are
+the same ids share one cache of it and are answered together; see
+`vtokens.generate`.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Float, Int
+
+from vtokens import config, generate, partitioning
+from vtokens.data.assemble import Example
+from vtokens.evaluation.cells import Answer
+from vtokens.models.attention import KVCache
+from vtokens.models.base import FrozenBase
+
+# Lengths are padded to multiples of these, so that few shapes are compiled.
+_PREFIX_ROUND, _SUFFIX_ROUND = 128, 32
+# Suffix tokens of the branches answered together, unless one alone has more:
+# they see one another's slots only to mask them.
+_SUFFIX_BUDGET = 1024
+
+
+class Answerer:
+  """Answers batches of examples.
+
+  An answer depends on its own example, not on the batch: rows and branches
+  do not see one another, and each row has random numbers of its own.
+
+  Args:
+    base: the frozen model.
+    mesh: the devices; rows of a batch lie over data and fsdp.
+    decode: how answers are generated.
+    seed: of sampling.
+
+  Attributes:
+    batch_size: most examples at a time: `decode.batch_size`, rounded up to a
+      multiple of the devices along data and fsdp.
+  """
+
+  def __init__(
+    self,
+    base: FrozenBase,
+    mesh: jax.sharding.Mesh,
+    decode: config.Decode,
+    seed: int,
+  ):
+    self._base = base
+    self._mesh = mesh
+    self._decode = decode
+    self._seed = seed
+    self._known = frozenset(base.tokenizer.ids)
+    newline, blank = _token_kinds(base)
+    ends = np.zeros_like(newline)
+    # Files may list ids that this model does not have.
+    ends[[i for i in base.tokenizer.end_ids if i < len(ends)]] = True
+    if not decode.stop_at_newline:
+      newline = np.zeros_like(newline)
+    self._endings = generate.Endings(
+      np.int32(base.tokenizer.eos_id), ends, newline, blank
+    )
+    parts = mesh.shape['data'] * mesh.shape['fsdp']
+    self.batch_size = -(-decode.batch_size // parts) * parts
+    self._local_rows = partitioning.local_rows(mesh, self.batch_size)
+
+  def __call__(
+    self,
+    examples: Sequence[Sequence[Example]],
+    table: Float[np.ndarray, 'P D'],
+    *,
+    ids: Sequence[str],
+    first_ids: Sequence[int] | None = None,
+  ) -> Callable[[], list[list[Answer]]]:
+    """Starts answering a batch.
+
+    Args:
+      examples: the branches of each question, without targets; as many for
+        each question, and at most `batch_size` questions.
+      table: virtual tokens, of which a branch uses k from its first one on.
+      ids: of the questions; with the seed, they decide what is drawn.
+      first_ids: id of each branch's virtual token 0; `vocab_size` for all if
+        not given.
+
+    Returns:
+      A function that waits for the answers: of each question, of each branch.
+      Until it is called the device works while the caller prepares what is
+      next.
+    """
+    branches = len(examples[0])
+    if first_ids is None:
+      first_ids = [self._base.config.vocab_size] * branches
+    started = []
+    for shared in _same_prefix(examples):
+      cache = self.encode([row[shared[0]] for row in examples])
+      for group in _within_budget(examples, shared):
+        part = [[row[b] for b in group] for row in examples]
+        firsts = [first_ids[b] for b in group]
+        started.append((group, self.start(part, cache, table, ids, firsts)))
+
+    def wait() -> list[list[Answer]]:
+      answers = [[Answer('', 0, '')] * branches for _ in examples]
+      for group, out in started:
+        for answered, row in zip(answers, self.wait(out), strict=False):
+          for branch, answer in zip(group, row, strict=True):
+            answered[branch] = answer
+      return answers
+
+    return wait
+
+  def encode(self, examples: Sequence[Example]) -> KVCache:
+    """The cache of a batch's prefixes."""
+    longest = max(len(example.prefix) for example in examples)
+    shape = (self.batch_size, round_prefix(longest))
+    prefix, positions = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    for r, example in enumerate(examples):
+      size = len(example.prefix)
+      prefix[r, :size] = example.prefix
+      positions[r, :size] = np.arange(size)
+    return generate.encode_prefix(
+      self._base.params,
+      *self.put((prefix, positions)),
+      graph=self._base.graph,
+    )
+
+  def start(
+    self,
+    examples: Sequence[Sequence[Example]],
+    cache: KVCache,
+    table: Float[np.ndarray, 'P D'],
+    ids: Sequence[str],
+    first_ids: Sequence[int],
+    *,
+    forced: int = 0,
+  ) -> Int[Array, 'B C max_new_tokens']:
+    """Starts answering branches that all follow one cache.
+
+    Args:
+      examples: the branches of each question.
+      cache: see `encode`.
+      table: see `__call__`; likewise ids and first_ids.
+      ids: of the questions.
+      first_ids: of the branches.
+      forced: so many tokens exactly, whatever they are, to time it; 0 for
+        answers as they come.
+    """
+    endings = self._endings
+    if forced:
+      never = np.zeros_like(endings.is_end)
+      endings = endings.replace(is_end=never, is_newline=never)
+    return generate.generate(
+      self._base.params,
+      table,
+      cache,
+      self._suffixes(examples, first_ids),
+      endings,
+      self._sampling(ids) if self._decode.temperature else None,
+      graph=self._base.graph,
+      max_new_tokens=forced or self._decode.max_new_tokens,
+    )
+
+  def wait(self, out: Int[Array, 'B C max_new_tokens']) -> list[list[Answer]]:
+    """Answers of every row, padding rows included, once they are there."""
+    return [
+      [self._answer(tokens) for tokens in row] for row in _fetch(out).tolist()
+    ]
+
+  def put(self, arrays: Any) -> Any:
+    """Global arrays of arrays of all rows."""
+    local = jax.tree.map(lambda x: x[self._local_rows], arrays)
+    return partitioning.shard_batch(local, self._mesh, self.batch_size)
+
+  def _suffixes(
+    self,
+    examples: Sequence[Sequence[Example]],
+    first_ids: Sequence[int],
+  ) -> generate.Suffixes:
+    longest = max(sum(e.suffix_len for e in row) for row in examples)
+    shape = (self.batch_size, round_suffix(longest))
+    ids = np.zeros(shape, np.int32)
+    positions, segments = np.full(shape, -1, np.int32), np.full(shape, -1)
+    last = np.full((self.batch_size, len(first_ids)), -1, np.int32)
+    for r, row in enumerate(examples):
+      stop = 0
+      for number, example in enumerate(row):
+        suffix = example.suffix(first_ids[number])
+        start, stop = stop, stop + len(suffix)
+        ids[r, start:stop] = suffix
+        begin = len(example.prefix)
+        positions[r, start:stop] = np.arange(begin, begin + len(suffix))
+        segments[r, start:stop] = number
+        last[r, number] = stop - 1
+    return self.put(
+      generate.Suffixes(
+        ids=ids,
+        positions=positions,
+        segments=segments.astype(np.int32) if len(first_ids) > 1 else None,
+        last=last,
+      )
+    )
+
+  def _sampling(self, ids: Sequence[str]) -> generate.Sampling:
+    keys = np.zeros((self.batch_size, 2), np.uint32)
+    for r, name in enumerate(ids):
+      digest = hashlib.sha256(f'{self._seed} {name}'.encode()).digest()
+      keys[r] = np.frombuffer(digest[:8], np.uint32)
+    return generate.Sampling(
+      keys=self.put(keys),
+      temperature=np.float32(self._decode.temperature),
+      top_p=np.float32(self._decode.top_p),
+    )
+
+  def _answer(self, tokens: list[int]) -> Answer:
+    stop, begun, size = 'length', False, len(tokens)
+    for i, token in enumerate(tokens):
+      begun |= not self._endings.is_blank[token]
+      newline = begun and self._endings.is_newline[token]
+      if self._endings.is_end[token] or newline:
+        stop, size = ('newline' if newline else 'end'), i
+        # The token with the line break may have text before it.
+        tokens = tokens[: i + newline]
+        break
+    # A padded embedding matrix has rows, so logits, of ids without a token.
+    text = self._base.tokenizer.decode([i for i in tokens if i in self._known])
+    text = text.strip()
+    if self._endings.is_newline.any():
+      text = text.split('\n')[0].strip()
+    return Answer(text, size, stop)
+
+
+def round_prefix(size: int) -> int:
+  """Length that a prefix is padded to; 1 if it is empty or only bos."""
+  return -(-size // _PREFIX_ROUND) * _PREFIX_ROUND if size > 1 else 1
+
+
+def round_suffix(size: int) -> int:
+  """Length that a suffix is padded to."""
+  return -(-size // _SUFFIX_ROUND) * _SUFFIX_ROUND
+
+
+def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:
+  """Numbers of the branches, grouped by what all of their prefixes are."""
+  groups: list[list[int]] = []
+  for branch in range(len(examples[0])):
+    for group in groups:
+      if all(
+        np.array_equal(row[group[0]].prefix, row[branch].prefix)
+        for row in examples
+      ):
+        group.append(branch)
+        break
+    else:
+      groups.append([branch])
+  return groups
+
+
+def _within_budget(
+  examples: Sequence[Sequence[Example]], branches: Sequence[int]
+) -> list[list[int]]:
+  """Cuts a list of branches where their suffixes become too long together."""
+  groups: list[list[int]] = []
+  room = 0
+  for branch in branches:
+    size = max(row[branch].suffix_len for row in examples)
+    if size > room:
+      groups.append([])
+      room = _SUFFIX_BUDGET
+    groups[-1].append(branch)
+    room -= size
+  return groups
+
+
+def _fetch(array: jax.Array) -> np.ndarray:
+  """A global array on the host, of every process."""
+  if array.is_fully_addressable:
+    return np.asarray(array)
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def _token_kinds(base: FrozenBase) -> tuple[np.ndarray, np.ndarray]:
+  """Which ids have a line break in their text, and which only white space."""
+  newline = np.zeros(base.config.vocab_size, bool)
+  blank = np.zeros(base.config.vocab_size, bool)
+  for i in base.tokenizer.ids:
+    text = base.tokenizer.decode([i])
+    newline[i] = '\n' in text
+    blank[i] = not text.strip()
+  return newline, blank

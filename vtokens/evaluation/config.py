@@ -1,0 +1,199 @@
+"""Settings of `python -m vtokens.evaluate`."""
+
+import dataclasses
+
+from vtokens import config, schema
+from vtokens.evaluation.conditions import CONDITIONS
+
+# Not a way to ask: proof that the model without tokens is the base.
+UNTOUCHED = 'untouched'
+
+
+@dataclasses.dataclass
+class Data:
+  """Questions.
+
+  Attributes:
+    sources: of records, as in `config.Data.train`; results are grouped by the
+      records' `dataset`.
+    corpus: files of passages, for sources that only name their ids.
+    turns: of a conversation; see `config.Data`.
+    on_bad_record: error or skip; see `config.Data`.
+    max_text_bytes: a longer text makes a record bad.
+    max_questions: of each dataset, drawn by the seed; 0 for all.
+    rules: dataset -> how its answers are compared: text (if not given),
+      regex, number or yes_no; see docs/evaluation.md.
+    max_prefix_tokens: passages are cut to it.
+    max_suffix_tokens: of virtual tokens and question; nothing is cut to it.
+  """
+
+  sources: tuple[str, ...] = ()
+  corpus: tuple[str, ...] = ()
+  turns: str = 'first'
+  on_bad_record: str = 'error'
+  max_text_bytes: int = 1 << 20
+  max_questions: int = 0
+  rules: dict[str, str] = dataclasses.field(default_factory=dict)
+  max_prefix_tokens: int = 1280
+  max_suffix_tokens: int = 256
+
+
+@dataclasses.dataclass
+class Cost:
+  """What answers cost, measured on this machine beside the scores.
+
+  Attributes:
+    questions: timed together, and one of them alone; 0 for no measurement.
+    repeats: of each, after one that is not counted; the median is reported.
+  """
+
+  questions: int = 0
+  repeats: int = 3
+
+
+@dataclasses.dataclass
+class Report:
+  """How results are summed up.
+
+  Attributes:
+    reference: the condition with which others are compared.
+    char_f1: also report what the paper's F1 probably is; see
+      docs/evaluation.md. Never to be compared with token F1.
+    resamples: of the bootstrap, for 95 % intervals.
+    permutations: of the paired test.
+    page_questions: most questions listed on the HTML page.
+  """
+
+  reference: str = 'prompt'
+  char_f1: bool = False
+  resamples: int = 2000
+  permutations: int = 10_000
+  page_questions: int = 2000
+
+
+@dataclasses.dataclass
+class Config:
+  """An evaluation.
+
+  The first value of each axis (num_active, num_passages, retrievers) is the
+  main one: the others are evaluated along their axis, with the other axes at
+  their main value.
+
+  Attributes:
+    workdir: directory for everything that it writes. Cells that are finished
+      there are not computed again.
+    seed: of sampling, of the choice and order of passages and questions, of
+      resampling.
+    runs: work directories of `vtokens.train`, whose tables are evaluated on
+      the bases that they were trained on.
+    base: the base; with `path` and `dtype` empty, those of the runs.
+    templates: of conditions without virtual tokens. Those with tokens use the
+      templates of their run.
+    data: the questions.
+    conditions: what is compared; see docs/evaluation.md.
+    num_active: numbers of virtual tokens (k); empty for all that a table has.
+    num_passages: numbers of passages; 0 asks without any.
+    retrievers: whose passages; '' for the only one of the records.
+    shuffle_passages: show them in an order drawn for each question.
+    product: evaluate every combination of the axes' values.
+    decode: how answers are generated.
+    cost: what they cost.
+    report: how results are summed up.
+    mesh: the devices.
+  """
+
+  workdir: str = ''
+  seed: int = 0
+  runs: tuple[str, ...] = ()
+  base: config.Base = dataclasses.field(
+    default_factory=lambda: config.Base(dtype='')
+  )
+  templates: config.Templates = dataclasses.field(
+    default_factory=config.Templates
+  )
+  data: Data = dataclasses.field(default_factory=Data)
+  conditions: tuple[str, ...] = ('closed_book', 'concat', 'prompt', 'tokens')
+  num_active: tuple[int, ...] = ()
+  num_passages: tuple[int, ...] = (3,)
+  retrievers: tuple[str, ...] = ('',)
+  shuffle_passages: bool = False
+  product: bool = False
+  decode: config.Decode = dataclasses.field(default_factory=config.Decode)
+  cost: Cost = dataclasses.field(default_factory=Cost)
+  report: Report = dataclasses.field(default_factory=Report)
+  mesh: config.Mesh = dataclasses.field(default_factory=config.Mesh)
+
+  @property
+  def context_length(self) -> int:
+    """Longest sequence that the evaluation can make, in tokens."""
+    return (
+      self.data.max_prefix_tokens
+      + self.data.max_suffix_tokens
+      + self.decode.max_new_tokens
+    )
+
+
+_CHOICES = {
+  'base.dtype': ('', 'float32', 'bfloat16'),
+  'data.turns': ('first', 'all'),
+  'data.on_bad_record': ('error', 'skip'),
+}
+_POSITIVE = (
+  'data.max_text_bytes',
+  'data.max_prefix_tokens',
+  'data.max_suffix_tokens',
+  'decode.batch_size',
+  'decode.max_new_tokens',
+  'cost.repeats',
+  'report.resamples',
+  'report.permutations',
+)
+_NOT_NEGATIVE = (
+  'seed',
+  'data.max_questions',
+  'decode.temperature',
+  'cost.questions',
+  'report.page_questions',
+)
+
+
+def validate(settings: Config) -> None:
+  """Checks every field alone and together.
+
+  Raises:
+    errors.UserError: a field has a wrong type or value, or two do not fit.
+  """
+  values, fail = schema.check(settings, _CHOICES)
+  for field in _POSITIVE:
+    if values[field] <= 0:
+      fail(field, 'a number above 0')
+  for field in _NOT_NEGATIVE:
+    if values[field] < 0:
+      fail(field, 'a number not below 0')
+  if not values['workdir']:
+    fail('workdir', 'to be set')
+  if not values['runs'] and not values['base.path']:
+    fail('runs', 'a work directory of vtokens.train, or config.base.path')
+  if not values['runs'] and not values['base.dtype']:
+    fail('base.dtype', 'float32 or bfloat16, since there are no runs')
+  config.check_templates(values, fail)
+  config.check_top_p(values, 'decode', fail)
+  config.check_mesh(values, fail)
+  names = values['conditions']
+  known = (*CONDITIONS, UNTOUCHED)
+  if not names or set(names) - set(known):
+    fail('conditions', f'some of {", ".join(known)}')
+  with_tokens = [n for n in names if n in CONDITIONS and CONDITIONS[n].tokens]
+  if with_tokens and not values['runs']:
+    fail('runs', f'a trained run, for the condition {with_tokens[0]}')
+  for field, least in (('num_active', 1), ('num_passages', 0)):
+    if any(value < least for value in values[field]):
+      fail(field, f'numbers from {least} on')
+  for field in ('conditions', 'num_active', 'num_passages', 'retrievers'):
+    if len(set(values[field])) < len(values[field]):
+      fail(field, 'each value once')
+  for field in ('num_passages', 'retrievers'):
+    if not values[field]:
+      fail(field, 'at least one value')
+  if set(names) - {UNTOUCHED} and not values['data.sources']:
+    fail('data.sources', 'to be set')

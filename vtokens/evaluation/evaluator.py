@@ -1,0 +1,237 @@
+"""Records asked in several ways, in length-sorted static batches."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import flax.nnx as nnx
+import jax
+import numpy as np
+import tqdm
+from jaxtyping import Float
+
+from vtokens import config, steps, writers
+from vtokens.data import pipeline
+from vtokens.data.assemble import Example
+from vtokens.data.records import Record
+from vtokens.evaluation import answering
+from vtokens.evaluation.cells import Answer
+from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.prompts import Arm, Prompter, tokens_arm
+from vtokens.models.base import FrozenBase
+from vtokens.models.config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Answers to some of the records.
+
+  Attributes:
+    index: numbers of the records.
+    answers: by name of the arm, one for each of them.
+    dropped: passages left out because the prefix was full, over all arms.
+    cut: passages shortened for the same reason.
+  """
+
+  index: list[int]
+  answers: dict[str, list[Answer]]
+  dropped: int
+  cut: int
+
+
+@functools.partial(jax.jit, static_argnames='graph')
+def _nll(base, table, cache, batch, *, graph):
+  return steps.suffix_nll(table, nnx.merge(graph, base), cache, batch)
+
+
+class Evaluator:
+  """Asks records in several ways.
+
+  Args:
+    base: the frozen model.
+    mesh: the devices.
+    prompter: makes the examples.
+    decode: how answers are generated.
+    seed: of sampling.
+    check: called between batches; may raise to stop.
+  """
+
+  def __init__(
+    self,
+    base: FrozenBase,
+    mesh: jax.sharding.Mesh,
+    prompter: Prompter,
+    decode: config.Decode,
+    seed: int,
+    check: Callable[[], None] = lambda: None,
+  ):
+    self._base = base
+    self._prompter = prompter
+    self._check = check
+    self._answerer = answering.Answerer(base, mesh, decode, seed)
+
+  def answers(
+    self, records: Sequence[Record], arms: Sequence[Arm], *, label: str
+  ) -> dict[str, list[Answer]]:
+    """Answers to all records.
+
+    Args:
+      records: the questions.
+      arms: ways to ask them.
+      label: of the progress bar.
+
+    Returns:
+      By name of the arm, one answer for each record, in order.
+    """
+    found: dict[str, list[Answer]] = {
+      arm.name: [Answer('', 0, '')] * len(records) for arm in arms
+    }
+    dropped = cut = 0
+    with _progress(len(records), label) as bar:
+      for batch in self.stream(records, arms):
+        for name, answers in batch.answers.items():
+          for i, answer in zip(batch.index, answers, strict=True):
+            found[name][i] = answer
+        dropped, cut = dropped + batch.dropped, cut + batch.cut
+        bar.update(len(batch.index))
+    report_cuts(label, dropped, cut)
+    return found
+
+  def stream(
+    self, records: Sequence[Record], arms: Sequence[Arm]
+  ) -> Iterator[Batch]:
+    """Answers to all records, batch by batch, longest first.
+
+    Args:
+      records: the questions.
+      arms: ways to ask them.
+    """
+    table, first_ids = stack_tables(arms, self._base.config)
+    waiting = None
+    for index in self._batches(records):
+      # Made while the device answers the batch before.
+      examples = [
+        [self._prompter.example(records[i], arm) for arm in arms] for i in index
+      ]
+      if waiting is not None:
+        yield waiting()
+      self._check()
+      answers = self._answerer(
+        examples,
+        table,
+        ids=[records[i].id for i in index],
+        first_ids=first_ids,
+      )
+      everything = [example for row in examples for example in row]
+      dropped = sum(example.passages_dropped for example in everything)
+      cut = sum(example.passages_cut for example in everything)
+
+      def waiting(index=index, answers=answers, dropped=dropped, cut=cut):
+        columns = zip(*answers(), strict=True)
+        return Batch(
+          index,
+          {a.name: list(c) for a, c in zip(arms, columns, strict=True)},
+          dropped,
+          cut,
+        )
+
+    if waiting is not None:
+      yield waiting()
+
+  def validate(
+    self, records: Sequence[Record], table: Table, num_active: int
+  ) -> tuple[float, list[Answer]]:
+    """Mean loss of the records' first answers, and generated answers.
+
+    Returns:
+      Nats per target token, and one answer for each record.
+    """
+    arm = tokens_arm(table, num_active)
+    first = self._base.config.vocab_size
+    answers = [Answer('', 0, '')] * len(records)
+    nll = tokens = 0.0
+    with _progress(len(records), 'validation') as bar:
+      for index in self._batches(records):
+        self._check()
+        examples = [
+          self._prompter.example(records[i], arm, records[i].answers[0])
+          for i in index
+        ]
+        cache = self._answerer.encode(examples)
+        asked = [
+          [dataclasses.replace(e, targets=e.targets[:0])] for e in examples
+        ]
+        ids = [records[i].id for i in index]
+        out = self._answerer.start(asked, cache, table.rows, ids, [first])
+        part = _nll(
+          self._base.params,
+          table.rows,
+          cache,
+          self._collate(examples),
+          graph=self._base.graph,
+        )
+        nll += float(part[0])
+        tokens += float(part[1])
+        found = self._answerer.wait(out)
+        for i, (answer,) in zip(index, found, strict=False):
+          answers[i] = answer
+        bar.update(len(index))
+    return nll / max(tokens, 1.0), answers
+
+  def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
+    """Numbers of records of about equal length."""
+    prompter = self._prompter
+    # Longest first: memory that is too small shows at once.
+    order = sorted(
+      range(len(records)), key=lambda i: -prompter.length(records[i])
+    )
+    size = self._answerer.batch_size
+    for start in range(0, len(order), size):
+      yield order[start : start + size]
+
+  def _collate(self, examples: Sequence[Example]) -> steps.Batch:
+    size = self._answerer.batch_size
+    batch = pipeline.collate(
+      [[example] for example in examples],
+      shape=(
+        answering.round_prefix(max(len(e.prefix) for e in examples)),
+        answering.round_suffix(max(e.suffix_len for e in examples)),
+      ),
+      num_targets=self._prompter.max_targets,
+      vocab_size=self._base.config.vocab_size,
+      num_rows=size,
+    )
+    return self._answerer.put(batch)
+
+
+def stack_tables(
+  arms: Sequence[Arm], config: DecoderConfig
+) -> tuple[Float[np.ndarray, 'P D'], list[int]]:
+  """All tables under one another, and the id of each arm's virtual token 0."""
+  rows: list[np.ndarray] = []
+  starts: dict[int, int] = {}
+  for arm in arms:
+    if arm.table is not None and id(arm.table) not in starts:
+      starts[id(arm.table)] = sum(map(len, rows))
+      rows.append(arm.table.rows)
+  if not rows:
+    # A table is needed by the shape of the call; no row of it is used.
+    rows = [np.zeros((1, config.embed_dim), np.float32)]
+  return np.concatenate(rows), [
+    config.vocab_size + starts.get(id(arm.table), 0) for arm in arms
+  ]
+
+
+def _progress(total: int, label: str) -> tqdm.tqdm:
+  return tqdm.tqdm(
+    total=total, desc=label, unit='question', leave=False, dynamic_ncols=True
+  )
+
+
+def report_cuts(label: str, dropped: int, cut: int) -> None:
+  """Says how many passages did not fit, if any."""
+  if dropped or cut:
+    writers.say(
+      f'{label}: passages that did not fit the longest prefix: {dropped} '
+      f'dropped, {cut} cut'
+    )

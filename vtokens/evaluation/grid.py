@@ -1,0 +1,220 @@
+"""Answers every cell of an evaluation that has none yet.
+
+plan.py: groups of cells --store.py: what is already there--> evaluator.py:
+answers, batch by batch --store.py--> disk
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from jax.experimental import multihost_utils
+
+from vtokens import config, virtual_tokens
+from vtokens.data import records as records_lib
+from vtokens.data.records import Record
+from vtokens.evaluation.cells import Answer, Cell
+from vtokens.evaluation.config import Config
+from vtokens.evaluation.evaluator import Evaluator, report_cuts
+from vtokens.evaluation.models import Model
+from vtokens.evaluation.plan import Group
+from vtokens.evaluation.prompts import Arm, Prompter
+from vtokens.evaluation.store import CellFile
+from vtokens.models.base import FrozenBase
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Answered:
+  """The answers of a cell, in the order of the dataset's records.
+
+  Attributes:
+    answers: one for each.
+    shown: ids of the passages shown to each.
+  """
+
+  answers: list[Answer]
+  shown: list[tuple[str, ...]]
+
+
+class Grid:
+  """The cells of one base.
+
+  Args:
+    cfg: of the evaluation.
+    model: the base, its weights apart, and its tables.
+    groups: of its cells.
+    records: dataset -> its questions.
+  """
+
+  def __init__(
+    self,
+    cfg: Config,
+    model: Model,
+    groups: Sequence[Group],
+    records: Mapping[str, Sequence[Record]],
+  ):
+    self._cfg = cfg
+    self._model = model
+    self._groups = groups
+    self._records = records
+    self._hashes = {
+      name: records_lib.sha256(part) for name, part in records.items()
+    }
+    directory = pathlib.Path(cfg.workdir, 'cells')
+    self._files = {
+      cell: CellFile(directory, cell, self._identity(cell, arm))
+      for group in groups
+      for cell, arm in group.arms.items()
+    }
+
+  @property
+  def num_missing(self) -> int:
+    """Answers that are still to be generated."""
+    return sum(
+      len(self._records[cell.dataset]) - len(file.answers)
+      for cell, file in self._files.items()
+    )
+
+  def _identity(self, cell: Cell, arm: Arm) -> dict[str, Any]:
+    """All that decides the answers of a cell."""
+    cfg = self._cfg
+    table: dict[str, Any] = {}
+    assembler = self._model.assembler
+    if arm.table is not None:
+      assembler = arm.table.assembler
+      table = {
+        'table_sha256': virtual_tokens.table_sha256(arm.table.rows),
+        'position': arm.condition.position or arm.table.position,
+      }
+    decode = dataclasses.asdict(cfg.decode)
+    # How many are answered at a time does not change what they are.
+    del decode['batch_size']
+    condition = dataclasses.asdict(arm.condition)
+    del condition['text']
+    return {
+      'cell': dataclasses.asdict(cell),
+      'condition': condition,
+      'base_fingerprint': self._model.base.fingerprint,
+      'tokenizer_sha256': self._model.base.tokenizer.sha256,
+      'dtype': self._model.base.settings.dtype,
+      **table,
+      'templates': dataclasses.asdict(assembler.encoder.templates),
+      'max_prefix_tokens': cfg.data.max_prefix_tokens,
+      # Some rotary embeddings depend on it.
+      'context_length': cfg.context_length,
+      'decode': decode,
+      'shuffle_passages': cfg.shuffle_passages,
+      'seed': cfg.seed,
+      'records_sha256': self._hashes[cell.dataset],
+    }
+
+  def check(self) -> None:
+    """Raises a `UserError` if a question is impossible or does not fit.
+
+    At the start, rather than hours into the run.
+    """
+    for group in self._groups:
+      self._prompter(group).check_fits(
+        self._records[group.dataset], list(group.arms.values())
+      )
+
+  def run(
+    self,
+    base: FrozenBase,
+    mesh: jax.sharding.Mesh,
+    check: Callable[[], None] = lambda: None,
+  ) -> None:
+    """Generates what is missing, and keeps it batch by batch.
+
+    Args:
+      base: the model's weights.
+      mesh: the devices.
+      check: called between batches; may raise to stop.
+    """
+    with tqdm.tqdm(
+      total=self.num_missing,
+      desc=self._model.name,
+      unit='answer',
+      dynamic_ncols=True,
+      disable=jax.process_index() > 0,
+    ) as bar:
+      for group in self._groups:
+        evaluator = Evaluator(
+          base,
+          mesh,
+          self._prompter(group),
+          self._cfg.decode,
+          self._cfg.seed,
+          check,
+        )
+        for missing, arms in self._missing(group):
+          self._answer(evaluator, group, missing, arms, bar)
+
+  def _prompter(self, group: Group) -> Prompter:
+    shown = config.Shown(
+      num_passages=group.num_passages,
+      retriever=group.retriever,
+      shuffle_passages=self._cfg.shuffle_passages,
+    )
+    return Prompter(self._model.assembler, shown, self._cfg.seed)
+
+  def _missing(
+    self, group: Group
+  ) -> Iterator[tuple[list[Record], dict[Cell, Arm]]]:
+    """Records without an answer, and the cells that lack just these."""
+    records = self._records[group.dataset]
+    parts: dict[bytes, dict[Cell, Arm]] = {}
+    for cell, arm in group.arms.items():
+      answers = self._files[cell].answers
+      lacking = np.array([record.id not in answers for record in records])
+      # All processes must do the same, and only one may see the files.
+      if jax.process_count() > 1:
+        lacking = multihost_utils.broadcast_one_to_all(lacking)
+      parts.setdefault(lacking.tobytes(), {})[cell] = arm
+    for key, arms in parts.items():
+      lacking = np.frombuffer(key, bool)
+      if lacking.any():
+        yield [records[i] for i in np.flatnonzero(lacking)], arms
+
+  def _answer(
+    self,
+    evaluator: Evaluator,
+    group: Group,
+    records: Sequence[Record],
+    arms: Mapping[Cell, Arm],
+    bar: tqdm.tqdm,
+  ) -> None:
+    bar.set_postfix_str(
+      f'{group.dataset}, {group.num_passages} passages {group.retriever}'
+    )
+    dropped = cut = 0
+    for batch in evaluator.stream(records, list(arms.values())):
+      ids = [records[i].id for i in batch.index]
+      for cell, arm in arms.items():
+        answers = dict(zip(ids, batch.answers[arm.name], strict=True))
+        if jax.process_index() == 0:
+          self._files[cell].append(answers)
+        bar.update(len(answers))
+      dropped, cut = dropped + batch.dropped, cut + batch.cut
+    report_cuts(f'{group.dataset}, {group.num_passages} passages', dropped, cut)
+
+  def results(self) -> dict[Cell, Answered]:
+    """The answers of every cell, all of which are there."""
+    found = {}
+    for group in self._groups:
+      prompter = self._prompter(group)
+      records = self._records[group.dataset]
+      for cell, arm in group.arms.items():
+        answers = self._files[cell].answers
+        found[cell] = Answered(
+          [answers[record.id] for record in records],
+          [
+            tuple(passage.id for _, passage in prompter.passages(record, arm))
+            for record in records
+          ],
+        )
+    return found

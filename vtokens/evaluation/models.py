@@ -1,0 +1,204 @@
+"""Which bases are evaluated, and the tables trained on each."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from vtokens import config, errors, virtual_tokens
+from vtokens.data.assemble import Assembler
+from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.config import Config
+from vtokens.models import base as base_lib
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A finished training run.
+
+  Attributes:
+    name: unique in an evaluation.
+    config: of the run.
+    rows: its table, `P D` f32.
+    fingerprint: of the base that it was trained on.
+    step: training steps behind the table.
+  """
+
+  name: str
+  config: config.Config
+  rows: np.ndarray
+  fingerprint: str
+  step: int
+
+  @property
+  def num_trained(self) -> int:
+    """Rows that training has changed: the most virtual tokens to be used."""
+    tokens = self.config.virtual_tokens
+    return tokens.num_active if tokens.draw == 'fixed' else len(self.rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A base and what was trained on it.
+
+  Attributes:
+    name: unique in an evaluation.
+    base: all but its weights.
+    assembler: for conditions without tokens.
+    tables: by name, with the assemblers of their runs.
+  """
+
+  name: str
+  base: base_lib.OpenBase
+  assembler: Assembler
+  tables: dict[str, Table]
+
+
+def read_runs(paths: Sequence[str]) -> list[Run]:
+  """Reads the tables of finished runs.
+
+  Args:
+    paths: their work directories.
+
+  Raises:
+    errors.UserError: there is no finished run, or its files are broken.
+  """
+  names = unique_names(paths)
+  return [
+    _read_run(name, path) for name, path in zip(names, paths, strict=True)
+  ]
+
+
+def _read_run(name: str, path: str) -> Run:
+  settings = pathlib.Path(path, 'config.json')
+  table = pathlib.Path(path, 'table.safetensors')
+  for file in (settings, table):
+    if not file.exists():
+      raise errors.UserError(
+        f'config.runs: {path} holds no finished run of vtokens.train: it has '
+        f'no {file.name}'
+      )
+  values = json.loads(settings.read_text(encoding='utf-8'))
+  rows, metadata = virtual_tokens.load_table(table)
+  return Run(
+    name=name,
+    config=config.from_dict({**values, 'workdir': path}),
+    rows=rows,
+    fingerprint=str(metadata['fingerprint']),
+    step=int(str(metadata.get('step', 0))),
+  )
+
+
+def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
+  """Opens each base once.
+
+  Args:
+    cfg: of the evaluation.
+    runs: whose tables are used.
+
+  Returns:
+    The bases in the order of their first runs, or the one of config.base.
+
+  Raises:
+    errors.UserError: a base is not found, not supported, or not the one that
+      a table was trained on; or a table has too few rows.
+  """
+  most = max(cfg.num_active, default=0)
+  for run in runs:
+    if most > run.num_trained:
+      raise errors.UserError(
+        f'config.num_active: {most} virtual tokens asked for, but the table '
+        f'of {run.name} has {run.num_trained}'
+        + (' that were trained' if run.num_trained < len(run.rows) else '')
+      )
+  opened: dict[str, base_lib.OpenBase] = {}
+  settings = [_base_settings(cfg, run) for run in runs]
+  for one in settings or [cfg.base]:
+    if one.path not in opened:
+      opened[one.path] = base_lib.open_base(one, cfg.context_length)
+      _check_length(cfg, opened[one.path])
+  for run, one in zip(runs, settings, strict=True):
+    found = opened[one.path].fingerprint
+    if found != run.fingerprint:
+      raise errors.UserError(
+        f'config.runs: the table of {run.name} was trained on another base '
+        f'than {one.path} is now: fingerprint {run.fingerprint} there, '
+        f'{found} now'
+      )
+  models = []
+  # A base that two runs call by two paths is one base.
+  by_identity = {base.fingerprint: base for base in opened.values()}
+  names = unique_names([base.settings.path for base in by_identity.values()])
+  for name, base in zip(names, by_identity.values(), strict=True):
+    models.append(
+      Model(
+        name=name,
+        base=base,
+        assembler=_assembler(cfg, base, cfg.templates, 'middle'),
+        tables={
+          run.name: Table(
+            name=run.name,
+            rows=run.rows,
+            assembler=_assembler(
+              cfg,
+              base,
+              run.config.templates,
+              run.config.virtual_tokens.position,
+            ),
+            position=run.config.virtual_tokens.position,
+          )
+          for run in runs
+          if run.fingerprint == base.fingerprint
+        },
+      )
+    )
+  return models
+
+
+def _base_settings(cfg: Config, run: Run) -> config.Base:
+  return config.Base(
+    path=cfg.base.path or run.config.base.path,
+    dtype=cfg.base.dtype or run.config.base.dtype,
+  )
+
+
+def _assembler(
+  cfg: Config,
+  base: base_lib.OpenBase,
+  templates: config.Templates,
+  position: str,
+) -> Assembler:
+  # Answers are generated, never given.
+  limits = config.Config(
+    templates=templates,
+    data=config.Data(
+      max_prefix_tokens=cfg.data.max_prefix_tokens,
+      max_suffix_tokens=cfg.data.max_suffix_tokens,
+    ),
+    virtual_tokens=config.VirtualTokens(position=position),
+  )
+  return Assembler.for_run(base.tokenizer, limits)
+
+
+def _check_length(cfg: Config, base: base_lib.OpenBase) -> None:
+  if cfg.context_length > base.config.longest_sequence:
+    raise errors.UserError(
+      'config.data.max_prefix_tokens, max_suffix_tokens and '
+      f'config.decode.max_new_tokens together make {cfg.context_length} '
+      f'tokens, more than the {base.config.longest_sequence} that '
+      f'{base.settings.path} was trained for'
+    )
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+  """The last parts of paths; of those that have it in common, more of them."""
+  parts = [path.rstrip('/').split('/') for path in paths]
+  for size in range(1, max(map(len, parts), default=0) + 1):
+    names = ['/'.join(part[-size:]) for part in parts]
+    if len(set(names)) == len(names):
+      return names
+  raise errors.UserError(
+    f'config.runs: {", ".join(paths)}: expected each only once'
+  )

@@ -56,8 +56,9 @@ def table(base) -> np.ndarray:
   return rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
 
 
-def make_config(**settings) -> config.Config:
+def make_config(position='middle', **settings) -> config.Config:
   return config.Config(
+    virtual_tokens=config.VirtualTokens(position=position),
     data=config.Data(
       max_prefix_tokens=200, max_suffix_tokens=220, max_answer_tokens=16
     ),
@@ -285,6 +286,57 @@ def test_validation_loss_is_that_of_torch(base, table, tiny_dir, answers):
   assert predictions == answers[f'tokens_k{N}']
 
 
+@pytest.mark.parametrize('position', ['first', 'last'])
+def test_tokens_at_another_position_against_torch(
+  base, table, tiny_dir, answers, position
+):
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+  rows = torch.cat(
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table)]
+  )
+  encode = base.tokenizer.encode
+  virtual = [base.config.vocab_size + i for i in range(N)]
+  nll, count, expected = 0.0, 0, []
+  for record in RECORDS:
+    passages = ''.join(
+      f'[{i}] {p.text}\n' for i, (_, p) in enumerate(shown(record), 1)
+    )
+    text = encode(f'{passages}\nQuestion: {record.question}\nAnswer:')
+    ids = [*virtual, *text] if position == 'first' else [*text, *virtual]
+    targets = [*encode(' yes'), base.tokenizer.eos_id]
+    with torch.no_grad():
+      out = model.generate(
+        inputs_embeds=rows[torch.tensor(ids)][None],
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=6,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=sorted(base.tokenizer.end_ids),
+      )[0].tolist()
+      whole = torch.tensor([*ids, *targets[:-1]])
+      logits = model(inputs_embeds=rows[whole][None]).logits[0]
+    out = itertools.takewhile(lambda i: i not in base.tokenizer.end_ids, out)
+    known = set(base.tokenizer.ids)
+    expected.append(
+      base.tokenizer.decode([i for i in out if i in known]).strip()
+    )
+    nll += torch.nn.functional.cross_entropy(
+      logits[-len(targets) :], torch.tensor(targets), reduction='sum'
+    ).item()
+    count += len(targets)
+  evaluator = make_evaluator(base, position=position)
+  evaluator.check_fits(RECORDS, CONDITIONS, answers=True)
+  # Side by side with conditions that have no tokens, as `ask` does it.
+  found = evaluator.answers(RECORDS, CONDITIONS, table, label='')
+  assert found[f'tokens_k{N}'] == expected
+  assert expected != answers[f'tokens_k{N}']
+  for name in evaluate.UNTRAINED:
+    assert found[name] == answers[name]
+  loss, predictions = evaluator.validate(RECORDS, N, table)
+  np.testing.assert_allclose(loss, nll / count, rtol=1e-5)
+  assert predictions == expected
+
+
 def test_stops_when_asked(base, table):
   class Enough(Exception):
     pass
@@ -387,6 +439,29 @@ class TestAsk:
     )
     assert replies['with an instruction'] == expected['prompt'][0]
     assert replies[f'with {N} virtual tokens'] == (expected[f'tokens_k{N}'][0])
+
+  @pytest.mark.parametrize('position', ['first', 'last'])
+  def test_tokens_stand_where_the_run_had_them(
+    self, workdir, base, table, tmp_path, position
+  ):
+    values = json.loads((workdir / 'config.json').read_text())
+    values['virtual_tokens']['position'] = position
+    (tmp_path / 'config.json').write_text(json.dumps(values))
+    (tmp_path / 'table.safetensors').write_bytes(
+      (workdir / 'table.safetensors').read_bytes()
+    )
+    record = RECORDS[2]
+    texts = [passage.text for passage in record.passages['bm25']]
+    replies = ask.ask(str(tmp_path), record.question, texts)
+    expected = make_evaluator(
+      base, position=position, shuffle_passages=False
+    ).answers([record], [evaluate.tokens_condition(N)], table, label='')
+    assert (
+      replies.pop(f'with {N} virtual tokens') == expected[f'tokens_k{N}'][0]
+    )
+    # Where there are no tokens, it does not matter.
+    middle = ask.ask(str(workdir), record.question, texts)
+    assert replies.items() <= middle.items()
 
   def test_fewer_tokens(self, workdir):
     replies = ask.ask(str(workdir), 'what?', ['big'], 1)

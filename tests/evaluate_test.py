@@ -326,12 +326,12 @@ def test_tokens_at_another_position_against_torch(
     count += len(targets)
   evaluator = make_evaluator(base, position=position)
   evaluator.check_fits(RECORDS, CONDITIONS, answers=True)
-  # Side by side with conditions that have no tokens, as `ask` does it.
-  found = evaluator.answers(RECORDS, CONDITIONS, table, label='')
+  # Side by side with a condition that has no tokens, as `ask` does it.
+  conditions = [evaluate.UNTRAINED['prompt'], evaluate.tokens_condition(N)]
+  found = evaluator.answers(RECORDS, conditions, table, label='')
   assert found[f'tokens_k{N}'] == expected
   assert expected != answers[f'tokens_k{N}']
-  for name in evaluate.UNTRAINED:
-    assert found[name] == answers[name]
+  assert found['prompt'] == answers['prompt']
   loss, predictions = evaluator.validate(RECORDS, N, table)
   np.testing.assert_allclose(loss, nll / count, rtol=1e-5)
   assert predictions == expected

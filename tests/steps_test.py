@@ -280,7 +280,7 @@ def test_each_position_against_torch(base, tiny_dir, position, chat, per_row):
     count = len(e.targets)
     expected += torch.nn.functional.cross_entropy(
       logits[-count - 1 : -1],
-      torch.tensor(ids[-count:]),
+      torch.tensor(e.targets).long(),
       reduction='sum',
     )
   expected.backward()

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import pathlib
 import runpy
@@ -544,7 +543,7 @@ def test_killed_with_the_tokens_first(place):
   _assert_same_result(workdir, (whole, None))
   losses = [row['loss'] for row in _rows(workdir) if 'loss' in row]
   assert len(losses) == _NUM_STEPS
-  assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+  assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
 
 
 def test_directory_of_another_config(place, reference):
@@ -826,8 +825,8 @@ def test_every_position_can_be_trained(place, tmp_path):
         'shapes': shapes,
         'token_cache': str(tmp_path / 'tokens'),
       },
-      optim={'warmup_steps': 1},
-      train={'num_steps': 4, 'validate_every': 4},
+      optim={'learning_rate': 0.1, 'warmup_steps': 0},
+      train={'num_steps': 6, 'validate_every': 1},
     )
     train.train(cfg, stopping.StopRequest())
     return virtual_tokens.load_table(tmp_path / position / 'table.safetensors')
@@ -839,9 +838,9 @@ def test_every_position_can_be_trained(place, tmp_path):
     table, metadata = run(position, own)
     assert metadata['position'] == position
     assert metadata['num_virtual_tokens'] == _ROWS
-    *losses, validation = _rows(tmp_path / position)
-    assert len(losses) == 4 and losses[-1]['loss'] < losses[0]['loss']
-    assert math.isfinite(validation['validation_loss'])
+    rows = _rows(tmp_path / position)
+    losses = [r['validation_loss'] for r in rows if 'loss' not in r]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.2
     tables.append(table)
   assert len({table.tobytes() for table in tables}) == 3
   # All have tokenised the same.

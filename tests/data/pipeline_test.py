@@ -190,7 +190,7 @@ def examples_of(batch, r):
       real &= getattr(batch, f'{name}_segments')[r] == number
     return np.flatnonzero(real)
 
-  for number in range(batch.prefix_segments[r].max() + 1) if packed else [0]:
+  for number in range(batch.suffix_segments[r].max() + 1) if packed else [0]:
     prefix, suffix = own('prefix', number), own('suffix', number)
     targets = np.flatnonzero(np.isin(batch.target_index[r], suffix))
     yield prefix, suffix, targets

@@ -147,7 +147,9 @@ def _bars(curves: Curves) -> Figure:
   retrievers = list(
     dict.fromkeys(x for series in curves.series for x, _ in series.points)
   )
-  shades = matplotlib.colormaps['cividis'](np.linspace(0.25, 0.95, len(retrievers)))
+  shades = matplotlib.colormaps['cividis'](
+    np.linspace(0.25, 0.95, len(retrievers))
+  )
   fills = [_Style(colors.to_hex(shade)) for shade in shades]
   for axes, (metric, label) in zip(panels, _METRICS, strict=True):
     ticks = []

@@ -215,6 +215,11 @@ def p_text(p: float) -> str:
   return f'{p:.4f}' if p >= 0.0001 else '<0.0001'
 
 
+def p_equals(text: str) -> str:
+  """What follows `p` in a sentence."""
+  return text if text.startswith('<') else f'= {text}'
+
+
 def to_markdown(table: Table) -> str:
   """The table in Markdown, aligned so that it reads as text too."""
   cells = [

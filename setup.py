@@ -31,6 +31,7 @@ TEST = [
   'hypothesis>=6.130,<7',
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
+  'selenium>=4.30,<5',  # The report's page in a real browser.
   'torch>=2.10,<2.14',  # The independent implementation to compare with.
   'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]
@@ -48,7 +49,10 @@ setuptools.setup(
   license_files=['LICENSE'],
   python_requires='>=3.11',
   packages=setuptools.find_namespace_packages(include=['vtokens*']),
-  package_data={'vtokens.data.quickstart': ['*.gz', '*.md']},
+  package_data={
+    'vtokens.data.quickstart': ['*.gz', '*.md'],
+    'vtokens.evaluation': ['*.css', '*.html', '*.js'],
+  },
   install_requires=[
     'PyStemmer>=3,<4',
     'absl-py>=2.1,<3',

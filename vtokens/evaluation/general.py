@@ -1,0 +1,311 @@
+"""Scores on general tasks, without retrieval and without virtual tokens."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+
+from vtokens import writers
+from vtokens.evaluation import choices, hosts, reasoning, task_prompts, tasks
+from vtokens.evaluation.tasks import LoadedTask, Task
+from vtokens.models.base import FrozenBase
+
+# How the log-probability of an option is normalised before options are
+# compared; the first is the paper's.
+_NORMALISATIONS = ('sum', 'per_token', 'per_byte')
+
+
+def run_tasks(
+  base: FrozenBase,
+  mesh: jax.sharding.Mesh,
+  settings: Mapping[str, Task],
+  *,
+  seed: int,
+  batch_size: int,
+  directory: str | pathlib.Path,
+  check: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+  """Scores a base on general tasks.
+
+  A task that is finished is not computed again: what it found is in
+  `directory/general/NAME.json`, with all that it depends on, and the answers
+  one by one in `NAME.jsonl`.
+
+  Args:
+    base: the frozen model.
+    mesh: the devices.
+    settings: name -> settings of the task, checked.
+    seed: of the questions and examples drawn.
+    batch_size: questions at a time.
+    directory: where results are written.
+    check: called between batches; may raise to stop.
+
+  Returns:
+    {'tasks': one dict for each, see `_choice_result` and `_number_result`},
+    JSON values.
+
+  Raises:
+    errors.UserError: a file is bad or a question too long; before anything is
+      computed.
+  """
+  directory = pathlib.Path(directory) / 'general'
+  loaded = [tasks.load(name, task, seed) for name, task in settings.items()]
+  for task in loaded:
+    _check_fits(base, task)
+  results = []
+  for task in loaded:
+    identity = _identity(base, task, seed)
+    result = _finished(directory, task, identity)
+    if not hosts.first_says(result is not None):
+      check()
+      score = _numbers if task.settings.format == 'gsm8k' else _choices
+      result, rows = score(base, mesh, task, batch_size=batch_size, check=check)
+      _write(directory, task, identity, result, rows)
+    results.append(result)
+  return {'tasks': results}
+
+
+def format_results(results: Mapping[str, Any]) -> str:
+  """A small table: one line per task, accuracies in percent."""
+  rows = results['tasks']
+  width = max(len('general task'), *(len(row['task']) for row in rows))
+  lines = [f'{"general task":<{width}}  shots      n  accuracy  95 % interval']
+  for row in rows:
+    low, high = row['interval']
+    lines.append(
+      f'{row["task"]:<{width}}  {row["shots"]:5d}  {row["n"]:5d}  '
+      f'{row["accuracy"]:8.1f}  {low:5.1f} to {high:5.1f}'
+    )
+  return '\n'.join(lines)
+
+
+def _items(base: FrozenBase, task: LoadedTask) -> list[choices.Item]:
+  return [
+    choices.make_item(
+      base.tokenizer,
+      task_prompts.render(task, question),
+      question.choices,
+      id=question.id,
+      group=question.topic,
+    )
+    for question in task.questions
+  ]
+
+
+def _prompt_ids(base: FrozenBase, task: LoadedTask) -> list[np.ndarray]:
+  return [
+    choices.prompt_ids(base.tokenizer, task_prompts.render(task, question))
+    for question in task.questions
+  ]
+
+
+def _check_fits(base: FrozenBase, task: LoadedTask) -> None:
+  where = f'config.tasks[{task.name}]'
+  if task.settings.format != 'gsm8k':
+    choices.check_fits(base, _items(base, task), where)
+    return
+  lengths = [len(ids) for ids in _prompt_ids(base, task)]
+  longest = int(np.argmax(lengths))
+  choices.check_length(
+    base,
+    lengths[longest] + task.settings.max_new_tokens,
+    f'{where}: question {task.questions[longest].id}',
+  )
+
+
+def _choices(
+  base: FrozenBase,
+  mesh: jax.sharding.Mesh,
+  task: LoadedTask,
+  *,
+  batch_size: int,
+  check: Callable[[], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Result and predictions of a multiple-choice task."""
+  items = _items(base, task)
+  scores = choices.score(
+    base,
+    mesh,
+    items,
+    batch_size=batch_size,
+    label=task.name,
+    check=check,
+  )
+  rows = []
+  for question, item, sums in zip(task.questions, items, scores, strict=True):
+    tokens = np.array([len(ids) for ids in item.options])
+    sizes = np.array([len(choice.encode()) for choice in question.choices])
+    values = dict(
+      zip(_NORMALISATIONS, (sums, sums / tokens, sums / sizes), strict=True)
+    )
+    picks = {
+      name: question.choices[int(np.argmax(value))]
+      for name, value in values.items()
+    }
+    rows.append(
+      {
+        'id': question.id,
+        'question': question.text,
+        'choices': question.choices,
+        'answers': question.answers,
+        'predictions': picks,
+        'right': {n: pick in question.answers for n, pick in picks.items()},
+        'log_probabilities': [round(float(x), 6) for x in sums],
+        'tokens': tokens.tolist(),
+      }
+    )
+  return _choice_result(task, rows), rows
+
+
+def _choice_result(
+  task: LoadedTask, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Accuracies in percent; that of a guess among the choices beside them."""
+  right = {
+    name: [row['right'][name] for row in rows] for name in _NORMALISATIONS
+  }
+  guess = [
+    sum(choice in q.answers for choice in q.choices) / len(q.choices)
+    for q in task.questions
+  ]
+  notes = []
+  if repeated := sum(
+    len(set(q.choices)) < len(q.choices) for q in task.questions
+  ):
+    notes.append(f'{repeated:,} questions have a choice twice')
+  return {
+    **_common_result(task, right['sum'], notes),
+    'accuracy_per_token': _percent(right['per_token']),
+    'accuracy_per_byte': _percent(right['per_byte']),
+    'guessing': 100.0 * float(np.mean(guess)),
+  }
+
+
+def _numbers(
+  base: FrozenBase,
+  mesh: jax.sharding.Mesh,
+  task: LoadedTask,
+  *,
+  batch_size: int,
+  check: Callable[[], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+  """Result and predictions of gsm8k."""
+  answers = reasoning.continue_prompts(
+    base,
+    mesh,
+    _prompt_ids(base, task),
+    max_new_tokens=task.settings.max_new_tokens,
+    batch_size=batch_size,
+    label=task.name,
+    check=check,
+  )
+  rows = []
+  for question, answer in zip(task.questions, answers, strict=True):
+    value = reasoning.final_number(answer.text)
+    rows.append(
+      {
+        'id': question.id,
+        'question': question.text,
+        'answers': question.answers,
+        'text': answer.text,
+        'prediction': value,
+        'right': reasoning.is_right(value, question.answers),
+        'num_tokens': answer.num_tokens,
+        'stop': answer.stop,
+      }
+    )
+  return _number_result(task, rows), rows
+
+
+def _number_result(
+  task: LoadedTask, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+  """Accuracy in percent, and how many answers there were none of."""
+  return {
+    **_common_result(task, [row['right'] for row in rows], []),
+    'unanswered': _percent([row['prediction'] is None for row in rows]),
+    'stopped_by_length': _percent([row['stop'] == 'length' for row in rows]),
+    'mean_tokens': float(np.mean([row['num_tokens'] for row in rows])),
+  }
+
+
+def _common_result(
+  task: LoadedTask, right: Sequence[bool], notes: Sequence[str]
+) -> dict[str, Any]:
+  # Wilson's interval (1927): unlike the normal one it is right for few
+  # questions and for accuracies near 0 or 100.
+  interval = scipy.stats.binomtest(sum(right), len(right)).proportion_ci(
+    0.95, method='wilson'
+  )
+  missing = task_prompts.left_out(task.settings.format, task.questions)
+  return {
+    'task': task.name,
+    'format': task.settings.format,
+    'source': task.settings.source,
+    'shots': task.settings.shots,
+    'n': len(right),
+    'accuracy': _percent(right),
+    'interval': [100.0 * float(interval.low), 100.0 * float(interval.high)],
+    'notes': [*task.notes, *([missing] if missing else []), *notes],
+  }
+
+
+def _percent(values: Sequence[bool]) -> float:
+  return 100.0 * sum(values) / len(values)
+
+
+def _identity(base: FrozenBase, task: LoadedTask, seed: int) -> dict[str, Any]:
+  """All that a result depends on."""
+  [dtype] = {str(leaf.dtype) for leaf in jax.tree.leaves(base.params)}
+  return {
+    'base': base.fingerprint,
+    'tokenizer': base.tokenizer.sha256,
+    'dtype': dtype,
+    'context_length': base.config.context_length,
+    'settings': dataclasses.asdict(task.settings),
+    'sha256': dict(task.hashes),
+    'seed': seed,
+  }
+
+
+def _finished(
+  directory: pathlib.Path, task: LoadedTask, identity: Mapping[str, Any]
+) -> dict[str, Any] | None:
+  """The result of a task if it was computed before."""
+  path = directory / f'{task.name}.json'
+  if not path.exists():
+    return None
+  found = json.loads(path.read_text(encoding='utf-8'))
+  predictions = directory / f'{task.name}.jsonl'
+  if found.get('identity') != identity or not predictions.exists():
+    return None
+  digest = hashlib.sha256(predictions.read_bytes()).hexdigest()
+  return found['result'] if found['predictions_sha256'] == digest else None
+
+
+def _write(
+  directory: pathlib.Path,
+  task: LoadedTask,
+  identity: Mapping[str, Any],
+  result: Mapping[str, Any],
+  rows: Sequence[Mapping[str, Any]],
+) -> None:
+  """Writes predictions, and after them what says that they are complete."""
+  if jax.process_index():
+    return
+  text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
+  writers.write_text(directory / f'{task.name}.jsonl', text)
+  writers.write_json(
+    directory / f'{task.name}.json',
+    {
+      'identity': identity,
+      'predictions_sha256': hashlib.sha256(text.encode()).hexdigest(),
+      'result': result,
+    },
+  )

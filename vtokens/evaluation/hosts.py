@@ -1,0 +1,23 @@
+"""What several processes have to agree on."""
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Array, Shaped
+
+
+def fetch(array: Shaped[Array, '...']) -> Shaped[np.ndarray, '...']:
+  """A whole array on every process, however it is sharded.
+
+  All processes have to call it, in the same order.
+  """
+  if array.is_fully_addressable:
+    return np.asarray(jax.device_get(array))
+  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+
+
+def first_says(value: bool) -> bool:
+  """What the first process was given, on all of them."""
+  if jax.process_count() == 1:
+    return value
+  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))

@@ -1,0 +1,170 @@
+"""Reasoned answers (gsm8k): generated until the next question would begin.
+
+Generation goes in rounds of some tokens. After each, questions whose answer is
+complete leave, so that the others share fuller batches, and what ends an answer
+may be any text, however it is cut into tokens.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from vtokens import generate, partitioning
+from vtokens.data.assemble import Ids
+from vtokens.evaluation import choices, hosts, task_prompts, tasks
+from vtokens.models.attention import KVCache
+from vtokens.models.base import FrozenBase
+
+# New tokens of a round.
+_ROUND = 64
+_SUFFIX_ROUND = 64
+_CACHE_AXES = ('layers', 'batch', 'kv_heads', 'slots', 'head')
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Continuation:
+  """What a model wrote after a prompt.
+
+  Attributes:
+    text: without what ended it.
+    num_tokens: generated, without the token that ended it.
+    stop: what ended it: end (a token that means it), question (the next one
+      began), or length.
+  """
+
+  text: str
+  num_tokens: int
+  stop: str
+
+
+def continue_prompts(
+  base: FrozenBase,
+  mesh: jax.sharding.Mesh,
+  prompt_ids: Sequence[Ids],
+  *,
+  max_new_tokens: int,
+  batch_size: int,
+  label: str,
+  check: Callable[[], None] = lambda: None,
+) -> list[Continuation]:
+  """Greedy continuations, which do not depend on the batch.
+
+  Args:
+    base: the frozen model.
+    mesh: the devices; rows of a batch lie over data and fsdp.
+    prompt_ids: ids of each prompt, bos included. What all of them begin with
+      is encoded once.
+    max_new_tokens: longest continuation.
+    batch_size: of prompts at a time; see `choices.num_rows`.
+    label: of the progress bar.
+    check: called between batches; may raise to stop.
+  """
+  known = frozenset(base.tokenizer.ids)
+  vocab_size = base.config.vocab_size
+  ends: Any = np.zeros(vocab_size, bool)
+  # Files may list ids that this model does not have.
+  ends[[i for i in base.tokenizer.end_ids if i < vocab_size]] = True
+  nothing: Any = np.zeros_like(ends)
+  eos_id: Any = np.int32(base.tokenizer.eos_id)
+  endings = generate.Endings(eos_id, ends, nothing, nothing)
+  # Needed by the shape of the call; no row of it is used.
+  table = np.zeros((1, base.config.embed_dim), np.float32)
+  common = choices.common_start(prompt_ids)
+  one = choices.encode_shared(base, prompt_ids[0][:common])
+  written: list[list[int]] = [[] for _ in prompt_ids]
+  done: dict[int, Continuation] = {}
+  with tqdm.tqdm(
+    total=len(prompt_ids),
+    desc=label,
+    unit='question',
+    leave=False,
+    dynamic_ncols=True,
+  ) as bar:
+    while len(done) < len(prompt_ids):
+      rest = [i for i in range(len(prompt_ids)) if i not in done]
+      size = choices.num_rows(mesh, len(rest), batch_size)
+      shared = _repeat(one, size, mesh)
+      for index in choices.batches(
+        rest, size, lambda i: len(prompt_ids[i]) + len(written[i])
+      ):
+        check()
+        out = generate.generate(
+          base.params,
+          table,
+          shared,
+          _suffixes(
+            [[*prompt_ids[i][common:], *written[i]] for i in index],
+            common,
+            size,
+            mesh,
+          ),
+          endings,
+          graph=base.graph,
+          max_new_tokens=min(_ROUND, max_new_tokens),
+        )
+        for i, ids in zip(index, hosts.fetch(out)[:, 0].tolist(), strict=False):
+          new = list(itertools.takewhile(lambda token: not ends[token], ids))
+          size_now = len(written[i]) + len(new)
+          stop = 'length' if size_now >= max_new_tokens else ''
+          if len(new) < len(ids) and size_now <= max_new_tokens:
+            stop = 'end'
+          written[i] = [*written[i], *new][:max_new_tokens]
+          # A padded embedding matrix has rows, so logits, of ids without a
+          # token.
+          text = base.tokenizer.decode([t for t in written[i] if t in known])
+          if task_prompts.NEXT in text:
+            stop, text = 'question', text.split(task_prompts.NEXT)[0]
+          if stop:
+            done[i] = Continuation(text.strip(), len(written[i]), stop)
+            bar.update()
+  return [done[i] for i in range(len(prompt_ids))]
+
+
+def final_number(text: str) -> float | None:
+  """The number after the last `task_prompts.MARKER`; None if there is none."""
+  _, marker, after = text.rpartition(task_prompts.MARKER)
+  return tasks.number(after) if marker else None
+
+
+def is_right(value: float | None, answers: Sequence[str]) -> bool:
+  """Whether a number equals one of the answers."""
+  golds = [tasks.number(answer) for answer in answers]
+  return value is not None and any(
+    gold is not None and math.isclose(value, gold, rel_tol=1e-9)
+    for gold in golds
+  )
+
+
+def _repeat(cache: KVCache, rows: int, mesh: jax.sharding.Mesh) -> KVCache:
+  """A cache of one row as one of many, spread over the devices."""
+  heads: Any = partitioning.named_sharding(mesh, _CACHE_AXES)
+  rows_only: Any = partitioning.named_sharding(mesh, ('batch',))
+  places = KVCache(heads, heads, rows_only)
+  repeat = functools.partial(choices.repeat_row, rows=rows)
+  return jax.jit(repeat, out_shardings=places)(cache)
+
+
+def _suffixes(
+  suffixes: Sequence[Sequence[int]],
+  first: int,
+  rows: int,
+  mesh: jax.sharding.Mesh,
+) -> generate.Suffixes:
+  """Right-padded rows whose positions begin at `first`."""
+  length = choices.round_up(max(map(len, suffixes)), _SUFFIX_ROUND)
+  ids = np.zeros((rows, length), np.int32)
+  positions = np.full((rows, length), -1, np.int32)
+  last = np.full((rows, 1), -1, np.int32)
+  for r, suffix in enumerate(suffixes):
+    ids[r, : len(suffix)] = suffix
+    positions[r, : len(suffix)] = np.arange(first, first + len(suffix))
+    last[r] = len(suffix) - 1
+  arrays = choices.put((ids, positions, last), mesh, rows)
+  return generate.Suffixes(*arrays[:2], None, arrays[2])

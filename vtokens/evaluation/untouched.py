@@ -1,0 +1,358 @@
+"""Proof that the model without virtual tokens is the base, bit for bit.
+
+Weights are compared by hash and logits by their bits: as loaded, after virtual
+tokens were used, and of the same base loaded afresh from its files.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vtokens import errors, generate, steps, virtual_tokens
+from vtokens.evaluation import hosts
+from vtokens.models import weights
+from vtokens.models.base import FrozenBase
+
+# What the logits are compared on: texts of many kinds.
+PROBE = (
+  'Question: When was the Elizabeth Tower completed?\nAnswer:',
+  '[1] Big Ben is the nickname of the Great Bell of the clock in London.\n'
+  '[2] The Elizabeth Tower, completed in 1859, houses Big Ben.\n\n'
+  'Question: When was the tower that houses Big Ben completed?\nAnswer:',
+  'According to the previous relevant passages, please answer the following '
+  'question. Only return the answer without any other words.',
+  'The quick brown fox jumps over the lazy dog.',
+  'def fibonacci(n):\n  return n if n < 2 else fibonacci(n - 1) + '
+  'fibonacci(n - 2)\n',
+  '{"id": 7, "name": "x", "values": [1.5, -2e-3, null], "ok": true}',
+  '<html><body class="a">&lt;p&gt; A &amp; B</body></html>',
+  'Der Turm wurde im Jahr 1859 fertiggestellt; er ist 96 Meter hoch.',
+  "L'été, la tour élevée à côté du fleuve était déjà achevée.",
+  '伊丽莎白塔于1859年建成，高96米。',
+  'Башня была построена в 1859 году.',
+  'برج إليزابيث اكتمل بناؤه عام ١٨٥٩',
+  '3.14159265358979 2.71828182845905 1,234,567 0x1F 10^-9 1859/05/31',
+  '😀 naïve café — “quotes” … ½ × ∑ √2 ≠ ∞',
+  'a a a a a a a a a a a a a a a a a a a a a a a a a a a a a a a a',
+  ' ',
+)
+# A table is used with its first k tokens for some k up to all of them.
+_USES = 3
+_NEW_TOKENS = 4
+# Bytes of a weight that are on the host at a time.
+_BLOCK_BYTES = 256 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+  """What a base is at some moment.
+
+  Attributes:
+    weights: name -> SHA-256 of name, dtype, shape and bytes, hexadecimal.
+    logits: SHA-256 of each probe's logits, in the order of `PROBE`.
+  """
+
+  weights: Mapping[str, str]
+  logits: tuple[str, ...]
+
+
+def observe(base: FrozenBase) -> Observation:
+  """Hashes the weights and the logits of the probes.
+
+  All processes have to call it. At most one weight's block is on the host, and
+  one probe's logits on the devices, at a time.
+  """
+  return Observation(weights=hash_weights(base), logits=_hash_logits(base))
+
+
+def hash_weights(base: FrozenBase) -> dict[str, str]:
+  """Name -> SHA-256 of a weight's name, dtype, shape and bytes."""
+  hashes = {}
+  for name, array in weights.iter_arrays(base.decoder()):
+    digest = hashlib.sha256(f'{name} {array.dtype} {array.shape}'.encode())
+    length = array.shape[0]
+    rows = max(1, _BLOCK_BYTES // max(1, array.nbytes // length))
+    for start in range(0, length, rows):
+      # The last block goes back to have the size of the others.
+      first = max(0, min(start, length - rows))
+      block = hosts.fetch(_block(array, first, min(rows, length)))
+      digest.update(np.ascontiguousarray(block[start - first :]).tobytes())
+    hashes[name] = digest.hexdigest()
+  return hashes
+
+
+def prove(
+  load: Callable[[], FrozenBase],
+  base: FrozenBase,
+  tables: Sequence[Float[np.ndarray, 'P D']],
+  *,
+  loaded: Observation | None = None,
+  release: bool = False,
+) -> dict[str, Any]:
+  """Proves that virtual tokens leave the base what it was.
+
+  Args:
+    load: loads the same base from its files again.
+    base: the base.
+    tables: virtual tokens to be used between the comparisons.
+    loaded: what the base was when it was loaded, so that all that happened
+      since is covered; None to begin here.
+    release: whether the base's weights are deleted before they are loaded
+      again, so that devices never hold them twice; `base` is of no use then.
+
+  Returns:
+    Hashes and what was compared, JSON values, for reports.
+
+  Raises:
+    errors.UserError: something differs, with the names of the weights.
+  """
+  before = observe(base)
+  # A backend whose sums differ from run to run would seem to be a changed base.
+  if _hash_logits(base) != before.logits:
+    raise errors.UserError(
+      'untouched: the same weights gave other logits a second time: this '
+      'backend is not deterministic. On GPUs try '
+      'XLA_FLAGS=--xla_gpu_deterministic_ops=true'
+    )
+  uses = [
+    {'table': number, 'num_active': k, 'tokens': _use(base, table, k)}
+    for number, table in enumerate(tables)
+    for k in _numbers_active(len(table))
+  ]
+  alone = _check_without_tokens(base, tables)
+  after = observe(base)
+  if loaded is not None:
+    _compare('when it was loaded', loaded, 'before the tables', before)
+  _compare('before the tables were used', before, 'after', after)
+  if release:
+    for leaf in jax.tree.leaves(base.params):
+      leaf.delete()
+  fresh_base = load()
+  fresh = observe(fresh_base)
+  _compare('after the tables were used', after, 'loaded afresh', fresh)
+  everything = hashlib.sha256(
+    ''.join(f'{n} {h}\n' for n, h in sorted(after.weights.items())).encode()
+  )
+  return {
+    'untouched': True,
+    'weights': {
+      'compared': 'as loaded, after use, loaded afresh from the files',
+      'tensors': len(after.weights),
+      'parameters': sum(
+        leaf.size for leaf in jax.tree.leaves(fresh_base.params)
+      ),
+      'sha256': everything.hexdigest(),
+      'sha256_of': dict(after.weights),
+    },
+    'logits': {
+      'compared': 'likewise, of the plain decoder in one pass',
+      'probes': len(PROBE),
+      'sha256_of': list(after.logits),
+    },
+    'without_tokens': alone,
+    'uses': uses,
+  }
+
+
+@functools.partial(jax.jit, static_argnames='rows')
+def _block(array: Array, start: Int[Array, ''], rows: int) -> Array:
+  return jax.lax.dynamic_slice_in_dim(array, start, rows)
+
+
+@functools.partial(jax.jit, static_argnames='graph')
+def _plain(
+  base: nnx.State,
+  ids: Int[Array, '1 T'],
+  positions: Int[Array, '1 T'],
+  *,
+  graph: nnx.GraphDef,
+) -> Float[Array, '1 T V']:
+  """Logits of the decoder in one pass; no table is known here."""
+  decoder = nnx.merge(graph, base)
+  hidden, _ = decoder(decoder.embed(ids), positions)
+  return decoder.logits(hidden)
+
+
+@functools.partial(jax.jit, static_argnames='graph')
+def _piped(
+  base: nnx.State,
+  table: Float[Array, 'P D'],
+  prefix: Int[Array, '1 P'],
+  prefix_positions: Int[Array, '1 P'],
+  suffix: Int[Array, '1 S'],
+  positions: Int[Array, '1 S'],
+  *,
+  graph: nnx.GraphDef,
+) -> Float[Array, '1 S V']:
+  """Logits as training and evaluation come to them, table and all."""
+  decoder = nnx.merge(graph, base)
+  cache = steps.encode_prefix(decoder, prefix, prefix_positions)
+  hidden, _ = decoder(
+    virtual_tokens.embed(decoder, table, suffix), positions, [cache]
+  )
+  return decoder.logits(hidden)
+
+
+def _hash_logits(base: FrozenBase) -> tuple[str, ...]:
+  hashes = []
+  size = max(map(len, _probe_ids(base)))
+  for ids in _probe_ids(base):
+    logits = hosts.fetch(
+      _plain(base.params, *_padded(ids, size, 0), graph=base.graph)
+    )
+    hashes.append(_sha256(logits[0, : len(ids)]))
+  return tuple(hashes)
+
+
+def _check_without_tokens(
+  base: FrozenBase, tables: Sequence[Float[np.ndarray, 'P D']]
+) -> dict[str, Any]:
+  """The pipeline with k = 0: the bits of its logits do not know the table.
+
+  Raises:
+    errors.UserError: they do.
+  """
+  size = max(map(len, _probe_ids(base)))
+  dim = base.config.embed_dim
+  poison = np.full((1, dim), np.nan, np.float32)
+  others = tables or [np.zeros((1, dim), np.float32)]
+  for number, (text, ids) in enumerate(
+    zip(PROBE, _probe_ids(base), strict=True)
+  ):
+    # At least a token is left for the suffix.
+    cut = len(ids) // 2
+    inputs = (
+      *_padded(ids[:cut], size, 0),
+      *_padded(ids[cut:], size, cut),
+    )
+    found = [
+      hosts.fetch(_piped(base.params, table, *inputs, graph=base.graph))[
+        0, : len(ids) - cut
+      ]
+      for table in [_rows_like(poison, other) for other in others] + [*others]
+    ]
+    if not all(np.isfinite(logits).all() for logits in found):
+      raise errors.UserError(
+        f'untouched: probe {number}, {text[:40]!r}: without virtual tokens the '
+        'logits are not finite once the table holds NaN: the table leaks into '
+        'the base'
+      )
+    if len({_sha256(logits) for logits in found}) > 1:
+      raise errors.UserError(
+        f'untouched: probe {number}, {text[:40]!r}: without virtual tokens the '
+        'logits depend on the table: it leaks into the base'
+      )
+  return {
+    'compared': 'logits through cache and table at k = 0, of a table of NaN '
+    'and of the others: finite and bit-identical',
+    'probes': len(PROBE),
+    'tables': len(others),
+  }
+
+
+def _rows_like(
+  row: Float[np.ndarray, '1 D'], table: Float[np.ndarray, 'P D']
+) -> Float[np.ndarray, 'P D']:
+  return np.repeat(row, len(table), axis=0)
+
+
+def _use(
+  base: FrozenBase, table: Float[np.ndarray, 'P D'], num_active: int
+) -> int:
+  """Answers the probes with virtual tokens; returns how many tokens came."""
+  probes = _probe_ids(base)
+  size = max(map(len, probes))
+  vocab = base.config.vocab_size
+  virtual = np.arange(vocab, vocab + num_active, dtype=np.int32)
+  before = [_padded(ids, size, 0) for ids in probes]
+  after = [
+    _padded(np.concatenate([virtual, ids]), len(table) + size, len(ids))
+    for ids in probes
+  ]
+  cache = generate.encode_prefix(
+    base.params,
+    *map(np.concatenate, zip(*before, strict=True)),
+    graph=base.graph,
+  )
+  suffix, positions = map(np.concatenate, zip(*after, strict=True))
+  nothing: Any = np.zeros(vocab, bool)
+  eos_id: Any = np.int32(base.tokenizer.eos_id)
+  out = generate.generate(
+    base.params,
+    table,
+    cache,
+    generate.Suffixes(
+      ids=suffix,
+      positions=positions,
+      segments=None,
+      last=(positions >= 0).sum(axis=1, dtype=np.int32)[:, None] - 1,
+    ),
+    generate.Endings(eos_id, nothing, nothing, nothing),
+    graph=base.graph,
+    max_new_tokens=_NEW_TOKENS,
+  )
+  return hosts.fetch(out).size
+
+
+def _numbers_active(rows: int) -> list[int]:
+  """1, all, and one between."""
+  return sorted({1, (rows + 1) // 2, rows})[:_USES]
+
+
+def _probe_ids(base: FrozenBase) -> list[np.ndarray]:
+  tokenizer = base.tokenizer
+  found = []
+  for text in PROBE:
+    ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
+    # A tokenizer may have no id for white space alone.
+    found.append(np.asarray(ids or [tokenizer.eos_id], np.int32))
+  return found
+
+
+def _padded(
+  ids: Int[np.ndarray, 'T'], size: int, first: int
+) -> tuple[Int[np.ndarray, '1 S'], Int[np.ndarray, '1 S']]:
+  """Ids and positions from `first` on, in a row of a size."""
+  row, positions = np.zeros((1, size), np.int32), np.full((1, size), -1)
+  row[0, : len(ids)] = ids
+  positions[0, : len(ids)] = np.arange(first, first + len(ids))
+  return row, positions.astype(np.int32)
+
+
+def _compare(when: str, old: Observation, then: str, new: Observation) -> None:
+  names = [
+    name
+    for name in sorted(old.weights.keys() | new.weights.keys())
+    if old.weights.get(name) != new.weights.get(name)
+  ]
+  if names:
+    lines = '\n  '.join(
+      f'{name}: SHA-256 {old.weights.get(name, "(no such weight)")[:16]}, '
+      f'then {new.weights.get(name, "(no such weight)")[:16]}'
+      for name in names
+    )
+    raise errors.UserError(
+      f'untouched: {len(names)} of {len(old.weights)} weights of the base '
+      f'differ: {when}, and {then}:\n  {lines}'
+    )
+  probes = [
+    repr(text[:40])
+    for text, a, b in zip(PROBE, old.logits, new.logits, strict=True)
+    if a != b
+  ]
+  if probes:
+    raise errors.UserError(
+      f'untouched: the weights of the base are the same, but its logits are '
+      f'not: {when}, and {then}, for the probes {", ".join(probes)}'
+    )
+
+
+def _sha256(array: np.ndarray) -> str:
+  return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()

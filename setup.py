@@ -31,7 +31,9 @@ TEST = [
   'hypothesis>=6.130,<7',
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
+  'scipy>=1.15,<2',  # The independent implementation of resampling.
   'torch>=2.10,<2.14',  # The independent implementation to compare with.
+  'torchmetrics>=1.8,<2',  # Likewise, of SQuAD's scores.
   'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]
 

@@ -33,6 +33,7 @@ TEST = [
   'pytest-xdist>=3.6,<4',
   'selenium>=4.30,<5',  # The report's page in a real browser.
   'torch>=2.10,<2.14',  # The independent implementation to compare with.
+  'torchmetrics>=1.8,<2',  # Likewise, of SQuAD's scores.
   'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]
 
@@ -75,6 +76,7 @@ setuptools.setup(
     'regex>=2024.11',
     'rich>=14,<16',
     'safetensors>=0.6,<0.9',
+    'scipy>=1.14,<2',
     # retrieval_qa.py relies on how 4.9.10 writes shards.
     'tensorflow-datasets>=4.9.10,<4.10',
     'tokenizers>=0.22,<0.24',

@@ -46,7 +46,8 @@ def test_bootstrap_has_the_exact_distribution(sizes, level):
   interval = statistics.bootstrap_interval(
     groups, resamples=20_000, seed=0, level=level
   )
-  for end, share in zip(interval, [(1 - level) / 2, (1 + level) / 2]):
+  shares = (1 - level) / 2, (1 + level) / 2
+  for end, share in zip(interval, shares, strict=True):
     # The distribution has steps; its step at the end is where it should be.
     assert np.mean(exact < end - 1e-9) < share + 0.01
     assert np.mean(exact <= end + 1e-9) > share - 0.01

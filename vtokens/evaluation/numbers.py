@@ -3,9 +3,10 @@ r"""Numbers in text.
 A number is written in digits: 1800, 1,800 (commas between groups of three),
 18.5, .5, with a sign (-, + or U+2212) that does not follow a word, and with a
 currency sign ($ € £ ¥) or % beside it, which are ignored: 5 %, $5 and 5 are
-equal. It may be scaled: 1.8e3, 1.8E+3, 1.8 x 10^3 (also ×, · or * and
-\times; 10**3, 10^{3}, 10³), 10^3 alone, or with thousand, million, billion or
-trillion after it. Values are compared exactly: 18 is 18.0 and not 17.99.
+equal. It may be scaled: 1.8e3, 1.8E+3, 1.8 x 10^3 (the sign of multiplication
+may also be U+00D7, a raised dot, * or \times, the power 10**3, 10^{3} or 10³),
+10^3 alone, or with thousand, million, billion or trillion after it. Values are
+compared exactly: 18 is 18.0 and not 17.99.
 
 No number: digits that a letter precedes (B12), a run of digits with commas or
 points that is written otherwise (1,2 or 1.2.3), exponents of units (m**3,

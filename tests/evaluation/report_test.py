@@ -190,10 +190,8 @@ def test_console_of_averages():
     'prompt 37.5 [ 0.0, 75.0] 68.8 2.9 38 % 6',
     'tokens 62.5 [ 25.0, 100.0] 81.2 2.1 62 % 6',
   ]
-  # Aligned.
-  assert (
-    len({len(row) for row in report.format_console(found).split('\n')[:4]}) == 1
-  )
+  aligned = report.format_console(found).splitlines()[:4]
+  assert len(set(map(len, aligned))) == 1
   (line,) = [
     line
     for line in report.format_console(found).splitlines()

@@ -92,7 +92,7 @@ const state = {
 };
 
 const outcomes = {
-  all: {label: () => 'All', test: () => true},
+  all: {label: () => 'All questions', test: () => true},
   fixed: {
     pair: true,
     label: () => `${data.columns[state.second]} fixed it`,
@@ -106,11 +106,11 @@ const outcomes = {
       !said[state.second].right,
   },
   right: {
-    label: () => 'All right',
+    label: () => 'Every condition right',
     test: (said) => asked(said).length > 0 && asked(said).every((s) => s.right),
   },
   wrong: {
-    label: () => 'All wrong',
+    label: () => 'Every condition wrong',
     test: (said) => asked(said).length > 0 &&
       asked(said).every((s) => !s.right),
   },

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import importlib.resources
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -203,19 +202,22 @@ def _pair(
   """The two columns that are compared at first: reference and tokens."""
   if len(mains) < 2:
     return []
-  pairs = itertools.permutations(range(len(mains)), 2)
-  return list(
-    max(
-      pairs,
-      key=lambda pair: (
-        mains[pair[0]]['condition'] == summary['reference'],
-        bool(mains[pair[1]]['table'])
-        and CONDITIONS[mains[pair[1]]['condition']].passages,
-        not mains[pair[0]]['table'],
-        mains[pair[0]]['model'] == mains[pair[1]]['model'],
-      ),
+  firsts = [
+    i
+    for i, column in enumerate(mains)
+    if column['condition'] == summary['reference']
+  ]
+  first = [*firsts, 0][0]
+
+  def fitness(i: int) -> tuple[bool, ...]:
+    return (
+      i != first,
+      bool(mains[i]['table']),
+      CONDITIONS[mains[i]['condition']].passages,
+      mains[i]['model'] == mains[first]['model'],
     )
-  )
+
+  return [first, max(range(len(mains)), key=fitness)]
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:

@@ -124,7 +124,7 @@ def format_console(found: dict[str, Any]) -> str:
     title = f'average of {len(found["datasets"])} datasets'
   width = max([len(title), *[len(name) for name, _ in rows]])
   lines = [
-    f'{title:<{width}}     EM  95 % interval     F1  tokens  ended       n'
+    f'{title:<{width}}     EM   95 % interval     F1  tokens  ended       n'
   ]
   for name, entry in rows:
     em, f1 = entry['metrics']['em'], entry['metrics']['f1']

@@ -233,7 +233,7 @@ def _pairs(mains: Sequence[Cell], reference: str) -> list[tuple[Cell, Cell]]:
     for pair in itertools.permutations(mains, 2)
     if CONDITIONS[pair[0].condition].tokens
   ]
-  pairs = {}
+  pairs: dict[frozenset[Cell], tuple[Cell, Cell]] = {}
   for a, b in with_reference + with_tokens:
     pairs.setdefault(frozenset((a, b)), (a, b))
   return list(pairs.values())

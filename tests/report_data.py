@@ -11,7 +11,7 @@ from vtokens.evaluation.conditions import CONDITIONS
 RIGHT, WRONG = 'Paris', 'Paris or London'
 
 
-def record(dataset, number, *, retrievers=('bm25',), title='Title', text=None):
+def record(dataset, number, *, retrievers=('bm25',)):
   """A question about whose first passage alone has the answer."""
   return Record(
     f'{dataset}-{number}',
@@ -22,8 +22,8 @@ def record(dataset, number, *, retrievers=('bm25',), title='Title', text=None):
       name: tuple(
         Passage(
           f'{name}-{number}-{i}',
-          title,
-          text or (f'It was {RIGHT}.' if i == 0 else f'Nothing, {name} {i}.'),
+          'Title',
+          f'It was {RIGHT}.' if i == 0 else f'Nothing, {name} {i}.',
         )
         for i in range(3)
       )

@@ -69,9 +69,7 @@ def test_every_combination():
     product=True,
   )
   assert points(cells, 'tokens') == {
-    (k, m, r)
-    for k in (9, 1)
-    for m, r in ((3, 'e5'), (3, 'bm25'), (0, ''))
+    (k, m, r) for k in (9, 1) for m, r in ((3, 'e5'), (3, 'bm25'), (0, ''))
   }
 
 

@@ -47,8 +47,8 @@ def run_tasks(
     check: called between batches; may raise to stop.
 
   Returns:
-    {'tasks': one dict for each, see `_choice_result` and `_number_result`},
-    JSON values.
+    {'tasks': one dict for each}, JSON values; accuracies and shares in
+    percent.
 
   Raises:
     errors.UserError: a file is bad or a question too long; before anything is
@@ -180,7 +180,7 @@ def _choice_result(
   ):
     notes.append(f'{repeated:,} questions have a choice twice')
   return {
-    **_common_result(task, right['sum'], notes),
+    **common_result(task, right['sum'], notes),
     'accuracy_per_token': _percent(right['per_token']),
     'accuracy_per_byte': _percent(right['per_byte']),
     'guessing': 100.0 * float(np.mean(guess)),
@@ -228,16 +228,17 @@ def _number_result(
 ) -> dict[str, Any]:
   """Accuracy in percent, and how many answers there were none of."""
   return {
-    **_common_result(task, [row['right'] for row in rows], []),
+    **common_result(task, [row['right'] for row in rows], []),
     'unanswered': _percent([row['prediction'] is None for row in rows]),
     'stopped_by_length': _percent([row['stop'] == 'length' for row in rows]),
     'mean_tokens': float(np.mean([row['num_tokens'] for row in rows])),
   }
 
 
-def _common_result(
+def common_result(
   task: LoadedTask, right: Sequence[bool], notes: Sequence[str]
 ) -> dict[str, Any]:
+  """What results of all formats have: n, accuracy in percent, interval."""
   # Wilson's interval (1927): unlike the normal one it is right for few
   # questions and for accuracies near 0 or 100.
   interval = scipy.stats.binomtest(sum(right), len(right)).proportion_ci(

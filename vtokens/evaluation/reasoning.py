@@ -159,12 +159,15 @@ def _suffixes(
 ) -> generate.Suffixes:
   """Right-padded rows whose positions begin at `first`."""
   length = choices.round_up(max(map(len, suffixes)), _SUFFIX_ROUND)
-  ids = np.zeros((rows, length), np.int32)
-  positions = np.full((rows, length), -1, np.int32)
-  last = np.full((rows, 1), -1, np.int32)
+  ids: Any = np.zeros((rows, length), np.int32)
+  positions: Any = np.full((rows, length), -1, np.int32)
+  last: Any = np.full((rows, 1), -1, np.int32)
   for r, suffix in enumerate(suffixes):
     ids[r, : len(suffix)] = suffix
     positions[r, : len(suffix)] = np.arange(first, first + len(suffix))
     last[r] = len(suffix) - 1
-  arrays = choices.put((ids, positions, last), mesh, rows)
-  return generate.Suffixes(*arrays[:2], None, arrays[2])
+  return choices.put(
+    generate.Suffixes(ids=ids, positions=positions, segments=None, last=last),
+    mesh,
+    rows,
+  )

@@ -180,10 +180,10 @@ def load(name: str, task: Task, seed: int) -> LoadedTask:
         f'{leaks:,} of the questions in {task.shots_source} are no shots: '
         'they are asked in the source too'
       )
-    topics = {question.topic for question in pool}
-    for topic in (
-      sorted({q.topic for q in questions}) if topics > {''} else ['']
-    ):
+    asked = {''}
+    if any(example.topic for example in pool):
+      asked = {question.topic for question in questions}
+    for topic in sorted(asked):
       examples[topic] = _draw_shots(task, topic, pool, seed)
   return LoadedTask(name, task, questions, examples, hashes, notes)
 

@@ -129,14 +129,14 @@ def prove(
   alone = _check_without_tokens(base, tables)
   after = observe(base)
   if loaded is not None:
-    _compare('when it was loaded', loaded, 'before the tables', before)
-  _compare('before the tables were used', before, 'after', after)
+    compare('when it was loaded', loaded, 'before the tables', before)
+  compare('before the tables were used', before, 'after', after)
   if release:
     for leaf in jax.tree.leaves(base.params):
       leaf.delete()
   fresh_base = load()
   fresh = observe(fresh_base)
-  _compare('after the tables were used', after, 'loaded afresh', fresh)
+  compare('after the tables were used', after, 'loaded afresh', fresh)
   everything = hashlib.sha256(
     ''.join(f'{n} {h}\n' for n, h in sorted(after.weights.items())).encode()
   )
@@ -281,6 +281,8 @@ def _use(
     *map(np.concatenate, zip(*before, strict=True)),
     graph=base.graph,
   )
+  suffix: Any
+  positions: Any
   suffix, positions = map(np.concatenate, zip(*after, strict=True))
   nothing: Any = np.zeros(vocab, bool)
   eos_id: Any = np.int32(base.tokenizer.eos_id)
@@ -326,7 +328,15 @@ def _padded(
   return row, positions.astype(np.int32)
 
 
-def _compare(when: str, old: Observation, then: str, new: Observation) -> None:
+def compare(when: str, old: Observation, then: str, new: Observation) -> None:
+  """Raises a `UserError` with the names of what differs between two moments.
+
+  Args:
+    when: of the first, for the message.
+    old: what the base was then.
+    then: when the second was.
+    new: what it was then.
+  """
   names = [
     name
     for name in sorted(old.weights.keys() | new.weights.keys())

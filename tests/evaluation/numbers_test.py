@@ -57,9 +57,16 @@ from vtokens.evaluation import numbers
     ('229.4 kg*m*s**-2', ['229.4'], 'kgms2'),
     ('9.81 m s^-2', ['9.81'], 'm s2'),
     ('5 m²', ['5'], 'm²'),
+    ('0.066 km ** 2 * person ** -1', ['0.066'], 'km2 person1'),
+    ('2.18e+25 m** 3', ['2.18e25'], 'm3'),
+    ('0.034 person * kilometre **-2', ['0.034'], 'person kilometre2'),
+    ('4.39e+26 kg*meters**2*s** -1', ['4.39e26'], 'kgmeters2s1'),
     # Marks of bold text are not powers.
     ('**18**', ['18'], ''),
     ('is **18**.', ['18'], 'is'),
+    ('is **18 eggs**', ['18'], 'is eggs'),
+    ('is **-18**', ['-18'], 'is'),
+    ('is**18**', ['18'], 'is'),
     # Not numbers.
     ('B12', [], 'b12'),
     ('1,2', [], '12'),

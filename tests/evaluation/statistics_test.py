@@ -12,11 +12,11 @@ from vtokens.evaluation import statistics
 
 def macro_means(groups):
   """Every equally likely resample, by brute force: the exact distribution."""
-  each = [
-    [np.mean(rows) for rows in itertools.product(group, repeat=len(group))]
-    for group in groups
-  ]
-  return np.array([np.mean(means) for means in itertools.product(*each)])
+  total = np.zeros(1)
+  for group in groups:
+    rows = np.array(list(itertools.product(group, repeat=len(group))))
+    total = np.add.outer(total, rows.mean(axis=1)).ravel()
+  return total / len(groups)
 
 
 def exact_p(a, b):
@@ -75,20 +75,20 @@ def test_bootstrap_agrees_with_scipy(binary):
 @pytest.mark.slow
 @pytest.mark.parametrize('sizes', [(150,), (40, 160)])
 def test_coverage(sizes):
-  """Of 600 simulated evaluations about 95 % have the truth inside."""
+  """Of 400 simulated evaluations about 95 % have the truth inside."""
   rng = np.random.default_rng(5)
   rates = rng.uniform(0.25, 0.6, len(sizes))
   inside = 0
-  for trial in range(600):
+  for trial in range(400):
     groups = [
       (rng.random(n) < rate).astype(np.float64)
       for n, rate in zip(sizes, rates, strict=True)
     ]
-    low, high = statistics.bootstrap_interval(groups, resamples=500, seed=trial)
+    low, high = statistics.bootstrap_interval(groups, resamples=400, seed=trial)
     inside += low <= rates.mean() <= high
   # Four standard errors of the share below, and what is gained by the steps of
   # a distribution of so few values above.
-  assert 0.915 < inside / 600 < 0.985
+  assert 0.905 < inside / 400 < 0.985
 
 
 def test_resamples_are_the_same_for_all_conditions():
@@ -172,19 +172,15 @@ def test_p_is_that_of_all_permutations(sizes, kind):
 
 
 def test_equal_sums_count_although_rounded_differently():
-  # Sums of tenths depend on their order in the last digit.
-  difference = 0.1 * np.array([3, 1, 1, 2, -2, 1, 3, -1, 2, 1, 1, -3])
-  zero = np.zeros(12)
-  expected = exact_p([difference], [zero])
+  # Sums of tenths depend on their order in the last digit: without a tolerance
+  # 0.565 comes out instead of 0.638.
+  tenths = np.array([3, 1, -3, 3, 2, 3, -2, -3, 3, -3, 1, 0])
+  signs = np.array(list(itertools.product([1, -1], repeat=12)))
+  expected = np.mean(np.abs(signs @ tenths) >= tenths.sum())
   found = statistics.paired_test(
-    [difference], [zero], permutations=40_000, seed=0
+    [tenths / 10], [np.zeros(12)], permutations=40_000, seed=0
   )
   assert found == pytest.approx(expected, abs=0.01)
-  strict = np.mean(
-    np.abs(np.array(list(itertools.product([1, -1], repeat=12))) @ difference)
-    > difference.sum() * (1 + 1e-9)
-  )
-  assert expected - strict > 0.05
 
 
 def test_questions_without_a_difference_do_not_matter():

@@ -9,10 +9,11 @@ may also be U+00D7, a raised dot, * or \times, the power 10**3, 10^{3} or 10³),
 compared exactly: 18 is 18.0 and not 17.99.
 
 No number: digits that a letter precedes (B12), a run of digits with commas or
-points that is written otherwise (1,2 or 1.2.3), exponents of units (m**3,
-s^-1), exponents of more than four digits, and numbers written in words. A point
-that no digit follows ends a sentence. Letters may follow at once, as in 5kg;
-10k is 10 and the word k, 2nd is 2 and the word nd. A fraction is two numbers.
+points that is written otherwise (1,2 or 1.2.3), exponents of units (m**3 or
+s^-1, with spaces or without), exponents of more than four digits, and numbers
+written in words. A point that no digit follows ends a sentence. Letters may
+follow at once, as in 5kg; 10k is 10 and the word k, 2nd is 2 and the word nd. A
+fraction is two numbers.
 """
 
 import decimal
@@ -25,8 +26,6 @@ _NUMBER = re.compile(
   (?: (?<! [\w).,%] ) (?P<sign> [-+\u2212] ) )?
   [$€£¥]?
   (?<! \w ) (?<! [0-9][.,] )
-  (?<! \w\^ ) (?<! \w\^[-+\u2212] )  # of a unit
-  (?<! \w\*\* ) (?<! \w\*\*[-+\u2212] )
   (?P<digits>
     [0-9]{1,3} (?: ,[0-9]{3} )+ (?: \.[0-9]+ )?
     | [0-9]+ (?: \.[0-9]+ )?
@@ -38,6 +37,17 @@ _NUMBER = re.compile(
   (?: [\s-]? (?P<scale> thousand | million | billion | trillion ) s? \b )?
   """,
   re.VERBOSE | re.IGNORECASE,
+)
+
+# After a letter, and not the marks of bold text: **5** has them on both sides,
+# and no space inside.
+_UNIT_EXPONENT = re.compile(
+  r"""
+  (?<= [^\W\d_] )
+  (?: (?: \^ | \*\* ) | \s+ (?: \^ | \*\* ) (?= [\s+\u2212-] ) )
+  \s* [-+\u2212]? (?P<digits> [0-9]+ ) (?! [0-9] | \*\* )
+  """,
+  re.VERBOSE,
 )
 
 _POWER_OF_TEN = re.compile(
@@ -68,6 +78,8 @@ def parse(text: str) -> tuple[list[decimal.Decimal], set[str]]:
     The numbers in order, and the words of the normalised rest (units, or
     whatever else was said).
   """
+  # Made a part of the word, they are no numbers; the sign is punctuation.
+  text = _UNIT_EXPONENT.sub(r'\g<digits>', text)
   text = _POWER_OF_TEN.sub(_exponent_notation, text)
   values = [_value(found) for found in _NUMBER.finditer(text)]
   rest = _NUMBER.sub(' ', text).translate(_NO_CURRENCY)

@@ -51,6 +51,7 @@ setuptools.setup(
   python_requires='>=3.11',
   packages=setuptools.find_namespace_packages(include=['vtokens*']),
   package_data={
+    'vtokens.data.open_qa': ['*.gz', '*.md'],
     'vtokens.data.quickstart': ['*.gz', '*.md'],
     'vtokens.evaluation': ['*.css', '*.html', '*.js'],
   },

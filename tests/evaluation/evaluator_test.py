@@ -387,9 +387,10 @@ def test_batches_over_a_mesh(tiny_dir, table, arms, answers):
 
 def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
   poisoned = dataclasses.replace(table, rows=np.full_like(table.rows, np.nan))
-  arms = [bare_arm('prompt'), tokens_arm(poisoned, N)]
+  arms = [bare_arm('prompt'), Arm('none', CONDITIONS['tokens'], poisoned, 0)]
   again = make_evaluator(base, mesh).answers(RECORDS, arms, label='')
   assert again['prompt'] == answers['prompt']
+  assert again['none'] == answers['plain']
 
 
 def test_only_the_first_k_rows_count(base, mesh, table, answers):

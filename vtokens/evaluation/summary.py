@@ -2,15 +2,14 @@
 
 import collections
 import dataclasses
-import functools
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vtokens.evaluation import statistics
-from vtokens.evaluation.cells import Cell, CellResult, Results
+from vtokens.evaluation.cells import Answer, Cell, CellResult, Results
 from vtokens.evaluation.conditions import CONDITIONS
 
 LEVEL = 0.95
@@ -78,15 +77,14 @@ def summarize(
     `p_value`). Compared are each main column with the reference of its model,
     and each that uses virtual tokens with every other.
   """
-  sampling = Sampling(resamples, permutations, seed)
   columns = _columns(results)
   mains = [column for column in columns if is_main(column, results)]
+  datasets = list(results.records)
   complete = [
-    column
-    for column, found in columns.items()
-    if len(found) == len(results.records)
+    column for column, found in columns.items() if len(found) == len(datasets)
   ]
-  return {
+  estimates = _Estimates(Sampling(resamples, permutations, seed))
+  content = {
     'datasets': {name: len(rows) for name, rows in results.records.items()},
     'conditions': {
       column.condition: CONDITIONS[column.condition].text for column in columns
@@ -97,30 +95,86 @@ def summarize(
       'retriever': results.retriever,
     },
     'reference': reference,
-    'statistics': {'level': LEVEL, **dataclasses.asdict(sampling)},
+    'statistics': {'level': LEVEL, **dataclasses.asdict(estimates.sampling)},
     'columns': [
       _coordinates(column) | {'main': column in mains} for column in columns
     ],
     'cells': [
       _coordinates(result.cell)
       | {'main': column in mains}
-      | _scores([result], sampling)
-      for dataset in results.records
+      | _scores({dataset: result}, estimates)
+      for dataset in datasets
       for column, found in columns.items()
       if (result := found.get(dataset))
     ],
     'averages': [
       _coordinates(column)
       | {'main': column in mains}
-      | _scores(list(columns[column].values()), sampling)
+      | _scores(columns[column], estimates)
       for column in complete
     ],
     'comparisons': [
       comparison
       for a, b in _pairs(mains, reference)
-      for comparison in _compare(a, b, columns, list(results.records), sampling)
+      for comparison in _compare(
+        columns[a], columns[b], a, b, datasets, estimates
+      )
     ],
   }
+  estimates.fill_intervals()
+  return content
+
+
+class _Estimates:
+  """Values of questions by dataset, of which intervals are wanted.
+
+  Drawing resamples is what takes time, and those of the same datasets can
+  share them.
+
+  Args:
+    sampling: how.
+  """
+
+  def __init__(self, sampling: Sampling):
+    self.sampling = sampling
+    self._wanted: dict[
+      tuple[str, ...], list[tuple[dict[str, Any], list[np.ndarray]]]
+    ] = {}
+
+  def mean(self, name: str, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The mean of the datasets' means in percent, as a value of `name`.
+
+    Args:
+      name: of the mean in what is returned.
+      groups: dataset -> value of each question.
+
+    Returns:
+      An object whose `interval` will be there after `fill_intervals`.
+    """
+    value: dict[str, Any] = {
+      name: 100 * statistics.macro_mean(list(groups.values()))
+    }
+    self._wanted.setdefault(tuple(groups), []).append(
+      (value, list(groups.values()))
+    )
+    return value
+
+  def fill_intervals(self) -> None:
+    """Writes `interval` into all that `mean` returned."""
+    for wanted in self._wanted.values():
+      low, high = statistics.bootstrap_intervals(
+        [
+          np.stack(values, axis=1)
+          for values in zip(*[groups for _, groups in wanted], strict=True)
+        ],
+        resamples=self.sampling.resamples,
+        seed=self.sampling.seed,
+        level=LEVEL,
+      )
+      for (value, _), ends in zip(
+        wanted, zip(low, high, strict=True), strict=True
+      ):
+        value['interval'] = [100 * float(end) for end in ends]
 
 
 def column_of(cell: Cell) -> Cell:
@@ -172,51 +226,43 @@ def _coordinates(cell: Cell) -> dict[str, Any]:
   return values
 
 
-def _scores(found: Sequence[CellResult], sampling: Sampling) -> dict[str, Any]:
+def _scores(
+  found: Mapping[str, CellResult], estimates: _Estimates
+) -> dict[str, Any]:
   """Scores of one cell, or averages over those of several datasets."""
+  first = next(iter(found.values()))
   metrics = [
     name
-    for name in found[0].values
-    if all(name in result.values for result in found)
+    for name in first.values
+    if all(name in result.values for result in found.values())
   ]
   return {
-    'n': sum(len(result.answers) for result in found),
+    'n': sum(len(result.answers) for result in found.values()),
     'metrics': {
-      name: _mean([result.values[name] for result in found], sampling)
+      name: estimates.mean(
+        'mean',
+        {dataset: result.values[name] for dataset, result in found.items()},
+      )
       for name in metrics
     },
-    'mean_tokens': _mean_over(
-      found, lambda result: [answer.num_tokens for answer in result.answers]
-    ),
-    'stop': {
-      stop: 100
-      * _mean_over(
-        found,
-        lambda result, stop=stop: [
-          answer.stop == stop for answer in result.answers
-        ],
-      )
-      for stop in STOPS
-    },
+    'mean_tokens': _mean_over(found, lambda answer: answer.num_tokens),
+    'stop': {stop: 100 * _mean_over(found, _ended_by(stop)) for stop in STOPS},
   }
 
 
-def _mean_over(found: Iterable[CellResult], values) -> float:
-  return float(np.mean([np.mean(values(result)) for result in found]))
+def _ended_by(stop: str) -> Callable[[Answer], float]:
+  return lambda answer: float(answer.stop == stop)
 
 
-def _mean(groups: Sequence[np.ndarray], sampling: Sampling) -> dict[str, Any]:
-  return {
-    'mean': 100 * float(np.mean([group.mean() for group in groups])),
-    'interval': _interval(groups, sampling),
-  }
-
-
-def _interval(groups: Sequence[np.ndarray], sampling: Sampling) -> list[float]:
-  ends = statistics.bootstrap_interval(
-    groups, resamples=sampling.resamples, seed=sampling.seed, level=LEVEL
+def _mean_over(
+  found: Mapping[str, CellResult], value: Callable[[Answer], float]
+) -> float:
+  return statistics.macro_mean(
+    [
+      np.array([value(answer) for answer in result.answers], float)
+      for result in found.values()
+    ]
   )
-  return [100 * end for end in ends]
 
 
 def _pairs(mains: Sequence[Cell], reference: str) -> list[tuple[Cell, Cell]]:
@@ -240,29 +286,29 @@ def _pairs(mains: Sequence[Cell], reference: str) -> list[tuple[Cell, Cell]]:
 
 
 def _compare(
+  of_a: Mapping[str, CellResult],
+  of_b: Mapping[str, CellResult],
   a: Cell,
   b: Cell,
-  columns: Mapping[Cell, Mapping[str, CellResult]],
   datasets: Sequence[str],
-  sampling: Sampling,
+  estimates: _Estimates,
 ) -> list[dict[str, Any]]:
   """The average if there is one, then each dataset that both columns have."""
-  both = [
-    name for name in datasets if name in columns[a] and name in columns[b]
-  ]
+  both = [name for name in datasets if name in of_a and name in of_b]
   scopes = {name: [name] for name in both}
   if len(both) == len(datasets):
     scopes = {'': both} | scopes
-  values = functools.partial(_values, columns)
   return [
     {
       'dataset': scope,
       'a': _coordinates(a),
       'b': _coordinates(b),
-      'n': sum(len(columns[a][name].answers) for name in names),
+      'n': sum(len(of_a[name].answers) for name in names),
       'metrics': {
         metric: _difference(
-          values(a, names, metric), values(b, names, metric), sampling
+          {name: of_a[name].values[metric] for name in names},
+          {name: of_b[name].values[metric] for name in names},
+          estimates,
         )
         for metric in COMPARED
       },
@@ -271,18 +317,16 @@ def _compare(
   ]
 
 
-def _values(columns, column: Cell, names: Sequence[str], metric: str):
-  return [columns[column][name].values[metric] for name in names]
-
-
 def _difference(
-  a: Sequence[np.ndarray], b: Sequence[np.ndarray], sampling: Sampling
+  a: Mapping[str, np.ndarray],
+  b: Mapping[str, np.ndarray],
+  estimates: _Estimates,
 ) -> dict[str, Any]:
-  differences = [x - y for x, y in zip(a, b, strict=True)]
-  return {
-    'difference': 100 * float(np.mean([d.mean() for d in differences])),
-    'interval': _interval(differences, sampling),
-    'p_value': statistics.paired_test(
-      a, b, permutations=sampling.permutations, seed=sampling.seed
-    ),
-  }
+  value = estimates.mean('difference', {name: a[name] - b[name] for name in a})
+  value['p_value'] = statistics.paired_test(
+    list(a.values()),
+    list(b.values()),
+    permutations=estimates.sampling.permutations,
+    seed=estimates.sampling.seed,
+  )
+  return value

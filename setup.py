@@ -31,7 +31,9 @@ TEST = [
   'hypothesis>=6.130,<7',
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
+  'selenium>=4.30,<5',  # The report's page in a real browser.
   'torch>=2.10,<2.14',  # The independent implementation to compare with.
+  'torchmetrics>=1.8,<2',  # Likewise, of SQuAD's scores.
   'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]
 
@@ -48,7 +50,11 @@ setuptools.setup(
   license_files=['LICENSE'],
   python_requires='>=3.11',
   packages=setuptools.find_namespace_packages(include=['vtokens*']),
-  package_data={'vtokens.data.quickstart': ['*.gz', '*.md']},
+  package_data={
+    'vtokens.data.open_qa': ['*.gz', '*.md'],
+    'vtokens.data.quickstart': ['*.gz', '*.md'],
+    'vtokens.evaluation': ['*.css', '*.html', '*.js'],
+  },
   install_requires=[
     'PyStemmer>=3,<4',
     'absl-py>=2.1,<3',
@@ -71,6 +77,7 @@ setuptools.setup(
     'regex>=2024.11',
     'rich>=14,<16',
     'safetensors>=0.6,<0.9',
+    'scipy>=1.14,<2',
     # retrieval_qa.py relies on how 4.9.10 writes shards.
     'tensorflow-datasets>=4.9.10,<4.10',
     'tokenizers>=0.22,<0.24',

@@ -270,6 +270,17 @@ _BAD = [
   ('data.shapes', ((1024, 160), (512, 160)), {}),
   ('data.shapes', ((2047, 320),), {'data.examples_per_row': 2}),
   ('data.shapes', ((2048, 319),), {'data.examples_per_row': 2}),
+  # With the tokens first, the passages are in the suffix.
+  ('virtual_tokens.position', 'Middle', {}),
+  ('virtual_tokens.position', '', {}),
+  ('data.shapes', ((1024, 160),), {'virtual_tokens.position': 'first'}),
+  ('data.shapes', ((1, 1183),), {'virtual_tokens.position': 'first'}),
+  ('data.shapes', ((1, 1184),), {'virtual_tokens.position': 'last'}),
+  (
+    'data.shapes',
+    ((9, 2367),),
+    {'virtual_tokens.position': 'first', 'data.examples_per_row': 2},
+  ),
   ('data.max_suffix_tokens', 113, {}),
   ('mesh.shape', (-1, -1, 1), {}),
   ('mesh.shape', (-1, 0, 1), {}),
@@ -373,6 +384,23 @@ def test_rows_of_several_examples():
   cfg.train.accumulation_steps = 8
   cfg.data.shapes = ((100, 640), (4096, 640))
   config.validate(cfg)
+
+
+def test_rows_with_the_tokens_first():
+  cfg = _valid()
+  cfg.virtual_tokens.position = 'first'
+  cfg.data.examples_per_row = 2
+  cfg.data.shapes = ((2, 300), (1, 2368))
+  config.validate(cfg)
+  cfg.data.shapes = ((2048, 320),)
+  with pytest.raises(errors.UserError) as e:
+    config.validate(cfg)
+  assert str(e.value) == (
+    'config.data.shapes: expected the suffix of the last one to be at least '
+    '2368: data.examples_per_row times data.max_prefix_tokens and '
+    'data.max_suffix_tokens together, since virtual_tokens.position=first '
+    'puts the passages there, got ((2048, 320),)'
+  )
 
 
 def test_context_length():

@@ -100,6 +100,68 @@ def test_exact_match_and_token_f1(prediction, answers, em, f1):
   assert metrics.token_f1(prediction, answers) == pytest.approx(f1, abs=1e-12)
 
 
+@pytest.mark.parametrize(
+  ('prediction', 'answers', 'expected'),
+  [
+    ('Paris', ['Paris'], 1),
+    ('It is the Paris, of course.', ['paris'], 1),
+    ('in New York City', ['York City', 'x'], 1),
+    # All words, in a row, in order.
+    ('New and York', ['New York'], 0),
+    ('York New', ['New York'], 0),
+    ('New', ['New York'], 0),
+    # An article between them is dropped first.
+    ('Alexander the Great', ['Alexander Great'], 1),
+    # Whole words: substrings, which FlashRAG's acc takes, are not enough.
+    ('nobody', ['no'], 0),
+    ('1914', ['14'], 0),
+    ('Parisian', ['Paris'], 0),
+    ('it is 1,914 now', ['1914'], 1),
+    # A hyphen joins.
+    ('Franco-Prussian', ['Prussian'], 0),
+    # Without words: only in a prediction without any.
+    ('Paris', ['the'], 0),
+    ('', ['the'], 1),
+    ('A!', ['the'], 1),
+    ('', ['Paris'], 0),
+  ],
+)
+def test_contains_answer(prediction, answers, expected):
+  assert metrics.contains_answer(prediction, answers) == expected
+
+
+@pytest.mark.parametrize(
+  ('prediction', 'answers', 'expected'),
+  [
+    ('The Paris.', ['paris'], 1),
+    ('abc', ['cab'], 1),
+    ('abc', ['xyz'], 0),
+    # 'aab' and 'ab': 2 shared; P = 2/3, R = 1.
+    ('aab', ['ab', 'x'], 4 / 5),
+    # 'on mat' and 'on at': 5 with the space, of 6 and of 5.
+    ('on the mat', ['on at'], 10 / 11),
+    # Nothing shared is 0, as of words.
+    ('', ['the'], 0),
+    ('', ['x'], 0),
+    # A wrong answer: l, o, o, n and the space are shared.
+    ('London UK', ['Oslo No'], 2 * 5 / (9 + 7)),
+  ],
+)
+def test_char_f1(prediction, answers, expected):
+  found = metrics.char_f1(prediction, answers)
+  assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_text_scores_takes_the_best_answer_for_each_metric():
+  # The first shares more words, the second more letters.
+  answers = ['New York', 'newyorkcity']
+  scores = metrics.text_scores('New Jersey City', answers, metrics.METRICS)
+  assert list(scores) == ['em', 'f1', 'contains', 'char_f1']
+  assert scores['f1'] == metrics.token_f1('New Jersey City', answers[:1]) == 0.4
+  chars = [metrics.char_f1('New Jersey City', [answer]) for answer in answers]
+  assert scores['char_f1'] == chars[1] > chars[0]
+
+
 def test_score_averages_in_percent_without_rounding():
   scores = metrics.score(
     ['Paris', 'Shakespeare', 'no'],
@@ -120,7 +182,15 @@ def test_score_refuses_what_has_no_mean():
     metrics.score(['x'], [[]])
 
 
-@pytest.mark.parametrize('metric', [metrics.exact_match, metrics.token_f1])
+@pytest.mark.parametrize(
+  'metric',
+  [
+    metrics.exact_match,
+    metrics.token_f1,
+    metrics.contains_answer,
+    metrics.char_f1,
+  ],
+)
 def test_answers_are_checked(metric):
   with pytest.raises(ValueError, match='answers is empty'):
     metric('x', [])
@@ -157,6 +227,20 @@ def _f1(prediction, answers):
   return best
 
 
+def _contains(prediction, answers):
+  said = _words(prediction)
+  for answer in answers:
+    gold = _words(answer)
+    if not gold:
+      found = not said
+    else:
+      starts = range(len(said) - len(gold) + 1)
+      found = any(said[i : i + len(gold)] == gold for i in starts)
+    if found:
+      return 1.0
+  return 0.0
+
+
 # Few words and marks, so that matches, repeats and neighbours are common.
 _PIECE = st.sampled_from(
   [
@@ -188,6 +272,8 @@ def test_agrees_with_an_independent_definition(prediction, answers):
   f1 = metrics.token_f1(prediction, answers)
   assert f1 == pytest.approx(_f1(prediction, answers), abs=1e-12)
   assert 0 <= f1 <= 1
+  contains = metrics.contains_answer(prediction, answers)
+  assert contains == _contains(prediction, answers)
 
 
 @hypothesis.given(_TEXT, _ANSWERS)
@@ -198,10 +284,18 @@ def test_laws(prediction, answers):
   # An exact match shares every word, unless there is none.
   if em and normal:
     assert f1 == 1
+  contains = metrics.contains_answer(prediction, answers)
+  assert em <= contains
+  assert 0 <= metrics.char_f1(prediction, answers) <= 1
   # More answers never lower a score; their order does not matter.
-  for metric, value in ((metrics.exact_match, em), (metrics.token_f1, f1)):
+  for metric, value in (
+    (metrics.exact_match, em),
+    (metrics.token_f1, f1),
+    (metrics.contains_answer, contains),
+    (metrics.char_f1, metrics.char_f1(prediction, answers)),
+  ):
     assert metric(prediction, answers[::-1]) == value
     assert metric(prediction, answers[:1]) <= value
     assert metric(prediction, [*answers, prediction]) == bool(
-      normal or metric is metrics.exact_match
+      normal or metric in (metrics.exact_match, metrics.contains_answer)
     )

@@ -9,8 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
+import transformers
 
-from vtokens import losses, steps, virtual_tokens
+from vtokens import config, losses, partitioning, steps, virtual_tokens
+from vtokens.data import pipeline
+from vtokens.data.assemble import Assembler
+from vtokens.data.records import Passage
+from vtokens.models import base as base_lib
 from vtokens.models.config import DecoderConfig, LayerKind
 from vtokens.models.decoder import Decoder, abstract_decoder
 
@@ -223,6 +229,84 @@ def test_packed_equals_one_example_to_a_row(table, per_row, window):
   mixed = packed.replace(prefix_segments=None, suffix_segments=None)
   wrong, *_ = value_and_grad(split_nll, table, decoder, mixed)
   assert abs(wrong - nll) > 1e-3 * abs(nll)
+
+
+@pytest.fixture(scope='module')
+def base(tiny_dir) -> base_lib.FrozenBase:
+  return base_lib.load_base(
+    config.Base(path=str(tiny_dir), dtype='float32'),
+    partitioning.make_mesh((1, 1, -1)),
+  )
+
+
+# Number of passages, k, answer; of some examples too many passages.
+ASKED = [(2, 4, 'yes'), (0, 1, 'n'), (1, 3, 'maybe so'), (3, 2, 'no')]
+
+
+@pytest.mark.parametrize('per_row', [1, 2, 4])
+@pytest.mark.parametrize('chat', [False, True])
+@pytest.mark.parametrize('position', config.POSITIONS)
+def test_each_position_against_torch(base, tiny_dir, position, chat, per_row):
+  """Each example by itself, as a whole, differentiated by torch in f64."""
+  cfg = config.Config(
+    virtual_tokens=config.VirtualTokens(position=position),
+    templates=config.Templates(chat=chat, prompt='Q {question} A'),
+    data=config.Data(max_prefix_tokens=60, max_suffix_tokens=70),
+  )
+  assembler = Assembler.for_run(base.tokenizer, cfg)
+  examples = [
+    assembler(
+      [(i, Passage('', '', f'It is {i}{k}.' * (i + 1))) for i in range(shown)],
+      'Is it?' + '?' * k,
+      answer=answer,
+      num_active=k,
+    )
+    for shown, k, answer in ASKED
+  ]
+  assert any(e.passages_cut or e.passages_dropped for e in examples)
+  dim, vocab_size = base.config.embed_dim, base.config.vocab_size
+  table = np.random.default_rng(2).normal(size=(P, dim)).astype(np.float32)
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir)
+  model = model.double().eval()
+  rows = torch.tensor(table, dtype=torch.float64, requires_grad=True)
+  embeddings = torch.cat([model.get_input_embeddings().weight.detach(), rows])
+  expected = torch.zeros((), dtype=torch.float64)
+  for e in examples:
+    ids = [*e.prefix, *e.before]
+    ids += [vocab_size + i for i in range(e.num_active)]
+    ids += [*e.after, *e.targets]
+    logits = model(inputs_embeds=embeddings[torch.tensor(ids)][None]).logits[0]
+    count = len(e.targets)
+    expected += torch.nn.functional.cross_entropy(
+      logits[-count - 1 : -1],
+      torch.tensor(e.targets).long(),
+      reduction='sum',
+    )
+  expected.backward()
+
+  prefix = max(len(e.prefix) for e in examples)
+  suffix = max(e.suffix_len for e in examples)
+  if position == 'first':
+    assert prefix == len(assembler.encoder.before(chat))
+  batch = pipeline.collate(
+    [examples[i : i + per_row] for i in range(0, len(examples), per_row)],
+    shape=(max(1, per_row * prefix), per_row * suffix),
+    num_targets=per_row * 12,
+    vocab_size=vocab_size,
+    num_rows=len(examples) // per_row,
+    packed=per_row > 1,
+  )
+  nll, count, grad = value_and_grad(split_nll, table, base.decoder(), batch)
+  assert count == sum(len(e.targets) for e in examples)
+  np.testing.assert_allclose(nll, expected.item(), rtol=1e-5)
+  exact = rows.grad.numpy()
+  scale = np.abs(exact).max()
+  assert scale > 1e-3
+  np.testing.assert_allclose(grad, exact, atol=1e-5 * scale)
+  most = max(k for _, k, _ in ASKED)
+  assert (grad[most:] == 0).all()
+  assert (np.abs(grad[:most]).max(axis=1) > 1e-3 * scale).all()
 
 
 def test_gradient_is_the_slope_of_the_loss(decoder, table):

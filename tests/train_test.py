@@ -516,6 +516,36 @@ def test_killed_with_several_examples_to_a_row(place):
   assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
 
 
+@pytest.mark.slow
+def test_killed_with_the_tokens_first(place):
+  """Two examples to a row, each with its passages in the suffix."""
+  overrides = (
+    '--config.virtual_tokens.position=first',
+    '--config.data.examples_per_row=2',
+    '--config.data.shapes=((1, 112), (1, 160))',
+    '--config.data.test=()',
+  )
+  whole = place.root / 'first_whole'
+  done = place.run(place.command(whole, *overrides))
+  assert done.returncode == 0, done.stderr
+  workdir = place.root / 'first_killed'
+  for at_step in (_CHECKPOINT_EVERY + 1, 3 * _CHECKPOINT_EVERY):
+    status, _ = place.signal_when(
+      lambda step=at_step: _last_step(workdir) >= step,
+      signal.SIGKILL,
+      place.command(workdir, *overrides),
+    )
+    assert status == -signal.SIGKILL
+    assert not (workdir / 'summary.json').exists()
+  done = place.run(place.command(workdir, *overrides))
+  assert done.returncode == 0, done.stderr
+  assert 'continuing after step ' in done.stdout
+  _assert_same_result(workdir, (whole, None))
+  losses = [row['loss'] for row in _rows(workdir) if 'loss' in row]
+  assert len(losses) == _NUM_STEPS
+  assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
+
+
 def test_directory_of_another_config(place, reference):
   workdir, _ = reference
   before = _tree(workdir)
@@ -783,6 +813,38 @@ def test_ways_to_compute_the_same_step(place, tmp_path):
     np.testing.assert_allclose(
       table(name, data, **settings), expected, rtol=1e-5, atol=1e-5 * size
     )
+
+
+def test_every_position_can_be_trained(place, tmp_path):
+  def run(position, shapes):
+    cfg = place.load(
+      tmp_path / position,
+      virtual_tokens={'position': position},
+      data={
+        'test': (),
+        'shapes': shapes,
+        'token_cache': str(tmp_path / 'tokens'),
+      },
+      optim={'learning_rate': 0.1, 'warmup_steps': 0},
+      train={'num_steps': 6, 'validate_every': 1},
+    )
+    train.train(cfg, stopping.StopRequest())
+    return virtual_tokens.load_table(tmp_path / position / 'table.safetensors')
+
+  both = ((48, 32),)
+  tables = []
+  shapes = {'first': ((1, 80),), 'middle': both, 'last': both}
+  for position, own in shapes.items():
+    table, metadata = run(position, own)
+    assert metadata['position'] == position
+    assert metadata['num_virtual_tokens'] == _ROWS
+    rows = _rows(tmp_path / position)
+    losses = [r['validation_loss'] for r in rows if 'loss' not in r]
+    assert len(losses) == 6 and losses[-1] < losses[0] - 0.2
+    tables.append(table)
+  assert len({table.tobytes() for table in tables}) == 3
+  # All have tokenised the same.
+  assert len(list((tmp_path / 'tokens').glob('*/meta.json'))) == 1
 
 
 def test_base_without_chat_template(place, tmp_path, monkeypatch):

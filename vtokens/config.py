@@ -20,6 +20,9 @@ INSTRUCTION = (
 
 CONDITIONS = ('closed_book', 'concat', 'prompt', 'chat_prompt')
 
+# Where virtual tokens can stand; see `VirtualTokens.position`.
+POSITIONS = ('first', 'middle', 'last')
+
 
 @dataclasses.dataclass
 class Base:
@@ -41,6 +44,10 @@ class VirtualTokens:
 
   Attributes:
     num_virtual_tokens: rows of the table (n).
+    position: where an example has them: middle (between passages and question,
+      the method), first (before the passages: these depend on the table then,
+      so that gradients flow through them too) or last (after the question, in
+      a chat still inside the user's turn).
     init: text (rows are the embeddings of `init_text`, repeated), vocab
       (embeddings of random tokens that are not special), normal, or table (a
       saved one).
@@ -57,6 +64,7 @@ class VirtualTokens:
   """
 
   num_virtual_tokens: int = 50
+  position: str = 'middle'
   init: str = 'text'
   init_text: str = INSTRUCTION
   init_std: float = 0.02
@@ -71,7 +79,7 @@ class Templates:
   """Text around passages, question and answer; braces name what goes in.
 
   The defaults are those of the authors' code. Tokens sit between the
-  passages and the prompt.
+  passages and the prompt, unless config.virtual_tokens.position says otherwise.
 
   Attributes:
     passage: of one passage; {index} counts from 1 and stands before the
@@ -172,12 +180,15 @@ class Data:
     batch_size: examples per update, over all devices.
     examples_per_row: how many share a row of a batch, so that rows are of
       nearly equal length; 1 pads each example by itself.
-    max_prefix_tokens: of an example; passages are cut to it.
-    max_suffix_tokens: of an example: virtual tokens, question and answer.
+    max_prefix_tokens: of an example: bos or the chat turn's start, and the
+      passages, which are cut to it.
+    max_suffix_tokens: of an example: virtual tokens, question and answer,
+      wherever the tokens stand.
     max_answer_tokens: longest answer, eos included. Answers beyond either are
       never drawn; a question that has no other is a bad record.
     shapes: (prefix, suffix) lengths of rows, each compiled once; a batch takes
-      the first that holds all its rows. Empty: chosen from the data.
+      the first that holds all its rows. Empty: chosen from the data. With
+      virtual_tokens.position=first the passages are in the suffix.
     num_shapes: how many are chosen.
     window_batches: batches whose examples are sorted into rows and batches
       together.
@@ -355,6 +366,7 @@ class Config:
 
 _CHOICES = {
   'base.dtype': ('float32', 'bfloat16'),
+  'virtual_tokens.position': POSITIONS,
   'virtual_tokens.init': ('text', 'vocab', 'normal', 'table'),
   'virtual_tokens.draw': ('uniform', 'power', 'per_batch', 'fixed'),
   'data.on_bad_record': ('error', 'skip'),
@@ -488,7 +500,17 @@ def validate(config: Config) -> None:
     per_row * values['data.max_prefix_tokens'],
     per_row * values['data.max_suffix_tokens'],
   )
-  if shapes and (shapes[-1][0] < most[0] or shapes[-1][1] < most[1]):
+  if values['virtual_tokens.position'] == 'first':
+    # How long a prefix without passages is, only the tokenizer tells.
+    if shapes and shapes[-1][1] < sum(most):
+      fail(
+        'data.shapes',
+        f'the suffix of the last one to be at least {sum(most)}: '
+        'data.examples_per_row times data.max_prefix_tokens and '
+        'data.max_suffix_tokens together, since virtual_tokens.position=first '
+        'puts the passages there',
+      )
+  elif shapes and (shapes[-1][0] < most[0] or shapes[-1][1] < most[1]):
     fail(
       'data.shapes',
       f'the last one to be at least {most}: data.examples_per_row times '

@@ -1,14 +1,16 @@
-"""Exact match and token F1 as SQuAD 1.1 defines them.
+"""How well a prediction agrees with the accepted answers.
 
-Source: the official SQuAD 1.1 evaluation script (evaluate-v1.1.py), described
-in Rajpurkar et al., 2016, arXiv 1606.05250, section 6.1.
+Exact match and token F1 are those of SQuAD 1.1; source: the official SQuAD 1.1
+evaluation script (evaluate-v1.1.py), described in Rajpurkar et al., 2016, arXiv
+1606.05250, section 6.1. Answers that are not plain text, as patterns or
+numbers, have rules of their own: see `vtokens.evaluation.rules`.
 """
 
 import collections
 import dataclasses
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
 _DROP_PUNCTUATION = str.maketrans('', '', string.punctuation)
@@ -50,21 +52,45 @@ def normalize_answer(text: str) -> str:
   return ' '.join(_ARTICLES.sub(' ', text).split())
 
 
-def exact_match(prediction: str, answers: Sequence[str]) -> float:
-  """Whether the normalised prediction equals any normalised answer.
+def text_scores(
+  prediction: str, answers: Sequence[str], names: Iterable[str]
+) -> dict[str, float]:
+  """Several metrics of one prediction, each the best over the answers.
 
   Args:
     prediction: what the model said.
     answers: the accepted answers, at least one.
+    names: of `METRICS`.
 
   Returns:
-    1.0 or 0.0.
+    Name -> value, 0.0 to 1.0; the answer that is best for one metric need not
+    be so for another.
 
   Raises:
     TypeError: if `answers` is one string.
     ValueError: if `answers` is empty.
   """
-  return _best(_exact_match_one, prediction, answers)
+  # A string is a sequence of strings too: its letters would be the answers.
+  if isinstance(answers, str):
+    raise TypeError(f'answers is the string {answers!r}, expected a list of it')
+  if not answers:
+    raise ValueError('answers is empty, expected at least one')
+  said = normalize_answer(prediction)
+  golds = [normalize_answer(answer) for answer in answers]
+  return {
+    name: max(METRICS[name](said, gold) for gold in golds) for name in names
+  }
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+  """Whether the normalised prediction equals any normalised answer.
+
+  Args and Raises: see `text_scores`.
+
+  Returns:
+    1.0 or 0.0.
+  """
+  return text_scores(prediction, answers, ['em'])['em']
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
@@ -74,18 +100,45 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
   script it is 0 where no word is shared, even if both bags are empty (where
   exact match is 1).
 
-  Args:
-    prediction: what the model said.
-    answers: the accepted answers, at least one.
+  Args and Raises: see `text_scores`.
 
   Returns:
     The maximum over the answers, 0.0 to 1.0.
-
-  Raises:
-    TypeError: if `answers` is one string.
-    ValueError: if `answers` is empty.
   """
-  return _best(_token_f1_one, prediction, answers)
+  return text_scores(prediction, answers, ['f1'])['f1']
+
+
+def contains_answer(prediction: str, answers: Sequence[str]) -> float:
+  """Whether the words of any answer stand in a row in the prediction.
+
+  Both are normalised first. FlashRAG's `acc` asks for a substring of the
+  normalised text instead, so that 'no' is contained in 'nobody' and an answer
+  of articles alone in everything; here 'no' is not, and an answer without
+  words is contained only in a prediction without any. Exact match therefore
+  never exceeds this.
+
+  Args and Raises: see `text_scores`.
+
+  Returns:
+    1.0 or 0.0.
+  """
+  return text_scores(prediction, answers, ['contains'])['contains']
+
+
+def char_f1(prediction: str, answers: Sequence[str]) -> float:
+  """The best F1 between the characters of the prediction and of an answer.
+
+  As `token_f1`, over the characters of the normalised texts, spaces between
+  words included. Wrong answers get about a third: it is here for one purpose,
+  to stand beside the F1 of the SPRING paper (arXiv 2405.19670), whose values
+  look like this. That is a guess; the paper defines none.
+
+  Args and Raises: see `text_scores`.
+
+  Returns:
+    The maximum over the answers, 0.0 to 1.0.
+  """
+  return text_scores(prediction, answers, ['char_f1'])['char_f1']
 
 
 def score(
@@ -121,13 +174,8 @@ def score(
   )
 
 
-def _exact_match_one(prediction: str, answer: str) -> float:
-  return float(normalize_answer(prediction) == normalize_answer(answer))
-
-
-def _token_f1_one(prediction: str, answer: str) -> float:
-  predicted = normalize_answer(prediction).split()
-  expected = normalize_answer(answer).split()
+def _bag_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
+  """F1 of two bags of words, or of characters; 0 where nothing is shared."""
   shared = collections.Counter(predicted) & collections.Counter(expected)
   num_shared = shared.total()
   if num_shared == 0:
@@ -137,12 +185,11 @@ def _token_f1_one(prediction: str, answer: str) -> float:
   return 2 * precision * recall / (precision + recall)
 
 
-def _best(
-  metric: Callable[[str, str], float], prediction: str, answers: Sequence[str]
-) -> float:
-  # A string is a sequence of strings too: its letters would be the answers.
-  if isinstance(answers, str):
-    raise TypeError(f'answers is the string {answers!r}, expected a list of it')
-  if not answers:
-    raise ValueError('answers is empty, expected at least one')
-  return max(metric(prediction, answer) for answer in answers)
+# Of a normalised prediction and one normalised answer.
+METRICS: Mapping[str, Callable[[str, str], float]] = {
+  'em': lambda said, gold: float(said == gold),
+  'f1': lambda said, gold: _bag_f1(said.split(), gold.split()),
+  # No word holds a space: a match of strings is a match of whole words.
+  'contains': lambda said, gold: float(f' {gold} ' in f' {said} '),
+  'char_f1': _bag_f1,
+}

@@ -166,7 +166,13 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   virtual_tokens.save_table(
     workdir / 'table.safetensors',
     table,
-    {'base': cfg.base.path, **identity, 'step': int(chosen.step)},
+    {
+      'base': cfg.base.path,
+      **identity,
+      'step': int(chosen.step),
+      'position': cfg.virtual_tokens.position,
+      'num_virtual_tokens': rows,
+    },
   )
   by_k = _score_tokens(cfg, evaluator, test_set, as_table(table))
   tokens = {'tokens': by_k[max(by_k)]} if by_k else {}

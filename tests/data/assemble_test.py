@@ -225,7 +225,7 @@ def make(tokenizer, templates=None, max_prefix=1000, **limits) -> Assembler:
 
 def lists(example: Example) -> tuple:
   """An example as values that can be compared."""
-  for ids in (example.prefix, example.prompt, example.targets):
+  for ids in (example.prefix, example.after, example.targets):
     assert ids.dtype == np.int32
   return tuple(
     value.tolist() if isinstance(value, np.ndarray) else value
@@ -256,6 +256,126 @@ def test_parts_and_their_order(kind, request):
   assert example.suffix_len == 3 + len(prompt) + len(answer)
 
 
+# By position: prefix, before and after the virtual tokens.
+PARTS = {
+  'first': (['start'], [], ['passages', 'question', 'turn end']),
+  'middle': (['start', 'passages'], [], ['question', 'turn end']),
+  'last': (['start', 'passages'], ['question'], ['turn end']),
+}
+
+
+@pytest.mark.parametrize('position', PARTS)
+@pytest.mark.parametrize(
+  'kind', ['byte_level', 'sentencepiece', 'byte_level in chat']
+)
+def test_where_the_virtual_tokens_stand(kind, position, request):
+  name, _, chat = kind.partition(' in ')
+  tokenizer = request.getfixturevalue(name)
+  encode = tokenizer.encode
+  ids = {
+    'start': [*tokenizer.prefix_ids],
+    'passages': encode('[1] one\n[2] Two\ntwo\n\n'),
+    'question': encode('Question: why?\nAnswer:'),
+    'turn end': [],
+  }
+  answer = encode('x so')[len(encode('x')) :]
+  if chat:
+    special = tokenizer.encode_template
+    ids['start'] = [*special('<|start|>'), *encode('user\n')]
+    ids['turn end'] = [*special('<|end|>'), *encode('\n')]
+    ids['turn end'] += [*special('<|start|>'), *encode('assistant\n')]
+    answer = encode('so')
+  expected = [[i for part in row for i in ids[part]] for row in PARTS[position]]
+  virtual = [V, V + 1, V + 2]
+  for assembler, argument in (
+    (dataclasses.replace(make(tokenizer), position=position), None),
+    (make(tokenizer), position),
+  ):
+    example = assembler(
+      ranked(passage('one'), passage('two', title='Two')),
+      'why?',
+      answer='so',
+      num_active=3,
+      chat=bool(chat),
+      position=argument,
+    )
+    found = [example.prefix, example.before, example.after]
+    assert [part.tolist() for part in found] == expected
+    assert {part.dtype for part in found} == {np.dtype(np.int32)}
+    assert example.suffix(V).tolist() == [
+      *expected[1],
+      *virtual,
+      *expected[2],
+      *answer,
+    ]
+    assert example.suffix(V).dtype == np.int32
+    assert example.suffix_len == len(example.suffix(V))
+    assert example.targets.tolist()[:-1] == answer
+
+
+@pytest.mark.parametrize('chat', [False, True])
+def test_without_virtual_tokens_all_positions_are_the_same(byte_level, chat):
+  for shown in ((), ranked(passage('one'), passage('two' * 40))):
+    for answer in (None, 'so'):
+      examples = [
+        make(byte_level, max_prefix=60)(
+          shown, 'why?', answer=answer, chat=chat, position=position
+        )
+        for position in PARTS
+      ]
+      whole = [[*e.prefix, *e.suffix(V)] for e in examples]
+      assert whole[0] == whole[1] == whole[2]
+      cuts = {(e.passages_dropped, e.passages_cut) for e in examples}
+      assert cuts == {(0, int(bool(shown)))}
+
+
+@pytest.mark.parametrize('position', PARTS)
+def test_limits_are_the_same_at_every_position(byte_level, position):
+  question = 'q' * (40 - 4 - 18)
+  assemble = make(byte_level, max_prefix=30, max_suffix=40)
+  example = assemble(
+    ranked(passage('a' * 90)), question, num_active=4, position=position
+  )
+  assert (example.passages_dropped, example.passages_cut) == (0, 1)
+  assert len(example.prefix) + example.suffix_len == 30 + 40
+  with pytest.raises(errors.UserError, match='max_suffix_tokens=40 '):
+    assemble((), question + 'q', num_active=4, position=position)
+
+
+def test_no_other_position(byte_level):
+  with pytest.raises(ValueError, match="'end'"):
+    make(byte_level)((), 'why?', position='end')
+
+
+def test_limits_of_rows(byte_level, sentencepiece):
+  def limits(tokenizer, position, **templates):
+    assemble = make(tokenizer, config.Templates(**templates))
+    return dataclasses.replace(assemble, position=position).limits
+
+  for position in ('middle', 'last'):
+    assert limits(sentencepiece, position) == (1000, 500)
+  # Of the prefix there is only bos, or the start of the chat turn, or nothing.
+  assert limits(sentencepiece, 'first') == (1, 1500)
+  assert limits(byte_level, 'first') == (0, 1500)
+  start = len('s' + 'user\n')
+  assert limits(byte_level, 'first', chat=True) == (start, 1500)
+
+
+def test_shapes_that_are_too_small(byte_level):
+  chat = config.Templates(chat=True)
+  assemble = dataclasses.replace(make(byte_level, chat), position='first')
+  assemble.check_shapes((), 2)
+  assemble.check_shapes(((1, 1), (12, 3000)), 2)
+  with pytest.raises(errors.UserError) as e:
+    assemble.check_shapes(((11, 3000),), 2)
+  assert str(e.value) == (
+    'config.data.shapes: expected the last one to be at least (12, 3000): 2 '
+    'examples to a row, and virtual_tokens.position=first; got ((11, 3000),)'
+  )
+  with pytest.raises(errors.UserError, match=r'at least \(12, 3000\)'):
+    assemble.check_shapes(((12, 2999),), 2)
+
+
 def test_bos_comes_once_and_first(sentencepiece):
   example = make(sentencepiece)(
     ranked(passage('one')), 'why?', answer='so', num_active=2
@@ -272,12 +392,12 @@ def test_without_passages_there_is_no_empty_passage_text(
     example = make(tokenizer)((), 'why?')
     assert tuple(example.prefix) == tokenizer.prefix_ids
     assert len(example.targets) == 0
-    assert example.suffix_len == len(example.prompt)
+    assert example.suffix_len == len(example.after)
 
 
 def test_an_answer_has_one_space_before_it(sentencepiece):
   example = make(sentencepiece)((), 'why?', answer='so')
-  text = sentencepiece.decode([*example.prompt, *example.targets])
+  text = sentencepiece.decode([*example.after, *example.targets])
   assert text == 'Question: why?\nAnswer: so'
   assert sentencepiece.decode(example.targets[:1]).strip() == ''
   assert len(example.targets) == 4  # `▁`, s, o, eos.
@@ -307,7 +427,7 @@ def test_prompts_of_the_conditions(byte_level):
   assemble = make(byte_level)
 
   def text(example):
-    return byte_level.decode(example.prompt)
+    return byte_level.decode(example.after)
 
   passages = ranked(passage('p'))
   assert text(assemble(passages, 'why?', prompt='concat')) == 'why?'
@@ -320,7 +440,7 @@ def test_prompts_of_the_conditions(byte_level):
 
 def test_braces_in_text_are_text(byte_level):
   example = make(byte_level)(ranked(passage('{text}')), '{question} {0} {')
-  assert '{question} {0} {' in byte_level.decode(example.prompt)
+  assert '{question} {0} {' in byte_level.decode(example.after)
   assert '{text}' in byte_level.decode(example.prefix)
 
 
@@ -338,7 +458,7 @@ def test_chat_by_the_templates_puts_tokens_inside_the_turn(byte_level):
   end = [*ids['end'], *byte_level.encode('\n')]
   reply = [*ids['start'], *byte_level.encode('assistant\n')]
   assert [*found.prefix] == [*start, *inner.prefix]
-  assert [*found.prompt] == [*inner.prompt, *end, *reply]
+  assert [*found.after] == [*inner.after, *end, *reply]
   # No space before the answer, and the turn's end after it instead of eos.
   assert [*found.targets] == [*byte_level.encode('a'), *ids['end']]
   assert [*inner.targets] == [*byte_level.encode(' a'), *ids['eos']]
@@ -354,11 +474,11 @@ def test_chat_wraps_everything(byte_level):
   )
   before, after = byte_level.chat_wrap
   assert list(example.prefix[: len(before)]) == before
-  assert list(example.prompt[-len(after) :]) == after
+  assert list(example.after[-len(after) :]) == after
   # All that is not virtual, read as text with its special tokens, is what
   # the template itself would have rendered.
   inner = '[1] one\n\nQuestion: why?\nAnswer:'
-  ids = [*example.prefix, *example.prompt]
+  ids = [*example.prefix, *example.after]
   assert ids == [*before, *byte_level.encode(inner), *after]
 
 
@@ -435,7 +555,7 @@ class TestTooLong:
       assert example.passages_dropped or example.passages_cut
     if example.passages_cut:
       assert len(example.prefix) == room
-    assert list(example.prompt) == list(full.prompt)
+    assert list(example.after) == list(full.after)
 
   def test_no_room_even_for_the_template(self, byte_level):
     before = len(byte_level.chat_wrap[0])
@@ -718,7 +838,7 @@ def test_ids_are_those_of_the_whole_text(kind, request, quickstart):
     assert found == expected
     # SentencePiece begins each text with a space, as the authors' code does.
     space = tokenizer._plain.token_to_id('▁')
-    prompt = [*example.prompt]
+    prompt = [*example.after]
     if kind == 'sentencepiece':
       assert prompt[0] == space
       del prompt[0]

@@ -56,6 +56,18 @@ def test_batches_hold_rows_of_similar_length_and_fit():
   assert computed < 0.9 * in_order
 
 
+def test_where_suffixes_differ_rows_are_sorted_by_them():
+  suffix = np.random.default_rng(3).integers(1, 100, 64)
+  shapes = ((5, 50), (5, 80), (5, 100))
+  batches = batching.group_rows(
+    np.full(64, 5), suffix, shapes, 8, by_suffix=True
+  )
+  order = [suffix[i] for rows, _ in batches for i in rows]
+  assert order == sorted(suffix.tolist())
+  for rows, shape in batches:
+    assert shape == next(s for s in shapes if suffix[rows].max() <= s[1])
+
+
 @given(
   st.lists(
     st.tuples(st.integers(1, 400), st.integers(1, 90)), min_size=1, max_size=50

@@ -264,10 +264,11 @@ def test_the_picture(root, printed):
   assert_picture(root / 'run/inspect/train.png')
 
 
-def _open(root, kind='plain'):
+def _open(root, kind='plain', position='middle'):
   namespace: dict = {}
   exec((root / 'tiny.py').read_text(), namespace)
   cfg = namespace['get_config'](kind)
+  cfg.virtual_tokens.position = position
   config.validate(cfg)
   tokenizer = load_tokenizer(root / 'base')
   assembler = Assembler.for_run(tokenizer, cfg)
@@ -374,6 +375,91 @@ def test_pieces_are_the_whole_of_the_arrays(root, kind):
   )
   assert stats.with_answer == answered
   assert 0 < answered < len(views)
+
+
+@pytest.mark.parametrize('kind', ['plain', 'packed'])
+@pytest.mark.parametrize('position', ['first', 'last'])
+def test_pieces_are_put_together_as_in_the_arrays(root, kind, position):
+  cfg, assembler, mixture, batches = _open(root, kind, position)
+  offset = assembler.encoder.tokenizer.max_id + 1
+  encoder, chat = assembler.encoder, kind == 'packed'
+  ends = len(encoder.turn_end(chat))
+  views = []
+  with batches.starting_at(0) as stream:
+    for step, host in enumerate(itertools.islice(stream, 12)):
+      window, at = divmod(step, 4)
+      rows = list(
+        inspect_examples.of_step(
+          step, host, batches.plan(window)[at], mixture, assembler, offset
+        )
+      )
+      views += rows
+      batch, per_row = host.batch, cfg.data.examples_per_row
+      for r in range(len(batch.prefix)):
+        parts = [], []
+        for view in rows[r * per_row : (r + 1) * per_row]:
+          assert view.before.tolist() == encoder.before(chat).tolist()
+          passages = [x for p in view.passages for x in p.ids]
+          question = [*view.prompt[: len(view.prompt) - ends]]
+          end = [*view.prompt[len(view.prompt) - ends :]]
+          answer = [*view.targets[:-1]]
+          if position == 'first':
+            pieces = [*view.before], [view.virtual, passages, question]
+          else:
+            pieces = [*view.before, *passages], [question, view.virtual]
+          assert view.prefix_len == len(pieces[0])
+          suffix = [i for x in (*pieces[1], end, answer) for i in x]
+          assert view.suffix_len == len(suffix)
+          assert view.virtual_at == [*pieces[0], *suffix].index(offset)
+          parts[0].extend(pieces[0])
+          parts[1].extend(suffix)
+        for part, ids, positions in zip(
+          parts,
+          (batch.prefix[r], batch.suffix[r]),
+          (batch.prefix_positions[r], batch.suffix_positions[r]),
+          strict=True,
+        ):
+          assert part == ids[positions >= 0].tolist()
+  plans = [plan for w in range(3) for plan in batches.plan(w)]
+  stats = inspect_stats.of_plans(plans, mixture, batches.shapes, {})
+  for name in ('prefix', 'suffix'):
+    assert stats.lengths[name].tolist() == [
+      getattr(view, f'{name}_len') for view in views
+    ]
+
+
+@pytest.mark.parametrize(
+  'position, split', [('first', 'train'), ('last', 'test')]
+)
+def test_pieces_are_shown_in_their_order(root, tmp_path, position, split):
+  text = run(
+    f'--config={root}/tiny.py:packed',
+    f'--config.virtual_tokens.position={position}',
+    '--config.data.passages.none=0.0',
+    f'--split={split}',
+    '--examples=2',
+    '--step=0',
+    f'--out={tmp_path}',
+  )
+  examples = re.split(r'Example \d of 2 .*\n', text)[1:]
+  assert len(examples) == 2
+  for example in examples:
+    labels = re.findall(
+      r'^ (start|passage|virtual|prompt|answer)\b', example, re.MULTILINE
+    )
+    shown = ['passage'] * labels.count('passage')
+    assert shown
+    if position == 'first':
+      assert labels == ['start', 'virtual', *shown, 'prompt', 'answer']
+    else:
+      tokens = ['prompt', 'virtual', 'prompt']
+      assert labels == ['start', *shown, *tokens, 'answer']
+      question, end = re.split(r' virtual .*\n.*\n', example)
+      assert question.rstrip().endswith('Answer:')
+      assert '⟨end of turn⟩' in end and 'Question' not in end
+  # Of the limits that there are, the passages have theirs and the rest's.
+  most = 70 + 120 if position == 'first' else 120
+  assert re.search(rf'max \d+ of {most}\b', text)
 
 
 def test_packed_in_chat(root):

@@ -14,7 +14,7 @@ import pytest
 import tiny_models
 from absl import flags
 
-from vtokens import config
+from vtokens import config, errors
 from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import GOLD, Passage, Record, RecordError
@@ -48,12 +48,20 @@ def directory(tmp_path_factory):
 def make(directory):
   tokenizer = load_tokenizer(directory / 'tokenizer')
 
-  def make(local_rows=None, seed=0, draw='uniform', **data):
+  def make(
+    local_rows=None,
+    seed=0,
+    draw='uniform',
+    position='middle',
+    chat=False,
+    **data,
+  ):
     cfg = config.Config(
       seed=seed,
       virtual_tokens=config.VirtualTokens(
-        num_virtual_tokens=8, draw=draw, num_active=5
+        num_virtual_tokens=8, draw=draw, num_active=5, position=position
       ),
+      templates=config.Templates(chat=chat),
       data=config.Data(
         **{
           'train': (str(directory / 'train.jsonl'),),
@@ -116,17 +124,26 @@ def test_a_batch_depends_only_on_seed_and_step(make, draw, per_row):
   assert [b.ids for b in other] != [b.ids for b in reference]
 
 
-@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize(
+  'processes, position',
+  [(2, 'middle'), (4, 'middle'), (4, 'first'), (4, 'last')],
+)
 @pytest.mark.parametrize('per_row', [1, 2])
-def test_processes_make_the_rows_of_one_global_batch(make, processes, per_row):
-  whole = take(make(batch_size=8, examples_per_row=per_row), 0, 10)
+def test_processes_make_the_rows_of_one_global_batch(
+  make, processes, per_row, position
+):
+  settings = {
+    'batch_size': 8,
+    'examples_per_row': per_row,
+    'position': position,
+  }
+  whole = take(make(**settings), 0, 10)
   rows = 8 // per_row
   parts = [
     take(
       make(
         np.arange(rows)[p * rows // processes : (p + 1) * rows // processes],
-        batch_size=8,
-        examples_per_row=per_row,
+        **settings,
       ),
       0,
       10,
@@ -173,7 +190,7 @@ def examples_of(batch, r):
       real &= getattr(batch, f'{name}_segments')[r] == number
     return np.flatnonzero(real)
 
-  for number in range(batch.prefix_segments[r].max() + 1) if packed else [0]:
+  for number in range(batch.suffix_segments[r].max() + 1) if packed else [0]:
     prefix, suffix = own('prefix', number), own('suffix', number)
     targets = np.flatnonzero(np.isin(batch.target_index[r], suffix))
     yield prefix, suffix, targets
@@ -227,6 +244,68 @@ def test_what_is_in_a_batch(make, directory, per_row):
   assert len(drawn) == 8
 
 
+@pytest.mark.parametrize('per_row', [1, 2])
+@pytest.mark.parametrize('chat', [False, True])
+def test_the_position_changes_only_where_virtual_tokens_stand(
+  make, directory, per_row, chat
+):
+  """Over whole windows: into which batch an example comes, it may change."""
+  settings = {
+    'examples_per_row': per_row,
+    'chat': chat,
+    'token_cache': str(directory / f'cache_{per_row}_{chat}'),
+    'max_prefix_tokens': 100,
+    'max_suffix_tokens': 120,
+  }
+  found = {}
+  for position in ('first', 'middle', 'last'):
+    batches = make(position=position, **settings)
+    encoder = batches._encoder
+    start, end = encoder.before(chat).tolist(), encoder.turn_end(chat).tolist()
+    examples = []
+    for host in take(batches, 0, 12):
+      batch = host.batch
+      names = iter(host.ids)
+      real = (batch.prefix_positions >= 0).sum()
+      assert host.real_tokens == real + (batch.suffix_positions >= 0).sum()
+      for r in range(len(batch.prefix)):
+        for prefix, suffix, targets in examples_of(batch, r):
+          at = np.concatenate(
+            [
+              batch.prefix_positions[r][prefix],
+              batch.suffix_positions[r][suffix],
+            ]
+          )
+          assert at.tolist() == list(range(len(at)))
+          head = batch.prefix[r][prefix].tolist()
+          ids = batch.suffix[r][suffix].tolist()
+          answer = batch.targets[r][targets].tolist()
+          text = len(ids) - len(answer) + 1
+          assert ids[text:] == answer[:-1]
+          # Each target is predicted by the token before it.
+          index = batch.target_index[r][targets] - suffix[0]
+          assert index.tolist() == list(range(text - 1, len(ids)))
+          virtual = [i for i in ids if i >= V]
+          assert virtual == list(range(V, V + len(virtual)))
+          first = ids.index(V)
+          after = ids[first + len(virtual) : text]
+          if position == 'first':
+            assert (head, first) == (start, 0)
+          elif position == 'middle':
+            assert first == 0 and len(head) > len(start)
+          else:
+            assert after == end and len(head) > len(start)
+          whole = [*head, *(i for i in ids[:text] if i < V)]
+          examples.append((next(names), len(virtual), whole, answer))
+    found[position] = sorted(examples)
+  assert found['first'] == found['middle'] == found['last']
+  assert len(found['first']) == 48
+  # What is tokenised is the same.
+  assert (
+    len(list((directory / f'cache_{per_row}_{chat}').glob('*/meta.json'))) == 1
+  )
+
+
 def test_one_k_for_a_whole_batch(make):
   drawn = set()
   for host in take(make(draw='per_batch', examples_per_row=2), 0, 30):
@@ -258,6 +337,46 @@ def test_shapes_are_few_and_rows_alike(make):
   assert share > 1.5 * sum(h.real_tokens for h in alone) / sum(
     h.computed_tokens for h in alone
   )
+
+
+@pytest.mark.parametrize('chat', [False, True])
+def test_shapes_with_the_tokens_first(make, chat):
+  settings = {
+    'position': 'first',
+    'chat': chat,
+    'batch_size': 8,
+    'max_suffix_tokens': 100,
+    'window_batches': 6,
+  }
+  batches = make(examples_per_row=2, **settings)
+  assert 2 < len(batches.shapes) <= 6
+  # Without bos the prefix is empty: one slot of padding.
+  start = 2 * len('s' + 'user\n') if chat else 1
+  assert {prefix for prefix, _ in batches.shapes} == {start}
+  assert batches.shapes[-1] == (start, 2 * (160 + 100))
+  hosts = take(batches, 0, 30)
+  for host in hosts:
+    assert ((host.batch.prefix_positions >= 0) == chat).all()
+  used = {(h.batch.prefix.shape[1], h.batch.suffix.shape[1]) for h in hosts}
+  assert used <= set(batches.shapes) and len(used) > 2
+
+  def share(hosts):
+    real = sum(host.real_tokens for host in hosts)
+    return real / sum(host.computed_tokens for host in hosts)
+
+  # As with the tokens in the middle.
+  assert share(hosts) > 0.75
+  alone = take(make(num_shapes=1, **settings), 0, 30)
+  assert share(hosts) > 1.5 * share(alone)
+
+
+def test_shapes_of_the_config_that_cannot_hold_the_start(make):
+  settings = {'position': 'first', 'chat': True, 'max_suffix_tokens': 100}
+  make(shapes=((6, 260),), **settings)
+  with pytest.raises(
+    errors.UserError, match=r'data\.shapes.*at least \(6, 260\)'
+  ):
+    make(shapes=((5, 260),), **settings)
 
 
 def test_shapes_of_the_config_are_used(make):

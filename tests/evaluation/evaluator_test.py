@@ -59,6 +59,8 @@ def table(base) -> Table:
 
 def make_config(**settings) -> config.Config:
   return config.Config(
+    # Tokens are bytes: a short one makes short suffixes.
+    templates=config.Templates(instruction='Do {question}'),
     data=config.Data(
       max_prefix_tokens=200, max_suffix_tokens=220, max_answer_tokens=16
     ),
@@ -176,7 +178,10 @@ def test_a_prefix_is_encoded_once_for_all_that_share_it(
 
 def test_arms_alone_answer_as_together(base, mesh, arms, answers):
   evaluator = make_evaluator(base, mesh)
+  names = ('closed_book', 'concat', 'tokens_k2', 'tokens_last')
   for arm in arms:
+    if arm.name not in names:
+      continue
     alone = evaluator.answers(RECORDS, [arm], label='')
     assert alone[arm.name] == answers[arm.name], arm.name
 
@@ -360,7 +365,10 @@ def test_answers_do_not_depend_on_the_batch(
   base, mesh, arms, answers, batch_size
 ):
   evaluator = make_evaluator(base, mesh, batch_size=batch_size)
-  again = evaluator.answers(RECORDS[::-1], arms, label='')
+  names = ('concat', 'tokens_k1', 'tokens_k4', 'tokens_first')
+  some = [arm for arm in arms if arm.name in names]
+  again = evaluator.answers(RECORDS[::-1], some, label='')
+  assert set(again) == set(names)
   for name, found in again.items():
     assert found[::-1] == answers[name]
 
@@ -379,9 +387,10 @@ def test_batches_over_a_mesh(tiny_dir, table, arms, answers):
 
 def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
   poisoned = dataclasses.replace(table, rows=np.full_like(table.rows, np.nan))
-  arms = [bare_arm('prompt'), tokens_arm(poisoned, N)]
+  arms = [bare_arm('prompt'), Arm('none', CONDITIONS['tokens'], poisoned, 0)]
   again = make_evaluator(base, mesh).answers(RECORDS, arms, label='')
   assert again['prompt'] == answers['prompt']
+  assert again['none'] == answers['plain']
 
 
 def test_only_the_first_k_rows_count(base, mesh, table, answers):

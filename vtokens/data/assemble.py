@@ -4,7 +4,8 @@
 an answer. `join` puts pieces together and cuts passages that do not fit. So a
 passage has the same ids wherever it stands and can be encoded once and kept
 (`data/tokens.py`), and training, evaluation and serving cannot differ. Virtual
-token i is the id `vocab_size + i`; no text is ever spliced.
+token i is the id `vocab_size + i`; no text is ever spliced. Where they stand
+(config.virtual_tokens.position) only decides the order of the pieces.
 """
 
 import dataclasses
@@ -43,18 +44,34 @@ class PassageIds:
 class Example:
   """Token ids of one example, in the order in which the model sees them.
 
+  Only the prefix is sure not to depend on the table, so that it can be run
+  without gradient and its keys and values be shared. What it has depends on
+  where the virtual tokens stand:
+
+  position  prefix           before    after
+  first     start            -         passages, question, end of turn
+  middle    start, passages  -         question, end of turn
+  last      start, passages  question  end of turn
+
+  The start is bos or that of the chat turn, the end of the user's turn only
+  there in a chat; either may be empty. With `first` the activations of the
+  passages depend on the table: nothing of them can be kept, and gradients flow
+  through all of them.
+
   Attributes:
-    prefix: bos or the start of the chat turn, if any, and the passages, int32.
-    num_active: virtual tokens that follow them (k).
-    prompt: the question, int32.
+    prefix: int32; may be empty.
+    before: what is between the prefix and the virtual tokens, int32.
+    num_active: virtual tokens (k).
+    after: what is between them and the answer, int32.
     targets: the answer and the token that ends it, or empty, int32.
-    passages_dropped: passages left out because the prefix was full.
+    passages_dropped: passages left out because there was no room.
     passages_cut: passages shortened for the same reason.
   """
 
   prefix: Ids
+  before: Ids
   num_active: int
-  prompt: Ids
+  after: Ids
   targets: Ids
   passages_dropped: int = 0
   passages_cut: int = 0
@@ -62,19 +79,26 @@ class Example:
   @property
   def suffix_len(self) -> int:
     """Tokens after the prefix; the last target is never an input."""
-    return suffix_len(self.num_active, len(self.prompt), len(self.targets))
+    text = len(self.before) + len(self.after)
+    return suffix_len(self.num_active, text, len(self.targets))
 
   def suffix(self, vocab_size: int) -> Ids:
-    """Virtual tokens, prompt, and all targets but the last."""
+    """All after the prefix, virtual tokens included, but the last target."""
     virtual = np.arange(
       vocab_size, vocab_size + self.num_active, dtype=np.int32
     )
-    return np.concatenate([virtual, self.prompt, self.targets[:-1]])
+    return np.concatenate([self.before, virtual, self.after, self.targets[:-1]])
 
 
-def suffix_len(num_active: int, prompt: int, targets: int) -> int:
-  """Length of a suffix whose parts have these lengths."""
-  return num_active + prompt + max(0, targets - 1)
+def suffix_len(num_active: int, text: int, targets: int) -> int:
+  """Length of a suffix whose parts have these lengths.
+
+  Args:
+    num_active: virtual tokens.
+    text: what is before and after them.
+    targets: the answer with its end.
+  """
+  return num_active + text + max(0, targets - 1)
 
 
 class Encoder:
@@ -106,6 +130,10 @@ class Encoder:
     if chat:
       return _array(self.tokenizer.chat_wrap[0])
     return _array(self.tokenizer.prefix_ids)
+
+  def turn_end(self, chat: bool) -> Ids:
+    """What ends a prompt in a chat: the user's turn; empty without."""
+    return _array(self.tokenizer.chat_wrap[1] if chat else ())
 
   def head(self, index: int) -> Ids:
     """The heading of the passage that is shown at an index from 1."""
@@ -161,8 +189,7 @@ class Encoder:
       chat: whether all is inside the user's turn.
     """
     text = getattr(self.templates, name).format(question=question)
-    after = self.tokenizer.chat_wrap[1] if chat else ()
-    return _array([*self.tokenizer.encode(text), *after])
+    return _array([*self.tokenizer.encode(text), *self.turn_end(chat)])
 
   def answers(self, answers: Sequence[str], *, chat: bool) -> list[Ids]:
     """Ids of answers, each with the token that ends it."""
@@ -241,7 +268,7 @@ def prefix_len(
   ends: Sequence[int],
   last_ends: Sequence[int],
 ) -> int:
-  """Length of a prefix of which `fit` said what to keep."""
+  """Length of start and passages of which `fit` said what to keep."""
   shown = [i for i, n in enumerate(kept) if n]
   if not shown:
     return before
@@ -258,6 +285,7 @@ def join(
   num_active: int,
   chat: bool,
   max_prefix: int,
+  position: str = 'middle',
 ) -> Example:
   """Puts the pieces of one example together.
 
@@ -268,12 +296,13 @@ def join(
     targets: the answer, or nothing.
     num_active: virtual tokens (k).
     chat: whether all is inside the user's turn.
-    max_prefix: longest prefix; `before` fits it.
+    max_prefix: most tokens of start and passages; the start fits it.
+    position: where the virtual tokens stand; see `Example`.
 
   Returns:
     The example.
   """
-  before = encoder.before(chat)
+  start = encoder.before(chat)
   pieces = [ids for _, ids in passages]
   heads = [encoder.head(i + 1) for i in range(len(pieces))]
   kept = fit(
@@ -282,17 +311,29 @@ def join(
     [len(ids.body) for ids in pieces],
     [len(ids.end) for ids in pieces],
     [len(ids.last_end) for ids in pieces],
-    max_prefix - len(before),
+    max_prefix - len(start),
   )
   shown = [i for i, n in enumerate(kept) if n]
-  parts = [before]
+  text: list[Ids] = []
+  before: list[Ids] = []
   for at, i in enumerate(shown):
     end = pieces[i].last_end if i == shown[-1] else pieces[i].end
-    parts += [heads[at], pieces[i].body[: kept[i]], end]
+    text += [heads[at], pieces[i].body[: kept[i]], end]
+  if position == 'first':
+    prefix, after = [start], [*text, prompt]
+  elif position == 'middle':
+    prefix, after = [start, *text], [prompt]
+  elif position == 'last':
+    turn_end = len(prompt) - len(encoder.turn_end(chat))
+    prefix, before = [start, *text], [prompt[:turn_end]]
+    after = [prompt[turn_end:]]
+  else:
+    raise ValueError(f'no such position of virtual tokens: {position!r}')
   return Example(
-    prefix=np.concatenate(parts),
+    prefix=_concatenate(prefix),
+    before=_concatenate(before),
     num_active=num_active,
-    prompt=prompt,
+    after=_concatenate(after),
     targets=targets,
     passages_dropped=len(pieces) - len(shown),
     passages_cut=sum(kept[i] < len(pieces[i].body) for i in shown),
@@ -305,15 +346,19 @@ class Assembler:
 
   Attributes:
     encoder: of the base and the templates.
-    max_prefix: longest prefix, in tokens; passages are cut to it.
-    max_suffix: longest suffix, in tokens; nothing is cut to it.
+    max_prefix: most tokens of start and passages, wherever the virtual tokens
+      stand; passages are cut to it.
+    max_suffix: most tokens of question, virtual tokens and answer, likewise;
+      nothing is cut to it.
     max_targets: longest answer with eos, in tokens; nothing is cut to it.
+    position: where virtual tokens stand; see `Example`.
   """
 
   encoder: Encoder
   max_prefix: int
   max_suffix: int
   max_targets: int
+  position: str = 'middle'
 
   @classmethod
   def for_run(cls, tokenizer: Tokenizer, cfg: Config) -> 'Assembler':
@@ -323,6 +368,7 @@ class Assembler:
       max_prefix=cfg.data.max_prefix_tokens,
       max_suffix=cfg.data.max_suffix_tokens,
       max_targets=cfg.data.max_answer_tokens,
+      position=cfg.virtual_tokens.position,
     )
 
   def __call__(
@@ -334,6 +380,7 @@ class Assembler:
     num_active: int = 0,
     prompt: str = 'prompt',
     chat: bool | None = None,
+    position: str | None = None,
     where: str = 'question',
   ) -> Example:
     """Assembles one example.
@@ -347,6 +394,9 @@ class Assembler:
       prompt: which of the templates prompt, concat, instruction to use.
       chat: wrap all of it in the user's turn of the model's chat template;
         None is what the templates say.
+      position: where the virtual tokens stand; None is the assembler's. With
+        k = 0 all positions give the same ids, cut into prefix and suffix at
+        other places.
       where: names the record in errors.
 
     Returns:
@@ -372,7 +422,36 @@ class Assembler:
       num_active=num_active,
       chat=chat,
       max_prefix=self.max_prefix,
+      position=position or self.position,
     )
+
+  @property
+  def limits(self) -> tuple[int, int]:
+    """Longest prefix and suffix that a training example can have.
+
+    With the virtual tokens first, all but the start is suffix.
+    """
+    if self.position != 'first':
+      return self.max_prefix, self.max_suffix
+    start = len(self.encoder.before(self.in_chat(None)))
+    return start, self.max_prefix + self.max_suffix
+
+  def check_shapes(
+    self, shapes: Sequence[tuple[int, int]], per_row: int
+  ) -> None:
+    """Raises a `UserError` unless the last shape, if any, holds all rows.
+
+    Args:
+      shapes: config.data.shapes.
+      per_row: examples in a row.
+    """
+    prefix, suffix = (per_row * limit for limit in self.limits)
+    if shapes and (shapes[-1][0] < prefix or shapes[-1][1] < suffix):
+      raise errors.UserError(
+        f'config.data.shapes: expected the last one to be at least '
+        f'({prefix}, {suffix}): {per_row} examples to a row, and '
+        f'virtual_tokens.position={self.position}; got {shapes!r}'
+      )
 
   def in_chat(self, chat: bool | None) -> bool:
     """What `chat` means: None is what the templates say."""
@@ -420,6 +499,10 @@ def _shared_start(a: Sequence[int], b: Sequence[int]) -> int:
       break
     count += 1
   return count
+
+
+def _concatenate(parts: Sequence[Ids]) -> Ids:
+  return np.concatenate([_array([]), *parts])
 
 
 def _array(ids: Sequence[int]) -> Any:

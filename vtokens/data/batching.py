@@ -28,7 +28,8 @@ def form_rows(
   Graham's LPT rule (1969, doi 10.1137/0117039) with as many in each row.
 
   Args:
-    lengths: of the examples' prefixes; N is a multiple of `per_row`.
+    lengths: of the part of the examples, prefix or suffix, that differs most;
+      N is a multiple of `per_row`.
     per_row: examples in a row.
 
   Returns:
@@ -50,6 +51,8 @@ def group_rows(
   suffix: Int[np.ndarray, 'R'],
   shapes: Sequence[Shape],
   batch_rows: int,
+  *,
+  by_suffix: bool = False,
 ) -> list[tuple[np.ndarray, Shape]]:
   """Deals rows into batches, those of similar length together.
 
@@ -58,6 +61,8 @@ def group_rows(
     suffix: likewise; some shape holds both.
     shapes: that a batch may have.
     batch_rows: rows in a batch; R is a multiple of it.
+    by_suffix: whether it is the suffixes that differ in length, or else the
+      prefixes.
 
   Returns:
     For each batch the indices of its rows, and the first shape that holds
@@ -65,7 +70,7 @@ def group_rows(
   """
   first = np.argmax(_fits(prefix, suffix, shapes), axis=1)
   # The shape first: one long suffix must not lift eight short prefixes.
-  order = np.lexsort((prefix, first))
+  order = np.lexsort((suffix if by_suffix else prefix, first))
   batches = []
   for start in range(0, len(order), batch_rows):
     rows = order[start : start + batch_rows]
@@ -144,4 +149,5 @@ def _quantiles(
 
 
 def _round_up(length: int, step: int, most: int) -> int:
-  return min(-(-length // step) * step, most)
+  # Where there is nothing at all, one slot of padding.
+  return max(1, min(-(-length // step) * step, most))

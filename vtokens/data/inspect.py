@@ -104,10 +104,12 @@ def _console() -> Console:
   )
 
 
-def _limits(cfg: config.Config) -> dict[str, int]:
+def _limits(cfg: config.Config, assembler: Assembler) -> dict[str, int]:
+  _, suffix = assembler.limits
   return {
+    # Of the start and the passages, in whichever part these are.
     'prefix': cfg.data.max_prefix_tokens,
-    'suffix': cfg.data.max_suffix_tokens,
+    'suffix': suffix,
     'answer': cfg.data.max_answer_tokens,
   }
 
@@ -178,7 +180,7 @@ def _show_training(
     itertools.islice(plans, last + 1 - first * per_window),
     mixture,
     batches.shapes,
-    _limits(cfg),
+    _limits(cfg, assembler),
   )
   weights = dict(zip(mixture.names, mixture.weights, strict=True))
   inspect_report.print_counts(console, mixture.counts, weights, stats)
@@ -218,7 +220,7 @@ def _show_held_out(
     )
   )
   _print_examples(console, iter(views), reader, cfg)
-  stats = inspect_stats.of_views(views, _limits(cfg))
+  stats = inspect_stats.of_views(views, _limits(cfg, assembler))
   inspect_report.print_records(console, records)
   inspect_report.print_lengths(console, stats)
   inspect_report.print_summary(

@@ -11,7 +11,7 @@ import numpy as np
 
 from vtokens import config
 from vtokens.data import pipeline
-from vtokens.data.assemble import Assembler, Encoder, Ids, fit
+from vtokens.data.assemble import Assembler, Encoder, Ids, fit, suffix_len
 from vtokens.data.containment import Matcher
 from vtokens.data.mixture import Mixture, Origin, Shown
 from vtokens.data.records import GOLD, Record
@@ -47,10 +47,12 @@ class ExampleView:
     id: of the record.
     dataset: of the record.
     place: where in the batches it is.
+    prefix_len: tokens that are run forward only.
     before: bos or the start of the chat turn.
     passages: in the order shown, with those that were dropped.
     virtual: ids of the virtual tokens.
-    prompt: the question.
+    virtual_at: tokens of the example before the virtual ones.
+    prompt: the question, and in a chat the end of the user's turn.
     targets: the answer and its end; empty if it is to be generated.
     answers: accepted ones, where the answer is to be generated.
   """
@@ -58,22 +60,25 @@ class ExampleView:
   id: str
   dataset: str
   place: str
+  prefix_len: int
   before: Ids
   passages: tuple[PassageView, ...]
   virtual: Ids
+  virtual_at: int
   prompt: Ids
   targets: Ids
   answers: tuple[str, ...] = ()
 
   @property
-  def prefix_len(self) -> int:
-    """Tokens before the virtual ones."""
+  def prompt_at(self) -> int:
+    """Tokens before the prompt, virtual ones apart."""
     return len(self.before) + sum(len(p.ids) for p in self.passages)
 
   @property
   def suffix_len(self) -> int:
     """Tokens after the prefix; the last target is never an input."""
-    return len(self.virtual) + len(self.prompt) + max(0, len(self.targets) - 1)
+    text = self.prompt_at + len(self.prompt) - self.prefix_len
+    return suffix_len(len(self.virtual), text, len(self.targets))
 
 
 def of_step(
@@ -101,19 +106,21 @@ def of_step(
   for (r, example), name, (prefix, suffix, targets, start) in zip(
     places, host.ids, parts, strict=True
   ):
-    k = int((suffix >= vocab_size).sum())
     drawn = example.draw.passages
-    before, pieces = _cut_prefix(
+    # The token at `start` predicts the first of the answer.
+    cut = _cut(
       assembler,
-      prefix,
+      np.concatenate([prefix, suffix[: start + 1]]),
       [mixture.passage_lens(passage) for passage in drawn],
       example.kept,
+      vocab_size,
     )
     yield ExampleView(
       id=name,
       dataset=mixture.names[example.member.dataset],
       place=f'step {step}, row {r + 1} of {len(planned.rows)}',
-      before=before,
+      prefix_len=len(prefix),
+      before=cut.before,
       passages=tuple(
         PassageView(
           rank=passage.rank,
@@ -123,11 +130,13 @@ def of_step(
           kept=kept,
           body=mixture.passage_lens(passage)[0],
         )
-        for passage, kept, ids in zip(drawn, example.kept, pieces, strict=True)
+        for passage, kept, ids in zip(
+          drawn, example.kept, cut.passages, strict=True
+        )
       ),
-      virtual=suffix[:k],
-      # Its last token predicts the first of the answer.
-      prompt=suffix[k : start + 1],
+      virtual=cut.virtual,
+      virtual_at=cut.virtual_at,
+      prompt=cut.prompt,
       targets=targets,
     )
 
@@ -178,16 +187,19 @@ def of_records(
       num_rows=1,
     )
     [(prefix, suffix, targets, start)] = _cuts(batch, 0)
-    k = int((suffix >= vocab_size).sum())
     ids = encoder.passages([passage for _, passage in shown])
     lens = [(len(p.body), len(p.end), len(p.last_end)) for p in ids]
     kept = _fit(assembler, [rank for rank, _ in shown], lens)
-    before, pieces = _cut_prefix(assembler, prefix, lens, kept)
+    context = suffix[: start + 1] if answers else suffix
+    cut = _cut(
+      assembler, np.concatenate([prefix, context]), lens, kept, vocab_size
+    )
     yield ExampleView(
       id=record.id,
       dataset=record.dataset,
       place='evaluation',
-      before=before,
+      prefix_len=len(prefix),
+      before=cut.before,
       passages=tuple(
         PassageView(
           rank=rank,
@@ -198,11 +210,12 @@ def of_records(
           body=body,
         )
         for (rank, _), piece, n, (body, _, _) in zip(
-          shown, pieces, kept, lens, strict=True
+          shown, cut.passages, kept, lens, strict=True
         )
       ),
-      virtual=suffix[:k],
-      prompt=suffix[k : start + 1] if answers else suffix[k:],
+      virtual=cut.virtual,
+      virtual_at=cut.virtual_at,
+      prompt=cut.prompt,
       targets=targets,
       answers=() if answers else record.answers,
     )
@@ -267,10 +280,28 @@ def _heads(encoder: Encoder, count: int) -> list[int]:
   return [len(encoder.head(i + 1)) for i in range(count)]
 
 
-def _cut_prefix(
-  assembler: Assembler, prefix: Ids, lens: _Lens, kept: Sequence[int]
-) -> tuple[Ids, list[Ids]]:
-  """What comes before the passages, and each passage with heading and end."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Cut:
+  """The pieces of an example up to its answer; see `ExampleView`."""
+
+  before: Ids
+  passages: list[Ids]
+  virtual: Ids
+  virtual_at: int
+  prompt: Ids
+
+
+def _cut(
+  assembler: Assembler,
+  ids: Ids,
+  lens: _Lens,
+  kept: Sequence[int],
+  vocab_size: int,
+) -> _Cut:
+  """Cuts an example up, without its answer."""
+  is_virtual = ids >= vocab_size
+  # What is not virtual is the same wherever the virtual tokens stand.
+  text = ids[~is_virtual]
   encoder = assembler.encoder
   heads = _heads(encoder, len(lens))
   shown = [i for i, n in enumerate(kept) if n]
@@ -279,6 +310,12 @@ def _cut_prefix(
     _, end, last_end = lens[i]
     sizes[i] = heads[at] + kept[i] + (last_end if i == shown[-1] else end)
   before = len(encoder.before(assembler.in_chat(None)))
-  assert before + sum(sizes) == len(prefix), (before, sizes, len(prefix))
-  pieces = np.split(prefix[before:], np.cumsum(sizes)[:-1]) if sizes else []
-  return prefix[:before], pieces
+  stops = np.cumsum([before, *sizes])
+  before_ids, *passages, prompt = np.split(text, stops)
+  return _Cut(
+    before=before_ids,
+    passages=passages,
+    virtual=ids[is_virtual],
+    virtual_at=int(np.argmax(is_virtual)),
+    prompt=prompt,
+  )

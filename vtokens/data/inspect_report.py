@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from vtokens.data.assemble import Ids
 from vtokens.data.inspect_examples import ExampleView, PassageView
 from vtokens.data.inspect_stats import Stats
 from vtokens.data.inspect_text import Reader, printable
@@ -56,10 +57,32 @@ def print_example(
   grid = Table.grid(padding=(0, 1), expand=True)
   grid.add_column(no_wrap=True)
   grid.add_column(ratio=1)
-  answers = view.answers or (reader.plain(view.targets),)
   if len(view.before):
-    shown = reader.show(view.before, _START)
-    _piece(grid, 'start', _START, _tokens(len(view.before)), shown)
+    _text_piece(grid, 'start', _START, view.before, reader)
+  # Of the prompt: below 0 before the passages.
+  at = view.virtual_at - view.prompt_at
+  if at < 0:
+    _virtual_piece(grid, len(view.virtual), num_virtual_tokens)
+  _passage_pieces(grid, view, reader)
+  if at > 0:
+    _text_piece(grid, 'prompt', _PROMPT, view.prompt[:at], reader)
+  if at >= 0:
+    _virtual_piece(grid, len(view.virtual), num_virtual_tokens)
+  rest = view.prompt[max(at, 0) :]
+  if len(rest):
+    _text_piece(grid, 'prompt', _PROMPT, rest, reader)
+  if len(view.targets):
+    _text_piece(grid, 'answer', _ANSWER, view.targets, reader)
+  else:
+    about = Text('to be generated; accepted are', 'dim')
+    shown = Text(printable(' | '.join(view.answers)), _ANSWER)
+    _piece(grid, 'answer', _ANSWER, about, shown)
+  console.print(grid)
+  console.print()
+
+
+def _passage_pieces(grid: Table, view: ExampleView, reader: Reader) -> None:
+  answers = view.answers or (reader.plain(view.targets),)
   for number, passage in enumerate(_shown(view.passages), 1):
     own = () if passage.other else answers
     _piece(
@@ -74,31 +97,22 @@ def print_example(
       _piece(grid, 'dropped', _BAD, _about_passage(passage))
   if not view.passages:
     _piece(grid, 'no passage', _BAD, Text('none was drawn', 'dim'))
-  k = len(view.virtual)
+
+
+def _virtual_piece(grid: Table, k: int, num_virtual_tokens: int) -> None:
   width = min(num_virtual_tokens, _TABLE)
   filled = -(-k * width // num_virtual_tokens)
   block = Text('█' * filled, _VIRTUAL)
   block.append('░' * (width - filled), _START)
   used = Text(f'tokens 1 to {k} of {num_virtual_tokens}', 'dim')
   _piece(grid, 'virtual', _VIRTUAL, used, block)
-  _piece(
-    grid,
-    'prompt',
-    _PROMPT,
-    _tokens(len(view.prompt)),
-    reader.show(view.prompt, _PROMPT),
-  )
-  if len(view.targets):
-    about, shown = (
-      _tokens(len(view.targets)),
-      reader.show(view.targets, _ANSWER),
-    )
-  else:
-    about = Text('to be generated; accepted are', 'dim')
-    shown = Text(printable(' | '.join(view.answers)), _ANSWER)
-  _piece(grid, 'answer', _ANSWER, about, shown)
-  console.print(grid)
-  console.print()
+
+
+def _text_piece(
+  grid: Table, label: str, style: str, ids: Ids, reader: Reader
+) -> None:
+  about = Text(f'{len(ids)} token{"s" * (len(ids) != 1)}', 'dim')
+  _piece(grid, label, style, about, reader.show(ids, style))
 
 
 def _piece(
@@ -106,10 +120,6 @@ def _piece(
 ) -> None:
   name = Text(f' {label:<10} ', f'bold reverse {style}')
   grid.add_row(name, Group(about, body) if body is not None else about)
-
-
-def _tokens(count: int) -> Text:
-  return Text(f'{count} token{"s" * (count != 1)}', 'dim')
 
 
 def _shown(passages: Sequence[PassageView]) -> list[PassageView]:

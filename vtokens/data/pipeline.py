@@ -166,8 +166,9 @@ def collate(
       prefix_segments[r, p:p_stop] = number
       suffix_segments[r, s:s_stop] = number
       targets[r, t:t_stop] = example.targets
-      # The last token of the prompt predicts the first of the answer.
-      first = s + example.num_active + len(example.prompt) - 1
+      # The token before the answer predicts the first of it; the last of the
+      # answer is no input.
+      first = s_stop - len(example.targets)
       target_at[r, t:t_stop] = np.arange(first, first + t_stop - t)
       p, s, t = p_stop, s_stop, t_stop
   return Batch(
@@ -216,6 +217,8 @@ class TrainBatches:
     self._encoder = assembler.encoder
     self._chat = assembler.in_chat(None)
     self._before = len(self._encoder.before(self._chat))
+    # What differs in length is where the passages are.
+    self._by_suffix = assembler.position == 'first'
     most = max(1, data.passages.number[1])
     for policy in data.mixture.passages.values():
       most = max(most, policy.number[1])
@@ -239,13 +242,11 @@ class TrainBatches:
       examples = [self._plan(*place) for place in self._windows[number]]
       plans.append(self._form_rows(examples)[1:])
     per_row = self._data.examples_per_row
+    prefix, suffix = self._assembler.limits
     return batching.choose_shapes(
       np.concatenate([prefix for prefix, _ in plans]),
       np.concatenate([suffix for _, suffix in plans]),
-      (
-        per_row * self._data.max_prefix_tokens,
-        per_row * self._data.max_suffix_tokens,
-      ),
+      (max(1, per_row * prefix), per_row * suffix),
       self._data.num_shapes,
     )
 
@@ -265,17 +266,20 @@ class TrainBatches:
       last_ends,
       self._assembler.max_prefix - self._before,
     )
+    prefix = assemble.prefix_len(
+      self._before, self._heads, kept, ends, last_ends
+    )
+    suffix = assemble.suffix_len(
+      draw.num_active,
+      mixture.prompt_len(member),
+      mixture.answer_len(member, draw.answer),
+    )
+    moved = prefix - self._before if self._by_suffix else 0
     return Planned(
       member=member,
       draw=draw,
-      prefix=assemble.prefix_len(
-        self._before, self._heads, kept, ends, last_ends
-      ),
-      suffix=assemble.suffix_len(
-        draw.num_active,
-        mixture.prompt_len(member),
-        mixture.answer_len(member, draw.answer),
-      ),
+      prefix=prefix - moved,
+      suffix=suffix + moved,
       kept=tuple(kept),
       cut=sum(0 < n < body for n, body in zip(kept, bodies, strict=True)),
     )
@@ -286,7 +290,9 @@ class TrainBatches:
     """Indices of each row's examples, and lengths of the rows."""
     prefix = np.array([example.prefix for example in examples])
     suffix = np.array([example.suffix for example in examples])
-    rows = batching.form_rows(prefix, self._data.examples_per_row)
+    rows = batching.form_rows(
+      suffix if self._by_suffix else prefix, self._data.examples_per_row
+    )
     return rows, prefix[rows].sum(axis=1), suffix[rows].sum(axis=1)
 
   def plan(self, window: int) -> list[PlannedBatch]:
@@ -298,7 +304,13 @@ class TrainBatches:
   ) -> list[PlannedBatch]:
     examples = [self._plan(*place) for place in places]
     rows, prefix, suffix = self._form_rows(examples)
-    groups = batching.group_rows(prefix, suffix, self.shapes, self.batch_rows)
+    groups = batching.group_rows(
+      prefix,
+      suffix,
+      self.shapes,
+      self.batch_rows,
+      by_suffix=self._by_suffix,
+    )
     rng = np.random.default_rng([self._seed, _WINDOW, number])
     order = rng.permutation(len(groups))
     planned = []
@@ -342,6 +354,7 @@ class TrainBatches:
       num_active=draw.num_active if num_active is None else num_active,
       chat=self._chat,
       max_prefix=self._assembler.max_prefix,
+      position=self._assembler.position,
     )
 
   @contextlib.contextmanager

@@ -118,6 +118,7 @@ def open_training_set(
   policies = [data.passages, *data.mixture.passages.values()]
   directory = pathlib.Path(data.token_cache or f'{cfg.workdir}/tokens')
   assembler.check_before(assembler.in_chat(None))
+  assembler.check_shapes(data.shapes, data.examples_per_row)
   token_sets = []
   for group in sources.groups(data.train):
     report = bad_records(data)

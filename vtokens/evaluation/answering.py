@@ -5,17 +5,18 @@ the same ids share one cache of it and are answered together; see
 `vtokens.generate`.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Float, Int
 
 from vtokens import config, generate, partitioning
 from vtokens.data.assemble import Example
+from vtokens.evaluation import hosts
 from vtokens.evaluation.cells import Answer
 from vtokens.models.attention import KVCache
 from vtokens.models.base import FrozenBase
@@ -57,14 +58,13 @@ class Answerer:
     self._seed = seed
     self._known = frozenset(base.tokenizer.ids)
     newline, blank = _token_kinds(base)
-    ends = np.zeros_like(newline)
+    ends: Any = np.zeros_like(newline)
     # Files may list ids that this model does not have.
     ends[[i for i in base.tokenizer.end_ids if i < len(ends)]] = True
     if not decode.stop_at_newline:
       newline = np.zeros_like(newline)
-    self._endings = generate.Endings(
-      np.int32(base.tokenizer.eos_id), ends, newline, blank
-    )
+    eos_id: Any = np.int32(base.tokenizer.eos_id)
+    self._endings = generate.Endings(eos_id, ends, newline, blank)
     parts = mesh.shape['data'] * mesh.shape['fsdp']
     self.batch_size = -(-decode.batch_size // parts) * parts
     self._local_rows = partitioning.local_rows(mesh, self.batch_size)
@@ -117,7 +117,7 @@ class Answerer:
     """The cache of a batch's prefixes."""
     longest = max(len(example.prefix) for example in examples)
     shape = (self.batch_size, round_prefix(longest))
-    prefix, positions = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+    prefix, positions = _full(shape, 0), _full(shape, -1)
     for r, example in enumerate(examples):
       size = len(example.prefix)
       prefix[r, :size] = example.prefix
@@ -151,8 +151,8 @@ class Answerer:
     """
     endings = self._endings
     if forced:
-      never = np.zeros_like(endings.is_end)
-      endings = endings.replace(is_end=never, is_newline=never)
+      never: Any = np.zeros_like(endings.is_end)
+      endings = dataclasses.replace(endings, is_end=never, is_newline=never)
     return generate.generate(
       self._base.params,
       table,
@@ -167,7 +167,8 @@ class Answerer:
   def wait(self, out: Int[Array, 'B C max_new_tokens']) -> list[list[Answer]]:
     """Answers of every row, padding rows included, once they are there."""
     return [
-      [self._answer(tokens) for tokens in row] for row in _fetch(out).tolist()
+      [self._answer(tokens) for tokens in row]
+      for row in hosts.fetch(out).tolist()
     ]
 
   def put(self, arrays: Any) -> Any:
@@ -182,9 +183,9 @@ class Answerer:
   ) -> generate.Suffixes:
     longest = max(sum(e.suffix_len for e in row) for row in examples)
     shape = (self.batch_size, round_suffix(longest))
-    ids = np.zeros(shape, np.int32)
-    positions, segments = np.full(shape, -1, np.int32), np.full(shape, -1)
-    last = np.full((self.batch_size, len(first_ids)), -1, np.int32)
+    ids, positions = _full(shape, 0), _full(shape, -1)
+    segments = _full(shape, -1)
+    last = _full((self.batch_size, len(first_ids)), -1)
     for r, row in enumerate(examples):
       stop = 0
       for number, example in enumerate(row):
@@ -199,7 +200,7 @@ class Answerer:
       generate.Suffixes(
         ids=ids,
         positions=positions,
-        segments=segments.astype(np.int32) if len(first_ids) > 1 else None,
+        segments=segments if len(first_ids) > 1 else None,
         last=last,
       )
     )
@@ -209,11 +210,9 @@ class Answerer:
     for r, name in enumerate(ids):
       digest = hashlib.sha256(f'{self._seed} {name}'.encode()).digest()
       keys[r] = np.frombuffer(digest[:8], np.uint32)
-    return generate.Sampling(
-      keys=self.put(keys),
-      temperature=np.float32(self._decode.temperature),
-      top_p=np.float32(self._decode.top_p),
-    )
+    temperature: Any = np.float32(self._decode.temperature)
+    top_p: Any = np.float32(self._decode.top_p)
+    return generate.Sampling(self.put(keys), temperature, top_p)
 
   def _answer(self, tokens: list[int]) -> Answer:
     stop, begun, size = 'length', False, len(tokens)
@@ -231,6 +230,10 @@ class Answerer:
     if self._endings.is_newline.any():
       text = text.split('\n')[0].strip()
     return Answer(text, size, stop)
+
+
+def _full(shape: tuple[int, int], fill: int) -> Any:
+  return np.full(shape, fill, np.int32)
 
 
 def round_prefix(size: int) -> int:
@@ -275,14 +278,7 @@ def _within_budget(
   return groups
 
 
-def _fetch(array: jax.Array) -> np.ndarray:
-  """A global array on the host, of every process."""
-  if array.is_fully_addressable:
-    return np.asarray(array)
-  return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-
-
-def _token_kinds(base: FrozenBase) -> tuple[np.ndarray, np.ndarray]:
+def _token_kinds(base: FrozenBase) -> tuple[Any, Any]:
   """Which ids have a line break in their text, and which only white space."""
   newline = np.zeros(base.config.vocab_size, bool)
   blank = np.zeros(base.config.vocab_size, bool)

@@ -3,7 +3,9 @@
 import dataclasses
 
 from vtokens import config, schema
+from vtokens.evaluation import rules
 from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.evaluation.tasks import Task, check_task
 
 # Not a way to ask: proof that the model without tokens is the base.
 UNTOUCHED = 'untouched'
@@ -98,6 +100,8 @@ class Config:
     product: evaluate every combination of the axes' values.
     decode: how answers are generated.
     cost: what they cost.
+    tasks: general tasks without passages or tokens, by name; see
+      docs/evaluation.md.
     report: how results are summed up.
     mesh: the devices.
   """
@@ -120,6 +124,7 @@ class Config:
   product: bool = False
   decode: config.Decode = dataclasses.field(default_factory=config.Decode)
   cost: Cost = dataclasses.field(default_factory=Cost)
+  tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
   report: Report = dataclasses.field(default_factory=Report)
   mesh: config.Mesh = dataclasses.field(default_factory=config.Mesh)
 
@@ -195,5 +200,10 @@ def validate(settings: Config) -> None:
   for field in ('num_passages', 'retrievers'):
     if not values[field]:
       fail(field, 'at least one value')
+  for name, rule in values['data.rules'].items():
+    if rule not in rules.RULES:
+      fail('data.rules', f'{name} to have one of {", ".join(rules.RULES)}')
+  for name, task in values['tasks'].items():
+    check_task(name, task)
   if set(names) - {UNTOUCHED} and not values['data.sources']:
     fail('data.sources', 'to be set')

@@ -3,7 +3,7 @@
 import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -23,12 +23,12 @@ def measure(
   mesh: jax.sharding.Mesh,
   prompter: Prompter,
   records: Sequence[Record],
-  arms: Mapping[str, Arm],
+  arms: Sequence[Arm],
   decode: config.Decode,
   *,
   repeats: int,
   check: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
   """Times the same questions asked in several ways, each way by itself.
 
   Compilation and host work (tokens to ids and back) are left out. Answers are
@@ -40,13 +40,13 @@ def measure(
     mesh: the devices.
     prompter: makes the examples.
     records: the questions: one batch, and the first of it alone.
-    arms: label -> way to ask; the others are compared with the first.
+    arms: ways to ask; the others are compared with the first.
     decode: how answers are generated.
     repeats: of each, after one that is not counted.
     check: called between measurements; may raise to stop.
 
   Returns:
-    JSON values: `rows`, one for each arm and batch size, with medians:
+    One dict of JSON values for each arm and batch size, with medians:
     prompt_tokens (mean of a question), prefill_tokens_per_second (prefix and
     suffix), first_token_seconds (of the whole batch), answer_seconds (one
     question's share of the batch's time), decode_tokens_per_second, and
@@ -57,11 +57,11 @@ def measure(
     settings = dataclasses.replace(decode, batch_size=size)
     answerer = Answerer(base, mesh, settings, seed=0)
     first: dict[str, Any] = {}
-    for label, arm in arms.items():
+    for arm in arms:
       check()
       examples = [prompter.example(record, arm) for record in records[:size]]
       row = {
-        'condition': label,
+        'condition': arm.name,
         'num_active': arm.num_active,
         'batch_size': answerer.batch_size,
         **_time(answerer, examples, arm, base, decode, repeats),
@@ -71,7 +71,7 @@ def measure(
         ratio = row[f'{name}_seconds'] / first[f'{name}_seconds']
         row[f'{name}_extra'] = ratio - 1
       rows.append(row)
-  return {'device': _device(), 'repeats': repeats, 'rows': rows}
+  return rows
 
 
 def _time(
@@ -119,6 +119,7 @@ def _time(
   }
 
 
-def _device() -> str:
+def device() -> str:
+  """How many devices of which kind there are."""
   devices = jax.devices()
   return f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})'

@@ -12,17 +12,17 @@ from typing import Any
 import jax
 import numpy as np
 import tqdm
-from jax.experimental import multihost_utils
 
 from vtokens import config, virtual_tokens
 from vtokens.data import records as records_lib
 from vtokens.data.records import Record
+from vtokens.evaluation import cost, hosts
 from vtokens.evaluation.cells import Answer, Cell
 from vtokens.evaluation.config import Config
 from vtokens.evaluation.evaluator import Evaluator, report_cuts
 from vtokens.evaluation.models import Model
 from vtokens.evaluation.plan import Group
-from vtokens.evaluation.prompts import Arm, Prompter
+from vtokens.evaluation.prompts import Arm, Prompter, bare_arm
 from vtokens.evaluation.store import CellFile
 from vtokens.models.base import FrozenBase
 
@@ -71,9 +71,11 @@ class Grid:
       for cell, arm in group.arms.items()
     }
 
-  @property
-  def num_missing(self) -> int:
-    """Answers that are still to be generated."""
+  def has_missing(self) -> bool:
+    """Whether answers are still to be generated."""
+    return hosts.first_says(self._num_missing() > 0)
+
+  def _num_missing(self) -> int:
     return sum(
       len(self._records[cell.dataset]) - len(file.answers)
       for cell, file in self._files.items()
@@ -136,7 +138,7 @@ class Grid:
       check: called between batches; may raise to stop.
     """
     with tqdm.tqdm(
-      total=self.num_missing,
+      total=self._num_missing(),
       desc=self._model.name,
       unit='answer',
       dynamic_ncols=True,
@@ -154,6 +156,42 @@ class Grid:
         for missing, arms in self._missing(group):
           self._answer(evaluator, group, missing, arms, bar)
 
+  def measure(
+    self,
+    base: FrozenBase,
+    mesh: jax.sharding.Mesh,
+    check: Callable[[], None] = lambda: None,
+  ) -> list[dict[str, Any]]:
+    """Times the conditions that show the main passages; see `cost.measure`.
+
+    The base in the very text that surrounds the tokens comes first, whether or
+    not it is among the conditions.
+    """
+    cfg = self._cfg
+    main = next(
+      (
+        group
+        for group in self._groups
+        if group.num_passages == cfg.num_passages[0]
+        and group.retriever == cfg.retrievers[0]
+      ),
+      None,
+    )
+    if main is None:
+      return []
+    arms = [bare_arm('plain'), *main.arms.values()]
+    records = self._records[main.dataset][: cfg.cost.questions]
+    return cost.measure(
+      base,
+      mesh,
+      self._prompter(main),
+      records,
+      list({arm.name: arm for arm in arms}.values()),
+      cfg.decode,
+      repeats=cfg.cost.repeats,
+      check=check,
+    )
+
   def _prompter(self, group: Group) -> Prompter:
     shown = config.Shown(
       num_passages=group.num_passages,
@@ -170,15 +208,15 @@ class Grid:
     parts: dict[bytes, dict[Cell, Arm]] = {}
     for cell, arm in group.arms.items():
       answers = self._files[cell].answers
-      lacking = np.array([record.id not in answers for record in records])
-      # All processes must do the same, and only one may see the files.
-      if jax.process_count() > 1:
-        lacking = multihost_utils.broadcast_one_to_all(lacking)
+      lacking = hosts.first_says(
+        np.array([record.id not in answers for record in records])
+      )
       parts.setdefault(lacking.tobytes(), {})[cell] = arm
     for key, arms in parts.items():
       lacking = np.frombuffer(key, bool)
       if lacking.any():
-        yield [records[i] for i in np.flatnonzero(lacking)], arms
+        wanted = np.flatnonzero(lacking).tolist()
+        yield [records[i] for i in wanted], arms
 
   def _answer(
     self,

@@ -1,5 +1,7 @@
 """What several processes have to agree on."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -16,8 +18,12 @@ def fetch(array: Shaped[Array, '...']) -> Shaped[np.ndarray, '...']:
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def first_says(value: bool) -> bool:
-  """What the first process was given, on all of them."""
+def first_says(value: Any) -> Any:
+  """What the first process was given, on all of them.
+
+  Args:
+    value: a bool, or an array of the same shape on all processes.
+  """
   if jax.process_count() == 1:
     return value
-  return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+  return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))

@@ -33,6 +33,11 @@ class Run:
   step: int
 
   @property
+  def sha256(self) -> str:
+    """Hash of the table's values."""
+    return virtual_tokens.table_sha256(self.rows)
+
+  @property
   def num_trained(self) -> int:
     """Rows that training has changed: the most virtual tokens to be used."""
     tokens = self.config.virtual_tokens

@@ -78,4 +78,5 @@ def _cells(
         retriever=retriever if shown else '',
       )
       # The name of an arm is only unique among those asked together.
-      yield cell, Arm(f'{name} {cell.table} {k}', condition, table, k)
+      parts = [name, cell.table, f'k={k}' if k else '']
+      yield cell, Arm(' '.join(filter(None, parts)), condition, table, k)

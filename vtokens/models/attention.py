@@ -83,8 +83,9 @@ def attend(
 
   The only mask is by position and segment: a query sees the slots of its own
   segment, and those of caches without segments, whose position is not negative,
-  not beyond its own and within the window. The keys of all caches and of the new tokens share one softmax without
-  being concatenated. Scores and softmax are f32.
+  not beyond its own and within the window. The keys of all caches and of the
+  new tokens share one softmax without being concatenated. Scores and softmax
+  are f32.
 
   Args:
     q: rotated queries of the new tokens.

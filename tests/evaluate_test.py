@@ -1,0 +1,529 @@
+"""Tests of vtokens.evaluate: the program on a tiny random Llama."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_models
+
+from vtokens import config, errors, evaluate, schema, virtual_tokens
+from vtokens.evaluation import config as eval_config
+from vtokens.evaluation import models as eval_models
+from vtokens.evaluation import store
+from vtokens.models import base as base_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROWS = 4
+WORDS = ('red', 'blue', 'green', 'grey', 'pink', 'teal', 'gold')
+
+CONFIG = """
+from vtokens import config
+from vtokens.evaluation import config as eval_config
+
+def get_config():
+  return eval_config.Config(
+    workdir={root!r} + '/eval',
+    runs=({root!r} + '/a', {root!r} + '/b'),
+    data=eval_config.Data(
+      sources=({root!r} + '/questions.jsonl',),
+      max_prefix_tokens=200,
+      max_suffix_tokens=230,
+    ),
+    conditions=('closed_book', 'prompt', 'tokens'),
+    num_active=(4, 2),
+    num_passages=(2, 0),
+    retrievers=('bm25', 'dense'),
+    decode=config.Decode(
+      batch_size=3, max_new_tokens=5, stop_at_newline=False
+    ),
+    report=eval_config.Report(resamples=50, permutations=50),
+  )
+"""
+
+
+def write_run(path: pathlib.Path, base: pathlib.Path, seed: int, **settings):
+  """A finished training run with a random table."""
+  cfg = config.Config(
+    base=config.Base(path=str(base), dtype='float32'),
+    virtual_tokens=config.VirtualTokens(
+      num_virtual_tokens=ROWS, num_active=ROWS, **settings
+    ),
+    data=config.Data(train=('unused.jsonl',)),
+    eval=config.Eval(num_active=(1,)),
+  )
+  path.mkdir()
+  values = schema.to_dict(cfg)
+  del values['workdir']
+  (path / 'config.json').write_text(json.dumps(values))
+  table = np.random.default_rng(seed).normal(size=(ROWS, 64))
+  fingerprint = base_lib.open_base(cfg.base).fingerprint
+  virtual_tokens.save_table(
+    path / 'table.safetensors',
+    table.astype(np.float32),
+    {'fingerprint': fingerprint, 'step': 3},
+  )
+
+
+def write_questions(path: pathlib.Path) -> None:
+  rows = []
+  for i in range(10):
+    passages = {
+      name: [
+        {'id': f'{name}{i}.{j}', 'text': f'{WORDS[(i + j) % 7]} ' * (i + j)}
+        for j in (1, 2, 3)
+      ]
+      for name in ('bm25', 'dense')
+    }
+    rows.append(
+      {
+        'id': f'q{i}',
+        'dataset': 'one' if i < 7 else 'two',
+        'question': 'what' + ' is' * (i % 4) + '?',
+        'answers': [WORDS[i % 7]],
+        'passages': passages,
+      }
+    )
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory, tiny_dir) -> pathlib.Path:
+  root = tmp_path_factory.mktemp('evaluate')
+  write_run(root / 'a', tiny_dir, 0)
+  write_run(root / 'b', tiny_dir, 1, position='last')
+  write_questions(root / 'questions.jsonl')
+  (root / 'config.py').write_text(CONFIG.format(root=str(root)))
+  return root
+
+
+def make_config(root: pathlib.Path, **settings) -> eval_config.Config:
+  namespace: dict = {}
+  exec((root / 'config.py').read_text(), namespace)
+  cfg = dataclasses.replace(namespace['get_config'](), **settings)
+  eval_config.validate(cfg)
+  return cfg
+
+
+def run(cfg: eval_config.Config, check=lambda: None) -> dict:
+  return evaluate.evaluate(cfg, check)
+
+
+@pytest.fixture(scope='module')
+def whole(root) -> dict:
+  return run(make_config(root))
+
+
+def cells_of(directory: pathlib.Path) -> dict[str, bytes]:
+  """Contents by name, lines in order of ids."""
+  return {
+    path.name: b''.join(sorted(path.read_bytes().splitlines(keepends=True)))
+    for path in directory.iterdir()
+  }
+
+
+def test_cells_of_all_axes(whole):
+  found = {
+    (
+      c['dataset'],
+      c['condition'],
+      c['table'],
+      c['num_active'],
+      c['num_passages'],
+      c['retriever'],
+    )
+    for c in whole['cells']
+  }
+  passages = ((2, 'bm25'), (0, ''), (2, 'dense'))
+  expected = set()
+  for dataset in ('one', 'two'):
+    expected |= {(dataset, 'closed_book', '', 0, 0, '')}
+    expected |= {(dataset, 'prompt', '', 0, *p) for p in passages}
+    for table in 'ab':
+      expected |= {(dataset, 'tokens', table, 4, *p) for p in passages}
+      expected |= {(dataset, 'tokens', table, 2, 2, 'bm25')}
+  assert found == expected
+  assert {c['n'] for c in whole['cells'] if c['dataset'] == 'one'} == {7}
+  assert whole['versions']['table a'] != whole['versions']['table b']
+  assert whole['settings']['seed'] == 0
+
+
+def test_files(whole, root):
+  workdir = root / 'eval'
+  for name in whole['files']:
+    assert (workdir / name).stat().st_size, name
+  for name in ('report.html', 'report.md', 'report.json'):
+    assert (workdir / name).exists()
+  rows = [
+    json.loads(line)
+    for path in (workdir / 'predictions').iterdir()
+    for line in path.read_text().splitlines()
+  ]
+  assert len(rows) == 10 * len(whole['cells']) // 2
+  shown = {
+    tuple(row['passages'])
+    for row in rows
+    if row['id'] == 'q3' and row['num_passages']
+  }
+  assert shown == {('bm253.1', 'bm253.2'), ('dense3.1', 'dense3.2')}
+
+
+def test_predictions_are_those_of_each_table_where_it_was_trained(
+  whole, root, tmp_path
+):
+  """The other table alone, and at the position it was not trained at."""
+  alone = make_config(
+    root,
+    workdir=str(tmp_path),
+    runs=(str(root / 'b'),),
+    conditions=('tokens', 'tokens_middle'),
+    num_active=(),
+    num_passages=(2,),
+    retrievers=('bm25',),
+  )
+  run(alone)
+
+  def predictions(directory, condition):
+    [path] = [
+      p
+      for p in (directory / 'predictions').iterdir()
+      if (row := json.loads(p.read_text().splitlines()[0]))['condition']
+      == condition
+      and row['dataset'] == 'one'
+      and row['num_active'] in (0, 4)
+      and row['table'] in ('', 'b')
+      and row['retriever'] == 'bm25'
+    ]
+    return [json.loads(x)['prediction'] for x in path.read_text().splitlines()]
+
+  own = predictions(tmp_path, 'tokens')
+  assert own == predictions(root / 'eval', 'tokens')
+  assert own != predictions(tmp_path, 'tokens_middle')
+
+
+class _Enough(Exception):
+  pass
+
+
+def test_a_stopped_evaluation_goes_on_where_it_was(
+  whole, root, tmp_path, monkeypatch
+):
+  answered = []
+  append = store.CellFile.append
+
+  def counted(self, answers):
+    answered.append(len(answers))
+    append(self, answers)
+
+  monkeypatch.setattr(store.CellFile, 'append', counted)
+  cfg = make_config(root, workdir=str(tmp_path))
+  total = sum(c['n'] for c in whole['cells'])
+  for batches in (2, 5):
+    left = [batches]
+
+    def check(left=left):
+      left[0] -= 1
+      if left[0] < 0:
+        raise _Enough
+
+    with pytest.raises(_Enough):
+      run(cfg, check)
+    assert not (tmp_path / 'report.json').exists()
+  assert 0 < sum(answered) < total
+  again = run(cfg)
+  assert sum(answered) == total
+  assert again['cells'] == whole['cells']
+  assert cells_of(tmp_path / 'cells') == cells_of(root / 'eval' / 'cells')
+  # Nothing is left to do, and the weights are not even loaded.
+  monkeypatch.setattr(eval_models.base_lib.OpenBase, 'load', None)
+  assert run(cfg)['cells'] == whole['cells']
+
+
+def test_more_values_of_an_axis_add_cells(whole, root, monkeypatch):
+  before = cells_of(root / 'eval' / 'cells')
+  more = run(make_config(root, num_active=(4, 2, 1)))
+  after = cells_of(root / 'eval' / 'cells')
+  assert after.items() >= before.items()
+  # Two tables, two datasets.
+  assert len(after) == len(before) + 4
+  assert len(more['cells']) == len(whole['cells']) + 4
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'seed': 1},
+    {'shuffle_passages': True},
+    {'decode': config.Decode(3, 4, False)},
+    {'templates': config.Templates(passage='{index}: {text}\n')},
+  ],
+)
+def test_what_changes_answers_makes_other_cells(root, change):
+  def names(**settings):
+    cfg = make_config(
+      root, conditions=('prompt',), retrievers=('bm25',), **settings
+    )
+    runs = eval_models.read_runs(cfg.runs)
+    [model] = eval_models.open_models(cfg, runs)
+    records = evaluate.questions.read(cfg, print)
+    groups = evaluate.plan.groups(cfg, model, list(records))
+    grid = evaluate.Grid(cfg, model, groups, records)
+    return {file.path.name for file in grid._files.values()}
+
+  assert not names() & names(**change)
+  assert names() == names(decode=config.Decode(7, 5, False))
+
+
+def command(root, *arguments, **options):
+  environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  return subprocess.run(
+    [
+      *(sys.executable, '-m', 'vtokens.evaluate'),
+      f'--config={root / "config.py"}',
+      *arguments,
+    ],
+    cwd=ROOT,
+    env=environment,
+    capture_output=True,
+    text=True,
+    timeout=600,
+    **options,
+  )
+
+
+KILLED = """
+import os, runpy, signal, sys
+left = int(sys.argv.pop(1))
+from vtokens.evaluation import store
+append = store.CellFile.append
+def append_or_die(self, answers):
+  global left
+  append(self, answers)
+  left -= 1
+  if not left:
+    with self.path.open('ab') as file:
+      file.write(b'{"id": "cut o')
+    os.kill(os.getpid(), signal.SIGKILL)
+store.CellFile.append = append_or_die
+runpy.run_module('vtokens.evaluate', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+def test_killed_it_goes_on(whole, root, tmp_path):
+  arguments = [
+    f'--config={root / "config.py"}',
+    f'--config.workdir={tmp_path}',
+  ]
+  killed = subprocess.run(
+    [sys.executable, '-c', KILLED, '9', *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    timeout=600,
+  )
+  assert killed.returncode == -signal.SIGKILL
+  done = command(root, f'--config.workdir={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  assert cells_of(tmp_path / 'cells').items() <= (
+    cells_of(root / 'eval' / 'cells').items()
+  )
+  found = json.loads((tmp_path / 'report.json').read_text())
+  assert found['cells'] == whole['cells']
+  assert re.search(r'tokens.* EM|average of 2 datasets', done.stdout)
+
+
+@pytest.mark.slow
+def test_three_processes_with_unequal_shards(whole, root, tmp_path):
+  """Seven questions in batches of three rows, one row a process."""
+  script = tmp_path / 'run.py'
+  script.write_text(
+    'import runpy, sys, jax\n'
+    'jax.distributed.initialize(\n'
+    "  f'127.0.0.1:{sys.argv.pop(1)}', 3, int(sys.argv.pop(1)))\n"
+    "sys.argv[0] = 'vtokens.evaluate'\n"
+    "runpy.run_module('vtokens.evaluate', run_name='__main__')\n"
+  )
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  processes = [
+    subprocess.Popen(
+      [
+        *(sys.executable, str(script), str(port), str(number)),
+        f'--config={root / "config.py"}',
+        # Only the first one's directory is written to.
+        f'--config.workdir={tmp_path / str(number)}',
+      ],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for number in range(3)
+  ]
+  outputs = [process.communicate(timeout=600)[0] for process in processes]
+  assert [p.returncode for p in processes] == [0, 0, 0], '\n'.join(outputs)
+  found = json.loads((tmp_path / '0' / 'report.json').read_text())
+  assert found['cells'] == whole['cells']
+  assert found['versions']['device'].startswith('3 x')
+  assert not (tmp_path / '1').exists()
+  assert not (tmp_path / '2').exists()
+
+
+def test_untouched(root, tmp_path):
+  done = command(root, '--conditions=untouched', f'--config.workdir={tmp_path}')
+  assert done.returncode == 0, done.stderr
+  assert re.search(r'untouched: \d+ weight tensors .* SHA-256', done.stdout)
+  found = json.loads((tmp_path / 'general.json').read_text())
+  assert found['untouched'][0]['tables used'] == 2
+  assert found['untouched'][0]['bit for bit the base']
+
+
+def test_cost(root, tmp_path):
+  cfg = make_config(
+    root,
+    workdir=str(tmp_path),
+    conditions=('tokens',),
+    num_passages=(2,),
+    retrievers=('bm25',),
+    cost=eval_config.Cost(questions=3, repeats=1),
+  )
+  found = run(cfg)
+  rows = found['cost']['rows']
+  assert [(r['batch_size'], r['condition']) for r in rows] == [
+    (size, name)
+    for size in (1, 3)
+    for name in (
+      'plain',
+      'tokens a k=4',
+      'tokens a k=2',
+      'tokens b k=4',
+      'tokens b k=2',
+    )
+  ]
+  plain, four, two = rows[:3]
+  assert four['prompt_tokens'] - plain['prompt_tokens'] == 4
+  assert two['prompt_tokens'] - plain['prompt_tokens'] == 2
+  assert plain['first_token_extra'] == 0
+  for row in rows:
+    assert row['decode_tokens_per_second'] > 0
+    assert row['answer_seconds'] > 0
+  assert 'Cost' in (tmp_path / 'report.md').read_text()
+
+
+class TestBadInput:
+  def fails(self, root, match, **settings):
+    with pytest.raises(errors.UserError, match=match):
+      run(make_config(root, **settings))
+
+  def test_no_questions(self, root, tmp_path):
+    empty = tmp_path / 'empty.jsonl'
+    empty.write_text('')
+    data = eval_config.Data(sources=(str(empty),))
+    self.fails(root, r'empty\.jsonl', data=data)
+
+  def test_too_many_tokens(self, root):
+    self.fails(root, r'num_active: 5 .* table of a has 4$', num_active=(5,))
+
+  def test_more_tokens_than_were_trained(self, root, tmp_path, tiny_dir):
+    write_run(tmp_path / 'f', tiny_dir, 0, draw='fixed')
+    path = tmp_path / 'f' / 'config.json'
+    values = json.loads(path.read_text())
+    values['virtual_tokens']['num_active'] = 2
+    path.write_text(json.dumps(values))
+    self.fails(
+      root,
+      r'num_active: 4 .* table of f has 2 that were trained',
+      runs=(str(tmp_path / 'f'),),
+    )
+
+  def test_another_base(self, root, tmp_path):
+    tiny_models.save(tmp_path / 'other', seed=1)
+    base = config.Base(path=str(tmp_path / 'other'), dtype='float32')
+    self.fails(root, r'of a was trained on another base .* fing', base=base)
+
+  def test_no_run(self, root, tmp_path):
+    self.fails(root, 'holds no finished run', runs=(str(tmp_path),))
+
+  def test_missing_retriever(self, root):
+    self.fails(
+      root,
+      r'no question of one has passages of e5; there are those of bm25, dense',
+      retrievers=('bm25', 'e5'),
+    )
+
+  def test_several_retrievers_and_none_named(self, root):
+    self.fails(root, 'record q0 has passages of several', retrievers=('',))
+
+  def test_question_too_long(self, root):
+    data = dataclasses.replace(make_config(root).data, max_suffix_tokens=20)
+    self.fails(root, r'record q0: .* config\.data\.max_suffix_to', data=data)
+
+  def test_rule_of_no_dataset(self, root):
+    data = dataclasses.replace(make_config(root).data, rules={'x': 'text'})
+    self.fails(root, r"no dataset 'x'; there are one, two", data=data)
+
+  def test_answers_that_a_rule_cannot_compare(self, root):
+    data = dataclasses.replace(make_config(root).data, rules={'one': 'number'})
+    self.fails(root, 'dataset one, record q0', data=data)
+
+  @pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+      ({'workdir': ''}, 'config.workdir'),
+      ({'runs': ()}, 'config.runs'),
+      ({'conditions': ('x',)}, 'config.conditions: expected some of closed_b'),
+      ({'conditions': ()}, 'config.conditions'),
+      ({'num_active': (0,)}, 'config.num_active: expected numbers from 1'),
+      ({'num_passages': ()}, 'config.num_passages: expected at least one'),
+      ({'num_passages': (3, 3)}, 'config.num_passages: expected each value on'),
+      ({'retrievers': ()}, 'config.retrievers'),
+      ({'data': eval_config.Data()}, 'config.data.sources'),
+      ({'decode': config.Decode(top_p=0.0)}, 'config.decode.top_p'),
+      ({'decode': config.Decode(temperature=-1.0)}, 'config.decode.temperat'),
+      ({'mesh': config.Mesh((0, 1, 1))}, 'config.mesh.shape'),
+      (
+        {'templates': config.Templates(prompt='x')},
+        r'config\.templates\.prompt: expected the placeholder \{question\}',
+      ),
+      (
+        {'data': eval_config.Data(('x',), rules={'d': 'fuzzy'})},
+        r'config\.data\.rules: expected d to have one of text',
+      ),
+      (
+        {
+          'runs': (),
+          'base': config.Base('x', 'float32'),
+          'conditions': ('tokens',),
+        },
+        'config.runs: expected a trained run, for the condition tokens',
+      ),
+      (
+        {'runs': (), 'base': config.Base('x', ''), 'conditions': ('concat',)},
+        'config.base.dtype',
+      ),
+    ],
+  )
+  def test_settings(self, root, change, message):
+    with pytest.raises(errors.UserError, match=message):
+      make_config(root, **change)
+
+  def test_one_line_and_exit_1(self, root, tmp_path):
+    done = command(
+      root, '--config.num_active=(9,)', f'--config.workdir={tmp_path}'
+    )
+    assert done.returncode == 1
+    assert (
+      done.stderr.strip()
+      .splitlines()[-1]
+      .startswith('error: config.num_active: 9')
+    )
+    assert 'Traceback' not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,249 @@
+r"""How good virtual tokens are, against what, on what, and at what cost.
+
+    python -m vtokens.evaluate --config configs/eval/x.py \
+      --config.workdir=runs/evaluation
+
+Fields are documented in `vtokens/evaluation/config.py`, what is measured and
+written in docs/evaluation.md. The same command continues an evaluation that
+was stopped or killed; answers that are there are not generated again.
+"""
+
+import importlib.metadata
+import pathlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from absl import flags as absl_flags
+
+from vtokens import flags, partitioning, schema, stopping, writers
+from vtokens.data.records import Record
+from vtokens.evaluation import (
+  config,
+  cost,
+  general,
+  models,
+  plan,
+  questions,
+  report,
+  rules,
+  untouched,
+)
+from vtokens.evaluation.cells import Cell, CellResult, Results
+from vtokens.evaluation.config import UNTOUCHED, Config
+from vtokens.evaluation.grid import Answered, Grid
+
+_PACKAGES = ('vtokens', 'jax', 'jaxlib', 'flax', 'transformers', 'tokenizers')
+
+
+def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
+  """Runs or continues an evaluation.
+
+  Args:
+    cfg: a validated config.
+    check: called between batches; may raise to stop, and what was answered is
+      kept.
+
+  Returns:
+    The content of report.json, or, where only `untouched` and tasks were asked
+    for, of general.json; nothing on all processes but the first.
+
+  Raises:
+    errors.UserError: bad input, or a base that did not stay what it was.
+  """
+  runs = models.read_runs(cfg.runs)
+  opened = models.open_models(cfg, runs)
+  records = questions.read(cfg, writers.say)
+  # Whatever is wrong should show before the weights are loaded.
+  grids = {}
+  for model in opened:
+    grids[model.name] = Grid(
+      cfg, model, plan.groups(cfg, model, list(records)), records
+    )
+    grids[model.name].check()
+  mesh = partitioning.make_mesh(cfg.mesh.shape)
+  costs: list[dict[str, Any]] = []
+  abilities: dict[str, list[dict[str, Any]]] = {}
+  for model in opened:
+    _run(cfg, model, grids[model.name], mesh, costs, abilities, check)
+  if jax.process_index():
+    return {}
+  versions = _versions(opened, runs)
+  if not records:
+    content = {
+      **abilities,
+      'settings': schema.to_dict(cfg),
+      'versions': versions,
+    }
+    writers.write_json(pathlib.Path(cfg.workdir, 'general.json'), content)
+    return content
+  answered: dict[Cell, Answered] = {}
+  for grid in grids.values():
+    answered |= grid.results()
+  return report.write_report(
+    cfg.workdir,
+    _results(cfg, opened, records, answered),
+    settings=schema.to_dict(cfg),
+    versions=versions,
+    cost={'device': cost.device(), 'rows': costs} if costs else None,
+    general=abilities or None,
+    resamples=cfg.report.resamples,
+    permutations=cfg.report.permutations,
+    seed=cfg.seed,
+    reference=cfg.report.reference,
+    page_questions=cfg.report.page_questions,
+  )
+
+
+def _run(
+  cfg: Config,
+  model: models.Model,
+  grid: Grid,
+  mesh: jax.sharding.Mesh,
+  costs: list[dict[str, Any]],
+  abilities: dict[str, list[dict[str, Any]]],
+  check: Callable[[], None],
+) -> None:
+  """All that needs the weights of one base; they are dropped at its end."""
+  prove = UNTOUCHED in cfg.conditions
+  if not (grid.has_missing() or cfg.cost.questions or cfg.tasks or prove):
+    return
+  base = model.base.load(mesh)
+  loaded = untouched.observe(base) if prove else None
+  grid.run(base, mesh, check)
+  if cfg.cost.questions:
+    costs += [
+      {'model': model.name, **row} for row in grid.measure(base, mesh, check)
+    ]
+  if cfg.tasks:
+    found = general.run_tasks(
+      base,
+      mesh,
+      cfg.tasks,
+      seed=cfg.seed,
+      batch_size=cfg.decode.batch_size,
+      directory=pathlib.Path(cfg.workdir, 'general', model.name),
+      check=check,
+    )
+    rows = [{'model': model.name, **row} for row in found['tasks']]
+    abilities.setdefault('tasks', []).extend(rows)
+  if prove:
+    tables = [table.rows for table in model.tables.values()]
+    proof = untouched.prove(
+      lambda: model.base.load(mesh), base, tables, loaded=loaded, release=True
+    )
+    if jax.process_index() == 0:
+      writers.write_json(
+        pathlib.Path(cfg.workdir, 'general', model.name, 'untouched.json'),
+        proof,
+      )
+    abilities.setdefault('untouched', []).append(
+      {
+        'model': model.name,
+        'tables used': len(tables),
+        'tensors': proof['weights']['tensors'],
+        'parameters': proof['weights']['parameters'],
+        'weights sha256': proof['weights']['sha256'],
+        'probes': proof['logits']['probes'],
+        'bit for bit the base': proof['untouched'],
+      }
+    )
+
+
+def _results(
+  cfg: Config,
+  opened: Sequence[models.Model],
+  records: Mapping[str, Sequence[Record]],
+  answered: Mapping[Cell, Answered],
+) -> Results:
+  cells = {}
+  for cell, found in answered.items():
+    values = rules.score_questions(
+      cfg.data.rules.get(cell.dataset, 'text'),
+      [answer.text for answer in found.answers],
+      [record.answers for record in records[cell.dataset]],
+      char_f1=cfg.report.char_f1,
+    )
+    cells[cell] = CellResult(cell, found.answers, found.shown, values)
+  tables = [table for model in opened for table in model.tables.values()]
+  return Results(
+    records=records,
+    cells=cells,
+    conditions=[name for name in cfg.conditions if name != UNTOUCHED],
+    num_active={
+      table.name: cfg.num_active[0] if cfg.num_active else len(table.rows)
+      for table in tables
+    },
+    num_passages=cfg.num_passages[0],
+    retriever=cfg.retrievers[0],
+  )
+
+
+def _versions(
+  opened: Sequence[models.Model], runs: Sequence[models.Run]
+) -> dict[str, Any]:
+  """What the numbers depend on, beside the settings."""
+  versions: dict[str, Any] = {
+    'python': platform.python_version(),
+    **{name: importlib.metadata.version(name) for name in _PACKAGES},
+    'device': cost.device(),
+  }
+  for model in opened:
+    versions[f'base {model.name}'] = model.base.fingerprint
+  for run in runs:
+    versions[f'table {run.name}'] = run.sha256
+  return versions
+
+
+def _prepare(cfg: Config) -> None:
+  """`--conditions` in place of those of the config, then its validation."""
+  if absl_flags.FLAGS.conditions:
+    cfg.conditions = tuple(absl_flags.FLAGS.conditions)
+    if cfg.conditions == (UNTOUCHED,):
+      cfg.data.sources = ()
+  config.validate(cfg)
+
+
+def main(cfg: Config) -> None:
+  """Entry point."""
+  with stopping.StopRequest() as stop:
+    try:
+      found = evaluate(cfg, stop.check)
+    except stopping.Stopped as e:
+      writers.say(
+        f'stopped by {e}; continue with: '
+        f'{flags.command_line("vtokens.evaluate")}'
+      )
+      return
+  if jax.process_index():
+    return
+  if 'cells' in found:
+    writers.say(report.format_console(found))
+  abilities = found.get('general') or found
+  if abilities.get('tasks'):
+    writers.say(general.format_results(abilities))
+  for row in abilities.get('untouched', ()):
+    writers.say(
+      f'{row["model"]}: untouched: {row["tensors"]} weight tensors and the '
+      f'logits of {row["probes"]} texts are bit for bit those of the files '
+      f'after {row["tables used"]} tables were used; SHA-256 of all weights '
+      f'{row["weights sha256"]}'
+    )
+  if 'files' in found:
+    writers.say(
+      f'written to {cfg.workdir}: report.html, report.md, report.json, plots/, '
+      'predictions/'
+    )
+  else:
+    writers.say(f'written to {cfg.workdir}: general.json, general/')
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_list(
+    'conditions',
+    None,
+    'In place of config.conditions, e.g. untouched: proves that the model '
+    'without tokens is the base.',
+  )
+  flags.run_config(main, Config, _prepare, 'configs/eval/quickstart.py')

@@ -104,7 +104,13 @@ def test_batches_and_rounds_do_not_matter(base, prompts, monkeypatch):
 @pytest.mark.parametrize(
   ('forced', 'text', 'stop', 'num_tokens'),
   [
-    ('It is 5. The answer is: 5\n\nQuestion: and?', None, 'question', None),
+    (
+      'It is 5. The answer is: 5\n\nQuestion: x',
+      'It is 5. The answer is: 5',
+      'question',
+      36,
+    ),
+    ('Question: x', '', 'question', 9),
     ('It is 5.', 'It is 5.', 'end', 8),
     ('x' * 41, 'x' * 40, 'length', 40),
     ('x' * 40, 'x' * 40, 'length', 40),
@@ -134,8 +140,4 @@ def test_what_ends_an_answer(
   monkeypatch.setattr(reasoning.hosts, 'fetch', np.asarray)
   [found] = run(base, prompts[:1], max_new_tokens=40)
   assert found.stop == stop
-  if stop == 'question':
-    assert found.text == 'It is 5. The answer is: 5'
-    assert reasoning.final_number(found.text) == 5.0
-  else:
-    assert (found.text, found.num_tokens) == (text, num_tokens)
+  assert (found.text, found.num_tokens) == (text, num_tokens)

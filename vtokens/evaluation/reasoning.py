@@ -34,7 +34,8 @@ class Continuation:
 
   Attributes:
     text: without what ended it.
-    num_tokens: generated, without the token that ended it.
+    num_tokens: generated, with the beginning of a next question, without a
+      token that means the end.
     stop: what ended it: end (a token that means it), question (the next one
       began), or length.
   """
@@ -67,6 +68,11 @@ def continue_prompts(
     check: called between batches; may raise to stop.
   """
   known = frozenset(base.tokenizer.ids)
+
+  def decode(ids: Sequence[int]) -> str:
+    # A padded embedding matrix has rows, so logits, of ids without a token.
+    return base.tokenizer.decode([i for i in ids if i in known])
+
   vocab_size = base.config.vocab_size
   ends: Any = np.zeros(vocab_size, bool)
   # Files may list ids that this model does not have.
@@ -116,12 +122,10 @@ def continue_prompts(
           if size_now >= max_new_tokens:
             stop = 'length'
           written[i] = [*written[i], *new][:max_new_tokens]
-          # A padded embedding matrix has rows, so logits, of ids without a
-          # token.
-          text = base.tokenizer.decode([t for t in written[i] if t in known])
-          if task_prompts.NEXT in text:
-            stop, text = 'question', text.split(task_prompts.NEXT)[0]
+          if (begun := _next_begins(decode, written[i])) is not None:
+            stop, written[i] = 'question', written[i][:begun]
           if stop:
+            text = decode(written[i]).split(task_prompts.NEXT)[0]
             done[i] = Continuation(text.strip(), len(written[i]), stop)
             bar.update()
   return [done[i] for i in range(len(prompt_ids))]
@@ -139,6 +143,19 @@ def is_right(value: float | None, answers: Sequence[str]) -> bool:
   return value is not None and any(
     gold is not None and math.isclose(value, gold, rel_tol=1e-9)
     for gold in golds
+  )
+
+
+def _next_begins(
+  decode: Callable[[Sequence[int]], str], ids: Sequence[int]
+) -> int | None:
+  """Tokens up to where the next question has begun; None if it has not."""
+  if task_prompts.NEXT not in decode(ids):
+    return None
+  return next(
+    size
+    for size in range(1, len(ids) + 1)
+    if task_prompts.NEXT in decode(ids[:size])
   )
 
 

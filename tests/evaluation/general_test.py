@@ -81,7 +81,7 @@ def lines(path):
 
 def test_results_and_predictions(base, settings, tmp_path):
   facts, truths, sums = run(base, settings, tmp_path / 'out')['tasks']
-  rows = lines(tmp_path / 'out/general/facts.jsonl')
+  rows = lines(tmp_path / 'out/facts.jsonl')
   # Each question by itself, with a mean of our own.
   loaded = tasks.load('facts', settings['facts'], 0)
   right = {'sum': [], 'per_token': [], 'per_byte': []}
@@ -117,7 +117,7 @@ def test_results_and_predictions(base, settings, tmp_path):
   assert any("the line 'Passage:'" in note for note in truths['notes'])
   # A random model has no answer.
   assert (sums['accuracy'], sums['unanswered']) == (0.0, 100.0)
-  written = lines(tmp_path / 'out/general/sums.jsonl')
+  written = lines(tmp_path / 'out/sums.jsonl')
   assert [row['prediction'] for row in written] == [None] * 3
   assert sums['mean_tokens'] == np.mean([row['num_tokens'] for row in written])
   text = general.format_results({'tasks': [facts, truths, sums]})
@@ -160,7 +160,7 @@ def test_finished_tasks_are_not_computed_again(
   monkeypatch.setattr(choices, 'score', counts)
 
   def stop_at_second():
-    if (out / 'general/facts.json').exists():
+    if (out / 'facts.json').exists():
       raise Killed
 
   with pytest.raises(Killed):
@@ -168,8 +168,8 @@ def test_finished_tasks_are_not_computed_again(
   assert scored == [11]
   assert run(base, settings, out) == whole
   assert scored == [11, 4]
-  before = (out / 'general/facts.jsonl').read_bytes()
-  assert before == (tmp_path / 'whole/general/facts.jsonl').read_bytes()
+  before = (out / 'facts.jsonl').read_bytes()
+  assert before == (tmp_path / 'whole/facts.jsonl').read_bytes()
   # The batch size is no matter of the result, so of no identity.
   assert run(base, settings, out, batch_size=2) == whole
   assert scored == [11, 4]
@@ -183,10 +183,10 @@ def test_finished_tasks_are_not_computed_again(
   run(base, settings, out)
   assert scored == [11, 4] * 3 + [5]
   # Predictions that somebody cut.
-  (out / 'general/facts.jsonl').write_text('')
+  (out / 'facts.jsonl').write_text('')
   run(base, settings, out)
   assert scored == [11, 4] * 3 + [5, 11]
-  assert (out / 'general/facts.jsonl').read_bytes() == before
+  assert (out / 'facts.jsonl').read_bytes() == before
 
 
 def test_errors_come_before_any_work(base, settings, tmp_path):

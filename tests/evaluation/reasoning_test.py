@@ -100,14 +100,15 @@ def test_batches_and_rounds_do_not_matter(base, prompts, monkeypatch):
   assert run(base, prompts[::-1], batch_size=1)[::-1] == together
 
 
-@pytest.mark.parametrize('round_size', [4, 64])
+@pytest.mark.parametrize('round_size', [4, 7, 64])
 @pytest.mark.parametrize(
   ('forced', 'text', 'stop', 'num_tokens'),
   [
     ('It is 5. The answer is: 5\n\nQuestion: and?', None, 'question', None),
     ('It is 5.', 'It is 5.', 'end', 8),
     ('x' * 41, 'x' * 40, 'length', 40),
-    ('x' * 40, 'x' * 40, 'end', 40),
+    ('x' * 40, 'x' * 40, 'length', 40),
+    ('x' * 39, 'x' * 39, 'end', 39),
   ],
 )
 def test_what_ends_an_answer(

@@ -146,7 +146,7 @@ def test_questions_asked_are_never_shots(tmp_path):
   task = load(tmp_path, 'mmlu', rows, [leak, other], shots=1)
   assert [e.id for e in task.shots(task.questions[0])] == ['y']
   assert any(note.startswith('1 of the questions in') for note in task.notes)
-  with pytest.raises(errors.UserError, match='2 shots asked for, .* only 1'):
+  with pytest.raises(errors.UserError, match=r'2 shots asked for, .* only 1'):
     load(tmp_path, 'mmlu', rows, [leak, other], shots=2)
 
 

@@ -34,8 +34,8 @@ def run_tasks(
   """Scores a base on general tasks.
 
   A task that is finished is not computed again: what it found is in
-  `directory/general/NAME.json`, with all that it depends on, and the answers
-  one by one in `NAME.jsonl`.
+  `directory/NAME.json`, with all that it depends on, and the answers one by one
+  in `NAME.jsonl`.
 
   Args:
     base: the frozen model.
@@ -43,7 +43,7 @@ def run_tasks(
     settings: name -> settings of the task, checked.
     seed: of the questions and examples drawn.
     batch_size: questions at a time.
-    directory: where results are written.
+    directory: where results of this base are written.
     check: called between batches; may raise to stop.
 
   Returns:
@@ -54,7 +54,7 @@ def run_tasks(
     errors.UserError: a file is bad or a question too long; before anything is
       computed.
   """
-  directory = pathlib.Path(directory) / 'general'
+  directory = pathlib.Path(directory)
   loaded = [tasks.load(name, task, seed) for name, task in settings.items()]
   for task in loaded:
     _check_fits(base, task)

@@ -112,9 +112,9 @@ def continue_prompts(
         for i, ids in zip(index, hosts.fetch(out)[:, 0].tolist(), strict=False):
           new = list(itertools.takewhile(lambda token: not ends[token], ids))
           size_now = len(written[i]) + len(new)
-          stop = 'length' if size_now >= max_new_tokens else ''
-          if len(new) < len(ids) and size_now <= max_new_tokens:
-            stop = 'end'
+          stop = 'end' if len(new) < len(ids) else ''
+          if size_now >= max_new_tokens:
+            stop = 'length'
           written[i] = [*written[i], *new][:max_new_tokens]
           # A padded embedding matrix has rows, so logits, of ids without a
           # token.

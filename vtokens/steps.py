@@ -23,13 +23,14 @@ class Batch:
   and their suffixes likewise. Padding is at the end of either part.
 
   Attributes:
-    prefix: ids of the passages, `R P` int32.
+    prefix: ids of what nothing of the table precedes, `R P` int32: the
+      passages, unless virtual tokens stand before them.
     prefix_positions: of each in its example's sequence, `R P` int32; -1 for
       padding.
     prefix_segments: number of its example in the row, `R P` int32; None
       where each row has one example.
-    suffix: ids of virtual tokens, prompt and answer, `R S` int32; virtual
-      token i is the id `vocab_size + i`.
+    suffix: ids of virtual tokens and all else after the prefix, `R S` int32;
+      virtual token i is the id `vocab_size + i`.
     suffix_positions: which go on where the example's prefix ends, `R S`
       int32; -1 for padding.
     suffix_segments: like those of the prefix, `R S` int32 or None.

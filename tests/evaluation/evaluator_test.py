@@ -202,7 +202,8 @@ def test_tables_side_by_side(base, mesh, table, answers):
 def test_a_table_keeps_the_position_and_templates_it_was_trained_with(
   base, mesh, table, answers
 ):
-  last = dataclasses.replace(table, position='last')
+  moved = dataclasses.replace(table.assembler, position='last')
+  last = dataclasses.replace(table, assembler=moved)
   evaluator = make_evaluator(base, mesh)
   found = evaluator.answers(
     RECORDS,

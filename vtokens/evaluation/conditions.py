@@ -71,11 +71,10 @@ class Table:
   Attributes:
     name: unique in an evaluation.
     rows: the table, `P D` f32.
-    assembler: with the templates that it was trained with.
-    position: where its tokens stood: first, middle or last.
+    assembler: with the templates that it was trained with, and the position
+      of the tokens.
   """
 
   name: str
   rows: Float[np.ndarray, 'P D']
   assembler: Assembler
-  position: str = 'middle'

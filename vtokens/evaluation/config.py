@@ -58,7 +58,8 @@ class Report:
   """How results are summed up.
 
   Attributes:
-    reference: the condition with which others are compared.
+    reference: the condition with which others are compared, if it is among
+      those asked.
     char_f1: also report what the paper's F1 probably is; see
       docs/evaluation.md. Never to be compared with token F1.
     resamples: of the bootstrap, for 95 % intervals.
@@ -183,6 +184,8 @@ def validate(settings: Config) -> None:
     fail('base.dtype', 'float32 or bfloat16, since there are no runs')
   config.check_templates(values, fail)
   config.check_top_p(values, 'decode', fail)
+  if values['report.reference'] not in CONDITIONS:
+    fail('report.reference', f'one of {", ".join(CONDITIONS)}')
   config.check_mesh(values, fail)
   names = values['conditions']
   known = (*CONDITIONS, UNTOUCHED)

@@ -81,7 +81,7 @@ def _time(
   base: FrozenBase,
   decode: config.Decode,
   repeats: int,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
   table, first_ids = stack_tables([arm], base.config)
   suffixes = [[example] for example in examples]
 
@@ -113,8 +113,10 @@ def _time(
     'prompt_tokens': float(np.mean(prompts)),
     'prefill_tokens_per_second': sum(prompts) / first,
     'first_token_seconds': first,
-    # With one token there is nothing to subtract.
-    'decode_tokens_per_second': more / (whole - first) if more else 0.0,
+    # None where the difference drowns in noise.
+    'decode_tokens_per_second': (
+      more / (whole - first) if more and whole > first else None
+    ),
     'answer_seconds': whole / len(examples),
   }
 

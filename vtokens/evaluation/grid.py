@@ -90,7 +90,7 @@ class Grid:
       assembler = arm.table.assembler
       table = {
         'table_sha256': virtual_tokens.table_sha256(arm.table.rows),
-        'position': arm.condition.position or arm.table.position,
+        'position': arm.condition.position or assembler.position,
       }
     decode = dataclasses.asdict(cfg.decode)
     # How many are answered at a time does not change what they are.

@@ -152,7 +152,6 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
               run.config.templates,
               run.config.virtual_tokens.position,
             ),
-            position=run.config.virtual_tokens.position,
           )
           for run in runs
           if run.fingerprint == base.fingerprint

@@ -105,10 +105,12 @@ class Prompter:
     passages: Sequence[tuple[int, Passage]],
     answer: str | None,
   ) -> Example:
+    # Without tokens all positions are the same; in the middle prefixes are
+    # longest, and shared.
     assembler, position = self._assembler, 'middle'
     if arm.table is not None:
       assembler = arm.table.assembler
-      position = arm.condition.position or arm.table.position
+      position = arm.condition.position or assembler.position
     return assembler(
       passages,
       record.question,

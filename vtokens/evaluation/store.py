@@ -50,7 +50,8 @@ class CellFile:
       try:
         row = json.loads(line)
         if number:
-          self.answers[row.pop('id')] = Answer(**row)
+          name = row.pop('id')
+          self.answers[name] = Answer(**row)
         elif line.decode().rstrip('\n') != head:
           raise ValueError('another identity')
       except (ValueError, KeyError, TypeError) as e:

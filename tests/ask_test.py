@@ -1,6 +1,8 @@
 """The serving side of a finished run, on a tiny random base."""
 
+import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -101,6 +103,26 @@ def test_answers_as_the_evaluator_does(workdir, base, mesh, table):
   assert replies[f'with {N} virtual tokens'] == (
     expected[f'tokens_k{N}'][0].text
   )
+
+
+def test_tokens_stand_where_they_were_trained(
+  workdir, base, mesh, table, tmp_path
+):
+  other = tmp_path / 'last'
+  shutil.copytree(workdir, other)
+  values = json.loads((other / 'config.json').read_text())
+  values['virtual_tokens']['position'] = 'last'
+  (other / 'config.json').write_text(json.dumps(values))
+  replies = ask.ask(str(other), RECORD.question, [])
+  label = f'with {N} virtual tokens'
+  assert replies[label] != ask.ask(str(workdir), RECORD.question, [])[label]
+  moved = dataclasses.replace(table.assembler, position='last')
+  arm = tokens_arm(dataclasses.replace(table, assembler=moved), N)
+  decode = make_config().eval
+  evaluator = Evaluator(base, mesh, Prompter(moved, decode, 0), decode, 0)
+  bare = dataclasses.replace(RECORD, passages={})
+  [expected] = evaluator.answers([bare], [arm], label='')[arm.name]
+  assert replies[label] == expected.text
 
 
 def test_fewer_tokens(workdir):

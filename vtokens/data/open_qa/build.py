@@ -111,13 +111,11 @@ def rerank(rows: Sequence[Row], texts: dict[str, Row]) -> list[list[str]]:
     )
   )
   questions = encode([row['question'] for row in rows])
-  return [
-    sorted(
-      (id_ for id_, _ in row['retrieved']),
-      key=lambda id_, query=query: -float(query @ passages[id_]),
-    )
-    for row, query in zip(rows, questions, strict=True)
-  ]
+  orders = []
+  for row, query in zip(rows, questions, strict=True):
+    scores = {id_: float(query @ passages[id_]) for id_, _ in row['retrieved']}
+    orders.append(sorted(scores, key=lambda id_: -scores[id_]))
+  return orders
 
 
 def to_record(row: Row, texts: dict[str, Row], reranked: list[str]) -> Row:

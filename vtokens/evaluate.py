@@ -66,7 +66,10 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
   costs: list[dict[str, Any]] = []
   abilities: dict[str, list[dict[str, Any]]] = {}
   for model in opened:
-    _run(cfg, model, grids[model.name], mesh, costs, abilities, check)
+    found = _run(cfg, model, grids[model.name], mesh, check)
+    costs += found.pop('cost', [])
+    for name, rows in found.items():
+      abilities.setdefault(name, []).extend(rows)
   if jax.process_index():
     return {}
   versions = _versions(opened, runs)
@@ -101,23 +104,24 @@ def _run(
   model: models.Model,
   grid: Grid,
   mesh: jax.sharding.Mesh,
-  costs: list[dict[str, Any]],
-  abilities: dict[str, list[dict[str, Any]]],
   check: Callable[[], None],
-) -> None:
-  """All that needs the weights of one base; they are dropped at its end."""
+) -> dict[str, list[dict[str, Any]]]:
+  """All that needs the weights of one base; they are dropped at its end.
+
+  Returns:
+    Rows for reports, as far as they are asked for: cost, tasks, untouched.
+  """
   prove = UNTOUCHED in cfg.conditions
   if not (grid.has_missing() or cfg.cost.questions or cfg.tasks or prove):
-    return
+    return {}
+  rows: dict[str, list[dict[str, Any]]] = {}
   base = model.base.load(mesh)
   loaded = untouched.observe(base) if prove else None
   grid.run(base, mesh, check)
   if cfg.cost.questions:
-    costs += [
-      {'model': model.name, **row} for row in grid.measure(base, mesh, check)
-    ]
+    rows['cost'] = grid.measure(base, mesh, check)
   if cfg.tasks:
-    found = general.run_tasks(
+    rows |= general.run_tasks(
       base,
       mesh,
       cfg.tasks,
@@ -126,8 +130,6 @@ def _run(
       directory=pathlib.Path(cfg.workdir, 'general', model.name),
       check=check,
     )
-    rows = [{'model': model.name, **row} for row in found['tasks']]
-    abilities.setdefault('tasks', []).extend(rows)
   if prove:
     tables = [table.rows for table in model.tables.values()]
     proof = untouched.prove(
@@ -138,9 +140,8 @@ def _run(
         pathlib.Path(cfg.workdir, 'general', model.name, 'untouched.json'),
         proof,
       )
-    abilities.setdefault('untouched', []).append(
+    rows['untouched'] = [
       {
-        'model': model.name,
         'tables used': len(tables),
         'tensors': proof['weights']['tensors'],
         'parameters': proof['weights']['parameters'],
@@ -148,7 +149,11 @@ def _run(
         'probes': proof['logits']['probes'],
         'bit for bit the base': proof['untouched'],
       }
-    )
+    ]
+  return {
+    name: [{'model': model.name, **row} for row in part]
+    for name, part in rows.items()
+  }
 
 
 def _results(

@@ -119,10 +119,16 @@ class Grid:
 
     At the start, rather than hours into the run.
     """
+    # Cells that differ in passages alone ask alike, and most tokens need most
+    # room.
+    longest: dict[tuple[Any, ...], tuple[Group, Arm]] = {}
     for group in self._groups:
-      self._prompter(group).check_fits(
-        self._records[group.dataset], list(group.arms.values())
-      )
+      for cell, arm in group.arms.items():
+        key = (cell.dataset, cell.condition, cell.table)
+        if key not in longest or arm.num_active > longest[key][1].num_active:
+          longest[key] = group, arm
+    for group, arm in longest.values():
+      self._prompter(group).check_fits(self._records[group.dataset], [arm])
 
   def run(
     self,

@@ -11,6 +11,7 @@ import pytest
 from vtokens import ask, config, errors, partitioning, schema, virtual_tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
+from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.evaluator import Evaluator
 from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
@@ -96,7 +97,7 @@ def test_answers_as_the_evaluator_does(workdir, base, mesh, table):
   decode.shuffle_passages = False
   decode.num_passages = 3
   prompter = Prompter(table.assembler, decode, seed=0)
-  evaluator = Evaluator(base, mesh, prompter, decode, seed=0)
+  evaluator = Evaluator(Answerer(base, mesh, decode, 0), prompter)
   arms = [bare_arm('prompt'), tokens_arm(table, N)]
   expected = evaluator.answers([RECORD], arms, label='')
   assert replies['with an instruction'] == expected['prompt'][0].text
@@ -119,7 +120,8 @@ def test_tokens_stand_where_they_were_trained(
   moved = dataclasses.replace(table.assembler, position='last')
   arm = tokens_arm(dataclasses.replace(table, assembler=moved), N)
   decode = make_config().eval
-  evaluator = Evaluator(base, mesh, Prompter(moved, decode, 0), decode, 0)
+  answerer = Answerer(base, mesh, decode, 0)
+  evaluator = Evaluator(answerer, Prompter(moved, decode, 0))
   bare = dataclasses.replace(RECORD, passages={})
   [expected] = evaluator.answers([bare], [arm], label='')[arm.name]
   assert replies[label] == expected.text

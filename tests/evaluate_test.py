@@ -122,9 +122,9 @@ def whole(root) -> dict:
 
 
 def cells_of(directory: pathlib.Path) -> dict[str, bytes]:
-  """Contents by name, lines in order of ids."""
+  """Whole lines in order of ids, by name of the file."""
   return {
-    path.name: b''.join(sorted(path.read_bytes().splitlines(keepends=True)))
+    path.name: b'\n'.join(sorted(path.read_bytes().split(b'\n')[:-1]))
     for path in directory.iterdir()
   }
 
@@ -259,8 +259,9 @@ def test_more_values_of_an_axis_add_cells(whole, root, monkeypatch):
 @pytest.mark.parametrize(
   'change',
   [
-    {'seed': 1},
-    {'shuffle_passages': True},
+    {'seed': 1, 'shuffle_passages': True},
+    {'decode': config.Decode(3, 5, False, temperature=0.5)},
+    {'num_passages': (1,)},
     {'decode': config.Decode(3, 4, False)},
     {'templates': config.Templates(passage='{index}: {text}\n')},
   ],
@@ -268,7 +269,13 @@ def test_more_values_of_an_axis_add_cells(whole, root, monkeypatch):
 def test_what_changes_answers_makes_other_cells(root, change):
   def names(**settings):
     cfg = make_config(
-      root, conditions=('prompt',), retrievers=('bm25',), **settings
+      root,
+      **{
+        'conditions': ('prompt',),
+        'retrievers': ('bm25',),
+        'num_passages': (2,),
+        **settings,
+      },
     )
     runs = eval_models.read_runs(cfg.runs)
     [model] = eval_models.open_models(cfg, runs)
@@ -279,6 +286,9 @@ def test_what_changes_answers_makes_other_cells(root, change):
 
   assert not names() & names(**change)
   assert names() == names(decode=config.Decode(7, 5, False))
+  assert names() == names(seed=1)
+  assert names() < names(num_passages=(2, 3))
+  assert names() < names(retrievers=('bm25', 'dense'))
 
 
 def command(root, *arguments, **options):

@@ -21,6 +21,7 @@ from vtokens import (
   writers,
 )
 from vtokens.data import pipeline, records
+from vtokens.evaluation.cells import Answer
 
 _RECORDS = [
   records.Record(id='v', dataset='d', question='q', answers=('x',), passages={})
@@ -74,13 +75,13 @@ class _Evaluator:
     self._stop_in = stop_in
     self.steps = []
 
-  def validate(self, unused_records, unused_num_active, table):
+  def validate(self, unused_records, table, unused_num_active):
     step = self._step_of(float(table[0, 0]))
     self.steps.append(step)
     if step in self._stop_in:
       self._stop.signal = 'SIGTERM'
       self._stop.check()
-    return self._losses.get(step, 1.0), ['x']
+    return self._losses.get(step, 1.0), [Answer('x', 1, 'end')]
 
   def _step_of(self, value):
     # The table holds 1 + 2 + ... + step.
@@ -132,6 +133,7 @@ def _make(
       schedule=lambda step: 0.5,
       evaluator=evaluator,
       validation=validation,
+      as_table=lambda rows: rows,
       num_active=1,
       checkpoints=checkpoints.Checkpoints(
         directory, settings.get('keep_checkpoints', 2)

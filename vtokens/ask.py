@@ -20,6 +20,7 @@ from vtokens import (
 )
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import GIVEN, Passage, Record
+from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.evaluator import Evaluator
 from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
@@ -89,7 +90,8 @@ def ask(
   cfg.eval.retriever = GIVEN
   assembler = Assembler.for_run(base.tokenizer, cfg)
   prompter = Prompter(assembler, cfg.eval, cfg.seed)
-  evaluator = Evaluator(base, mesh, prompter, cfg.eval, cfg.seed)
+  answerer = Answerer(base, mesh, cfg.eval, cfg.seed)
+  evaluator = Evaluator(answerer, prompter)
   record = Record(
     id='question',
     dataset='',

@@ -28,13 +28,14 @@ from vtokens.evaluation import (
   questions,
   report,
   rules,
+  tasks,
   untouched,
 )
 from vtokens.evaluation.cells import Cell, CellResult, Results
 from vtokens.evaluation.config import UNTOUCHED, Config
 from vtokens.evaluation.grid import Answered, Grid
 
-_PACKAGES = ('vtokens', 'jax', 'jaxlib', 'flax', 'transformers', 'tokenizers')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'transformers', 'tokenizers')
 
 
 def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
@@ -52,6 +53,7 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
   Raises:
     errors.UserError: bad input, or a base that did not stay what it was.
   """
+  packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
   runs = models.read_runs(cfg.runs)
   opened = models.open_models(cfg, runs)
   records = questions.read(cfg, writers.say)
@@ -62,6 +64,9 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
       cfg, model, plan.groups(cfg, model, list(records)), records
     )
     grids[model.name].check()
+  for name, task in cfg.tasks.items():
+    # For its errors.
+    tasks.load(name, task, cfg.seed)
   mesh = partitioning.make_mesh(cfg.mesh.shape)
   costs: list[dict[str, Any]] = []
   abilities: dict[str, list[dict[str, Any]]] = {}
@@ -72,7 +77,7 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
       abilities.setdefault(name, []).extend(rows)
   if jax.process_index():
     return {}
-  versions = _versions(opened, runs)
+  versions = {**packages, **_versions(opened, runs)}
   if not records:
     content = {
       **abilities,
@@ -150,6 +155,9 @@ def _run(
         'bit for bit the base': proof['untouched'],
       }
     ]
+  if jax.process_index():
+    # Only the first process may see the files of what was finished before.
+    return {}
   return {
     name: [{'model': model.name, **row} for row in part]
     for name, part in rows.items()
@@ -191,7 +199,6 @@ def _versions(
   """What the numbers depend on, beside the settings."""
   versions: dict[str, Any] = {
     'python': platform.python_version(),
-    **{name: importlib.metadata.version(name) for name in _PACKAGES},
     'device': cost.device(),
   }
   for model in opened:

@@ -122,7 +122,7 @@ def generate(
   )
   rows, branches = suffixes.last.shape
   # The passages' cache is only read; what grows is this small one.
-  tail = kv.with_room(max_new_tokens * branches)
+  tail = kv.with_room((max_new_tokens - 1) * branches)
   first_slot = suffixes.ids.shape[1]
   segments = None
   if suffixes.segments is not None:
@@ -133,40 +133,45 @@ def generate(
   hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)
   length = jnp.take_along_axis(suffixes.positions, last, axis=1) + 1
 
-  def pick(step, hidden, done):
+  def pick(step, hidden, done, begun, out):
+    """Chooses token number `step` and notes it."""
     logits = decoder.logits(hidden)
     if sampling is not None:
       logits = _perturb(logits, sampling, step)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return jnp.where(done, endings.eos_id, token)
+    token = jnp.where(done, endings.eos_id, token)
+    out = jax.lax.dynamic_update_slice_in_dim(
+      out, token[..., None], step, axis=2
+    )
+    begun = begun | ~endings.is_blank[token]
+    done = done | endings.is_end[token] | (begun & endings.is_newline[token])
+    return token, done, begun, out
 
   def unfinished(carry):
     step, _, _, done, *_ = carry
     return (step < max_new_tokens) & ~done.all()
 
   def advance(carry):
-    step, hidden, tail, done, begun, out = carry
-    token = pick(step, hidden, done)
-    out = jax.lax.dynamic_update_slice_in_dim(
-      out, token[..., None], step, axis=2
-    )
-    begun = begun | ~endings.is_blank[token]
-    done = done | endings.is_end[token] | (begun & endings.is_newline[token])
+    step, token, tail, *noted = carry
     hidden, kv = decoder(
-      decoder.embed(token), length + step, [cache, tail], segments=segments
+      decoder.embed(token),
+      length + step - 1,
+      [cache, tail],
+      segments=segments,
     )
-    tail = tail.write(kv, first_slot + step * branches)
-    return step + 1, hidden, tail, done, begun, out
+    tail = tail.write(kv, first_slot + (step - 1) * branches)
+    token, *noted = pick(step, hidden, *noted)
+    return step + 1, token, tail, *noted
 
-  out = jnp.full((rows, branches, max_new_tokens), endings.eos_id, jnp.int32)
-  carry = (
+  shape = (rows, branches)
+  token, *noted = pick(
     jnp.zeros((), jnp.int32),
     hidden,
-    tail,
     suffixes.last < 0,
-    jnp.zeros((rows, branches), bool),
-    out,
+    jnp.zeros(shape, bool),
+    jnp.full((*shape, max_new_tokens), endings.eos_id, jnp.int32),
   )
+  carry = (jnp.ones((), jnp.int32), token, tail, *noted)
   return jax.lax.while_loop(unfinished, advance, carry)[-1]
 
 

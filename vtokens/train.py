@@ -35,6 +35,7 @@ from vtokens.checkpoints import Checkpoints
 from vtokens.data import pipeline, records, sources, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.evaluation import scores
+from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.evaluator import Evaluator
 from vtokens.evaluation.prompts import Arm, Prompter, bare_arm, tokens_arm
@@ -115,7 +116,8 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     if regime:
       writers.say(regime)
   prompter = Prompter(assembler, cfg.eval, cfg.seed)
-  evaluator = Evaluator(base, mesh, prompter, cfg.eval, cfg.seed, stop.check)
+  answerer = Answerer(base, mesh, cfg.eval, cfg.seed)
+  evaluator = Evaluator(answerer, prompter, stop.check)
 
   def as_table(rows: np.ndarray) -> Table:
     return Table('table', rows, assembler)

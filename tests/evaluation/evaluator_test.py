@@ -15,6 +15,7 @@ from vtokens import config, errors, generate, partitioning
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
+from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.cells import Answer
 from vtokens.evaluation.conditions import CONDITIONS, Table
 from vtokens.evaluation.evaluator import Evaluator
@@ -88,7 +89,8 @@ def make_prompter(base, **settings) -> Prompter:
 
 def make_evaluator(base, mesh, **settings) -> Evaluator:
   prompter = make_prompter(base, **settings)
-  return Evaluator(base, mesh, prompter, make_config(**settings).eval, seed=0)
+  decode = make_config(**settings).eval
+  return Evaluator(Answerer(base, mesh, decode, seed=0), prompter)
 
 
 def texts_of(answers) -> dict[str, list[str]]:
@@ -235,7 +237,7 @@ class TestSampling:
     cfg = make_config(**{'temperature': 1.0, **settings})
     assembler = Assembler.for_run(base.tokenizer, cfg)
     prompter = Prompter(assembler, cfg.eval, seed)
-    evaluator = Evaluator(base, mesh, prompter, cfg.eval, seed)
+    evaluator = Evaluator(Answerer(base, mesh, cfg.eval, seed), prompter)
     return evaluator.answers(records, arms, label='')
 
   def test_repeats_with_the_seed_whatever_the_batch(self, base, mesh, table):
@@ -443,7 +445,8 @@ def test_stops_when_asked(base, mesh, arms):
     raise Enough
 
   prompter = Prompter(Assembler.for_run(base.tokenizer, cfg), cfg.eval, 0)
-  evaluator = Evaluator(base, mesh, prompter, cfg.eval, 0, check)
+  answerer = Answerer(base, mesh, cfg.eval, 0)
+  evaluator = Evaluator(answerer, prompter, check)
   with pytest.raises(Enough):
     evaluator.answers(RECORDS, arms, label='')
 

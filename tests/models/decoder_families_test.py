@@ -8,6 +8,7 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import one_branch
 import pytest
 import tiny_models
 import torch
@@ -351,7 +352,7 @@ def test_greedy_continuations(pair):
   embed_dim = families.from_hf(
     json.loads((directory / 'config.json').read_text())
   ).embed_dim
-  ours = generate.greedy(
+  ours = one_branch.greedy(
     params,
     jnp.zeros((1, embed_dim)),
     cache,

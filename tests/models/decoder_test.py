@@ -7,6 +7,7 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import one_branch
 import pytest
 import tiny_models
 import torch
@@ -389,7 +390,7 @@ def test_smollm2_greedy_answers_equal_those_of_torch(
   )
   never = jnp.zeros(smollm2.config.vocab_size, bool)
   ours = np.asarray(
-    generate.greedy(
+    one_branch.greedy(
       smollm2.params,
       jnp.zeros((1, smollm2.config.embed_dim)),
       cache,
@@ -483,7 +484,7 @@ def _greedy(
   vocab = np.arange(model.config.vocab_size)
   prefix, prefix_len, prefix_at = _pad(prefixes, widths[0])
   suffix, _, suffix_at = _pad(suffixes, widths[1], prefix_len)
-  out = generate.greedy(
+  out = one_branch.greedy(
     params,
     jnp.zeros((1, model.config.embed_dim)) if table is None else table,
     generate.encode_prefix(params, prefix, prefix_at, graph=graph),

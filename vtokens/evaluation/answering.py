@@ -41,6 +41,7 @@ class Answerer:
     seed: of sampling.
 
   Attributes:
+    base: the model.
     batch_size: most examples at a time: `decode.batch_size`, rounded up to a
       multiple of the devices along data and fsdp.
   """
@@ -52,7 +53,7 @@ class Answerer:
     decode: config.Decode,
     seed: int,
   ):
-    self._base = base
+    self.base = base
     self._mesh = mesh
     self._decode = decode
     self._seed = seed
@@ -94,7 +95,7 @@ class Answerer:
     """
     branches = len(examples[0])
     if first_ids is None:
-      first_ids = [self._base.config.vocab_size] * branches
+      first_ids = [self.base.config.vocab_size] * branches
     started = []
     for shared in _same_prefix(examples):
       cache = self.encode([row[shared[0]] for row in examples])
@@ -123,9 +124,9 @@ class Answerer:
       prefix[r, :size] = example.prefix
       positions[r, :size] = np.arange(size)
     return generate.encode_prefix(
-      self._base.params,
+      self.base.params,
       *self.put((prefix, positions)),
-      graph=self._base.graph,
+      graph=self.base.graph,
     )
 
   def start(
@@ -154,13 +155,13 @@ class Answerer:
       never: Any = np.zeros_like(endings.is_end)
       endings = dataclasses.replace(endings, is_end=never, is_newline=never)
     return generate.generate(
-      self._base.params,
+      self.base.params,
       table,
       cache,
       self._suffixes(examples, first_ids),
       endings,
       self._sampling(ids) if self._decode.temperature else None,
-      graph=self._base.graph,
+      graph=self.base.graph,
       max_new_tokens=forced or self._decode.max_new_tokens,
     )
 
@@ -225,7 +226,7 @@ class Answerer:
         tokens = tokens[: i + newline]
         break
     # A padded embedding matrix has rows, so logits, of ids without a token.
-    text = self._base.tokenizer.decode([i for i in tokens if i in self._known])
+    text = self.base.tokenizer.decode([i for i in tokens if i in self._known])
     text = text.strip()
     if self._endings.is_newline.any():
       text = text.split('\n')[0].strip()

@@ -10,15 +10,15 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from vtokens import config, steps, writers
+from vtokens import steps, writers
 from vtokens.data import pipeline
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.evaluation import answering
+from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.cells import Answer
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.prompts import Arm, Prompter, tokens_arm
-from vtokens.models.base import FrozenBase
 from vtokens.models.config import DecoderConfig
 
 
@@ -48,27 +48,21 @@ class Evaluator:
   """Asks records in several ways.
 
   Args:
-    base: the frozen model.
-    mesh: the devices.
+    answerer: of the frozen model.
     prompter: makes the examples.
-    decode: how answers are generated.
-    seed: of sampling.
     check: called between batches; may raise to stop.
   """
 
   def __init__(
     self,
-    base: FrozenBase,
-    mesh: jax.sharding.Mesh,
+    answerer: Answerer,
     prompter: Prompter,
-    decode: config.Decode,
-    seed: int,
     check: Callable[[], None] = lambda: None,
   ):
-    self._base = base
+    self._answerer = answerer
+    self._base = answerer.base
     self._prompter = prompter
     self._check = check
-    self._answerer = answering.Answerer(base, mesh, decode, seed)
 
   def answers(
     self, records: Sequence[Record], arms: Sequence[Arm], *, label: str

@@ -5,6 +5,8 @@ answers, batch by batch --store.py--> disk
 """
 
 import dataclasses
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,9 +16,9 @@ import numpy as np
 import tqdm
 
 from vtokens import config, virtual_tokens
-from vtokens.data import records as records_lib
 from vtokens.data.records import Record
 from vtokens.evaluation import cost, hosts
+from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.cells import Answer, Cell
 from vtokens.evaluation.config import Config
 from vtokens.evaluation.evaluator import Evaluator, report_cuts
@@ -61,13 +63,11 @@ class Grid:
     self._model = model
     self._groups = groups
     self._records = records
-    self._hashes = {
-      name: records_lib.sha256(part) for name, part in records.items()
-    }
     directory = pathlib.Path(cfg.workdir, 'cells')
     self._files = {
-      cell: CellFile(directory, cell, self._identity(cell, arm))
+      cell: CellFile(directory, cell, self._identity(cell, arm, asked))
       for group in groups
+      for asked in [self._hash_asked(group)]
       for cell, arm in group.arms.items()
     }
 
@@ -81,8 +81,28 @@ class Grid:
       for cell, file in self._files.items()
     )
 
-  def _identity(self, cell: Cell, arm: Arm) -> dict[str, Any]:
-    """All that decides the answers of a cell."""
+  def _hash_asked(self, group: Group) -> str:
+    """Hash of the questions of a group and the passages that are shown.
+
+    Not of the accepted answers, nor of passages that other groups show: a
+    correction of the one, or more of the other, costs no answer.
+    """
+    prompter = self._prompter(group)
+    digest = hashlib.sha256()
+    for record in self._records[group.dataset]:
+      shown = [
+        (rank, passage.title, passage.text)
+        for rank, passage in prompter.shown(record)
+      ]
+      line = json.dumps([record.id, record.question, shown])
+      digest.update(line.encode() + b'\n')
+    return digest.hexdigest()
+
+  def _identity(self, cell: Cell, arm: Arm, asked: str) -> dict[str, Any]:
+    """All that decides the answers of a cell, but for the programs' versions.
+
+    The seed only where it has a say.
+    """
     cfg = self._cfg
     table: dict[str, Any] = {}
     assembler = self._model.assembler
@@ -109,9 +129,8 @@ class Grid:
       # Some rotary embeddings depend on it.
       'context_length': cfg.context_length,
       'decode': decode,
-      'shuffle_passages': cfg.shuffle_passages,
-      'seed': cfg.seed,
-      'records_sha256': self._hashes[cell.dataset],
+      **({'seed': cfg.seed} if cfg.decode.temperature else {}),
+      'asked_sha256': asked,
     }
 
   def check(self) -> None:
@@ -143,6 +162,7 @@ class Grid:
       mesh: the devices.
       check: called between batches; may raise to stop.
     """
+    answerer = Answerer(base, mesh, self._cfg.decode, self._cfg.seed)
     with tqdm.tqdm(
       total=self._num_missing(),
       desc=self._model.name,
@@ -151,14 +171,7 @@ class Grid:
       disable=jax.process_index() > 0,
     ) as bar:
       for group in self._groups:
-        evaluator = Evaluator(
-          base,
-          mesh,
-          self._prompter(group),
-          self._cfg.decode,
-          self._cfg.seed,
-          check,
-        )
+        evaluator = Evaluator(answerer, self._prompter(group), check)
         for missing, arms in self._missing(group):
           self._answer(evaluator, group, missing, arms, bar)
 
@@ -179,7 +192,7 @@ class Grid:
         group
         for group in self._groups
         if group.num_passages == cfg.num_passages[0]
-        and group.retriever == cfg.retrievers[0]
+        and group.retriever in ('', cfg.retrievers[0])
       ),
       None,
     )

@@ -23,14 +23,12 @@ class Run:
     config: of the run.
     rows: its table, `P D` f32.
     fingerprint: of the base that it was trained on.
-    step: training steps behind the table.
   """
 
   name: str
   config: config.Config
   rows: np.ndarray
   fingerprint: str
-  step: int
 
   @property
   def sha256(self) -> str:
@@ -85,14 +83,20 @@ def _read_run(name: str, path: str) -> Run:
         f'config.runs: {path} holds no finished run of vtokens.train: it has '
         f'no {file.name}'
       )
-  values = json.loads(settings.read_text(encoding='utf-8'))
+  try:
+    values = json.loads(settings.read_text(encoding='utf-8'))
+  except ValueError as e:
+    raise errors.UserError(f'config.runs: {settings}: no JSON ({e})') from None
   rows, metadata = virtual_tokens.load_table(table)
+  if 'fingerprint' not in metadata:
+    raise errors.UserError(
+      f'config.runs: {table} does not say which base it was trained on'
+    )
   return Run(
     name=name,
     config=config.from_dict({**values, 'workdir': path}),
     rows=rows,
     fingerprint=str(metadata['fingerprint']),
-    step=int(str(metadata.get('step', 0))),
   )
 
 
@@ -121,6 +125,11 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
   opened: dict[str, base_lib.OpenBase] = {}
   settings = [_base_settings(cfg, run) for run in runs]
   for one in settings or [cfg.base]:
+    if one.path in opened and opened[one.path].settings.dtype != one.dtype:
+      raise errors.UserError(
+        f'config.runs: runs on {one.path} have different dtypes; choose one by '
+        'config.base.dtype'
+      )
     if one.path not in opened:
       opened[one.path] = base_lib.open_base(one, cfg.context_length)
       _check_length(cfg, opened[one.path])
@@ -134,7 +143,10 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
       )
   models = []
   # A base that two runs call by two paths is one base.
-  by_identity = {base.fingerprint: base for base in opened.values()}
+  by_identity = {
+    (base.fingerprint, base.tokenizer.sha256, base.settings.dtype): base
+    for base in opened.values()
+  }
   names = unique_names([base.settings.path for base in by_identity.values()])
   for name, base in zip(names, by_identity.values(), strict=True):
     models.append(
@@ -145,7 +157,8 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
         tables={
           run.name: Table(
             name=run.name,
-            rows=run.rows,
+            # Rows that no step has trained are not to be used.
+            rows=run.rows[: run.num_trained],
             assembler=_assembler(
               cfg,
               base,

@@ -88,8 +88,10 @@ class Prompter:
     self, record: Record, arm: Arm
   ) -> tuple[tuple[int, Passage], ...]:
     """The passages that an arm shows, with their ranks, in order."""
-    if not arm.condition.passages:
-      return ()
+    return self.shown(record) if arm.condition.passages else ()
+
+  def shown(self, record: Record) -> tuple[tuple[int, Passage], ...]:
+    """The passages that arms with passages show."""
     return pipeline.shown_passages(record, self._shown, self._seed)
 
   def example(
@@ -124,6 +126,5 @@ class Prompter:
 
   def length(self, record: Record) -> int:
     """Characters of question and passages: about how long a prompt is."""
-    shown = pipeline.shown_passages(record, self._shown, self._seed)
-    texts = [passage.text for _, passage in shown]
+    texts = [passage.text for _, passage in self.shown(record)]
     return sum(map(len, [*texts, record.question]))

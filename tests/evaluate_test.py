@@ -291,8 +291,9 @@ def test_what_changes_answers_makes_other_cells(root, change):
   assert names() < names(retrievers=('bm25', 'dense'))
 
 
-def command(root, *arguments, **options):
+def command(root, *arguments, xla_flags=''):
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  environment['XLA_FLAGS'] = xla_flags
   return subprocess.run(
     [
       *(sys.executable, '-m', 'vtokens.evaluate'),
@@ -304,7 +305,6 @@ def command(root, *arguments, **options):
     capture_output=True,
     text=True,
     timeout=600,
-    **options,
   )
 
 
@@ -385,6 +385,21 @@ def test_three_processes_with_unequal_shards(whole, root, tmp_path):
   assert found['versions']['device'].startswith('3 x')
   assert not (tmp_path / '1').exists()
   assert not (tmp_path / '2').exists()
+
+
+@pytest.mark.slow
+def test_over_a_mesh_of_eight_devices(whole, root, tmp_path):
+  """Batches of three become four rows, over data and fsdp."""
+  done = command(
+    root,
+    '--config.mesh.shape=(2,2,2)',
+    f'--config.workdir={tmp_path}',
+    xla_flags='--xla_force_host_platform_device_count=8',
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads((tmp_path / 'report.json').read_text())
+  assert found['versions']['device'].startswith('8 x')
+  assert found['cells'] == whole['cells']
 
 
 def test_untouched(root, tmp_path):

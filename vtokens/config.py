@@ -427,13 +427,9 @@ def validate(config: Config) -> None:
     errors.UserError: a field has a wrong type or value, or two do not fit;
       the message names the field as it is written on the command line.
   """
-  values, fail = schema.check(config, _CHOICES)
-  for field in _POSITIVE:
-    if values[field] <= 0:
-      fail(field, 'a number above 0')
-  for field in _NOT_NEGATIVE:
-    if values[field] < 0:
-      fail(field, 'a number not below 0')
+  values, fail = schema.check(
+    config, _CHOICES, positive=_POSITIVE, not_negative=_NOT_NEGATIVE
+  )
   for field in ('workdir', 'base.path', 'data.train'):
     if not values[field]:
       fail(field, 'to be set')

@@ -122,6 +122,18 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
   return np.unique([np.arange(rows)[index or ...] for index in where])
 
 
+def shard_rows(arrays: Any, mesh: Mesh, rows: int) -> Any:
+  """Like `shard_batch`, of arrays that have all rows on each process."""
+  local = local_rows(mesh, rows)
+  return shard_batch(jax.tree.map(lambda x: x[local], arrays), mesh, rows)
+
+
+def round_up_rows(mesh: Mesh, rows: int) -> int:
+  """The next number of rows that can be dealt out evenly over the mesh."""
+  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  return -(-rows // parts) * parts
+
+
 def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
   """Puts a batch on the mesh, its first dimension over (data, fsdp).
 

@@ -43,13 +43,19 @@ def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
 
 
 def check(
-  settings: Any, choices: Mapping[str, Sequence[str]]
+  settings: Any,
+  choices: Mapping[str, Sequence[str]],
+  *,
+  positive: Sequence[str] = (),
+  not_negative: Sequence[str] = (),
 ) -> tuple[dict[str, Any], Callable[[str, str], NoReturn]]:
   """What every validation of settings begins with.
 
   Args:
     settings: of any class.
     choices: by field path, the values that are allowed.
+    positive: fields of numbers above 0.
+    not_negative: fields of numbers not below 0.
 
   Returns:
     `flatten` of the settings, and `fail(field, expected)`, which raises an
@@ -57,7 +63,7 @@ def check(
 
   Raises:
     errors.UserError: a value has a wrong type, is not finite, or is not among
-      its choices.
+      those allowed.
   """
   values = flatten(settings)
 
@@ -70,6 +76,12 @@ def check(
   for field, allowed in choices.items():
     if values[field] not in allowed:
       fail(field, f'one of {", ".join(allowed)}')
+  for field in positive:
+    if values[field] <= 0:
+      fail(field, 'a number above 0')
+  for field in not_negative:
+    if values[field] < 0:
+      fail(field, 'a number not below 0')
   return values, fail
 
 

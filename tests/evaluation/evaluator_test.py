@@ -376,18 +376,6 @@ def test_answers_do_not_depend_on_the_batch(
     assert found[::-1] == answers[name]
 
 
-def test_batches_over_a_mesh(tiny_dir, table, arms, answers):
-  """Rows over all devices there are; the tests run it on one or on eight."""
-  mesh = partitioning.make_mesh((-1, 1, 1))
-  base = base_lib.load_base(
-    config.Base(path=str(tiny_dir), dtype='float32'), mesh
-  )
-  found = make_evaluator(base, mesh, batch_size=3).answers(
-    RECORDS, arms, label=''
-  )
-  assert found == answers
-
-
 def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
   poisoned = dataclasses.replace(table, rows=np.full_like(table.rows, np.nan))
   arms = [bare_arm('prompt'), Arm('none', CONDITIONS['tokens'], poisoned, 0)]

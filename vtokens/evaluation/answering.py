@@ -66,9 +66,7 @@ class Answerer:
       newline = np.zeros_like(newline)
     eos_id: Any = np.int32(base.tokenizer.eos_id)
     self._endings = generate.Endings(eos_id, ends, newline, blank)
-    parts = mesh.shape['data'] * mesh.shape['fsdp']
-    self.batch_size = -(-decode.batch_size // parts) * parts
-    self._local_rows = partitioning.local_rows(mesh, self.batch_size)
+    self.batch_size = partitioning.round_up_rows(mesh, decode.batch_size)
 
   def __call__(
     self,
@@ -174,8 +172,7 @@ class Answerer:
 
   def put(self, arrays: Any) -> Any:
     """Global arrays of arrays of all rows."""
-    local = jax.tree.map(lambda x: x[self._local_rows], arrays)
-    return partitioning.shard_batch(local, self._mesh, self.batch_size)
+    return partitioning.shard_rows(arrays, self._mesh, self.batch_size)
 
   def _suffixes(
     self,

@@ -238,7 +238,7 @@ def score(
           _log_probs(
             base.params,
             shared,
-            put(rows, mesh, size),
+            partitioning.shard_rows(rows, mesh, size),
             graph=base.graph,
           )
         ).astype(np.float64)
@@ -282,17 +282,8 @@ def num_rows(mesh: jax.sharding.Mesh, count: int, batch_size: int) -> int:
       and one of few sizes.
     batch_size: most questions at a time, but for the multiple.
   """
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
   size = min(batch_size, 1 << (count - 1).bit_length())
-  return -(-size // parts) * parts
-
-
-def put(arrays: Any, mesh: jax.sharding.Mesh, rows: int) -> Any:
-  """Global arrays of arrays that have all rows on each process."""
-  local = partitioning.local_rows(mesh, rows)
-  return partitioning.shard_batch(
-    jax.tree.map(lambda x: x[local], arrays), mesh, rows
-  )
+  return partitioning.round_up_rows(mesh, size)
 
 
 def batches(

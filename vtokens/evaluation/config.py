@@ -169,13 +169,9 @@ def validate(settings: Config) -> None:
   Raises:
     errors.UserError: a field has a wrong type or value, or two do not fit.
   """
-  values, fail = schema.check(settings, _CHOICES)
-  for field in _POSITIVE:
-    if values[field] <= 0:
-      fail(field, 'a number above 0')
-  for field in _NOT_NEGATIVE:
-    if values[field] < 0:
-      fail(field, 'a number not below 0')
+  values, fail = schema.check(
+    settings, _CHOICES, positive=_POSITIVE, not_negative=_NOT_NEGATIVE
+  )
   if not values['workdir']:
     fail('workdir', 'to be set')
   if not values['runs'] and not values['base.path']:

@@ -60,7 +60,7 @@ def measure(
     for arm in arms:
       check()
       examples = [prompter.example(record, arm) for record in records[:size]]
-      row = {
+      row: dict[str, Any] = {
         'condition': arm.name,
         'num_active': arm.num_active,
         'batch_size': answerer.batch_size,

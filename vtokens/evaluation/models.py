@@ -143,12 +143,11 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
       )
   models = []
   # A base that two runs call by two paths is one base.
-  by_identity = {
-    (base.fingerprint, base.tokenizer.sha256, base.settings.dtype): base
-    for base in opened.values()
-  }
+  by_identity: dict[tuple[str, ...], base_lib.OpenBase] = {}
+  for base in opened.values():
+    by_identity.setdefault(_identity(base), base)
   names = unique_names([base.settings.path for base in by_identity.values()])
-  for name, base in zip(names, by_identity.values(), strict=True):
+  for name, (key, base) in zip(names, by_identity.items(), strict=True):
     models.append(
       Model(
         name=name,
@@ -166,12 +165,16 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
               run.config.virtual_tokens.position,
             ),
           )
-          for run in runs
-          if run.fingerprint == base.fingerprint
+          for run, one in zip(runs, settings, strict=True)
+          if _identity(opened[one.path]) == key
         },
       )
     )
   return models
+
+
+def _identity(base: base_lib.OpenBase) -> tuple[str, ...]:
+  return base.fingerprint, base.tokenizer.sha256, base.settings.dtype
 
 
 def _base_settings(cfg: Config, run: Run) -> config.Base:

@@ -183,7 +183,7 @@ def _suffixes(
     ids[r, : len(suffix)] = suffix
     positions[r, : len(suffix)] = np.arange(first, first + len(suffix))
     last[r] = len(suffix) - 1
-  return choices.put(
+  return partitioning.shard_rows(
     generate.Suffixes(ids=ids, positions=positions, segments=None, last=last),
     mesh,
     rows,

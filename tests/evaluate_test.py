@@ -14,10 +14,17 @@ import numpy as np
 import pytest
 import tiny_models
 
-from vtokens import config, errors, evaluate, schema, virtual_tokens
+from vtokens import (
+  config,
+  errors,
+  evaluate,
+  schema,
+  virtual_tokens,
+  writers,
+)
 from vtokens.evaluation import config as eval_config
 from vtokens.evaluation import models as eval_models
-from vtokens.evaluation import store
+from vtokens.evaluation import store, tasks
 from vtokens.models import base as base_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -402,6 +409,17 @@ def test_over_a_mesh_of_eight_devices(whole, root, tmp_path):
   assert found['cells'] == whole['cells']
 
 
+def test_names_of_runs(tmp_path, monkeypatch):
+  (tmp_path / 'run').mkdir()
+  monkeypatch.chdir(tmp_path / 'run')
+  assert eval_models.unique_names(['.']) == ['run']
+  assert eval_models.unique_names(['../run']) == ['run']
+  assert eval_models.unique_names(['org/base', 'x/']) == ['base', 'x']
+  assert eval_models.unique_names(['a/x', 'b/x']) == ['a/x', 'b/x']
+  with pytest.raises(errors.UserError, match='each only once'):
+    eval_models.unique_names(['.', '../run'])
+
+
 def test_untouched(root, tmp_path):
   done = command(root, '--conditions=untouched', f'--config.workdir={tmp_path}')
   assert done.returncode == 0, done.stderr
@@ -409,6 +427,29 @@ def test_untouched(root, tmp_path):
   found = json.loads((tmp_path / 'general.json').read_text())
   assert found['untouched'][0]['tables used'] == 2
   assert found['untouched'][0]['bit for bit the base']
+
+
+def test_tasks_alone(root, tmp_path):
+  path = tmp_path / 'tasks.jsonl'
+  rows = [
+    {'id': str(i), 'question': 'x?', 'choices': ['a', 'b'], 'answers': ['a']}
+    for i in range(3)
+  ]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  settings = {
+    'conditions': (),
+    'data': eval_config.Data(),
+    'workdir': str(tmp_path / 'out'),
+    'tasks': {'t': tasks.Task(source=str(path))},
+  }
+  found = run(make_config(root, **settings))
+  assert [row['n'] for row in found['tasks']] == [3]
+  # Bad ones are found before anything is written.
+  path.write_text('{"id": "1", "question": "x"}\n')
+  settings['workdir'] = str(tmp_path / 'bad')
+  with pytest.raises(errors.UserError, match=r'tasks\.jsonl:1: choices: miss'):
+    run(make_config(root, **settings))
+  assert not (tmp_path / 'bad').exists()
 
 
 def test_cost(root, tmp_path):
@@ -535,6 +576,15 @@ class TestBadInput:
   def test_settings(self, root, change, message):
     with pytest.raises(errors.UserError, match=message):
       make_config(root, **change)
+
+  def test_another_program_in_the_same_directory(self, root, tmp_path):
+    with writers.sole_writer(tmp_path):
+      self.fails(root, 'another program is writing to', workdir=str(tmp_path))
+
+  def test_directory_that_cannot_be_written(self, root, tmp_path):
+    (tmp_path / 'file').write_text('')
+    path = str(tmp_path / 'file' / 'out')
+    self.fails(root, 'config.workdir: cannot write to .*: ', workdir=path)
 
   def test_one_line_and_exit_1(self, root, tmp_path):
     done = command(

@@ -35,14 +35,13 @@ def record(dataset, number, *, retrievers=('bm25',)):
 def result(cell, records, right, *, stop='end'):
   """A cell's answers: right where `right` is 1, else wrong."""
   answers = [
-    Answer(RIGHT if r else WRONG, 1 if r else 4, stop if r else 'length')
+    Answer(
+      RIGHT if r else WRONG,
+      1 if r else 4,
+      stop if r else 'length',
+      shown=tuple(range(min(cell.num_passages, 3))),
+    )
     for r in right
-  ]
-  shown = [
-    tuple(p.id for p in r.ranked(cell.retriever)[: cell.num_passages])
-    if cell.num_passages
-    else ()
-    for r in records
   ]
   pairs = [(a.text, r.answers) for a, r in zip(answers, records, strict=True)]
   values = {
@@ -50,7 +49,7 @@ def result(cell, records, right, *, stop='end'):
     'f1': np.array([metrics.token_f1(*pair) for pair in pairs]),
     'contains': np.array([float(RIGHT in answer.text) for answer in answers]),
   }
-  return CellResult(cell, answers, shown, values)
+  return CellResult(cell, answers, values)
 
 
 def build(records, spec, **main):

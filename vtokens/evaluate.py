@@ -8,6 +8,7 @@ written in docs/evaluation.md. The same command continues an evaluation that
 was stopped or killed; answers that are there are not generated again.
 """
 
+import contextlib
 import importlib.metadata
 import pathlib
 import platform
@@ -31,9 +32,9 @@ from vtokens.evaluation import (
   tasks,
   untouched,
 )
-from vtokens.evaluation.cells import Cell, CellResult, Results
+from vtokens.evaluation.cells import Answer, Cell, CellResult, Results
 from vtokens.evaluation.config import UNTOUCHED, Config
-from vtokens.evaluation.grid import Answered, Grid
+from vtokens.evaluation.grid import Grid
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'transformers', 'tokenizers')
 
@@ -64,49 +65,55 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
       cfg, model, plan.groups(cfg, model, list(records)), records
     )
     grids[model.name].check()
-  for name, task in cfg.tasks.items():
-    # For its errors.
-    tasks.load(name, task, cfg.seed)
-  mesh = partitioning.make_mesh(cfg.mesh.shape)
-  costs: list[dict[str, Any]] = []
-  abilities: dict[str, list[dict[str, Any]]] = {}
+  loaded = [
+    tasks.load(name, task, cfg.seed) for name, task in cfg.tasks.items()
+  ]
   for model in opened:
-    found = _run(cfg, model, grids[model.name], mesh, check)
-    costs += found.pop('cost', [])
-    for name, rows in found.items():
-      abilities.setdefault(name, []).extend(rows)
-  if jax.process_index():
-    return {}
-  versions = {**packages, **_versions(opened, runs)}
-  if not records:
-    content = {
-      **abilities,
-      'settings': schema.to_dict(cfg),
-      'versions': versions,
-    }
-    writers.write_json(pathlib.Path(cfg.workdir, 'general.json'), content)
-    return content
-  answered: dict[Cell, Answered] = {}
-  for grid in grids.values():
-    answered |= grid.results()
-  return report.write_report(
-    cfg.workdir,
-    _results(cfg, opened, records, answered),
-    settings=schema.to_dict(cfg),
-    versions=versions,
-    cost={'device': cost.device(), 'rows': costs} if costs else None,
-    general=abilities or None,
-    resamples=cfg.report.resamples,
-    permutations=cfg.report.permutations,
-    seed=cfg.seed,
-    reference=cfg.report.reference,
-    page_questions=cfg.report.page_questions,
-  )
+    general.check_fits(model.base, loaded)
+  mesh = partitioning.make_mesh(cfg.mesh.shape)
+  first = jax.process_index() == 0
+  with writers.sole_writer(cfg.workdir) if first else contextlib.nullcontext():
+    costs: list[dict[str, Any]] = []
+    abilities: dict[str, list[dict[str, Any]]] = {}
+    for model in opened:
+      grids[model.name].open()
+      found = _run(cfg, model, loaded, grids[model.name], mesh, check)
+      costs += found.pop('cost', [])
+      for name, rows in found.items():
+        abilities.setdefault(name, []).extend(rows)
+    if jax.process_index():
+      return {}
+    versions = {**packages, **_versions(opened, runs)}
+    if not records:
+      content = {
+        **abilities,
+        'settings': schema.to_dict(cfg),
+        'versions': versions,
+      }
+      writers.write_json(pathlib.Path(cfg.workdir, 'general.json'), content)
+      return content
+    answered: dict[Cell, list[Answer]] = {}
+    for grid in grids.values():
+      answered |= grid.results()
+    return report.write_report(
+      cfg.workdir,
+      _results(cfg, opened, records, answered),
+      settings=schema.to_dict(cfg),
+      versions=versions,
+      cost={'device': cost.device(), 'rows': costs} if costs else None,
+      general=abilities or None,
+      resamples=cfg.report.resamples,
+      permutations=cfg.report.permutations,
+      seed=cfg.seed,
+      reference=cfg.report.reference,
+      page_questions=cfg.report.page_questions,
+    )
 
 
 def _run(
   cfg: Config,
   model: models.Model,
+  loaded: Sequence[tasks.LoadedTask],
   grid: Grid,
   mesh: jax.sharding.Mesh,
   check: Callable[[], None],
@@ -117,19 +124,19 @@ def _run(
     Rows for reports, as far as they are asked for: cost, tasks, untouched.
   """
   prove = UNTOUCHED in cfg.conditions
-  if not (grid.has_missing() or cfg.cost.questions or cfg.tasks or prove):
+  if not (grid.has_missing() or cfg.cost.questions or loaded or prove):
     return {}
   rows: dict[str, list[dict[str, Any]]] = {}
   base = model.base.load(mesh)
-  loaded = untouched.observe(base) if prove else None
+  before = untouched.observe(base) if prove else None
   grid.run(base, mesh, check)
   if cfg.cost.questions:
     rows['cost'] = grid.measure(base, mesh, check)
-  if cfg.tasks:
+  if loaded:
     rows |= general.run_tasks(
       base,
       mesh,
-      cfg.tasks,
+      loaded,
       seed=cfg.seed,
       batch_size=cfg.decode.batch_size,
       directory=pathlib.Path(cfg.workdir, 'general', model.name),
@@ -138,7 +145,7 @@ def _run(
   if prove:
     tables = [table.rows for table in model.tables.values()]
     proof = untouched.prove(
-      lambda: model.base.load(mesh), base, tables, loaded=loaded, release=True
+      lambda: model.base.load(mesh), base, tables, loaded=before, release=True
     )
     if jax.process_index() == 0:
       writers.write_json(
@@ -168,17 +175,17 @@ def _results(
   cfg: Config,
   opened: Sequence[models.Model],
   records: Mapping[str, Sequence[Record]],
-  answered: Mapping[Cell, Answered],
+  answered: Mapping[Cell, Sequence[Answer]],
 ) -> Results:
   cells = {}
-  for cell, found in answered.items():
+  for cell, answers in answered.items():
     values = rules.score_questions(
       cfg.data.rules.get(cell.dataset, 'text'),
-      [answer.text for answer in found.answers],
+      [answer.text for answer in answers],
       [record.answers for record in records[cell.dataset]],
       char_f1=cfg.report.char_f1,
     )
-    cells[cell] = CellResult(cell, found.answers, found.shown, values)
+    cells[cell] = CellResult(cell, answers, values)
   tables = [table for model in opened for table in model.tables.values()]
   return Results(
     records=records,

@@ -62,14 +62,14 @@ class Sampling:
     keys: of each row, `B 2` uint32: draws depend on it, the number of the
       token and nothing else.
     temperature: f32 scalar, above 0; divides the logits.
-    top_p: f32 scalar in (0, 1]: draws are among the most likely tokens that
+    top_p: f32 scalar in (0, 1): draws are among the most likely tokens that
       have together at least this probability (nucleus sampling, Holtzman et
-      al., 2020, arXiv 1904.09751).
+      al., 2020, arXiv 1904.09751); None for draws among all.
   """
 
   keys: UInt32[Array, 'B 2']
   temperature: Float[Array, '']
-  top_p: Float[Array, '']
+  top_p: Float[Array, ''] | None
 
 
 @functools.partial(jax.jit, static_argnames='graph')
@@ -184,13 +184,6 @@ def _perturb(
   random numbers, so that they differ by what they were asked alone.
   """
   logits = logits / sampling.temperature
-  ordered = jnp.sort(logits, axis=-1, descending=True)
-  before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-  # The probability of those before it decides, so that one is always left.
-  before = before - jax.nn.softmax(ordered, axis=-1)
-  least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(
-    axis=-1, keepdims=True
-  )
   noise = jax.vmap(
     lambda key: jax.random.gumbel(
       jax.random.fold_in(jax.random.wrap_key_data(key), step),
@@ -198,4 +191,14 @@ def _perturb(
       jnp.float32,
     )
   )(sampling.keys)
-  return jnp.where(logits >= least, logits + noise[:, None, :], -jnp.inf)
+  drawn = logits + noise[:, None, :]
+  if sampling.top_p is None:
+    return drawn
+  ordered = jnp.sort(logits, axis=-1, descending=True)
+  before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+  # The probability of those before it decides, so that one is always left.
+  before = before - jax.nn.softmax(ordered, axis=-1)
+  least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(
+    axis=-1, keepdims=True
+  )
+  return jnp.where(logits >= least, drawn, -jnp.inf)

@@ -1,18 +1,52 @@
 """What a run tells people and programs: lines, files, metrics."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
+import filelock
 import tqdm
+
+from vtokens import errors
 
 
 def say(text: str = '') -> None:
   """Prints a line to standard output, above any progress bar."""
   tqdm.tqdm.write(text, file=sys.stdout)
   sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def sole_writer(directory: str | pathlib.Path) -> Iterator[None]:
+  """Makes a directory and keeps other programs from writing there meanwhile.
+
+  The lock goes with the process, however it ends.
+
+  Raises:
+    errors.UserError: another program writes there, or it is not writable.
+  """
+  directory = pathlib.Path(directory)
+  lock = filelock.FileLock(directory / '.lock')
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise errors.UserError(
+      f'config.workdir: another program is writing to {directory}; wait for it '
+      'or choose another directory'
+    ) from None
+  except OSError as e:
+    raise errors.UserError(
+      f'config.workdir: cannot write to {directory}: {e.strerror}'
+    ) from None
+  try:
+    yield
+  finally:
+    lock.release()
 
 
 def write_json(path: str | pathlib.Path, value: Any) -> None:

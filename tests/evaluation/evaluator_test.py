@@ -148,10 +148,12 @@ def test_answers_are_those_of_torch(base, tiny_dir, table, arms, answers):
       )
       known = set(base.tokenizer.ids)
       text = base.tokenizer.decode([i for i in out if i in known]).strip()
-      assert answer == Answer(text, len(out), 'end' if ended else 'length'), (
-        arm.name,
-        record.id,
+      ending = 'end' if ended else 'length'
+      ranks = tuple(rank for rank, _ in shown(record))
+      expected = Answer(
+        text, len(out), ending, ranks if condition.passages else ()
       )
+      assert answer == expected, (arm.name, record.id)
 
 
 def test_a_prefix_is_encoded_once_for_all_that_share_it(
@@ -466,9 +468,44 @@ def test_cut_passages_are_reported(base, mesh, table, capsys):
     RECORDS[0],
     passages={'bm25': (Passage('', '', 'a' * 150), Passage('', '', 'b' * 150))},
   )
-  evaluator.answers([long, RECORDS[1]], [tokens_arm(table, 1)], label='test')
+  longer = dataclasses.replace(
+    RECORDS[0],
+    id='longer',
+    passages={'bm25': (Passage('', '', 'a' * 250), Passage('', '', 'b'))},
+  )
+  arms = [tokens_arm(table, 1), bare_arm('closed_book')]
+  found = evaluator.answers([long, RECORDS[1], longer], arms, label='test')
   assert 'test: passages that did not fit' in (out := capsys.readouterr().out)
-  assert '0 dropped, 1 cut' in out
+  assert '1 dropped, 2 cut' in out
+  # Each answer has what its own prompt had.
+  told = [
+    (a.shown, a.passages_dropped, a.passages_cut) for a in found[arms[0].name]
+  ]
+  assert told == [((0, 1), 0, 1), ((0, 1), 0, 0), ((0,), 1, 1)]
+  assert {a.shown for a in found['closed_book']} == {()}
+
+
+def test_passages_are_encoded_once_for_all_arms(base, arms, monkeypatch):
+  prompter = make_prompter(base)
+  encoded = []
+  original = base.tokenizer.encode_batch_after
+
+  def count(texts):
+    encoded.extend(texts)
+    return original(texts)
+
+  monkeypatch.setattr(
+    type(base.tokenizer), 'encode_batch_after', staticmethod(count)
+  )
+  first = prompter.example(RECORDS[0], bare_arm('prompt'))
+  size = len(encoded)
+  assert size
+  second = prompter.example(RECORDS[0], bare_arm('concat'))
+  assert len(encoded) == size
+  np.testing.assert_array_equal(first.prefix, second.prefix)
+  other = prompter.example(RECORDS[1], bare_arm('prompt'))
+  assert len(encoded) > size
+  assert not np.array_equal(other.prefix, first.prefix)
 
 
 def test_base_is_not_changed_by_answers(base, mesh, arms):

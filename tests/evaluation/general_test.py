@@ -67,11 +67,13 @@ def settings(tmp_path):
 
 
 def run(base, settings, directory, **more):
+  seed = more.setdefault('seed', 0)
+  loaded = [tasks.load(name, task, seed) for name, task in settings.items()]
   return general.run_tasks(
     base,
     partitioning.make_mesh((-1, 1, 1)),
-    settings,
-    **{'seed': 0, 'batch_size': 4, 'directory': directory, **more},
+    loaded,
+    **{'batch_size': 4, 'directory': directory, **more},
   )
 
 
@@ -189,18 +191,9 @@ def test_finished_tasks_are_not_computed_again(
   assert (out / 'facts.jsonl').read_bytes() == before
 
 
-def test_errors_come_before_any_work(base, settings, tmp_path):
-  settings['bad'] = Task(
-    source=write(tmp_path / 'bad.jsonl', [{'id': '1', 'question': 'x'}]),
-  )
-  with pytest.raises(errors.UserError, match=r'bad\.jsonl:1: choices: missing'):
-    run(base, settings, tmp_path / 'out')
-  assert not (tmp_path / 'out').exists()
-
-
-def test_too_long_for_the_base(base, settings, tmp_path):
+def test_too_long_for_the_base(base, settings):
   settings['sums'].max_new_tokens = 600
+  loaded = [tasks.load(name, task, 0) for name, task in settings.items()]
   with pytest.raises(errors.UserError) as e:
-    run(base, settings, tmp_path / 'out')
+    general.check_fits(base, loaded)
   assert str(e.value).startswith('config.tasks[sums]: question 0 has 6')
-  assert not (tmp_path / 'out').exists()

@@ -17,7 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from vtokens.data.records import Passage, Record
+from vtokens.data.records import Passage
 from vtokens.evaluation import page, report, summary, tables
 from vtokens.evaluation.cells import Answer
 
@@ -79,11 +79,9 @@ def _with_evil(results):
   cells = {}
   for key, result in results.cells.items():
     if key.dataset == 'nq':
-      answers, shown = list(result.answers), list(result.shown)
-      answers[0] = Answer(f'S {EVIL}', 3, 'newline')
-      if shown[0]:
-        shown[0] = (f'id {EVIL}', *shown[0][1:])
-      result = dataclasses.replace(result, answers=answers, shown=shown)
+      answers = list(result.answers)
+      answers[0] = Answer(f'S {EVIL}', 3, 'newline', answers[0].shown)
+      result = dataclasses.replace(result, answers=answers)
     cells[key] = result
   return dataclasses.replace(results, records=records, cells=cells)
 
@@ -586,10 +584,10 @@ def test_conditions_that_saw_different_passages(driver, tmp_path):
   results = report_data.small()
   key = cell('nq', 'tokens')
   cells = dict(results.cells)
-  # One passage did not fit beside the tokens.
-  shown = [ids[:2] for ids in cells[key].shown]
-  shown[1] = ()
-  cells[key] = dataclasses.replace(cells[key], shown=shown)
+  # One passage did not fit beside the tokens, and the others were shuffled.
+  answers = [dataclasses.replace(a, shown=(1, 0)) for a in cells[key].answers]
+  answers[1] = dataclasses.replace(answers[1], shown=())
+  cells[key] = dataclasses.replace(cells[key], answers=answers)
   results = dataclasses.replace(results, cells=cells)
   driver.get(_render(tmp_path, results).as_uri())
   for number, expected in ((0, [3, 2]), (1, [3, 0])):
@@ -597,6 +595,11 @@ def test_conditions_that_saw_different_passages(driver, tmp_path):
     detail = _one(driver, f'#detail-{number}')
     lists = [len(_all(one, 'li')) for one in _all(detail, '.passages')]
     assert lists == expected
+    if number == 0:
+      # Each with the text of its rank.
+      last = _all(detail, '.passages')[-1].text
+      assert re.findall(r'rank (\d)', last) == ['2', '1']
+      assert last.index('Nothing, bm25 1.') < last.index('It was Paris.')
   assert 'Passages shown to prompt' in detail.text
   assert 'No passages were shown to tokens' in detail.text
 
@@ -620,25 +623,6 @@ def test_chosen_questions_are_never_too_many():
       numbers = page.chosen(dict(zip('abc', sizes, strict=True)), most)
       assert sum(numbers.values()) == min(most, sum(sizes))
       assert all(n <= s for n, s in zip(numbers.values(), sizes, strict=True))
-
-
-def test_passages_are_found_by_id_or_else_by_rank():
-  passages = [
-    Passage(name, '', text)
-    for name, text in (('x', '1'), ('', '2'), ('y', '3'), ('', '4'), ('x', '5'))
-  ]
-  record = Record('q', 'nq', 'Q?', ('A',), {'bm25': tuple(passages)})
-
-  def ranks(*ids):
-    return [
-      (rank, passage.text)
-      for rank, passage in page.shown_passages(record, 'bm25', ids)
-    ]
-
-  assert ranks('y', 'x') == [(3, '3'), (1, '1')]
-  assert ranks('', 'y', '') == [(2, '2'), (3, '3'), (4, '4')]
-  assert ranks('x', 'x') == [(1, '1'), (5, '5')]
-  assert ranks() == []
 
 
 def test_data_cannot_end_its_script(path):

@@ -79,6 +79,7 @@ def test_predictions_are_all_there_with_their_coordinates(large):
     for row, record in zip(rows, records, strict=True):
       ranked = record.ranked(where.retriever) if where.retriever else ()
       assert row['passages'] == [p.id for p in ranked[: where.num_passages]]
+      assert row['ranks'] == [1, 2, 3][: where.num_passages]
       assert row['question'] == record.question
       assert tuple(row['answers']) == record.answers
       assert row['em'] == metrics.exact_match(row['prediction'], row['answers'])
@@ -89,6 +90,21 @@ def test_predictions_are_all_there_with_their_coordinates(large):
   for entry in content['cells']:
     where = Cell(**{f.name: entry[f.name] for f in dataclasses.fields(Cell)})
     assert entry['metrics']['f1']['mean'] == pytest.approx(scores[where])
+
+
+def test_predictions_name_the_passages_that_were_there(tmp_path):
+  results = report_data.small()
+  key = report_data.cell('nq', 'tokens')
+  first, *others = results.cells[key].answers
+  first = dataclasses.replace(first, shown=(2, 0), passages_dropped=1)
+  cell = dataclasses.replace(results.cells[key], answers=[first, *others])
+  cells = {**results.cells, key: cell}
+  _write(tmp_path, dataclasses.replace(results, cells=cells))
+  rows = _rows(tmp_path / f'predictions/{report.cell_names(cells)[key]}.jsonl')
+  assert rows[0]['passages'] == ['bm25-0-2', 'bm25-0-0']
+  assert rows[0]['ranks'] == [3, 1]
+  assert (rows[0]['passages_dropped'], rows[0]['passages_cut']) == (1, 0)
+  assert rows[1]['ranks'] == [1, 2, 3]
 
 
 def test_markdown_has_tables_and_pictures(large):

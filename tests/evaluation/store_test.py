@@ -9,7 +9,8 @@ from vtokens.evaluation.cells import Answer, Cell
 from vtokens.evaluation.store import CellFile, file_name
 
 CELL = Cell('d', 'm', 'tokens', 'run', 5, 3, 'bm25')
-ONE, TWO = Answer('eins\n"', 2, 'end'), Answer('\u2028', 1, 'length')
+ONE = Answer('eins\n"', 2, 'end', shown=(2, 0), passages_dropped=1)
+TWO = Answer('\u2028', 1, 'length')
 
 
 def test_what_is_added_is_read_again(tmp_path):
@@ -51,7 +52,14 @@ def test_cut_off_anywhere_loses_whole_lines_only(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'line', [b'{"id": "c"}\n', b'nonsense\n', b'[]\n', b'{"text": "x"}\n']
+  'line',
+  [
+    b'{"id": "c"}\n',
+    b'nonsense\n',
+    b'[]\n',
+    b'{"text": "x"}\n',
+    b'{"id": "c", "text": "x", "num_tokens": 1, "stop": "end"}\n',
+  ],
 )
 def test_a_broken_line_is_named(tmp_path, line):
   file = CellFile(tmp_path, CELL, {'seed': 0})

@@ -64,6 +64,7 @@ class Example:
     num_active: virtual tokens (k).
     after: what is between them and the answer, int32.
     targets: the answer and the token that ends it, or empty, int32.
+    shown: ranks of the passages in it, in order, from 0.
     passages_dropped: passages left out because there was no room.
     passages_cut: passages shortened for the same reason.
   """
@@ -73,6 +74,7 @@ class Example:
   num_active: int
   after: Ids
   targets: Ids
+  shown: tuple[int, ...] = ()
   passages_dropped: int = 0
   passages_cut: int = 0
 
@@ -121,6 +123,8 @@ class Encoder:
         )
       )
     )
+    # A question asked in several ways has its passages encoded once.
+    self._encode_passages = functools.lru_cache(maxsize=1)(self._passages)
 
   def __reduce__(self):
     return type(self), (self.tokenizer, self.templates)
@@ -141,6 +145,9 @@ class Encoder:
 
   def passages(self, passages: Sequence[Passage]) -> list[PassageIds]:
     """Ids of passages after their headings."""
+    return list(self._encode_passages(tuple(passages)))
+
+  def _passages(self, passages: Sequence[Passage]) -> list[PassageIds]:
     texts = [self._text(passage) for passage in passages]
     end, last_end = self._end, self._end + self.templates.after_passages
     whole = self.tokenizer.encode_batch_after([t + end for t in texts])
@@ -335,6 +342,7 @@ def join(
     num_active=num_active,
     after=_concatenate(after),
     targets=targets,
+    shown=tuple(passages[i][0] for i in shown),
     passages_dropped=len(pieces) - len(shown),
     passages_cut=sum(kept[i] < len(pieces[i].body) for i in shown),
   )

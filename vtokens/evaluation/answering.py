@@ -105,9 +105,15 @@ class Answerer:
     def wait() -> list[list[Answer]]:
       answers = [[Answer('', 0, '')] * branches for _ in examples]
       for group, out in started:
-        for answered, row in zip(answers, self.wait(out), strict=False):
-          for branch, answer in zip(group, row, strict=True):
-            answered[branch] = answer
+        rows = zip(answers, examples, self.wait(out), strict=False)
+        for answered, asked, found in rows:
+          for branch, answer in zip(group, found, strict=True):
+            answered[branch] = dataclasses.replace(
+              answer,
+              shown=asked[branch].shown,
+              passages_dropped=asked[branch].passages_dropped,
+              passages_cut=asked[branch].passages_cut,
+            )
       return answers
 
     return wait
@@ -209,7 +215,9 @@ class Answerer:
       digest = hashlib.sha256(f'{self._seed} {name}'.encode()).digest()
       keys[r] = np.frombuffer(digest[:8], np.uint32)
     temperature: Any = np.float32(self._decode.temperature)
-    top_p: Any = np.float32(self._decode.top_p)
+    top_p: Any = None
+    if self._decode.top_p < 1:
+      top_p = np.float32(self._decode.top_p)
     return generate.Sampling(self.put(keys), temperature, top_p)
 
   def _answer(self, tokens: list[int]) -> Answer:

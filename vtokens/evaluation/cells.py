@@ -40,11 +40,17 @@ class Answer:
     text: the prediction.
     num_tokens: generated, without the one that ended it.
     stop: what ended it: end (a token that means it), newline, or length.
+    shown: ranks of the passages that the prompt had, in order, from 0.
+    passages_dropped: others, left out because the prefix was full.
+    passages_cut: passages shortened for the same reason.
   """
 
   text: str
   num_tokens: int
   stop: str
+  shown: tuple[int, ...] = ()
+  passages_dropped: int = 0
+  passages_cut: int = 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,15 +60,12 @@ class CellResult:
   Attributes:
     cell: which.
     answers: one for each record of the dataset, in order.
-    shown: ids of the passages shown to each, in order ('' where a passage has
-      none).
     values: metric -> value of each question, f64, 0 to 1; see
       `vtokens.metrics`.
   """
 
   cell: Cell
   answers: Sequence[Answer]
-  shown: Sequence[tuple[str, ...]]
   values: Mapping[str, np.ndarray]
 
 

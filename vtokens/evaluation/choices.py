@@ -23,7 +23,7 @@ from vtokens import errors, partitioning, steps
 from vtokens.data.assemble import Ids
 from vtokens.evaluation import hosts
 from vtokens.models.attention import KVCache
-from vtokens.models.base import FrozenBase
+from vtokens.models.base import FrozenBase, OpenBase
 from vtokens.models.tokenizer import Tokenizer
 
 # Lengths are padded to multiples of these, so that few shapes are compiled.
@@ -81,7 +81,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: str) -> Ids:
   )
 
 
-def check_fits(base: FrozenBase, items: Sequence[Item], where: str) -> None:
+def check_fits(
+  base: OpenBase | FrozenBase, items: Sequence[Item], where: str
+) -> None:
   """Raises if a question is longer than the base is made for.
 
   Args:
@@ -96,7 +98,7 @@ def check_fits(base: FrozenBase, items: Sequence[Item], where: str) -> None:
   check_length(base, _length(longest), f'{where}: question {longest.id}')
 
 
-def check_length(base: FrozenBase, length: int, where: str) -> None:
+def check_length(base: OpenBase | FrozenBase, length: int, where: str) -> None:
   """Raises a `UserError` about `where` if so many tokens are too many."""
   most = base.config.longest_sequence
   # Elsewhere positions do not depend on it; see `DecoderConfig`.

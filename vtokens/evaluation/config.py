@@ -93,7 +93,8 @@ class Config:
     templates: of conditions without virtual tokens. Those with tokens use the
       templates of their run.
     data: the questions.
-    conditions: what is compared; see docs/evaluation.md.
+    conditions: what is compared; see docs/evaluation.md. May be empty where
+      there are tasks.
     num_active: numbers of virtual tokens (k); empty for all that a table has.
     num_passages: numbers of passages; 0 asks without any.
     retrievers: whose passages; '' for the only one of the records.
@@ -185,7 +186,7 @@ def validate(settings: Config) -> None:
   config.check_mesh(values, fail)
   names = values['conditions']
   known = (*CONDITIONS, UNTOUCHED)
-  if not names or set(names) - set(known):
+  if set(names) - set(known) or not (names or values['tasks']):
     fail('conditions', f'some of {", ".join(known)}')
   with_tokens = [n for n in names if n in CONDITIONS and CONDITIONS[n].tokens]
   if with_tokens and not values['runs']:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import flax.nnx as nnx
 import jax
@@ -29,14 +30,10 @@ class Batch:
   Attributes:
     index: numbers of the records.
     answers: by name of the arm, one for each of them.
-    dropped: passages left out because the prefix was full, over all arms.
-    cut: passages shortened for the same reason.
   """
 
   index: list[int]
   answers: dict[str, list[Answer]]
-  dropped: int
-  cut: int
 
 
 @functools.partial(jax.jit, static_argnames='graph')
@@ -80,15 +77,13 @@ class Evaluator:
     found: dict[str, list[Answer]] = {
       arm.name: [Answer('', 0, '')] * len(records) for arm in arms
     }
-    dropped = cut = 0
     with _progress(len(records), label) as bar:
       for batch in self.stream(records, arms):
         for name, answers in batch.answers.items():
           for i, answer in zip(batch.index, answers, strict=True):
             found[name][i] = answer
-        dropped, cut = dropped + batch.dropped, cut + batch.cut
         bar.update(len(batch.index))
-    report_cuts(label, dropped, cut)
+    report_cuts(label, itertools.chain.from_iterable(found.values()))
     return found
 
   def stream(
@@ -116,17 +111,11 @@ class Evaluator:
         ids=[records[i].id for i in index],
         first_ids=first_ids,
       )
-      everything = [example for row in examples for example in row]
-      dropped = sum(example.passages_dropped for example in everything)
-      cut = sum(example.passages_cut for example in everything)
 
-      def waiting(index=index, answers=answers, dropped=dropped, cut=cut):
+      def waiting(index=index, answers=answers):
         columns = zip(*answers(), strict=True)
         return Batch(
-          index,
-          {a.name: list(c) for a, c in zip(arms, columns, strict=True)},
-          dropped,
-          cut,
+          index, {a.name: list(c) for a, c in zip(arms, columns, strict=True)}
         )
 
     if waiting is not None:
@@ -222,8 +211,12 @@ def _progress(total: int, label: str) -> tqdm.tqdm:
   )
 
 
-def report_cuts(label: str, dropped: int, cut: int) -> None:
+def report_cuts(label: str, answers: Iterable[Answer]) -> None:
   """Says how many passages did not fit, if any."""
+  dropped = cut = 0
+  for answer in answers:
+    dropped += answer.passages_dropped
+    cut += answer.passages_cut
   if dropped or cut:
     writers.say(
       f'{label}: passages that did not fit the longest prefix: {dropped} '

@@ -12,9 +12,9 @@ import numpy as np
 import scipy.stats
 
 from vtokens import writers
-from vtokens.evaluation import choices, hosts, reasoning, task_prompts, tasks
-from vtokens.evaluation.tasks import LoadedTask, Task
-from vtokens.models.base import FrozenBase
+from vtokens.evaluation import choices, hosts, reasoning, task_prompts
+from vtokens.evaluation.tasks import LoadedTask
+from vtokens.models.base import FrozenBase, OpenBase
 
 # How the log-probability of an option is normalised before options are
 # compared; the first is the paper's.
@@ -24,7 +24,7 @@ _NORMALISATIONS = ('sum', 'per_token', 'per_byte')
 def run_tasks(
   base: FrozenBase,
   mesh: jax.sharding.Mesh,
-  settings: Mapping[str, Task],
+  loaded: Sequence[LoadedTask],
   *,
   seed: int,
   batch_size: int,
@@ -40,7 +40,7 @@ def run_tasks(
   Args:
     base: the frozen model.
     mesh: the devices.
-    settings: name -> settings of the task, checked.
+    loaded: the tasks, that fit; see `check_fits`.
     seed: of the questions and examples drawn.
     batch_size: questions at a time.
     directory: where results of this base are written.
@@ -49,15 +49,8 @@ def run_tasks(
   Returns:
     {'tasks': one dict for each}, JSON values; accuracies and shares in
     percent.
-
-  Raises:
-    errors.UserError: a file is bad or a question too long; before anything is
-      computed.
   """
   directory = pathlib.Path(directory)
-  loaded = [tasks.load(name, task, seed) for name, task in settings.items()]
-  for task in loaded:
-    _check_fits(base, task)
   results = []
   for task in loaded:
     identity = _identity(base, task, seed)
@@ -85,7 +78,7 @@ def format_results(results: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _items(base: FrozenBase, task: LoadedTask) -> list[choices.Item]:
+def _items(base: OpenBase | FrozenBase, task: LoadedTask) -> list[choices.Item]:
   return [
     choices.make_item(
       base.tokenizer,
@@ -98,25 +91,31 @@ def _items(base: FrozenBase, task: LoadedTask) -> list[choices.Item]:
   ]
 
 
-def _prompt_ids(base: FrozenBase, task: LoadedTask) -> list[np.ndarray]:
+def _prompt_ids(
+  base: OpenBase | FrozenBase, task: LoadedTask
+) -> list[np.ndarray]:
   return [
     choices.prompt_ids(base.tokenizer, task_prompts.render(task, question))
     for question in task.questions
   ]
 
 
-def _check_fits(base: FrozenBase, task: LoadedTask) -> None:
-  where = f'config.tasks[{task.name}]'
-  if task.settings.format != 'gsm8k':
-    choices.check_fits(base, _items(base, task), where)
-    return
-  lengths = [len(ids) for ids in _prompt_ids(base, task)]
-  longest = int(np.argmax(lengths))
-  choices.check_length(
-    base,
-    lengths[longest] + task.settings.max_new_tokens,
-    f'{where}: question {task.questions[longest].id}',
-  )
+def check_fits(
+  base: OpenBase | FrozenBase, loaded: Sequence[LoadedTask]
+) -> None:
+  """Raises a `UserError` if a question is longer than the base is made for."""
+  for task in loaded:
+    where = f'config.tasks[{task.name}]'
+    if task.settings.format != 'gsm8k':
+      choices.check_fits(base, _items(base, task), where)
+      continue
+    lengths = [len(ids) for ids in _prompt_ids(base, task)]
+    longest = int(np.argmax(lengths))
+    choices.check_length(
+      base,
+      lengths[longest] + task.settings.max_new_tokens,
+      f'{where}: question {task.questions[longest].id}',
+    )
 
 
 def _choices(

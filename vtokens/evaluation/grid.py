@@ -29,19 +29,6 @@ from vtokens.evaluation.store import CellFile
 from vtokens.models.base import FrozenBase
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Answered:
-  """The answers of a cell, in the order of the dataset's records.
-
-  Attributes:
-    answers: one for each.
-    shown: ids of the passages shown to each.
-  """
-
-  answers: list[Answer]
-  shown: list[tuple[str, ...]]
-
-
 class Grid:
   """The cells of one base.
 
@@ -63,13 +50,32 @@ class Grid:
     self._model = model
     self._groups = groups
     self._records = records
-    directory = pathlib.Path(cfg.workdir, 'cells')
-    self._files = {
-      cell: CellFile(directory, cell, self._identity(cell, arm, asked))
-      for group in groups
-      for asked in [self._hash_asked(group)]
-      for cell, arm in group.arms.items()
-    }
+    self._files: dict[Cell, CellFile] = {}
+
+  def check(self) -> None:
+    """Raises a `UserError` if a question is impossible or does not fit.
+
+    At the start, rather than hours into the run.
+    """
+    # Cells that differ in passages alone ask alike, and most tokens need most
+    # room.
+    longest: dict[tuple[Any, ...], tuple[Group, Arm]] = {}
+    for group in self._groups:
+      for cell, arm in group.arms.items():
+        key = (cell.dataset, cell.condition, cell.table)
+        if key not in longest or arm.num_active > longest[key][1].num_active:
+          longest[key] = group, arm
+    for group, arm in longest.values():
+      self._prompter(group).check_fits(self._records[group.dataset], [arm])
+
+  def open(self) -> None:
+    """Reads the answers that are there; before all below."""
+    directory = pathlib.Path(self._cfg.workdir, 'cells')
+    for group in self._groups:
+      asked = self._hash_asked(group)
+      for cell, arm in group.arms.items():
+        identity = self._identity(cell, arm, asked)
+        self._files[cell] = CellFile(directory, cell, identity)
 
   def has_missing(self) -> bool:
     """Whether answers are still to be generated."""
@@ -132,22 +138,6 @@ class Grid:
       **({'seed': cfg.seed} if cfg.decode.temperature else {}),
       'asked_sha256': asked,
     }
-
-  def check(self) -> None:
-    """Raises a `UserError` if a question is impossible or does not fit.
-
-    At the start, rather than hours into the run.
-    """
-    # Cells that differ in passages alone ask alike, and most tokens need most
-    # room.
-    longest: dict[tuple[Any, ...], tuple[Group, Arm]] = {}
-    for group in self._groups:
-      for cell, arm in group.arms.items():
-        key = (cell.dataset, cell.condition, cell.table)
-        if key not in longest or arm.num_active > longest[key][1].num_active:
-          longest[key] = group, arm
-    for group, arm in longest.values():
-      self._prompter(group).check_fits(self._records[group.dataset], [arm])
 
   def run(
     self,
@@ -248,7 +238,7 @@ class Grid:
     bar.set_postfix_str(
       f'{group.dataset}, {group.num_passages} passages {group.retriever}'
     )
-    dropped = cut = 0
+    told: list[Answer] = []
     for batch in evaluator.stream(records, list(arms.values())):
       ids = [records[i].id for i in batch.index]
       for cell, arm in arms.items():
@@ -256,22 +246,15 @@ class Grid:
         if jax.process_index() == 0:
           self._files[cell].append(answers)
         bar.update(len(answers))
-      dropped, cut = dropped + batch.dropped, cut + batch.cut
-    report_cuts(f'{group.dataset}, {group.num_passages} passages', dropped, cut)
+        told += answers.values()
+    report_cuts(f'{group.dataset}, {group.num_passages} passages', told)
 
-  def results(self) -> dict[Cell, Answered]:
-    """The answers of every cell, all of which are there."""
-    found = {}
-    for group in self._groups:
-      prompter = self._prompter(group)
-      records = self._records[group.dataset]
-      for cell, arm in group.arms.items():
-        answers = self._files[cell].answers
-        found[cell] = Answered(
-          [answers[record.id] for record in records],
-          [
-            tuple(passage.id for _, passage in prompter.passages(record, arm))
-            for record in records
-          ],
-        )
-    return found
+  def results(self) -> dict[Cell, list[Answer]]:
+    """The answers of every cell, all of which are there.
+
+    In the order of the dataset's records.
+    """
+    return {
+      cell: [file.answers[r.id] for r in self._records[cell.dataset]]
+      for cell, file in self._files.items()
+    }

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -214,7 +215,13 @@ def _check_length(cfg: Config, base: base_lib.OpenBase) -> None:
 
 def unique_names(paths: Sequence[str]) -> list[str]:
   """The last parts of paths; of those that have it in common, more of them."""
-  parts = [path.rstrip('/').split('/') for path in paths]
+  # `.` and `..` are no names.
+  parts = [
+    (os.path.abspath(path) if os.path.exists(path) else path.rstrip('/')).split(
+      '/'
+    )
+    for path in paths
+  ]
   for size in range(1, max(map(len, parts), default=0) + 1):
     names = ['/'.join(part[-size:]) for part in parts]
     if len(set(names)) == len(names):

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 
 from vtokens.data import containment
-from vtokens.data.records import Passage, Record
+from vtokens.data.records import Passage
 from vtokens.evaluation import columns as columns_lib
 from vtokens.evaluation import tables
 from vtokens.evaluation.cells import Cell, CellResult, Results
@@ -102,21 +102,6 @@ def chosen(sizes: Mapping[str, int], most: int) -> dict[str, int]:
   return numbers
 
 
-def shown_passages(
-  record: Record, retriever: str, ids: Sequence[str]
-) -> list[tuple[int, Passage]]:
-  """Rank from 1 on and passage of each id, in order.
-
-  Passages without an id are taken in the order of their ranks: cutting drops
-  the lowest first.
-  """
-  by_id: dict[str, list[tuple[int, Passage]]] = {}
-  for rank, passage in enumerate(record.ranked(retriever), start=1):
-    by_id.setdefault(passage.id, []).append((rank, passage))
-  queues = {name: iter(found) for name, found in by_id.items()}
-  return [next(queues[name]) for name in ids]
-
-
 def _questions(
   results: Results, mains: Sequence[dict[str, Any]], most: int
 ) -> dict[str, Any]:
@@ -132,6 +117,14 @@ def _questions(
     ]
     for i, record in enumerate(records[: numbers[name]]):
       matcher = containment.Matcher(record.answers)
+
+      def passage(shown: Passage, matcher=matcher) -> dict[str, Any]:
+        key = shown.id, shown.title, shown.text
+        return {
+          'passage': pool.setdefault(key, len(pool)),
+          'answer': matcher.contains(shown.text),
+        }
+
       questions.append(
         {
           'id': record.id,
@@ -143,17 +136,11 @@ def _questions(
             {
               'columns': columns,
               'passages': [
-                {
-                  'rank': rank,
-                  'passage': pool.setdefault(
-                    (passage.id, passage.title, passage.text), len(pool)
-                  ),
-                  'answer': matcher.contains(passage.text),
-                }
-                for rank, passage in shown_passages(record, retriever, ids)
+                {'rank': rank + 1, **passage(record.ranked(retriever)[rank])}
+                for rank in ranks
               ],
             }
-            for (retriever, ids), columns in _shown(cells, i).items()
+            for (retriever, ranks), columns in _shown(cells, i).items()
           ],
         }
       )
@@ -166,12 +153,12 @@ def _questions(
 
 def _shown(
   cells: Sequence[CellResult | None], i: int
-) -> dict[tuple[str, tuple[str, ...]], list[int]]:
-  """Passages shown to a question -> the columns in which they were."""
-  shown: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+) -> dict[tuple[str, tuple[int, ...]], list[int]]:
+  """Retriever and ranks shown to a question -> the columns that had them."""
+  shown: dict[tuple[str, tuple[int, ...]], list[int]] = {}
   for column, result in enumerate(cells):
     if result is not None and CONDITIONS[result.cell.condition].passages:
-      key = result.cell.retriever, tuple(result.shown[i])
+      key = result.cell.retriever, result.answers[i].shown
       shown.setdefault(key, []).append(column)
   return shown
 

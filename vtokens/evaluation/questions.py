@@ -36,7 +36,7 @@ def read(cfg: Config, say: Callable[[str], None]) -> dict[str, list[Record]]:
     errors.UserError: a source or record is bad, a dataset has no passages of
       a retriever, or there are no questions at all.
   """
-  if set(cfg.conditions) == {UNTOUCHED}:
+  if not set(cfg.conditions) - {UNTOUCHED}:
     return {}
   data = cfg.data
   report = BadRecords(data.on_bad_record, max_text_bytes=data.max_text_bytes)

@@ -72,7 +72,8 @@ def write_report(
   main = [*tables.main_tables(found), *tables.axis_tables(found)]
   more = _more_tables(found, cost, general)
   about = {'settings': settings, 'versions': versions}
-  texts = _prediction_files(results) | {
+  predictions = _write_predictions(directory, results)
+  texts = {
     'report.md': _markdown(found, main, more, pictures, versions),
     'report.html': page.render(
       found,
@@ -89,7 +90,7 @@ def write_report(
   plots = {f'plots/{name}.png': png for name, (_, png) in pictures.items()}
   for name, png in plots.items():
     _write_bytes(directory / name, png)
-  files = sorted([*texts, *plots])
+  files = sorted([*predictions, *texts, *plots])
   _remove_old(directory, files)
   content = found | about | {'cost': cost, 'general': general, 'files': files}
   writers.write_json(directory / 'report.json', content)
@@ -203,21 +204,22 @@ def _section(table: Table) -> list[str]:
   return [*parts, table.note] if table.note else parts
 
 
-def _prediction_files(results: Results) -> dict[str, str]:
-  """Name -> content of the file of each cell."""
-  return {
-    f'predictions/{name}.jsonl': _predictions(
-      results.records[cell.dataset], results.cells[cell]
-    )
-    for cell, name in cell_names(results.cells).items()
-  }
+def _write_predictions(directory: pathlib.Path, results: Results) -> list[str]:
+  """Writes a file for each cell; returns their names."""
+  files = []
+  for cell, name in cell_names(results.cells).items():
+    files.append(f'predictions/{name}.jsonl')
+    text = _predictions(results.records[cell.dataset], results.cells[cell])
+    writers.write_text(directory / files[-1], text)
+  return files
 
 
 def _predictions(records: Sequence[Record], result: CellResult) -> str:
   cell, lines = result.cell, []
-  for i, (record, answer, shown) in enumerate(
-    zip(records, result.answers, result.shown, strict=True)
+  for i, (record, answer) in enumerate(
+    zip(records, result.answers, strict=True)
   ):
+    passages = record.ranked(cell.retriever) if answer.shown else ()
     row = {
       'id': record.id,
       'dataset': record.dataset,
@@ -227,7 +229,10 @@ def _predictions(records: Sequence[Record], result: CellResult) -> str:
       **{name: float(values[i]) for name, values in result.values.items()},
       'num_tokens': answer.num_tokens,
       'stop': answer.stop,
-      'passages': shown,
+      'passages': [passages[rank].id for rank in answer.shown],
+      'ranks': [rank + 1 for rank in answer.shown],
+      'passages_dropped': answer.passages_dropped,
+      'passages_cut': answer.passages_cut,
       **{key: getattr(cell, key) for key in columns.KEYS},
     }
     lines.append(json.dumps(row, ensure_ascii=False) + '\n')

@@ -51,7 +51,8 @@ class CellFile:
         row = json.loads(line)
         if number:
           name = row.pop('id')
-          self.answers[name] = Answer(**row)
+          shown = tuple(row.pop('shown'))
+          self.answers[name] = Answer(**row, shown=shown)
         elif line.decode().rstrip('\n') != head:
           raise ValueError('another identity')
       except (ValueError, KeyError, TypeError) as e:

@@ -21,8 +21,9 @@ from vtokens.evaluation.cells import Answer
 from vtokens.models.attention import KVCache
 from vtokens.models.base import FrozenBase
 
-# Lengths are padded to multiples of these, so that few shapes are compiled.
-_PREFIX_ROUND, _SUFFIX_ROUND = 128, 32
+# Prefixes and suffixes are padded to multiples of these, so that few shapes are
+# compiled. On a CPU it is the computing that takes long.
+_ROUND, _ROUND_CPU = (128, 32), (32, 16)
 # Suffix tokens of the branches answered together, unless one alone has more:
 # they see one another's slots only to mask them.
 _SUFFIX_BUDGET = 1024
@@ -244,12 +245,17 @@ def _full(shape: tuple[int, int], fill: int) -> Any:
 
 def round_prefix(size: int) -> int:
   """Length that a prefix is padded to; 1 if it is empty or only bos."""
-  return -(-size // _PREFIX_ROUND) * _PREFIX_ROUND if size > 1 else 1
+  return _round_up(size, 0) if size > 1 else 1
 
 
 def round_suffix(size: int) -> int:
   """Length that a suffix is padded to."""
-  return -(-size // _SUFFIX_ROUND) * _SUFFIX_ROUND
+  return _round_up(size, 1)
+
+
+def _round_up(size: int, part: int) -> int:
+  step = (_ROUND_CPU if jax.default_backend() == 'cpu' else _ROUND)[part]
+  return -(-size // step) * step
 
 
 def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:

@@ -187,12 +187,14 @@ def _log_probs(
 
 def repeat_row(cache: KVCache, rows: int) -> KVCache:
   """A cache of one row as one of many rows, all the same."""
-  shape = cache.k.shape
-  shape = (*shape[:-4], rows, *shape[-3:])
+
+  def repeat(x: Array, axis: int) -> Array:
+    shape = list(x.shape)
+    shape[axis] = rows
+    return jnp.broadcast_to(x, shape)
+
   return KVCache(
-    jnp.broadcast_to(cache.k, shape),
-    jnp.broadcast_to(cache.v, shape),
-    jnp.broadcast_to(cache.positions, (rows, shape[-2])),
+    repeat(cache.k, -4), repeat(cache.v, -4), repeat(cache.positions, 0)
   )
 
 

@@ -25,7 +25,8 @@ from vtokens.models.base import FrozenBase
 # New tokens of a round.
 _ROUND = 64
 _SUFFIX_ROUND = 64
-_CACHE_AXES = ('layers', 'batch', 'kv_heads', 'slots', 'head')
+_KEY_AXES = ('layers', 'batch', 'kv_heads', 'head', 'slots')
+_VALUE_AXES = ('layers', 'batch', 'kv_heads', 'slots', 'head')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,9 +162,10 @@ def _next_begins(
 
 def _repeat(cache: KVCache, rows: int, mesh: jax.sharding.Mesh) -> KVCache:
   """A cache of one row as one of many, spread over the devices."""
-  heads: Any = partitioning.named_sharding(mesh, _CACHE_AXES)
+  keys: Any = partitioning.named_sharding(mesh, _KEY_AXES)
+  values: Any = partitioning.named_sharding(mesh, _VALUE_AXES)
   rows_only: Any = partitioning.named_sharding(mesh, ('batch',))
-  places = KVCache(heads, heads, rows_only)
+  places = KVCache(keys, values, rows_only)
   repeat = functools.partial(choices.repeat_row, rows=rows)
   return jax.jit(repeat, out_shardings=places)(cache)
 

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import pathlib
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -40,6 +41,14 @@ _PROMPT = flags.DEFINE_integer('prompt', 20, 'Tokens of the question.')
 _NEW = flags.DEFINE_integer('new', 16, 'Tokens generated.')
 _SWEEP = (1, 2, 3, 5, 10, 20, 30, 50)
 _ONE = 50
+
+
+def _processor() -> str:
+  info = pathlib.Path('/proc/cpuinfo')
+  found = re.search(
+    r'model name\s*: (.*)', info.read_text() if info.exists() else ''
+  )
+  return found[1] if found else platform.processor()
 
 
 def _path() -> pathlib.Path:
@@ -149,7 +158,7 @@ def main(argv):
     }
     print(name, json.dumps(results[name]), flush=True)
   report = {
-    'device': f'{jax.devices()[0].device_kind}, {platform.processor()}',
+    'device': f'{jax.devices()[0].device_kind}, {_processor()}',
     'torch_threads': torch.get_num_threads(),
     'batch': _BATCH.value,
     'passages_tokens': _PREFIX.value,

@@ -289,7 +289,8 @@ def test_what_changes_answers_makes_other_cells(root, change):
     records = evaluate.questions.read(cfg, print)
     groups = evaluate.plan.groups(cfg, model, list(records))
     grid = evaluate.Grid(cfg, model, groups, records)
-    return {file.path.name for file in grid._files.values()}
+    grid.open()
+    return {file.path.name for file in grid.files.values()}
 
   assert not names() & names(**change)
   assert names() == names(decode=config.Decode(7, 5, False))
@@ -444,9 +445,12 @@ def test_tasks_alone(root, tmp_path):
   }
   found = run(make_config(root, **settings))
   assert [row['n'] for row in found['tasks']] == [3]
-  # Bad ones are found before anything is written.
-  path.write_text('{"id": "1", "question": "x"}\n')
+  # Ones that are too long or bad are found before anything is written.
   settings['workdir'] = str(tmp_path / 'bad')
+  long = tasks.Task(source=str(path), format='gsm8k', max_new_tokens=600)
+  with pytest.raises(errors.UserError, match=r'config\.tasks\[t\]: question 0'):
+    run(make_config(root, **settings | {'tasks': {'t': long}}))
+  path.write_text('{"id": "1", "question": "x"}\n')
   with pytest.raises(errors.UserError, match=r'tasks\.jsonl:1: choices: miss'):
     run(make_config(root, **settings))
   assert not (tmp_path / 'bad').exists()

@@ -8,7 +8,6 @@ written in docs/evaluation.md. The same command continues an evaluation that
 was stopped or killed; answers that are there are not generated again.
 """
 
-import contextlib
 import importlib.metadata
 import pathlib
 import platform
@@ -24,6 +23,7 @@ from vtokens.evaluation import (
   config,
   cost,
   general,
+  hosts,
   models,
   plan,
   questions,
@@ -71,12 +71,12 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
   for model in opened:
     general.check_fits(model.base, loaded)
   mesh = partitioning.make_mesh(cfg.mesh.shape)
-  first = jax.process_index() == 0
-  with writers.sole_writer(cfg.workdir) if first else contextlib.nullcontext():
+  with hosts.sole_writer(cfg.workdir):
+    for grid in grids.values():
+      grid.open()
     costs: list[dict[str, Any]] = []
     abilities: dict[str, list[dict[str, Any]]] = {}
     for model in opened:
-      grids[model.name].open()
       found = _run(cfg, model, loaded, grids[model.name], mesh, check)
       costs += found.pop('cost', [])
       for name, rows in found.items():

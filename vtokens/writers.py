@@ -22,22 +22,23 @@ def say(text: str = '') -> None:
 
 @contextlib.contextmanager
 def sole_writer(directory: str | pathlib.Path) -> Iterator[None]:
-  """Makes a directory and keeps other programs from writing there meanwhile.
+  """Makes a directory and refuses it to others that ask likewise meanwhile.
 
   The lock goes with the process, however it ends.
 
   Raises:
-    errors.UserError: another program writes there, or it is not writable.
+    errors.UserError: another one writes there, or it is not writable.
   """
   directory = pathlib.Path(directory)
-  lock = filelock.FileLock(directory / '.lock')
+  # Not the file system's own substitute, which would outlive a killed process.
+  lock = filelock.FileLock(directory / '.lock', fallback_to_soft=False)
   try:
     directory.mkdir(parents=True, exist_ok=True)
     lock.acquire(timeout=0)
   except filelock.Timeout:
     raise errors.UserError(
       f'config.workdir: another program is writing to {directory}; wait for it '
-      'or choose another directory'
+      'to end, or choose another directory'
     ) from None
   except OSError as e:
     raise errors.UserError(

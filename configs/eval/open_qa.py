@@ -9,7 +9,7 @@ from vtokens.evaluation import config as eval_config
 
 
 def get_config() -> eval_config.Config:
-  """The conditions of the paper's table 1, all its axes; for a laptop."""
+  """Closed book and the paper's table 1, over every axis; for a laptop."""
   return eval_config.Config(
     workdir='runs/open-qa-eval',
     runs=('runs/quickstart',),

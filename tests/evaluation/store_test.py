@@ -57,6 +57,7 @@ def test_cut_off_anywhere_loses_whole_lines_only(tmp_path):
     b'{"id": "c"}\n',
     b'nonsense\n',
     b'[]\n',
+    b'5\n',
     b'{"text": "x"}\n',
     b'{"id": "c", "text": "x", "num_tokens": 1, "stop": "end"}\n',
   ],

@@ -123,7 +123,7 @@ class Encoder:
         )
       )
     )
-    # A question asked in several ways has its passages encoded once.
+    # A question is asked in several ways, one after the other.
     self._encode_passages = functools.lru_cache(maxsize=1)(self._passages)
 
   def __reduce__(self):

@@ -28,6 +28,9 @@ from vtokens.evaluation.prompts import Arm, Prompter, bare_arm
 from vtokens.evaluation.store import CellFile
 from vtokens.models.base import FrozenBase
 
+# Of the lines of a cell's file.
+_FORMAT = 1
+
 
 class Grid:
   """The cells of one base.
@@ -50,7 +53,7 @@ class Grid:
     self._model = model
     self._groups = groups
     self._records = records
-    self._files: dict[Cell, CellFile] = {}
+    self._files: dict[Cell, CellFile] | None = None
 
   def check(self) -> None:
     """Raises a `UserError` if a question is impossible or does not fit.
@@ -69,13 +72,24 @@ class Grid:
       self._prompter(group).check_fits(self._records[group.dataset], [arm])
 
   def open(self) -> None:
-    """Reads the answers that are there; before all below."""
+    """Reads the answers that are there; to be called before all below.
+
+    Raises:
+      errors.UserError: a file is broken.
+    """
     directory = pathlib.Path(self._cfg.workdir, 'cells')
-    for group in self._groups:
-      asked = self._hash_asked(group)
-      for cell, arm in group.arms.items():
-        identity = self._identity(cell, arm, asked)
-        self._files[cell] = CellFile(directory, cell, identity)
+    self._files = {
+      cell: CellFile(directory, cell, self._identity(cell, arm, asked))
+      for group in self._groups
+      for asked in [self._hash_asked(group)]
+      for cell, arm in group.arms.items()
+    }
+
+  @property
+  def files(self) -> dict[Cell, CellFile]:
+    """The file of each cell."""
+    assert self._files is not None, 'open() comes first'
+    return self._files
 
   def has_missing(self) -> bool:
     """Whether answers are still to be generated."""
@@ -84,7 +98,7 @@ class Grid:
   def _num_missing(self) -> int:
     return sum(
       len(self._records[cell.dataset]) - len(file.answers)
-      for cell, file in self._files.items()
+      for cell, file in self.files.items()
     )
 
   def _hash_asked(self, group: Group) -> str:
@@ -124,6 +138,7 @@ class Grid:
     condition = dataclasses.asdict(arm.condition)
     del condition['text']
     return {
+      'format': _FORMAT,
       'cell': dataclasses.asdict(cell),
       'condition': condition,
       'base_fingerprint': self._model.base.fingerprint,
@@ -216,7 +231,7 @@ class Grid:
     records = self._records[group.dataset]
     parts: dict[bytes, dict[Cell, Arm]] = {}
     for cell, arm in group.arms.items():
-      answers = self._files[cell].answers
+      answers = self.files[cell].answers
       lacking = hosts.first_says(
         np.array([record.id not in answers for record in records])
       )
@@ -244,7 +259,7 @@ class Grid:
       for cell, arm in arms.items():
         answers = dict(zip(ids, batch.answers[arm.name], strict=True))
         if jax.process_index() == 0:
-          self._files[cell].append(answers)
+          self.files[cell].append(answers)
         bar.update(len(answers))
         told += answers.values()
     report_cuts(f'{group.dataset}, {group.num_passages} passages', told)
@@ -256,5 +271,5 @@ class Grid:
     """
     return {
       cell: [file.answers[r.id] for r in self._records[cell.dataset]]
-      for cell, file in self._files.items()
+      for cell, file in self.files.items()
     }

@@ -1,11 +1,16 @@
 """What several processes have to agree on."""
 
+import contextlib
+import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Array, Shaped
+
+from vtokens import errors, writers
 
 
 def fetch(array: Shaped[Array, '...']) -> Shaped[np.ndarray, '...']:
@@ -27,3 +32,24 @@ def first_says(value: Any) -> Any:
   if jax.process_count() == 1:
     return value
   return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+@contextlib.contextmanager
+def sole_writer(directory: str | pathlib.Path) -> Iterator[None]:
+  """`writers.sole_writer` of the first process, the only one that writes.
+
+  Raises:
+    errors.UserError: on all processes, if the first cannot be it.
+  """
+  with contextlib.ExitStack() as stack:
+    failure = ''
+    if jax.process_index() == 0:
+      try:
+        stack.enter_context(writers.sole_writer(directory))
+      except errors.UserError as e:
+        failure = str(e)
+    if first_says(bool(failure)):
+      raise errors.UserError(
+        failure or f'the first process cannot write to {directory}'
+      )
+    yield

@@ -55,7 +55,7 @@ class CellFile:
           self.answers[name] = Answer(**row, shown=shown)
         elif line.decode().rstrip('\n') != head:
           raise ValueError('another identity')
-      except (ValueError, KeyError, TypeError) as e:
+      except (AttributeError, ValueError, KeyError, TypeError) as e:
         raise errors.UserError(
           f'{self.path}:{number + 1}: not a line of answers ({e}); delete the '
           'file to have them computed anew'

@@ -439,7 +439,7 @@ def test_tasks_alone(root, tmp_path):
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   settings = {
     'conditions': (),
-    'data': eval_config.Data(),
+    'data': eval_config.Data(max_prefix_tokens=200, max_suffix_tokens=230),
     'workdir': str(tmp_path / 'out'),
     'tasks': {'t': tasks.Task(source=str(path))},
   }
@@ -447,9 +447,9 @@ def test_tasks_alone(root, tmp_path):
   assert [row['n'] for row in found['tasks']] == [3]
   # Ones that are too long or bad are found before anything is written.
   settings['workdir'] = str(tmp_path / 'bad')
-  long = tasks.Task(source=str(path), format='gsm8k', max_new_tokens=600)
+  path.write_text(json.dumps(rows[0] | {'question': 'x' * 600}) + '\n')
   with pytest.raises(errors.UserError, match=r'config\.tasks\[t\]: question 0'):
-    run(make_config(root, **settings | {'tasks': {'t': long}}))
+    run(make_config(root, **settings))
   path.write_text('{"id": "1", "question": "x"}\n')
   with pytest.raises(errors.UserError, match=r'tasks\.jsonl:1: choices: miss'):
     run(make_config(root, **settings))

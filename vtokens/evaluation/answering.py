@@ -106,15 +106,10 @@ class Answerer:
     def wait() -> list[list[Answer]]:
       answers = [[Answer('', 0, '')] * branches for _ in examples]
       for group, out in started:
-        rows = zip(answers, examples, self.wait(out), strict=False)
-        for answered, asked, found in rows:
+        part = [[row[b] for b in group] for row in examples]
+        for answered, found in zip(answers, self.wait(out, part), strict=True):
           for branch, answer in zip(group, found, strict=True):
-            answered[branch] = dataclasses.replace(
-              answer,
-              shown=asked[branch].shown,
-              passages_dropped=asked[branch].passages_dropped,
-              passages_cut=asked[branch].passages_cut,
-            )
+            answered[branch] = answer
       return answers
 
     return wait
@@ -170,11 +165,17 @@ class Answerer:
       max_new_tokens=forced or self._decode.max_new_tokens,
     )
 
-  def wait(self, out: Int[Array, 'B C max_new_tokens']) -> list[list[Answer]]:
-    """Answers of every row, padding rows included, once they are there."""
+  def wait(
+    self,
+    out: Int[Array, 'B C max_new_tokens'],
+    examples: Sequence[Sequence[Example]],
+  ) -> list[list[Answer]]:
+    """Answers to the examples that `start` was given, once they are there."""
+    # Rows that fill up the batch are no examples.
+    rows = zip(hosts.fetch(out).tolist(), examples, strict=False)
     return [
-      [self._answer(tokens) for tokens in row]
-      for row in hosts.fetch(out).tolist()
+      [self._answer(*pair) for pair in zip(row, asked, strict=True)]
+      for row, asked in rows
     ]
 
   def put(self, arrays: Any) -> Any:
@@ -221,7 +222,7 @@ class Answerer:
       top_p = np.float32(self._decode.top_p)
     return generate.Sampling(self.put(keys), temperature, top_p)
 
-  def _answer(self, tokens: list[int]) -> Answer:
+  def _answer(self, tokens: list[int], example: Example) -> Answer:
     stop, begun, size = 'length', False, len(tokens)
     for i, token in enumerate(tokens):
       begun |= not self._endings.is_blank[token]
@@ -236,7 +237,14 @@ class Answerer:
     text = text.strip()
     if self._endings.is_newline.any():
       text = text.split('\n')[0].strip()
-    return Answer(text, size, stop)
+    return Answer(
+      text=text,
+      num_tokens=size,
+      stop=stop,
+      shown=example.shown,
+      passages_dropped=example.passages_dropped,
+      passages_cut=example.passages_cut,
+    )
 
 
 def _full(shape: tuple[int, int], fill: int) -> Any:

@@ -155,8 +155,8 @@ class Evaluator:
         )
         nll += float(part[0])
         tokens += float(part[1])
-        found = self._answerer.wait(out)
-        for i, (answer,) in zip(index, found, strict=False):
+        found = self._answerer.wait(out, asked)
+        for i, (answer,) in zip(index, found, strict=True):
           answers[i] = answer
         bar.update(len(index))
     return nll / max(tokens, 1.0), answers

@@ -103,7 +103,6 @@ def test_paper_mix_names_what_the_others_build():
 
 def test_example(tmp_path):
   """As the documentation runs it."""
-  pytest.importorskip('tensorflow_datasets')
   command = [sys.executable, '-m', 'vtokens.data.build']
   done = subprocess.run(
     [*command, '--config', DATA / 'example.py'],
@@ -120,7 +119,6 @@ def test_example(tmp_path):
 
 
 def test_a_size_that_is_not_the_papers_is_refused(tmp_path):
-  pytest.importorskip('tensorflow_datasets')
   source = tmp_path / 'data/retrieved/fermi.test.jsonl.gz'
   source.parent.mkdir(parents=True)
   example = ROOT / 'vtokens/data/quickstart/test.jsonl.gz'

@@ -7,12 +7,8 @@ import pathlib
 import pytest
 
 from vtokens import errors
-from vtokens.data import store
+from vtokens.data import build, store
 from vtokens.data.build_config import Config, Split
-
-pytest.importorskip('tensorflow_datasets')
-pytest.importorskip('apache_beam')
-from vtokens.data import build
 
 
 def row(i, **fields):

@@ -10,11 +10,8 @@ import time
 import pytest
 
 from vtokens import errors
-from vtokens.data import formats, store
+from vtokens.data import build, formats, store
 from vtokens.data.build_config import Config, Split, validate
-
-pytest.importorskip('tensorflow_datasets')
-from vtokens.data import build
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLE = ROOT / 'configs/data/example.py'

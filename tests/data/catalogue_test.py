@@ -7,12 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from vtokens import errors
 from vtokens.data import catalogue, formats
 from vtokens.data.records import Passage, Record
-
-tfds = pytest.importorskip('tensorflow_datasets')
 
 NAMES = [
   'squad',
@@ -221,7 +220,6 @@ SQUAD = {
 
 def test_a_prepared_data_set(tmp_path, monkeypatch):
   """The real builder, its download apart, writes; no TensorFlow is needed."""
-  pytest.importorskip('importlib_resources')  # tfds needs it to prepare.
   downloaded = tmp_path / 'train-v1.1.json'
   downloaded.write_text(json.dumps(SQUAD))
   monkeypatch.setattr(

@@ -7,6 +7,7 @@ import io
 import json
 
 import hypothesis
+import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
@@ -76,7 +77,6 @@ def test_formats(tmp_path, name, content):
 
 
 def test_parquet(tmp_path):
-  pa = pytest.importorskip('pyarrow')
   import pyarrow.parquet as pq
 
   rows = [
@@ -89,7 +89,6 @@ def test_parquet(tmp_path):
 
 
 def test_parquet_errors(tmp_path):
-  pa = pytest.importorskip('pyarrow')
   import pyarrow.parquet as pq
 
   good = [b'Text %d.' % i for i in range(700)]

@@ -4,6 +4,7 @@ import json
 import tracemalloc
 
 import hypothesis
+import pyarrow as pa
 import pytest
 from hypothesis import strategies as st
 
@@ -139,7 +140,6 @@ def test_files_are_never_whole_in_memory(tmp_path, shape):
       '\t'.join(('id', *row)) + '\n' + ''.join(f'{i}\t{text}\n' for i in many)
     )
   else:
-    pa = pytest.importorskip('pyarrow')
     import pyarrow.parquet as pq
 
     table = pa.Table.from_pylist([{**row, 'id': i} for i in many])

@@ -1,18 +1,16 @@
-import importlib.util
 import math
 import pathlib
+import sys
 
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorflow_datasets.core import example_serializer
 
 from vtokens import errors
+from vtokens.data import retrieval_qa
 from vtokens.data.records import Passage, Record
-
-tfds = pytest.importorskip('tensorflow_datasets')
-from tensorflow_datasets.core import example_serializer  # noqa: E402
-
-from vtokens.data import retrieval_qa  # noqa: E402
 
 TEXT = st.text(
   st.characters(blacklist_categories=('Cs', 'Cc')), min_size=1, max_size=20
@@ -123,9 +121,18 @@ def test_ids_that_differ_in_a_slash_are_two(tmp_path):
   retrieval_qa.write(str(tmp_path), 'two', {'train': lambda: iter(records)})
 
 
+class _NoTensorFlow:
+  """Hides TensorFlow from imports, where it is installed."""
+
+  def find_spec(self, name, *unused):
+    if name == 'tensorflow':
+      raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+
 def test_too_large_for_memory(tmp_path, monkeypatch):
-  if importlib.util.find_spec('tensorflow'):
-    pytest.skip('TensorFlow is installed: tfds sorts on disk')
+  # With TensorFlow tfds would sort on disk.
+  monkeypatch.delitem(sys.modules, 'tensorflow', raising=False)
+  monkeypatch.setattr(sys, 'meta_path', [_NoTensorFlow(), *sys.meta_path])
   monkeypatch.setattr(retrieval_qa, '_memory_limit', lambda: 1000)
   with pytest.raises(errors.UserError, match="runner='beam'"):
     retrieval_qa.write(

@@ -10,11 +10,8 @@ import sys
 import pytest
 
 from vtokens import errors
-from vtokens.data import store
+from vtokens.data import build, build_config, store
 from vtokens.data.records import Passage, Record
-
-pytest.importorskip('tensorflow_datasets')
-from vtokens.data import build, build_config
 
 
 def write_jsonl(path, rows):

@@ -253,17 +253,21 @@ def _full(shape: tuple[int, int], fill: int) -> Any:
 
 def round_prefix(size: int) -> int:
   """Length that a prefix is padded to; 1 if it is empty or only bos."""
-  return _round_up(size, 0) if size > 1 else 1
+  return round_up(size, _rounding()[0]) if size > 1 else 1
 
 
 def round_suffix(size: int) -> int:
   """Length that a suffix is padded to."""
-  return _round_up(size, 1)
+  return round_up(size, _rounding()[1])
 
 
-def _round_up(size: int, part: int) -> int:
-  step = (_ROUND_CPU if jax.default_backend() == 'cpu' else _ROUND)[part]
-  return -(-size // step) * step
+def _rounding() -> tuple[int, int]:
+  return _ROUND_CPU if jax.default_backend() == 'cpu' else _ROUND
+
+
+def round_up(size: int, multiple: int) -> int:
+  """The next multiple, at least one."""
+  return max(1, -(-size // multiple)) * multiple
 
 
 def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:

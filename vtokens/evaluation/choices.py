@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from vtokens import errors, partitioning, steps
 from vtokens.data.assemble import Ids
-from vtokens.evaluation import hosts
+from vtokens.evaluation import answering, hosts
 from vtokens.models.attention import KVCache
 from vtokens.models.base import FrozenBase, OpenBase
 from vtokens.models.tokenizer import Tokenizer
@@ -268,7 +268,7 @@ def common_start(prompts: Sequence[Ids]) -> int:
 
 def encode_shared(base: FrozenBase, ids: Ids) -> KVCache:
   """The cache of what precedes every row, itself of one row."""
-  size = round_up(len(ids), _PROMPT_ROUND)
+  size = answering.round_up(len(ids), _PROMPT_ROUND)
   padded, positions = np.zeros((1, size), np.int32), np.full((1, size), -1)
   padded[0, : len(ids)] = ids
   positions[0, : len(ids)] = np.arange(len(ids))
@@ -299,11 +299,6 @@ def batches(
     yield order[start : start + size]
 
 
-def round_up(size: int, multiple: int) -> int:
-  """The next multiple, at least one."""
-  return max(1, -(-size // multiple)) * multiple
-
-
 def _groups(items: Sequence[Item]) -> list[list[int]]:
   """Numbers of the items of each group."""
   order = sorted(range(len(items)), key=lambda i: items[i].group)
@@ -321,8 +316,8 @@ def _collate(items: Sequence[Item], common: int, num_rows: int) -> _Rows:
   def empty(size: int, fill: int) -> Any:
     return np.full((num_rows, size), fill, np.int32)
 
-  prompts = round_up(longest, _PROMPT_ROUND)
-  options = round_up(widest, _OPTIONS_ROUND)
+  prompts = answering.round_up(longest, _PROMPT_ROUND)
+  options = answering.round_up(widest, _OPTIONS_ROUND)
   rows = _Rows(
     prompt=empty(prompts, 0),
     prompt_positions=empty(prompts, -1),

@@ -18,7 +18,13 @@ import tqdm
 
 from vtokens import generate, partitioning
 from vtokens.data.assemble import Ids
-from vtokens.evaluation import choices, hosts, task_prompts, tasks
+from vtokens.evaluation import (
+  answering,
+  choices,
+  hosts,
+  task_prompts,
+  tasks,
+)
 from vtokens.models.attention import KVCache
 from vtokens.models.base import FrozenBase
 
@@ -177,7 +183,7 @@ def _suffixes(
   mesh: jax.sharding.Mesh,
 ) -> generate.Suffixes:
   """Right-padded rows whose positions begin at `first`."""
-  length = choices.round_up(max(map(len, suffixes)), _SUFFIX_ROUND)
+  length = answering.round_up(max(map(len, suffixes)), _SUFFIX_ROUND)
   ids: Any = np.zeros((rows, length), np.int32)
   positions: Any = np.full((rows, length), -1, np.int32)
   last: Any = np.full((rows, 1), -1, np.int32)

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import pyarrow as pa
 import pytest
 
 from vtokens.data import formats
@@ -486,7 +487,6 @@ def test_ms_marco(tmp_path, indent):
 
 
 def test_ms_marco_rows_in_parquet(tmp_path):
-  pa = pytest.importorskip('pyarrow')
   import pyarrow.parquet as pq
 
   columns = ms_marco()

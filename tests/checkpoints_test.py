@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vtokens import checkpoints, config, optim, partitioning, steps
+from vtokens import checkpoints, config, errors, optim, partitioning, steps
 
 _ROOT = pathlib.Path(__file__).parents[1]
 
@@ -143,7 +146,7 @@ def test_restores_into_the_sharding_asked_for(tmp_path):
 _TWO_DEVICES = """
 import jax, numpy, optax, sys
 import jax.numpy as jnp
-from vtokens import checkpoints, config, optim, partitioning, steps
+from vtokens import checkpoints, config, errors, optim, partitioning, steps
 
 mesh = partitioning.make_mesh((1, 2, 1))
 sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)
@@ -199,3 +202,87 @@ def test_is_small(tmp_path):
     path.stat().st_size for path in tmp_path.rglob('*') if path.is_file()
   )
   assert size < 3 * table.nbytes + 100_000
+
+
+def _spoil(path, how):
+  if how == 'cut off':
+    path.write_bytes(path.read_bytes()[:-3])
+  elif how == 'one bit':
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+  else:
+    path.unlink()
+
+
+def _files_of(directory):
+  return sorted(
+    str(path.relative_to(directory))
+    for path in directory.rglob('*')
+    if path.is_file()
+  )
+
+
+@pytest.mark.parametrize('how', ['cut off', 'one bit', 'missing'])
+def test_falls_back_to_the_one_before(tmp_path, how, capsys):
+  saved = checkpoints.Checkpoints(tmp_path / 'whole', 3)
+  for step in (2, 4):
+    saved.save(_state(step), {'step': step})
+  saved.close()
+  names = _files_of(tmp_path / 'whole' / 'checkpoints' / '4')
+  assert 'manifest.json' in names
+  assert len(names) > 5
+  for number, name in enumerate(names):
+    directory = tmp_path / str(number)
+    shutil.copytree(tmp_path / 'whole', directory)
+    _spoil(directory / 'checkpoints' / '4' / name, how)
+    again = checkpoints.Checkpoints(directory, 3)
+    restored, metadata = again.restore(_state(0))
+    assert metadata == {'step': 2}, name
+    _assert_equal(restored, _state(2))
+    said = capsys.readouterr().out
+    assert 'checkpoints/4: not as it was written (' in said
+    assert f'moved to {directory}/unreadable/checkpoints-4' in said
+    # The step can be saved anew.
+    again.save(_state(4, value=1.0), {'step': 4})
+    again.close()
+    fresh = checkpoints.Checkpoints(directory, 3)
+    _assert_equal(fresh.restore(_state(0))[0], _state(4, value=1.0))
+    assert capsys.readouterr().out == ''
+
+
+def test_none_is_whole(tmp_path, capsys):
+  saved = checkpoints.Checkpoints(tmp_path, 3)
+  for step in (2, 4):
+    saved.save(_state(step), {'step': step})
+    (tmp_path / 'checkpoints' / str(step) / 'manifest.json').unlink()
+  saved.save_best(_state(2), {'step': 2})
+  again = checkpoints.Checkpoints(tmp_path, 3)
+  assert again.restore(_state(0)) is None
+  assert capsys.readouterr().out.count('it was not finished') == 2
+  assert again.restore_best(_state(0))[1] == {'step': 2}
+  assert _saved(tmp_path / 'unreadable') == ['checkpoints-2', 'checkpoints-4']
+
+
+@pytest.mark.parametrize('limit', [0, 100, 300, 1000])
+def test_a_file_that_cannot_be_written(tmp_path, limit):
+  """As on a full disk: files cannot grow beyond a limit."""
+  saved = checkpoints.Checkpoints(tmp_path, 3)
+  saved.save(_state(2), {'step': 2})
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    with pytest.raises(
+      errors.UserError, match=r'step 4 cannot be written: .* after step 2$'
+    ):
+      saved.save(_state(4), {'step': 4})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, ignored)
+  again = checkpoints.Checkpoints(tmp_path, 3)
+  restored, metadata = again.restore(_state(0))
+  assert metadata == {'step': 2}
+  _assert_equal(restored, _state(2))
+  again.save(_state(4), {'step': 4})
+  assert again.restore(_state(0))[1] == {'step': 4}

@@ -8,6 +8,8 @@ import pytest
 import tiny_models
 import torch
 
+# Packages that bring drivers of other devices must not be asked for them.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # PyTorch's threads wait by spinning: those of one test process would take the
 # other's processor.
 if 'PYTEST_XDIST_WORKER' in os.environ:

@@ -30,7 +30,7 @@ def main(cfg):
   if cfg.base.path == 'bug':
     raise RuntimeError('a bug')
   print(json.dumps(schema.to_dict(cfg)))
-  print(flags.command_line('some.module'))
+  print(flags.command_line())
 
 
 if __name__ == '__main__':
@@ -290,7 +290,7 @@ def test_overrides(directory, tmp_path):
     eval=config.Eval(stop_at_newline=False, num_active=(1, 5), conditions=()),
   )
   assert got == expected
-  assert command.startswith('python -m some.module --config good.py ')
+  assert command.startswith('python program.py --config good.py ')
   assert f"--config.workdir '{tmp_path / 'a b'}'" in command
 
 

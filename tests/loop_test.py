@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from vtokens import (
   partitioning,
   steps,
   stopping,
-  writers,
+  tracking,
 )
 from vtokens.data import pipeline, records
 from vtokens.evaluation.cells import Answer
@@ -59,6 +60,7 @@ class _Batches:
     return pipeline.HostBatch(
       batch,
       (f'record{step + 1}',),
+      lengths=((2, 1, 1),),
       real_tokens=3,
       computed_tokens=4,
       passages_dropped=1,
@@ -79,7 +81,7 @@ class _Evaluator:
     step = self._step_of(float(table[0, 0]))
     self.steps.append(step)
     if step in self._stop_in:
-      self._stop.signal = 'SIGTERM'
+      self._stop.signal = signal.SIGTERM
       self._stop.check()
     return self._losses.get(step, 1.0), [Answer('x', 1, 'end')]
 
@@ -138,9 +140,12 @@ def _make(
       checkpoints=checkpoints.Checkpoints(
         directory, settings.get('keep_checkpoints', 2)
       ),
-      writer=lambda *args: writers.MetricsWriter(
+      tracker=lambda *args: tracking.MetricsWriter(
         directory / 'metrics.jsonl', *args
       ),
+      profile=tracking.Profile('', (0, 0)),
+      flops=lambda lengths: 6.0 * sum(map(sum, lengths)),
+      peak_flops=None,
       stop=stop,
     ),
     evaluator,
@@ -154,7 +159,7 @@ def _saved(directory, kind='checkpoints'):
 
 def _rows(directory):
   """What each line of the metrics is, in order."""
-  rows = writers.read_metrics(directory / 'metrics.jsonl')
+  rows = tracking.read_metrics(directory / 'metrics.jsonl')
   return [
     (row['step'], 'validation' if 'validation_loss' in row else 'loss')
     for row in rows
@@ -184,8 +189,15 @@ def test_a_whole_run(tmp_path, capsys):
   assert _saved(tmp_path) == [6, 7]
   assert _saved(tmp_path, 'best') == [6]
   assert run.evaluator.steps == [3, 6, 7]
-  rows = writers.read_metrics(tmp_path / 'metrics.jsonl')
-  assert rows[0].pop('examples_per_second') > 0
+  rows = tracking.read_metrics(tmp_path / 'metrics.jsonl')
+  rate = rows[0].pop('examples_per_second')
+  seconds = [
+    rows[0].pop(f'{name}_seconds') for name in ('data', 'device', 'host')
+  ]
+  assert min(seconds) >= 0
+  # One example of four tokens; see `_make`.
+  assert sum(seconds) == pytest.approx(1 / rate)
+  assert rows[0].pop('tflops_per_second') == pytest.approx(24e-12 * rate)
   assert rows[0] == {
     'step': 1,
     'loss': 1.0,
@@ -247,7 +259,7 @@ def test_killed_and_continued(tmp_path, killed):
   run.loop.run()
   assert run.table == 28
   assert _rows(tmp_path) == _ALL_ROWS
-  last = writers.read_metrics(tmp_path / 'metrics.jsonl')[-2]
+  last = tracking.read_metrics(tmp_path / 'metrics.jsonl')[-2]
   assert (last['passages_dropped'], last['passages_cut']) == (7, 7)
 
 
@@ -265,7 +277,7 @@ def test_a_signal_saves_the_step(tmp_path):
 
   def train_step(state, base, batch):
     if int(batch.prefix[0, 0]) == 5:
-      first.stop.signal = 'SIGINT'
+      first.stop.signal = signal.SIGINT
     return _train_step(state, base, batch)
 
   first.loop._train_step = train_step

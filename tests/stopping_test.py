@@ -11,12 +11,18 @@ from vtokens import stopping
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
 def test_a_signal_becomes_a_flag(name, capfd):
   with stopping.StopRequest() as stop:
-    assert stop.signal is None
+    assert not stop.signal
     stop.check()
-    os.kill(os.getpid(), signal.Signals[name])
-    assert stop.signal == name
-    with pytest.raises(stopping.Stopped, match=f'^{name}$'):
+    stop.check_together()
+    number = signal.Signals[name]
+    os.kill(os.getpid(), number)
+    assert stop.signal == number
+    with pytest.raises(stopping.Stopped, match=f'^stopped by {name}$') as alone:
       stop.check()
+    with pytest.raises(stopping.Stopped) as together:
+      stop.check_together()
+    assert (alone.value.agreed, together.value.agreed) == (False, True)
+    assert alone.value.exit_code == together.value.exit_code == 128 + number
   assert (
     f'{name}: stopping as soon as the state is safe' in capfd.readouterr().err
   )
@@ -28,7 +34,7 @@ def test_a_second_signal_acts_at_once(second):
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
       os.kill(os.getpid(), signal.Signals[second])
-    assert stop.signal == 'SIGTERM'
+    assert stop.signal == signal.SIGTERM
 
 
 def test_signals_are_given_back():
@@ -44,7 +50,7 @@ def test_signals_are_given_back():
 def test_one_request_does_not_stop_the_next():
   with stopping.StopRequest():
     os.kill(os.getpid(), signal.SIGTERM)
-  assert stopping.StopRequest().signal is None
+  assert not stopping.StopRequest().signal
 
 
 def test_a_signal_may_come_while_something_is_printed(monkeypatch):
@@ -56,7 +62,7 @@ def test_a_signal_may_come_while_something_is_printed(monkeypatch):
       if Stream.busy:
         raise RuntimeError('reentrant call')
       Stream.busy = True
-      if stop.signal is None:
+      if not stop.signal:
         os.kill(os.getpid(), signal.SIGTERM)
       Stream.busy = False
 
@@ -67,4 +73,4 @@ def test_a_signal_may_come_while_something_is_printed(monkeypatch):
     patch.setattr('sys.stdout', Stream())
     patch.setattr('sys.stderr', Stream())
     print('loss')
-  assert stop.signal == 'SIGTERM'
+  assert stop.signal == signal.SIGTERM

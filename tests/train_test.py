@@ -1,15 +1,12 @@
 """Tests of vtokens.train: the whole command on a tiny random Llama."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
 import pathlib
-import runpy
 import shlex
 import signal
-import subprocess
 import sys
 import time
 import types
@@ -21,6 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_models
+import tiny_run
 
 from vtokens import (
   checkpoints,
@@ -33,59 +31,12 @@ from vtokens import (
   stopping,
   train,
   virtual_tokens,
-  writers,
 )
 from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.models import tokenizer as tokenizer_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_ROWS, _DIM = 4, 32
-_NUM_STEPS, _VALIDATE_EVERY, _CHECKPOINT_EVERY = 12, 6, 3
-
-# Tokens are bytes: a passage has about 20, the smaller shape holds one.
-_CONFIG = """
-from vtokens import config
-
-ROOT = {root!r}
-
-
-def get_config():
-  return config.Config(
-    workdir='run',
-    base=config.Base(path=ROOT + '/base', dtype='float32'),
-    virtual_tokens=config.VirtualTokens(
-      num_virtual_tokens=4, init_text='Answer.'
-    ),
-    templates=config.Templates(
-      prompt='Q {{question}} A', instruction='Do {{question}}'
-    ),
-    data=config.Data(
-      train=(ROOT + '/train.jsonl',),
-      validation=(ROOT + '/validation.jsonl',),
-      test=(ROOT + '/test.jsonl',),
-      passages=config.Passages(number=(1, 2), depth=2),
-      batch_size=4,
-      max_prefix_tokens=48,
-      max_suffix_tokens=32,
-      max_answer_tokens=4,
-      shapes=((24, 32), (48, 32)),
-      window_batches=6,
-    ),
-    optim=config.Optim(learning_rate=1.0, warmup_steps=2),
-    train=config.Train(
-      num_steps=12, validate_every=6, checkpoint_every=3
-    ),
-    eval=config.Eval(
-      batch_size=4,
-      num_passages=2,
-      shuffle_passages=True,
-      max_new_tokens=3,
-      num_active=(1, 4),
-    ),
-  )
-"""
-
 # Two examples to a row.
 _PACKED = (
   '--config.data.examples_per_row=2',
@@ -99,126 +50,9 @@ _ONLY_TRAIN = (
 )
 
 
-def _record(i):
-  return {
-    'id': f'q{i}',
-    'question': f'Is it {i}?',
-    'answers': ['b'],
-    'passages': [
-      {'text': f'Fact {i} is b.'},
-      # Some are too long for two passages to fit the prefix.
-      {'text': 'Noise.' * (1 + 4 * (i % 2))},
-    ],
-  }
-
-
-def _write(path, rows):
-  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-
-
-@dataclasses.dataclass
-class _Place:
-  """A config file, its data and its base, a link to `base1`."""
-
-  root: pathlib.Path
-
-  @property
-  def config_file(self):
-    return str(self.root / 'tiny.py')
-
-  def load(self, workdir, **changes) -> config.Config:
-    """The config, with sections changed: `train={'num_steps': 3}`."""
-    cfg = runpy.run_path(self.config_file)['get_config']()
-    cfg.workdir = str(workdir)
-    for section, fields in changes.items():
-      for name, value in fields.items():
-        setattr(getattr(cfg, section), name, value)
-    config.validate(cfg)
-    return cfg
-
-  def command(self, workdir, *overrides):
-    return [
-      sys.executable,
-      '-m',
-      'vtokens.train',
-      '--config',
-      self.config_file,
-      f'--config.workdir={workdir}',
-      *overrides,
-    ]
-
-  @property
-  def env(self):
-    return {
-      **os.environ,
-      'PYTHONPATH': f'{_ROOT}:{self.root / "site"}',
-      'JAX_PLATFORMS': 'cpu',
-      # All processes run the same few programs: compile them once, quickly.
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
-      'JAX_COMPILATION_CACHE_DIR': str(self.root / 'jax_cache'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    }
-
-  def run(self, command):
-    return subprocess.run(
-      command,
-      cwd=self.root,
-      env=self.env,
-      capture_output=True,
-      text=True,
-      timeout=300,
-    )
-
-  def signal_when(self, condition, number, command):
-    """Runs until the condition holds, sends a signal, returns the output.
-
-    Returns:
-      Exit status and standard output.
-    """
-    out = self.root / 'out.txt'
-    with (
-      out.open('w') as stdout,
-      subprocess.Popen(
-        command,
-        cwd=self.root,
-        env=self.env,
-        stdout=stdout,
-        stderr=subprocess.STDOUT,
-      ) as process,
-    ):
-      deadline = time.monotonic() + 300
-      while not condition():
-        assert process.poll() is None, out.read_text()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-      process.send_signal(number)
-      status = process.wait(timeout=300)
-    return status, out.read_text()
-
-
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  root = tmp_path_factory.mktemp('train')
-  for seed, name in enumerate(('base1', 'base2')):
-    tiny_models.save(
-      root / name,
-      seed=seed,
-      num_hidden_layers=2,
-      hidden_size=_DIM,
-      intermediate_size=48,
-    )
-  (root / 'base').symlink_to('base1')
-  # As on a machine without torch: training must not need it.
-  (root / 'site').mkdir()
-  (root / 'site' / 'sitecustomize.py').write_text(
-    "import sys\nsys.modules['torch'] = None\n"
-  )
-  _write(root / 'train.jsonl', map(_record, range(60)))
-  _write(root / 'validation.jsonl', map(_record, range(60, 66)))
-  _write(root / 'test.jsonl', map(_record, range(70, 78)))
-  (root / 'tiny.py').write_text(_CONFIG.format(root=str(root)).lstrip())
-  return _Place(root)
+  return tiny_run.make_place(tmp_path_factory.mktemp('train'))
 
 
 @pytest.fixture(scope='module')
@@ -230,37 +64,12 @@ def reference(place):
   return workdir, done
 
 
-def _summary(workdir):
-  return json.loads((workdir / 'summary.json').read_text())
-
-
-def _rows(workdir):
-  """metrics.jsonl without the one value that time changes."""
-  rows = writers.read_metrics(workdir / 'metrics.jsonl')
-  for row in rows:
-    row.pop('examples_per_second', None)
-  return rows
-
-
-def _last_step(workdir):
-  rows = writers.read_metrics(workdir / 'metrics.jsonl')
-  return rows[-1]['step'] if rows else 0
-
-
 def _tree(directory):
   """Everything in a directory that could change."""
   return {
     path: (path.stat().st_mtime_ns, path.is_file() and path.read_bytes())
     for path in directory.rglob('*')
   }
-
-
-def _assert_same_result(workdir, reference):
-  expected, _ = reference
-  assert _summary(workdir)['table_sha256'] == _summary(expected)['table_sha256']
-  assert _rows(workdir) == _rows(expected)
-  for key in ('conditions', 'k', 'steps', 'base_fingerprint'):
-    assert _summary(workdir)[key] == _summary(expected)[key]
 
 
 def _assert_error(done, *parts):
@@ -275,6 +84,7 @@ def test_files_of_a_run(place, reference):
   workdir, _ = reference
   names = {path.name for path in workdir.iterdir()}
   assert names == {
+    '.lock',
     'base.json',
     'best',
     'checkpoints',
@@ -284,6 +94,7 @@ def test_files_of_a_run(place, reference):
     'predictions',
     'summary.json',
     'table.safetensors',
+    'tensorboard',
     'tokens',
     'training.png',
     'untrained.json',
@@ -303,7 +114,7 @@ def test_files_of_a_run(place, reference):
 
 def test_summary(reference):
   workdir, _ = reference
-  summary = _summary(workdir)
+  summary = tiny_run.summary(workdir)
   conditions = ['closed_book', 'concat', 'prompt', 'chat_prompt', 'tokens']
   assert list(summary) == [
     'conditions',
@@ -326,22 +137,24 @@ def test_summary(reference):
     assert list(scores) == ['em', 'f1']
   tokens = summary['conditions']['tokens']
   assert summary['k']['4'] == {'em': tokens['em'], 'f1': tokens['f1']}
-  assert summary['steps'] == _NUM_STEPS
+  assert summary['steps'] == tiny_run.NUM_STEPS
   assert 0 < summary['train_seconds'] < summary['total_seconds']
   assert 0.05 < summary['peak_rss_gib'] < 6
   table, metadata = virtual_tokens.load_table(workdir / 'table.safetensors')
-  assert table.shape == (_ROWS, _DIM)
+  assert table.shape == (tiny_run.ROWS, tiny_run.DIM)
   assert summary['table_sha256'] == virtual_tokens.table_sha256(table)
   assert summary['base_fingerprint'] == metadata['fingerprint']
   # The table is that of the best validation.
-  validations = [row for row in _rows(workdir) if 'validation_loss' in row]
+  validations = [
+    row for row in tiny_run.rows(workdir) if 'validation_loss' in row
+  ]
   best = min(validations, key=lambda row: row['validation_loss'])
   assert metadata['step'] == best['step']
 
 
 def test_predictions(reference):
   workdir, _ = reference
-  summary = _summary(workdir)
+  summary = tiny_run.summary(workdir)
   expected = {
     name: summary['conditions'][name]
     for name in ('closed_book', 'concat', 'prompt', 'chat_prompt')
@@ -361,9 +174,11 @@ def test_predictions(reference):
 
 def test_metrics(reference):
   workdir, _ = reference
-  rows = _rows(workdir)
+  rows = tiny_run.rows(workdir)
   train_rows = [row for row in rows if 'loss' in row]
-  assert [row['step'] for row in train_rows] == list(range(1, _NUM_STEPS + 1))
+  assert [row['step'] for row in train_rows] == list(
+    range(1, tiny_run.NUM_STEPS + 1)
+  )
   for row in train_rows:
     assert set(row) == {
       'step',
@@ -394,7 +209,10 @@ def test_metrics(reference):
 def test_what_a_run_prints(reference):
   workdir, done = reference
   out = done.stdout
-  assert f'table: {_ROWS} virtual tokens x {_DIM} = 128 parameters' in out
+  assert (
+    f'table: {tiny_run.ROWS} virtual tokens x {tiny_run.DIM} = 128 parameters'
+    in out
+  )
   assert 'data: 60 training, 6 validation, 8 test questions' in out
   before, after = out.split('step 6: validation loss ')
   for name in ('closed_book', 'concat', 'prompt', 'chat_prompt'):
@@ -403,7 +221,7 @@ def test_what_a_run_prints(reference):
   for k in (1, 4):
     assert f'\ntokens, k={k} ' in after
   # Some passages do not fit; the last metrics count them.
-  last = [row for row in _rows(workdir) if 'loss' in row][-1]
+  last = [row for row in tiny_run.rows(workdir) if 'loss' in row][-1]
   assert last['passages_dropped'] + last['passages_cut'] > 0
   assert (
     f'{last["passages_dropped"]} dropped, {last["passages_cut"]} cut' in out
@@ -430,17 +248,17 @@ def test_killed_at_any_time_ends_the_same(place, reference):
   directory = workdir / 'checkpoints'
   for condition in (
     # Before the first checkpoint.
-    lambda: _last_step(workdir) >= 1,
+    lambda: tiny_run.last_step(workdir) >= 1,
     # While a later checkpoint is written, if that moment is caught.
     lambda: (
-      _last_step(workdir) > 9
+      tiny_run.last_step(workdir) > 9
       or (
-        _last_step(workdir) > _CHECKPOINT_EVERY
+        tiny_run.last_step(workdir) > tiny_run.CHECKPOINT_EVERY
         and any('tmp' in path.name for path in directory.iterdir())
       )
     ),
     # While the validation after this step is on, or soon after.
-    lambda: _last_step(workdir) >= _NUM_STEPS,
+    lambda: tiny_run.last_step(workdir) >= tiny_run.NUM_STEPS,
     # Before the tokens are scored.
     lambda: (workdir / 'table.safetensors').exists(),
   ):
@@ -451,9 +269,66 @@ def test_killed_at_any_time_ends_the_same(place, reference):
     assert not (workdir / 'summary.json').exists()
   done = place.run(place.command(workdir))
   assert done.returncode == 0, done.stderr
-  assert f'continuing after step {_NUM_STEPS}' in done.stdout
-  _assert_same_result(workdir, reference)
+  assert f'continuing after step {tiny_run.NUM_STEPS}' in done.stdout
+  tiny_run.assert_same_result(workdir, reference[0])
   assert not [p for p in workdir.rglob('*') if 'tmp' in p.name]
+
+
+@pytest.mark.slow
+def test_killed_at_random_ends_the_same(place):
+  """As often as VTOKENS_KILLS says; half of it while the run still starts."""
+  kills = int(os.environ.get('VTOKENS_KILLS', '4'))
+  overrides = (
+    '--config.data.test=()',
+    f'--config.train.num_steps={100 + 50 * kills}',
+    '--config.train.checkpoint_every=5',
+    '--config.train.validate_every=60',
+  )
+  whole = place.root / 'random_whole'
+  began = time.monotonic()
+  done = place.run(place.command(whole, *overrides))
+  assert done.returncode == 0, done.stderr
+  seconds = time.monotonic() - began
+
+  workdir = place.root / 'random_killed'
+  rng = np.random.default_rng(0)
+  for number in range(kills):
+    if number % 2:
+      moment = _Moment(lambda: True, rng.uniform(0, seconds / 2))
+    else:
+      # Not before there is something to continue from.
+      step = _last_checkpoint(workdir)
+      moment = _Moment(
+        lambda step=step: _last_checkpoint(workdir) > step,
+        rng.uniform(0, 0.3),
+      )
+    command = place.command(workdir, *overrides)
+    status, out = place.signal_when(moment, signal.SIGKILL, command)
+    assert status == -signal.SIGKILL, out
+  done = place.run(place.command(workdir, *overrides))
+  assert done.returncode == 0, done.stderr
+  assert 'continuing after step' in done.stdout
+  tiny_run.assert_same_result(workdir, whole)
+
+
+def _last_checkpoint(workdir):
+  directory = workdir / 'checkpoints'
+  names = [p.name for p in directory.iterdir()] if directory.exists() else []
+  return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+class _Moment:
+  """Some seconds after something has happened."""
+
+  def __init__(self, happened, seconds):
+    self._happened = happened
+    self._seconds = seconds
+    self._until = None
+
+  def __call__(self):
+    if self._until is None and self._happened():
+      self._until = time.monotonic() + self._seconds
+    return self._until is not None and time.monotonic() >= self._until
 
 
 @pytest.mark.slow
@@ -464,15 +339,15 @@ def test_stopped_by_signals_ends_the_same(place, reference):
   # The first between steps, the second most likely in the validation.
   for name, at_step in (('SIGTERM', 1), ('SIGINT', 5)):
     status, out = place.signal_when(
-      lambda step=at_step: _last_step(workdir) >= step,
+      lambda step=at_step: tiny_run.last_step(workdir) >= step,
       signal.Signals[name],
       command,
     )
-    assert status == 0, out
+    assert status == 128 + signal.Signals[name], out
     assert 'Traceback' not in out
     assert (f'continuing after step {seen}' in out) == (seen > 0)
-    seen = _last_step(workdir)
-    assert at_step <= seen < _NUM_STEPS
+    seen = tiny_run.last_step(workdir)
+    assert at_step <= seen < tiny_run.NUM_STEPS
     assert not (workdir / 'summary.json').exists()
     # The last line can be pasted into a shell.
     last = out.splitlines()[-1]
@@ -484,7 +359,7 @@ def test_stopped_by_signals_ends_the_same(place, reference):
   done = place.run(command)
   assert done.returncode == 0, done.stderr
   assert f'continuing after step {seen}' in done.stdout
-  _assert_same_result(workdir, reference)
+  tiny_run.assert_same_result(workdir, reference[0])
 
 
 @pytest.mark.slow
@@ -496,9 +371,9 @@ def test_killed_with_several_examples_to_a_row(place):
   assert done.returncode == 0, done.stderr
 
   workdir = place.root / 'packed_killed'
-  for at_step in (_CHECKPOINT_EVERY + 1, 3 * _CHECKPOINT_EVERY):
+  for at_step in (tiny_run.CHECKPOINT_EVERY + 1, 3 * tiny_run.CHECKPOINT_EVERY):
     status, _ = place.signal_when(
-      lambda step=at_step: _last_step(workdir) >= step,
+      lambda step=at_step: tiny_run.last_step(workdir) >= step,
       signal.SIGKILL,
       place.command(workdir, *overrides),
     )
@@ -509,10 +384,10 @@ def test_killed_with_several_examples_to_a_row(place):
   done = place.run(place.command(workdir, *overrides))
   assert done.returncode == 0, done.stderr
   assert 'continuing after step ' in done.stdout
-  _assert_same_result(workdir, (whole, None))
+  tiny_run.assert_same_result(workdir, whole)
   assert _tree(workdir / 'tokens') == tokens
-  losses = [row['loss'] for row in _rows(workdir)]
-  assert len(losses) == _NUM_STEPS
+  losses = [row['loss'] for row in tiny_run.rows(workdir)]
+  assert len(losses) == tiny_run.NUM_STEPS
   assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
 
 
@@ -529,9 +404,9 @@ def test_killed_with_the_tokens_first(place):
   done = place.run(place.command(whole, *overrides))
   assert done.returncode == 0, done.stderr
   workdir = place.root / 'first_killed'
-  for at_step in (_CHECKPOINT_EVERY + 1, 3 * _CHECKPOINT_EVERY):
+  for at_step in (tiny_run.CHECKPOINT_EVERY + 1, 3 * tiny_run.CHECKPOINT_EVERY):
     status, _ = place.signal_when(
-      lambda step=at_step: _last_step(workdir) >= step,
+      lambda step=at_step: tiny_run.last_step(workdir) >= step,
       signal.SIGKILL,
       place.command(workdir, *overrides),
     )
@@ -540,9 +415,9 @@ def test_killed_with_the_tokens_first(place):
   done = place.run(place.command(workdir, *overrides))
   assert done.returncode == 0, done.stderr
   assert 'continuing after step ' in done.stdout
-  _assert_same_result(workdir, (whole, None))
-  losses = [row['loss'] for row in _rows(workdir) if 'loss' in row]
-  assert len(losses) == _NUM_STEPS
+  tiny_run.assert_same_result(workdir, whole)
+  losses = [row['loss'] for row in tiny_run.rows(workdir) if 'loss' in row]
+  assert len(losses) == tiny_run.NUM_STEPS
   assert np.mean(losses[-3:]) < np.mean(losses[:3]) - 0.2
 
 
@@ -574,7 +449,7 @@ def test_directory_of_another_base(place, reference):
   finally:
     base.unlink()
     base.symlink_to('base1')
-  fingerprint = _summary(workdir)['base_fingerprint']
+  fingerprint = tiny_run.summary(workdir)['base_fingerprint']
   _assert_error(
     done,
     f'error: {workdir} holds a run of another base:\n',
@@ -586,10 +461,10 @@ def test_directory_of_another_base(place, reference):
 
 def test_bad_record_then_skipped(place, tmp_path):
   path = tmp_path / 'bad.jsonl'
-  rows = [_record(i) for i in range(8)]
+  rows = [tiny_run.record(i) for i in range(8)]
   rows[2]['answers'] = []
   del rows[5]['question']
-  _write(path, rows)
+  tiny_run.write(path, rows)
   command = place.command(
     tmp_path / 'run',
     f'--config.data.train={path}',
@@ -613,7 +488,7 @@ def test_bad_record_then_skipped(place, tmp_path):
     [f'{path}:3', 'answers'],
     [f'{path}:6', 'question or query'],
   ]
-  summary = _summary(tmp_path / 'run')
+  summary = tiny_run.summary(tmp_path / 'run')
   assert summary['steps'] == 2
   assert summary['conditions'] == summary['k'] == {}
   # What is kept of the data does not hide them from the next process.
@@ -657,11 +532,11 @@ def test_loss_that_is_not_finite(place, tmp_path):
   )
   at_step = 5
   bad, *_ = _batch_ids(place.load(tmp_path / 'ids'), at_step)
-  rows = [_record(i) for i in range(60)]
+  rows = [tiny_run.record(i) for i in range(60)]
   for row in rows:
     if row['id'] == bad:
       row['question'] = row['question'].replace('?', '~')
-  _write(tmp_path / 'bad.jsonl', rows)
+  tiny_run.write(tmp_path / 'bad.jsonl', rows)
 
   done = place.run(
     place.command(
@@ -679,7 +554,7 @@ def test_loss_that_is_not_finite(place, tmp_path):
   assert not (tmp_path / 'run' / 'summary.json').exists()
 
   optimizer = optim.make_optimizer(config.Optim(), 200)
-  table = jnp.zeros((_ROWS, _DIM))
+  table = jnp.zeros((tiny_run.ROWS, tiny_run.DIM))
   like = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
   saved = checkpoints.Checkpoints(tmp_path / 'run', 2).restore(like)
   assert saved is not None
@@ -690,9 +565,9 @@ def test_loss_that_is_not_finite(place, tmp_path):
 
 @pytest.mark.parametrize('part', ['train', 'validation', 'test'])
 def test_question_that_does_not_fit(place, tmp_path, part):
-  rows = [_record(i) for i in range(8)]
+  rows = [tiny_run.record(i) for i in range(8)]
   rows[6]['question'] = 'Which? ' * 10
-  _write(tmp_path / 'long.jsonl', rows)
+  tiny_run.write(tmp_path / 'long.jsonl', rows)
   cfg = place.load(
     tmp_path / 'run', data={part: (str(tmp_path / 'long.jsonl'),)}
   )
@@ -701,13 +576,16 @@ def test_question_that_does_not_fit(place, tmp_path, part):
     train.train(cfg, stopping.StopRequest())
   assert 'config.data.max_suffix_tokens' in str(e.value)
   # So that a larger limit is not refused as another config.
-  assert {path.name for path in (tmp_path / 'run').iterdir()} == {'tokens'}
+  assert {path.name for path in (tmp_path / 'run').iterdir()} == {
+    '.lock',
+    'tokens',
+  }
 
 
 def test_question_that_does_not_fit_ends_the_command(place, tmp_path):
-  rows = [_record(i) for i in range(8)]
+  rows = [tiny_run.record(i) for i in range(8)]
   rows[6]['question'] = 'Which? ' * 10
-  _write(tmp_path / 'long.jsonl', rows)
+  tiny_run.write(tmp_path / 'long.jsonl', rows)
   done = place.run(
     place.command(
       tmp_path / 'run', f'--config.data.train={tmp_path / "long.jsonl"}'
@@ -716,7 +594,10 @@ def test_question_that_does_not_fit_ends_the_command(place, tmp_path):
   _assert_error(
     done, 'error: record q6: ', 'do not fit config.data.max_suffix_tokens=32 '
   )
-  assert {path.name for path in (tmp_path / 'run').iterdir()} == {'tokens'}
+  assert {path.name for path in (tmp_path / 'run').iterdir()} == {
+    '.lock',
+    'tokens',
+  }
 
 
 @contextlib.contextmanager
@@ -764,7 +645,7 @@ def test_only_the_table_changes(place, tmp_path, monkeypatch):
 
   # optax has never seen the base.
   shapes = {leaf.shape for leaf in jax.tree.leaves(loop.state.opt_state)}
-  assert shapes == {(), (_ROWS, _DIM)}
+  assert shapes == {(), (tiny_run.ROWS, tiny_run.DIM)}
   saved, _ = checkpoints.Checkpoints(tmp_path / 'run', 2).restore(loop.state)
   assert {leaf.shape for leaf in jax.tree.leaves(saved)} == shapes
 
@@ -776,10 +657,10 @@ def test_only_the_table_changes(place, tmp_path, monkeypatch):
 
 
 def test_ways_to_compute_the_same_step(place, tmp_path):
-  rows = [_record(i) for i in range(60)]
+  rows = [tiny_run.record(i) for i in range(60)]
   for i, row in enumerate(rows):  # Microbatches differ in target tokens.
     row['answers'] = ['b' * (1 + i % 2)]
-  _write(tmp_path / 'train.jsonl', rows)
+  tiny_run.write(tmp_path / 'train.jsonl', rows)
 
   def table(name, data=(), **settings):
     cfg = place.load(
@@ -837,8 +718,8 @@ def test_every_position_can_be_trained(place, tmp_path):
   for position, own in shapes.items():
     table, metadata = run(position, own)
     assert metadata['position'] == position
-    assert metadata['num_virtual_tokens'] == _ROWS
-    rows = _rows(tmp_path / position)
+    assert metadata['num_virtual_tokens'] == tiny_run.ROWS
+    rows = tiny_run.rows(tmp_path / position)
     losses = [r['validation_loss'] for r in rows if 'loss' not in r]
     assert len(losses) == 6 and losses[-1] < losses[0] - 0.2
     tables.append(table)
@@ -852,7 +733,7 @@ def test_base_without_chat_template(place, tmp_path, monkeypatch):
   with pytest.raises(errors.UserError, match=r'config\.eval\.conditions: '):
     train.train(place.load(tmp_path / 'run'), stopping.StopRequest())
   # Without that condition the same directory can be used.
-  assert not (tmp_path / 'run').exists()
+  assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
 
 
 def test_longer_than_the_base_was_trained_for(place, tmp_path):
@@ -869,7 +750,7 @@ def test_longer_than_the_base_was_trained_for(place, tmp_path):
 def test_directory_of_other_data(place, tmp_path):
   run = tmp_path / 'run'
   data = tmp_path / 'data.jsonl'
-  _write(data, [_record(i) for i in range(60)])
+  tiny_run.write(data, [tiny_run.record(i) for i in range(60)])
   cfg = place.load(run, data={'train': (str(data),)})
   run.mkdir()
   (run / 'data.json').write_text('{"train": "", "validation": "", "test": ""}')
@@ -877,7 +758,7 @@ def test_directory_of_other_data(place, tmp_path):
     train.train(cfg, stopping.StopRequest())
   digest = hashlib.sha256(data.read_bytes()).hexdigest()
   assert f"data.train.{data}: '(absent)' there, '{digest}' now" in str(e.value)
-  assert [path.name for path in run.iterdir()] == ['data.json']
+  assert {path.name for path in run.iterdir()} == {'.lock', 'data.json'}
 
 
 def test_batch_that_devices_cannot_share(place, tmp_path, monkeypatch):

@@ -1,12 +1,21 @@
 """Saving and restoring what training changes: never the base."""
 
-import pathlib
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
 
+from vtokens import distributed, errors, writers
 from vtokens.steps import TrainState
+
+# Of all files of a checkpoint, by their paths in it: SHA-256. Written last.
+_MANIFEST = 'manifest.json'
 
 
 class Checkpoints:
@@ -14,7 +23,8 @@ class Checkpoints:
 
   A checkpoint is a few MB: table, optimiser state, step, and JSON metadata.
   Orbax writes it under a temporary name and renames it, so that a kill leaves
-  the one before.
+  the one before. One that is not as it was written is set aside in
+  `unreadable/`, and the one before it is used.
 
   Args:
     directory: of the run.
@@ -25,34 +35,40 @@ class Checkpoints:
 
   def __init__(
     self,
-    directory: str | pathlib.Path,
+    directory: epath.PathLike,
     keep: int,
     identity: dict[str, Any] | None = None,
   ):
     self._identity = identity or {}
-    directory = pathlib.Path(directory).absolute()
-    self._latest = _manager(directory / 'checkpoints', keep)
-    self._best = _manager(directory / 'best', 1)
+    directory = epath.Path(directory)
+    if not str(directory).startswith('gs://'):
+      directory = epath.Path(directory.resolve())
+    self._latest = _Series(directory / 'checkpoints', keep)
+    self._best = _Series(directory / 'best', 1)
 
   def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
-    """Saves a checkpoint at the state's step and waits until it is written."""
-    _save(self._latest, state, {**self._identity, **metadata})
+    """Saves a checkpoint at the state's step and waits until it is written.
+
+    Raises:
+      errors.UserError: it cannot be written; those before it are as they were.
+    """
+    self._latest.save(state, {**self._identity, **metadata})
 
   def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
-    """Replaces the best checkpoint."""
-    _save(self._best, state, {**self._identity, **metadata})
+    """Replaces the best checkpoint; see `save`."""
+    self._best.save(state, {**self._identity, **metadata})
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
-    """The latest checkpoint and its metadata, or None.
+    """The latest checkpoint that is whole and its metadata, or None.
 
     Args:
       like: a state with the shapes, dtypes and shardings wanted.
     """
-    return _restore(self._latest, like)
+    return self._latest.restore(like)
 
   def restore_best(self, like: TrainState) -> tuple[TrainState, dict] | None:
     """The best checkpoint and its metadata, or None."""
-    return _restore(self._best, like)
+    return self._best.restore(like)
 
   def close(self) -> None:
     """Waits for what is being written."""
@@ -60,49 +76,141 @@ class Checkpoints:
     self._best.close()
 
 
-def _manager(directory: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-  return ocp.CheckpointManager(
-    directory,
-    options=ocp.CheckpointManagerOptions(
-      max_to_keep=keep,
-      cleanup_tmp_directories=True,
-      # The whole state is smaller than what an asynchronous copy would save.
-      enable_async_checkpointing=False,
-    ),
-  )
+class _Series:
+  """The checkpoints in one directory, by step."""
+
+  def __init__(self, directory: epath.Path, keep: int):
+    self._directory = directory
+    self._keep = keep
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=self._keep,
+        cleanup_tmp_directories=True,
+        # The whole state is smaller than what an asynchronous copy would save.
+        enable_async_checkpointing=False,
+      ),
+    )
+
+  def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      return
+    try:
+      with _quiet():
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            metadata=ocp.args.JsonSave(metadata),
+          ),
+          force=True,
+        )
+        self._manager.wait_until_finished()
+      if distributed.is_first():
+        _write_manifest(self._directory / str(step))
+    # Files go through TensorStore, whose errors are ValueErrors.
+    except (OSError, ValueError) as e:
+      before = max(
+        (s for s in self._manager.all_steps() if s != step), default=None
+      )
+      kept = '' if before is None else f' after step {before}'
+      full = 'No space left' in str(e)
+      raise errors.UserError(
+        f'{self._directory}: the checkpoint of step {step} cannot be written: '
+        f'{"no space left on the device" if full else e}. Once it can, the '
+        f'same command continues the run{kept}'
+      ) from e
+
+  def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+    # What is whole decides the first process, whose word holds for all.
+    step, problems = distributed.from_first(self._find_whole)
+    for problem in problems:
+      writers.say(problem)
+    if problems:
+      self._manager = self._open()
+    if step is None:
+      return None
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      like,
+    )
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract),
+        metadata=ocp.args.JsonRestore(),
+      ),
+    )
+    return restored.state, restored.metadata
+
+  def _find_whole(self) -> tuple[int | None, list[str]]:
+    """Step of the latest checkpoint that is whole; sets later ones aside."""
+    problems: list[str] = []
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      path = self._directory / str(step)
+      problem = _problem(path)
+      if problem is None:
+        return step, problems
+      aside = self._directory.parent / 'unreadable'
+      aside.mkdir(parents=True, exist_ok=True)
+      target = aside / f'{self._directory.name}-{step}'
+      if target.exists():
+        target.rmtree()
+      path.rename(target)
+      problems.append(
+        f'{path}: not as it was written ({problem}); moved to {target}, and '
+        'the checkpoint before it is used'
+      )
+    return None, problems
+
+  def close(self) -> None:
+    self._manager.close()
 
 
-def _save(
-  manager: ocp.CheckpointManager, state: TrainState, metadata: dict[str, Any]
-) -> None:
-  step = int(state.step)
-  if step in manager.all_steps():
-    return
-  manager.save(
-    step,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardSave(state),
-      metadata=ocp.args.JsonSave(metadata),
-    ),
-    force=True,
-  )
-  manager.wait_until_finished()
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps Orbax from logging what it raises, with tracebacks."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
 
 
-def _restore(
-  manager: ocp.CheckpointManager, like: TrainState
-) -> tuple[TrainState, dict] | None:
-  step = manager.latest_step()
-  if step is None:
-    return None
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-  )
-  restored = manager.restore(
-    step,
-    args=ocp.args.Composite(
-      state=ocp.args.StandardRestore(abstract),
-      metadata=ocp.args.JsonRestore(),
-    ),
-  )
-  return restored.state, restored.metadata
+def _files(directory: epath.Path) -> dict[str, str]:
+  """SHA-256 of every file below a directory, by its path in it."""
+  found = {}
+  for folder, _, names in directory.walk():
+    for name in names:
+      path = folder / name
+      if path != directory / _MANIFEST:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        found[str(path.relative_to(directory))] = digest
+  return found
+
+
+def _write_manifest(directory: epath.Path) -> None:
+  writers.write_json(directory / _MANIFEST, _files(directory))
+
+
+def _problem(directory: epath.Path) -> str | None:
+  """What is wrong with a checkpoint, if anything."""
+  manifest = directory / _MANIFEST
+  if not manifest.exists():
+    return 'it was not finished'
+  try:
+    expected = json.loads(manifest.read_text())
+  except ValueError:
+    return f'{_MANIFEST} is not JSON'
+  found = _files(directory)
+  for name, digest in expected.items():
+    if name not in found:
+      return f'{name} is missing'
+    if found[name] != digest:
+      return f'{name} has changed'
+  return None

@@ -332,6 +332,44 @@ class Mesh:
 
 
 @dataclasses.dataclass
+class Tracking:
+  """Where metrics go besides metrics.jsonl.
+
+  Attributes:
+    tensorboard: write event files into the work directory, too.
+    wandb_project: log to this project of Weights & Biases, too.
+    profile_steps: the first and the last step, counted from 1, of a trace for
+      TensorBoard's profiler; (0, 0) for none.
+  """
+
+  tensorboard: bool = True
+  wandb_project: str = ''
+  profile_steps: tuple[int, int] = (0, 0)
+
+
+@dataclasses.dataclass
+class Distributed:
+  """Processes that make up one run, on one machine or several.
+
+  Attributes:
+    coordinator: HOST:PORT of the first process; auto is what the environment
+      says (JAX_COORDINATOR_ADDRESS, Slurm, Open MPI, a TPU pod), none is one
+      process whatever that says.
+    num_processes: 0 for what the environment says.
+    process_id: number of this process; -1 for what the environment says.
+    start_timeout: seconds to wait for the others at the start.
+    failure_timeout: seconds without a sign of life after which a process
+      counts as failed, and the others end.
+  """
+
+  coordinator: str = 'auto'
+  num_processes: int = 0
+  process_id: int = -1
+  start_timeout: int = 300
+  failure_timeout: int = 30
+
+
+@dataclasses.dataclass
 class Config:
   """A training run.
 
@@ -353,6 +391,8 @@ class Config:
   train: Train = dataclasses.field(default_factory=Train)
   eval: Eval = dataclasses.field(default_factory=Eval)
   mesh: Mesh = dataclasses.field(default_factory=Mesh)
+  distributed: Distributed = dataclasses.field(default_factory=Distributed)
+  tracking: Tracking = dataclasses.field(default_factory=Tracking)
 
   @property
   def context_length(self) -> int:
@@ -518,7 +558,10 @@ def validate(config: Config) -> None:
       f'room for {rows} virtual tokens and '
       f'data.max_answer_tokens={values["data.max_answer_tokens"]}',
     )
-  check_mesh(values, fail)
+  check_devices(values, fail)
+  first, last = values['tracking.profile_steps']
+  if not (first == last == 0 or 1 <= first <= last):
+    fail('tracking.profile_steps', '(first, last) with 1 <= first <= last')
   if not 0 <= values['optim.b1'] < 1:
     fail('optim.b1', 'a number in [0, 1)')
   if not 0 <= values['optim.b2'] < 1:
@@ -549,8 +592,14 @@ def check_templates(values: dict[str, Any], fail: Any) -> None:
     fail('templates.passage', '{index} only once, before {text} and {title}')
 
 
-def check_mesh(values: dict[str, Any], fail: Any) -> None:
-  """Checks the section `mesh`; see `check_templates`."""
+def check_devices(values: dict[str, Any], fail: Any) -> None:
+  """Checks the sections `mesh` and `distributed`; see `check_templates`."""
+  for field in ('num_processes', 'process_id', 'start_timeout'):
+    least = {'process_id': -1, 'num_processes': 0}.get(field, 1)
+    if values[f'distributed.{field}'] < least:
+      fail(f'distributed.{field}', f'a number from {least} on')
+  if values['distributed.failure_timeout'] < 5:
+    fail('distributed.failure_timeout', 'at least 5 seconds')
   shape = values['mesh.shape']
   if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
     fail('mesh.shape', 'numbers above 0, or -1 for one of them')

@@ -17,13 +17,19 @@ from typing import Any
 import jax
 from absl import flags as absl_flags
 
-from vtokens import flags, partitioning, schema, stopping, writers
+from vtokens import (
+  distributed,
+  flags,
+  partitioning,
+  schema,
+  stopping,
+  writers,
+)
 from vtokens.data.records import Record
 from vtokens.evaluation import (
   config,
   cost,
   general,
-  hosts,
   models,
   plan,
   questions,
@@ -71,7 +77,7 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
   for model in opened:
     general.check_fits(model.base, loaded)
   mesh = partitioning.make_mesh(cfg.mesh.shape)
-  with hosts.sole_writer(cfg.workdir):
+  with distributed.sole_writer(cfg.workdir):
     for grid in grids.values():
       grid.open()
     costs: list[dict[str, Any]] = []
@@ -81,7 +87,7 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
       costs += found.pop('cost', [])
       for name, rows in found.items():
         abilities.setdefault(name, []).extend(rows)
-    if jax.process_index():
+    if not distributed.is_first():
       return {}
     versions = {**packages, **_versions(opened, runs)}
     if not records:
@@ -147,7 +153,7 @@ def _run(
     proof = untouched.prove(
       lambda: model.base.load(mesh), base, tables, loaded=before, release=True
     )
-    if jax.process_index() == 0:
+    if distributed.is_first():
       writers.write_json(
         pathlib.Path(cfg.workdir, 'general', model.name, 'untouched.json'),
         proof,
@@ -162,7 +168,7 @@ def _run(
         'bit for bit the base': proof['untouched'],
       }
     ]
-  if jax.process_index():
+  if not distributed.is_first():
     # Only the first process may see the files of what was finished before.
     return {}
   return {
@@ -226,17 +232,15 @@ def _prepare(cfg: Config) -> None:
 
 def main(cfg: Config) -> None:
   """Entry point."""
-  with stopping.StopRequest() as stop:
-    try:
-      found = evaluate(cfg, stop.check)
-    except stopping.Stopped as e:
-      writers.say(
-        f'stopped by {e}; continue with: '
-        f'{flags.command_line("vtokens.evaluate")}'
-      )
-      return
-  if jax.process_index():
-    return
+  with distributed.session(cfg.distributed):
+    with stopping.StopRequest(distributed.AnyProcess()) as stop:
+      found = evaluate(cfg, stop.check_together)
+    if distributed.is_first():
+      _say(cfg, found)
+
+
+def _say(cfg: Config, found: dict[str, Any]) -> None:
+  """Tells the first process's terminal what was found."""
   if 'cells' in found:
     writers.say(report.format_console(found))
   abilities = found.get('general') or found

@@ -1,6 +1,7 @@
 """The `--config` flag, and errors that reach the user as one message."""
 
 import difflib
+import errno
 import pathlib
 import shlex
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vtokens import errors, schema
+from vtokens import errors, schema, stopping, writers
 
 # `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
@@ -58,7 +59,11 @@ def run_config(
 def run(
   main: Callable[[Sequence[str]], None], settings: type | None = None
 ) -> None:
-  """Runs a command line program; a `UserError` is printed and exits with 1.
+  """Runs a command line program.
+
+  A `UserError` is printed and exits with 1; a run that a signal has stopped
+  says how to continue it and exits with 128 and the signal's number, so that
+  who started it does not take it for finished.
 
   Args:
     main: is given what is left of the command line, as `absl.app` does.
@@ -86,15 +91,27 @@ def run(
       main(argv)
     except errors.UserError as e:
       _fail(e)
+    except OSError as e:
+      if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      _fail(
+        f'{e.filename or "a file"} cannot be written: {e.strerror}. Once it '
+        f'can, this continues: {command_line()}'
+      )
+    except stopping.Stopped as e:
+      writers.say(f'{e}; continue with: {command_line()}')
+      sys.exit(e.exit_code)
 
   # Orbax tells each of its steps at INFO.
   logging.set_verbosity(logging.WARNING)
   app.run(guarded, flags_parser=parse)
 
 
-def command_line(module: str) -> str:
+def command_line() -> str:
   """The command that started this program, to be typed again."""
-  return shlex.join(['python', '-m', module, *sys.argv[1:]])
+  spec = sys.modules['__main__'].__spec__
+  program = ['-m', spec.name] if spec is not None else [sys.argv[0]]
+  return shlex.join(['python', *program, *sys.argv[1:]])
 
 
 class _FileParser(flags.ArgumentParser):

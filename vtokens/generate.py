@@ -14,7 +14,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from vtokens import steps, virtual_tokens
-from vtokens.models.attention import KVCache
+from vtokens.models.kv_cache import KVCache
 
 
 @struct.dataclass
@@ -135,7 +135,7 @@ def generate(
 
   def pick(step, hidden, done, begun, out):
     """Chooses token number `step` and notes it."""
-    logits = decoder.logits(hidden)
+    logits = decoder.logits(hidden, stationary=True)
     if sampling is not None:
       logits = _perturb(logits, sampling, step)
     token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -158,6 +158,7 @@ def generate(
       length + step - 1,
       [cache, tail],
       segments=segments,
+      stationary=True,
     )
     tail = tail.write(kv, first_slot + (step - 1) * branches)
     token, *noted = pick(step, hidden, *noted)

@@ -1,5 +1,6 @@
 """The training loop: steps, reports one step late, validations, checkpoints."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tqdm
 
 from vtokens import (
   config,
+  distributed,
   errors,
   partitioning,
   steps,
   stopping,
+  tracking,
   writers,
 )
 from vtokens.checkpoints import Checkpoints
@@ -43,7 +45,11 @@ class Loop:
     as_table: what the evaluator wants to know of a table besides its rows.
     num_active: virtual tokens used in validations.
     checkpoints: of the run.
-    writer: opens metrics.jsonl to go on after (step, step last validated).
+    tracker: opens the run's metrics to go on after (step, step last
+      validated).
+    profile: of some steps.
+    flops: that a step needs, by its examples' lengths; see `flops.train_flops`.
+    peak_flops: of all devices, per second; None where it is not known.
     stop: looked at after each step.
 
   Attributes:
@@ -68,7 +74,10 @@ class Loop:
     as_table: Callable[[np.ndarray], Table],
     num_active: int,
     checkpoints: Checkpoints,
-    writer: Callable[[int, int], writers.MetricsWriter],
+    tracker: Callable[[int, int], tracking.Tracker],
+    profile: tracking.Profile,
+    flops: Callable[[Sequence[Sequence[int]]], float],
+    peak_flops: float | None,
     stop: stopping.StopRequest,
   ):
     self.state = state
@@ -107,13 +116,17 @@ class Loop:
         self._best_loss = best[1]['validation_loss']
     self.step = int(self.state.step)
     self._began = self._reported = time.monotonic()
-    self._writer = writer(self.step, self._validated)
-    self._bar = tqdm.tqdm(
+    # Spent since then, waiting for batches and for devices.
+    self._data_seconds = self._device_seconds = 0.0
+    self._tracker = tracker(self.step, self._validated)
+    self._profile = profile
+    self._flops = flops
+    self._peak_flops = peak_flops
+    self._bar = writers.progress(
       total=settings.num_steps,
       initial=self.step,
       desc='training',
       unit='step',
-      dynamic_ncols=True,
     )
     # Step number, batch and metrics of the step that is still computed.
     self._pending: tuple[int, pipeline.HostBatch, dict] | None = None
@@ -129,20 +142,23 @@ class Loop:
       errors.UserError: the loss is not finite; the last checkpoint is from
         before.
     """
-    try:
-      with self._batches.starting_at(self.step) as stream:
-        self._run(stream)
-    finally:
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(self._bar)
+      stack.callback(self._profile.close)
+      stack.callback(self._tracker.close)
+      stream = stack.enter_context(self._batches.starting_at(self.step))
+      self._run(stream)
       self.seconds = self._spent()
-      self._bar.close()
-      self._writer.close()
 
   def _run(self, stream) -> None:
     settings = self._settings
     # A run that was stopped while it validated has this still to do.
     self._validate_if_due()
     while self.step < settings.num_steps:
+      began = time.monotonic()
       host = next(stream)
+      self._data_seconds += time.monotonic() - began
+      self._profile.before(self.step + 1)
       batch = partitioning.shard_batch(
         host.batch, self._mesh, self._batches.batch_rows
       )
@@ -151,6 +167,7 @@ class Loop:
       self._report()
       self._pending = (self.step, host, values)
       self.step += 1
+      self._profile.after(self.step, values)
       self._validate_if_due()
       last = self.step == settings.num_steps
       if self.step % settings.checkpoint_every == 0 or last:
@@ -169,7 +186,9 @@ class Loop:
       return
     step, host, device_values = self._pending
     self._pending = None
+    began = time.monotonic()
     values = {key: float(value) for key, value in device_values.items()}
+    self._device_seconds += time.monotonic() - began
     if not all(map(math.isfinite, values.values())):
       raise errors.UserError(
         f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at step '
@@ -179,27 +198,51 @@ class Loop:
       )
     self._dropped += host.passages_dropped
     self._cut += host.passages_cut
-    now = time.monotonic()
     rate = float(self._rates[step])
-    examples_per_second = len(host.ids) / (now - self._reported)
-    self._reported = now
+    seconds, times = self._split_time()
+    examples_per_second = len(host.ids) / seconds
+    flops_per_second = self._flops(host.lengths) / seconds
+    if self._peak_flops is not None:
+      times['mfu'] = flops_per_second / self._peak_flops
     self._bar.update()
     self._bar.set_postfix_str(
       f'loss {values["loss"]:.3f}, lr {rate:.1e}, '
       f'{examples_per_second:.2f} examples/s'
     )
     if (step + 1) % self._settings.log_every == 0:
-      self._writer.write(
+      self._tracker.write(
         step + 1,
         {
           **values,
           'learning_rate': rate,
           'examples_per_second': examples_per_second,
+          'tflops_per_second': flops_per_second / 1e12,
+          **times,
           'padding': 1 - host.real_tokens / host.computed_tokens,
           'passages_dropped': self._dropped,
           'passages_cut': self._cut,
         },
       )
+
+  def _split_time(self) -> tuple[float, dict[str, float]]:
+    """Seconds since the last report, and what they were spent on.
+
+    The host waits for the next batch (data) or for a step to end (device), or
+    works itself.
+    """
+    now = time.monotonic()
+    seconds = now - self._reported
+    times = {
+      'data_seconds': self._data_seconds,
+      'device_seconds': self._device_seconds,
+      'host_seconds': seconds - self._data_seconds - self._device_seconds,
+    }
+    self._restart_clock()
+    return seconds, times
+
+  def _restart_clock(self) -> None:
+    self._reported = time.monotonic()
+    self._data_seconds = self._device_seconds = 0.0
 
   def _validate_if_due(self) -> None:
     due = (
@@ -209,7 +252,7 @@ class Loop:
     if not due or not self._validation or self._validated == self.step:
       return
     self._report()
-    table = np.asarray(jax.device_get(self.state.table))
+    table = distributed.fetch(self.state.table)
     try:
       loss, answers = self._evaluator.validate(
         self._validation, self._as_table(table), self._num_active
@@ -217,7 +260,7 @@ class Loop:
     except stopping.Stopped:
       self._checkpoint()
       raise
-    self._reported = time.monotonic()
+    self._restart_clock()
     self._validated = self.step
     if not math.isfinite(loss):
       raise errors.UserError(
@@ -229,7 +272,7 @@ class Loop:
       f'step {self.step}: validation loss {loss:.3f}, EM {found.em:.1f}, F1 '
       f'{found.f1:.1f} (k={self._num_active}, n={found.n})'
     )
-    self._writer.write(
+    self._tracker.write(
       self.step,
       {
         'validation_loss': loss,
@@ -244,9 +287,11 @@ class Loop:
       )
 
   def _stop_if_asked(self) -> None:
-    if self._stop.signal is not None:
+    try:
+      self._stop.check_together()
+    except stopping.Stopped:
       self._checkpoint()
-      self._stop.check()
+      raise
 
   def _checkpoint(self) -> None:
     # The loss first: a state after NaN must never be saved, nor one that the
@@ -268,3 +313,4 @@ class Loop:
         'passages_cut': self._cut,
       },
     )
+    self._restart_clock()

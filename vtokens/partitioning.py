@@ -1,36 +1,47 @@
 """The device mesh, and which array axis lies over which mesh axis."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import flax.nnx as nnx
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Shaped
 
 from vtokens import errors
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
 # Logical axis -> mesh axis. A logical axis that is not listed is replicated.
-LOGICAL_AXIS_RULES = {
+LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...]] = {
+  # Activations.
   'batch': ('data', 'fsdp'),
+  'batch_over_data': 'data',
+  'embed_over_fsdp': 'fsdp',
+  # Weights, and what comes out of products with them.
   'vocab': 'tensor',
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'mlp': 'tensor',
   'embed': 'fsdp',
+  # The table and its moments.
   'vtoken_embed': ('fsdp', 'tensor'),
 }
 
 TABLE_AXES = ('vtoken', 'vtoken_embed')
 
 
-def make_mesh(shape: Sequence[int]) -> Mesh:
+def make_mesh(
+  shape: Sequence[int], devices: Sequence[jax.Device] | None = None
+) -> Mesh:
   """A mesh of all devices.
 
   Args:
     shape: devices along (data, fsdp, tensor); one of them may be -1: as many
       as are left.
+    devices: others than this program's own.
 
   Returns:
     The mesh, with Auto axes.
@@ -38,7 +49,7 @@ def make_mesh(shape: Sequence[int]) -> Mesh:
   Raises:
     errors.UserError: the shape does not use every device exactly once.
   """
-  count = jax.device_count()
+  count = jax.device_count() if devices is None else len(devices)
   sizes = list(shape)
   if -1 in sizes:
     known = 1
@@ -54,7 +65,10 @@ def make_mesh(shape: Sequence[int]) -> Mesh:
       f'of the {count} devices exactly once'
     )
   return jax.make_mesh(
-    tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES)
+    tuple(sizes),
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(MESH_AXES),
+    devices=devices,
   )
 
 
@@ -99,15 +113,90 @@ def check_divisible(
     errors.UserError: a dimension is no multiple of its devices.
   """
   for axis, size in zip(axes, shape, strict=True):
-    rule = LOGICAL_AXIS_RULES.get(axis, ())
-    parts = 1
-    for mesh_axis in (rule,) if isinstance(rule, str) else rule:
-      parts *= mesh.shape[mesh_axis]
+    parts = _parts(mesh, axis)
     if size % parts:
       raise errors.UserError(
         f'config.mesh.shape: {name} has {size} along its axis {axis!r}, no '
-        f'multiple of the {parts} devices along {rule}'
+        f'multiple of the {parts} devices along {LOGICAL_AXIS_RULES[axis]}'
       )
+
+
+def constrain(
+  x: Shaped[Array, '...'], mesh: Mesh | None, axes: Sequence[str | None]
+) -> Shaped[Array, '...']:
+  """Says how an array inside a jitted function lies over the mesh.
+
+  Args:
+    x: the array.
+    mesh: the devices; None leaves it to the compiler.
+    axes: logical names of its dimensions, None for one without. Dimensions that
+      cannot be cut evenly are left to the compiler.
+
+  Returns:
+    The same values.
+  """
+  if mesh is None or mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(
+    x,
+    NamedSharding(
+      mesh,
+      PartitionSpec(
+        *(
+          PartitionSpec.UNCONSTRAINED
+          if size % _parts(mesh, axis)
+          else _rule(axis)
+          for axis, size in zip(axes, x.shape, strict=True)
+        )
+      ),
+    ),
+  )
+
+
+def gather(params: Any, mesh: Mesh | None) -> Any:
+  """Weights as the products with them read them: whole along fsdp.
+
+  Inside a jitted function, where it is an all-gather; with
+  `keep_all_but_laid_out` it is not kept for the backward pass.
+
+  Args:
+    params: `nnx.Param`s with logical axes, of one layer or a part of it.
+    mesh: over which they lie.
+  """
+  if mesh is None or mesh.shape['fsdp'] == 1:
+    return params
+
+  def whole(param):
+    axes = (
+      None if _rule(axis) == 'fsdp' else axis
+      for axis in param.get_metadata('axes')
+    )
+    return param.replace(constrain(param[...], mesh, tuple(axes)))
+
+  return jax.tree.map(
+    whole, params, is_leaf=lambda x: isinstance(x, nnx.Variable)
+  )
+
+
+def keep_all_but_laid_out(prim: Any, *unused_args: Any, **unused: Any) -> bool:
+  """A `jax.checkpoint` policy: all is kept but what `constrain` gives.
+
+  That is something else that is kept, laid out anew; of gathered weights it
+  would be the whole model on each device.
+  """
+  return prim.name != 'sharding_constraint'
+
+
+def _rule(axis: str | None) -> str | tuple[str, ...] | None:
+  """The mesh axes of a logical axis."""
+  return None if axis is None else LOGICAL_AXIS_RULES.get(axis)
+
+
+def _parts(mesh: Mesh, axis: str | None) -> int:
+  """Number of devices that a logical axis is cut over."""
+  rule = _rule(axis) or ()
+  names = (rule,) if isinstance(rule, str) else rule
+  return math.prod(mesh.shape[name] for name in names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -22,6 +22,10 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
   learning rate of 1e-2, cosine decay, and k drawn more often small. Neither
   that nor its batch of 64 and its steps were tried on a larger base.
 
+  Weights lie over all devices, and the suffix is recomputed for the gradient:
+  sixteen chips of 16 GB hold the step of a base of seven billion; see
+  `vtokens.plan`.
+
   Args:
     base: for `base.path`.
     variant: '' or 'paper'.
@@ -58,6 +62,8 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
         name for name in config.CONDITIONS if chat or name != 'chat_prompt'
       ),
     ),
+    # Weights over all devices: seven billion do not fit every one.
+    mesh=config.Mesh(shape=(1, -1, 1)),
   )
   if variant == 'paper':
     steps = 3 * PAPER_QUESTIONS // 256
@@ -71,10 +77,10 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
     cfg.optim = config.Optim(
       learning_rate=1e-4, warmup_steps=steps // 10, schedule='linear'
     )
-    cfg.train = config.Train(num_steps=steps)
+    cfg.train = config.Train(num_steps=steps, remat=True)
   else:
     cfg.data.batch_size = 64
     cfg.virtual_tokens = config.VirtualTokens(draw='power')
     cfg.optim = config.Optim(learning_rate=1e-2, warmup_steps=50)
-    cfg.train = config.Train(num_steps=3000)
+    cfg.train = config.Train(num_steps=3000, remat=True)
   return cfg

@@ -133,9 +133,7 @@ def main(cfg: config.Config) -> None:
       table = retrieve(cfg)
   # Whatever is on disk is whole at any time.
   except KeyboardInterrupt:
-    writers.say(
-      f'stopped; continue with: {flags.command_line("vtokens.retrieve")}'
-    )
+    writers.say(f'stopped; continue with: {flags.command_line()}')
     sys.exit(130)
   writers.say(
     'questions whose first k passages hold an answer, in percent\n'

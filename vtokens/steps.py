@@ -11,8 +11,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from vtokens import losses, virtual_tokens
-from vtokens.models.attention import KVCache
 from vtokens.models.decoder import Decoder
+from vtokens.models.kv_cache import KVCache
 
 
 @struct.dataclass

@@ -2,11 +2,22 @@
 
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 
 class Stopped(Exception):
-  """A run was asked to stop."""
+  """A run was asked to stop.
+
+  Attributes:
+    exit_code: what programs that a signal ends exit with.
+    agreed: whether all processes of the run stop at the same point.
+  """
+
+  def __init__(self, number: int, *, agreed: bool):
+    super().__init__(f'stopped by {signal.Signals(number).name}')
+    self.exit_code = 128 + number
+    self.agreed = agreed
 
 
 class StopRequest:
@@ -16,10 +27,19 @@ class StopRequest:
   manager, in the main thread.
 
   Attributes:
-    signal: name of the signal that came, or None.
+    signal: number of the signal that came, or 0.
   """
 
-  signal: str | None = None
+  signal: int = 0
+
+  def __init__(self, among: Callable[[int], int] = lambda number: number):
+    """Remembers how to ask other processes.
+
+    Args:
+      among: told this process's signal, gives the one of any process; called
+        by all at the same points. See `distributed.AnyProcess`.
+    """
+    self._among = among
 
   def __enter__(self) -> 'StopRequest':
     self._previous = {
@@ -33,15 +53,26 @@ class StopRequest:
       signal.signal(number, handler)
 
   def _note(self, number: int, unused_frame: FrameType | None) -> None:
-    if self.signal is not None:
+    if self.signal:
       raise KeyboardInterrupt
-    self.signal = signal.Signals(number).name
+    self.signal = number
     # Not print: what is interrupted may be printing, and would not let in.
     os.write(
-      2, f'\n{self.signal}: stopping as soon as the state is safe\n'.encode()
+      2,
+      f'\n{signal.Signals(number).name}: stopping as soon as the state is '
+      'safe\n'.encode(),
     )
 
   def check(self) -> None:
-    """Raises `Stopped` if a signal has come."""
-    if self.signal is not None:
-      raise Stopped(self.signal)
+    """Raises `Stopped` if a signal has come to this process."""
+    if self.signal:
+      raise Stopped(self.signal, agreed=False)
+
+  def check_together(self) -> None:
+    """Raises `Stopped` on all processes if a signal has come to any.
+
+    To be called by all at the same points.
+    """
+    number = self._among(self.signal)
+    if number:
+      raise Stopped(number, agreed=True)

@@ -5,6 +5,7 @@ documented in `vtokens/config.py`. The same command continues a run that was
 stopped or killed.
 """
 
+import functools
 import json
 import pathlib
 import resource
@@ -19,15 +20,20 @@ import numpy as np
 import optax
 
 from vtokens import (
+  abstract,
+  chips,
   config,
+  distributed,
   errors,
   flags,
+  flops,
   optim,
   partitioning,
   plots,
   schema,
   steps,
   stopping,
+  tracking,
   virtual_tokens,
   writers,
 )
@@ -59,6 +65,12 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     errors.UserError: bad input, or a loss that is not finite.
     stopping.Stopped: the run was asked to stop.
   """
+  with distributed.sole_writer(cfg.workdir):
+    distributed.check_shared(cfg.workdir)
+    return _train(cfg, stop)
+
+
+def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
   workdir = pathlib.Path(cfg.workdir)
   _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
@@ -90,9 +102,10 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   }
   _check_claim(workdir / 'base.json', identity, 'another base')
   _check_base(cfg, opened)
-  if (workdir / 'summary.json').exists():
+  finished = _read_if_there(workdir / 'summary.json')
+  if finished is not None:
     writers.say(f'{workdir} holds the finished run')
-    return json.loads((workdir / 'summary.json').read_text(encoding='utf-8'))
+    return finished
   assembler = Assembler.for_run(opened.tokenizer, cfg)
   mixture, left_out = training_set.open_training_set(
     cfg, assembler, held_out, writers.say, stop.check
@@ -117,7 +130,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
       writers.say(regime)
   prompter = Prompter(assembler, cfg.eval, cfg.seed)
   answerer = Answerer(base, mesh, cfg.eval, cfg.seed)
-  evaluator = Evaluator(answerer, prompter, stop.check)
+  evaluator = Evaluator(answerer, prompter, stop.check_together)
 
   def as_table(rows: np.ndarray) -> Table:
     return Table('table', rows, assembler)
@@ -125,13 +138,15 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   state = _initial_state(cfg, mesh, base, optimizer)
   bare = [bare_arm(name) for name in cfg.eval.conditions]
-  most = tokens_arm(as_table(_on_host(state.table)), max(cfg.eval.num_active))
+  initial = as_table(distributed.fetch(state.table))
+  most = tokens_arm(initial, max(cfg.eval.num_active))
   prompter.check_fits(validation_set, [most], answers=True)
   prompter.check_fits(test_set, [*bare, most])
   # Only now: a mistake found above may be mended in the same directory.
-  writers.write_json(workdir / 'config.json', _identity(cfg))
-  writers.write_json(workdir / 'data.json', hashes)
-  writers.write_json(workdir / 'base.json', identity)
+  if distributed.is_first():
+    writers.write_json(workdir / 'config.json', _identity(cfg))
+    writers.write_json(workdir / 'data.json', hashes)
+    writers.write_json(workdir / 'base.json', identity)
   checkpoints = Checkpoints(
     workdir,
     cfg.train.keep_checkpoints,
@@ -164,18 +179,19 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   best = checkpoints.restore_best(loop.state)
   checkpoints.close()
   chosen = loop.state if best is None else best[0]
-  table = _on_host(chosen.table)
-  virtual_tokens.save_table(
-    workdir / 'table.safetensors',
-    table,
-    {
-      'base': cfg.base.path,
-      **identity,
-      'step': int(chosen.step),
-      'position': cfg.virtual_tokens.position,
-      'num_virtual_tokens': rows,
-    },
-  )
+  table = distributed.fetch(chosen.table)
+  if distributed.is_first():
+    virtual_tokens.save_table(
+      workdir / 'table.safetensors',
+      table,
+      {
+        'base': cfg.base.path,
+        **identity,
+        'step': int(chosen.step),
+        'position': cfg.virtual_tokens.position,
+        'num_virtual_tokens': rows,
+      },
+    )
   by_k = _score_tokens(cfg, evaluator, test_set, as_table(table))
   tokens = {'tokens': by_k[max(by_k)]} if by_k else {}
   summary = {
@@ -191,13 +207,14 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     'base_fingerprint': base.fingerprint,
     'table_sha256': virtual_tokens.table_sha256(table),
   }
-  plots.plot_run(
-    workdir / 'training.png',
-    writers.read_metrics(workdir / 'metrics.jsonl'),
-    summary,
-  )
-  # Last: it says that the run is finished.
-  writers.write_json(workdir / 'summary.json', summary)
+  if distributed.is_first():
+    plots.plot_run(
+      workdir / 'training.png',
+      tracking.read_metrics(workdir / 'metrics.jsonl'),
+      summary,
+    )
+    # Last: it says that the run is finished.
+    writers.write_json(workdir / 'summary.json', summary)
   return summary
 
 
@@ -206,7 +223,17 @@ def _identity(cfg: config.Config) -> dict[str, Any]:
   values = schema.to_dict(cfg)
   del values['workdir']
   del values['data']['token_cache'], values['data']['workers']
+  del values['mesh'], values['distributed'], values['tracking']
   return values
+
+
+def _read_if_there(path: pathlib.Path) -> Any:
+  """Content of a JSON file, or None; the first process decides."""
+  return distributed.from_first(
+    lambda: (
+      json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
+    )
+  )
 
 
 def _check_claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
@@ -215,11 +242,10 @@ def _check_claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
   Raises:
     errors.UserError: they differ.
   """
-  if not path.exists():
+  claimed = _read_if_there(path)
+  if claimed is None:
     return
-  lines = schema.diff(
-    json.loads(path.read_text(encoding='utf-8')), found, f'{path.stem}.'
-  )
+  lines = schema.diff(claimed, found, f'{path.stem}.')
   if lines:
     raise errors.UserError(
       f'{path.parent} holds a run of {what}:\n  '
@@ -237,7 +263,7 @@ def _report_left_out(cfg: config.Config, messages: Sequence[str]) -> None:
       f'skipped {len(messages)} bad records, listed in {path}; the first: '
       f'{messages[0]}'
     )
-  if messages or path.exists():
+  if distributed.is_first() and (messages or path.exists()):
     writers.write_text(path, ''.join(f'{line}\n' for line in messages))
 
 
@@ -271,26 +297,16 @@ def _initial_state(
   optimizer: optax.GradientTransformation,
 ) -> steps.TrainState:
   """The state before the first step, every leaf a global array."""
-  sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)
-  whole = partitioning.replicated(mesh)
   rows = virtual_tokens.initial_table(
     cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
   )
-  partitioning.check_divisible(
-    mesh, partitioning.TABLE_AXES, rows.shape, 'the table'
-  )
-  table = jax.device_put(rows, sharding)
-  # The moments lie as the table does; jit alone would put them on one device.
-  shardings = optax.tree_utils.tree_map_params(
-    optimizer,
-    lambda _: sharding,
-    jax.eval_shape(optimizer.init, table),
-    transform_non_params=lambda _: whole,
-  )
+  shapes = abstract.state(optimizer, rows.shape, mesh)
+  where = jax.tree.map(lambda x: x.sharding, shapes)
+  table = jax.device_put(rows, where.table)
   return steps.TrainState(
     table=table,
-    opt_state=jax.jit(optimizer.init, out_shardings=shardings)(table),
-    step=jax.device_put(jnp.zeros((), jnp.int32), whole),
+    opt_state=jax.jit(optimizer.init, out_shardings=where.opt_state)(table),
+    step=jax.device_put(jnp.zeros((), jnp.int32), where.step),
   )
 
 
@@ -307,13 +323,18 @@ def _make_loop(
   checkpoints: Checkpoints,
   stop: stopping.StopRequest,
 ) -> Loop:
+  chip = chips.find(jax.devices()[0].device_kind)
   train_step = jax.jit(
     steps.make_train_step(
       base.graph,
       optimizer,
       accumulation_steps=cfg.train.accumulation_steps,
       remat=cfg.train.remat,
-    )
+    ),
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, state),
+      partitioning.replicated(mesh),
+    ),
   )
   return Loop(
     settings=cfg.train,
@@ -328,9 +349,19 @@ def _make_loop(
     as_table=as_table,
     num_active=max(cfg.eval.num_active),
     checkpoints=checkpoints,
-    writer=lambda step, validated: writers.MetricsWriter(
-      pathlib.Path(cfg.workdir, 'metrics.jsonl'), step, validated
+    tracker=lambda step, validated: (
+      tracking.open_tracker(
+        cfg.workdir, cfg.tracking, _identity(cfg), step, validated
+      )
+      if distributed.is_first()
+      else tracking.Tracker([])
     ),
+    profile=tracking.Profile(
+      str(pathlib.Path(cfg.workdir, 'profile')),
+      cfg.tracking.profile_steps if distributed.is_first() else (0, 0),
+    ),
+    flops=functools.partial(flops.train_flops, base.config),
+    peak_flops=None if chip is None else chip.flops * mesh.size,
     stop=stop,
   )
 
@@ -343,11 +374,11 @@ def _score_untrained(
 ) -> dict[str, dict[str, Any]]:
   """Scores of the base as it is; kept, so that a restart need not repeat."""
   path = pathlib.Path(cfg.workdir, 'untrained.json')
-  if path.exists():
-    found = json.loads(path.read_text(encoding='utf-8'))
-  else:
+  found = _read_if_there(path)
+  if found is None:
     found = _score(cfg, evaluator, test, arms, 'untrained')
-    writers.write_json(path, found)
+    if distributed.is_first():
+      writers.write_json(path, found)
   if found:
     writers.say(scores.format_scores('before training', found))
   return found
@@ -376,15 +407,12 @@ def _score(
     return {}
   found = {}
   for name, answers in evaluator.answers(test, arms, label=label).items():
-    scores.write_predictions(
-      pathlib.Path(cfg.workdir, 'predictions', f'{name}.jsonl'), test, answers
-    )
+    if distributed.is_first():
+      scores.write_predictions(
+        pathlib.Path(cfg.workdir, 'predictions', f'{name}.jsonl'), test, answers
+      )
     found[name] = scores.scores_of(test, answers).as_dict()
   return found
-
-
-def _on_host(table: jax.Array) -> np.ndarray:
-  return np.asarray(jax.device_get(table))
 
 
 def _peak_rss_gib() -> float:
@@ -415,15 +443,10 @@ def _report(summary: dict[str, Any], workdir: str) -> None:
 
 def main(cfg: config.Config) -> None:
   """Entry point."""
-  with stopping.StopRequest() as stop:
-    try:
+  with distributed.session(cfg.distributed):
+    with stopping.StopRequest(distributed.AnyProcess()) as stop:
       summary = train(cfg, stop)
-    except stopping.Stopped as e:
-      writers.say(
-        f'stopped by {e}; continue with: {flags.command_line("vtokens.train")}'
-      )
-      return
-  _report(summary, cfg.workdir)
+    _report(summary, cfg.workdir)
 
 
 if __name__ == '__main__':

@@ -4,14 +4,13 @@ import hashlib
 import json
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Float, Int
 
-from vtokens import config, errors
+from vtokens import config, distributed, errors, partitioning
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer
 
@@ -34,6 +33,8 @@ def embed(
   vocab_size = decoder.config.vocab_size
   virtual = ids >= vocab_size
   ordinary = decoder.embed(jnp.where(virtual, 0, ids))
+  # Small enough for every device to have it whole.
+  table = partitioning.constrain(table, decoder.mesh, (None, None))
   rows = table[jnp.clip(ids - vocab_size, 0, table.shape[0] - 1)]
   return jnp.where(virtual[..., None], rows.astype(ordinary.dtype), ordinary)
 
@@ -79,7 +80,7 @@ def initial_table(
   else:
     ids = rng.choice(np.asarray(tokenizer.ordinary_ids, np.int32), shape[0])
   rows = decoder.embed(jnp.asarray(ids))
-  return np.asarray(jax.device_get(rows), np.float32)
+  return np.asarray(distributed.fetch(rows), np.float32)
 
 
 def save_table(

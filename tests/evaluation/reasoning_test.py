@@ -137,7 +137,7 @@ def test_what_ends_an_answer(
     return out
 
   monkeypatch.setattr(reasoning.generate, 'generate', generate)
-  monkeypatch.setattr(reasoning.hosts, 'fetch', np.asarray)
+  monkeypatch.setattr(reasoning.distributed, 'fetch', np.asarray)
   [found] = run(base, prompts[:1], max_new_tokens=40)
   assert found.stop == stop
   assert (found.text, found.num_tokens) == (text, num_tokens)

@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 import tiny_models
 
-from vtokens import errors, partitioning
+from vtokens import errors, partitioning, writers
 from vtokens.models import families, hf, weight_map
 from vtokens.models import weights as weights_lib
 
@@ -209,12 +209,12 @@ def test_the_bar_counts_the_bytes_of_the_files(tmp_path, monkeypatch):
   source = hf.SafetensorsSource(tmp_path)
   bars = []
 
-  class Bar(weights_lib.tqdm.tqdm):
+  class Bar(writers.tqdm.tqdm):
     def __init__(self, **options):
       super().__init__(**options)
       bars.append(self)
 
-  monkeypatch.setattr(weights_lib.tqdm, 'tqdm', Bar)
+  monkeypatch.setattr(writers.tqdm, 'tqdm', Bar)
   weights_lib.load_decoder(
     source,
     hf.read_config(tmp_path),

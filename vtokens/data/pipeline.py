@@ -34,6 +34,7 @@ class HostBatch:
   Attributes:
     batch: numpy arrays, of the rows of this process only.
     ids: of all records of the batch, over all processes.
+    lengths: tokens of the prefix, suffix and targets of each.
     real_tokens: of all rows, padding apart.
     computed_tokens: of all rows, padding included.
     passages_dropped: over all examples.
@@ -42,6 +43,7 @@ class HostBatch:
 
   batch: Batch
   ids: tuple[str, ...]
+  lengths: tuple[tuple[int, int, int], ...]
   real_tokens: int
   computed_tokens: int
   passages_dropped: int
@@ -57,6 +59,7 @@ class Planned:
     draw: what chance decided about it.
     prefix: length of its prefix.
     suffix: likewise, with as many virtual tokens as `draw` says.
+    targets: tokens of its answer, eos included.
     kept: tokens kept of each drawn passage's body; 0 if it is dropped.
     cut: passages shortened.
   """
@@ -65,6 +68,7 @@ class Planned:
   draw: Draw
   prefix: int
   suffix: int
+  targets: int
   kept: tuple[int, ...]
   cut: int
 
@@ -89,14 +93,23 @@ class PlannedBatch:
   num_active: int | None
 
   @property
-  def real_tokens(self) -> int:
-    """Of all rows, padding apart."""
+  def lengths(self) -> tuple[tuple[int, int, int], ...]:
+    """Tokens of the prefix, suffix and targets of each example."""
     k = self.num_active
-    return sum(
-      e.prefix + e.suffix - (0 if k is None else e.draw.num_active - k)
+    return tuple(
+      (
+        e.prefix,
+        e.suffix - (0 if k is None else e.draw.num_active - k),
+        e.targets,
+      )
       for row in self.rows
       for e in row
     )
+
+  @property
+  def real_tokens(self) -> int:
+    """Of all rows, padding apart."""
+    return sum(prefix + suffix for prefix, suffix, _ in self.lengths)
 
 
 def shown_passages(
@@ -266,13 +279,14 @@ class TrainBatches:
       last_ends,
       self._assembler.max_prefix - self._before,
     )
+    answer = mixture.answer_len(member, draw.answer)
     prefix = assemble.prefix_len(
       self._before, self._heads, kept, ends, last_ends
     )
     suffix = assemble.suffix_len(
       draw.num_active,
       mixture.prompt_len(member),
-      mixture.answer_len(member, draw.answer),
+      answer,
     )
     moved = prefix - self._before if self._by_suffix else 0
     return Planned(
@@ -280,6 +294,7 @@ class TrainBatches:
       draw=draw,
       prefix=prefix - moved,
       suffix=suffix + moved,
+      targets=answer,
       kept=tuple(kept),
       cut=sum(0 < n < body for n, body in zip(kept, bodies, strict=True)),
     )
@@ -338,6 +353,7 @@ class TrainBatches:
         packed=data.examples_per_row > 1,
       ),
       ids=tuple(self._mixture.id(e.member) for e in everything),
+      lengths=planned.lengths,
       real_tokens=planned.real_tokens,
       computed_tokens=self.batch_rows * sum(planned.shape),
       passages_dropped=sum(e.dropped for e in everything),

@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tqdm
 
-from vtokens import errors
+from vtokens import errors, writers
 from vtokens.data import leaks
 from vtokens.data.assemble import Encoder, Ids, PassageIds
 from vtokens.data.checks import BadRecords
@@ -289,7 +288,7 @@ def _write_chunks(
   label: str,
   check: Callable[[], None],
 ) -> None:
-  with tqdm.tqdm(desc=label, unit='ex', leave=False, dynamic_ncols=True) as bar:
+  with writers.progress(desc=label, unit='ex', leave=False) as bar:
     for number, chunk in enumerate(_chunks(records)):
       path = part / f'{number:06d}.npz'
       if not path.exists():

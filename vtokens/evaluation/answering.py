@@ -14,19 +14,18 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens import config, generate, partitioning
+from vtokens import config, distributed, generate, partitioning
 from vtokens.data.assemble import Example
-from vtokens.evaluation import hosts
 from vtokens.evaluation.cells import Answer
-from vtokens.models.attention import KVCache
 from vtokens.models.base import FrozenBase
+from vtokens.models.kv_cache import KVCache
 
 # Prefixes and suffixes are padded to multiples of these, so that few shapes are
 # compiled. On a CPU it is the computing that takes long.
 _ROUND, _ROUND_CPU = (128, 32), (32, 16)
 # Suffix tokens of the branches answered together, unless one alone has more:
 # they see one another's slots only to mask them.
-_SUFFIX_BUDGET = 1024
+SUFFIX_BUDGET = 1024
 
 
 class Answerer:
@@ -172,7 +171,7 @@ class Answerer:
   ) -> list[list[Answer]]:
     """Answers to the examples that `start` was given, once they are there."""
     # Rows that fill up the batch are no examples.
-    rows = zip(hosts.fetch(out).tolist(), examples, strict=False)
+    rows = zip(distributed.fetch(out).tolist(), examples, strict=False)
     return [
       [self._answer(*pair) for pair in zip(row, asked, strict=True)]
       for row, asked in rows
@@ -296,7 +295,7 @@ def _within_budget(
     size = max(row[branch].suffix_len for row in examples)
     if size > room:
       groups.append([])
-      room = _SUFFIX_BUDGET
+      room = SUFFIX_BUDGET
     groups[-1].append(branch)
     room -= size
   return groups

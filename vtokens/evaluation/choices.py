@@ -15,15 +15,14 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vtokens import errors, partitioning, steps
+from vtokens import distributed, errors, partitioning, steps, writers
 from vtokens.data.assemble import Ids
-from vtokens.evaluation import answering, hosts
-from vtokens.models.attention import KVCache
+from vtokens.evaluation import answering
 from vtokens.models.base import FrozenBase, OpenBase
+from vtokens.models.kv_cache import KVCache
 from vtokens.models.tokenizer import Tokenizer
 
 # Lengths are padded to multiples of these, so that few shapes are compiled.
@@ -224,12 +223,11 @@ def score(
     summed over its tokens, f64.
   """
   scores: list[Float[np.ndarray, 'C']] = [np.zeros(0)] * len(items)
-  with tqdm.tqdm(
+  with writers.progress(
     total=len(items),
     desc=label,
     unit='question',
     leave=False,
-    dynamic_ncols=True,
   ) as bar:
     for group in _groups(items):
       common = common_start([items[i].prompt for i in group])
@@ -238,7 +236,7 @@ def score(
       for index in batches(group, size, lambda i: len(items[i].prompt)):
         check()
         rows = _collate([items[i] for i in index], common, size)
-        found = hosts.fetch(
+        found = distributed.fetch(
           _log_probs(
             base.params,
             shared,

@@ -106,6 +106,7 @@ class Config:
       docs/evaluation.md.
     report: how results are summed up.
     mesh: the devices.
+    distributed: the processes.
   """
 
   workdir: str = ''
@@ -129,6 +130,9 @@ class Config:
   tasks: dict[str, Task] = dataclasses.field(default_factory=dict)
   report: Report = dataclasses.field(default_factory=Report)
   mesh: config.Mesh = dataclasses.field(default_factory=config.Mesh)
+  distributed: config.Distributed = dataclasses.field(
+    default_factory=config.Distributed
+  )
 
   @property
   def context_length(self) -> int:
@@ -183,7 +187,7 @@ def validate(settings: Config) -> None:
   config.check_top_p(values, 'decode', fail)
   if values['report.reference'] not in CONDITIONS:
     fail('report.reference', f'one of {", ".join(CONDITIONS)}')
-  config.check_mesh(values, fail)
+  config.check_devices(values, fail)
   names = values['conditions']
   known = (*CONDITIONS, UNTOUCHED)
   if set(names) - set(known) or not (names or values['tasks']):

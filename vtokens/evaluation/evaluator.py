@@ -206,9 +206,7 @@ def stack_tables(
 
 
 def _progress(total: int, label: str) -> tqdm.tqdm:
-  return tqdm.tqdm(
-    total=total, desc=label, unit='question', leave=False, dynamic_ncols=True
-  )
+  return writers.progress(total=total, desc=label, unit='question', leave=False)
 
 
 def report_cuts(label: str, answers: Iterable[Answer]) -> None:

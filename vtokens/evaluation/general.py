@@ -1,6 +1,7 @@
 """Scores on general tasks, without retrieval and without virtual tokens."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 import scipy.stats
 
-from vtokens import writers
-from vtokens.evaluation import choices, hosts, reasoning, task_prompts
+from vtokens import distributed, writers
+from vtokens.evaluation import choices, reasoning, task_prompts
 from vtokens.evaluation.tasks import LoadedTask
 from vtokens.models.base import FrozenBase, OpenBase
 
@@ -55,7 +56,7 @@ def run_tasks(
   for task in loaded:
     identity = _identity(base, task, seed)
     result = _finished(directory, task, identity)
-    if not hosts.first_says(result is not None):
+    if not distributed.from_first(functools.partial(bool, result)):
       check()
       score = _numbers if task.settings.format == 'gsm8k' else _choices
       result, rows = score(base, mesh, task, batch_size=batch_size, check=check)
@@ -297,7 +298,7 @@ def _write(
   rows: Sequence[Mapping[str, Any]],
 ) -> None:
   """Writes predictions, and after them what says that they are complete."""
-  if jax.process_index():
+  if not distributed.is_first():
     return
   text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
   writers.write_text(directory / f'{task.name}.jsonl', text)

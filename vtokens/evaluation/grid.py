@@ -5,6 +5,7 @@ answers, batch by batch --store.py--> disk
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -12,12 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import tqdm
 
-from vtokens import config, virtual_tokens
+from vtokens import config, distributed, virtual_tokens, writers
 from vtokens.data.records import Record
-from vtokens.evaluation import cost, hosts
+from vtokens.evaluation import cost
 from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.cells import Answer, Cell
 from vtokens.evaluation.config import Config
@@ -93,7 +93,7 @@ class Grid:
 
   def has_missing(self) -> bool:
     """Whether answers are still to be generated."""
-    return hosts.first_says(self._num_missing() > 0)
+    return distributed.from_first(lambda: self._num_missing() > 0)
 
   def _num_missing(self) -> int:
     return sum(
@@ -168,12 +168,8 @@ class Grid:
       check: called between batches; may raise to stop.
     """
     answerer = Answerer(base, mesh, self._cfg.decode, self._cfg.seed)
-    with tqdm.tqdm(
-      total=self._num_missing(),
-      desc=self._model.name,
-      unit='answer',
-      dynamic_ncols=True,
-      disable=jax.process_index() > 0,
+    with writers.progress(
+      total=self._num_missing(), desc=self._model.name, unit='answer'
     ) as bar:
       for group in self._groups:
         evaluator = Evaluator(answerer, self._prompter(group), check)
@@ -229,18 +225,20 @@ class Grid:
   ) -> Iterator[tuple[list[Record], dict[Cell, Arm]]]:
     """Records without an answer, and the cells that lack just these."""
     records = self._records[group.dataset]
-    parts: dict[bytes, dict[Cell, Arm]] = {}
+    parts: dict[tuple[int, ...], dict[Cell, Arm]] = {}
     for cell, arm in group.arms.items():
-      answers = self.files[cell].answers
-      lacking = hosts.first_says(
-        np.array([record.id not in answers for record in records])
+      lacking = distributed.from_first(
+        functools.partial(self._lacking, cell, records)
       )
-      parts.setdefault(lacking.tobytes(), {})[cell] = arm
-    for key, arms in parts.items():
-      lacking = np.frombuffer(key, bool)
-      if lacking.any():
-        wanted = np.flatnonzero(lacking).tolist()
+      parts.setdefault(tuple(lacking), {})[cell] = arm
+    for wanted, arms in parts.items():
+      if wanted:
         yield [records[i] for i in wanted], arms
+
+  def _lacking(self, cell: Cell, records: Sequence[Record]) -> list[int]:
+    """Numbers of the records that the cell has no answer to."""
+    answers = self.files[cell].answers
+    return [i for i, record in enumerate(records) if record.id not in answers]
 
   def _answer(
     self,
@@ -258,7 +256,7 @@ class Grid:
       ids = [records[i].id for i in batch.index]
       for cell, arm in arms.items():
         answers = dict(zip(ids, batch.answers[arm.name], strict=True))
-        if jax.process_index() == 0:
+        if distributed.is_first():
           self.files[cell].append(answers)
         bar.update(len(answers))
         told += answers.values()

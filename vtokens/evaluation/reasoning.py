@@ -14,19 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from vtokens import generate, partitioning
+from vtokens import distributed, generate, partitioning, writers
 from vtokens.data.assemble import Ids
 from vtokens.evaluation import (
   answering,
   choices,
-  hosts,
   task_prompts,
   tasks,
 )
-from vtokens.models.attention import KVCache
 from vtokens.models.base import FrozenBase
+from vtokens.models.kv_cache import KVCache
 
 # New tokens of a round.
 _ROUND = 64
@@ -93,12 +91,11 @@ def continue_prompts(
   one = choices.encode_shared(base, prompt_ids[0][:common])
   written: list[list[int]] = [[] for _ in prompt_ids]
   done: dict[int, Continuation] = {}
-  with tqdm.tqdm(
+  with writers.progress(
     total=len(prompt_ids),
     desc=label,
     unit='question',
     leave=False,
-    dynamic_ncols=True,
   ) as bar:
     while len(done) < len(prompt_ids):
       rest = [i for i in range(len(prompt_ids)) if i not in done]
@@ -122,7 +119,9 @@ def continue_prompts(
           graph=base.graph,
           max_new_tokens=min(_ROUND, max_new_tokens),
         )
-        for i, ids in zip(index, hosts.fetch(out)[:, 0].tolist(), strict=False):
+        for i, ids in zip(
+          index, distributed.fetch(out)[:, 0].tolist(), strict=False
+        ):
           new = list(itertools.takewhile(lambda token: not ends[token], ids))
           size_now = len(written[i]) + len(new)
           stop = 'end' if len(new) < len(ids) else ''

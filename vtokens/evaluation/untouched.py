@@ -15,8 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens import errors, generate, steps, virtual_tokens
-from vtokens.evaluation import hosts
+from vtokens import distributed, errors, generate, steps, virtual_tokens
 from vtokens.models import weights
 from vtokens.models.base import FrozenBase
 
@@ -82,7 +81,7 @@ def hash_weights(base: FrozenBase) -> dict[str, str]:
     for start in range(0, length, rows):
       # The last block goes back to have the size of the others.
       first = max(0, min(start, length - rows))
-      block = hosts.fetch(_block(array, first, min(rows, length)))
+      block = distributed.fetch(_block(array, first, min(rows, length)))
       digest.update(np.ascontiguousarray(block[start - first :]).tobytes())
     hashes[name] = digest.hexdigest()
   return hashes
@@ -204,7 +203,7 @@ def _hash_logits(base: FrozenBase) -> tuple[str, ...]:
   hashes = []
   size = max(map(len, _probe_ids(base)))
   for ids in _probe_ids(base):
-    logits = hosts.fetch(
+    logits = distributed.fetch(
       _plain(base.params, *_padded(ids, size, 0), graph=base.graph)
     )
     hashes.append(_sha256(logits[0, : len(ids)]))
@@ -233,7 +232,7 @@ def _check_without_tokens(
       *_padded(ids[cut:], size, cut),
     )
     found = [
-      hosts.fetch(_piped(base.params, table, *inputs, graph=base.graph))[
+      distributed.fetch(_piped(base.params, table, *inputs, graph=base.graph))[
         0, : len(ids) - cut
       ]
       for table in [_rows_like(poison, other) for other in others] + [*others]
@@ -300,7 +299,7 @@ def _use(
     graph=base.graph,
     max_new_tokens=_NEW_TOKENS,
   )
-  return hosts.fetch(out).size
+  return distributed.fetch(out).size
 
 
 def _numbers_active(rows: int) -> list[int]:

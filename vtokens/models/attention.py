@@ -2,69 +2,16 @@
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vtokens.models import layers, rope
+from vtokens.models import layers, rope, splash
 from vtokens.models.config import DecoderConfig
-
-
-@struct.dataclass
-class KVCache:
-  """Keys and values of tokens that later tokens may attend to.
-
-  One per model with a leading layer axis; one per layer without it inside the
-  scan over layers. The order of the axes is that of the matrix products in
-  which keys and values are read, so that these need not be transposed.
-
-  Attributes:
-    k: keys, rotated for their positions.
-    v: values.
-    positions: position of each slot's token, `B S` int32; -1 marks a slot
-      that holds nothing, which no query sees. Shared by all layers.
-    segments: which of several sequences in the same row a slot belongs to,
-      `B S` int32; None where a row is one sequence, or where the slots precede
-      every sequence of the row.
-  """
-
-  k: Float[Array, '*L B K H S']
-  v: Float[Array, '*L B K S H']
-  positions: Int[Array, 'B S']
-  segments: Int[Array, 'B S'] | None = None
-
-  def with_room(self, slots: int) -> 'KVCache':
-    """This cache followed by empty slots, for `write`."""
-    pad = [(0, 0)] * (self.k.ndim - 2)
-    positions, segments = jax.tree.map(
-      lambda x: jnp.pad(x, [(0, 0), (0, slots)], constant_values=-1),
-      (self.positions, self.segments),
-    )
-    return KVCache(
-      k=jnp.pad(self.k, [*pad, (0, 0), (0, slots)]),
-      v=jnp.pad(self.v, [*pad, (0, slots), (0, 0)]),
-      positions=positions,
-      segments=segments,
-    )
-
-  def write(self, other: 'KVCache', slot: Int[Array, '']) -> 'KVCache':
-    """This cache with the other's slots in place of its own from `slot` on."""
-    put = jax.lax.dynamic_update_slice_in_dim
-    positions, segments = jax.tree.map(
-      lambda x, y: put(x, y, slot, axis=1),
-      (self.positions, self.segments),
-      (other.positions, other.segments),
-    )
-    return KVCache(
-      k=put(self.k, other.k, slot, axis=self.k.ndim - 1),
-      v=put(self.v, other.v, slot, axis=self.v.ndim - 2),
-      positions=positions,
-      segments=segments,
-    )
-
+from vtokens.models.kv_cache import KVCache
 
 # Queries attended at a time. Later ones of the same call cannot be seen, so
 # their scores need not be computed: at 512 tokens, 5/8 of the work remain with
@@ -79,7 +26,7 @@ def attend(
   *,
   scale: float,
   softcap: float | None = None,
-  window: Int[Array, ''] | None = None,
+  window: Int[Array, ''] | int | None = None,
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
 
@@ -206,8 +153,9 @@ class Attention(nnx.Module):
     positions: Int[Array, 'B T'],
     segments: Int[Array, 'B T'] | None,
     angles: tuple[Array, Array],
-    window: Int[Array, ''] | None,
+    window: Int[Array, ''] | int | None,
     caches: Sequence[KVCache],
+    mesh: jax.sharding.Mesh | None,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     config = self.config
     q = jnp.einsum('btd,dnh->btnh', x, self.q[...])
@@ -223,13 +171,14 @@ class Attention(nnx.Module):
       k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions, segments
     )
     scalar = config.query_scalar or config.head_dim
-    out = attend(
-      q,
-      new,
-      caches,
-      scale=scalar**-0.5,
-      softcap=config.attention_softcap,
-      window=window,
-    )
+    settings: dict[str, Any] = {
+      'scale': scalar**-0.5,
+      'softcap': config.attention_softcap,
+      'window': window,
+    }
+    if mesh is not None and splash.is_for(mesh, x.shape[1], caches, window):
+      out = splash.attend(q, new, mesh, **settings)
+    else:
+      out = attend(q, new, caches, **settings)
     out = jnp.einsum('btnh,nhd->btd', out, self.o[...])
     return out + self.o_bias[...] if config.out_bias else out, new

@@ -9,9 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vtokens import partitioning
 from vtokens.models import layers, rope
-from vtokens.models.attention import Attention, KVCache
+from vtokens.models.attention import Attention
 from vtokens.models.config import DecoderConfig
+from vtokens.models.kv_cache import KVCache
+
+# Of the residual stream, for many tokens to a row and for one.
+_RESIDUAL_AXES = ('batch', None, None)
+_STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
 
 
 class Block(nnx.Module):
@@ -19,9 +25,7 @@ class Block(nnx.Module):
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
     def norm():
-      return layers.RMSNorm(
-        (config.embed_dim,), ('embed',), config, dtype, rngs
-      )
+      return layers.RMSNorm((config.embed_dim,), ('norm',), config, dtype, rngs)
 
     self.config = config
     self.attention = Attention(config, dtype, rngs)
@@ -39,12 +43,15 @@ class Block(nnx.Module):
     positions: Int[Array, 'B T'],
     segments: Int[Array, 'B T'] | None,
     angles: tuple[Array, Array],
-    window: Int[Array, ''] | None,
+    window: Int[Array, ''] | int | None,
     caches: Sequence[KVCache],
+    mesh: jax.sharding.Mesh | None,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     pre, post = self.config.pre_norm, self.config.post_norm
     y = self.attention_norm(x) if pre else x
-    y, new = self.attention(y, positions, segments, angles, window, caches)
+    y, new = self.attention(
+      y, positions, segments, angles, window, caches, mesh
+    )
     x = x + (self.attention_post_norm(y) if post else y)
     y = self.mlp(self.mlp_norm(x) if pre else x)
     return x + (self.mlp_post_norm(y) if post else y), new
@@ -59,10 +66,19 @@ class Decoder(nnx.Module):
     layers: a `Block` whose weights have a leading axis of L layers.
     norm: the final norm.
     head: `D V`, or None where it is the embedding transposed.
+    mesh: over which weights and activations lie; None for one device, or to
+      leave it to the compiler.
   """
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+  def __init__(
+    self,
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
     self.config = config
+    self.mesh = mesh
     self.embedding = layers.param(
       rngs, (config.vocab_size, config.embed_dim), ('vocab', 'embed'), dtype
     )
@@ -70,7 +86,7 @@ class Decoder(nnx.Module):
       lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0
     )(rngs.fork(split=config.num_layers))
     self.norm = layers.RMSNorm(
-      (config.embed_dim,), ('embed',), config, dtype, rngs
+      (config.embed_dim,), ('norm',), config, dtype, rngs
     )
     self.head = nnx.data(
       None
@@ -88,6 +104,7 @@ class Decoder(nnx.Module):
     *,
     segments: Int[Array, 'B T'] | None = None,
     remat: bool = False,
+    stationary: bool = False,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     """Runs T new tokens per row after those in the caches.
 
@@ -105,6 +122,8 @@ class Decoder(nnx.Module):
         segments whole. None where a row is one sequence.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
+      stationary: leave weights that are sharded over fsdp where they are and
+        move activations instead, which is less where tokens are few.
 
     Returns:
       The hidden states after the final norm (what `logits` takes), and the
@@ -116,44 +135,73 @@ class Decoder(nnx.Module):
       x = x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
     select, kinds = _layer_kinds(self.config, positions)
     block, weights = nnx.split(self.layers)
+    axes = _STATIONARY_AXES if stationary else _RESIDUAL_AXES
 
     def body(x, layer):
       weights, kind, kv = layer
+      if not stationary:
+        weights = partitioning.gather(weights, self.mesh)
       parts = [
         KVCache(k, v, cache.positions, cache.segments)
         for (k, v), cache in zip(kv, caches, strict=True)
       ]
       angles, window = select(kind)
       x, new = nnx.merge(block, weights)(
-        x, positions, segments, angles, window, parts
+        x, positions, segments, angles, window, parts, self.mesh
       )
-      return x, (new.k, new.v)
+      return partitioning.constrain(x, self.mesh, axes), (new.k, new.v)
 
     if remat:
       body = jax.checkpoint(body, prevent_cse=False)
+    else:
+      body = jax.checkpoint(
+        body, prevent_cse=False, policy=partitioning.keep_all_but_laid_out
+      )
+    x = partitioning.constrain(x, self.mesh, axes)
     kv = [(cache.k, cache.v) for cache in caches]
     x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
     return self.norm(x), KVCache(k, v, positions, segments)
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
     """Embeddings of ordinary token ids, each below `vocab_size`."""
-    return self.embedding[...][ids]
+    # Each device looks up its part of the width for the rows of all devices
+    # along fsdp: ids and rows travel, not the vocabulary.
+    rows = (None,) * (ids.ndim - 1)
+    ids = partitioning.constrain(ids, self.mesh, ('batch_over_data', *rows))
+    x = self.embedding[...][ids]
+    x = partitioning.constrain(
+      x, self.mesh, ('batch_over_data', *rows, 'embed_over_fsdp')
+    )
+    return partitioning.constrain(x, self.mesh, ('batch', *rows, None))
 
-  def logits(self, hidden: Float[Array, '*B D']) -> Float[Array, '*B V']:
-    """Next-token logits, f32. There are none for virtual tokens."""
+  def logits(
+    self, hidden: Float[Array, '*B D'], *, stationary: bool = False
+  ) -> Float[Array, '*B V']:
+    """Next-token logits, f32. There are none for virtual tokens.
+
+    Args:
+      hidden: states after the final norm.
+      stationary: see `__call__`.
+    """
     if self.head is None:
-      product, weight = '...d,vd->...v', self.embedding[...]
+      product, weight = '...d,vd->...v', self.embedding
     else:
-      product, weight = '...d,dv->...v', self.head[...]
+      product, weight = '...d,dv->...v', self.head
+    if not stationary:
+      weight = partitioning.gather(weight, self.mesh)
     logits = jnp.einsum(
-      product, hidden, weight, preferred_element_type=jnp.float32
+      product, hidden, weight[...], preferred_element_type=jnp.float32
     )
     return layers.softcap(logits, self.config.logit_softcap)
 
 
-def abstract_decoder(config: DecoderConfig, dtype: jnp.dtype) -> Decoder:
+def abstract_decoder(
+  config: DecoderConfig,
+  dtype: jnp.dtype,
+  mesh: jax.sharding.Mesh | None = None,
+) -> Decoder:
   """The decoder with shapes in place of arrays; nothing is allocated."""
-  return nnx.eval_shape(lambda: Decoder(config, dtype, nnx.Rngs(0)))
+  return nnx.eval_shape(lambda: Decoder(config, dtype, nnx.Rngs(0), mesh))
 
 
 def num_params(config: DecoderConfig) -> int:
@@ -179,8 +227,7 @@ def _layer_kinds(
   angles = [rope.angles(positions, r, dim, length) for r in ropes]
   windows = [kind.window for kind in kinds]
   if len(set(kinds)) == 1:
-    window = None if windows[0] is None else jnp.int32(windows[0])
-    return lambda _: (angles[0], window), None
+    return lambda _: (angles[0], windows[0]), None
   table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
   # No sequence has so many positions: all is within that window.
   unlimited = np.iinfo(np.int32).max // 2

@@ -17,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-import tqdm
 from jaxtyping import Array
 
-from vtokens import errors, partitioning
+from vtokens import errors, partitioning, writers
 from vtokens.models import families
 from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import Decoder, abstract_decoder
@@ -90,15 +89,14 @@ def load_decoder(
 
   if config.tie_embeddings:
     _check_tied_head(source, config)
-  graph, _ = nnx.split(abstract_decoder(config, dtype))
+  graph, _ = nnx.split(abstract_decoder(config, dtype, mesh))
   loaded = []
-  with tqdm.tqdm(
+  with writers.progress(
     total=total,
     desc='loading the base',
     unit='B',
     unit_scale=True,
     leave=False,
-    dynamic_ncols=True,
   ) as bar:
 
     def parts(weight, sharding, devices, first, last) -> Array:

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# What launch/tpu_vm.sh has a worker do; the repository lies around it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() {
+  cat <<'USAGE'
+usage: launch/on_worker.sh install | start COMMAND... | status | stop
+
+  install  Python and vtokens with its TPU packages, in .venv
+  start    COMMAND, detached; output in run.log, exit status in run.status
+  status   one word: none, on, or the exit status of a run that has ended
+  stop     SIGTERM to the run, which saves its state and ends
+USAGE
+}
+
+on() {
+  [[ -e run.pid && ! -e run.status ]] && kill -0 "$(cat run.pid)" 2>/dev/null
+}
+
+case ${1:-} in
+  install)
+    # The images' own Python is older than vtokens needs.
+    python3 -m pip install --user --quiet uv
+    ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing .venv
+    ~/.local/bin/uv pip install --quiet --python .venv -e . 'jax[tpu]'
+    ;;
+  start)
+    shift
+    [[ $# -gt 0 ]] || { usage >&2 && exit 2; }
+    if on; then
+      echo 'error: a run is on already' >&2
+      exit 1
+    fi
+    if [[ -e .venv/bin/activate ]]; then
+      # shellcheck disable=SC1091
+      source .venv/bin/activate
+    fi
+    rm -f run.status
+    # shellcheck disable=SC2016  # for the shell that is started
+    setsid bash -c '"$@" & child=$!
+      trap "kill -TERM $child" TERM
+      while code=0; wait $child || code=$?; kill -0 $child 2>/dev/null; do :; done
+      echo $code > run.status.partial && mv run.status.partial run.status
+    ' run "$@" >> run.log 2>&1 < /dev/null &
+    echo $! > run.pid
+    ;;
+  status)
+    if [[ -e run.status ]]; then
+      cat run.status
+    elif on; then
+      echo on
+    elif [[ -e run.pid ]]; then
+      echo lost
+    else
+      echo none
+    fi
+    ;;
+  stop)
+    if on; then
+      kill -TERM "$(cat run.pid)"
+    fi
+    ;;
+  --help | -h) usage ;;
+  *) usage >&2 && exit 2 ;;
+esac

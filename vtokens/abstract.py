@@ -1,0 +1,114 @@
+"""Shapes, dtypes and places of what a step takes, without any values."""
+
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from vtokens import partitioning
+from vtokens.models.config import DecoderConfig
+from vtokens.models.decoder import abstract_decoder
+from vtokens.steps import Batch, TrainState
+
+
+def base(
+  config: DecoderConfig, dtype: jnp.dtype, mesh: jax.sharding.Mesh
+) -> tuple[nnx.GraphDef, nnx.State]:
+  """A decoder's structure, and its weights as shapes over the mesh.
+
+  Raises:
+    errors.UserError: a weight cannot be cut evenly over the mesh.
+  """
+  graph, params = nnx.split(abstract_decoder(config, dtype, mesh))
+  placed = []
+  for path, variable in nnx.to_flat_state(params):
+    axes = variable.get_metadata('axes')
+    if len(axes) < len(variable.shape):
+      axes = ('layers', *axes)
+    name = '.'.join(map(str, path))
+    partitioning.check_divisible(mesh, axes, variable.shape, name)
+    shape = jax.ShapeDtypeStruct(
+      variable.shape,
+      variable.dtype,
+      sharding=partitioning.named_sharding(mesh, axes),
+    )
+    placed.append((path, variable.replace(shape)))
+  return graph, nnx.from_flat_state(placed)
+
+
+def state(
+  optimizer: optax.GradientTransformation,
+  shape: tuple[int, int],
+  mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """What training changes.
+
+  Args:
+    optimizer: of the table.
+    shape: of the table.
+    mesh: the devices; moments lie as the table does.
+
+  Raises:
+    errors.UserError: the table cannot be cut evenly over the mesh.
+  """
+  axes = partitioning.TABLE_AXES
+  partitioning.check_divisible(mesh, axes, shape, 'the table')
+  sharding = partitioning.named_sharding(mesh, axes)
+  whole = partitioning.replicated(mesh)
+  table: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+  moments = jax.eval_shape(optimizer.init, table)
+  shardings = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _: sharding,
+    moments,
+    transform_non_params=lambda _: whole,
+  )
+  return TrainState(
+    table=table,
+    opt_state=jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      moments,
+      shardings,
+    ),
+    step=step,
+  )
+
+
+def batch(
+  rows: int,
+  shape: tuple[int, int],
+  num_targets: int,
+  mesh: jax.sharding.Mesh,
+  *,
+  packed: bool,
+) -> Batch:
+  """A training batch.
+
+  Args:
+    rows: of the whole batch.
+    shape: prefix and suffix length of a row.
+    num_targets: targets of a row.
+    mesh: the devices.
+    packed: whether rows have several examples.
+  """
+  sharding = partitioning.named_sharding(mesh, ('batch',))
+
+  # Any: annotations speak of the arrays that come in their place.
+  def ids(size: int) -> Any:
+    return jax.ShapeDtypeStruct((rows, size), jnp.int32, sharding=sharding)
+
+  prefix, suffix = (ids(size) for size in shape)
+  targets = ids(num_targets)
+  return Batch(
+    prefix=prefix,
+    prefix_positions=prefix,
+    prefix_segments=prefix if packed else None,
+    suffix=suffix,
+    suffix_positions=suffix,
+    suffix_segments=suffix if packed else None,
+    targets=targets,
+    target_index=targets,
+  )

@@ -1,0 +1,196 @@
+"""Architectures of known models, where their files are not at hand."""
+
+from typing import Any
+
+_LLAMA2 = {
+  'model_type': 'llama',
+  'vocab_size': 32000,
+  'hidden_size': 4096,
+  'intermediate_size': 11008,
+  'num_hidden_layers': 32,
+  'num_attention_heads': 32,
+  'num_key_value_heads': 32,
+  'hidden_act': 'silu',
+  'max_position_embeddings': 4096,
+  'rms_norm_eps': 1e-5,
+  'pretraining_tp': 1,
+  'rope_scaling': None,
+  'tie_word_embeddings': False,
+}
+_LLAMA2_70B = {
+  **_LLAMA2,
+  'hidden_size': 8192,
+  'intermediate_size': 28672,
+  'num_hidden_layers': 80,
+  'num_attention_heads': 64,
+  'num_key_value_heads': 8,
+}
+_LLAMA2_13B = {
+  **_LLAMA2,
+  'hidden_size': 5120,
+  'intermediate_size': 13824,
+  'num_hidden_layers': 40,
+  'num_attention_heads': 40,
+  'num_key_value_heads': 40,
+}
+_MISTRAL = {
+  'model_type': 'mistral',
+  'vocab_size': 32000,
+  'hidden_size': 4096,
+  'intermediate_size': 14336,
+  'num_hidden_layers': 32,
+  'num_attention_heads': 32,
+  'num_key_value_heads': 8,
+  'hidden_act': 'silu',
+  'max_position_embeddings': 32768,
+  'rms_norm_eps': 1e-5,
+  'rope_theta': 10000.0,
+  'sliding_window': 4096,
+  'tie_word_embeddings': False,
+}
+
+_LLAMA3_1_8B = {
+  **_LLAMA2,
+  'vocab_size': 128256,
+  'intermediate_size': 14336,
+  'num_key_value_heads': 8,
+  'max_position_embeddings': 131072,
+  'rope_theta': 500000.0,
+  'rope_scaling': {
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+    'rope_type': 'llama3',
+  },
+  'attention_bias': False,
+  'mlp_bias': False,
+}
+_LLAMA3_8B = {
+  **_LLAMA3_1_8B,
+  'max_position_embeddings': 8192,
+  'rope_scaling': None,
+}
+_LLAMA3_70B = {
+  **_LLAMA3_8B,
+  'hidden_size': 8192,
+  'intermediate_size': 28672,
+  'num_hidden_layers': 80,
+  'num_attention_heads': 64,
+}
+_MISTRAL_V3 = {
+  **_MISTRAL,
+  'vocab_size': 32768,
+  'rope_theta': 1000000.0,
+  'sliding_window': None,
+}
+
+# Of each hub id the fields of its config.json that decide the architecture, and
+# the number of parameters that the hub counts in its files.
+CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
+  'mistralai/Mistral-7B-v0.1': (_MISTRAL, 7_241_732_096),
+  'mistralai/Mistral-7B-Instruct-v0.1': (_MISTRAL, 7_241_732_096),
+  'mistralai/Mistral-7B-Instruct-v0.3': (_MISTRAL_V3, 7_248_023_552),
+  'meta-llama/Llama-2-7b-hf': (_LLAMA2, 6_738_415_616),
+  'meta-llama/Llama-2-7b-chat-hf': (_LLAMA2, 6_738_415_616),
+  'meta-llama/Llama-2-13b-hf': (_LLAMA2_13B, 13_015_864_320),
+  'meta-llama/Llama-2-13b-chat-hf': (_LLAMA2_13B, 13_015_864_320),
+  'meta-llama/Llama-2-70b-hf': (_LLAMA2_70B, 68_976_648_192),
+  'meta-llama/Llama-2-70b-chat-hf': (_LLAMA2_70B, 68_976_648_192),
+  'meta-llama/Meta-Llama-3-8B-Instruct': (_LLAMA3_8B, 8_030_261_248),
+  'meta-llama/Meta-Llama-3-70B-Instruct': (_LLAMA3_70B, 70_553_706_496),
+  'meta-llama/Llama-3.1-8B-Instruct': (_LLAMA3_1_8B, 8_030_261_248),
+  'Qwen/Qwen2.5-7B-Instruct': (
+    {
+      'model_type': 'qwen2',
+      'vocab_size': 152064,
+      'hidden_size': 3584,
+      'intermediate_size': 18944,
+      'num_hidden_layers': 28,
+      'num_attention_heads': 28,
+      'num_key_value_heads': 4,
+      'hidden_act': 'silu',
+      'max_position_embeddings': 32768,
+      'max_window_layers': 28,
+      'rms_norm_eps': 1e-6,
+      'rope_theta': 1000000.0,
+      'sliding_window': 131072,
+      'use_sliding_window': False,
+      'tie_word_embeddings': False,
+    },
+    7_615_616_512,
+  ),
+  'Qwen/Qwen3-8B': (
+    {
+      'model_type': 'qwen3',
+      'attention_bias': False,
+      'vocab_size': 151936,
+      'head_dim': 128,
+      'hidden_size': 4096,
+      'intermediate_size': 12288,
+      'num_hidden_layers': 36,
+      'num_attention_heads': 32,
+      'num_key_value_heads': 8,
+      'hidden_act': 'silu',
+      'max_position_embeddings': 40960,
+      'max_window_layers': 36,
+      'rms_norm_eps': 1e-6,
+      'rope_theta': 1000000,
+      'rope_scaling': None,
+      'sliding_window': None,
+      'use_sliding_window': False,
+      'tie_word_embeddings': False,
+    },
+    8_190_735_360,
+  ),
+  'microsoft/Phi-3-mini-4k-instruct': (
+    {
+      'model_type': 'phi3',
+      'vocab_size': 32064,
+      'hidden_size': 3072,
+      'intermediate_size': 8192,
+      'num_hidden_layers': 32,
+      'num_attention_heads': 32,
+      'num_key_value_heads': 32,
+      'hidden_act': 'silu',
+      'attention_bias': False,
+      'max_position_embeddings': 4096,
+      'original_max_position_embeddings': 4096,
+      'rms_norm_eps': 1e-5,
+      'rope_theta': 10000.0,
+      'rope_scaling': None,
+      'sliding_window': 2047,
+      'tie_word_embeddings': False,
+    },
+    3_821_079_552,
+  ),
+  'google/gemma-2-9b-it': (
+    {
+      'model_type': 'gemma2',
+      'vocab_size': 256000,
+      'hidden_size': 3584,
+      'intermediate_size': 14336,
+      'num_hidden_layers': 42,
+      'num_attention_heads': 16,
+      'num_key_value_heads': 8,
+      'head_dim': 256,
+      'hidden_act': 'gelu_pytorch_tanh',
+      'hidden_activation': 'gelu_pytorch_tanh',
+      'attention_bias': False,
+      'attn_logit_softcapping': 50.0,
+      'final_logit_softcapping': 30.0,
+      'query_pre_attn_scalar': 256,
+      'max_position_embeddings': 8192,
+      'rms_norm_eps': 1e-6,
+      'rope_theta': 10000.0,
+      'sliding_window': 4096,
+    },
+    9_241_705_984,
+  ),
+}
+
+
+def find(path: str) -> dict[str, Any] | None:
+  """What config.json says of a model, by its hub id."""
+  found = CONFIGS.get(path)
+  return None if found is None else found[0]

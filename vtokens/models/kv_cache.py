@@ -1,0 +1,59 @@
+"""Keys and values of tokens, for those that come after them."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of tokens that later tokens may attend to.
+
+  One per model with a leading layer axis; one per layer without it inside the
+  scan over layers. The order of the axes is that of the matrix products in
+  which keys and values are read, so that these need not be transposed.
+
+  Attributes:
+    k: keys, rotated for their positions.
+    v: values.
+    positions: position of each slot's token, `B S` int32; -1 marks a slot
+      that holds nothing, which no query sees. Shared by all layers.
+    segments: which of several sequences in the same row a slot belongs to,
+      `B S` int32; None where a row is one sequence, or where the slots precede
+      every sequence of the row.
+  """
+
+  k: Float[Array, '*L B K H S']
+  v: Float[Array, '*L B K S H']
+  positions: Int[Array, 'B S']
+  segments: Int[Array, 'B S'] | None = None
+
+  def with_room(self, slots: int) -> 'KVCache':
+    """This cache followed by empty slots, for `write`."""
+    pad = [(0, 0)] * (self.k.ndim - 2)
+    positions, segments = jax.tree.map(
+      lambda x: jnp.pad(x, [(0, 0), (0, slots)], constant_values=-1),
+      (self.positions, self.segments),
+    )
+    return KVCache(
+      k=jnp.pad(self.k, [*pad, (0, 0), (0, slots)]),
+      v=jnp.pad(self.v, [*pad, (0, slots), (0, 0)]),
+      positions=positions,
+      segments=segments,
+    )
+
+  def write(self, other: 'KVCache', slot: Int[Array, '']) -> 'KVCache':
+    """This cache with the other's slots in place of its own from `slot` on."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    positions, segments = jax.tree.map(
+      lambda x, y: put(x, y, slot, axis=1),
+      (self.positions, self.segments),
+      (other.positions, other.segments),
+    )
+    return KVCache(
+      k=put(self.k, other.k, slot, axis=self.k.ndim - 1),
+      v=put(self.v, other.v, slot, axis=self.v.ndim - 2),
+      positions=positions,
+      segments=segments,
+    )

@@ -1,0 +1,395 @@
+r"""Whether a run fits a TPU slice, and how fast it would be, without the slice.
+
+    python -m vtokens.plan --config configs/mistral_7b_instruct.py \
+      --topology v5e:4x4
+
+Compiles the programs of training and generation for the devices named, from
+shapes alone: neither weights nor TPUs are needed, but libtpu, whose compiler it
+is (`pip install 'vtokens[plan]'`). Any field of the config can be overridden as
+in training; see docs/scaling.md for what the figures mean.
+"""
+
+import dataclasses
+import sys
+from typing import Any
+
+import flax.nnx as nnx
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+from absl import flags as absl_flags
+from etils import epath
+
+from vtokens import (
+  abstract,
+  aot,
+  chips,
+  config,
+  errors,
+  flags,
+  flops,
+  generate,
+  optim,
+  partitioning,
+  steps,
+  writers,
+)
+from vtokens.evaluation import answering
+from vtokens.models import gguf, hf, known
+from vtokens.models.config import DecoderConfig
+from vtokens.models.families import from_hf
+from vtokens.models.splash import LANES
+
+# Share of the peak that large matrix products and what is between them reach
+# together; MaxText's published runs of 16B to 128B models on v5e-256 have 0.56
+# to 0.67 (https://github.com/AI-Hypercomputer/maxtext, configs/v5e/README.md).
+EFFICIENCY = 0.55
+_MIB, _GIB = 2**20, 2**30
+
+
+def read_architecture(path: str) -> DecoderConfig:
+  """Shape of a base by its path or hub id; its weights are not read.
+
+  Raises:
+    errors.UserError: it is not found.
+  """
+  if path.endswith('.gguf'):
+    return gguf.GGUFSource(path).config
+  if epath.Path(path).exists():
+    return hf.read_config(path)
+  values = known.find(path)
+  if values is not None:
+    return from_hf(values, path)
+  try:
+    file = huggingface_hub.hf_hub_download(path, 'config.json')
+  # The hub's errors, and those of its HTTP client.
+  except Exception as e:
+    raise errors.UserError(
+      f'config.base.path: {path} is no local path, its config.json cannot be '
+      f'had from the hub ({str(e).splitlines()[0]}), and it is not among the '
+      f'models known here: {", ".join(known.CONFIGS)}'
+    ) from e
+  return hf.read_config(epath.Path(file).parent)
+
+
+def plan(cfg: config.Config, target: aot.Target) -> dict[str, Any]:
+  """Compiles a run's programs for a slice.
+
+  Args:
+    cfg: a validated config.
+    target: the slice.
+
+  Returns:
+    JSON values: the figures of each program, `fits`, and the estimates.
+
+  Raises:
+    errors.UserError: base, batch and mesh do not fit one another.
+  """
+  base = dataclasses.replace(
+    read_architecture(cfg.base.path), context_length=cfg.context_length
+  )
+  mesh = partitioning.make_mesh(cfg.mesh.shape, target.devices)
+  rows = cfg.data.batch_size // cfg.data.examples_per_row
+  partitioning.check_batch(mesh, rows // cfg.train.accumulation_steps)
+  graph, params = abstract.base(base, jnp.dtype(cfg.base.dtype), mesh)
+  memory = target.chip.memory
+  programs = {
+    'training step': _figures(_lower_train(cfg, base, graph, params, mesh)),
+    **_compile_decoding(cfg, base, graph, params, mesh),
+  }
+  train = programs['training step']
+  result = {
+    'base': cfg.base.path,
+    'topology': target.name,
+    'chip': dataclasses.asdict(target.chip),
+    'devices': len(target.devices),
+    'mesh': dict(mesh.shape),
+    'batch_size': cfg.data.batch_size,
+    'row_shape': list(row_shape(cfg)),
+    'remat': cfg.train.remat,
+    'accumulation_steps': cfg.train.accumulation_steps,
+    'programs': programs,
+    'fits': all(program['fits'] for program in programs.values()),
+    'memory_bytes': memory,
+    'jax': jax.__version__,
+  }
+  if train['fits']:
+    result['estimate'] = estimate(cfg, base, mesh, target.chip, train)
+  return result
+
+
+def row_shape(cfg: config.Config) -> tuple[int, int]:
+  """The longest (prefix, suffix) of a row, which needs most memory."""
+  if cfg.data.shapes:
+    return cfg.data.shapes[-1]
+  per_row = cfg.data.examples_per_row
+  prefix = per_row * cfg.data.max_prefix_tokens
+  suffix = per_row * cfg.data.max_suffix_tokens
+  if cfg.virtual_tokens.position == 'first':
+    return (per_row, prefix + suffix)
+  return prefix, suffix
+
+
+def _lower_train(
+  cfg: config.Config,
+  base: DecoderConfig,
+  graph: nnx.GraphDef,
+  params: nnx.State,
+  mesh: jax.sharding.Mesh,
+) -> jax.stages.Lowered:
+  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+  per_row = cfg.data.examples_per_row
+  size = (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim)
+  return jax.jit(
+    steps.make_train_step(
+      graph,
+      optimizer,
+      accumulation_steps=cfg.train.accumulation_steps,
+      remat=cfg.train.remat,
+    )
+  ).lower(
+    abstract.state(optimizer, size, mesh),
+    params,
+    abstract.batch(
+      cfg.data.batch_size // per_row,
+      row_shape(cfg),
+      per_row * cfg.data.max_answer_tokens,
+      mesh,
+      packed=per_row > 1,
+    ),
+  )
+
+
+def _compile_decoding(
+  cfg: config.Config,
+  base: DecoderConfig,
+  graph: nnx.GraphDef,
+  params: nnx.State,
+  mesh: jax.sharding.Mesh,
+) -> dict[str, dict[str, Any]]:
+  """What evaluation runs: passages once, then answers to all numbers of k."""
+  rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
+  branches = len(set(cfg.eval.num_active))
+  prefix = answering.round_up(cfg.data.max_prefix_tokens, LANES)
+  suffix = min(branches * cfg.data.max_suffix_tokens, answering.SUFFIX_BUDGET)
+  batch = abstract.batch(
+    rows, (prefix, answering.round_up(suffix, 32)), branches, mesh, packed=True
+  )
+  lowered = generate.encode_prefix.lower(
+    params, batch.prefix, batch.prefix_positions, graph=graph
+  )
+  compiled, encode = aot.compile_program(lowered)
+  if compiled is None:
+    return {'passages': encode}
+  cache = jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    lowered.out_info,
+    compiled.output_shardings,
+  )
+  of_vocab: Any = jax.ShapeDtypeStruct((base.vocab_size,), bool)
+  eos_id: Any = jax.ShapeDtypeStruct((), jnp.int32)
+  table = jax.ShapeDtypeStruct(
+    (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim), jnp.float32
+  )
+  answer = generate.generate.lower(
+    params,
+    table,
+    cache,
+    generate.Suffixes(
+      batch.suffix,
+      batch.suffix_positions,
+      batch.suffix_segments if branches > 1 else None,
+      batch.targets,
+    ),
+    generate.Endings(eos_id, of_vocab, of_vocab, of_vocab),
+    graph=graph,
+    max_new_tokens=cfg.eval.max_new_tokens,
+  )
+  return {'passages': encode, 'answers': _figures(answer)}
+
+
+def _figures(lowered: jax.stages.Lowered) -> dict[str, Any]:
+  return aot.compile_program(lowered)[1]
+
+
+# Bytes that a device sends for each byte of the result, with many devices: a
+# reduction goes round twice.
+_TRAFFIC = {'all-reduce': 2.0}
+
+
+def estimate(
+  cfg: config.Config,
+  base: DecoderConfig,
+  mesh: jax.sharding.Mesh,
+  chip: chips.Chip,
+  train: dict[str, Any],
+) -> dict[str, float]:
+  """Time of a training step of full rows, by the slowest of three resources.
+
+  Arithmetic at `EFFICIENCY` of the peak, padding and recomputation included;
+  HBM by the weights alone, which each of the three passes reads once; the
+  interconnect by the collectives at half of the data sheet's bandwidth, since
+  most use the links of one direction of the torus only. All overlap.
+
+  Returns:
+    Seconds of each, `step_seconds`, `examples_per_second` and `mfu` (of the
+    arithmetic that the method needs, had the rows no padding).
+  """
+  per_row = cfg.data.examples_per_row
+  prefix, suffix = row_shape(cfg)
+  example = (
+    prefix // per_row,
+    suffix // per_row,
+    cfg.data.max_answer_tokens,
+  )
+  needed = cfg.data.batch_size * flops.train_flops(base, [example])
+  weights = flops.matrix_weights(base)
+  done = needed
+  if cfg.train.remat:
+    done += 2.0 * weights * cfg.data.batch_size * example[1]
+  size = jnp.dtype(cfg.base.dtype).itemsize
+  passes = 3 * cfg.train.accumulation_steps
+  moved = sum(
+    row['bytes'] * row['times'] * _TRAFFIC.get(row['kind'], 1.0)
+    for row in train['collectives']
+  )
+  seconds = {
+    'arithmetic_seconds': done / mesh.size / (EFFICIENCY * chip.flops),
+    'hbm_seconds': passes
+    * weights
+    * size
+    / mesh.shape['tensor']
+    / chip.bandwidth,
+    'interconnect_seconds': moved / (chip.interconnect / 2),
+  }
+  step = max(seconds.values())
+  return {
+    **seconds,
+    'step_seconds': step,
+    'examples_per_second': cfg.data.batch_size / step,
+    'needed_flops': needed,
+    'mfu': needed / mesh.size / chip.flops / step,
+  }
+
+
+def advise(cfg: config.Config, target: aot.Target) -> str | None:
+  """The first change, of those that cost least, that makes a run fit."""
+  devices = len(target.devices)
+  rows = cfg.data.batch_size // cfg.data.examples_per_row
+  changes: list[dict[str, Any]] = []
+  mesh = {}
+  if tuple(cfg.mesh.shape) != (1, devices, 1) and rows % devices == 0:
+    mesh = {'mesh.shape': (1, devices, 1)}
+    changes.append(mesh)
+  if not cfg.train.remat:
+    changes.append({**mesh, 'train.remat': True})
+  accumulation = cfg.train.accumulation_steps
+  while rows % (2 * accumulation * devices) == 0:
+    accumulation *= 2
+    changes.append(
+      {**mesh, 'train.remat': True, 'train.accumulation_steps': accumulation}
+    )
+  if cfg.eval.batch_size > devices:
+    changes.append(
+      {**(changes[-1] if changes else {}), 'eval.batch_size': devices}
+    )
+  for change in changes:
+    overrides = ' '.join(
+      f'--config.{name}={value}'.replace(' ', '')
+      for name, value in change.items()
+    )
+    writers.say(f'trying {overrides}')
+    if plan(_with(cfg, change), target)['fits']:
+      return overrides
+  return None
+
+
+def _with(cfg: config.Config, changes: dict[str, Any]) -> config.Config:
+  """A config with some fields changed."""
+  for name, value in changes.items():
+    section, field = name.split('.')
+    part = dataclasses.replace(getattr(cfg, section), **{field: value})
+    cfg = dataclasses.replace(cfg, **{section: part})
+  return cfg
+
+
+def format_plan(result: dict[str, Any]) -> str:
+  """The figures as people read them."""
+  chip = result['chip']
+  mesh = ', '.join(f'{name} {size}' for name, size in result['mesh'].items())
+  prefix, suffix = result['row_shape']
+  lines = [
+    f'{result["base"]} on {result["topology"]}: {result["devices"]} x '
+    f'{chip["name"]} of {result["memory_bytes"] / _GIB:.2f} GiB; {mesh}',
+    f'batch of {result["batch_size"]}, rows of {prefix} + {suffix} tokens',
+    '',
+    f'{"GiB per device":<16}{"arguments":>11}{"temporaries":>13}{"peak":>8}',
+  ]
+  for name, program in result['programs'].items():
+    if not program['fits']:
+      lines.append(f'{name:<16}does not fit: {program["problem"]}')
+      continue
+    sizes = {key: value / _GIB for key, value in program['bytes'].items()}
+    lines.append(
+      f'{name:<16}{sizes["arguments"]:11.2f}{sizes["temporaries"]:13.2f}'
+      f'{sizes["peak"]:8.2f}'
+    )
+  train = result['programs']['training step']
+  if train['fits']:
+    lines += ['', 'a training step exchanges, on each device:']
+    for row in train['collectives'][:8]:
+      size = row['bytes'] / _MIB
+      lines.append(
+        f'  {row["times"]:5d} x {row["kind"]} of {size:.3g} MiB over '
+        f'{row["devices"]} devices'
+      )
+    rest = train['collectives'][8:]
+    if rest:
+      total = sum(row['bytes'] * row['times'] for row in rest) / _MIB
+      lines.append(f'  and {len(rest)} smaller kinds, {total:.3g} MiB in all')
+  if 'estimate' in result:
+    e = result['estimate']
+    lines += [
+      '',
+      f'estimated: {e["step_seconds"]:.3g} s a step, '
+      f'{e["examples_per_second"]:.3g} examples/s, MFU {100 * e["mfu"]:.0f} %',
+      f'  (arithmetic {e["arithmetic_seconds"]:.3g} s, weights from HBM '
+      f'{e["hbm_seconds"]:.3g} s, interconnect '
+      f'{e["interconnect_seconds"]:.3g} s;',
+      f'  arithmetic at {EFFICIENCY:.0%} of the peak; nothing is measured)',
+    ]
+  lines += ['', 'fits' if result['fits'] else 'does not fit']
+  if 'advice' in result:
+    advice = result['advice']
+    lines[-1] += (
+      f'; it would with {advice}'
+      if advice
+      else ', whatever was tried; it needs more or larger chips'
+    )
+  return '\n'.join(lines)
+
+
+def main(cfg: config.Config) -> None:
+  """Entry point."""
+  # Nothing runs here: TPUs or GPUs of this machine are left alone.
+  jax.config.update('jax_platforms', 'cpu')
+  topology = absl_flags.FLAGS.topology
+  if not topology:
+    raise errors.UserError('--topology is needed, e.g. v5e:4x4')
+  target = aot.find_target(topology)
+  result = plan(cfg, target)
+  if not result['fits']:
+    result['advice'] = advise(cfg, target)
+  if absl_flags.FLAGS.json:
+    writers.write_json(absl_flags.FLAGS.json, result)
+  writers.say(format_plan(result))
+  if not result['fits']:
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('topology', None, 'The slice, e.g. v5e:4x4.')
+  absl_flags.DEFINE_string('json', None, 'File for the same figures as JSON.')
+  flags.run_config(
+    main, config.Config, config.validate, 'configs/mistral_7b_instruct.py'
+  )

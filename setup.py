@@ -18,8 +18,8 @@ DENSE = [
 # Retrieval and building of datasets on Apache Beam.
 BEAM = ['apache-beam>=2.77,<3']
 
-# The compiler of TPUs, for vtokens.plan.
-PLAN = ['libtpu>=0.0.40,<0.1']
+# The compiler of TPUs, for vtokens.plan, of the version that JAX goes with.
+PLAN = ['jax[tpu]>=0.10,<0.13']
 
 PARQUET = ['pyarrow>=18,<26']
 

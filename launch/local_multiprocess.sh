@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Runs a command as several processes of one program on this machine.
 set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "$0")/common.sh"
 
 usage() {
   cat <<'USAGE'
@@ -26,31 +28,13 @@ not.
 USAGE
 }
 
-fail() {
-  echo "error: $1 (see launch/local_multiprocess.sh --help)" >&2
-  exit 2
-}
-
-positive() {
-  [[ $2 =~ ^[1-9][0-9]*$ ]] || fail "$1: '$2', expected a number above 0"
-}
-
-processes=2 devices='' port='' dry_run=''
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --processes | --devices | --port)
-      [[ $# -ge 2 ]] || fail "$1 needs a value"
-      positive "$1" "$2"
-      declare "${1#--}=$2"
-      shift 2
-      ;;
-    --dry-run) dry_run=1 && shift ;;
-    --help | -h) usage && exit 0 ;;
-    --) shift && break ;;
-    *) fail "unknown argument '$1'; the command comes after --" ;;
-  esac
-done
-[[ $# -gt 0 ]] || fail 'no command after --'
+processes=2 devices='' port='' dry_run='' command=()
+parse 'processes devices port' 'dry-run' "$@"
+number='[1-9][0-9]*'
+check --processes "$processes" "$number" 'a number above 0'
+[[ -z $devices ]] || check --devices "$devices" "$number" 'a number above 0'
+[[ -z $port ]] || check --port "$port" "$number" 'a number above 0'
+[[ ${#command[@]} -gt 0 ]] || error 'no command after --'
 
 if [[ -z $port ]]; then
   port=$(python3 -c 'import socket; s = socket.socket()
@@ -73,8 +57,7 @@ settings() {
 if [[ -n $dry_run ]]; then
   for ((i = 0; i < processes; i++)); do
     mapfile -t environment < <(settings "$i")
-    printf '%q ' env "${environment[@]}" "$@"
-    echo
+    run env "${environment[@]}" "${command[@]}"
   done
   exit 0
 fi
@@ -90,12 +73,12 @@ trap 'pass_on INT' INT
 for ((i = 0; i < processes; i++)); do
   mapfile -t environment < <(settings "$i")
   if [[ $i -eq 0 ]]; then
-    env "${environment[@]}" "$@" &
+    env "${environment[@]}" "${command[@]}" &
     children+=($!)
   else
     exec {lines}> >(trap '' INT TERM; exec sed -u "s/^/[$i] /" >&2)
     printers+=($!)
-    env "${environment[@]}" "$@" >&"$lines" 2>&1 &
+    env "${environment[@]}" "${command[@]}" >&"$lines" 2>&1 &
     children+=($!)
     exec {lines}>&-
   fi

@@ -55,26 +55,9 @@ shift
 
 name='' zone='' project='' type='' version='' spot='' queued='' yes=''
 worker=0 max_restarts=20 poll=60 dry_run=''
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --name | --zone | --project | --type | --version | --worker | --poll | \
-      --max-restarts)
-      [[ $# -ge 2 ]] || error "$1 needs a value"
-      option=${1#--}
-      declare "${option//-/_}=$2"
-      shift 2
-      ;;
-    --spot | --queued | --yes | --dry-run)
-      option=${1#--}
-      declare "${option//-/_}=1"
-      shift
-      ;;
-    --help | -h) usage && exit 0 ;;
-    --) shift && break ;;
-    *) error "unknown argument '$1'" ;;
-  esac
-done
-command=("$@")
+command=()
+parse 'name zone project type version worker poll max-restarts' \
+  'spot queued yes dry-run' "$@"
 
 check --name "$name" '[a-z]([-a-z0-9]*[a-z0-9])?' \
   'small letters, digits and hyphens, a letter first'
@@ -253,10 +236,7 @@ case $action in
     on_all "$home/launch/on_worker.sh stop"
     ;;
   delete)
-    if [[ -z $yes && -z $dry_run ]]; then
-      read -r -p "delete the TPU VM $name? its name again: " answer
-      [[ $answer == "$name" ]] || error "'$answer' is not $name; nothing deleted"
-    fi
+    confirm 'TPU VM' "$name"
     delete_vm
     ;;
 esac

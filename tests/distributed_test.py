@@ -14,7 +14,6 @@ import tiny_run
 
 from vtokens import config, distributed, errors, writers
 
-_LAUNCH = tiny_run.ROOT / 'launch' / 'local_multiprocess.sh'
 _AUTO = config.Distributed()
 _SLURM = {
   'SLURM_STEP_NUM_TASKS': '4',

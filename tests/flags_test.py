@@ -325,3 +325,36 @@ def test_help(directory):
   assert '--config: Python file with get_config()' in done.stdout
   # absl's and the libraries' own flags would bury it.
   assert len(done.stdout.splitlines()) < 30
+
+
+_FULL = """
+import errno, os
+from vtokens import flags
+
+def main(unused_argv):
+  number = getattr(errno, os.environ['PROBLEM'])
+  raise OSError(number, os.strerror(number), 'runs/x/metrics.jsonl')
+
+flags.run(main)
+"""
+
+
+def _raise(directory, problem):
+  return subprocess.run(
+    [sys.executable, '-c', _FULL],
+    cwd=directory,
+    env={**os.environ, 'PYTHONPATH': str(_ROOT), 'PROBLEM': problem},
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+  done = _raise(tmp_path, 'ENOSPC')
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert line.startswith(
+    'error: runs/x/metrics.jsonl cannot be written: No space left'
+  )
+  # What is no matter of room is a bug, and shows where.
+  assert 'Traceback' in _raise(tmp_path, 'EIO').stderr

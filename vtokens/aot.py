@@ -47,7 +47,7 @@ def find_target(name: str) -> Target:
     found = topologies.get_topology_desc(
       platform='tpu', topology_name=name, **options
     )
-  except (jax.errors.JaxRuntimeError, NotImplementedError, RuntimeError) as e:
+  except RuntimeError as e:
     raise errors.UserError(
       f'--topology {name}: {str(e).splitlines()[0]}; expected e.g. v5e:4x4, '
       "v5p:2x2x4, v6e:4x4 or v4:2x2x4, and libtpu (pip install 'vtokens[plan]')"

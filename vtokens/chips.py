@@ -28,29 +28,21 @@ class Chip:
   source: str
 
 
-def _tpu(
-  name: str, tflops: float, memory: float, bandwidth: float, ici: float
-) -> Chip:
-  return Chip(
-    name,
-    tflops * 1e12,
-    memory * _GIB,
-    bandwidth * _GB,
-    ici * _GB,
-    f'https://docs.cloud.google.com/tpu/docs/{name}',
-  )
+_TPU = 'https://docs.cloud.google.com/tpu/docs/'
+_GPU = 'https://www.nvidia.com/en-us/data-center/'
 
 
-def _gpu(
-  name: str, tflops: float, memory: float, bandwidth: float, nvlink: float
+def _chip(
+  name: str,
+  tflops: float,
+  memory: float,
+  bandwidth: float,
+  interconnect: float,
+  source: str,
 ) -> Chip:
+  """A chip; memory in bytes, bandwidth and interconnect in GB/s."""
   return Chip(
-    name,
-    tflops * 1e12,
-    memory * _GB,
-    bandwidth * _GB,
-    nvlink * _GB,
-    'https://www.nvidia.com/en-us/data-center/',
+    name, tflops * 1e12, memory, bandwidth * _GB, interconnect * _GB, source
   )
 
 
@@ -58,15 +50,15 @@ def _gpu(
 # the interconnect of v5e and v6e for both directions together, that of v4 and
 # v5p in Gbit/s of one; NVIDIA that of NVLink for both.
 CHIPS = {
-  'TPU v6 lite': _tpu('v6e', 918, 31.25, 1638, 400),
-  'TPU v5 lite': _tpu('v5e', 197, 15.75, 819, 200),
-  'TPU v5': _tpu('v5p', 459, 95.74, 2765, 600),
-  'TPU v4': _tpu('v4', 275, 30.75, 1228, 300),
-  'NVIDIA H200': _gpu('H200 SXM', 989.5, 141, 4800, 450),
-  'NVIDIA H100 80GB HBM3': _gpu('H100 SXM', 989.5, 80, 3350, 450),
-  'NVIDIA A100-SXM4-80GB': _gpu('A100 SXM 80GB', 312, 80, 2039, 300),
-  'NVIDIA A100-SXM4-40GB': _gpu('A100 SXM 40GB', 312, 40, 1555, 300),
-  'NVIDIA L4': _gpu('L4', 121, 24, 300, 32),
+  'TPU v6 lite': _chip('v6e', 918, 31.25 * _GIB, 1638, 400, f'{_TPU}v6e'),
+  'TPU v5 lite': _chip('v5e', 197, 15.75 * _GIB, 819, 200, f'{_TPU}v5e'),
+  'TPU v5': _chip('v5p', 459, 95.74 * _GIB, 2765, 600, f'{_TPU}v5p'),
+  'TPU v4': _chip('v4', 275, 30.75 * _GIB, 1228, 300, f'{_TPU}v4'),
+  'NVIDIA H200': _chip('H200 SXM', 989.5, 141 * _GB, 4800, 450, _GPU),
+  'NVIDIA H100 80GB HBM3': _chip('H100 SXM', 989.5, 80 * _GB, 3350, 450, _GPU),
+  'NVIDIA A100-SXM4-80GB': _chip('A100 80GB', 312, 80 * _GB, 2039, 300, _GPU),
+  'NVIDIA A100-SXM4-40GB': _chip('A100 40GB', 312, 40 * _GB, 1555, 300, _GPU),
+  'NVIDIA L4': _chip('L4', 121, 24 * _GB, 300, 32, _GPU),
 }
 
 

@@ -53,13 +53,3 @@ def train_flops(
     products * suffix + pair * (suffix * prefix + 2 * within) + head * targets
   )
   return float((forward + backward).sum())
-
-
-def decode_flops(config: DecoderConfig, context: int) -> float:
-  """Of generating one token after `context` others."""
-  pair = 4.0 * config.num_layers * config.num_heads * config.head_dim
-  return (
-    2.0 * matrix_weights(config)
-    + 2.0 * config.embed_dim * config.vocab_size
-    + pair * (context + 1)
-  )

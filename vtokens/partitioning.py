@@ -72,6 +72,19 @@ def make_mesh(
   )
 
 
+def platform(mesh: Mesh | None) -> str:
+  """What a program over these devices runs on: cpu, gpu or tpu.
+
+  Not always what compiles it.
+
+  Args:
+    mesh: the devices; None for this program's own.
+  """
+  if mesh is None:
+    return jax.default_backend()
+  return mesh.devices.flat[0].platform
+
+
 def named_sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
   """Sharding of an array whose dimensions have these logical names."""
   return NamedSharding(

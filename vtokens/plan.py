@@ -6,7 +6,7 @@ r"""Whether a run fits a TPU slice, and how fast it would be, without the slice.
 Compiles the programs of training and generation for the devices named, from
 shapes alone: neither weights nor TPUs are needed, but libtpu, whose compiler it
 is (`pip install 'vtokens[plan]'`). Any field of the config can be overridden as
-in training; see docs/scaling.md for what the figures mean.
+in training; see docs/devices.md for what the figures mean.
 """
 
 import dataclasses
@@ -38,7 +38,6 @@ from vtokens.evaluation import answering
 from vtokens.models import gguf, hf, known
 from vtokens.models.config import DecoderConfig
 from vtokens.models.families import from_hf
-from vtokens.models.splash import LANES
 
 # Share of the peak that large matrix products and what is between them reach
 # together; MaxText's published runs of 16B to 128B models on v5e-256 have 0.56
@@ -140,15 +139,9 @@ def _lower_train(
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   per_row = cfg.data.examples_per_row
   size = (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim)
-  return jax.jit(
-    steps.make_train_step(
-      graph,
-      optimizer,
-      accumulation_steps=cfg.train.accumulation_steps,
-      remat=cfg.train.remat,
-    )
-  ).lower(
-    abstract.state(optimizer, size, mesh),
+  state = abstract.state(optimizer, size, mesh)
+  return steps.jit_train_step(graph, optimizer, state, cfg.train).lower(
+    state,
     params,
     abstract.batch(
       cfg.data.batch_size // per_row,
@@ -170,10 +163,15 @@ def _compile_decoding(
   """What evaluation runs: passages once, then answers to all numbers of k."""
   rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
   branches = len(set(cfg.eval.num_active))
-  prefix = answering.round_up(cfg.data.max_prefix_tokens, LANES)
-  suffix = min(branches * cfg.data.max_suffix_tokens, answering.SUFFIX_BUDGET)
+  prefix, suffix = answering.ROUND
+  prefix = answering.round_up(cfg.data.max_prefix_tokens, prefix)
+  longest = min(branches * cfg.data.max_suffix_tokens, answering.SUFFIX_BUDGET)
   batch = abstract.batch(
-    rows, (prefix, answering.round_up(suffix, 32)), branches, mesh, packed=True
+    rows,
+    (prefix, answering.round_up(longest, suffix)),
+    branches,
+    mesh,
+    packed=True,
   )
   lowered = generate.encode_prefix.lower(
     params, batch.prefix, batch.prefix_positions, graph=graph

@@ -10,7 +10,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vtokens import losses, virtual_tokens
+from vtokens import config, losses, virtual_tokens
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
 
@@ -184,3 +184,31 @@ def make_train_step(
     return new, metrics
 
   return step
+
+
+def jit_train_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  like: TrainState,
+  settings: config.Train,
+) -> Any:
+  """The jitted `make_train_step`, whose result lies as its input does.
+
+  Args:
+    graph: see `make_train_step`.
+    optimizer: of the table.
+    like: a state, or its shapes, with shardings; its step is on every device.
+    settings: accumulation_steps and remat.
+  """
+  return jax.jit(
+    make_train_step(
+      graph,
+      optimizer,
+      accumulation_steps=settings.accumulation_steps,
+      remat=settings.remat,
+    ),
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, like),
+      like.step.sharding,
+    ),
+  )

@@ -324,21 +324,9 @@ def _make_loop(
   stop: stopping.StopRequest,
 ) -> Loop:
   chip = chips.find(jax.devices()[0].device_kind)
-  train_step = jax.jit(
-    steps.make_train_step(
-      base.graph,
-      optimizer,
-      accumulation_steps=cfg.train.accumulation_steps,
-      remat=cfg.train.remat,
-    ),
-    out_shardings=(
-      jax.tree.map(lambda x: x.sharding, state),
-      partitioning.replicated(mesh),
-    ),
-  )
   return Loop(
     settings=cfg.train,
-    train_step=train_step,
+    train_step=steps.jit_train_step(base.graph, optimizer, state, cfg.train),
     base=base.params,
     state=state,
     mesh=mesh,

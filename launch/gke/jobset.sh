@@ -50,26 +50,9 @@ shift
 
 name='' image='' accelerator='' topology='' chips_per_host=4 slices=1
 namespace='' service_account='' max_restarts=20 spot='' yes='' dry_run=''
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --name | --image | --accelerator | --topology | --chips-per-host | \
-      --slices | --namespace | --service-account | --max-restarts)
-      [[ $# -ge 2 ]] || error "$1 needs a value"
-      option=${1#--}
-      declare "${option//-/_}=$2"
-      shift 2
-      ;;
-    --spot | --yes | --dry-run)
-      option=${1#--}
-      declare "${option//-/_}=1"
-      shift
-      ;;
-    --help | -h) usage && exit 0 ;;
-    --) shift && break ;;
-    *) error "unknown argument '$1'" ;;
-  esac
-done
-command=("$@")
+command=()
+parse 'name image accelerator topology chips-per-host slices namespace service-account max-restarts' \
+  'spot yes dry-run' "$@"
 
 # Names of pods are made of it, which have at most 63 characters.
 check --name "$name" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' \
@@ -175,10 +158,7 @@ case $action in
       "--selector=jobset.sigs.k8s.io/jobset-name=$name"
     ;;
   delete)
-    if [[ -z $yes && -z $dry_run ]]; then
-      read -r -p "delete the JobSet $name? its name again: " answer
-      [[ $answer == "$name" ]] || error "'$answer' is not $name; nothing deleted"
-    fi
+    confirm 'JobSet' "$name"
     run "${kubectl[@]}" delete jobset "$name"
     ;;
 esac

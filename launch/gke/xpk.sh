@@ -42,26 +42,9 @@ shift
 
 name='' cluster='' image='' type='' slices=1 zone='' project=''
 max_restarts=20 yes='' dry_run=''
-while [[ $# -gt 0 ]]; do
-  case $1 in
-    --name | --cluster | --image | --type | --slices | --zone | --project | \
-      --max-restarts)
-      [[ $# -ge 2 ]] || error "$1 needs a value"
-      option=${1#--}
-      declare "${option//-/_}=$2"
-      shift 2
-      ;;
-    --yes | --dry-run)
-      option=${1#--}
-      declare "${option//-/_}=1"
-      shift
-      ;;
-    --help | -h) usage && exit 0 ;;
-    --) shift && break ;;
-    *) error "unknown argument '$1'" ;;
-  esac
-done
-command=("$@")
+command=()
+parse 'name cluster image type slices zone project max-restarts' \
+  'yes dry-run' "$@"
 
 check --name "$name" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' \
   'up to 40 small letters, digits and hyphens, a letter first'
@@ -84,10 +67,7 @@ case $action in
     ;;
   status) run xpk workload list "${where[@]}" ;;
   delete)
-    if [[ -z $yes && -z $dry_run ]]; then
-      read -r -p "delete the workload $name? its name again: " answer
-      [[ $answer == "$name" ]] || error "'$answer' is not $name; nothing deleted"
-    fi
+    confirm 'workload' "$name"
     run xpk workload delete --workload="$name" "${where[@]}"
     ;;
 esac

@@ -22,7 +22,7 @@ from vtokens.models.kv_cache import KVCache
 
 # Prefixes and suffixes are padded to multiples of these, so that few shapes are
 # compiled. On a CPU it is the computing that takes long.
-_ROUND, _ROUND_CPU = (128, 32), (32, 16)
+ROUND, _ROUND_CPU = (128, 32), (32, 16)
 # Suffix tokens of the branches answered together, unless one alone has more:
 # they see one another's slots only to mask them.
 SUFFIX_BUDGET = 1024
@@ -261,7 +261,7 @@ def round_suffix(size: int) -> int:
 
 
 def _rounding() -> tuple[int, int]:
-  return _ROUND_CPU if jax.default_backend() == 'cpu' else _ROUND
+  return _ROUND_CPU if jax.default_backend() == 'cpu' else ROUND
 
 
 def round_up(size: int, multiple: int) -> int:

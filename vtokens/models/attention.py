@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vtokens import partitioning
 from vtokens.models import layers, rope, splash
 from vtokens.models.config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
@@ -27,6 +28,7 @@ def attend(
   scale: float,
   softcap: float | None = None,
   window: Int[Array, ''] | int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
 
@@ -46,6 +48,8 @@ def attend(
     scale: multiplies the scores.
     softcap: see `layers.softcap`; of the scores.
     window: how many positions a query sees, its own included; None for all.
+    mesh: the devices, which decide how many queries are attended at a time;
+      None for this program's own.
 
   Returns:
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
@@ -98,7 +102,7 @@ def attend(
       lambda x: x[:, start:stop], (new.positions, new.segments)
     )
 
-  cpu = jax.default_backend() == 'cpu'
+  cpu = partitioning.platform(mesh) == 'cpu'
   block = _QUERY_BLOCK_CPU if cpu else _QUERY_BLOCK
   blocks = []
   for start in range(0, t, block):
@@ -179,6 +183,6 @@ class Attention(nnx.Module):
     if mesh is not None and splash.is_for(mesh, x.shape[1], caches, window):
       out = splash.attend(q, new, mesh, **settings)
     else:
-      out = attend(q, new, caches, **settings)
+      out = attend(q, new, caches, **settings, mesh=mesh)
     out = jnp.einsum('btnh,nhd->btd', out, self.o[...])
     return out + self.o_bias[...] if config.out_bias else out, new

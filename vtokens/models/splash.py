@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from vtokens.models.kv_cache import KVCache
-from vtokens.partitioning import LOGICAL_AXIS_RULES
+from vtokens.partitioning import LOGICAL_AXIS_RULES, platform
 
 _BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
 _HEADS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
@@ -38,7 +38,7 @@ def is_for(
     window: see `attend`.
   """
   return (
-    mesh.devices.flat[0].platform == 'tpu'
+    platform(mesh) == 'tpu'
     and not caches
     and length >= LANES
     and (window is None or isinstance(window, int))

@@ -21,12 +21,16 @@ BEAM = ['apache-beam>=2.77,<3']
 # The compiler of TPUs, for vtokens.plan, of the version that JAX goes with.
 PLAN = ['jax[tpu]>=0.10,<0.13']
 
+# gs:// work directories and data.
+GCS = ['gcsfs>=2025.9,<2028']
+
 PARQUET = ['pyarrow>=18,<26']
 
 TEST = [
   *QUICKSTART,
   *DENSE,
   *BEAM,
+  *GCS,
   *PARQUET,
   *PLAN,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
@@ -101,6 +105,7 @@ setuptools.setup(
     'dense': DENSE,
     'beam': BEAM,
     'parquet': PARQUET,
+    'gcs': GCS,
     'plan': PLAN,
     'test': TEST,
     'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],

@@ -23,7 +23,7 @@ case ${1:-} in
     # The images' own Python is older than vtokens needs.
     python3 -m pip install --user --quiet uv
     ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing .venv
-    ~/.local/bin/uv pip install --quiet --python .venv -e . 'jax[tpu]'
+    ~/.local/bin/uv pip install --quiet --python .venv -e '.[gcs]' 'jax[tpu]'
     ;;
   start)
     shift

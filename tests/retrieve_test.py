@@ -315,6 +315,10 @@ def test_a_damaged_index_is_refused(case):
       'config.index_dir: expected another directory',
     ),
     (
+      lambda c: setattr(c, 'workdir', 'gs://bucket/w'),
+      'config.workdir: expected a local or mounted directory',
+    ),
+    (
       lambda c: setattr(c.execution, 'beam_options', ('--x',)),
       'config.execution.beam_options: expected none',
     ),

@@ -10,6 +10,7 @@ import sys
 import time
 
 import tiny_models
+from etils import epath
 
 from vtokens import config, tracking
 
@@ -190,7 +191,7 @@ def make_place(root: pathlib.Path, **overrides) -> Place:
   return Place(root)
 
 
-def summary(workdir: pathlib.Path) -> dict:
+def summary(workdir: epath.Path | pathlib.Path) -> dict:
   """Of a finished run."""
   return json.loads((workdir / 'summary.json').read_text())
 
@@ -205,7 +206,7 @@ TIMES = (
 )
 
 
-def rows(workdir: pathlib.Path) -> list[dict]:
+def rows(workdir: epath.Path | pathlib.Path) -> list[dict]:
   """metrics.jsonl without the values that time changes."""
   found = tracking.read_metrics(workdir / 'metrics.jsonl')
   for row in found:
@@ -220,7 +221,9 @@ def last_step(workdir: pathlib.Path) -> int:
   return found[-1]['step'] if found else 0
 
 
-def assert_same_result(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+def assert_same_result(
+  workdir: epath.Path | pathlib.Path, expected: pathlib.Path
+) -> None:
   """The same table, bit for bit, metrics and scores."""
   assert summary(workdir)['table_sha256'] == summary(expected)['table_sha256']
   assert rows(workdir) == rows(expected)

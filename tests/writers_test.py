@@ -4,6 +4,7 @@ import json
 
 import pytest
 import tqdm
+from etils import epath
 
 from vtokens import writers
 
@@ -36,3 +37,20 @@ def test_write_json_is_whole_or_not_at_all(tmp_path):
   with pytest.raises(UnicodeEncodeError):
     writers.write_text(path, 'start \ud83d')
   assert path.read_text(encoding='utf-8') == before
+
+
+def test_append_replaces_what_follows(tmp_path):
+  path = tmp_path / 'new' / 'a'
+  writers.append(path, 0, b'abc')
+  writers.append(path, 3, b'def')
+  writers.append(path, 4, b'x')
+  assert path.read_bytes() == b'abcdx'
+
+
+def test_copy_files_keeps_directories(tmp_path):
+  (tmp_path / 'a' / 'b').mkdir(parents=True)
+  (tmp_path / 'a' / '1').write_bytes(b'one')
+  (tmp_path / 'a' / 'b' / '2').write_bytes(b'two')
+  writers.copy_files(epath.Path(tmp_path / 'a'), epath.Path(tmp_path / 'c'))
+  assert (tmp_path / 'c' / '1').read_bytes() == b'one'
+  assert (tmp_path / 'c' / 'b' / '2').read_bytes() == b'two'

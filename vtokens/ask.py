@@ -5,16 +5,17 @@ python -m vtokens.ask --workdir runs/quickstart --question 'Who wrote it?'
 """
 
 import json
-import pathlib
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
+from etils import epath
 
 from vtokens import (
   config,
   errors,
   flags,
   partitioning,
+  paths,
   virtual_tokens,
   writers,
 )
@@ -67,7 +68,7 @@ def ask(
   """
   cfg = _read_config(workdir)
   table, metadata = virtual_tokens.load_table(
-    pathlib.Path(workdir, 'table.safetensors')
+    epath.Path(workdir) / 'table.safetensors'
   )
   rows = table.shape[0]
   k = rows if num_active is None else num_active
@@ -113,8 +114,8 @@ def ask(
 
 
 def _read_config(workdir: str) -> config.Config:
-  path = pathlib.Path(workdir, 'config.json')
-  if not path.exists():
+  path = epath.Path(workdir) / 'config.json'
+  if not paths.exists(path):
     raise errors.UserError(f'--workdir={workdir}: no run there ({path.name})')
   values = json.loads(path.read_text(encoding='utf-8'))
   return config.from_dict({**values, 'workdir': workdir})

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from vtokens import distributed, errors, writers
+from vtokens import distributed, errors, paths, writers
 from vtokens.steps import TrainState
 
 # Of all files of a checkpoint, by their paths in it: SHA-256. Written last.
@@ -41,7 +41,7 @@ class Checkpoints:
   ):
     self._identity = identity or {}
     directory = epath.Path(directory)
-    if not str(directory).startswith('gs://'):
+    if not paths.on_object_store(directory):
       directory = epath.Path(directory.resolve())
     self._latest = _Series(directory / 'checkpoints', keep)
     self._best = _Series(directory / 'best', 1)
@@ -156,11 +156,10 @@ class _Series:
       if problem is None:
         return step, problems
       aside = self._directory.parent / 'unreadable'
-      aside.mkdir(parents=True, exist_ok=True)
       target = aside / f'{self._directory.name}-{step}'
       if target.exists():
         target.rmtree()
-      path.rename(target)
+      _move(path, target)
       problems.append(
         f'{path}: not as it was written ({problem}); moved to {target}, and '
         'the checkpoint before it is used'
@@ -184,14 +183,24 @@ def _quiet() -> Iterator[None]:
 
 def _files(directory: epath.Path) -> dict[str, str]:
   """SHA-256 of every file below a directory, by its path in it."""
-  found = {}
-  for folder, _, names in directory.walk():
-    for name in names:
-      path = folder / name
-      if path != directory / _MANIFEST:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found[str(path.relative_to(directory))] = digest
-  return found
+  return {
+    str(path.relative_to(directory)): hashlib.sha256(
+      path.read_bytes()
+    ).hexdigest()
+    for path in paths.files_below(directory)
+    if path != directory / _MANIFEST
+  }
+
+
+def _move(directory: epath.Path, target: epath.Path) -> None:
+  """Moves a directory to where none is."""
+  if paths.on_object_store(directory):
+    # Where epath renames only into a directory that has objects.
+    writers.copy_files(directory, target)
+    directory.rmtree()
+  else:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    directory.rename(target)
 
 
 def _write_manifest(directory: epath.Path) -> None:

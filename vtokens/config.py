@@ -9,7 +9,7 @@ import math
 import string
 from typing import Any
 
-from vtokens import schema
+from vtokens import paths, schema
 
 # The authors' sentence (arXiv 2405.19670, section 3.2): it starts the table,
 # and it is the instruction of the untrained condition.
@@ -194,7 +194,8 @@ class Data:
       together.
     workers: processes that make batches; 0 for threads of the main one.
     token_cache: directory for the tokenised training data, which runs may
-      share; empty for one in the work directory.
+      share, on a disk; empty for one in the work directory, or in the user's
+      cache (~/.cache/vtokens) if that is on an object store.
   """
 
   train: tuple[str, ...] = ()
@@ -374,7 +375,8 @@ class Config:
   """A training run.
 
   Attributes:
-    workdir: directory for everything the run writes.
+    workdir: directory for everything the run writes: on a disk, on NFS, or
+      gs:// (extra `gcs`).
     seed: of the table, the order of examples and every draw.
     base: see `Base`; the other sections likewise.
   """
@@ -473,6 +475,8 @@ def validate(config: Config) -> None:
   for field in ('workdir', 'base.path', 'data.train'):
     if not values[field]:
       fail(field, 'to be set')
+  if paths.on_object_store(values['data.token_cache']):
+    fail('data.token_cache', 'a local or mounted directory')
   check_templates(values, fail)
   rows = values['virtual_tokens.num_virtual_tokens']
   fixed = values['virtual_tokens.draw'] == 'fixed'

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 # Its key-value store is what processes can talk by before and without their
 # devices; JAX has no public name for it. Orbax uses it in the same way.
@@ -438,7 +439,7 @@ def check_shared(directory: str) -> None:
   """
   if jax.process_count() == 1:
     return
-  path = pathlib.Path(directory, '.processes')
+  path = epath.Path(directory) / '.processes'
 
   def leave_mark() -> str:
     mark = secrets.token_hex(16)

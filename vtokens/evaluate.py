@@ -9,13 +9,13 @@ was stopped or killed; answers that are there are not generated again.
 """
 
 import importlib.metadata
-import pathlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from absl import flags as absl_flags
+from etils import epath
 
 from vtokens import (
   distributed,
@@ -96,7 +96,7 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
         'settings': schema.to_dict(cfg),
         'versions': versions,
       }
-      writers.write_json(pathlib.Path(cfg.workdir, 'general.json'), content)
+      writers.write_json(epath.Path(cfg.workdir) / 'general.json', content)
       return content
     answered: dict[Cell, list[Answer]] = {}
     for grid in grids.values():
@@ -145,7 +145,7 @@ def _run(
       loaded,
       seed=cfg.seed,
       batch_size=cfg.decode.batch_size,
-      directory=pathlib.Path(cfg.workdir, 'general', model.name),
+      directory=epath.Path(cfg.workdir) / 'general' / model.name,
       check=check,
     )
   if prove:
@@ -155,7 +155,7 @@ def _run(
     )
     if distributed.is_first():
       writers.write_json(
-        pathlib.Path(cfg.workdir, 'general', model.name, 'untouched.json'),
+        epath.Path(cfg.workdir) / 'general' / model.name / 'untouched.json',
         proof,
       )
     rows['untouched'] = [

@@ -303,6 +303,7 @@ class Loop:
         'checkpoint is from before it. A lower --config.optim.learning_rate '
         'may help'
       )
+    self._tracker.flush()
     self._checkpoints.save(
       self.state,
       {

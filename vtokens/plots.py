@@ -1,16 +1,27 @@
 """Pictures of a run."""
 
-import pathlib
+import io
 from collections.abc import Sequence
 from typing import Any
+
+from etils import epath
 
 # Draws without a display.
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
+from vtokens import writers
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+  """A picture as a PNG file's content."""
+  file = io.BytesIO()
+  figure.savefig(file, dpi=dpi, format='png')
+  return file.getvalue()
+
 
 def plot_run(
-  path: str | pathlib.Path,
+  path: epath.PathLike,
   metrics: Sequence[dict[str, Any]],
   summary: dict[str, Any],
 ) -> None:
@@ -58,7 +69,7 @@ def plot_run(
     if axes.lines:
       axes.legend(frameon=False, fontsize='small')
     axes.spines[['top', 'right']].set_visible(False)
-  figure.savefig(path, dpi=120)
+  writers.write_bytes(path, png(figure, dpi=120))
 
 
 def _running_mean(values: Sequence[float], width: int = 10) -> list[float]:

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import os
-import pathlib
+import tempfile
 import time
 from typing import Any, Protocol
 
 import jax
+from etils import epath
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from vtokens import config, errors, writers
+from vtokens import config, errors, paths, writers
 
 
 class Sink(Protocol):
@@ -20,8 +21,11 @@ class Sink(Protocol):
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Notes the values of a step."""
 
-  def close(self) -> None:
+  def flush(self) -> None:
     """Brings all of it to where it belongs."""
+
+  def close(self) -> None:
+    """Likewise; nothing is written after it."""
 
 
 class Tracker:
@@ -39,8 +43,17 @@ class Tracker:
     for sink in self._sinks:
       sink.write(step, values)
 
+  def flush(self) -> None:
+    """Brings all of it to where it belongs.
+
+    To be called before a checkpoint is saved, after which nothing before it
+    is computed again.
+    """
+    for sink in self._sinks:
+      sink.flush()
+
   def close(self) -> None:
-    """Brings all of it to where it belongs."""
+    """Brings all of it to where it belongs; nothing is written after it."""
     for sink in self._sinks:
       sink.close()
 
@@ -65,10 +78,10 @@ def open_tracker(
     errors.UserError: wandb is not installed, or cannot be used.
   """
   sinks: list[Sink] = [
-    MetricsWriter(pathlib.Path(workdir, 'metrics.jsonl'), step, validated)
+    MetricsWriter(epath.Path(workdir) / 'metrics.jsonl', step, validated)
   ]
   if settings.tensorboard:
-    sinks.append(_TensorBoard(os.path.join(workdir, 'tensorboard'), step))
+    sinks.append(_TensorBoard(epath.Path(workdir) / 'tensorboard', step))
   if settings.wandb_project:
     sinks.append(_Wandb(workdir, settings.wandb_project, run))
   return Tracker(sinks)
@@ -77,6 +90,8 @@ def open_tracker(
 class MetricsWriter:
   """Appends one JSON object per line to a file.
 
+  At once on a disk; by `flush` on an object store, where all is written anew.
+
   Args:
     path: the file.
     step: lines of later steps, left by a run that was killed after its last
@@ -84,30 +99,39 @@ class MetricsWriter:
     validated: likewise for the lines of validations.
   """
 
-  def __init__(self, path: str | pathlib.Path, step: int, validated: int):
-    self._path = pathlib.Path(path)
+  def __init__(self, path: epath.PathLike, step: int, validated: int):
+    self._path = epath.Path(path)
     kept = [
       row
       for row in read_metrics(path)
       if row['step'] <= (validated if 'validation_loss' in row else step)
     ]
-    writers.write_text(path, ''.join(json.dumps(row) + '\n' for row in kept))
-    self._file = self._path.open('a', encoding='utf-8')
+    data = ''.join(json.dumps(row) + '\n' for row in kept).encode()
+    writers.write_bytes(path, data)
+    self._size = len(data)
+    self._unwritten = b''
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Appends the values of a step."""
-    self._file.write(json.dumps({'step': step, **values}) + '\n')
-    self._file.flush()
+    self._unwritten += json.dumps({'step': step, **values}).encode() + b'\n'
+    if not paths.on_object_store(self._path):
+      self.flush()
+
+  def flush(self) -> None:
+    """Writes what is not yet."""
+    if self._unwritten:
+      writers.append(self._path, self._size, self._unwritten)
+      self._size += len(self._unwritten)
+      self._unwritten = b''
 
   def close(self) -> None:
-    """Closes the file, its content on disk."""
-    os.fsync(self._file.fileno())
-    self._file.close()
+    """Likewise."""
+    self.flush()
 
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
   """The lines of a metrics file; none if it does not exist."""
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   if not path.exists():
     return []
   rows = []
@@ -119,13 +143,42 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
   return rows
 
 
+class _OnDisk:
+  """Where a library that knows only disks may write a directory.
+
+  That directory itself, or a temporary one in place of one that is on an
+  object store.
+
+  Attributes:
+    path: of what can be written to.
+  """
+
+  def __init__(self, directory: epath.Path):
+    self._directory = self.path = directory
+    if paths.on_object_store(directory):
+      self.path = epath.Path(tempfile.mkdtemp(prefix='vtokens-'))
+    else:
+      directory.mkdir(parents=True, exist_ok=True)
+
+  def copy(self) -> None:
+    """Brings what was written to where it belongs."""
+    if self.path != self._directory:
+      writers.copy_files(self.path, self._directory)
+
+  def move(self) -> None:
+    """Likewise; nothing is written after it."""
+    self.copy()
+    if self.path != self._directory:
+      self.path.rmtree()
+
+
 class _TensorBoard:
   """Event files. Without tensorboardX's thread, whose errors none would see."""
 
-  def __init__(self, directory: str, step: int):
-    os.makedirs(directory, exist_ok=True)
+  def __init__(self, directory: epath.Path, step: int):
+    self._written = _OnDisk(directory)
     self._writer = event_file_writer.EventsWriter(
-      os.path.join(directory, 'events'),
+      str(self._written.path / 'events'),
       # Names have only seconds: a file of the same second would be replaced.
       filename_suffix=f'.{step}.{os.getpid()}',
     )
@@ -143,8 +196,12 @@ class _TensorBoard:
       event_pb2.Event(step=step, wall_time=time.time(), **content)
     )
 
+  def flush(self) -> None:
+    self._written.copy()
+
   def close(self) -> None:
     self._writer.close()
+    self._written.move()
 
 
 class _Wandb:
@@ -158,8 +215,10 @@ class _Wandb:
         'config.tracking.wandb_project: wandb is not installed; '
         'pip install wandb, or leave it empty'
       ) from None
+    remote = paths.on_object_store(workdir)
     name = os.path.basename(os.path.normpath(workdir))
-    number = hashlib.sha256(os.path.abspath(workdir).encode()).hexdigest()
+    place = workdir if remote else os.path.abspath(workdir)
+    number = hashlib.sha256(place.encode()).hexdigest()
     try:
       self._run = wandb.init(
         project=project,
@@ -167,7 +226,8 @@ class _Wandb:
         id=f'{name}-{number[:8]}',
         resume='allow',
         config=run,
-        dir=workdir,
+        # Else ./wandb, which holds nothing that wandb's server has not.
+        dir=None if remote else workdir,
       )
     except wandb.errors.Error as e:
       raise errors.UserError(f'config.tracking.wandb_project: {e}') from None
@@ -178,6 +238,9 @@ class _Wandb:
     self._run.log(
       {'step': step, **{_tag(name): value for name, value in values.items()}}
     )
+
+  def flush(self) -> None:
+    pass  # Its own process sends what comes in.
 
   def close(self) -> None:
     self._run.finish()
@@ -197,15 +260,16 @@ class Profile:
     steps: the first and the last traced, counted from 1; (0, 0) for none.
   """
 
-  def __init__(self, directory: str, steps: tuple[int, int]):
-    self._directory = directory
+  def __init__(self, directory: epath.PathLike, steps: tuple[int, int]):
+    self._directory = epath.Path(directory)
     self._first, self._last = steps
     self._running = False
 
   def before(self, step: int) -> None:
     """To be called before a step is begun."""
     if self._first and step == self._first:
-      jax.profiler.start_trace(self._directory)
+      self._written = _OnDisk(self._directory)
+      jax.profiler.start_trace(str(self._written.path))
       self._running = True
 
   def after(self, step: int, state: Any) -> None:
@@ -220,3 +284,4 @@ class Profile:
     if self._running:
       self._running = False
       jax.profiler.stop_trace()
+      self._written.move()

@@ -7,7 +7,6 @@ stopped or killed.
 
 import functools
 import json
-import pathlib
 import resource
 import sys
 import time
@@ -18,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from etils import epath
 
 from vtokens import (
   abstract,
@@ -72,7 +72,7 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
 
 def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
-  workdir = pathlib.Path(cfg.workdir)
+  workdir = epath.Path(cfg.workdir)
   _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
   report = training_set.bad_records(cfg.data)
   held_out = [
@@ -227,7 +227,7 @@ def _identity(cfg: config.Config) -> dict[str, Any]:
   return values
 
 
-def _read_if_there(path: pathlib.Path) -> Any:
+def _read_if_there(path: epath.Path) -> Any:
   """Content of a JSON file, or None; the first process decides."""
   return distributed.from_first(
     lambda: (
@@ -236,7 +236,7 @@ def _read_if_there(path: pathlib.Path) -> Any:
   )
 
 
-def _check_claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
+def _check_claim(path: epath.Path, found: dict[str, Any], what: str) -> None:
   """Compares what a run is with what the directory holds, if anything.
 
   Raises:
@@ -257,7 +257,7 @@ def _check_claim(path: pathlib.Path, found: dict[str, Any], what: str) -> None:
 
 def _report_left_out(cfg: config.Config, messages: Sequence[str]) -> None:
   """Says how many bad records were left out; a file has them all."""
-  path = pathlib.Path(cfg.workdir, 'skipped_records.txt')
+  path = epath.Path(cfg.workdir) / 'skipped_records.txt'
   if messages:
     writers.say(
       f'skipped {len(messages)} bad records, listed in {path}; the first: '
@@ -345,7 +345,7 @@ def _make_loop(
       else tracking.Tracker([])
     ),
     profile=tracking.Profile(
-      str(pathlib.Path(cfg.workdir, 'profile')),
+      epath.Path(cfg.workdir) / 'profile',
       cfg.tracking.profile_steps if distributed.is_first() else (0, 0),
     ),
     flops=functools.partial(flops.train_flops, base.config),
@@ -361,7 +361,7 @@ def _score_untrained(
   arms: Sequence[Arm],
 ) -> dict[str, dict[str, Any]]:
   """Scores of the base as it is; kept, so that a restart need not repeat."""
-  path = pathlib.Path(cfg.workdir, 'untrained.json')
+  path = epath.Path(cfg.workdir) / 'untrained.json'
   found = _read_if_there(path)
   if found is None:
     found = _score(cfg, evaluator, test, arms, 'untrained')
@@ -397,7 +397,9 @@ def _score(
   for name, answers in evaluator.answers(test, arms, label=label).items():
     if distributed.is_first():
       scores.write_predictions(
-        pathlib.Path(cfg.workdir, 'predictions', f'{name}.jsonl'), test, answers
+        epath.Path(cfg.workdir) / 'predictions' / f'{name}.jsonl',
+        test,
+        answers,
       )
     found[name] = scores.scores_of(test, answers).as_dict()
   return found

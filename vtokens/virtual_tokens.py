@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
 from jaxtyping import Array, Float, Int
 
-from vtokens import config, distributed, errors, partitioning
+from vtokens import config, distributed, errors, partitioning, writers
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ def initial_table(
 
 
 def save_table(
-  path: str | pathlib.Path, table: np.ndarray, metadata: dict[str, object]
+  path: epath.PathLike, table: np.ndarray, metadata: dict[str, object]
 ) -> None:
   """Writes the table as safetensors, whole or not at all.
 
@@ -93,19 +93,14 @@ def save_table(
     table: `P D` f32.
     metadata: JSON values, e.g. the base's fingerprint.
   """
-  path = pathlib.Path(path)
-  partial = path.with_name(path.name + '.partial')
-  safetensors.numpy.save_file(
+  data = safetensors.numpy.save(
     {TENSOR: np.ascontiguousarray(table, np.float32)},
-    partial,
     metadata={key: json.dumps(value) for key, value in metadata.items()},
   )
-  partial.replace(path)
+  writers.write_bytes(path, data)
 
 
-def load_table(
-  path: str | pathlib.Path,
-) -> tuple[np.ndarray, dict[str, object]]:
+def load_table(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
   """Reads what `save_table` wrote.
 
   Returns:
@@ -116,12 +111,18 @@ def load_table(
       no finite f32 table.
   """
   try:
-    with safetensors.safe_open(path, framework='numpy') as file:
-      metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-      table = file.get_tensor(TENSOR)
+    data = epath.Path(path).read_bytes()
+    table = safetensors.numpy.load(data)[TENSOR]
+    # Only of a file on disk does the library give the metadata, which is an
+    # entry of the JSON that follows its length.
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
+    metadata = {
+      key: json.loads(value)
+      for key, value in header.get('__metadata__', {}).items()
+    }
   except FileNotFoundError:
     raise errors.UserError(f'{path}: not found') from None
-  except (safetensors.SafetensorError, ValueError, OSError) as e:
+  except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
     raise errors.UserError(
       f'{path}: not a table of virtual tokens ({e})'
     ) from None

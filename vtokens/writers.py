@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import pathlib
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +11,7 @@ import filelock
 import tqdm
 from etils import epath
 
-from vtokens import errors
+from vtokens import errors, paths
 
 _silent = False
 
@@ -39,15 +39,20 @@ def progress(**settings: Any) -> tqdm.tqdm:
 
 
 @contextlib.contextmanager
-def sole_writer(directory: str | pathlib.Path) -> Iterator[None]:
+def sole_writer(directory: epath.PathLike) -> Iterator[None]:
   """Makes a directory and refuses it to others that ask likewise meanwhile.
 
-  The lock goes with the process, however it ends.
+  The lock goes with the process, however it ends. On an object store, which
+  has none, it is only found out whether one can write there.
 
   Raises:
     errors.UserError: another one writes there, or it is not writable.
   """
-  directory = pathlib.Path(directory)
+  directory = epath.Path(directory)
+  if paths.on_object_store(directory):
+    _check_writable(directory)
+    yield
+    return
   # Not the file system's own substitute, which would outlive a killed process.
   lock = filelock.FileLock(directory / '.lock', fallback_to_soft=False)
   try:
@@ -68,6 +73,17 @@ def sole_writer(directory: str | pathlib.Path) -> Iterator[None]:
     lock.release()
 
 
+def _check_writable(directory: epath.Path) -> None:
+  """Raises if no object can be written there."""
+  try:
+    (directory / '.writable').write_text('')
+  # Each store has exceptions of its own, and so have its credentials.
+  except Exception as e:
+    raise errors.UserError(
+      f'config.workdir: cannot write to {directory}: {type(e).__name__}: {e}'
+    ) from e
+
+
 def write_json(path: epath.PathLike, value: Any) -> None:
   """Writes a JSON file, whole or not at all."""
   write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
@@ -75,8 +91,46 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 
 def write_text(path: epath.PathLike, text: str) -> None:
   """Writes a UTF-8 file, whole or not at all."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+  """Writes a file, whole or not at all."""
   path = epath.Path(path)
+  if paths.on_object_store(path):
+    path.write_bytes(data)
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(path.name + '.partial')
-  partial.write_text(text, encoding='utf-8')
+  partial.write_bytes(data)
   partial.replace(path)
+
+
+def append(path: epath.PathLike, size: int, data: bytes) -> None:
+  """Writes data after the first bytes of a file, in place of what follows.
+
+  An object store cannot append: there the whole file is written anew.
+
+  Args:
+    path: the file; need not be there if size is 0.
+    size: how many bytes stay.
+    data: what follows them.
+  """
+  path = epath.Path(path)
+  if paths.on_object_store(path):
+    kept = path.read_bytes()[:size] if size else b''
+    path.write_bytes(kept + data)
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, 'r+b' if path.exists() else 'wb') as file:
+    file.truncate(size)
+    file.seek(size)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def copy_files(source: epath.Path, target: epath.Path) -> None:
+  """Copies the files of a directory and of those in it."""
+  for path in paths.files_below(source):
+    write_bytes(target / path.relative_to(source), path.read_bytes())

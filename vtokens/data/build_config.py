@@ -3,7 +3,7 @@
 import dataclasses
 import re
 
-from vtokens import errors, schema
+from vtokens import errors, paths, schema
 
 RUNNERS = ('local', 'beam')
 _NAME = re.compile(r'[a-z][a-z0-9_]*')
@@ -86,7 +86,7 @@ def validate(cfg: Config) -> None:
   check(_NAME.fullmatch(cfg.name), 'name', cfg.name, name)
   check(cfg.out, 'out', cfg.out, 'a directory')
   check(
-    '://' not in cfg.out,
+    not paths.on_object_store(cfg.out),
     'out',
     cfg.out,
     'a local or mounted directory (build there, then copy)',

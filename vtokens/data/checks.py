@@ -2,7 +2,8 @@
 
 import collections
 import enum
-import pathlib
+
+from etils import epath
 
 from vtokens import writers
 from vtokens.data.records import RecordError
@@ -115,7 +116,7 @@ class BadRecords:
       if kind is not Kind.UNANSWERABLE
     ]
 
-  def write(self, path: str | pathlib.Path) -> None:
+  def write(self, path: epath.PathLike) -> None:
     """Writes the account as JSON, whole or not at all."""
     writers.write_json(
       path,

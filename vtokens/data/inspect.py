@@ -8,11 +8,11 @@ The tokenised data that it makes is what training then finds.
 import dataclasses
 import itertools
 import os
-import pathlib
 import sys
 from collections.abc import Iterator
 
 from absl import flags as absl_flags
+from etils import epath
 from rich.console import Console
 from rich.text import Text
 
@@ -80,11 +80,10 @@ def main(cfg: config.Config) -> None:
     stats = _show_training(console, cfg, assembler, reader, vocab_size)
   else:
     stats = _show_held_out(console, cfg, assembler, reader, vocab_size)
-  out = pathlib.Path(_OUT.value or pathlib.Path(cfg.workdir, 'inspect'))
+  out = epath.Path(_OUT.value or epath.Path(cfg.workdir) / 'inspect')
   path = out / f'{_SPLIT.value}.png'
   title = f'{_SPLIT.value}: {stats.examples:,} examples'
   try:
-    out.mkdir(parents=True, exist_ok=True)
     inspect_plots.plot_lengths(path, stats, title)
   except OSError as e:
     raise errors.UserError(f'--out: {path} cannot be written: {e}') from e

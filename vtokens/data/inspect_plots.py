@@ -1,21 +1,20 @@
 """A picture of the lengths of examples and the shapes of batches."""
 
-import os
-import pathlib
-
 import numpy as np
+from etils import epath
 
 # Draws without a display.
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
+from vtokens import plots, writers
 from vtokens.data.inspect_stats import Stats
 
 _COLORS = {'prefix': '#4c78a8', 'suffix': '#54a24b', 'answer': '#e4a11b'}
 _BINS = 40
 
 
-def plot_lengths(path: pathlib.Path, stats: Stats, title: str) -> None:
+def plot_lengths(path: epath.PathLike, stats: Stats, title: str) -> None:
   """Histograms of lengths, and how often each shape is used, in one PNG.
 
   Args:
@@ -42,9 +41,7 @@ def plot_lengths(path: pathlib.Path, stats: Stats, title: str) -> None:
     _plot_shapes(all_axes[-1], stats)
   for axes in all_axes:
     axes.spines[['top', 'right']].set_visible(False)
-  temporary = path.with_name(path.name + '.partial')
-  figure.savefig(temporary, dpi=120, format='png')
-  os.replace(temporary, path)
+  writers.write_bytes(path, plots.png(figure, dpi=120))
 
 
 def _plot_shapes(axes, stats: Stats) -> None:

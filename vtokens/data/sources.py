@@ -83,7 +83,7 @@ def fingerprint(source: str) -> str:
     if not path.is_dir():
       return store.sha256(str(path))
     digest = hashlib.sha256()
-    for file in sorted(f for f in path.glob('**/*') if not f.is_dir()):
+    for file in sorted(paths.files_below(path)):
       digest.update(f'{store.sha256(str(file))} {file}\n'.encode())
     return digest.hexdigest()
   # ImportError: the path is remote and its client (gcsfs, s3fs) is missing.

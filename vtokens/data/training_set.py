@@ -5,12 +5,13 @@ sources --sources.py--> records --tokens.py--> token sets
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vtokens import config, errors
+from vtokens import config, errors, paths
 from vtokens.data import leaks, sources, tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
@@ -116,7 +117,7 @@ def open_training_set(
   """
   data = cfg.data
   policies = [data.passages, *data.mixture.passages.values()]
-  directory = pathlib.Path(data.token_cache or f'{cfg.workdir}/tokens')
+  directory = _token_cache(cfg, say)
   assembler.check_before(assembler.in_chat(None))
   assembler.check_shapes(data.shapes, data.examples_per_row)
   token_sets = []
@@ -165,6 +166,23 @@ def open_training_set(
       f'{sum(mixture.sizes):,} questions have no passages to show'
     )
   return mixture, messages
+
+
+def _token_cache(
+  cfg: config.Config, say: Callable[[str], None]
+) -> pathlib.Path:
+  """Where tokenised data is kept: always on a disk, to be mapped to memory."""
+  if cfg.data.token_cache:
+    return pathlib.Path(cfg.data.token_cache)
+  if not paths.on_object_store(cfg.workdir):
+    return pathlib.Path(cfg.workdir, 'tokens')
+  caches = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  directory = pathlib.Path(caches, 'vtokens', 'tokens')
+  say(
+    f'tokenised data: {directory}, since {cfg.workdir} is no disk '
+    '(config.data.token_cache)'
+  )
+  return directory
 
 
 def _too_long(

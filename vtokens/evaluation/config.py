@@ -83,8 +83,8 @@ class Config:
   their main value.
 
   Attributes:
-    workdir: directory for everything that it writes. Cells that are finished
-      there are not computed again.
+    workdir: directory for everything that it writes, also gs://. Cells that
+      are finished there are not computed again.
     seed: of sampling, of the choice and order of passages and questions, of
       resampling.
     runs: work directories of `vtokens.train`, whose tables are evaluated on

@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import scipy.stats
+from etils import epath
 
 from vtokens import distributed, writers
 from vtokens.evaluation import choices, reasoning, task_prompts
@@ -29,7 +29,7 @@ def run_tasks(
   *,
   seed: int,
   batch_size: int,
-  directory: str | pathlib.Path,
+  directory: epath.PathLike,
   check: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
   """Scores a base on general tasks.
@@ -51,7 +51,7 @@ def run_tasks(
     {'tasks': one dict for each}, JSON values; accuracies and shares in
     percent.
   """
-  directory = pathlib.Path(directory)
+  directory = epath.Path(directory)
   results = []
   for task in loaded:
     identity = _identity(base, task, seed)
@@ -276,7 +276,7 @@ def _identity(base: FrozenBase, task: LoadedTask, seed: int) -> dict[str, Any]:
 
 
 def _finished(
-  directory: pathlib.Path, task: LoadedTask, identity: Mapping[str, Any]
+  directory: epath.Path, task: LoadedTask, identity: Mapping[str, Any]
 ) -> dict[str, Any] | None:
   """The result of a task if it was computed before."""
   path = directory / f'{task.name}.json'
@@ -291,7 +291,7 @@ def _finished(
 
 
 def _write(
-  directory: pathlib.Path,
+  directory: epath.Path,
   task: LoadedTask,
   identity: Mapping[str, Any],
   result: Mapping[str, Any],

@@ -8,12 +8,12 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import tqdm
+from etils import epath
 
 from vtokens import config, distributed, virtual_tokens, writers
 from vtokens.data.records import Record
@@ -77,7 +77,7 @@ class Grid:
     Raises:
       errors.UserError: a file is broken.
     """
-    directory = pathlib.Path(self._cfg.workdir, 'cells')
+    directory = epath.Path(self._cfg.workdir) / 'cells'
     self._files = {
       cell: CellFile(directory, cell, self._identity(cell, arm, asked))
       for group in self._groups

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 
-from vtokens import config, errors, virtual_tokens
+from vtokens import config, errors, paths, virtual_tokens
 from vtokens.data.assemble import Assembler
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.config import Config
@@ -76,10 +76,10 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def _read_run(name: str, path: str) -> Run:
-  settings = pathlib.Path(path, 'config.json')
-  table = pathlib.Path(path, 'table.safetensors')
+  settings = epath.Path(path) / 'config.json'
+  table = epath.Path(path) / 'table.safetensors'
   for file in (settings, table):
-    if not file.exists():
+    if not paths.exists(file):
       raise errors.UserError(
         f'config.runs: {path} holds no finished run of vtokens.train: it has '
         f'no {file.name}'

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from etils import epath
 
 from vtokens import writers
 from vtokens.data.records import Record
@@ -24,7 +25,7 @@ _NAME = 120
 
 
 def write_report(
-  directory: str | pathlib.Path,
+  directory: epath.PathLike,
   results: Results,
   *,
   settings: dict[str, Any],
@@ -60,7 +61,7 @@ def write_report(
     The content of report.json: see `summary.summarize`, and `settings`,
     `versions`, `cost`, `general` and `files`.
   """
-  directory = pathlib.Path(directory)
+  directory = epath.Path(directory)
   found = summary.summarize(
     results,
     resamples=resamples,
@@ -89,7 +90,7 @@ def write_report(
     writers.write_text(directory / name, text)
   plots = {f'plots/{name}.png': png for name, (_, png) in pictures.items()}
   for name, png in plots.items():
-    _write_bytes(directory / name, png)
+    writers.write_bytes(directory / name, png)
   files = sorted([*predictions, *texts, *plots])
   _remove_old(directory, files)
   content = found | about | {'cost': cost, 'general': general, 'files': files}
@@ -204,7 +205,7 @@ def _section(table: Table) -> list[str]:
   return [*parts, table.note] if table.note else parts
 
 
-def _write_predictions(directory: pathlib.Path, results: Results) -> list[str]:
+def _write_predictions(directory: epath.Path, results: Results) -> list[str]:
   """Writes a file for each cell; returns their names."""
   files = []
   for cell, name in cell_names(results.cells).items():
@@ -272,14 +273,7 @@ def _hash(cell: Cell) -> str:
   return hashlib.sha256(repr(cell).encode()).hexdigest()[:8]
 
 
-def _write_bytes(path: pathlib.Path, content: bytes) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(path.name + '.partial')
-  partial.write_bytes(content)
-  partial.replace(path)
-
-
-def _remove_old(directory: pathlib.Path, files: Sequence[str]) -> None:
+def _remove_old(directory: epath.Path, files: Sequence[str]) -> None:
   """Removes pictures and predictions of an earlier report here."""
   path = directory / 'report.json'
   if not path.exists():

@@ -1,7 +1,6 @@
 """Pictures of a report: curves over k and m, retrievers, datasets."""
 
 import dataclasses
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from matplotlib import colors, patches
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
+from vtokens import plots
 from vtokens.evaluation import columns as columns_lib
 from vtokens.evaluation import tables
 from vtokens.evaluation.columns import Curves, Entry
@@ -59,13 +59,16 @@ def draw(summary: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
       base = name if len(found) == 1 else f'{name}_{i + 1}'
       about = f', {curves.about}' * bool(curves.about)
       text = f'{title}, {curves.scope}{about}'
-      pictures[base] = text, _png(figure)
+      pictures[base] = text, plots.png(figure, dpi=150)
   if len(summary['datasets']) > 1:
     mains = columns_lib.mains(summary)
     if mains:
       about = columns_lib.common(mains)
       text = 'Datasets' + f', {about}' * bool(about)
-      pictures['datasets'] = text, _png(_datasets(summary, mains, styles))
+      pictures['datasets'] = (
+        text,
+        plots.png(_datasets(summary, mains, styles), dpi=150),
+      )
   return pictures
 
 
@@ -261,9 +264,3 @@ def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
     ncols=-(-len(labels) // -(-len(labels) // 5)),  # Rows of equal length.
     frameon=False,
   )
-
-
-def _png(figure: Figure) -> bytes:
-  file = io.BytesIO()
-  figure.savefig(file, dpi=150, format='png')
-  return file.getvalue()

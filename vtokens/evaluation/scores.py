@@ -1,9 +1,10 @@
 """Scores of a training run, as files and as a small table."""
 
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+from etils import epath
 
 from vtokens import metrics, writers
 from vtokens.data.records import Record
@@ -11,7 +12,7 @@ from vtokens.evaluation.cells import Answer
 
 
 def write_predictions(
-  path: str | pathlib.Path,
+  path: epath.PathLike,
   records: Sequence[Record],
   answers: Sequence[Answer],
 ) -> None:

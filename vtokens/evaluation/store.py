@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import json
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from vtokens import errors
+from etils import epath
+
+from vtokens import errors, writers
 from vtokens.evaluation.cells import Answer, Cell
 
 
@@ -29,7 +30,7 @@ class CellFile:
 
   def __init__(
     self,
-    directory: pathlib.Path,
+    directory: epath.Path,
     cell: Cell,
     identity: Mapping[str, Any],
   ):
@@ -64,16 +65,12 @@ class CellFile:
 
   def append(self, answers: Mapping[str, Answer]) -> None:
     """Adds answers, by the question's id; on disk when it returns."""
-    self.path.parent.mkdir(parents=True, exist_ok=True)
     lines = [] if self._size else [self._head]
     for name, answer in answers.items():
       row = {'id': name, **dataclasses.asdict(answer)}
       lines.append(json.dumps(row, ensure_ascii=False))
     data = ''.join(f'{line}\n' for line in lines).encode()
-    with self.path.open('r+b' if self.path.exists() else 'wb') as file:
-      file.truncate(self._size)
-      file.seek(self._size)
-      file.write(data)
+    writers.append(self.path, self._size, data)
     self._size += len(data)
     self.answers |= answers
 

@@ -6,7 +6,7 @@ A config file is Python with a function `get_config() -> Config`.
 import dataclasses
 import re
 
-from vtokens import errors, schema
+from vtokens import errors, paths, schema
 from vtokens.data import records
 
 AUTO = 'auto'
@@ -201,6 +201,9 @@ def validate(config: Config) -> None:
   ):
     if not values[field]:
       fail(field, 'to be set')
+  for field in ('workdir', 'index_dir'):
+    if paths.on_object_store(values[field]):
+      fail(field, 'a local or mounted directory (retrieve there, then copy)')
   if values['workdir'] == values['index_dir']:
     fail('index_dir', 'another directory than config.workdir')
   if values['execution.beam_options'] and config.execution.runner != 'beam':

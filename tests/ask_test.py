@@ -8,7 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from vtokens import ask, config, errors, partitioning, schema, virtual_tokens
+from vtokens import (
+  ask,
+  config,
+  errors,
+  partitioning,
+  schema,
+  table_file,
+)
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
 from vtokens.evaluation.answering import Answerer
@@ -77,7 +84,7 @@ def workdir(base, table, tiny_dir, tmp_path_factory):
   values = schema.to_dict(cfg)
   del values['workdir']
   (path / 'config.json').write_text(json.dumps(values))
-  virtual_tokens.save_table(
+  table_file.save(
     path / 'table.safetensors', table.rows, {'fingerprint': base.fingerprint}
   )
   return path
@@ -164,7 +171,7 @@ def test_another_base(workdir, table, tmp_path):
   other = tmp_path / 'other'
   other.mkdir()
   (other / 'config.json').write_text((workdir / 'config.json').read_text())
-  virtual_tokens.save_table(
+  table_file.save(
     other / 'table.safetensors', table.rows, {'fingerprint': 'f' * 64}
   )
   with pytest.raises(errors.UserError, match='another base'):

@@ -19,7 +19,7 @@ from vtokens import (
   errors,
   evaluate,
   schema,
-  virtual_tokens,
+  table_file,
   writers,
 )
 from vtokens.evaluation import config as eval_config
@@ -72,7 +72,7 @@ def write_run(path: pathlib.Path, base: pathlib.Path, seed: int, **settings):
   (path / 'config.json').write_text(json.dumps(values))
   table = np.random.default_rng(seed).normal(size=(ROWS, 64))
   fingerprint = base_lib.open_base(cfg.base).fingerprint
-  virtual_tokens.save_table(
+  table_file.save(
     path / 'table.safetensors',
     table.astype(np.float32),
     {'fingerprint': fingerprint, 'step': 3},

@@ -20,7 +20,7 @@ from vtokens import (
   errors,
   evaluate,
   stopping,
-  virtual_tokens,
+  table_file,
   writers,
 )
 from vtokens.checkpoints import Checkpoints
@@ -59,12 +59,12 @@ def test_a_file_is_written_and_grows(bucket):
 
 def test_a_table_comes_back(bucket):
   table = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-  virtual_tokens.save_table(bucket / 't.safetensors', table, {'step': 3})
-  found, metadata = virtual_tokens.load_table(f'{bucket}/t.safetensors')
+  table_file.save(bucket / 't.safetensors', table, {'step': 3})
+  found, metadata = table_file.load(f'{bucket}/t.safetensors')
   np.testing.assert_array_equal(found, table)
   assert metadata == {'step': 3}
   with pytest.raises(errors.UserError, match='not found'):
-    virtual_tokens.load_table(bucket / 'none.safetensors')
+    table_file.load(bucket / 'none.safetensors')
 
 
 def test_a_bucket_that_is_not_there(bucket):
@@ -134,8 +134,8 @@ def test_a_run_stopped_and_continued_equals_one_on_a_disk(
   assert 'continuing after step' in result.stdout
   assert str(place.root / 'caches') in result.stdout
   tiny_run.assert_same_result(workdir, local)
-  table, _ = virtual_tokens.load_table(workdir / 'table.safetensors')
-  expected, _ = virtual_tokens.load_table(local / 'table.safetensors')
+  table, _ = table_file.load(workdir / 'table.safetensors')
+  expected, _ = table_file.load(local / 'table.safetensors')
   np.testing.assert_array_equal(table, expected)
   assert (workdir / 'training.png').read_bytes().startswith(b'\x89PNG')
   assert any(

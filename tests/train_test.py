@@ -29,8 +29,8 @@ from vtokens import (
   partitioning,
   steps,
   stopping,
+  table_file,
   train,
-  virtual_tokens,
 )
 from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
@@ -140,9 +140,9 @@ def test_summary(reference):
   assert summary['steps'] == tiny_run.NUM_STEPS
   assert 0 < summary['train_seconds'] < summary['total_seconds']
   assert 0.05 < summary['peak_rss_gib'] < 6
-  table, metadata = virtual_tokens.load_table(workdir / 'table.safetensors')
+  table, metadata = table_file.load(workdir / 'table.safetensors')
   assert table.shape == (tiny_run.ROWS, tiny_run.DIM)
-  assert summary['table_sha256'] == virtual_tokens.table_sha256(table)
+  assert summary['table_sha256'] == table_file.sha256(table)
   assert summary['base_fingerprint'] == metadata['fingerprint']
   # The table is that of the best validation.
   validations = [
@@ -293,17 +293,26 @@ def test_killed_at_random_ends_the_same(place):
   workdir = place.root / 'random_killed'
   rng = np.random.default_rng(0)
   for number in range(kills):
+    step = _last_checkpoint(workdir)
     if number % 2:
       moment = _Moment(lambda: True, rng.uniform(0, seconds / 2))
+      # Not so late that nothing is left for the others to kill.
+      late = _Moment(
+        lambda step=step: _last_checkpoint(workdir) > step + 10, 0.0
+      )
     else:
       # Not before there is something to continue from.
-      step = _last_checkpoint(workdir)
       moment = _Moment(
         lambda step=step: _last_checkpoint(workdir) > step,
         rng.uniform(0, 0.3),
       )
+      late = moment
     command = place.command(workdir, *overrides)
-    status, out = place.signal_when(moment, signal.SIGKILL, command)
+    status, out = place.signal_when(
+      lambda moment=moment, late=late: moment() or late(),
+      signal.SIGKILL,
+      command,
+    )
     assert status == -signal.SIGKILL, out
   done = place.run(place.command(workdir, *overrides))
   assert done.returncode == 0, done.stderr
@@ -679,7 +688,7 @@ def test_ways_to_compute_the_same_step(place, tmp_path):
       train={'num_steps': 3, **settings},
     )
     train.train(cfg, stopping.StopRequest())
-    return virtual_tokens.load_table(tmp_path / name / 'table.safetensors')[0]
+    return table_file.load(tmp_path / name / 'table.safetensors')[0]
 
   expected = table('whole')
   size = np.abs(expected).max()
@@ -710,7 +719,7 @@ def test_every_position_can_be_trained(place, tmp_path):
       train={'num_steps': 6, 'validate_every': 1},
     )
     train.train(cfg, stopping.StopRequest())
-    return virtual_tokens.load_table(tmp_path / position / 'table.safetensors')
+    return table_file.load(tmp_path / position / 'table.safetensors')
 
   both = ((48, 32),)
   tables = []

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtokens import config, errors, partitioning, virtual_tokens
+from vtokens import config, errors, partitioning, table_file, virtual_tokens
 from vtokens.models import base as base_lib
 
 N = 12
@@ -76,8 +76,8 @@ def test_normal_has_its_deviation_and_seed(base):
 def test_saved_table_comes_back(base, tmp_path):
   path = tmp_path / 'table.safetensors'
   saved = initial(base, init='normal')
-  virtual_tokens.save_table(path, saved, {'step': 3, 'base': 'x/y'})
-  loaded, metadata = virtual_tokens.load_table(path)
+  table_file.save(path, saved, {'step': 3, 'base': 'x/y'})
+  loaded, metadata = table_file.load(path)
   np.testing.assert_array_equal(loaded, saved)
   assert metadata == {'step': 3, 'base': 'x/y'}
   np.testing.assert_array_equal(
@@ -99,7 +99,7 @@ def bad_tables():
 def test_bad_table(base, tmp_path, case):
   table, message = bad_tables()[case]
   path = tmp_path / 'table.safetensors'
-  virtual_tokens.save_table(path, table, {})
+  table_file.save(path, table, {})
   with pytest.raises(errors.UserError, match=message):
     initial(base, init='table', init_path=str(path))
 
@@ -110,12 +110,12 @@ def test_unreadable_table(tmp_path, content):
   if content is not None:
     path.write_bytes(content)
   with pytest.raises(errors.UserError, match=r'table\.safetensors'):
-    virtual_tokens.load_table(path)
+    table_file.load(path)
 
 
 def test_hash_is_of_the_values():
   table = np.arange(6, dtype=np.float32).reshape(2, 3)
   expected = hashlib.sha256(np.arange(6, dtype='<f4').tobytes()).hexdigest()
-  assert virtual_tokens.table_sha256(table) == expected
+  assert table_file.sha256(table) == expected
   # However it lies in memory.
-  assert virtual_tokens.table_sha256(np.asfortranarray(table)) == expected
+  assert table_file.sha256(np.asfortranarray(table)) == expected

@@ -16,7 +16,7 @@ from vtokens import (
   flags,
   partitioning,
   paths,
-  virtual_tokens,
+  table_file,
   writers,
 )
 from vtokens.data.assemble import Assembler
@@ -67,9 +67,7 @@ def ask(
       question does not fit.
   """
   cfg = _read_config(workdir)
-  table, metadata = virtual_tokens.load_table(
-    epath.Path(workdir) / 'table.safetensors'
-  )
+  table, metadata = table_file.load(epath.Path(workdir) / 'table.safetensors')
   rows = table.shape[0]
   k = rows if num_active is None else num_active
   if not 1 <= k <= rows:

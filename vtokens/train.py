@@ -33,6 +33,7 @@ from vtokens import (
   schema,
   steps,
   stopping,
+  table_file,
   tracking,
   virtual_tokens,
   writers,
@@ -181,7 +182,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   chosen = loop.state if best is None else best[0]
   table = distributed.fetch(chosen.table)
   if distributed.is_first():
-    virtual_tokens.save_table(
+    table_file.save(
       workdir / 'table.safetensors',
       table,
       {
@@ -205,7 +206,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     'total_seconds': loop.seconds_before + time.monotonic() - began,
     'peak_rss_gib': _peak_rss_gib(),
     'base_fingerprint': base.fingerprint,
-    'table_sha256': virtual_tokens.table_sha256(table),
+    'table_sha256': table_file.sha256(table),
   }
   if distributed.is_first():
     plots.plot_run(

@@ -1,20 +1,12 @@
-"""The table of virtual tokens: how it starts, is looked up and is stored."""
-
-import hashlib
-import json
+"""The table of virtual tokens: how it starts and is looked up."""
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
-from etils import epath
 from jaxtyping import Array, Float, Int
 
-from vtokens import config, distributed, errors, partitioning, writers
+from vtokens import config, distributed, errors, partitioning, table_file
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer
-
-TENSOR = 'virtual_tokens'
 
 
 def embed(
@@ -65,7 +57,7 @@ def initial_table(
     table = rng.normal(0.0, settings.init_std, shape)
     return table.astype(np.float32)
   if settings.init == 'table':
-    table, _ = load_table(settings.init_path)
+    table, _ = table_file.load(settings.init_path)
     if table.shape != shape:
       raise errors.UserError(
         f'config.virtual_tokens.init_path: {settings.init_path} holds a '
@@ -81,62 +73,3 @@ def initial_table(
     ids = rng.choice(np.asarray(tokenizer.ordinary_ids, np.int32), shape[0])
   rows = decoder.embed(jnp.asarray(ids))
   return np.asarray(distributed.fetch(rows), np.float32)
-
-
-def save_table(
-  path: epath.PathLike, table: np.ndarray, metadata: dict[str, object]
-) -> None:
-  """Writes the table as safetensors, whole or not at all.
-
-  Args:
-    path: the file.
-    table: `P D` f32.
-    metadata: JSON values, e.g. the base's fingerprint.
-  """
-  data = safetensors.numpy.save(
-    {TENSOR: np.ascontiguousarray(table, np.float32)},
-    metadata={key: json.dumps(value) for key, value in metadata.items()},
-  )
-  writers.write_bytes(path, data)
-
-
-def load_table(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
-  """Reads what `save_table` wrote.
-
-  Returns:
-    The table, `P D` f32, and the metadata.
-
-  Raises:
-    errors.UserError: the file is missing, is no safetensors file, or holds
-      no finite f32 table.
-  """
-  try:
-    data = epath.Path(path).read_bytes()
-    table = safetensors.numpy.load(data)[TENSOR]
-    # Only of a file on disk does the library give the metadata, which is an
-    # entry of the JSON that follows its length.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
-    metadata = {
-      key: json.loads(value)
-      for key, value in header.get('__metadata__', {}).items()
-    }
-  except FileNotFoundError:
-    raise errors.UserError(f'{path}: not found') from None
-  except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
-    raise errors.UserError(
-      f'{path}: not a table of virtual tokens ({e})'
-    ) from None
-  if table.ndim != 2 or table.dtype != np.float32:
-    raise errors.UserError(
-      f'{path}: expected a f32 table of two dimensions, got {table.dtype} '
-      f'{list(table.shape)}'
-    )
-  if not np.isfinite(table).all():
-    raise errors.UserError(f'{path}: the table holds NaN or infinity')
-  return table, metadata
-
-
-def table_sha256(table: np.ndarray) -> str:
-  """Hash of a table's values (f32, little-endian, row by row)."""
-  data = np.ascontiguousarray(table, np.dtype('<f4')).tobytes()
-  return hashlib.sha256(data).hexdigest()

@@ -15,7 +15,7 @@ import jax
 import tqdm
 from etils import epath
 
-from vtokens import config, distributed, virtual_tokens, writers
+from vtokens import config, distributed, table_file, writers
 from vtokens.data.records import Record
 from vtokens.evaluation import cost
 from vtokens.evaluation.answering import Answerer
@@ -129,7 +129,7 @@ class Grid:
     if arm.table is not None:
       assembler = arm.table.assembler
       table = {
-        'table_sha256': virtual_tokens.table_sha256(arm.table.rows),
+        'table_sha256': table_file.sha256(arm.table.rows),
         'position': arm.condition.position or assembler.position,
       }
     decode = dataclasses.asdict(cfg.decode)

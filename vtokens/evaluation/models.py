@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from vtokens import config, errors, paths, virtual_tokens
+from vtokens import config, errors, paths, table_file
 from vtokens.data.assemble import Assembler
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.config import Config
@@ -34,7 +34,7 @@ class Run:
   @property
   def sha256(self) -> str:
     """Hash of the table's values."""
-    return virtual_tokens.table_sha256(self.rows)
+    return table_file.sha256(self.rows)
 
   @property
   def num_trained(self) -> int:
@@ -88,7 +88,7 @@ def _read_run(name: str, path: str) -> Run:
     values = json.loads(settings.read_text(encoding='utf-8'))
   except ValueError as e:
     raise errors.UserError(f'config.runs: {settings}: no JSON ({e})') from None
-  rows, metadata = virtual_tokens.load_table(table)
+  rows, metadata = table_file.load(table)
   if 'fingerprint' not in metadata:
     raise errors.UserError(
       f'config.runs: {table} does not say which base it was trained on'

@@ -117,3 +117,20 @@ def test_started_and_done():
 def test_what_is_not_known_is_an_error(old, new):
   with pytest.raises(ValueError, match=r'known|no HLO'):
     hlo.collectives(_LOOP.replace('@NOTED@', '').replace(old, new))
+
+
+def test_between_slices():
+  handler = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
+  send = (
+    '  %send.1 = (f32[2,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x.1, '
+    '%after-all), channel_id=4, is_host_transfer=true, frontend_attributes='
+    f'{{{handler},_xla_megascale_transfer_type="ALL_REDUCE"}}\n  ROOT %r'
+  )
+  text = _LOOP.replace('@NOTED@', '')
+  found = _by_kind(text.replace('  ROOT %r', send))
+  assert found[hlo.BETWEEN_SLICES].arrays == (2 * 8 * 128 * 4,)
+  # Its channel has the number of a collective's.
+  assert found['all-reduce'].nbytes == 34
+  # To the host alone.
+  other = send.replace('xla_megascale_runtime', 'host')
+  assert hlo.BETWEEN_SLICES not in _by_kind(text.replace('  ROOT %r', other))

@@ -1,12 +1,14 @@
 """Meshes and what fits them; several devices in a subprocess."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from vtokens import errors, partitioning
+from vtokens import aot, errors, partitioning
 
 SCRIPT = """
 import jax
@@ -62,3 +64,44 @@ def test_one_device_fits_everything():
   partitioning.check_divisible(mesh, ('embed', 'kv_heads'), (577, 3), 'x')
   with pytest.raises(errors.UserError, match='1 devices exactly once'):
     partitioning.make_mesh((1, 0, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Device:
+  """What a mesh is made by; the slice of a GPU is its machine."""
+
+  id: int
+  slice_index: int
+  platform: str = 'gpu'
+  device_kind: str = 'NVIDIA H100 80GB HBM3'
+  process_index: int = 0
+
+
+def _slices(mesh):
+  return np.vectorize(lambda device: device.slice_index)(mesh.devices)
+
+
+@pytest.mark.parametrize('shape', [(2, 4, 1), (4, 2, 1), (4, 1, 2), (-1, 1, 2)])
+def test_data_goes_over_slices_first(shape):
+  # In no order.
+  devices = [_Device(i, i % 2) for i in range(8)]
+  mesh = partitioning.make_mesh(shape, devices)
+  slices = _slices(mesh)
+  assert len(set(mesh.devices.flat)) == 8
+  half = mesh.shape['data'] // 2
+  assert set(slices[:half].flat) == {0}
+  assert set(slices[half:].flat) == {1}
+
+
+def test_machines_with_gpus_may_share_weights():
+  """Slowly, but a mesh that cannot be had otherwise is not refused."""
+  devices = [_Device(i, i // 4) for i in range(8)]
+  mesh = partitioning.make_mesh((1, 8, 1), devices)
+  assert mesh.devices.ravel().tolist() == devices
+
+
+def test_slices_of_tpus_may_not():
+  devices = aot.find_target('v5e:2x2', num_slices=2).devices
+  assert set(_slices(partitioning.make_mesh((2, 2, 2), devices))[0].flat) == {0}
+  with pytest.raises(errors.UserError, match=r'on 2 slices, .* data=1 is no'):
+    partitioning.make_mesh((1, 8, 1), devices)

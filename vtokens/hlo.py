@@ -14,6 +14,8 @@ KINDS = (
   'collective-permute',
   'reduce-scatter',
 )
+# What a device hands to the network between slices of TPUs.
+BETWEEN_SLICES = 'between-slices'
 
 # Bits of a value by the name of its type.
 _BITS = {'pred': 8} | {
@@ -42,6 +44,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r'\bcondition=%?([\w.-]+)')
 _CONSTANT = re.compile(r'%?(\S+) = s32\[\]\S* constant\((\d+)\)')
 _BELOW = re.compile(r'compare\(%?\S+, %?(\S+)\), direction=LT')
+_MEGASCALE = '_xla_host_transfer_handler_name="xla_megascale_runtime"'
 _CHANNEL = re.compile(r'\bchannel_id=(\d+)')
 _LISTED = re.compile(r'(?:replica_groups|source_target_pairs)=\{(\{[^=]*?\})\}')
 _IOTA = re.compile(
@@ -59,10 +62,10 @@ class Collective:
   """One instruction that moves arrays between devices.
 
   Attributes:
-    kind: one of `KINDS`.
+    kind: one of `KINDS`, or `BETWEEN_SLICES`.
     arrays: bytes of each array it gives a device.
-    groups: ids of the devices that exchange with one another; empty where
-      they are all in one group.
+    groups: ids of the devices that exchange with one another, within a slice;
+      empty where they are all in one group, and between slices.
     times: how often it runs, by the trip counts of the loops around it.
     in_loop_of_unknown_length: whether one of them depends on values; it counts
       as one trip.
@@ -98,9 +101,12 @@ def collectives(text: str) -> list[Collective]:
   def visit(name: str, times: int, unknown: bool) -> None:
     for opcode, shape, line in computations[name]:
       kind = opcode.removesuffix('-start')
-      if kind in KINDS:
+      if opcode == 'send' and _MEGASCALE in line:
+        kind = BETWEEN_SLICES
+      if kind in (*KINDS, BETWEEN_SLICES):
         channel = _CHANNEL.search(line)
-        key = channel[1] if channel else f'{name} {len(found)}'
+        # Transfers and collectives count their channels apart.
+        key = f'{kind} {channel[1] if channel else (name, len(found))}'
         before = found.get(key)
         if before is None or before.times < times:
           found[key] = Collective(
@@ -179,6 +185,8 @@ def _called(line: str) -> Iterator[str]:
 
 def _result(kind: str, opcode: str, shape: str) -> tuple[int, ...]:
   """Bytes of what an instruction gives, its operands apart."""
+  if kind == BETWEEN_SLICES:  # (operand, context, token)
+    return tuple(_nbytes(*part) for part in _SHAPE.findall(shape)[:1])
   sizes = tuple(_nbytes(*part) for part in _SHAPE.findall(shape))
   if opcode.endswith('-start') and kind in ('all-gather', 'collective-permute'):
     # (operands, results, contexts of no size)

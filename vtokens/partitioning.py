@@ -7,6 +7,7 @@ from typing import Any
 import flax.nnx as nnx
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
@@ -38,6 +39,10 @@ def make_mesh(
 ) -> Mesh:
   """A mesh of all devices.
 
+  Slices of TPUs, and machines with GPUs, are joined by a network that is slower
+  than the links inside them. The data axis goes over these first, so that only
+  the table's gradient crosses it.
+
   Args:
     shape: devices along (data, fsdp, tensor); one of them may be -1: as many
       as are left.
@@ -47,9 +52,11 @@ def make_mesh(
     The mesh, with Auto axes.
 
   Raises:
-    errors.UserError: the shape does not use every device exactly once.
+    errors.UserError: the shape does not use every device exactly once, or
+      several slices of TPUs and data is no multiple of their number.
   """
-  count = jax.device_count() if devices is None else len(devices)
+  devices = jax.devices() if devices is None else list(devices)
+  count = len(devices)
   sizes = list(shape)
   if -1 in sizes:
     known = 1
@@ -64,12 +71,29 @@ def make_mesh(
       f'config.mesh.shape: {tuple(shape)} over {MESH_AXES} does not use each '
       f'of the {count} devices exactly once'
     )
-  return jax.make_mesh(
-    tuple(sizes),
-    MESH_AXES,
-    axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
-  )
+  axis_types = (AxisType.Auto,) * len(MESH_AXES)
+  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  if slices == 1:
+    return jax.make_mesh(
+      tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices
+    )
+  # `jax.make_mesh` refuses several slices, which machines with GPUs are, too.
+  if sizes[0] % slices == 0:
+    placed = mesh_utils.create_hybrid_device_mesh(
+      (sizes[0] // slices, *sizes[1:]),
+      (slices, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
+  elif devices[0].platform == 'tpu':
+    raise errors.UserError(
+      f'config.mesh.shape: {tuple(sizes)} over {MESH_AXES} on {slices} slices, '
+      f'of which data={sizes[0]} is no multiple; weights and activations would '
+      'go through the network between them'
+    )
+  else:
+    placed = np.array(devices).reshape(sizes)
+  return Mesh(placed, MESH_AXES, axis_types=axis_types)
 
 
 def platform(mesh: Mesh | None) -> str:

@@ -29,8 +29,10 @@ from vtokens import (
   flags,
   flops,
   generate,
+  hlo,
   optim,
   partitioning,
+  paths,
   steps,
   writers,
 )
@@ -47,11 +49,12 @@ _MIB, _GIB = 2**20, 2**30
 
 
 def read_architecture(path: str) -> DecoderConfig:
-  """Shape of a base by its path or hub id; its weights are not read.
+  """Shape of a base by its `base.path`; its weights are not read.
 
   Raises:
     errors.UserError: it is not found.
   """
+  path = paths.resolve(path)
   if path.endswith('.gguf'):
     return gguf.GGUFSource(path).config
   if epath.Path(path).exists():
@@ -71,12 +74,15 @@ def read_architecture(path: str) -> DecoderConfig:
   return hf.read_config(epath.Path(file).parent)
 
 
-def plan(cfg: config.Config, target: aot.Target) -> dict[str, Any]:
+def plan(
+  cfg: config.Config, target: aot.Target, *, decoding: bool = True
+) -> dict[str, Any]:
   """Compiles a run's programs for a slice.
 
   Args:
     cfg: a validated config.
     target: the slice.
+    decoding: those that evaluation runs, too.
 
   Returns:
     JSON values: the figures of each program, `fits`, and the estimates.
@@ -94,8 +100,9 @@ def plan(cfg: config.Config, target: aot.Target) -> dict[str, Any]:
   memory = target.chip.memory
   programs = {
     'training step': _figures(_lower_train(cfg, base, graph, params, mesh)),
-    **_compile_decoding(cfg, base, graph, params, mesh),
   }
+  if decoding:
+    programs |= _compile_decoding(cfg, base, graph, params, mesh)
   train = programs['training step']
   result = {
     'base': cfg.base.path,
@@ -227,7 +234,8 @@ def estimate(
   Arithmetic at `EFFICIENCY` of the peak, padding and recomputation included;
   HBM by the weights alone, which each of the three passes reads once; the
   interconnect by the collectives at half of the data sheet's bandwidth, since
-  most use the links of one direction of the torus only. All overlap.
+  most use the links of one direction of the torus only; what goes between
+  slices is left out. All overlap.
 
   Returns:
     Seconds of each, `step_seconds`, `examples_per_second` and `mfu` (of the
@@ -250,6 +258,7 @@ def estimate(
   moved = sum(
     row['bytes'] * row['times'] * _TRAFFIC.get(row['kind'], 1.0)
     for row in train['collectives']
+    if row['kind'] != hlo.BETWEEN_SLICES
   )
   seconds = {
     'arithmetic_seconds': done / mesh.size / (EFFICIENCY * chip.flops),
@@ -276,8 +285,9 @@ def advise(cfg: config.Config, target: aot.Target) -> str | None:
   rows = cfg.data.batch_size // cfg.data.examples_per_row
   changes: list[dict[str, Any]] = []
   mesh = {}
-  if tuple(cfg.mesh.shape) != (1, devices, 1) and rows % devices == 0:
-    mesh = {'mesh.shape': (1, devices, 1)}
+  over_all = (target.num_slices, devices // target.num_slices, 1)
+  if tuple(cfg.mesh.shape) != over_all and rows % devices == 0:
+    mesh = {'mesh.shape': over_all}
     changes.append(mesh)
   if not cfg.train.remat:
     changes.append({**mesh, 'train.remat': True})
@@ -335,16 +345,24 @@ def format_plan(result: dict[str, Any]) -> str:
   train = result['programs']['training step']
   if train['fits']:
     lines += ['', 'a training step exchanges, on each device:']
-    for row in train['collectives'][:8]:
+    within: list[dict[str, Any]] = []
+    between: list[dict[str, Any]] = []
+    for row in train['collectives']:
+      slices = row['kind'] == hlo.BETWEEN_SLICES
+      (between if slices else within).append(row)
+    for row in within[:8]:
       size = row['bytes'] / _MIB
       lines.append(
         f'  {row["times"]:5d} x {row["kind"]} of {size:.3g} MiB over '
         f'{row["devices"]} devices'
       )
-    rest = train['collectives'][8:]
-    if rest:
-      total = sum(row['bytes'] * row['times'] for row in rest) / _MIB
-      lines.append(f'  and {len(rest)} smaller kinds, {total:.3g} MiB in all')
+    if within[8:]:
+      lines.append(
+        f'  and {len(within[8:])} smaller kinds, {_total(within[8:]):.3g} MiB '
+        'in all'
+      )
+    if between:
+      lines.append(f'  between slices {_total(between):.3g} MiB')
   if 'estimate' in result:
     e = result['estimate']
     lines += [
@@ -367,6 +385,11 @@ def format_plan(result: dict[str, Any]) -> str:
   return '\n'.join(lines)
 
 
+def _total(collectives: list[dict[str, Any]]) -> float:
+  """MiB of all."""
+  return sum(row['bytes'] * row['times'] for row in collectives) / _MIB
+
+
 def main(cfg: config.Config) -> None:
   """Entry point."""
   # Nothing runs here: TPUs or GPUs of this machine are left alone.
@@ -374,7 +397,7 @@ def main(cfg: config.Config) -> None:
   topology = absl_flags.FLAGS.topology
   if not topology:
     raise errors.UserError('--topology is needed, e.g. v5e:4x4')
-  target = aot.find_target(topology)
+  target = aot.find_target(topology, absl_flags.FLAGS.num_slices)
   result = plan(cfg, target)
   if not result['fits']:
     result['advice'] = advise(cfg, target)
@@ -387,6 +410,9 @@ def main(cfg: config.Config) -> None:
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string('topology', None, 'The slice, e.g. v5e:4x4.')
+  absl_flags.DEFINE_integer(
+    'num_slices', 1, 'So many of them, joined by the network.', lower_bound=1
+  )
   absl_flags.DEFINE_string('json', None, 'File for the same figures as JSON.')
   flags.run_config(
     main, config.Config, config.validate, 'configs/mistral_7b_instruct.py'

@@ -1,0 +1,375 @@
+r"""What an epoch of the paper's data would take on TPU slices and on H100s.
+
+    python benchmarks/scaling.py --json benchmarks/scaling.json
+
+Compiles the training step for each combination of `COMPILED` by `vtokens.plan`,
+some minutes each, and prints the tables of docs/scaling.md. Combinations that
+the file has are not compiled again, so that the same command goes on after an
+interruption, and `--print` compiles none. Nothing runs on any accelerator.
+Needs the extra `plan`.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+
+from vtokens import aot, chips, errors, flops, hlo, plan, recipes, writers
+
+MODELS = {
+  'Mistral 7B': 'mistralai/Mistral-7B-Instruct-v0.1',
+  'Llama 2 13B': 'meta-llama/Llama-2-13b-hf',
+  'Llama 3 70B': 'meta-llama/Meta-Llama-3-70B-Instruct',
+}
+M7, M13, M70 = MODELS
+# As Google sells them; the number of a v5p counts TensorCores, two to a chip.
+SLICES = {
+  'v5e-8': 'v5e:2x4',
+  'v5e-16': 'v5e:4x4',
+  'v5e-64': 'v5e:8x8',
+  'v5e-256': 'v5e:16x16',
+  'v5p-32': 'v5p:2x2x4',
+  'v5p-128': 'v5p:4x4x4',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A model on some devices.
+
+  Attributes:
+    model: of `MODELS`.
+    slice: of `SLICES`, or 'N x H100'.
+    mesh: (data, fsdp, tensor).
+    batch: examples of an update, over all devices.
+    accumulation: microbatches of it.
+    slices: how many such slices.
+  """
+
+  model: str
+  slice: str
+  mesh: tuple[int, int, int]
+  batch: int = 256
+  accumulation: int = 1
+  slices: int = 1
+
+  @property
+  def name(self) -> str:
+    slices = f'{self.slices} x ' if self.slices > 1 else ''
+    return (
+      f'{self.model} | {slices}{self.slice} | {self.mesh} | '
+      f'{self.batch} / {self.accumulation}'
+    )
+
+  @property
+  def devices(self) -> int:
+    return math.prod(self.mesh)
+
+
+COMPILED = (
+  Run(M7, 'v5e-8', (1, 8, 1), accumulation=2),
+  Run(M7, 'v5e-16', (1, 16, 1)),
+  Run(M7, 'v5e-64', (1, 64, 1)),
+  Run(M7, 'v5e-256', (1, 256, 1)),
+  Run(M7, 'v5e-256', (1, 64, 4)),
+  Run(M7, 'v5e-256', (1, 256, 1), batch=1024),
+  Run(M7, 'v5p-32', (16, 1, 1)),
+  Run(M7, 'v5p-128', (1, 64, 1)),
+  Run(M7, 'v5p-128', (64, 1, 1)),
+  Run(M13, 'v5e-16', (1, 16, 1)),
+  Run(M13, 'v5e-16', (1, 16, 1), accumulation=2),
+  Run(M13, 'v5e-64', (1, 64, 1)),
+  Run(M13, 'v5e-256', (1, 256, 1)),
+  Run(M13, 'v5e-256', (1, 64, 4)),
+  Run(M13, 'v5e-256', (1, 256, 1), batch=1024),
+  Run(M13, 'v5p-32', (16, 1, 1)),
+  Run(M13, 'v5p-128', (64, 1, 1)),
+  Run(M70, 'v5e-16', (1, 16, 1)),
+  Run(M70, 'v5e-16', (1, 4, 4), accumulation=16),
+  Run(M70, 'v5e-64', (1, 64, 1)),
+  Run(M70, 'v5e-256', (1, 256, 1)),
+  Run(M70, 'v5e-256', (1, 64, 4)),
+  Run(M70, 'v5e-256', (1, 256, 1), batch=1024),
+  Run(M70, 'v5p-32', (1, 16, 1)),
+  Run(M70, 'v5p-128', (1, 64, 1)),
+  Run(M7, 'v5e-16', (2, 16, 1), slices=2),
+)
+# No compiler without a GPU: arithmetic only.
+COMPUTED = (
+  Run(M7, '1 x H100', (1, 1, 1), accumulation=8),
+  Run(M7, '8 x H100', (8, 1, 1)),
+  Run(M7, '64 x H100', (64, 1, 1)),
+  Run(M13, '1 x H100', (1, 1, 1), accumulation=16),
+  Run(M13, '8 x H100', (8, 1, 1)),
+  Run(M13, '8 x H100', (8, 1, 1), accumulation=2),
+  Run(M13, '64 x H100', (64, 1, 1)),
+  Run(M70, '8 x H100', (1, 8, 1)),
+  Run(M70, '64 x H100', (8, 8, 1)),
+)
+
+# Real tokens of an example on average, and a row of four as it is padded; see
+# docs/scaling.md.
+PREFIX, SUFFIX = 540, 57
+ROW = (2304, 256)
+# Share of the peak in arithmetic, and of the data sheet's bandwidth of the
+# interconnect; TPUs as in `plan.estimate`.
+EFFICIENCY = {'v5e': plan.EFFICIENCY, 'v5p': plan.EFFICIENCY, 'H100 SXM': 0.4}
+BANDWIDTH = {'v5e': 0.5, 'v5p': 0.5, 'H100 SXM': 0.8}
+# Dollars of a chip for an hour.
+PRICES = {'v5e': 1.2, 'v5p': 4.2, 'H100 SXM': 3.0}
+# How much more than `memory` a program may need; see `memory_check`.
+MARGIN = 1.25
+_GIB = 2**30
+
+
+def _config(run: Run):
+  cfg = recipes.spring(MODELS[run.model], 'paper')
+  cfg.mesh.shape = run.mesh
+  cfg.data.batch_size = run.batch
+  cfg.train.accumulation_steps = run.accumulation
+  return cfg
+
+
+def _chip(run: Run) -> chips.Chip:
+  if 'H100' in run.slice:
+    return chips.CHIPS['NVIDIA H100 80GB HBM3']
+  return chips.CHIPS[{'v5e': 'TPU v5 lite', 'v5p': 'TPU v5'}[run.slice[:3]]]
+
+
+def compile_run(run: Run) -> dict[str, Any]:
+  """What `vtokens.plan` says of it, as far as the tables need that."""
+  target = aot.find_target(SLICES[run.slice], run.slices)
+  try:
+    found = plan.plan(_config(run), target, decoding=False)
+  except errors.UserError as e:
+    return {'fits': False, 'problem': str(e)}
+  return {'jax': found['jax'], **found['programs']['training step']}
+
+
+def memory(run: Run) -> float:
+  """Bytes of a device, by arithmetic; rows of the longest shape.
+
+  Weights, the passages' keys and values, inputs of the layers that the suffix
+  is recomputed from, two gathered layers and the head; and the larger of the
+  activations of a layer over the passages, and of the suffix's scores (their
+  gradient, too) and logits (three of each, in f32).
+  """
+  cfg, base, rows, (prefix, suffix) = _shapes(run)
+  _, fsdp, tensor = run.mesh
+  width = base.embed_dim
+  embeddings = 2 * base.vocab_size * width
+  matrices = flops.matrix_weights(base)
+  cache = 2 * base.num_layers * base.num_kv_heads * base.head_dim
+  values = rows * prefix * cache / tensor + rows * suffix * width * (
+    base.num_layers
+  )
+  if fsdp > 1:
+    values += (2 * matrices / base.num_layers + embeddings / 2) / tensor
+  over_prefix = rows * prefix * (3 * base.mlp_dim / tensor + 4 * width)
+  scores = rows * base.num_heads * suffix * (prefix + suffix) / tensor
+  targets = rows * cfg.data.examples_per_row * cfg.data.max_answer_tokens
+  logits = targets * base.vocab_size / tensor
+  return (
+    2 * (matrices + embeddings) / fsdp / tensor
+    + 2 * values
+    + max(2 * over_prefix, 4 * 2 * scores + 4 * 3 * logits)
+  )
+
+
+def _shapes(run: Run):
+  """Config, base, rows of a device in a microbatch, longest row."""
+  cfg = _config(run)
+  base = plan.read_architecture(MODELS[run.model])
+  rows = run.batch / cfg.data.examples_per_row / run.accumulation
+  return cfg, base, rows / run.mesh[0] / run.mesh[1], plan.row_shape(cfg)
+
+
+def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
+  """Times of a step of rows of `ROW`, by resource, and what follows.
+
+  Args:
+    run: the combination.
+    found: of `compile_run`, or None for what was not compiled.
+  """
+  cfg, base, _, longest = _shapes(run)
+  chip = _chip(run)
+  per_row = cfg.data.examples_per_row
+  prefix, suffix = (size // per_row for size in ROW)
+  matrices = flops.matrix_weights(base)
+  example = (prefix, suffix, cfg.data.max_answer_tokens)
+  done = flops.train_flops(base, [example]) + 2.0 * matrices * suffix
+  arithmetic = run.batch * done / run.devices
+  arithmetic /= EFFICIENCY[chip.name] * chip.flops
+  passes = 3 * run.accumulation
+  weights = 2 * matrices / run.mesh[2]
+  if found is None:
+    moved = passes * weights if run.mesh[1] > 1 else 0.0
+  else:
+    moved = _moved(run, base, found, sum(ROW) / sum(longest))
+  interconnect = moved / (BANDWIDTH[chip.name] * chip.interconnect)
+  hbm = passes * weights / chip.bandwidth
+  best = max(arithmetic, hbm, interconnect)
+  worst = max(arithmetic, hbm) + interconnect
+  return {
+    'arithmetic': arithmetic,
+    'hbm': hbm,
+    'interconnect': interconnect,
+    'best': best,
+    'worst': worst,
+  }
+
+
+def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
+  """Bytes that a device exchanges in a step of rows of `ROW`.
+
+  Gathered weights are what the compiled step of longer rows has; all else is
+  activations, which shrink as rows do.
+  """
+  width, tensor = base.embed_dim, run.mesh[2]
+  of_weights = {
+    2 * width * size // tensor
+    for size in (
+      base.mlp_dim,
+      base.num_heads * base.head_dim,
+      base.num_kv_heads * base.head_dim,
+      base.vocab_size,
+    )
+  }
+  total = 0.0
+  for row in found['collectives']:
+    if row['kind'] == hlo.BETWEEN_SLICES:
+      continue
+    size = row['bytes'] * row['times']
+    if row['kind'] == 'all-reduce':
+      size *= 2
+    if row['kind'] != 'all-gather' or row['bytes'] not in of_weights:
+      size *= share
+    total += size
+  return total
+
+
+def _number(x: float) -> str:
+  """Three digits."""
+  if x >= 100:
+    return f'{float(f"{x:.3g}"):,.0f}'
+  return f'{x:.{2 if x < 10 else 1}f}'
+
+
+def _both(low: float, high: float) -> str:
+  """A range, or one number where that is all there is to say."""
+  texts = _number(low), _number(high)
+  return texts[0] if texts[0] == texts[1] else ' to '.join(texts)
+
+
+def memory_table(done: dict[str, Any]) -> list[str]:
+  lines = [
+    '| model | slice | mesh | batch / micro | arguments | temporaries | peak '
+    '| of | by arithmetic |',
+    '| --- | --- | --- | --- | --: | --: | --: | --: | --: |',
+  ]
+  for run in (*COMPILED, *COMPUTED):
+    found = done.get(run.name)
+    if run in COMPILED and found is None:
+      continue
+    sizes = [''] * 3
+    if found and found['fits']:
+      sizes = [
+        f'{found["bytes"][name] / _GIB:.2f}'
+        for name in ('arguments', 'temporaries', 'peak')
+      ]
+    elif found:
+      refused = 'config.' in found['problem']
+      sizes[2] = 'refused' if refused else 'does not fit'
+    lines.append(
+      f'| {_head(run)} | {" | ".join(sizes)} | '
+      f'{_chip(run).memory / _GIB:.2f} | {memory(run) / _GIB:.1f} |'
+    )
+  return lines
+
+
+def memory_check(done: dict[str, Any]) -> list[str]:
+  """How far the arithmetic of `memory` is from the compiler's."""
+  ratios = [
+    memory(run) / done[run.name]['bytes']['peak']
+    for run in COMPILED
+    if run.name in done and done[run.name]['fits']
+  ]
+  return [
+    f'by arithmetic / compiled: {min(ratios):.2f} to {max(ratios):.2f}, '
+    f'{len(ratios)} programs'
+  ]
+
+
+def time_table(done: dict[str, Any], prices: dict[str, float]) -> list[str]:
+  lines = [
+    '| model | slice | mesh | batch / micro | arithmetic, s '
+    '| interconnect, s | step, s | examples/s | tokens/s/chip | epoch, h '
+    '| chip-hours | dollars |',
+    '| --- | --- | --- | --- ' + '| --: ' * 8 + '|',
+  ]
+  for run in (*COMPILED, *COMPUTED):
+    found = done.get(run.name)
+    if run in COMPILED and not (found and found['fits']):
+      continue
+    chip = _chip(run)
+    if run in COMPUTED and MARGIN * memory(run) > chip.memory:
+      continue
+    t = predict(run, found)
+    steps = recipes.PAPER_QUESTIONS / run.batch
+    best, worst = t['best'], t['worst']
+    tokens = run.batch * (PREFIX + SUFFIX) / run.devices
+    hours = [steps * x / 3600 for x in (best, worst)]
+    spent = [run.devices * x for x in hours]
+    lines.append(
+      f'| {_head(run)} | {t["arithmetic"]:.2f} | {t["interconnect"]:.2f} | '
+      f'{_both(best, worst)} | {_both(run.batch / worst, run.batch / best)} '
+      f'| {_both(tokens / worst, tokens / best)} | {_both(*hours)} | '
+      f'{_both(*spent)} | '
+      f'{_both(*(prices[chip.name] * x for x in spent))} |'
+    )
+  return lines
+
+
+def _head(run: Run) -> str:
+  slices = f'{run.slices} x ' if run.slices > 1 else ''
+  mesh = ', '.join(map(str, run.mesh))
+  micro = f' / {run.accumulation}' if run.accumulation > 1 else ''
+  return f'{run.model} | {slices}{run.slice} | {mesh} | {run.batch}{micro}'
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--json', type=pathlib.Path, required=True)
+  parser.add_argument('--print', action='store_true', help='compile nothing')
+  for name, price in PRICES.items():
+    parser.add_argument(
+      f'--{name.split()[0].lower()}',
+      type=float,
+      default=price,
+      dest=name,
+      help=f'dollars of a {name} for an hour',
+    )
+  args = parser.parse_args()
+  # Nothing runs here: TPUs or GPUs of this machine are left alone.
+  jax.config.update('jax_platforms', 'cpu')
+  done = json.loads(args.json.read_text()) if args.json.exists() else {}
+  for run in COMPILED:
+    if run.name not in done and not args.print:
+      writers.say(run.name)
+      done[run.name] = compile_run(run)
+      writers.write_json(args.json, done)
+  prices = {name: getattr(args, name) for name in PRICES}
+  for table in (
+    memory_table(done),
+    memory_check(done),
+    time_table(done, prices),
+  ):
+    writers.say('\n'.join(['', *table]))
+
+
+if __name__ == '__main__':
+  main()

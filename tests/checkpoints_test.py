@@ -99,10 +99,37 @@ def test_best_is_replaced_and_outlives_the_latest(tmp_path):
     saved.save(_state(step), {'step': step})
   assert saved.restore_best(_state(0))[1]['step'] == 2
   saved.save_best(_state(6), {'step': 6, 'validation_loss': 1.0})
-  assert _saved(tmp_path / 'best') == ['6']
+  assert _saved(tmp_path / 'best') == ['2', '6']
   best, metadata = saved.restore_best(_state(0))
   assert metadata == {'step': 6, 'validation_loss': 1.0}
   _assert_equal(best, _state(6))
+
+
+@pytest.mark.parametrize('save', ['save', 'save_best'])
+def test_a_kill_before_the_manifest_leaves_the_one_before(
+  save, tmp_path, monkeypatch
+):
+  """Though Orbax has deleted what is too many by then."""
+  saved = checkpoints.Checkpoints(tmp_path, 1)
+  getattr(saved, save)(_state(2), {'step': 2})
+
+  def killed(*_):
+    raise SystemExit
+
+  monkeypatch.setattr(checkpoints, '_write_manifest', killed)
+  with pytest.raises(SystemExit):
+    getattr(saved, save)(_state(4), {'step': 4})
+  again = checkpoints.Checkpoints(tmp_path, 1)
+  restore = again.restore if save == 'save' else again.restore_best
+  assert restore(_state(0))[1] == {'step': 2}
+
+
+def test_none_is_left(tmp_path, capsys):
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  saved.save(_state(2), {'step': 2})
+  (tmp_path / 'checkpoints' / '2' / 'manifest.json').unlink()
+  assert checkpoints.Checkpoints(tmp_path, 2).restore(_state(0)) is None
+  assert 'there is none before it' in capsys.readouterr().out
 
 
 def test_what_a_kill_left_is_ignored_and_removed(tmp_path):

@@ -187,7 +187,7 @@ def test_a_whole_run(tmp_path, capsys):
   assert run.table == 1 + 2 + 3 + 4 + 5 + 6 + 7
   assert _rows(tmp_path) == _ALL_ROWS
   assert _saved(tmp_path) == [6, 7]
-  assert _saved(tmp_path, 'best') == [6]
+  assert _saved(tmp_path, 'best') == [3, 6]
   assert run.evaluator.steps == [3, 6, 7]
   rows = tracking.read_metrics(tmp_path / 'metrics.jsonl')
   rate = rows[0].pop('examples_per_second')

@@ -22,7 +22,13 @@ _UPLOAD = f'/upload{_OBJECTS}'
 
 
 class _Bucket:
-  """Objects by name: generation and content."""
+  """Objects by name: generation and content.
+
+  Attributes:
+    refuses: every request, with this status; 0 if it does not.
+  """
+
+  refuses = 0
 
   def __init__(self):
     self.objects: dict[str, tuple[int, bytes]] = {}
@@ -73,7 +79,10 @@ class _Bucket:
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
   disable_nagle_algorithm = True
-  bucket: _Bucket
+
+  @property
+  def bucket(self) -> _Bucket:
+    return _bucket
 
   def log_message(self, *_):
     pass
@@ -84,7 +93,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     body = self._body()
     path = url.path.removeprefix('/download').rstrip('/')
     with self.bucket.lock:
-      if path == f'/storage/v1/b/{BUCKET}':
+      if self.bucket.refuses:
+        self._fail(self.bucket.refuses)
+      elif path == f'/storage/v1/b/{BUCKET}':
         self._json({'kind': 'storage#bucket', 'name': BUCKET})
       elif path == _UPLOAD and 'upload_id' in self.query:
         self._upload_more(body)
@@ -218,15 +229,32 @@ class _Server(http.server.ThreadingHTTPServer):
       super().handle_error(request, client_address)
 
 
+_bucket = _Bucket()
+
+
+def put(name: str, data: bytes) -> None:
+  """Puts an object into the bucket, whatever its name."""
+  _bucket.put(name, data)
+
+
+@contextlib.contextmanager
+def refusing(status: int) -> Iterator[None]:
+  """Meanwhile, all requests have this status."""
+  _bucket.refuses = status
+  try:
+    yield
+  finally:
+    _bucket.refuses = 0
+
+
 @contextlib.contextmanager
 def serve() -> Iterator[str]:
-  """An empty bucket, for this process and those it starts meanwhile.
+  """The bucket, for this process and those it starts meanwhile.
 
   Yields:
     `gs://BUCKET`.
   """
-  handler = type('Handler', (_Handler,), {'bucket': _Bucket()})
-  server = _Server(('localhost', 0), handler)
+  server = _Server(('localhost', 0), _Handler)
   url = f'http://localhost:{server.server_port}'
   env = {
     'STORAGE_EMULATOR_HOST': url,

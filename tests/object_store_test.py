@@ -19,6 +19,7 @@ from vtokens import (
   config,
   errors,
   evaluate,
+  paths,
   stopping,
   table_file,
   writers,
@@ -65,6 +66,25 @@ def test_a_table_comes_back(bucket):
   assert metadata == {'step': 3}
   with pytest.raises(errors.UserError, match='not found'):
     table_file.load(bucket / 'none.safetensors')
+
+
+def test_a_marker_is_no_file(bucket):
+  """As the console and gcsfuse leave them for directories."""
+  writers.write_text(bucket / 'marked' / 'a' / 'b.txt', 'b')
+  for name in ('marked/', 'marked/a/'):
+    object_store.put(name, b'')
+  found = [str(path) for path in paths.files_below(bucket / 'marked')]
+  assert found == [f'{bucket}/marked/a/b.txt']
+  # A file may have the name of its directory.
+  writers.write_text(bucket / 'same' / 'same', 'b')
+  found = [str(path) for path in paths.files_below(bucket / 'same')]
+  assert found == [f'{bucket}/same/same']
+
+
+def test_a_file_that_lost_its_content(bucket):
+  writers.write_text(bucket / 'short.txt', 'ab')
+  with pytest.raises(errors.UserError, match='but 3 were written'):
+    writers.append(bucket / 'short.txt', 3, b'd')
 
 
 def test_a_bucket_that_is_not_there(bucket):
@@ -200,26 +220,42 @@ def test_what_needs_a_disk_says_so(place, tmp_path, field, value):
   assert 'Traceback' not in result.stderr
 
 
-@pytest.mark.parametrize('program', ['ask', 'evaluate', 'train'])
-def test_without_the_client(place, tmp_path, program):
-  (tmp_path / 'sitecustomize.py').write_text(
-    "import sys\nsys.modules['gcsfs'] = None\n"
-  )
+def _run(place, program, **env):
   arguments = {
     'ask': ['--workdir=gs://bucket/run', '--question=Is it?'],
     'evaluate': [
       f'--config={tiny_run.ROOT}/configs/eval/open_qa.py',
       "--config.runs=('gs://bucket/run',)",
     ],
-    'train': [f'--config={place.config_file}', '--config.workdir=gs://b/run'],
+    'train': [
+      f'--config={place.config_file}',
+      '--config.workdir=gs://bucket/run',
+    ],
   }
   result = subprocess.run(
     [sys.executable, '-m', f'vtokens.{program}', *arguments[program]],
-    env={**place.env, 'PYTHONPATH': f'{tiny_run.ROOT}:{tmp_path}'},
+    env={**place.env, **env},
     capture_output=True,
     text=True,
     timeout=300,
   )
   assert result.returncode == 1
-  assert 'Please install gcsfs' in result.stderr
   assert 'Traceback' not in result.stderr
+  return result.stderr
+
+
+@pytest.mark.parametrize('program', ['ask', 'evaluate', 'train'])
+def test_without_the_client(place, tmp_path, program):
+  (tmp_path / 'sitecustomize.py').write_text(
+    "import sys\nsys.modules['gcsfs'] = None\n"
+  )
+  said = _run(place, program, PYTHONPATH=f'{tiny_run.ROOT}:{tmp_path}')
+  assert 'Please install gcsfs' in said
+
+
+@pytest.mark.parametrize('program', ['ask', 'evaluate', 'train'])
+def test_a_store_that_refuses(bucket, place, program):
+  with object_store.refusing(401):
+    said = _run(place, program, PYTHONPATH=str(tiny_run.ROOT))
+  assert 'error: ' in said
+  assert '401' in said or 'Unauthorized' in said

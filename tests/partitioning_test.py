@@ -93,11 +93,18 @@ def test_data_goes_over_slices_first(shape):
   assert set(slices[half:].flat) == {1}
 
 
-def test_machines_with_gpus_may_share_weights():
+def test_machines_with_gpus_may_share_weights(capsys):
   """Slowly, but a mesh that cannot be had otherwise is not refused."""
   devices = [_Device(i, i // 4) for i in range(8)]
   mesh = partitioning.make_mesh((1, 8, 1), devices)
   assert mesh.devices.ravel().tolist() == devices
+  assert '(2, -1, 1) would keep them inside each' in capsys.readouterr().out
+
+
+def test_machines_with_unequal_numbers_of_devices():
+  devices = [_Device(i, int(i > 4)) for i in range(8)]
+  with pytest.raises(errors.UserError, match=r'unequal numbers .*\[3, 5\]'):
+    partitioning.make_mesh((8, 1, 1), devices)
 
 
 def test_slices_of_tpus_may_not():

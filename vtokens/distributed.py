@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from vtokens import config, errors, stopping, writers
+from vtokens import config, errors, paths, stopping, writers
 
 # Seconds between two looks at how the others are.
 _TICK = 1.0
@@ -447,7 +447,9 @@ def check_shared(directory: str) -> None:
     return mark
 
   mark = from_first(leave_mark)
-  if not path.exists() or path.read_text(encoding='utf-8') != mark:
+  with paths.reading(path):
+    seen = path.exists() and path.read_text(encoding='utf-8') == mark
+  if not seen:
     raise errors.UserError(
       f'config.workdir: {directory} is not the directory that the first '
       'process sees; expected one that all processes share (NFS, gs://)'

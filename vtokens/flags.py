@@ -13,7 +13,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vtokens import errors, schema, stopping, writers
+from vtokens import errors, paths, schema, stopping, writers
 
 # `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
@@ -91,16 +91,19 @@ def run(
       main(argv)
     except errors.UserError as e:
       _fail(e)
-    except OSError as e:
-      if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-        raise
-      _fail(
-        f'{e.filename or "a file"} cannot be written: {e.strerror}. Once it '
-        f'can, this continues: {command_line()}'
-      )
     except stopping.Stopped as e:
       writers.say(f'{e}; continue with: {command_line()}')
       sys.exit(e.exit_code)
+    # A disk that is full, or whatever a store fails by: the network, a
+    # permission, an expired login.
+    except Exception as e:
+      if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        problem = f'{e.filename or "a file"} cannot be written: {e.strerror}'
+      elif paths.is_of_a_store(e):
+        problem = f'an object store cannot be used: {type(e).__name__}: {e}'
+      else:
+        raise
+      _fail(f'{problem}. Once it can, this continues: {command_line()}')
 
   # Orbax tells each of its steps at INFO.
   logging.set_verbosity(logging.WARNING)

@@ -16,6 +16,7 @@ KINDS = (
 )
 # What a device hands to the network between slices of TPUs.
 BETWEEN_SLICES = 'between-slices'
+_ALL_KINDS = frozenset((*KINDS, BETWEEN_SLICES))
 
 # Bits of a value by the name of its type.
 _BITS = {'pred': 8} | {
@@ -103,7 +104,7 @@ def collectives(text: str) -> list[Collective]:
       kind = opcode.removesuffix('-start')
       if opcode == 'send' and _MEGASCALE in line:
         kind = BETWEEN_SLICES
-      if kind in (*KINDS, BETWEEN_SLICES):
+      if kind in _ALL_KINDS:
         channel = _CHANNEL.search(line)
         # Transfers and collectives count their channels apart.
         key = f'{kind} {channel[1] if channel else (name, len(found))}'

@@ -303,15 +303,19 @@ class Loop:
         'checkpoint is from before it. A lower --config.optim.learning_rate '
         'may help'
       )
-    self._tracker.flush()
-    self._checkpoints.save(
-      self.state,
-      {
-        'step': self.step,
-        'train_seconds': self._spent(),
-        'validated_step': self._validated,
-        'passages_dropped': self._dropped,
-        'passages_cut': self._cut,
-      },
-    )
+    try:
+      # First: no line before the checkpoint is written again after it.
+      self._tracker.flush()
+    finally:
+      # Whatever became of the lines, the state is worth more.
+      self._checkpoints.save(
+        self.state,
+        {
+          'step': self.step,
+          'train_seconds': self._spent(),
+          'validated_step': self._validated,
+          'passages_dropped': self._dropped,
+          'passages_cut': self._cut,
+        },
+      )
     self._restart_clock()

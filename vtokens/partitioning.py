@@ -11,7 +11,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
-from vtokens import errors
+from vtokens import errors, writers
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
@@ -41,7 +41,8 @@ def make_mesh(
 
   Slices of TPUs, and machines with GPUs, are joined by a network that is slower
   than the links inside them. The data axis goes over these first, so that only
-  the table's gradient crosses it.
+  the table's gradient crosses it; where data is no multiple of their number,
+  slices of TPUs are refused, and of machines with GPUs it is said.
 
   Args:
     shape: devices along (data, fsdp, tensor); one of them may be -1: as many
@@ -52,8 +53,9 @@ def make_mesh(
     The mesh, with Auto axes.
 
   Raises:
-    errors.UserError: the shape does not use every device exactly once, or
-      several slices of TPUs and data is no multiple of their number.
+    errors.UserError: the shape does not use every device exactly once; or
+      data is no multiple of the number of slices of TPUs; or slices or
+      machines have unequal numbers of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   count = len(devices)
@@ -72,10 +74,17 @@ def make_mesh(
       f'of the {count} devices exactly once'
     )
   axis_types = (AxisType.Auto,) * len(MESH_AXES)
-  slices = len({getattr(device, 'slice_index', 0) for device in devices})
+  found = [getattr(device, 'slice_index', 0) for device in devices]
+  slices = len(set(found))
   if slices == 1:
     return jax.make_mesh(
       tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices
+    )
+  per_slice = {found.count(number) for number in found}
+  if len(per_slice) > 1:
+    raise errors.UserError(
+      f'{slices} slices or machines have unequal numbers of devices: '
+      f'{sorted(per_slice)}; use equal ones'
     )
   # `jax.make_mesh` refuses several slices, which machines with GPUs are, too.
   if sizes[0] % slices == 0:
@@ -92,6 +101,11 @@ def make_mesh(
       'go through the network between them'
     )
   else:
+    writers.say(
+      f'config.mesh.shape: {tuple(sizes)} has weights over {slices} machines, '
+      f'gathered through the network between them; ({slices}, -1, 1) would '
+      'keep them inside each'
+    )
     placed = np.array(devices).reshape(sizes)
   return Mesh(placed, MESH_AXES, axis_types=axis_types)
 

@@ -5,7 +5,9 @@ opens them with `epath.Path`. What needs memory maps, locks or renames cannot
 be there, and its config says so.
 """
 
+import contextlib
 import importlib.util
+import logging
 import pathlib
 from collections.abc import Iterator
 
@@ -20,6 +22,12 @@ for _protocol in ('gs', 'gcs', 's3'):
   fsspec.config.conf.setdefault(_protocol, {}).setdefault(
     'use_listings_cache', False
   )
+# It logs, with tracebacks, what it raises.
+logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
+
+# Packages whose exceptions, of their own kinds, mean that a store cannot be
+# reached or refuses.
+_CLIENTS = ('aiohttp', 'botocore', 'gcsfs', 'google')
 
 _PACKAGE = 'package:'
 
@@ -58,17 +66,60 @@ def on_object_store(path: epath.PathLike) -> bool:
   return '://' in str(path)
 
 
+def is_of_a_store(error: Exception) -> bool:
+  """Whether an object store's client raised an error.
+
+  One of its own kinds, or a plain OSError out of its code.
+  """
+  trace = error.__traceback__
+  while trace is not None and trace.tb_next is not None:
+    trace = trace.tb_next
+  raised_in = '' if trace is None else trace.tb_frame.f_globals['__name__']
+  return any(
+    name.partition('.')[0] in _CLIENTS
+    for name in (type(error).__module__, raised_in)
+  )
+
+
+@contextlib.contextmanager
+def reading(path: object) -> Iterator[None]:
+  """Turns what makes a path unreadable into one message.
+
+  Raises:
+    errors.UserError: it cannot be read, e.g. for want of the store's client or
+      of a permission.
+  """
+  try:
+    yield
+  except Exception as e:
+    if not (isinstance(e, (OSError, ImportError)) or is_of_a_store(e)):
+      raise
+    raise errors.UserError(
+      f'{path}: cannot be read: {type(e).__name__}: {e}'
+    ) from e
+
+
 def exists(path: epath.Path) -> bool:
   """Whether a file or directory is there.
 
   Raises:
-    errors.UserError: that cannot be found out, e.g. for want of the store's
-      client or of a permission.
+    errors.UserError: that cannot be found out; see `reading`.
   """
-  try:
+  with reading(path):
     return path.exists()
-  except (OSError, ImportError) as e:
-    raise errors.UserError(f'{path}: cannot be read: {e}') from e
+
+
+def check_on_disk(path: str) -> None:
+  """Raises if a base is on an object store.
+
+  Raises:
+    errors.UserError: it is.
+  """
+  if on_object_store(path):
+    raise errors.UserError(
+      f'config.base.path: {path}: a base is read from a disk; copy it to one '
+      'first (gcloud storage cp --recursive), on each host'
+    )
 
 
 def files_below(directory: epath.Path) -> Iterator[epath.Path]:
@@ -77,5 +128,6 @@ def files_below(directory: epath.Path) -> Iterator[epath.Path]:
   for path in directory.iterdir():
     if path.is_dir():
       yield from files_below(path)
-    else:
+    # An object `directory/` marks a directory, and is listed as if in it.
+    elif path.name != directory.name or path.exists():
       yield path

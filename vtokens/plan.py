@@ -55,6 +55,7 @@ def read_architecture(path: str) -> DecoderConfig:
     errors.UserError: it is not found.
   """
   path = paths.resolve(path)
+  paths.check_on_disk(path)
   if path.endswith('.gguf'):
     return gguf.GGUFSource(path).config
   if epath.Path(path).exists():

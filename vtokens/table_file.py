@@ -8,7 +8,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from vtokens import errors, writers
+from vtokens import errors, paths, writers
 
 TENSOR = 'virtual_tokens'
 
@@ -40,8 +40,11 @@ def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
     errors.UserError: the file is missing, is no safetensors file, or holds
       no finite f32 table.
   """
-  try:
+  if not paths.exists(epath.Path(path)):
+    raise errors.UserError(f'{path}: not found')
+  with paths.reading(path):
     data = epath.Path(path).read_bytes()
+  try:
     table = safetensors.numpy.load(data)[TENSOR]
     # Only of a file on disk does the library give the metadata, which is an
     # entry of the JSON that follows its length.
@@ -50,9 +53,7 @@ def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
       key: json.loads(value)
       for key, value in header.get('__metadata__', {}).items()
     }
-  except FileNotFoundError:
-    raise errors.UserError(f'{path}: not found') from None
-  except (safetensors.SafetensorError, KeyError, ValueError, OSError) as e:
+  except (safetensors.SafetensorError, KeyError, ValueError) as e:
     raise errors.UserError(
       f'{path}: not a table of virtual tokens ({e})'
     ) from None

@@ -80,10 +80,10 @@ def open_tracker(
   sinks: list[Sink] = [
     MetricsWriter(epath.Path(workdir) / 'metrics.jsonl', step, validated)
   ]
-  if settings.tensorboard:
-    sinks.append(_TensorBoard(epath.Path(workdir) / 'tensorboard', step))
   if settings.wandb_project:
     sinks.append(_Wandb(workdir, settings.wandb_project, run))
+  if settings.tensorboard:
+    sinks.append(_TensorBoard(epath.Path(workdir) / 'tensorboard', step))
   return Tracker(sinks)
 
 
@@ -115,10 +115,15 @@ class MetricsWriter:
     """Appends the values of a step."""
     self._unwritten += json.dumps({'step': step, **values}).encode() + b'\n'
     if not paths.on_object_store(self._path):
-      self.flush()
+      self._write()
 
   def flush(self) -> None:
-    """Writes what is not yet."""
+    """Brings all lines to the disk or the store."""
+    self._write()
+    if not paths.on_object_store(self._path):
+      writers.sync(self._path)
+
+  def _write(self) -> None:
     if self._unwritten:
       writers.append(self._path, self._size, self._unwritten)
       self._size += len(self._unwritten)
@@ -263,14 +268,13 @@ class Profile:
   def __init__(self, directory: epath.PathLike, steps: tuple[int, int]):
     self._directory = epath.Path(directory)
     self._first, self._last = steps
-    self._running = False
+    self._running: _OnDisk | None = None
 
   def before(self, step: int) -> None:
     """To be called before a step is begun."""
     if self._first and step == self._first:
-      self._written = _OnDisk(self._directory)
-      jax.profiler.start_trace(str(self._written.path))
-      self._running = True
+      self._running = _OnDisk(self._directory)
+      jax.profiler.start_trace(str(self._running.path))
 
   def after(self, step: int, state: Any) -> None:
     """To be called with what the step gave."""
@@ -282,6 +286,6 @@ class Profile:
   def close(self) -> None:
     """Ends a trace that is still on, e.g. when the run is stopped."""
     if self._running:
-      self._running = False
+      written, self._running = self._running, None
       jax.profiler.stop_trace()
-      self._written.move()
+      written.move()

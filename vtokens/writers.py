@@ -77,6 +77,7 @@ def _check_writable(directory: epath.Path) -> None:
   """Raises if no object can be written there."""
   try:
     (directory / '.writable').write_text('')
+    (directory / '.writable').unlink()
   # Each store has exceptions of its own, and so have its credentials.
   except Exception as e:
     raise errors.UserError(
@@ -115,19 +116,36 @@ def append(path: epath.PathLike, size: int, data: bytes) -> None:
     path: the file; need not be there if size is 0.
     size: how many bytes stay.
     data: what follows them.
+
+  Raises:
+    errors.UserError: the file has not so many bytes.
   """
   path = epath.Path(path)
   if paths.on_object_store(path):
-    kept = path.read_bytes()[:size] if size else b''
+    kept = path.read_bytes()[:size] if size and path.exists() else b''
+    _check_length(path, len(kept), size)
     path.write_bytes(kept + data)
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, 'r+b' if path.exists() else 'wb') as file:
+    _check_length(path, file.seek(0, os.SEEK_END), size)
     file.truncate(size)
     file.seek(size)
     file.write(data)
-    file.flush()
+
+
+def sync(path: epath.PathLike) -> None:
+  """Waits until a file's content is on the disk."""
+  with open(path, 'r+b') as file:
     os.fsync(file.fileno())
+
+
+def _check_length(path: epath.Path, length: int, expected: int) -> None:
+  if length < expected:
+    raise errors.UserError(
+      f'{path}: has {length:,} bytes, but {expected:,} were written: another '
+      'program has changed or moved it'
+    )
 
 
 def copy_files(source: epath.Path, target: epath.Path) -> None:

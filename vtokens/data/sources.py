@@ -87,7 +87,9 @@ def fingerprint(source: str) -> str:
       digest.update(f'{store.sha256(str(file))} {file}\n'.encode())
     return digest.hexdigest()
   # ImportError: the path is remote and its client (gcsfs, s3fs) is missing.
-  except (OSError, ImportError) as e:
+  except Exception as e:
+    if not (isinstance(e, (OSError, ImportError)) or paths.is_of_a_store(e)):
+      raise
     raise errors.UserError(
       f'{source}: cannot be read: {type(e).__name__}: {e}. Check the path; '
       'docs/data.md says where the files of configs/data/ are to be had'

@@ -60,18 +60,18 @@ class Model:
   tables: dict[str, Table]
 
 
-def read_runs(paths: Sequence[str]) -> list[Run]:
+def read_runs(workdirs: Sequence[str]) -> list[Run]:
   """Reads the tables of finished runs.
 
   Args:
-    paths: their work directories.
+    workdirs: of the runs.
 
   Raises:
     errors.UserError: there is no finished run, or its files are broken.
   """
-  names = unique_names(paths)
+  names = unique_names(workdirs)
   return [
-    _read_run(name, path) for name, path in zip(names, paths, strict=True)
+    _read_run(name, path) for name, path in zip(names, workdirs, strict=True)
   ]
 
 

@@ -154,11 +154,7 @@ def resolve(path: str) -> str:
   path = paths.resolve(path)
   if pathlib.Path(path).exists():
     return path
-  if paths.on_object_store(path):
-    raise errors.UserError(
-      f'config.base.path: {path}: weights are read from a disk; copy them to '
-      'one first (gcloud storage cp --recursive), on each host'
-    )
+  paths.check_on_disk(path)
   if path.endswith('.gguf') or path.count('/') != 1 or path.startswith('.'):
     raise errors.UserError(f'config.base.path: {path} does not exist')
   try:

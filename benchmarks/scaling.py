@@ -5,15 +5,19 @@ r"""What an epoch of the paper's data would take on TPU slices and on H100s.
 Compiles the training step for each combination of `COMPILED` by `vtokens.plan`,
 some minutes each, and prints the tables of docs/scaling.md. Combinations that
 the file has are not compiled again, so that the same command goes on after an
-interruption, and `--print` compiles none. Nothing runs on any accelerator.
-Needs the extra `plan`.
+interruption, and `--print` compiles none. Figures of other versions of JAX or
+libtpu are not mixed; after a change to the training step, start without the
+file. Nothing runs on any accelerator. Needs the extra `plan`.
 """
 
 import argparse
 import dataclasses
+import importlib.metadata
+import itertools
 import json
 import math
 import pathlib
+import sys
 from typing import Any
 
 import jax
@@ -146,8 +150,19 @@ def compile_run(run: Run) -> dict[str, Any]:
   try:
     found = plan.plan(_config(run), target, decoding=False)
   except errors.UserError as e:
-    return {'fits': False, 'problem': str(e)}
-  return {'jax': found['jax'], **found['programs']['training step']}
+    return {'fits': False, 'refused': True, 'problem': str(e)}
+  return {**found['programs']['training step'], 'refused': False}
+
+
+def installed() -> dict[str, str]:
+  """Versions of what compiles."""
+  versions = {}
+  for package in ('jax', 'libtpu'):
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      versions[package] = 'none'
+  return versions
 
 
 def memory(run: Run) -> float:
@@ -224,32 +239,52 @@ def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
 
 
 def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
-  """Bytes that a device exchanges in a step of rows of `ROW`.
+  """Bytes that a device sends in a step of rows of `ROW`.
 
-  Gathered weights are what the compiled step of longer rows has; all else is
+  Weights are what the compiled step of longer rows has; all else is
   activations, which shrink as rows do.
+
+  Raises:
+    ValueError: the weights found are not those of all passes.
   """
-  width, tensor = base.embed_dim, run.mesh[2]
-  of_weights = {
-    2 * width * size // tensor
-    for size in (
-      base.mlp_dim,
-      base.num_heads * base.head_dim,
-      base.num_kv_heads * base.head_dim,
-      base.vocab_size,
-    )
-  }
-  total = 0.0
+  sizes = _weight_sizes(base, run.mesh[2])
+  total, weights = 0.0, 0
   for row in found['collectives']:
     if row['kind'] == hlo.BETWEEN_SLICES:
       continue
-    size = row['bytes'] * row['times']
-    if row['kind'] == 'all-reduce':
-      size *= 2
-    if row['kind'] != 'all-gather' or row['bytes'] not in of_weights:
-      size *= share
-    total += size
+    sent = row['times'] * plan.traffic(row)
+    # TPUs' compiler does some gathers as all-reduces; see docs/scaling.md.
+    if (
+      row['kind'] in ('all-gather', 'all-reduce')
+      and row['devices'] == run.mesh[1]
+      and row['bytes'] in sizes
+    ):
+      weights += row['times'] * row['bytes']
+    else:
+      sent *= share
+    total += sent
+  # Each layer in three passes, and the head in one.
+  once = 3 * flops.matrix_weights(base) + base.vocab_size * base.embed_dim
+  expected = 2 * once * run.accumulation // run.mesh[2]
+  if weights != (expected if run.mesh[1] > 1 else 0):
+    raise ValueError(
+      f'{run.name}: {weights} bytes of weights in the collectives, {expected} '
+      'expected: they are combined in ways not known here'
+    )
   return total
+
+
+def _weight_sizes(base: Any, tensor: int) -> set[int]:
+  """Bytes of the head, and of any of a layer's matrices in one collective."""
+  heads = base.num_heads * base.head_dim
+  kv_heads = base.num_kv_heads * base.head_dim
+  of_layer = 3 * [base.mlp_dim] + 2 * [heads] + 2 * [kv_heads]
+  lengths = {base.vocab_size} | {
+    sum(some)
+    for count in range(1, len(of_layer) + 1)
+    for some in itertools.combinations(of_layer, count)
+  }
+  return {2 * base.embed_dim * length // tensor for length in lengths}
 
 
 def _number(x: float) -> str:
@@ -261,8 +296,11 @@ def _number(x: float) -> str:
 
 def _both(low: float, high: float) -> str:
   """A range, or one number where that is all there is to say."""
-  texts = _number(low), _number(high)
-  return texts[0] if texts[0] == texts[1] else ' to '.join(texts)
+  return _range(_number(low), _number(high))
+
+
+def _range(low: str, high: str) -> str:
+  return low if low == high else f'{low} to {high}'
 
 
 def memory_table(done: dict[str, Any]) -> list[str]:
@@ -282,8 +320,7 @@ def memory_table(done: dict[str, Any]) -> list[str]:
         for name in ('arguments', 'temporaries', 'peak')
       ]
     elif found:
-      refused = 'config.' in found['problem']
-      sizes[2] = 'refused' if refused else 'does not fit'
+      sizes[2] = 'refused' if found['refused'] else 'does not fit'
     lines.append(
       f'| {_head(run)} | {" | ".join(sizes)} | '
       f'{_chip(run).memory / _GIB:.2f} | {memory(run) / _GIB:.1f} |'
@@ -334,6 +371,38 @@ def time_table(done: dict[str, Any], prices: dict[str, float]) -> list[str]:
   return lines
 
 
+def balance_table() -> list[str]:
+  """Where exchanging the weights takes as long as the arithmetic."""
+  columns = {
+    'v5e': ('v5e-64', 1),
+    'v5p': ('v5p-128', 1),
+    'v5p, all-reduces': ('v5p-128', 2),
+    'H100, NVLink': ('64 x H100', 1),
+  }
+  examples = []
+  for name, factor in columns.values():
+    per_chip = []
+    for model in MODELS:
+      run = Run(model, name, (1, 64, 1))
+      t = predict(run, None)
+      ratio = factor * t['interconnect'] / t['arithmetic']
+      per_chip.append(ratio * run.batch / run.devices)
+    examples.append((min(per_chip), max(per_chip)))
+  lines = [
+    f'| | {" | ".join(columns)} |',
+    '| --- ' + '| --: ' * len(columns) + '|',
+    '| examples per chip and step | '
+    + ' | '.join(_range(f'{a:.1f}', f'{b:.1f}') for a, b in examples)
+    + ' |',
+  ]
+  for batch in (256, 1024):
+    cells = (
+      _range(f'{batch / b:.0f}', f'{batch / a:.0f}') for a, b in examples
+    )
+    lines.append(f'| chips at a batch of {batch:,} | {" | ".join(cells)} |')
+  return lines
+
+
 def _head(run: Run) -> str:
   slices = f'{run.slices} x ' if run.slices > 1 else ''
   mesh = ', '.join(map(str, run.mesh))
@@ -356,17 +425,32 @@ def main():
   args = parser.parse_args()
   # Nothing runs here: TPUs or GPUs of this machine are left alone.
   jax.config.update('jax_platforms', 'cpu')
-  done = json.loads(args.json.read_text()) if args.json.exists() else {}
-  for run in COMPILED:
-    if run.name not in done and not args.print:
-      writers.say(run.name)
-      done[run.name] = compile_run(run)
-      writers.write_json(args.json, done)
+  versions = installed()
+  saved: dict[str, Any] = {'versions': versions, 'runs': {}}
+  if args.json.exists():
+    saved = json.loads(args.json.read_text())
+  done = saved['runs']
+  missing = [run for run in COMPILED if run.name not in done and not args.print]
+  if saved['versions'] != versions:
+    differ = (
+      f'{args.json} was compiled by {saved["versions"]}, installed are '
+      f'{versions}'
+    )
+    if missing:
+      sys.exit(
+        f'error: {differ}: --print prints it, another --json compiles anew'
+      )
+    print(f'warning: {differ}', file=sys.stderr)
+  for run in missing:
+    writers.say(run.name)
+    done[run.name] = compile_run(run)
+    writers.write_json(args.json, saved)
   prices = {name: getattr(args, name) for name in PRICES}
   for table in (
     memory_table(done),
     memory_check(done),
     time_table(done, prices),
+    balance_table(),
   ):
     writers.say('\n'.join(['', *table]))
 

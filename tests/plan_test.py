@@ -162,6 +162,15 @@ def test_what_is_between_slices_is_told_apart():
   assert text.count('all-gather') == 8
 
 
+@pytest.mark.parametrize(
+  ('kind', 'size'),
+  [('all-gather', 8), ('all-reduce', 16), ('reduce-scatter', 24)],
+)
+def test_traffic(kind, size):
+  row = {'kind': kind, 'bytes': 8, 'devices': 4, 'times': 3}
+  assert plan.traffic(row) == size
+
+
 def test_architectures(tiny_dir):
   assert plan.read_architecture(str(tiny_dir)).num_layers == 3
   found = plan.read_architecture('meta-llama/Llama-2-70b-hf')

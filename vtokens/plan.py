@@ -218,9 +218,19 @@ def _figures(lowered: jax.stages.Lowered) -> dict[str, Any]:
   return aot.compile_program(lowered)[1]
 
 
-# Bytes that a device sends for each byte of the result, with many devices: a
-# reduction goes round twice.
-_TRAFFIC = {'all-reduce': 2.0}
+def traffic(row: dict[str, Any]) -> float:
+  """Bytes that a device sends in one run of a collective, over many devices.
+
+  Args:
+    row: of a program's `collectives`.
+  """
+  factor = 1.0
+  if row['kind'] == 'all-reduce':
+    factor = 2.0  # It goes round twice.
+  elif row['kind'] == 'reduce-scatter':
+    # The result is one of so many parts, and all others are sent on.
+    factor = max(row['devices'] - 1, 1)
+  return factor * row['bytes']
 
 
 def estimate(
@@ -257,7 +267,7 @@ def estimate(
   size = jnp.dtype(cfg.base.dtype).itemsize
   passes = 3 * cfg.train.accumulation_steps
   moved = sum(
-    row['bytes'] * row['times'] * _TRAFFIC.get(row['kind'], 1.0)
+    row['times'] * traffic(row)
     for row in train['collectives']
     if row['kind'] != hlo.BETWEEN_SLICES
   )

@@ -8,7 +8,8 @@ usage() {
 usage: launch/on_worker.sh install | start COMMAND... | status | stop
 
   install  Python and vtokens with its TPU packages, in .venv
-  start    COMMAND, detached; output in run.log, exit status in run.status
+  start    COMMAND, detached; output in run.log, exit status in run.status;
+           nothing if it is on already
   status   one word: none, on, or the exit status of a run that has ended
   stop     SIGTERM to the run, which saves its state and ends
 USAGE
@@ -29,14 +30,20 @@ case ${1:-} in
     shift
     [[ $# -gt 0 ]] || { usage >&2 && exit 2; }
     if on; then
+      # As where an earlier try reached some of the workers only.
+      if printf '%q ' "$@" | cmp -s - run.command 2> /dev/null; then
+        echo 'on already'
+        exit 0
+      fi
       echo 'error: a run is on already' >&2
       exit 1
     fi
+    # First of all: what follows may fail, and these are of an earlier run.
+    rm -f run.status run.pid
     if [[ -e .venv/bin/activate ]]; then
       # shellcheck disable=SC1091
       source .venv/bin/activate
     fi
-    rm -f run.status
     # shellcheck disable=SC2016  # for the shell that is started
     setsid bash -c '"$@" & child=$!
       trap "kill -TERM $child" TERM
@@ -44,6 +51,7 @@ case ${1:-} in
       echo $code > run.status.partial && mv run.status.partial run.status
     ' run "$@" >> run.log 2>&1 < /dev/null &
     echo $! > run.pid
+    printf '%q ' "$@" > run.command
     ;;
   status)
     if [[ -e run.status ]]; then
@@ -58,6 +66,8 @@ case ${1:-} in
     ;;
   stop)
     if on; then
+      # From here on it is not the run that a start of its command asks for.
+      rm -f run.command
       kill -TERM "$(cat run.pid)"
     fi
     ;;

@@ -20,7 +20,9 @@ actions:
             a run that was stopped
   up        create, copy, install and run, as far as not done yet
   keep      like up, and again whenever the TPU VM was preempted or the run
-            failed, until it has finished
+            failed, until it has finished; deletes and replaces, without asking,
+            a TPU VM that is PREEMPTED or TERMINATED and a queued resource that
+            is SUSPENDED or FAILED, and waits in any other state
   status    of the TPU VM and of the run on each worker
   logs      follow the output of a worker (--worker, default 0)
   stop      ask the run to save its state and end; the TPU VM stays (end keep
@@ -36,7 +38,7 @@ options:
   --worker N          for logs
   --max-restarts N    for keep (default 20)
   --poll SECONDS      for keep and --queued (default 60)
-  --yes               delete without asking
+  --yes               delete (the action) without asking
   --dry-run           print every command, run none
   --help              this text
 
@@ -100,16 +102,33 @@ on_all() {
   run "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
 }
 
-# The TPU VM's state, or nothing if there is none.
+# describe KIND FIELD: the state of the TPU VM or of the queued resource; none
+# where there is no such thing, and unknown where gcloud could not say: a failure
+# of the network or of a token must not look like a TPU VM that is gone.
+describe() {
+  local answer
+  if answer=$("${tpu[@]}" "$1" describe "$name" "${where[@]}" \
+    --format="value($2)" 2>&1); then
+    # Without what else gcloud says, such as warnings.
+    answer=$(grep -xE '[A-Z_]+' <<< "$answer" | tail -n 1) || true
+    echo "${answer:-unknown}"
+  elif [[ $answer == *NOT_FOUND* ]]; then
+    echo none
+  else
+    echo "$answer" >&2
+    echo unknown
+  fi
+}
+
 state() {
-  "${tpu[@]}" tpu-vm describe "$name" "${where[@]}" \
-    --format='value(state)' 2>/dev/null || true
+  describe tpu-vm state
 }
 
 request_state() {
-  "${tpu[@]}" queued-resources describe "$name" "${where[@]}" \
-    --format='value(state.state)' 2>/dev/null || true
+  describe queued-resources state.state
 }
+
+# The functions below are called with && and ||, where errexit does not hold.
 
 create() {
   local flags=()
@@ -121,12 +140,12 @@ create() {
   fi
   run "${tpu[@]}" queued-resources create "$name" --node-id="$name" \
     "${where[@]}" --accelerator-type="$type" --runtime-version="$version" \
-    "${flags[@]}"
+    "${flags[@]}" || return
   [[ -z $dry_run ]] || return 0
   local now=''
   while [[ $now != ACTIVE ]]; do
     now=$(request_state)
-    echo "$name: ${now:-asked for}"
+    echo "$name: $now"
     case $now in
       FAILED | SUSPENDED) return 1 ;;
       ACTIVE) ;;
@@ -136,14 +155,17 @@ create() {
 }
 
 copy() {
-  local archive=vtokens.tar.gz root
+  local archive=vtokens.tar.gz root code=0
   root=$(dirname "$0")/..
   [[ -n $dry_run ]] || archive=$(mktemp -d)/$archive
-  run git -C "$root" archive --format=tar.gz --output="$archive" HEAD
-  run "${tpu[@]}" tpu-vm scp "$archive" "$name:vtokens.tar.gz" "${where[@]}" \
-    --worker=all
-  on_all "mkdir -p $home && tar -xzf vtokens.tar.gz -C $home"
+  {
+    run git -C "$root" archive --format=tar.gz --output="$archive" HEAD &&
+      run "${tpu[@]}" tpu-vm scp "$archive" "$name:vtokens.tar.gz" \
+        "${where[@]}" --worker=all &&
+      on_all "mkdir -p $home && tar -xzf vtokens.tar.gz -C $home"
+  } || code=$?
   [[ -n $dry_run ]] || rm -r "$(dirname "$archive")"
+  return "$code"
 }
 
 install() {
@@ -162,26 +184,39 @@ statuses() {
 
 delete_vm() {
   # A queued resource is deleted with its TPU VM, or it would go on to count.
-  if [[ -n $(request_state) ]]; then
-    run "${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force --quiet
-  else
-    run "${tpu[@]}" tpu-vm delete "$name" "${where[@]}" --quiet
+  case $(request_state) in
+    none) run "${tpu[@]}" tpu-vm delete "$name" "${where[@]}" --quiet ;;
+    unknown)
+      echo "error: is there a queued resource $name? nothing deleted" >&2
+      return 1
+      ;;
+    *)
+      run "${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force \
+        --quiet
+      ;;
+  esac
+}
+
+# set_up STATE: from what there is to a run. With a state other than READY and
+# none it is deleted first: only keep calls it so, for what is lost anyway.
+set_up() {
+  if [[ $1 != READY && $1 != none ]]; then
+    delete_vm || return
   fi
+  [[ $1 == READY ]] || create || return
+  copy && install && start
 }
 
 up() {
-  local now=''
+  local now=none
   [[ -n $dry_run ]] || now=$(state)
   case $now in
-    READY) ;;
-    '') create ;;
+    READY | none) set_up "$now" ;;
     *)
-      # Only ever one that this script was told to replace: a preempted one.
       echo "$name is $now" >&2
       return 1
       ;;
   esac
-  copy && install && start
 }
 
 keep() {
@@ -189,31 +224,40 @@ keep() {
     up
     return
   fi
-  local restarts=0 now found
-  up || true
+  # started: COMMAND was started by this script on the TPU VM as it is now.
+  # Without it a status may be that of an earlier command, and copying or
+  # installing may have failed.
+  local restarts=-1 started='' now found
   while true; do
-    sleep "$poll"
     now=$(state)
-    if [[ $now == READY ]]; then
-      found=$(statuses | sort -u)
-      case $found in
-        0) echo 'the run has finished' && return 0 ;;
-        # Where only some have ended, the others are about to notice.
-        on | *$'\n'on) continue ;;
-      esac
-    fi
+    [[ $now != none ]] || now=$(request_state)
+    found=''
+    case $now in
+      READY) [[ -z $started ]] || found=$(statuses | sort -u) ;;
+      none | PREEMPTED | TERMINATED | SUSPENDED | FAILED) started='' ;;
+      *)
+        # On its way, in repair or not to be seen now: perhaps with the run on.
+        echo "$name is $now"
+        found=on
+        ;;
+    esac
+    case $found in
+      0) echo 'the run has finished' && return 0 ;;
+      # Where only some have ended, the others are about to notice.
+      on | *$'\n'on) sleep "$poll" && continue ;;
+    esac
     restarts=$((restarts + 1))
     if [[ $restarts -gt $max_restarts ]]; then
       echo "error: gave up after $max_restarts restarts" >&2
       return 1
     fi
-    echo "restart $restarts: $name is ${now:-gone}"
-    if [[ $now == READY ]]; then
-      start || true
-    else
-      [[ -z $now && -z $(request_state) ]] || delete_vm || true
-      up || true
+    [[ $restarts -eq 0 ]] || echo "restart $restarts: $name is ${now/none/gone}"
+    if [[ -n $started ]]; then
+      start || started=''
+    elif set_up "$now"; then
+      started=1
     fi
+    sleep "$poll"
   done
 }
 

@@ -35,8 +35,9 @@ for rule in "$here"/answers/*; do
   [[ -e $rule ]] || continue
   IFS= read -r pattern < "$rule"
   if [[ "$name $*" == *$pattern* ]]; then
-    sed -n 3p "$rule" | tr '|' '\\n'
     code=$(sed -n 2p "$rule")
+    [[ $code == 0 ]] || exec >&2
+    sed -n 3p "$rule" | tr '|' '\\n'
     # Used up, unless it is the last for its pattern.
     next=$(grep -lxF -- "$pattern" "$here"/answers/* | sed -n 2p)
     [[ -z $next ]] || rm "$rule"
@@ -46,23 +47,47 @@ done
 """
 
 
+# As gcloud puts it, with exit status 1.
+_FAILURES = {
+  'none': (
+    "ERROR: (gcloud.compute.tpus.tpu-vm.describe) NOT_FOUND: Resource 'spring' "
+    'was not found.',
+    1,
+  ),
+  'no network': ('ERROR: gcloud crashed (ConnectionError): no route', 1),
+}
+
+
 class _Stubs:
   """A directory of programs for PATH."""
 
   def __init__(self, root: pathlib.Path):
     self.root = root / 'stubs'
     (self.root / 'answers').mkdir(parents=True)
-    for name in ('gcloud', 'kubectl', 'xpk', 'srun', 'scontrol'):
+    names = ('gcloud', 'kubectl', 'xpk', 'srun', 'scontrol', 'scancel')
+    for name in names:
       path = self.root / name
       path.write_text(_STUB)
       path.chmod(0o755)
     self._count = 0
 
   def answer(self, pattern: str, text: str = '', code: int = 0) -> None:
-    """What calls with this in them give; one answer after the other."""
+    """What calls with this in them give; one answer after the other.
+
+    With a code other than 0 the text is an error message.
+    """
     path = self.root / 'answers' / f'{self._count:03d}'
     path.write_text(f'{pattern}\n{code}\n{text}\n')
     self._count += 1
+
+  def states(self, kind: str, *states: str) -> None:
+    """What gcloud says of a tpu-vm or queued-resources, in this order."""
+    for state in states:
+      self.answer(f'{kind} describe', *_FAILURES.get(state, (state,)))
+
+  def called(self, *parts: str) -> list[str]:
+    """Which of these the calls had in them, in the calls' order."""
+    return [part for call in self.calls for part in parts if part in call]
 
   @property
   def calls(self) -> list[str]:
@@ -159,7 +184,16 @@ class TestTpuVm:
       'spring: ACTIVE',
     ]
 
+  def test_queued_and_refused(self, stubs):
+    """As for want of quota: nothing to wait for then."""
+    stubs.states('tpu-vm', 'none')
+    stubs.answer('queued-resources create', 'ERROR: quota', code=1)
+    done = stubs.run('tpu_vm.sh', 'up', *_UP, '--queued', *_TRAIN)
+    assert done.returncode == 1
+    assert 'queued-resources create' in stubs.calls[-1]
+
   def test_up(self, stubs):
+    stubs.states('tpu-vm', 'none')
     done = stubs.run('tpu_vm.sh', 'up', *_UP, *_TRAIN)
     assert done.returncode == 0, done.stderr
     assert 'tpu-vm describe spring' in stubs.calls[0]
@@ -176,46 +210,130 @@ class TestTpuVm:
     assert len(stubs.calls) == 6
 
   def test_up_when_it_is_there(self, stubs):
-    stubs.answer('tpu-vm describe', 'READY')
+    stubs.states('tpu-vm', 'READY')
     done = stubs.run('tpu_vm.sh', 'up', *_UP, *_TRAIN)
     assert done.returncode == 0, done.stderr
     assert not any(' create ' in call for call in stubs.calls)
     assert len(stubs.calls) == 5
 
-  def test_up_touches_nothing_that_is_not_ready(self, stubs):
-    stubs.answer('tpu-vm describe', 'PREEMPTED')
+  def test_up_ends_where_copying_fails(self, stubs):
+    """And does not go on with what an earlier one has copied."""
+    stubs.states('tpu-vm', 'READY')
+    stubs.answer('tpu-vm scp', 'ERROR: no route', code=1)
     done = stubs.run('tpu_vm.sh', 'up', *_UP, *_TRAIN)
     assert done.returncode == 1
-    assert 'spring is PREEMPTED' in done.stderr
+    assert len(stubs.calls) == 2
+
+  @pytest.mark.parametrize(
+    'state, message',
+    [
+      ('PREEMPTED', 'spring is PREEMPTED'),
+      ('no network', 'no route\nspring is unknown'),
+    ],
+  )
+  def test_up_touches_nothing_that_is_not_ready(self, stubs, state, message):
+    stubs.states('tpu-vm', state)
+    done = stubs.run('tpu_vm.sh', 'up', *_UP, *_TRAIN)
+    assert done.returncode == 1
+    assert message in done.stderr
     assert len(stubs.calls) == 1
 
   def test_keep(self, stubs):
     """Preempted once, failed once, then finished."""
-    for state in ('', 'READY', 'PREEMPTED', '', 'READY', 'READY', 'READY'):
-      stubs.answer('tpu-vm describe', state)
+    stubs.states('tpu-vm', 'none', 'READY', 'PREEMPTED', 'READY')
+    stubs.states('queued-resources', 'none')
     status = 'on_worker.sh status'
     stubs.answer(status, 'on|on')
     stubs.answer(status, '1|on')
     stubs.answer(status, '1|1')
     stubs.answer(status, '0|0')
-    stubs.answer('tpu-vm describe', 'READY')
     done = stubs.run('tpu_vm.sh', 'keep', *_UP, '--poll', '1', *_TRAIN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == 'the run has finished'
     assert 'restart 1: spring is PREEMPTED' in done.stdout
     assert 'restart 2: spring is READY' in done.stdout
-    what = [
-      word
-      for call in stubs.calls
-      for word in ('tpu-vm create', 'tpu-vm delete', 'on_worker.sh start')
-      if word in call
-    ]
     start = 'on_worker.sh start'
-    assert what == [
+    assert stubs.called('tpu-vm create', 'tpu-vm delete', start) == [
       *('tpu-vm create', start),
       *('tpu-vm delete', 'tpu-vm create', start),
       start,
     ]
+
+  @pytest.mark.parametrize(
+    'states, requests',
+    [
+      # As seen in the middle of a run.
+      (('no network',), ('ACTIVE',)),
+      (('none',), ('no network',)),
+      (('none',), ('ACTIVE', 'SUSPENDING')),
+      (('none', 'CREATING'), ('WAITING_FOR_RESOURCES',)),
+      (('STARTING', 'REPAIRING', 'RESTARTING', 'UNKNOWN', ''), ('ACTIVE',)),
+      # It has to be seen to be no queued resource's, or one's.
+      (('PREEMPTED',), ('no network',)),
+    ],
+  )
+  def test_keep_deletes_nothing_else(self, stubs, states, requests):
+    stubs.states('tpu-vm', 'READY', *states, *states, 'READY')
+    stubs.states('queued-resources', *requests)
+    stubs.answer('on_worker.sh status', '0|0')
+    done = stubs.run(
+      'tpu_vm.sh', 'keep', *_UP, '--queued', '--poll', '1', *_TRAIN
+    )
+    assert done.returncode == 0, done.stderr
+    assert not stubs.called(' delete ', ' create ')
+    # Nor is waiting a restart, of which there are so many.
+    assert ('restart' in done.stdout) == (states == ('PREEMPTED',))
+
+  @pytest.mark.parametrize(
+    'state, request_state',
+    [
+      ('none', 'SUSPENDED'),
+      ('none', 'FAILED'),
+      ('PREEMPTED', 'SUSPENDING'),
+      ('TERMINATED', 'ACTIVE'),
+    ],
+  )
+  def test_keep_replaces_a_queued_resource(self, stubs, state, request_state):
+    asked = 2 if state == 'none' else 1
+    stubs.states('tpu-vm', 'READY', state, 'READY')
+    stubs.states('queued-resources', *[request_state] * asked, 'ACTIVE')
+    stubs.answer('on_worker.sh status', '0|0')
+    done = stubs.run(
+      'tpu_vm.sh', 'keep', *_UP, '--queued', '--poll', '1', *_TRAIN
+    )
+    assert done.returncode == 0, done.stderr
+    delete, create = 'queued-resources delete', 'queued-resources create'
+    assert stubs.called(delete, create) == [delete, create]
+
+  def test_keep_installs_until_it_has(self, stubs):
+    """Not only start is repeated where the installation failed."""
+    stubs.states('tpu-vm', 'none', 'READY')
+    stubs.states('queued-resources', 'none')
+    install, start = 'on_worker.sh install', 'on_worker.sh start'
+    stubs.answer(install, 'error: timeout', code=1)
+    stubs.answer(install)
+    stubs.answer('on_worker.sh status', '0|0')
+    done = stubs.run('tpu_vm.sh', 'keep', *_UP, '--poll', '1', *_TRAIN)
+    assert done.returncode == 0, done.stderr
+    create = 'tpu-vm create'
+    assert stubs.called(create, install, start) == [
+      *(create, install),
+      *(install, start),
+    ]
+
+  @pytest.mark.parametrize('failing', ['tpu-vm scp', 'on_worker.sh start'])
+  def test_keep_believes_no_status_before_it_has_started(self, stubs, failing):
+    """The TPU VM has the status of an earlier command."""
+    stubs.states('tpu-vm', 'READY')
+    stubs.answer(failing, 'ERROR: no route', code=1)
+    stubs.answer(failing)
+    stubs.answer('on_worker.sh status', '0|0')
+    done = stubs.run('tpu_vm.sh', 'keep', *_UP, '--poll', '1', *_TRAIN)
+    assert done.returncode == 0, done.stderr
+    last = stubs.called('on_worker.sh start', 'on_worker.sh status')[-2:]
+    assert last == ['on_worker.sh start', 'on_worker.sh status']
+    assert len(stubs.called(failing)) == 2
+    assert len(stubs.called('on_worker.sh status')) == 1
 
   def test_keep_gives_up(self, stubs):
     stubs.answer('tpu-vm describe', 'READY')
@@ -229,7 +347,15 @@ class TestTpuVm:
     assert sum('on_worker.sh start' in call for call in stubs.calls) == 3
     assert not any('delete' in call for call in stubs.calls)
 
+  def test_what_keep_deletes_is_said(self, stubs):
+    text = stubs.run('tpu_vm.sh', '--help').stdout
+    docs = (tiny_run.ROOT / 'docs' / 'devices.md').read_text()
+    for state in ('PREEMPTED', 'TERMINATED', 'SUSPENDED', 'FAILED'):
+      assert state in text
+      assert f'`{state}`' in docs
+
   def test_delete_asks(self, stubs):
+    stubs.states('queued-resources', 'none')
     done = stubs.run('tpu_vm.sh', 'delete', *_VM, stdin='sprint\n')
     assert done.returncode == 2
     assert "'sprint' is not spring; nothing deleted" in done.stderr
@@ -250,6 +376,13 @@ class TestTpuVm:
       'gcloud compute tpus queued-resources delete spring --zone=us-west4-a '
       '--force --quiet'
     )
+
+  def test_delete_of_what_cannot_be_seen(self, stubs):
+    stubs.states('queued-resources', 'no network')
+    done = stubs.run('tpu_vm.sh', 'delete', *_VM, '--yes')
+    assert done.returncode == 1
+    assert 'nothing deleted' in done.stderr
+    assert len(stubs.calls) == 1
 
   def test_logs_status_and_stop(self, stubs):
     assert stubs.run('tpu_vm.sh', 'logs', *_VM, '--worker', '3').returncode == 0
@@ -348,9 +481,32 @@ class TestOnWorker:
       time.sleep(0.05)
     code, _, message = self.call(worker, 'start', 'true')
     assert (code, message) == (1, 'error: a run is on already\n')
+    # The same again, as where another worker could not be reached.
+    pid = (worker / 'run.pid').read_text()
+    same = self.call(worker, 'start', sys.executable, '-c', program)
+    assert same == (0, 'on already', '')
+    assert (worker / 'run.pid').read_text() == pid
+    assert self.call(worker, 'status')[1] == 'on'
     assert self.call(worker, 'stop')[0] == 0
     self.wait(worker, '143')
     assert self.call(worker, 'stop')[0] == 0
+
+  def test_one_that_is_stopping_is_not_taken_for_a_new_one(self, worker):
+    command = ('bash', '-c', 'trap "sleep 2; exit 143" TERM; echo; sleep 60')
+    self.call(worker, 'start', *command)
+    while not (worker / 'run.log').read_text():
+      time.sleep(0.05)
+    self.call(worker, 'stop')
+    assert self.call(worker, 'start', *command)[0] == 1
+    os.killpg(int((worker / 'run.pid').read_text()), signal.SIGKILL)
+
+  def test_a_start_that_fails_leaves_no_old_status(self, worker):
+    self.call(worker, 'start', 'true')
+    self.wait(worker, '0')
+    (worker / '.venv' / 'bin').mkdir(parents=True)
+    (worker / '.venv' / 'bin' / 'activate').write_text('return 1\n')
+    assert self.call(worker, 'start', 'true')[0] == 1
+    assert self.call(worker, 'status')[1] == 'none'
 
   def test_lost(self, worker):
     """As after the machine was restarted."""
@@ -471,6 +627,17 @@ class TestJobSet:
     done = stubs.run('gke/jobset.sh', *arguments, '--dry-run', *_TRAIN)
     assert 'parallelism: 4\n' in done.stdout
 
+  def test_the_mesh_of_several_slices_is_said(self, stubs):
+    """What vtokens.partitioning.make_mesh would refuse."""
+    docs = (tiny_run.ROOT / 'docs' / 'devices.md').read_text()
+    _, _, starting = docs.partition('## Starting it')
+    texts = [
+      stubs.run(f'gke/{name}.sh', '--help').stdout for name in ('jobset', 'xpk')
+    ]
+    for text in (*texts, starting.partition('\n## ')[0]):
+      assert "'(2,-1,1)'" in text
+      assert '--slices 2' in text
+
   def test_logs_status_delete(self, stubs):
     name = ('--name', 'spring')
     assert stubs.run('gke/jobset.sh', 'logs', *name).returncode == 0
@@ -554,10 +721,65 @@ class TestSlurm:
     )
     assert self.run(stubs, 'x').stdout == 'node3:22345\n'
 
-  def test_stopped_runs_are_queued_again(self, stubs):
+  def signalled(self, stubs, code):
+    """The time is up; ends once Slurm was asked to tell the steps."""
+    (stubs.root / 'srun').write_text(
+      '#!/bin/bash\n'
+      'kill -USR1 $PPID\n'
+      'for _ in {1..200}; do\n'
+      f'  grep -q scancel "${{0%/*}}/calls" && exit {code}\n'
+      '  sleep 0.05\n'
+      'done\n'
+    )
+
+  def test_its_signal_is_for_the_script_alone(self):
+    """As scancel sends TERM, which has to mean something else."""
+    text = (_LAUNCH / 'slurm_gpu.sbatch').read_text()
+    assert '\n#SBATCH --signal=B:USR1@180\n' in text
+
+  def test_runs_whose_time_is_up_are_queued_again(self, stubs):
+    self.signalled(stubs, 143)
+    stubs.answer('show job ', 'JobState=RUNNING Reason=None')
+    assert self.run(stubs, 'x').returncode == 143
+    assert stubs.calls[1:] == [
+      'scancel --signal=TERM 12345',
+      'scontrol show job 12345',
+      'scontrol requeue 12345',
+    ]
+
+  @pytest.mark.parametrize('code', [0, 1])
+  def test_runs_that_end_nonetheless_are_not(self, stubs, code):
+    self.signalled(stubs, code)
+    assert self.run(stubs, 'x').returncode == code
+    assert stubs.calls[1:] == ['scancel --signal=TERM 12345']
+
+  def test_preempted_runs_are_queued_again(self, stubs):
     stubs.answer('srun', code=143)
+    stubs.answer(
+      'show job ',
+      'JobState=RUNNING Reason=None|'
+      'PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=2026-01-01T01:00:00',
+    )
     assert self.run(stubs, 'x').returncode == 143
     assert stubs.calls[-1] == 'scontrol requeue 12345'
+
+  @pytest.mark.parametrize('state', ['RUNNING', 'COMPLETING', 'CANCELLED'])
+  def test_cancelled_runs_are_not(self, stubs, state):
+    """RUNNING is the answer after scancel --signal=TERM."""
+    stubs.answer('srun', code=143)
+    stubs.answer(
+      'show job ',
+      f'JobState={state} Reason=None|'
+      'PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=None',
+    )
+    assert self.run(stubs, 'x').returncode == 143
+    assert not any('requeue' in call for call in stubs.calls)
+
+  def test_runs_cancelled_when_their_time_is_up_are_not(self, stubs):
+    self.signalled(stubs, 143)
+    stubs.answer('show job ', 'JobState=COMPLETING Reason=None')
+    assert self.run(stubs, 'x').returncode == 143
+    assert not any('requeue' in call for call in stubs.calls)
 
   def test_failed_runs_are_not(self, stubs):
     stubs.answer('srun', code=1)

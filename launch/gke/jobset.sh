@@ -36,6 +36,9 @@ options:
   --dry-run             print the manifest and every command, run none
   --help                this text
 
+With several slices --config.mesh.shape of COMMAND needs a DATA that is a
+multiple of their number, such as '(2,-1,1)' for --slices 2.
+
 The cluster needs JobSet (https://jobset.sigs.k8s.io).
 USAGE
 }

@@ -29,6 +29,9 @@ options:
   --yes               delete without asking
   --dry-run           print the command, do not run it
   --help              this text
+
+With several slices --config.mesh.shape of COMMAND needs a DATA that is a
+multiple of their number, such as '(2,-1,1)' for --slices 2.
 USAGE
 }
 

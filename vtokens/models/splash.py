@@ -135,4 +135,8 @@ def _one_shard(
     interpret=interpret,
   )
   ids = splash_attention.SegmentIds(segments, segments)
-  return jax.vmap(kernel)(q, k, v, ids)
+  # A base in float32 raises the precision of the whole program
+  # (`base.OpenBase.load`), with which the kernel does not compile for others.
+  exact = q.dtype == jnp.float32
+  with jax.default_matmul_precision('highest' if exact else 'default'):
+    return jax.vmap(kernel)(q, k, v, ids)

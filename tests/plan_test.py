@@ -193,16 +193,6 @@ def test_v4_chips_are_one_device():
 @pytest.mark.slow
 @pytest.mark.parametrize('accumulation', [1, 2])
 def test_only_the_table_goes_between_slices(accumulation):
-  # As where a base in float32 was loaded before this one in bfloat16.
-  before = jax.config.jax_default_matmul_precision
-  jax.config.update('jax_default_matmul_precision', 'highest')
-  try:
-    _check_two_slices(accumulation)
-  finally:
-    jax.config.update('jax_default_matmul_precision', before)
-
-
-def _check_two_slices(accumulation):
   target = aot.find_target('v5e:2x2', num_slices=2)
   assert target.name == '2 x v5e:2x2'
   mesh = partitioning.make_mesh((2, 4, 1), target.devices)
@@ -219,11 +209,13 @@ def _check_two_slices(accumulation):
   optimizer = optim.make_optimizer(config.Optim(), 1000)
   state = abstract.state(optimizer, (16, 512), mesh)
   settings = config.Train(remat=True, accumulation_steps=accumulation)
-  compiled = (
-    steps.jit_train_step(graph, optimizer, state, settings)
-    .lower(state, params, abstract.batch(16, (128, 64), 8, mesh, packed=True))
-    .compile()
-  )
+  # As where a base in float32 was loaded before this one.
+  with jax.default_matmul_precision('highest'):
+    compiled = (
+      steps.jit_train_step(graph, optimizer, state, settings)
+      .lower(state, params, abstract.batch(16, (128, 64), 8, mesh, packed=True))
+      .compile()
+    )
   found = hlo.collectives(compiled.as_text())
   between = [c for c in found if c.kind == hlo.BETWEEN_SLICES]
   within = [c for c in found if c.kind != hlo.BETWEEN_SLICES]

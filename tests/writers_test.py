@@ -54,6 +54,9 @@ def test_append_to_a_file_that_lost_its_content(there, tmp_path):
     path.write_bytes(b'ab')
   with pytest.raises(errors.UserError, match='but 3 were written'):
     writers.append(path, 3, b'd')
+  # Nor is an empty one made.
+  assert path.exists() == there
+  assert not there or path.read_bytes() == b'ab'
 
 
 def test_copy_files_keeps_directories(tmp_path):

@@ -81,6 +81,14 @@ def is_of_a_store(error: Exception) -> bool:
   )
 
 
+def makes_unreadable(error: Exception) -> bool:
+  """Whether an error says that a path, wherever it is, cannot be read.
+
+  An ImportError says so where the store's client (gcsfs, s3fs) is missing.
+  """
+  return isinstance(error, (OSError, ImportError)) or is_of_a_store(error)
+
+
 @contextlib.contextmanager
 def reading(path: object) -> Iterator[None]:
   """Turns what makes a path unreadable into one message.
@@ -92,7 +100,7 @@ def reading(path: object) -> Iterator[None]:
   try:
     yield
   except Exception as e:
-    if not (isinstance(e, (OSError, ImportError)) or is_of_a_store(e)):
+    if not makes_unreadable(e):
       raise
     raise errors.UserError(
       f'{path}: cannot be read: {type(e).__name__}: {e}'

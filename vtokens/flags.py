@@ -23,7 +23,7 @@ def run_config(
   main: Callable[[Any], None],
   settings: type,
   validate: Callable[[Any], None],
-  example: str,
+  example: str | None,
 ) -> None:
   """Runs a program that takes `--config FILE[:VARIANT]` and overrides of it.
 
@@ -33,8 +33,12 @@ def run_config(
     main: is given the validated config.
     settings: the dataclass that the file's get_config() returns.
     validate: raises a `UserError` for a config that is not valid.
-    example: a config file of this program, for its messages.
+    example: a config file of this program, for its messages; None for a
+      program that takes no file but only fields, `--config.field=value`.
   """
+  if example is None:
+    _run_fields(main, settings, validate)
+    return
   holder = config_flags.DEFINE_config_file(
     'config',
     None,
@@ -56,6 +60,28 @@ def run_config(
   run(with_config, settings)
 
 
+def _run_fields(
+  main: Callable[[Any], None],
+  settings: type,
+  validate: Callable[[Any], None],
+) -> None:
+  try:
+    # First: the definition looks fields up, and ends in a traceback.
+    _check_names(sys.argv, settings, needs_file=False)
+  except errors.UserError as e:
+    _fail(e)
+  holder = config_flags.DEFINE_config_dataclass(
+    'config', settings(), 'Fields: --config.field=value.'
+  )
+
+  def with_config(argv: Sequence[str]) -> None:
+    del argv
+    validate(holder.value)
+    main(holder.value)
+
+  run(with_config)
+
+
 def run(
   main: Callable[[Sequence[str]], None], settings: type | None = None
 ) -> None:
@@ -67,7 +93,7 @@ def run(
 
   Args:
     main: is given what is left of the command line, as `absl.app` does.
-    settings: the dataclass behind `--config`, if there is one.
+    settings: the dataclass behind `--config FILE`, if there is one.
   """
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -76,7 +102,7 @@ def run(
       app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
     try:
       if settings is not None:
-        _check_names(argv, settings)
+        _check_names(argv, settings, needs_file=True)
       return flags.FLAGS(list(argv))
     except (flags.Error, errors.UserError) as e:
       _fail(e)
@@ -172,7 +198,9 @@ def _name(kind: type) -> str:
   return kind.__name__ if module == 'builtins' else f'{module}.{kind.__name__}'
 
 
-def _check_names(argv: Sequence[str], settings: type) -> None:
+def _check_names(
+  argv: Sequence[str], settings: type, *, needs_file: bool
+) -> None:
   """Refuses `--config.a.b` where there is no such field, with a suggestion.
 
   ml_collections itself would end in a traceback.
@@ -183,7 +211,7 @@ def _check_names(argv: Sequence[str], settings: type) -> None:
     file_given |= name == 'config'
     if not arg.startswith('-') or not name.startswith('config.'):
       continue
-    if not file_given:
+    if needs_file and not file_given:
       raise errors.UserError(f'--{name}: --config FILE is needed before it')
     section: type | None = settings
     path = 'config'

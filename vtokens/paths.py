@@ -8,6 +8,7 @@ be there, and its config says so.
 import contextlib
 import importlib.util
 import logging
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -127,6 +128,23 @@ def check_on_disk(path: str) -> None:
     raise errors.UserError(
       f'config.base.path: {path}: a base is read from a disk; copy it to one '
       'first (gcloud storage cp --recursive), on each host'
+    )
+
+
+def check_is_new(out: str) -> None:
+  """Raises if a directory for `--out` is there, or cannot be made on a disk.
+
+  Raises:
+    errors.UserError: it is there, or on an object store.
+  """
+  if on_object_store(out):
+    raise errors.UserError(
+      f'--out: {out}: this is written to a disk; copy it from there'
+    )
+  if os.path.lexists(out):
+    raise errors.UserError(
+      f'--out: {out} is there already, and is never replaced; choose another '
+      'directory'
     )
 
 

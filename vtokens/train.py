@@ -35,6 +35,7 @@ from vtokens import (
   stopping,
   table_file,
   tracking,
+  versions,
   virtual_tokens,
   writers,
 )
@@ -191,6 +192,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
         'step': int(chosen.step),
         'position': cfg.virtual_tokens.position,
         'num_virtual_tokens': rows,
+        'versions': versions.packages(),
       },
     )
   by_k = _score_tokens(cfg, evaluator, test_set, as_table(table))

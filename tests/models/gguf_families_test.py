@@ -1,13 +1,9 @@
-"""GGUF files of every family, written from the weights of a torch model.
-
-What llama.cpp's converter does to names and values is spelled out here, in
-other words than in the code that undoes it.
-"""
+"""GGUF files of every family, written from the weights of a torch model."""
 
 import dataclasses
 
 import flax.nnx as nnx
-import gguf
+import gguf_models
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,29 +18,6 @@ from vtokens.models import weights as weights_lib
 
 LENGTH = 90
 
-_NAMES = {
-  'model.embed_tokens': 'token_embd',
-  'model.norm': 'output_norm',
-  'lm_head': 'output',
-  'self_attn.q_proj': 'attn_q',
-  'self_attn.k_proj': 'attn_k',
-  'self_attn.v_proj': 'attn_v',
-  'self_attn.o_proj': 'attn_output',
-  'self_attn.qkv_proj': 'attn_qkv',
-  'self_attn.q_norm': 'attn_q_norm',
-  'self_attn.k_norm': 'attn_k_norm',
-  'mlp.gate_proj': 'ffn_gate',
-  'mlp.up_proj': 'ffn_up',
-  'mlp.gate_up_proj': 'ffn_up',
-  'mlp.down_proj': 'ffn_down',
-  'input_layernorm': 'attn_norm',
-}
-_PRE = {'post_attention_layernorm': 'ffn_norm'}
-_SANDWICH = {
-  'post_attention_layernorm': 'post_attention_norm',
-  'pre_feedforward_layernorm': 'ffn_norm',
-  'post_feedforward_layernorm': 'post_ffw_norm',
-}
 _SHORT = [1.0 + 0.1 * i for i in range(6)]
 _LONG = [2.0 + 0.5 * i for i in range(6)]
 
@@ -193,70 +166,6 @@ CASES = {
 }
 
 
-def _write(path, architecture, reference, metadata, extra):
-  config = reference.config
-  values = {
-    'context_length': config.max_position_embeddings,
-    'embedding_length': config.hidden_size,
-    'block_count': config.num_hidden_layers,
-    'feed_forward_length': config.intermediate_size,
-    'attention.head_count': config.num_attention_heads,
-    'attention.head_count_kv': config.num_key_value_heads,
-    'attention.layer_norm_rms_epsilon': config.rms_norm_eps,
-    'rope.freq_base': 10_000.0,
-    **metadata,
-  }
-  writer = gguf.GGUFWriter(path, architecture)
-  for key, value in values.items():
-    match value:
-      case str():
-        writer.add_string(f'{architecture}.{key}', value)
-      case int():
-        writer.add_uint32(f'{architecture}.{key}', value)
-      case float():
-        writer.add_float32(f'{architecture}.{key}', value)
-  names = {**_NAMES}
-  names |= _SANDWICH if architecture in ('gemma2', 'gemma3') else _PRE
-  for name, tensor in {**reference.state_dict()}.items():
-    if name == 'lm_head.weight' and config.tie_word_embeddings:
-      continue
-    array = tensor.numpy()
-    *parts, kind = name.split('.')
-    if name.startswith('model.layers.'):
-      layer, part = parts[2], '.'.join(parts[3:])
-      stored = f'blk.{layer}.{names[part]}.{kind}'
-    else:
-      part = '.'.join(parts)
-      stored = f'{names[part]}.{kind}'
-    if architecture.startswith('gemma') and part.endswith('norm'):
-      array = array + 1
-    if architecture == 'llama' and part in (
-      'self_attn.q_proj',
-      'self_attn.k_proj',
-    ):
-      heads = (
-        config.num_attention_heads
-        if part.endswith('q_proj')
-        else config.num_key_value_heads
-      )
-      size = len(array) // heads
-      array = np.stack(
-        [
-          array[head * size + half * size // 2 + i]
-          for head in range(heads)
-          for i in range(size // 2)
-          for half in (0, 1)
-        ]
-      )
-    writer.add_tensor(stored, np.ascontiguousarray(array))
-  for name, array in extra.items():
-    writer.add_tensor(name, array)
-  writer.write_header_to_file()
-  writer.write_kv_data_to_file()
-  writer.write_tensors_to_file()
-  writer.close()
-
-
 @jax.jit
 def _logits(model, ids, positions):
   hidden, _ = model(model.embed(ids), positions)
@@ -270,7 +179,7 @@ def test_logits_equal_those_of_torch(case, tmp_path):
     tmp_path / 'hf', model_type=model_type, **changes
   )
   path = tmp_path / 'model.gguf'
-  _write(path, architecture, reference, metadata, extra)
+  gguf_models.write(path, architecture, reference, metadata, extra)
   source = gguf_lib.GGUFSource(path)
   assert source.config.model_type == (
     'llama' if architecture == 'llama' else model_type

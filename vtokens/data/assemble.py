@@ -179,6 +179,14 @@ class Encoder:
       )
     return result
 
+  def shown_text(self, passages: Sequence[Passage]) -> str:
+    """The text of passages as they are shown, uncut."""
+    texts = [
+      self._head.format(index=i + 1) + self._text(passage) + self._end
+      for i, passage in enumerate(passages)
+    ]
+    return ''.join([*texts, self.templates.after_passages] if texts else [])
+
   def _text(self, passage: Passage) -> str:
     if '{title}' in self._body:
       return self._body.format(title=passage.title, text=passage.text)

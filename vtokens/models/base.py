@@ -1,6 +1,7 @@
 """The frozen base: weights, tokenizer and identity, from wherever it lies."""
 
 import dataclasses
+import itertools
 import pathlib
 
 import flax.nnx as nnx
@@ -133,6 +134,29 @@ def tokenizer_of(settings: config.Base) -> Tokenizer:
     errors.UserError: it is not found or not supported.
   """
   return load_tokenizer(resolve(settings.path))
+
+
+def revision(path: str) -> str:
+  """The commit of a base on the hub that `config.base.path` means; '' if local.
+
+  Raises:
+    errors.UserError: there is nothing there.
+  """
+  return '' if pathlib.Path(path).exists() else commit(resolve(path))
+
+
+def commit(path: str) -> str:
+  """That of what huggingface_hub has in its cache; '' for other paths.
+
+  Args:
+    path: as huggingface_hub gave it, of a repository or a file in it.
+  """
+  parts = pathlib.Path(path).parts
+  # models--ORG--NAME/snapshots/COMMIT/...
+  for before, at in itertools.pairwise(parts):
+    if before == 'snapshots':
+      return at
+  return ''
 
 
 def _open(path: str) -> tuple[TensorSource, DecoderConfig]:

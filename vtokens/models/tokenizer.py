@@ -133,6 +133,10 @@ class Tokenizer:
     # Pickling a backend forgets whether it recognises special tokens.
     return type(self), (self._tokenizer, self._more_end_ids)
 
+  def save(self, directory: str | os.PathLike[str]) -> None:
+    """Writes it in Hugging Face format, chat template included."""
+    self._tokenizer.save_pretrained(directory)
+
   def encode(self, text: str) -> list[int]:
     """Ids of plain text: no bos, no eos, never a special token.
 

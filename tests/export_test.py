@@ -1,0 +1,694 @@
+"""Tests of vtokens.export, import_table and plug, with the real consumers."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import family_models
+import numpy as np
+import peft
+import pytest
+import tiny_models
+import torch
+import transformers
+import yaml
+
+from vtokens import (
+  config,
+  errors,
+  evaluate,
+  export,
+  import_table,
+  plug,
+  schema,
+  table_file,
+)
+from vtokens.evaluation import config as eval_config
+from vtokens.exports import artifact, hf, run, spring
+from vtokens.exports import config as export_config
+from vtokens.models import base as base_lib
+
+ROWS = 5
+PASSAGES = [
+  {'title': 'Tower', 'text': 'It was completed in 1859.'},
+  {'title': '', 'text': 'A passage with [ref1] and [ref2] in its text.'},
+]
+QUESTION = 'When was it completed?'
+
+
+def write_run(
+  directory: pathlib.Path, base: pathlib.Path, *, chat: bool = False, **tokens
+) -> None:
+  """A finished training run with a random table."""
+  directory.mkdir()
+  questions = directory / 'questions.jsonl'
+  rows = [
+    {
+      'id': f'q{i}',
+      'question': f'When was tower {i} completed?',
+      'answers': ['1859'],
+      'passages': [{'text': f'Tower {i} was completed in 18{i:02}.'}] * 2,
+    }
+    for i in range(12)
+  ]
+  questions.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  cfg = config.Config(
+    base=config.Base(path=str(base), dtype='float32'),
+    virtual_tokens=config.VirtualTokens(num_virtual_tokens=ROWS, **tokens),
+    templates=config.Templates(chat=chat),
+    data=config.Data(
+      train=('unused.jsonl',),
+      test=(str(questions),),
+      max_prefix_tokens=220,
+      max_suffix_tokens=120,
+    ),
+    eval=config.Eval(
+      num_passages=2,
+      max_new_tokens=6,
+      num_active=(tokens.get('num_active', ROWS),),
+    ),
+  )
+  values = schema.to_dict(cfg)
+  del values['workdir']
+  (directory / 'config.json').write_text(json.dumps(values))
+  opened = base_lib.open_base(cfg.base)
+  rng = np.random.default_rng(0)
+  table = rng.normal(0, 0.2, (ROWS, opened.config.embed_dim))
+  table[:, 0] = tiny_models.LEVEL
+  table_file.save(
+    directory / 'table.safetensors',
+    table.astype(np.float32),
+    {'fingerprint': opened.fingerprint, 'versions': {'jax': '1'}},
+  )
+  summary = {
+    'conditions': {'prompt': {'em': 1.0, 'f1': 2.0, 'n': 12}},
+    'k': {'5': {'em': 3.0, 'f1': 4.0}},
+  }
+  (directory / 'summary.json').write_text(json.dumps(summary))
+  (directory / 'data.json').write_text('{}')
+  identity = {
+    'fingerprint': opened.fingerprint,
+    'tokenizer_sha256': opened.tokenizer.sha256,
+  }
+  (directory / 'base.json').write_text(json.dumps(identity))
+
+
+def _settings(workdir, **changes) -> export_config.Config:
+  settings = export_config.Config(
+    workdir=str(workdir),
+    gate=export_config.Gate(questions=12, logits=4, sampled=1000, batch_size=4),
+  )
+  for name, value in changes.items():
+    setattr(settings, name, value)
+  export_config.validate(settings)
+  return settings
+
+
+@pytest.fixture(scope='module', params=family_models.FAMILIES)
+def family(request, tmp_path_factory):
+  """The base and the run of each family."""
+  root = tmp_path_factory.mktemp(request.param)
+  family_models.save(root / 'base', request.param)
+  write_run(root / 'run', root / 'base')
+  return root
+
+
+@pytest.fixture(scope='module')
+def one(tmp_path_factory):
+  """The base and the run of one family."""
+  root = tmp_path_factory.mktemp('one')
+  family_models.save(root / 'base', 'llama2')
+  write_run(root / 'run', root / 'base')
+  return root
+
+
+def _gate(directory):
+  values = json.loads((directory / 'gate.json').read_text())
+  assert values['passed']
+  return {check['name']: check for check in values['checks']}
+
+
+def test_hf(family):
+  out = family / 'hf'
+  export.export(_settings(family / 'run'), 'hf', str(out))
+  checks = _gate(out)
+  assert len(checks) == 9
+  base = transformers.AutoModelForCausalLM.from_pretrained(family / 'base')
+  model = transformers.AutoModelForCausalLM.from_pretrained(out)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  old = transformers.AutoTokenizer.from_pretrained(family / 'base')
+  meta = plug.load(out).meta
+  ids = list(meta.tokens.ids)
+  # They follow the tokenizer's own, into rows that pad the matrix if any do.
+  assert ids == list(range(len(old), len(old) + ROWS))
+  rows = model.get_input_embeddings().weight
+  assert len(rows) == max(base.config.vocab_size, ids[-1] + 1)
+  assert model.config.vocab_size == len(rows)
+  table, _ = table_file.load(family / 'run' / 'table.safetensors')
+  np.testing.assert_array_equal(rows[ids].detach().numpy(), table)
+  head = model.get_output_embeddings().weight
+  assert head.data_ptr() != rows.data_ptr()
+  # None is more likely than the token whose row they copy.
+  same = [(head == head[i]).all(dim=1).sum() for i in ids]
+  assert min(same) >= ROWS
+  assert set(ids) <= set(model.generation_config.suppress_tokens)
+  # Names are recognised where SPRING's recipe puts them, and not lost.
+  text = 'A passage.\n\n' + ''.join(meta.tokens.names) + 'Question: Is it?'
+  found = [i for i in tokenizer(text)['input_ids'] if i in ids]
+  assert found == ids
+  assert tokenizer.decode(ids, skip_special_tokens=True) == ''
+  # Text without names is read as before.
+  for text in family_models.TEXT[:3]:
+    assert tokenizer(text)['input_ids'] == old(text)['input_ids']
+  # A name in a passage stays text.
+  prompt = plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 2, meta)
+  assert [i for i in prompt if i in ids] == ids[:2]
+  # Files that need not change are the base's own.
+  index = out / 'model.safetensors.index.json'
+  files = {'model.safetensors'}
+  if index.exists():
+    files = set(json.loads(index.read_text())['weight_map'].values())
+    assert any(
+      (out / file).samefile(family / 'base' / file)
+      for file in files
+      if (family / 'base' / file).exists()
+    )
+  assert files == {file.name for file in out.glob('model*.safetensors')}
+  assert not list(family.glob('*.partial*'))
+
+
+@pytest.mark.parametrize('name', ['qwen', 'gemma'])
+def test_peft(name, tmp_path):
+  """Rows that pad the matrix, and those of reserved tokens; both tied."""
+  family_models.save(tmp_path / 'base', name)
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  out = tmp_path / 'out'
+  export.export(_settings(tmp_path / 'run'), 'peft', str(out))
+  assert len(_gate(out)) == 12
+  meta = plug.load(out).meta
+  expected = {
+    'qwen': [f'[ref{i + 1}]' for i in range(ROWS)],
+    'gemma': [f'<unused{i}>' for i in range(ROWS)],
+  }
+  assert list(meta.tokens.names) == expected[name]
+  # As PEFT's users load them, and merged: a model of the base's own shape.
+  base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
+  rows = base.get_input_embeddings().weight.detach().clone()
+  table, _ = table_file.load(tmp_path / 'run' / 'table.safetensors')
+  ids = list(meta.tokens.ids)
+  others = sorted(set(range(len(rows))) - set(ids))
+  for form in ('trainable_tokens', 'embedding_lora'):
+    model = peft.PeftModel.from_pretrained(
+      transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base'),
+      out / form,
+    ).merge_and_unload()
+    merged = model.get_input_embeddings().weight.detach()
+    torch.testing.assert_close(
+      merged[ids], torch.from_numpy(table), rtol=0, atol=1e-6
+    )
+    assert torch.equal(merged[others], rows[others])
+
+
+@pytest.mark.parametrize('name', ['llama2', 'qwen_untied'])
+def test_peft_without_room(name, tmp_path):
+  family_models.save(tmp_path / 'base', name)
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  with pytest.raises(errors.UserError, match='use --to hf, which adds rows'):
+    export.export(_settings(tmp_path / 'run'), 'peft', str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('name', ['llama2', 'qwen', 'gemma'])
+def test_vtokens(name, tmp_path):
+  """Gemma's embedding multiplies what it looks up."""
+  family_models.save(tmp_path / 'base', name)
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  out = tmp_path / 'exported'
+  export.export(_settings(tmp_path / 'run'), 'vtokens', str(out))
+  assert len(_gate(out)) == 8
+
+
+@pytest.mark.parametrize(
+  'kind, name, base, settings',
+  [
+    ('hf', 'llama2', {'dtype': torch.bfloat16}, {'position': 'last'}),
+    ('hf', 'qwen', {}, {'chat': True, 'position': 'first'}),
+    ('vtokens', 'llama3', {}, {'position': 'first', 'chat': False}),
+    ('vtokens', 'qwen', {'dtype': torch.bfloat16}, {'chat': True}),
+    ('peft', 'qwen', {'dtype': torch.bfloat16}, {'position': 'last'}),
+    ('hf', 'mistral', {}, {'draw': 'fixed', 'num_active': 3}),
+    ('peft', 'gemma', {}, {'draw': 'fixed', 'num_active': 3}),
+  ],
+)
+def test_other_bases_and_prompts(kind, name, base, settings, tmp_path):
+  family_models.save(tmp_path / 'base', name, **base)
+  if settings.get('chat'):
+    family_models.add_chat_template(tmp_path / 'base')
+  write_run(tmp_path / 'run', tmp_path / 'base', **settings)
+  out = tmp_path / 'out'
+  export.export(_settings(tmp_path / 'run'), kind, str(out))
+  assert _gate(out)
+  meta = plug.load(out).meta
+  assert meta.num_trained == settings.get('num_active', ROWS)
+  assert meta.prompt.position == settings.get('position', 'middle')
+
+
+@pytest.mark.parametrize('kind', ['vtokens', 'spring-pt', 'hf', 'peft'])
+def test_the_usage_that_the_card_shows(kind, tmp_path, monkeypatch):
+  family_models.save(tmp_path / 'base', 'qwen')
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  export.export(_settings(tmp_path / 'run'), kind, str(tmp_path / 'out'))
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  head, _, rest = card.removeprefix('---\n').partition('---\n')
+  assert yaml.safe_load(head)['base_model'] == str(tmp_path / 'base')
+  code = rest.partition('```python\n')[2].partition('```')[0]
+  monkeypatch.chdir(tmp_path / 'out')
+  names = {'passages': PASSAGES, 'question': QUESTION}
+  exec(code, names)
+  answer = names['out'][0, len(names['ids']) :].tolist()
+  virtual = set(names['table'].meta.tokens.ids)
+  assert len(virtual & set(names['ids'])) == ROWS
+  assert answer and not virtual & set(answer)
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'tokenizer.json'])
+def test_a_base_that_has_changed(file, tmp_path):
+  family_models.save(tmp_path / 'base', 'llama3_whole')
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  family_models.save(tmp_path / 'other', 'llama3_whole', seed=1)
+  other = tmp_path / 'other' / file
+  if file == 'tokenizer.json':
+    text = other.read_text()
+    # As many digits are one token.
+    assert '{1,3}' in text
+    other.write_text(text.replace('{1,3}', '{1,2}'))
+  (tmp_path / 'base' / file).write_bytes(other.read_bytes())
+  with pytest.raises(errors.UserError, match='another base than'):
+    export.export(_settings(tmp_path / 'run'), 'hf', str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.slow
+def test_a_base_in_gguf(smollm2_path, tmp_path):
+  """The real SmolLM2, written for transformers; the tokenizer as well."""
+  write_run(tmp_path / 'run', smollm2_path)
+  settings = _settings(
+    tmp_path / 'run',
+    gate=export_config.Gate(questions=4, logits=2, sampled=40, batch_size=4),
+  )
+  for kind in ('hf', 'vtokens'):
+    export.export(settings, kind, str(tmp_path / kind))
+    assert _gate(tmp_path / kind)
+  with pytest.raises(errors.UserError, match='GGUF file'):
+    export.export(settings, 'peft', str(tmp_path / 'peft'))
+  assert not list(tmp_path.glob('tmp*'))
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'hf')
+  text = tokenizer.apply_chat_template(
+    [{'role': 'user', 'content': 'Hi'}], tokenize=False
+  )
+  assert '<|im_start|>user\nHi<|im_end|>' in text
+
+
+def test_attached_and_detached(one):
+  out = one / 'attached'
+  export.export(_settings(one / 'run'), 'vtokens', str(out))
+  table = plug.load(out)
+  model = transformers.AutoModelForCausalLM.from_pretrained(one / 'base')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
+  embedding = model.get_input_embeddings()
+  names = list(model.state_dict())
+  ids = plug.prompt_ids(tokenizer, PASSAGES, QUESTION, ROWS, table.meta)
+  plain = plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 0, table.meta)
+  assert [i for i in ids if i < model.config.vocab_size] == plain
+  before = model(torch.tensor([plain])).logits
+  plug.attach(model, table)
+  with pytest.raises(errors.UserError, match='detach it first'):
+    plug.attach(model, table)
+  after = model(torch.tensor([plain])).logits
+  assert torch.equal(before, after)
+  # As if the rows were given as embeddings.
+  given = embedding(torch.tensor([plain]))
+  at = ids.index(table.meta.tokens.ids[0])
+  given = torch.cat(
+    [given[:, :at], torch.from_numpy(table.table)[None], given[:, at:]], dim=1
+  )
+  torch.testing.assert_close(
+    model(torch.tensor([ids])).logits,
+    model(inputs_embeds=given).logits,
+    rtol=0,
+    atol=0,
+  )
+  said = model.generate(
+    torch.tensor([ids]), max_new_tokens=20, do_sample=True, pad_token_id=2
+  )
+  assert said[0, len(ids) :].max() < model.config.vocab_size
+  plug.detach(model)
+  assert model.get_input_embeddings() is embedding
+  assert list(model.state_dict()) == names
+  with pytest.raises(errors.UserError, match='no table is attached'):
+    plug.detach(model)
+
+
+def test_prompt_ids_refuses(one, tmp_path):
+  out = one / 'refuses'
+  export.export(_settings(one / 'run'), 'vtokens', str(out))
+  meta = plug.load(out).meta
+  tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
+  with pytest.raises(errors.UserError, match='expected 0 to 5'):
+    plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 6, meta)
+  with pytest.raises(errors.UserError, match='max_suffix_tokens=120'):
+    plug.prompt_ids(tokenizer, PASSAGES, QUESTION * 20, 5, meta)
+  family_models.save(tmp_path / 'other', 'llama3')
+  other = transformers.AutoTokenizer.from_pretrained(tmp_path / 'other')
+  with pytest.raises(errors.UserError, match='not the one that the virtual'):
+    plug.prompt_ids(other, PASSAGES, QUESTION, 5, meta)
+
+
+def assert_needs_no_jax(module: str) -> None:
+  program = (
+    'import sys\n'
+    "sys.modules['jax'] = sys.modules['flax'] = sys.modules['torch'] = None\n"
+    f'import {module}\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def test_plug_needs_no_jax():
+  assert_needs_no_jax('vtokens.plug')
+
+
+def test_round_trip_is_byte_identical(one, tmp_path):
+  for kind in ('vtokens', 'spring-pt', 'hf'):
+    settings = _settings(one / 'run', names='<|vt{i}|>')
+    export.export(settings, kind, str(tmp_path / kind))
+  first = tmp_path / 'vtokens'
+  for kind in ('vtokens', 'hf'):
+    import_table.import_table(
+      'vtokens', str(tmp_path / kind), '', str(tmp_path / f'run-{kind}')
+    )
+    again = tmp_path / f'again-{kind}'
+    settings = _settings(
+      tmp_path / f'run-{kind}', data=(str(one / 'run' / 'questions.jsonl'),)
+    )
+    export.export(settings, 'vtokens', str(again))
+    for name in ('vtokens.safetensors', 'vtokens.json'):
+      assert (again / name).read_bytes() == (first / name).read_bytes()
+  table, _ = table_file.load(one / 'run' / 'table.safetensors')
+  file = tmp_path / 'spring-pt' / spring.FILE
+  np.testing.assert_array_equal(spring.read(str(file)), table)
+  read = torch.load(file, weights_only=True)
+  assert read.dtype == torch.float32
+  assert list(read.shape) == [ROWS, 64]
+  # No more than the table: a slice would bring all that it is a slice of.
+  assert file.stat().st_size < table.nbytes + 2000
+
+
+def test_as_flashrag_reads_it(one, tmp_path):
+  """What its add_new_tokens does, and the names as it writes them."""
+  out = tmp_path / 'out'
+  export.export(_settings(one / 'run'), 'spring-pt', str(out))
+  model = transformers.AutoModelForCausalLM.from_pretrained(one / 'base')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
+  table = torch.load(out / spring.FILE)
+  names = [f'[ref{i + 1}]' for i in range(len(table))]
+  tokenizer.add_tokens(names)
+  old = model.get_input_embeddings().weight
+  model.set_input_embeddings(
+    torch.nn.Embedding.from_pretrained(torch.cat([old.detach(), table]))
+  )
+  text = 'A passage.\n\n' + ''.join(f' {name}' for name in names) + 'Is it?'
+  ids = torch.tensor([tokenizer(text)['input_ids']])
+  virtual = [i for i in ids[0].tolist() if i >= len(old)]
+  assert virtual == list(range(len(old), len(old) + ROWS))
+  embedded = model.get_input_embeddings()(ids)[0]
+  assert torch.equal(embedded[ids[0] >= len(old)], table)
+
+
+class TestSpring:
+  """Files of the authors' shape, imported."""
+
+  @pytest.mark.parametrize(
+    'make',
+    [
+      lambda t: t,
+      torch.nn.Parameter,
+      lambda t: t.to(torch.bfloat16),
+      lambda t: t.to(torch.float16),
+    ],
+    ids=['tensor', 'parameter', 'bfloat16', 'float16'],
+  )
+  def test_read(self, make, tmp_path):
+    tensor = make(torch.randn(50, 4096))
+    torch.save(tensor, tmp_path / 'a.pt')
+    found = spring.read(str(tmp_path / 'a.pt'))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, tensor.detach().float().numpy())
+
+  def test_imported_and_evaluated(self, one, tmp_path):
+    torch.save(torch.randn(50, 64) * 0.2, tmp_path / 'a.pt')
+    import_table.import_table(
+      'spring-pt',
+      str(tmp_path / 'a.pt'),
+      str(one / 'base'),
+      str(tmp_path / 'run'),
+    )
+    cfg = eval_config.Config(
+      workdir=str(tmp_path / 'evaluated'),
+      runs=(str(tmp_path / 'run'),),
+      data=eval_config.Data(
+        sources=(str(one / 'run' / 'questions.jsonl'),),
+        max_prefix_tokens=200,
+        max_suffix_tokens=160,
+      ),
+      conditions=('prompt', 'tokens'),
+      num_active=(50, 3),
+      num_passages=(2,),
+      decode=config.Decode(batch_size=4, max_new_tokens=4),
+      report=eval_config.Report(resamples=50, permutations=50),
+    )
+    eval_config.validate(cfg)
+    found = evaluate.evaluate(cfg, lambda: None)
+    assert sum(cell['n'] for cell in found['cells']) == 3 * 12
+
+  @pytest.mark.parametrize(
+    'value, message',
+    [
+      (lambda: torch.zeros(3), r'expected a tensor \[n, D\]'),
+      (lambda: {'a': torch.zeros(3, 4)}, 'got a dict'),
+      (lambda: torch.zeros(3, 4, dtype=torch.int32), 'floating-point'),
+      (lambda: torch.full((3, 4), float('nan')), 'NaN'),
+      (lambda: torch.eye(3).to_sparse(), 'torch.sparse_coo on cpu'),
+      (lambda: torch.zeros(3, 4, device='meta'), 'torch.strided on meta'),
+      # A few bytes in the file.
+      (
+        lambda: torch.zeros(1).expand(10**5, 10**6),
+        'a plain tensor of at most',
+      ),
+      (lambda: torch.nn.Linear(2, 2), 'code that would have to be run'),
+    ],
+  )
+  def test_refused(self, value, message, tmp_path):
+    torch.save(value(), tmp_path / 'a.pt')
+    with pytest.raises(errors.UserError, match=message):
+      spring.read(str(tmp_path / 'a.pt'))
+
+  def test_no_torch_file(self, tmp_path):
+    (tmp_path / 'a.pt').write_bytes(b'text')
+    with pytest.raises(errors.UserError, match='not a tensor'):
+      spring.read(str(tmp_path / 'a.pt'))
+    with pytest.raises(errors.UserError, match='not found'):
+      spring.read(str(tmp_path / 'b.pt'))
+
+  def test_too_large(self, tmp_path):
+    with (tmp_path / 'a.pt').open('wb') as file:
+      file.truncate(1 << 30)
+    with pytest.raises(errors.UserError, match='more than any table'):
+      spring.read(str(tmp_path / 'a.pt'))
+
+  def test_other_width(self, one, tmp_path):
+    torch.save(torch.zeros(50, 4096), tmp_path / 'a.pt')
+    with pytest.raises(errors.UserError, match='rows of 4096 numbers'):
+      import_table.import_table(
+        'spring-pt',
+        str(tmp_path / 'a.pt'),
+        str(one / 'base'),
+        str(tmp_path / 'run'),
+      )
+    assert not (tmp_path / 'run').exists()
+
+
+class TestGate:
+  """What is wrong is not exported."""
+
+  def _refused(self, one, kind, match, tmp_path):
+    with pytest.raises(errors.UserError, match=match):
+      export.export(_settings(one / 'run'), kind, str(tmp_path / 'out'))
+    assert not list(tmp_path.iterdir())
+
+  def test_rows_that_differ(self, one, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf.Plan, 'stored', lambda self, table: table * 1.01)
+    self._refused(one, 'hf', 'logits at answer positions', tmp_path)
+
+  def test_rows_in_the_wrong_order(self, one, tmp_path, monkeypatch):
+    grown = hf._grown
+
+    def swapped(matrix, rows):
+      return np.ascontiguousarray(grown(matrix, rows)[:, ::-1])
+
+    monkeypatch.setattr(hf, '_grown', swapped)
+    self._refused(one, 'hf', 'that differ from the base', tmp_path)
+
+  def test_names_that_get_lost(self, one, tmp_path, monkeypatch):
+    # As tokenizer.add_tokens does it, which is how the authors' recipe loses
+    # all of them.
+    write_json = hf.write_json
+
+    def normalized(path, values, indent=2):
+      for token in [
+        *values.get('added_tokens', []),
+        *values.get('added_tokens_decoder', {}).values(),
+      ]:
+        if token['content'].startswith('[ref'):
+          token['normalized'] = True
+      write_json(path, values, indent)
+
+    monkeypatch.setattr(hf, 'write_json', normalized)
+    self._refused(one, 'hf', 'names of virtual tokens recognised', tmp_path)
+
+  def test_tokens_that_would_be_said(self, one, tmp_path, monkeypatch):
+    head = hf._head
+
+    def loud(matrix, plan):
+      found = head(matrix, plan)
+      found[list(plan.tokens.ids)] = 10 * found[5:10]
+      return found
+
+    monkeypatch.setattr(hf, '_head', loud)
+    self._refused(
+      one,
+      'hf',
+      '(?s)which is not said: 0, of id .*virtual tokens among sampled',
+      tmp_path,
+    )
+
+  def test_a_head_of_old_rows_that_differ(self, one, tmp_path, monkeypatch):
+    head = hf._head
+
+    def changed(matrix, plan):
+      found = head(matrix, plan)
+      found[7, 3] = np.nextafter(found[7, 3], np.float32(9))
+      return found
+
+    monkeypatch.setattr(hf, '_head', changed)
+    self._refused(one, 'hf', 'that differ from the base', tmp_path)
+
+  def test_tokens_that_are_not_suppressed(self, one, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+      hf,
+      '_write_generation_config',
+      lambda base, out, plan: (out / 'generation_config.json').write_text('{}'),
+    )
+    self._refused(one, 'hf', 'in suppress_tokens of generation', tmp_path)
+
+  def test_fewer_questions_than_asked_for(self, one, tmp_path):
+    with pytest.raises(
+      errors.UserError, match='100 questions, but there are 12'
+    ):
+      export.export(
+        _settings(one / 'run', gate=export_config.Gate()),
+        'hf',
+        str(tmp_path / 'out'),
+      )
+    assert not list(tmp_path.iterdir())
+
+  def test_an_existing_directory_stays(self, one, tmp_path):
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'a').write_text('mine')
+    with pytest.raises(errors.UserError, match='never replaced'):
+      export.export(_settings(one / 'run'), 'vtokens', str(tmp_path / 'out'))
+    assert (tmp_path / 'out' / 'a').read_text() == 'mine'
+
+  def test_name_of_a_token(self, one, tmp_path):
+    settings = _settings(one / 'run', names='<0x0{i}>')
+    with pytest.raises(errors.UserError, match="has a token '<0x01>' already"):
+      export.export(settings, 'hf', str(tmp_path / 'out'))
+
+
+class TestArtifact:
+  @pytest.fixture
+  def exported(self, one, tmp_path):
+    artifact.write(tmp_path, run.read(str(one / 'run')).table)
+    return tmp_path
+
+  def _change(self, exported, change):
+    path = exported / 'vtokens.json'
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+  @pytest.mark.parametrize(
+    'change, message',
+    [
+      (lambda v: v.update(format=2), 'expected "format": 1'),
+      (lambda v: v.pop('base'), 'not as vtokens.export writes it'),
+      (lambda v: v['base'].pop('id'), 'not as vtokens.export writes it'),
+      (lambda v: v['tokens']['ids'].pop(), '4 ids and 5 names'),
+      (lambda v: v.update(table_sha256='0'), 'it is another table'),
+      (lambda v: v.update(shape=[5, 63]), r'a table \[5, 64\], expected'),
+      (lambda v: v.update(shape=[]), r'5 names for a table \[\]'),
+      (lambda v: v.update(num_trained=6), 'from 1 to 5, got 6'),
+      (lambda v: v.update(num_trained='5'), "from 1 to 5, got '5'"),
+      (
+        lambda v: v['prompt']['templates'].update(prompt=3),
+        'not as vtokens.export writes it',
+      ),
+    ],
+  )
+  def test_broken(self, exported, change, message):
+    self._change(exported, change)
+    with pytest.raises(errors.UserError, match=message):
+      artifact.read(exported)
+
+  def test_missing(self, tmp_path):
+    with pytest.raises(errors.UserError, match='cannot be read'):
+      artifact.read(tmp_path)
+
+  def test_comes_back(self, exported):
+    table = artifact.read(exported)
+    again = exported / 'again'
+    artifact.write(again, table)
+    for name in (artifact.TABLE, artifact.META):
+      assert (again / name).read_bytes() == (exported / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['--to=hf', '--out=x'], 'config.workdir: expected to be set'),
+    (['--config.workdir=x', '--to=onnx', '--out=y'], '--to: expected one of'),
+    (['--config.workdir=x', '--to=hf'], '--out: a directory is needed'),
+    (['--config.workdir=x', '--to=hf', '--out=y'], 'no finished run'),
+    (
+      ['--config.workdir=x', '--config.names=t', '--to=hf', '--out=y'],
+      'config.names: expected a text with {i}',
+    ),
+    (
+      ['--config.workdir=x', '--config.names={i.a}', '--to=hf', '--out=y'],
+      'config.names: expected a text with {i}',
+    ),
+    (['--config.workdir=x', '--to=hf', '--out=gs://b/y'], 'written to a disk'),
+    (['--config.workdir=x', '--to=hf', '--out=/proc/y'], 'cannot be written'),
+    (['--config.gat.logits=3'], "did you mean 'gate'"),
+  ],
+)
+def test_command_line(arguments, message, tmp_path):
+  result = subprocess.run(
+    [sys.executable, '-m', 'vtokens.export', *arguments],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 1
+  assert message in result.stderr
+  assert 'Traceback' not in result.stderr

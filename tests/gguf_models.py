@@ -1,0 +1,193 @@
+"""Tiny GGUF files, written from torch models.
+
+What llama.cpp's converter does to names and values is spelled out here, in
+other words than in the code that undoes it.
+"""
+
+import json
+
+import family_models
+import gguf
+import numpy as np
+
+Type = gguf.GGMLQuantizationType
+
+_NAMES = {
+  'model.embed_tokens': 'token_embd',
+  'model.norm': 'output_norm',
+  'lm_head': 'output',
+  'self_attn.q_proj': 'attn_q',
+  'self_attn.k_proj': 'attn_k',
+  'self_attn.v_proj': 'attn_v',
+  'self_attn.o_proj': 'attn_output',
+  'self_attn.qkv_proj': 'attn_qkv',
+  'self_attn.q_norm': 'attn_q_norm',
+  'self_attn.k_norm': 'attn_k_norm',
+  'mlp.gate_proj': 'ffn_gate',
+  'mlp.up_proj': 'ffn_up',
+  'mlp.gate_up_proj': 'ffn_up',
+  'mlp.down_proj': 'ffn_down',
+  'input_layernorm': 'attn_norm',
+}
+_PRE = {'post_attention_layernorm': 'ffn_norm'}
+_SANDWICH = {
+  'post_attention_layernorm': 'post_attention_norm',
+  'pre_feedforward_layernorm': 'ffn_norm',
+  'post_feedforward_layernorm': 'post_ffw_norm',
+}
+
+
+def write(
+  path,
+  architecture,
+  reference,
+  metadata=None,
+  extra=None,
+  *,
+  kind=Type.F32,
+  tokenizer=None,
+):
+  """Writes a GGUF file as llama.cpp's converter does.
+
+  Args:
+    path: the file.
+    architecture: llama.cpp's name of it.
+    reference: torch model.
+    metadata: further fields, without the architecture.
+    extra: further tensors.
+    kind: type of matrices.
+    tokenizer: fields, without `tokenizer.ggml.`.
+  """
+  config = reference.config
+  values = {
+    'context_length': config.max_position_embeddings,
+    'embedding_length': config.hidden_size,
+    'block_count': config.num_hidden_layers,
+    'feed_forward_length': config.intermediate_size,
+    'attention.head_count': config.num_attention_heads,
+    'attention.head_count_kv': config.num_key_value_heads,
+    'attention.layer_norm_rms_epsilon': config.rms_norm_eps,
+    'rope.freq_base': 10_000.0,
+    **(metadata or {}),
+  }
+  writer = gguf.GGUFWriter(path, architecture)
+  for key, value in values.items():
+    match value:
+      case str():
+        writer.add_string(f'{architecture}.{key}', value)
+      case int():
+        writer.add_uint32(f'{architecture}.{key}', value)
+      case float():
+        writer.add_float32(f'{architecture}.{key}', value)
+  for key, value in (tokenizer or {}).items():
+    key = f'tokenizer.ggml.{key}'
+    match value:
+      case bool():
+        writer.add_bool(key, value)
+      case int():
+        writer.add_uint32(key, value)
+      case str():
+        writer.add_string(key, value)
+      case list():
+        writer.add_array(key, value)
+  names = {**_NAMES}
+  names |= _SANDWICH if architecture in ('gemma2', 'gemma3') else _PRE
+  for name, tensor in {**reference.state_dict()}.items():
+    if name == 'lm_head.weight' and config.tie_word_embeddings:
+      continue
+    array = tensor.numpy()
+    *parts, end = name.split('.')
+    if name.startswith('model.layers.'):
+      layer, part = parts[2], '.'.join(parts[3:])
+      stored = f'blk.{layer}.{names[part]}.{end}'
+    else:
+      part = '.'.join(parts)
+      stored = f'{names[part]}.{end}'
+    if architecture.startswith('gemma') and part.endswith('norm'):
+      array = array + 1
+    if architecture == 'llama' and part in (
+      'self_attn.q_proj',
+      'self_attn.k_proj',
+    ):
+      heads = (
+        config.num_attention_heads
+        if part.endswith('q_proj')
+        else config.num_key_value_heads
+      )
+      size = len(array) // heads
+      array = np.stack(
+        [
+          array[head * size + half * size // 2 + i]
+          for head in range(heads)
+          for i in range(size // 2)
+          for half in (0, 1)
+        ]
+      )
+    array = np.ascontiguousarray(array)
+    if array.ndim > 1:
+      writer.add_tensor(stored, gguf.quantize(array, kind), raw_dtype=kind)
+    else:
+      writer.add_tensor(stored, array)
+  for name, array in (extra or {}).items():
+    writer.add_tensor(name, array)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+
+
+def tokenizer(name, rows):
+  """Fields of the tokenizer of one of `family_models.FAMILIES`.
+
+  Args:
+    name: of the family.
+    rows: of the embedding matrix, up to which unused tokens pad the list.
+  """
+  family = family_models.FAMILIES[name]
+  backend = family.backend()
+  vocab = backend.get_vocab(with_added_tokens=True)
+  added = backend.get_added_tokens_decoder()
+  learnt = json.loads(backend.to_str())['model']
+  tokens = sorted(vocab, key=vocab.get)
+  merges = [' '.join(merge) for merge in learnt['merges']]
+  kinds = [
+    2
+    if token == '<unk>'
+    else 3
+    if i in added
+    else 6
+    if token.startswith('<0x')
+    else 1
+    for i, token in enumerate(tokens)
+  ]
+  rank = {merge.replace(' ', ''): -float(i) for i, merge in enumerate(merges)}
+  spare = [f'[PAD{i}]' for i in range(len(tokens), rows)]
+  fields = {
+    'tokens': tokens + spare,
+    'token_type': kinds + [5] * len(spare),
+    'add_bos_token': 'bos_token' in family.config,
+    **{
+      f'{role}_token_id': vocab[family.config[key]]
+      for role, key in (
+        ('bos', 'bos_token'),
+        ('eos', 'eos_token'),
+        ('unknown', 'unk_token'),
+        ('padding', 'pad_token'),
+      )
+      if key in family.config
+    },
+  }
+  if learnt.get('byte_fallback'):
+    spelt = json.dumps(json.loads(backend.to_str())['normalizer'])
+    return {
+      'model': 'llama',
+      **fields,
+      'scores': [rank.get(token, -1e4) for token in tokens + spare],
+      'add_space_prefix': 'Prepend' in spelt,
+    }
+  return {
+    'model': 'gpt2',
+    'pre': 'llama-bpe' if name == 'llama3' else 'qwen2',
+    **fields,
+    'merges': merges,
+  }

@@ -1,0 +1,208 @@
+"""Tests of vtokens.vllm_client, next to a server that notes what it is sent.
+
+vLLM itself is not here. The requests are compared with its documentation:
+https://docs.vllm.ai/en/latest/features/prompt_embeds and vllm#40720.
+"""
+
+import base64
+import dataclasses
+import http.server
+import io
+import json
+import threading
+from typing import ClassVar
+
+import export_test
+import family_models
+import pytest
+import torch
+import transformers
+
+from vtokens import errors, plug, vllm_client
+from vtokens.exports import artifact, run
+
+PASSAGES, QUESTION = export_test.PASSAGES, export_test.QUESTION
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  requests: ClassVar[list] = []
+  status = 200
+  answer = json.dumps(
+    {'choices': [{'text': ' 1859', 'message': {'content': '1859'}}]}
+  ).encode()
+
+  def log_message(self, *_):
+    pass
+
+  def do_POST(self):
+    body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+    self.requests.append((self.path, dict(self.headers), body))
+    refusal = b'{"error": "no prompt_embeds here"}'
+    data = self.answer if self.status == 200 else refusal
+    self.send_response(self.status)
+    self.send_header('Content-Length', str(len(data)))
+    self.end_headers()
+    self.wfile.write(data)
+
+
+@pytest.fixture
+def server():
+  handler = type('Handler', (_Handler,), {'requests': []})
+  found = http.server.ThreadingHTTPServer(('localhost', 0), handler)
+  threading.Thread(target=found.serve_forever, daemon=True).start()
+  yield f'http://localhost:{found.server_port}', handler
+  found.shutdown()
+  found.server_close()
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A base with a chat template, and tables with and without one."""
+  root = tmp_path_factory.mktemp('vllm')
+  family_models.save(root / 'base', 'qwen')
+  family_models.add_chat_template(root / 'base')
+  for name, chat in (('plain', False), ('chat', True)):
+    export_test.write_run(root / name, root / 'base', chat=chat)
+    source = run.read(str(root / name))
+    artifact.write(root / f'{name}-out', source.table)
+  return root
+
+
+def _client(place, name, url, **settings):
+  return vllm_client.Client(
+    url,
+    'the-base',
+    plug.load(place / f'{name}-out'),
+    transformers.AutoTokenizer.from_pretrained(place / 'base'),
+    **settings,
+  )
+
+
+def _decode(data: str) -> torch.Tensor:
+  return torch.load(io.BytesIO(base64.b64decode(data)), weights_only=True)
+
+
+@pytest.mark.parametrize('name', ['plain', 'chat'])
+@pytest.mark.parametrize('k', [0, 3])
+def test_the_whole_prompt(place, server, name, k):
+  url, handler = server
+  client = _client(
+    place,
+    name,
+    url + '/',
+    embedding=vllm_client.read_embedding(str(place / 'base')),
+    key='secret',
+  )
+  settings = {'max_tokens': 16, 'temperature': 0, 'stop': ['\n']}
+  assert client.complete(PASSAGES, QUESTION, k, **settings) == ' 1859'
+  [(path, headers, body)] = handler.requests
+  assert path == '/v1/completions'
+  assert headers['Authorization'] == 'Bearer secret'
+  embeds = _decode(body.pop('prompt_embeds'))
+  assert body == {'model': 'the-base', 'prompt': '', **settings}
+  # What a model with the table attached looks up.
+  table = plug.load(place / f'{name}-out')
+  model = transformers.AutoModelForCausalLM.from_pretrained(place / 'base')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(place / 'base')
+  plug.attach(model, table)
+  ids = plug.prompt_ids(tokenizer, PASSAGES, QUESTION, k, table.meta)
+  expected = model.get_input_embeddings()(torch.tensor(ids))
+  assert embeds.ndim == 2
+  torch.testing.assert_close(embeds, expected, rtol=0, atol=0)
+
+
+def test_parts_of_a_chat(place, server):
+  url, handler = server
+  client = _client(place, 'chat', url)
+  assert client.chat(PASSAGES, QUESTION, 3, max_tokens=16) == '1859'
+  [(path, _, body)] = handler.requests
+  assert path == '/v1/chat/completions'
+  assert body['max_tokens'] == 16
+  [message] = body['messages']
+  before, tokens, after = message['content']
+  assert message['role'] == 'user'
+  assert before == {
+    'type': 'text',
+    'text': '[1] Tower\nIt was completed in 1859.\n'
+    '[2] A passage with [ref1] and [ref2] in its text.\n\n',
+  }
+  assert after == {
+    'type': 'text',
+    'text': f'Question: {QUESTION}\nAnswer:',
+  }
+  assert tokens.keys() == {'type', 'data'}
+  assert tokens['type'] == 'prompt_embeds'
+  rows = plug.load(place / 'chat-out').table[:3]
+  assert torch.equal(_decode(tokens['data']), torch.from_numpy(rows))
+  # No more than that is sent.
+  assert len(base64.b64decode(tokens['data'])) < rows.nbytes + 2000
+
+
+def test_no_passages_no_empty_text(place, server):
+  url, handler = server
+  _client(place, 'chat', url).chat([], QUESTION, 1)
+  [(_, _, body)] = handler.requests
+  kinds = [part['type'] for part in body['messages'][0]['content']]
+  assert kinds == ['prompt_embeds', 'text']
+
+
+def test_tokens_that_were_not_trained_in_a_chat(place):
+  client = _client(place, 'plain', 'http://localhost:1')
+  with pytest.raises(errors.UserError, match='not trained inside a chat turn'):
+    client.chat(PASSAGES, QUESTION, 3)
+  with pytest.raises(errors.UserError, match='the embedding of the base'):
+    client.complete(PASSAGES, QUESTION, 3)
+
+
+def test_what_the_server_says(place, server):
+  url, handler = server
+  handler.status = 400
+  client = _client(place, 'chat', url)
+  with pytest.raises(errors.UserError, match=r'400: .*no prompt_embeds here'):
+    client.chat(PASSAGES, QUESTION, 3)
+  gone = _client(place, 'chat', 'http://localhost:1')
+  with pytest.raises(errors.UserError, match='http://localhost:1/v1/chat'):
+    gone.chat(PASSAGES, QUESTION, 3)
+
+
+@pytest.mark.parametrize(
+  'answer', [b'<html>', b'[]', b'{"choices": []}', b'{"choices": [{}]}']
+)
+def test_an_answer_that_is_none(place, server, answer):
+  url, handler = server
+  handler.answer = answer
+  client = _client(place, 'chat', url)
+  with pytest.raises(errors.UserError, match='no answer as vLLM gives it'):
+    client.chat(PASSAGES, QUESTION, 3)
+
+
+def test_embedding_that_is_not_there(tmp_path):
+  with pytest.raises(errors.UserError, match='expected a model'):
+    vllm_client.read_embedding(str(tmp_path))
+
+
+def test_embedding_of_another_base(place):
+  with pytest.raises(errors.UserError, match=r'the embedding is \[3, 64\]'):
+    _client(place, 'plain', 'http://x', embedding=torch.zeros(3, 64))
+
+
+def test_table_of_another_format(place):
+  table = plug.load(place / 'plain-out')
+  tokens = dataclasses.replace(table.meta.tokens, ids=(1, 2, 3, 4, 5))
+  meta = dataclasses.replace(table.meta, tokens=tokens)
+  with pytest.raises(errors.UserError, match='as --to vtokens writes them'):
+    vllm_client.Client(
+      'http://x', 'm', artifact.Artifact(table.table, meta), None
+    )
+
+
+def test_a_base_that_scales_its_embeddings(tmp_path):
+  family_models.save(tmp_path / 'base', 'gemma')
+  export_test.write_run(tmp_path / 'run', tmp_path / 'base')
+  table = run.read(str(tmp_path / 'run')).table
+  with pytest.raises(errors.UserError, match='square root of their width'):
+    vllm_client.Client('http://x', 'm', table, None)
+
+
+def test_needs_no_jax():
+  export_test.assert_needs_no_jax('vtokens.vllm_client')

@@ -1,0 +1,117 @@
+r"""Exports a table of virtual tokens to where models are served.
+
+    python -m vtokens.export --config.workdir=runs/quickstart --to hf \
+      --out exported
+
+Formats: vtokens (the source of truth, for vtokens.plug), spring-pt (the file of
+SPRING's authors), hf (a checkpoint for transformers and what reads the same
+files), peft (adapters), gguf (a file for llama.cpp). An export is first written
+beside its place and checked there by the programs that will read it; it is put
+in its place only if it does what the trained model does. `gate.json` in it has
+every check. See docs/export.md.
+"""
+
+import contextlib
+import os
+import pathlib
+import secrets
+import shutil
+from collections.abc import Iterator
+
+from absl import flags as absl_flags
+
+from vtokens import errors, flags, paths, versions, writers
+from vtokens.exports import (
+  artifact,
+  card,
+  gate,
+  run,
+)
+from vtokens.exports.config import FORMATS, Config, validate
+
+
+def export(cfg: Config, to: str, out: str) -> None:
+  """Writes an export that has passed its gate, or none.
+
+  Args:
+    cfg: what, and how it is checked; validated.
+    to: one of `FORMATS`.
+    out: a directory that must not be there.
+
+  Raises:
+    errors.UserError: bad input, or a check failed.
+  """
+  with _in_place(out) as directory:
+    source = run.read(cfg.workdir, cfg.names)
+    checks, exported = _makers()[to](directory, cfg, source)
+    artifact.write(directory, exported)
+    writers.write_text(
+      directory / 'README.md', card.render(exported.meta, to, checks)
+    )
+    gate.conclude(
+      directory,
+      checks,
+      {
+        'format': to,
+        'num_active': source.table.meta.num_trained,
+        'seed': cfg.seed,
+        'versions': versions.packages(),
+      },
+    )
+
+
+def _makers():
+  """`formats.MAKERS`; the programs that check an export need PyTorch."""
+  try:
+    from vtokens.exports import formats
+  except ImportError as e:
+    raise errors.UserError(
+      f'exports are checked with PyTorch and PEFT ({e}); pip install '
+      "'vtokens[export]'"
+    ) from None
+  return formats.MAKERS
+
+
+@contextlib.contextmanager
+def _in_place(out: str) -> Iterator[pathlib.Path]:
+  """A directory beside `out` that becomes it, if nothing fails.
+
+  Raises:
+    errors.UserError: `out` is there already, or cannot be written.
+  """
+  paths.check_is_new(out)
+  target = pathlib.Path(out)
+  partial = target.with_name(f'{target.name}.partial-{secrets.token_hex(4)}')
+  try:
+    partial.mkdir(parents=True)
+  except OSError as e:
+    raise errors.UserError(f'--out: {out} cannot be written: {e}') from None
+  try:
+    yield partial
+    try:
+      # Fails if a directory with content has come there meanwhile.
+      os.rename(partial, target)
+    except OSError as e:
+      raise errors.UserError(f'--out: {out} cannot be written: {e}') from None
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def main(cfg: Config) -> None:
+  """Entry point."""
+  to, out = absl_flags.FLAGS.to, absl_flags.FLAGS.out
+  if to not in FORMATS:
+    raise errors.UserError(f'--to: expected one of {", ".join(FORMATS)}')
+  if not out:
+    raise errors.UserError('--out: a directory is needed')
+  # Our own model and the program that reads the export run one after the other
+  # in this process: on a GPU JAX would keep the memory that it once had.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_ALLOCATOR', 'platform')
+  export(cfg, to, out)
+  writers.say(f'written to {out}')
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('to', None, f'Format: {", ".join(FORMATS)}.')
+  absl_flags.DEFINE_string('out', None, 'Directory, which must not be there.')
+  flags.run_config(main, Config, validate, None)

@@ -1,0 +1,199 @@
+"""The exported table: `vtokens.safetensors` and `vtokens.json`.
+
+The source of truth of which all other formats are made, and what a serving
+program needs (`vtokens.plug`). Needs no JAX. docs/export.md has the fields.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from vtokens import config, errors, schema, table_file, writers
+
+FORMAT = 1
+TABLE, META = 'vtokens.safetensors', 'vtokens.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """The model that the tokens were trained on.
+
+  Attributes:
+    id: as the training config names it: a path or a name on the hub.
+    revision: commit on the hub; '' if it was a path.
+    fingerprint: of its weights; see `models.weights.fingerprint`.
+    tokenizer_sha256: see `models.tokenizer.Tokenizer.sha256`.
+    vocab_size: rows of its embedding matrix.
+    scales_embeddings: whether it multiplies what it looks up there by the
+      square root of their width (Gemma).
+  """
+
+  id: str
+  revision: str
+  fingerprint: str
+  tokenizer_sha256: str
+  vocab_size: int
+  scales_embeddings: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """How a prompt is put together.
+
+  Attributes:
+    templates: the text around the pieces.
+    position: of the virtual tokens: first, middle or last.
+    max_prefix_tokens: most tokens of the passages, which are cut to it.
+    max_suffix_tokens: most tokens of question and virtual tokens, which are
+      not.
+  """
+
+  templates: config.Templates
+  position: str
+  max_prefix_tokens: int
+  max_suffix_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """The virtual tokens in a vocabulary.
+
+  Attributes:
+    ids: of each row of the table, in order.
+    names: what stands for them in a tokenizer.
+    probe: the ids of `prompts.PROBE` with the first two of them: a tokenizer
+      that gives others is not the one of the base.
+  """
+
+  ids: tuple[int, ...]
+  names: tuple[str, ...]
+  probe: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+  """The content of `vtokens.json`.
+
+  Attributes:
+    format: of this file; raised when it changes.
+    base: see `Base`; likewise prompt and tokens.
+    table_sha256: of the table's values; see `table_file.sha256`.
+    shape: of the table.
+    num_trained: rows that training has changed: the most tokens to be used.
+    metrics: the run's scores: `conditions` and `k` of its summary.json.
+    training: the run's config and the hashes of its data.
+    versions: of packages, when it was trained.
+  """
+
+  format: int
+  base: Base
+  prompt: Prompt
+  tokens: Tokens
+  table_sha256: str
+  shape: tuple[int, int]
+  num_trained: int
+  metrics: Mapping[str, Any]
+  training: Mapping[str, Any]
+  versions: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Artifact:
+  """A table and all that is needed to use it.
+
+  Attributes:
+    table: `n D` f32.
+    meta: about it.
+  """
+
+  table: np.ndarray
+  meta: Meta
+
+
+def write(directory: epath.PathLike, artifact: Artifact) -> None:
+  """Writes both files; equal artifacts give equal bytes."""
+  directory = epath.Path(directory)
+  meta = dataclasses.asdict(artifact.meta)
+  table_file.save(
+    directory / TABLE,
+    artifact.table,
+    {'fingerprint': artifact.meta.base.fingerprint},
+  )
+  writers.write_json(directory / META, meta)
+
+
+def read(directory: epath.PathLike) -> Artifact:
+  """Reads what `write` wrote.
+
+  Raises:
+    errors.UserError: a file is missing, broken, or not of this table.
+  """
+  path = epath.Path(directory) / META
+  meta = read_meta(path)
+  table, _ = table_file.load(epath.Path(directory) / TABLE)
+  if table_file.sha256(table) != meta.table_sha256:
+    raise errors.UserError(
+      f'{path}: the SHA-256 of {TABLE} is {table_file.sha256(table)}, '
+      f'expected {meta.table_sha256}: it is another table, or was changed'
+    )
+  if table.shape != meta.shape:
+    raise errors.UserError(
+      f'{path}: {TABLE} is a table {list(table.shape)}, expected '
+      f'{list(meta.shape)}'
+    )
+  return Artifact(table, meta)
+
+
+def read_meta(path: epath.Path) -> Meta:
+  """Reads `vtokens.json` alone.
+
+  Raises:
+    errors.UserError: it is missing or broken.
+  """
+  try:
+    values = json.loads(path.read_text(encoding='utf-8'))
+  except OSError as e:
+    raise errors.UserError(f'{path}: cannot be read: {e}') from None
+  except ValueError as e:
+    raise errors.UserError(f'{path}: no JSON ({e})') from None
+  if not isinstance(values, dict) or values.get('format') != FORMAT:
+    found = values.get('format') if isinstance(values, dict) else None
+    raise errors.UserError(
+      f'{path}: expected "format": {FORMAT}, which this version reads, got '
+      f'{found!r}'
+    )
+  try:
+    prompt = dict(values['prompt'])
+    templates = schema.build(config.Templates, prompt.pop('templates'))
+    schema.flatten(templates)
+    tokens = dict(values['tokens'])
+    meta = Meta(
+      **{
+        **values,
+        'base': Base(**values['base']),
+        'prompt': Prompt(templates=templates, **prompt),
+        'tokens': Tokens(**{k: tuple(v) for k, v in tokens.items()}),
+        'shape': tuple(values['shape']),
+      }
+    )
+  except (KeyError, TypeError, ValueError, errors.UserError) as e:
+    raise errors.UserError(
+      f'{path}: not as vtokens.export writes it ({e})'
+    ) from None
+  rows = len(meta.tokens.ids)
+  if not rows == len(meta.tokens.names) == (*meta.shape, 0)[0]:
+    raise errors.UserError(
+      f'{path}: {rows} ids and {len(meta.tokens.names)} names for a table '
+      f'{list(meta.shape)}'
+    )
+  trained = meta.num_trained
+  if not isinstance(trained, int) or not 1 <= trained <= rows:
+    raise errors.UserError(
+      f'{path}: num_trained: expected a number from 1 to {rows}, got '
+      f'{trained!r}'
+    )
+  return meta

@@ -1,0 +1,142 @@
+"""The README of an export."""
+
+import json
+from collections.abc import Sequence
+
+from vtokens.exports.artifact import Meta
+from vtokens.exports.gate import Check
+
+_USAGE = {
+  'vtokens': """
+import torch, transformers
+from vtokens import plug
+
+table = plug.load('.')
+model = transformers.AutoModelForCausalLM.from_pretrained({base!r})
+tokenizer = transformers.AutoTokenizer.from_pretrained({base!r})
+plug.attach(model, table)
+ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
+out = model.generate(torch.tensor([ids]), max_new_tokens=16)
+""",
+  'hf': """
+import torch, transformers
+from vtokens import plug
+
+table = plug.load('.')
+model = transformers.AutoModelForCausalLM.from_pretrained('.')
+tokenizer = transformers.AutoTokenizer.from_pretrained('.')
+ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
+out = model.generate(torch.tensor([ids]), max_new_tokens=16)
+""",
+  'peft': """
+import peft, torch, transformers
+from vtokens import plug
+
+table = plug.load('.')
+model = transformers.AutoModelForCausalLM.from_pretrained({base!r})
+tokenizer = transformers.AutoTokenizer.from_pretrained({base!r})
+model = peft.PeftModel.from_pretrained(model, 'embedding_lora')
+ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
+# The adapter trainable_tokens has the rows in a tied head, too.
+out = model.generate(
+  input_ids=torch.tensor([ids]),
+  max_new_tokens=16,
+  suppress_tokens=list(table.meta.tokens.ids),
+)
+""",
+  'gguf': """
+# llama-server --model model.gguf --port 8080
+import json, urllib.request
+from vtokens import plug
+from vtokens.models import gguf_tokenizer
+
+table = plug.load('.')
+tokenizer = gguf_tokenizer.read_tokenizer('model.gguf')
+ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
+request = urllib.request.Request(
+  'http://127.0.0.1:8080/completion',
+  json.dumps({{'prompt': ids, 'n_predict': 16, 'temperature': 0}}).encode(),
+  {{'Content-Type': 'application/json'}},
+)
+answer = json.load(urllib.request.urlopen(request))['content']
+""",
+}
+_USAGE['spring-pt'] = (
+  _USAGE['vtokens'].rstrip()
+  + """
+# SPRING's own code and FlashRAG read virtual_tokens.pt.
+"""
+)
+_NOTES = {
+  'gguf': (
+    'llama.cpp reads the names in every prompt that is text, passages '
+    'included. From documentation, not tried here: Ollama takes the file '
+    '(`FROM ./model.gguf` in a Modelfile) and text alone: send whole prompts '
+    'with `"raw": true`, and take the names out of passages and questions.'
+  ),
+}
+_GEMMA = (
+  'The head is a matrix of its own here, where other models of this family '
+  'take the embedding matrix for it. transformers reads that; vLLM and '
+  'llama.cpp expect the one matrix, and do not serve this checkpoint.'
+)
+
+
+def render(meta: Meta, to: str, checks: Sequence[Check]) -> str:
+  """Markdown: what it is, how it is used, its scores and its checks."""
+  n, width = meta.shape
+  usage = _USAGE[to].format(base=meta.base.id, k=meta.num_trained).strip()
+  notes = [_NOTES[to]] if to in _NOTES else []
+  if to == 'hf' and meta.base.scales_embeddings:
+    notes.append(_GEMMA)
+  lines = [
+    # What the hub shows beside a model.
+    '---',
+    f'base_model: {json.dumps(meta.base.id)}',
+    'pipeline_tag: text-generation',
+    f'library_name: {"peft" if to == "peft" else "transformers"}',
+    'tags: [retrieval-augmented-generation, soft-prompt, vtokens]',
+    '---',
+    '',
+    '# Virtual tokens for retrieval-augmented answers',
+    '',
+    f'{n} embeddings of {width} numbers for `{meta.base.id}`, whose weights '
+    'are unchanged. They stand between retrieved passages and the question '
+    '(SPRING, arXiv 2405.19670); any first k of them work.',
+    '',
+    '```python',
+    usage,
+    '```',
+    '',
+    f'Ids {meta.tokens.ids[0]} to {meta.tokens.ids[-1]}, '
+    f'`{meta.tokens.names[0]}` to `{meta.tokens.names[-1]}`. Build prompts of '
+    'ids, with `plug.prompt_ids`, rather than of text: tokenizers read text '
+    'around such names in their own ways, and a passage may contain them.',
+    *(line for note in notes for line in ('', note)),
+    '',
+    '## Prompt',
+    '',
+    f'Position of the tokens: {meta.prompt.position}. Templates:',
+    '',
+    '```json',
+    json.dumps(vars(meta.prompt.templates), indent=2, ensure_ascii=False),
+    '```',
+  ]
+  scores = meta.metrics.get('conditions', {})
+  if scores:
+    lines += ['', '## Scores of the training run, in percent', '']
+    lines += ['| | EM | F1 | questions |', '| --- | --: | --: | --: |']
+    lines += [
+      f'| {name} | {row["em"]:.1f} | {row["f1"]:.1f} | {row["n"]} |'
+      for name, row in scores.items()
+    ]
+    lines += [
+      f'| tokens, k = {k} | {row["em"]:.1f} | {row["f1"]:.1f} | |'
+      for k, row in meta.metrics.get('k', {}).items()
+    ]
+  lines += ['', '## Checks of this export', '']
+  lines += ['| check | found | expected |', '| --- | --- | --- |']
+  lines += [
+    f'| {check.name} | {check.found} | {check.expected} |' for check in checks
+  ]
+  return '\n'.join(lines) + '\n'

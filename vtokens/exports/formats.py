@@ -1,0 +1,310 @@
+"""How each format is made and checked."""
+
+import contextlib
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import peft
+from jaxtyping import Float
+
+from vtokens import config as run_config
+from vtokens import errors, plug, table_file
+from vtokens.data import training_set
+from vtokens.data.records import Record
+from vtokens.exports import (
+  artifact,
+  convert,
+  gate,
+  gguf_file,
+  hf,
+  llama_gate,
+  peft_adapter,
+  reference,
+  spring,
+  torch_consumer,
+)
+from vtokens.exports.artifact import Artifact
+from vtokens.exports.config import Config
+from vtokens.exports.run import Source
+from vtokens.models import base as base_lib
+
+# Writes an export into a directory; what its checks found, and the table with
+# the ids that it has there.
+Maker = Callable[
+  [pathlib.Path, Config, Source], tuple[list[gate.Check], Artifact]
+]
+
+
+def _questions(
+  cfg: Config, settings: run_config.Config
+) -> tuple[list[Record], run_config.Decode, int]:
+  """What the gate asks, how answers are made, and passages of each."""
+  if cfg.data:
+    settings = dataclasses.replace(
+      settings, data=dataclasses.replace(settings.data, test=cfg.data)
+    )
+  report = training_set.bad_records(settings.data)
+  found = training_set.read_held_out(
+    settings, 'test', cfg.gate.questions, report
+  ).records
+  if len(found) < cfg.gate.questions:
+    raise errors.UserError(
+      f'config.gate.questions: the export is to be checked with '
+      f'{cfg.gate.questions} questions, but there are {len(found)} in '
+      f'{", ".join(settings.data.test) or "the test data of the run"}; '
+      'config.data takes others'
+    )
+  decode = run_config.Decode(
+    batch_size=cfg.gate.batch_size,
+    max_new_tokens=cfg.gate.max_new_tokens or settings.eval.max_new_tokens,
+    stop_at_newline=False,
+  )
+  return found, decode, cfg.gate.num_passages or settings.eval.num_passages
+
+
+def _probes(
+  cfg: Config, source: Source, rows: Float[np.ndarray, 'n D']
+) -> tuple[list[reference.Probe], int]:
+  """Questions and our answers, and the most tokens of an answer."""
+  records, decode, passages = _questions(cfg, source.config)
+  float32 = dataclasses.replace(source.base.settings, dtype='float32')
+  probes = reference.probe(
+    dataclasses.replace(source.base, settings=float32),
+    source.table,
+    rows,
+    records,
+    decode,
+    num_passages=passages,
+    num_logits=cfg.gate.logits,
+    seed=cfg.seed,
+  )
+  return probes, decode.max_new_tokens
+
+
+def _vtokens(
+  directory: pathlib.Path, cfg: Config, source: Source
+) -> tuple[list[gate.Check], Artifact]:
+  table, opened = source.table, source.base
+  path = base_lib.resolve(opened.settings.path)
+  probes, most = _probes(cfg, source, table.table)
+  artifact.write(directory, table)
+  read = plug.load(directory)
+  model = torch_consumer.load_model(path)
+  tokenizer = torch_consumer.load_tokenizer(path)
+  size = opened.config.vocab_size
+  before = torch_consumer.on_texts(model, opened.tokenizer.encode, size)
+  embedding = model.get_input_embeddings()
+  plug.attach(model, read)
+  consumer = torch_consumer.TorchConsumer(
+    model, tokenizer, read.meta, sorted(opened.tokenizer.end_ids)
+  )
+  checks = _all_checks(cfg, consumer, probes, table, most)
+  after = torch_consumer.on_texts(model, opened.tokenizer.encode, size)
+  plug.detach(model)
+  checks += [
+    gate.same_old_logits(after, before, _old_ids(opened, ())),
+    gate.Check(
+      'the model after detach has the very same embedding',
+      model.get_input_embeddings() is embedding,
+      model.get_input_embeddings() is embedding,
+      True,
+    ),
+    _same_table(read.table, table),
+  ]
+  return checks, table
+
+
+def _spring(
+  directory: pathlib.Path, cfg: Config, source: Source
+) -> tuple[list[gate.Check], Artifact]:
+  file = directory / spring.FILE
+  spring.write(file, source.table.table)
+  # The same numbers as of the source of truth, which is checked besides.
+  checks, table = _vtokens(directory, cfg, source)
+  return [*checks, _same_table(spring.read(str(file)), table)], table
+
+
+def _hf(
+  directory: pathlib.Path, cfg: Config, source: Source
+) -> tuple[list[gate.Check], Artifact]:
+  with _as_directory(source.base, directory) as path:
+    return _write_hf(directory, cfg, source, path)
+
+
+@contextlib.contextmanager
+def _as_directory(
+  opened: base_lib.OpenBase, beside: pathlib.Path
+) -> Iterator[str]:
+  """The base's directory; of a GGUF file, one that is made of it."""
+  path = base_lib.resolve(opened.settings.path)
+  if not path.endswith('.gguf'):
+    yield path
+    return
+  with tempfile.TemporaryDirectory(dir=beside.parent) as made:
+    convert.to_directory(opened, pathlib.Path(made))
+    yield made
+
+
+def _write_hf(
+  directory: pathlib.Path, cfg: Config, source: Source, path: str
+) -> tuple[list[gate.Check], Artifact]:
+  table, opened = source.table, source.base
+  plan = hf.plan(table, opened, path)
+  exported = Artifact(
+    table.table, dataclasses.replace(table.meta, tokens=plan.tokens)
+  )
+  probes, most = _probes(cfg, source, plan.stored(table.table))
+  plan = dataclasses.replace(
+    plan, unsaid=reference.quietest(plan.unsaid, probes)
+  )
+  hf.write(directory, table, plan, path)
+  size = opened.config.vocab_size
+  base = torch_consumer.load_model(path)
+  before = torch_consumer.on_texts(base, opened.tokenizer.encode, size)
+  del base
+  model = torch_consumer.load_model(str(directory))
+  tokenizer = torch_consumer.load_tokenizer(str(directory))
+  consumer = torch_consumer.TorchConsumer(
+    model, tokenizer, exported.meta, sorted(opened.tokenizer.end_ids)
+  )
+  ids = plan.tokens.ids
+  checks = [
+    torch_consumer.names_matched(tokenizer, exported.meta),
+    torch_consumer.suppressed(directory, ids),
+    torch_consumer.head_is_harmless(model, ids, plan.unsaid[0]),
+    *_all_checks(cfg, consumer, probes, table, most),
+    gate.same_old_logits(
+      torch_consumer.on_texts(model, opened.tokenizer.encode, size),
+      before,
+      _old_ids(opened, ids),
+    ),
+  ]
+  return checks, exported
+
+
+def _peft(
+  directory: pathlib.Path, cfg: Config, source: Source
+) -> tuple[list[gate.Check], Artifact]:
+  table, opened = source.table, source.base
+  path = base_lib.resolve(opened.settings.path)
+  if path.endswith('.gguf'):
+    raise errors.UserError(
+      f'--to peft: {path} is a GGUF file, for which PEFT has no model; use '
+      '--to hf, or train on the Hugging Face directory of the same model'
+    )
+  tokens = peft_adapter.place(table, opened, path)
+  exported = Artifact(
+    table.table, dataclasses.replace(table.meta, tokens=tokens)
+  )
+  probes, most = _probes(cfg, source, table.table)
+  peft_adapter.write(directory, exported, tokens, opened)
+  tokenizer = torch_consumer.load_tokenizer(path)
+  size = opened.config.vocab_size
+  base = torch_consumer.load_model(path)
+  before = torch_consumer.on_texts(base, opened.tokenizer.encode, size)
+  del base
+  checks = []
+  for form in peft_adapter.FORMS:
+    model = peft.PeftModel.from_pretrained(
+      torch_consumer.load_model(path), directory / form
+    )
+    consumer = torch_consumer.TorchConsumer(
+      model,
+      tokenizer,
+      exported.meta,
+      sorted(opened.tokenizer.end_ids),
+      # With a tied head PEFT puts the rows into it, too.
+      suppress=tokens.ids if peft_adapter.in_head(form, opened) else (),
+    )
+    found = [
+      *_all_checks(cfg, consumer, probes, table, most),
+      gate.same_old_logits(
+        torch_consumer.on_texts(model, opened.tokenizer.encode, size),
+        before,
+        _old_ids(opened, tokens.ids),
+      ),
+    ]
+    # Before the next one is loaded.
+    del model, consumer
+    checks += [
+      dataclasses.replace(check, name=f'{form}: {check.name}')
+      for check in found
+    ]
+  return checks, exported
+
+
+def _gguf(
+  directory: pathlib.Path, cfg: Config, source: Source
+) -> tuple[list[gate.Check], Artifact]:
+  llama_gate.require()
+  path = base_lib.resolve(source.base.settings.path)
+  plan = gguf_file.plan(source.table, source.base, path)
+  exported = Artifact(
+    source.table.table,
+    dataclasses.replace(source.table.meta, tokens=plan.tokens),
+  )
+  probes, most = _probes(cfg, source, plan.stored(exported.table))
+  plan = dataclasses.replace(
+    plan, unsaid=reference.quietest(plan.unsaid, probes)
+  )
+  file = directory / gguf_file.FILE
+  gguf_file.write(file, exported, plan, path)
+  checks = llama_gate.check(
+    file,
+    path,
+    plan,
+    exported,
+    probes,
+    activation=source.base.config.activation,
+    most=most,
+    sampled=cfg.gate.sampled,
+    seed=cfg.seed,
+  )
+  return checks, exported
+
+
+def _old_ids(opened: base_lib.OpenBase, virtual: Sequence[int]) -> list[int]:
+  """Ids of the base that are not those of virtual tokens."""
+  return sorted(set(range(opened.config.vocab_size)) - set(virtual))
+
+
+def _all_checks(
+  cfg: Config,
+  consumer: gate.Consumer,
+  probes: list[reference.Probe],
+  table: Artifact,
+  most: int,
+) -> list[gate.Check]:
+  """Those that every format has whose consumer runs the model."""
+  ids = range(table.meta.base.vocab_size)
+  old = sorted(set(ids) - set(consumer.virtual_ids()))
+  return [
+    gate.matched(consumer, probes, table.meta.num_trained),
+    gate.same_prompts(consumer, probes, table.meta.base.vocab_size),
+    gate.same_logits(consumer, probes, old),
+    gate.same_answers(consumer, probes, most),
+    gate.never_said(consumer, probes, cfg.gate.sampled, cfg.seed),
+  ]
+
+
+def _same_table(read: Any, table: Artifact) -> gate.Check:
+  found = table_file.sha256(read)
+  return gate.Check(
+    'the table as read again, SHA-256',
+    found == table.meta.table_sha256,
+    found,
+    table.meta.table_sha256,
+  )
+
+
+MAKERS: dict[str, Maker] = {
+  'vtokens': _vtokens,
+  'spring-pt': _spring,
+  'hf': _hf,
+  'peft': _peft,
+  'gguf': _gguf,
+}

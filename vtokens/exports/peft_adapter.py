@@ -1,0 +1,105 @@
+"""The table as adapters that PEFT loads onto the unchanged base.
+
+Two forms of the same rows, at ids that the base's embedding matrix has:
+
+- `trainable_tokens`: the rows as they are (PEFT calls them a delta). With a
+  tied head they are rows of the head too, so that a virtual token can be said
+  unless `suppress_tokens` forbids it.
+- `embedding_lora`: a LoRA of the embedding of rank n, whose A picks the tokens
+  (one-hot) and whose B is what their rows change by: exact, and the head is
+  left alone.
+"""
+
+import pathlib
+
+import numpy as np
+import peft
+import safetensors.numpy
+
+from vtokens.exports import hf, rows
+from vtokens.exports.artifact import Artifact, Tokens
+from vtokens.models.base import OpenBase
+
+FORMS = ('trainable_tokens', 'embedding_lora')
+_WEIGHTS = 'adapter_model.safetensors'
+_PREFIX = 'base_model.model.'
+
+
+def place(table: Artifact, opened: OpenBase, directory: str) -> Tokens:
+  """Ids inside the base's embedding matrix.
+
+  Raises:
+    errors.UserError: there are too few that no text uses.
+  """
+  return rows.inside(rows.read_vocabulary(directory), table.meta.tokens, opened)
+
+
+def in_head(form: str, opened: OpenBase) -> bool:
+  """Whether an adapter has the rows in the head as well, to be suppressed."""
+  return form == 'trainable_tokens' and opened.config.tie_embeddings
+
+
+def write(
+  out: pathlib.Path, table: Artifact, tokens: Tokens, opened: OpenBase
+) -> None:
+  """Writes both forms, each in its directory.
+
+  Args:
+    out: where to.
+    table: what is exported.
+    tokens: see `place`.
+    opened: the base.
+  """
+  count = len(table.table)
+  base = opened.settings.path
+  ids = list(tokens.ids)
+  trainable = peft.TrainableTokensConfig(
+    token_indices=ids,
+    target_modules=['embed_tokens'],
+    task_type='CAUSAL_LM',
+    base_model_name_or_path=base,
+    inference_mode=True,
+  )
+  names = [f'{hf.EMBEDDING.removesuffix(".weight")}.trainable_tokens_delta']
+  if in_head(FORMS[0], opened):
+    names.append('lm_head.trainable_tokens_delta')
+  _write(out / FORMS[0], trainable, dict.fromkeys(names, table.table))
+  lora = peft.LoraConfig(
+    r=count,
+    lora_alpha=count,  # Times alpha / r: as it is.
+    lora_dropout=0.0,
+    target_modules=['embed_tokens'],
+    task_type='CAUSAL_LM',
+    base_model_name_or_path=base,
+    inference_mode=True,
+  )
+  picks = np.zeros((count, opened.config.vocab_size), np.float32)
+  picks[np.arange(count), ids] = 1.0
+  before = np.stack(
+    [
+      np.asarray(opened.source.read(hf.EMBEDDING, slice(i, i + 1))[0], 'f4')
+      for i in ids
+    ]
+  )
+  module = hf.EMBEDDING.removesuffix('.weight')
+  _write(
+    out / FORMS[1],
+    lora,
+    {
+      f'{module}.lora_embedding_A': picks,
+      f'{module}.lora_embedding_B': (table.table - before).T,
+    },
+  )
+
+
+def _write(directory: pathlib.Path, config, tensors: dict) -> None:
+  directory.mkdir()
+  config.save_pretrained(directory)
+  safetensors.numpy.save_file(
+    {
+      _PREFIX + name: np.ascontiguousarray(value)
+      for name, value in tensors.items()
+    },
+    directory / _WEIGHTS,
+    {'format': 'pt'},
+  )

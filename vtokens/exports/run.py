@@ -1,0 +1,158 @@
+"""From a finished training run to what is exported."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from etils import epath
+
+from vtokens import config, errors, paths, schema, table_file, writers
+from vtokens.exports import artifact, prompts
+from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
+from vtokens.exports.config import NAMES
+from vtokens.models import base as base_lib
+
+# What vtokens.train says of the base that it trained on.
+BASE = 'base.json'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+  """A finished run.
+
+  Attributes:
+    table: its tokens have the ids from the base's `vocab_size` on.
+    base: that it was trained on, whose weights are not loaded.
+    config: of the run.
+  """
+
+  table: Artifact
+  base: base_lib.OpenBase
+  config: config.Config
+
+
+def read(workdir: str, names: str = '') -> Source:
+  """The table of a finished or imported run, and its base.
+
+  Args:
+    workdir: of the run.
+    names: of the virtual tokens, {i} being 1, 2, ...; '' for those that an
+      imported table had, or else `NAMES`.
+
+  Raises:
+    errors.UserError: there is no finished run, its base or that one's tokenizer
+      is not what it was trained with, or two names are equal.
+  """
+  directory = epath.Path(workdir)
+  if not paths.exists(directory / 'summary.json'):
+    raise errors.UserError(
+      f'config.workdir: {workdir} holds no finished run (no summary.json)'
+    )
+  values = _json(directory / 'config.json')
+  cfg = config.from_dict({**values, 'workdir': workdir})
+  opened = base_lib.open_base(cfg.base, cfg.context_length)
+  table, metadata = table_file.load(directory / 'table.safetensors')
+  identity = _json(directory / BASE)
+  for name, now in (
+    ('fingerprint', opened.fingerprint),
+    ('tokenizer_sha256', opened.tokenizer.sha256),
+  ):
+    if identity.get(name) != now:
+      raise errors.UserError(
+        f'{workdir}: the table was trained on another base than '
+        f'{cfg.base.path} is now: {name} {identity.get(name)} there, {now} now'
+      )
+  rows, vocab_size = len(table), opened.config.vocab_size
+  ids = tuple(range(vocab_size, vocab_size + rows))
+  prompt = Prompt(
+    templates=cfg.templates,
+    position=cfg.virtual_tokens.position,
+    max_prefix_tokens=cfg.data.max_prefix_tokens,
+    max_suffix_tokens=cfg.data.max_suffix_tokens,
+  )
+  imported = directory / artifact.META
+  # What it was imported from knows more than this directory.
+  known = artifact.read_meta(imported) if paths.exists(imported) else None
+  own = known and min(known.tokens.ids) > opened.tokenizer.max_id
+  tokens = Tokens(
+    ids=ids,
+    names=known.tokens.names
+    if known and own and not names
+    else tuple((names or NAMES).format(i=i + 1) for i in range(rows)),
+    probe=prompts.probe(prompts.assembler(opened.tokenizer, prompt), ids),
+  )
+  if len(set(tokens.names)) < rows:
+    raise errors.UserError(
+      f'config.names: {names} gives two of the {rows} virtual tokens one name'
+    )
+  if known:
+    meta = dataclasses.replace(known, tokens=tokens)
+    return Source(Artifact(table, meta), opened, cfg)
+  summary = _json(directory / 'summary.json')
+  trained = cfg.virtual_tokens
+  return Source(
+    Artifact(
+      table,
+      Meta(
+        format=artifact.FORMAT,
+        base=Base(
+          id=cfg.base.path,
+          revision=base_lib.revision(cfg.base.path),
+          fingerprint=opened.fingerprint,
+          tokenizer_sha256=opened.tokenizer.sha256,
+          vocab_size=vocab_size,
+          scales_embeddings=opened.config.scale_embeddings,
+        ),
+        prompt=prompt,
+        tokens=tokens,
+        table_sha256=table_file.sha256(table),
+        shape=(rows, table.shape[1]),
+        num_trained=trained.num_active if trained.draw == 'fixed' else rows,
+        metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
+        training={'config': values, 'data': _json(directory / 'data.json')},
+        versions=_as_strings(metadata.get('versions', {})),
+      ),
+    ),
+    opened,
+    cfg,
+  )
+
+
+def write(workdir: str, table: Artifact, settings: config.Config) -> None:
+  """Writes an imported table as a finished run, to evaluate and export.
+
+  Args:
+    workdir: made if missing.
+    table: what was imported.
+    settings: of the run: base, templates and position are those of the table.
+  """
+  directory = pathlib.Path(workdir)
+  values = schema.to_dict(settings)
+  del values['workdir']
+  writers.write_json(directory / 'config.json', values)
+  table_file.save(
+    directory / 'table.safetensors',
+    table.table,
+    {'fingerprint': table.meta.base.fingerprint, 'imported': True},
+  )
+  writers.write_json(
+    directory / BASE,
+    {
+      'fingerprint': table.meta.base.fingerprint,
+      'tokenizer_sha256': table.meta.base.tokenizer_sha256,
+    },
+  )
+  writers.write_json(directory / artifact.META, dataclasses.asdict(table.meta))
+  writers.write_json(directory / 'summary.json', dict(table.meta.metrics))
+
+
+def _json(path: epath.Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except (OSError, ValueError) as e:
+    raise errors.UserError(f'{path}: cannot be read: {e}') from None
+
+
+def _as_strings(values: Any) -> dict[str, str]:
+  return {str(k): str(v) for k, v in dict(values).items()}

@@ -1,0 +1,95 @@
+"""Files of safetensors copied with some tensors made anew, one at a time.
+
+https://github.com/huggingface/safetensors#format: the length of a header of
+JSON as 8 bytes, that header, and the bytes of all tensors without gaps.
+"""
+
+import dataclasses
+import json
+import pathlib
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+import numpy as np
+import safetensors
+
+_METADATA = '__metadata__'
+# Headers are filled up with spaces to a multiple of it.
+_ALIGNMENT = 8
+_CHUNK = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A tensor that is made of one of the file.
+
+  Attributes:
+    of: name of that one.
+    num_rows: its length; the other dimensions are as they were.
+    make: from the one to the other.
+  """
+
+  of: str
+  num_rows: int
+  make: Callable[[np.ndarray], np.ndarray]
+
+
+def rewrite(
+  source: pathlib.Path, target: pathlib.Path, made: Mapping[str, Made]
+) -> None:
+  """Copies a file, of which no more than one tensor is ever in memory.
+
+  Args:
+    source: the file.
+    target: the copy.
+    made: tensors of the copy, by name, that replace those of the source or join
+      them.
+  """
+  with source.open('rb') as file:
+    (size,) = struct.unpack('<Q', file.read(8))
+    before: dict[str, Any] = json.loads(file.read(size))
+  metadata = before.pop(_METADATA, {'format': 'pt'})
+  header: dict[str, Any] = {_METADATA: metadata}
+  end = 0
+  for name in dict.fromkeys([*before, *made]):
+    old = before[made[name].of if name in made else name]
+    begin, stop = old['data_offsets']
+    shape, length = list(old['shape']), stop - begin
+    if name in made:
+      length = length // shape[0] * made[name].num_rows
+      shape[0] = made[name].num_rows
+    header[name] = {
+      'dtype': old['dtype'],
+      'shape': shape,
+      'data_offsets': [end, end + length],
+    }
+    end += length
+  text = json.dumps(header, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % _ALIGNMENT)
+  with (
+    source.open('rb') as file,
+    target.open('wb') as copy,
+    safetensors.safe_open(source, framework='numpy') as tensors,
+  ):
+    copy.write(struct.pack('<Q', len(text)) + text)
+    for name, entry in header.items():
+      if name == _METADATA:
+        continue
+      if name in made:
+        tensor = made[name].make(tensors.get_tensor(made[name].of))
+        assert list(tensor.shape) == entry['shape']
+        copy.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+      else:
+        begin, stop = before[name]['data_offsets']
+        file.seek(8 + size + begin)
+        _copy(file, copy, stop - begin)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, length: int) -> None:
+  while length:
+    data = source.read(min(length, _CHUNK))
+    if not data:
+      raise EOFError(f'{source.name}: it ends before its last tensor does')
+    target.write(data)
+    length -= len(data)

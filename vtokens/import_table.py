@@ -1,0 +1,197 @@
+r"""Imports a table of virtual tokens as a finished run.
+
+    python -m vtokens.import_table --from spring-pt \
+      --path hub:yutaozhu94/SPRING/FILE.pt \
+      --base meta-llama/Llama-2-7b-chat-hf --out runs/spring
+
+The run can be evaluated, asked and exported like one of vtokens.train. Formats:
+spring-pt (the file of SPRING's authors; the templates are theirs too), vtokens
+(what `vtokens.export --to` any format wrote).
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Sequence
+
+import huggingface_hub
+from absl import flags as absl_flags
+
+from vtokens import config, errors, flags, paths, table_file, writers
+from vtokens.exports import artifact, prompts, run, spring
+from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
+from vtokens.exports.config import NAMES
+from vtokens.models import base as base_lib
+
+_HUB = 'hub:'
+FORMATS = ('vtokens', 'spring-pt')
+
+
+def import_table(kind: str, path: str, base: str, out: str) -> None:
+  """Writes a finished run with an imported table.
+
+  Args:
+    kind: one of `FORMATS`.
+    path: a directory for vtokens, a file for spring-pt, `hub:ORG/NAME/FILE`
+      or `hub:ORG/NAME@REVISION/FILE` for one on the Hugging Face hub.
+    base: the base, as `config.base.path`; for vtokens '' means the one that is
+      written there.
+    out: the run's work directory, which must not be there.
+
+  Raises:
+    errors.UserError: bad input, or another base than the table's.
+  """
+  paths.check_is_new(out)
+  if kind == 'vtokens':
+    table = artifact.read(path)
+    settings = _settings(table, base)
+    opened = base_lib.open_base(settings.base)
+    for name, now in (
+      ('fingerprint', opened.fingerprint),
+      ('tokenizer_sha256', opened.tokenizer.sha256),
+    ):
+      then = getattr(table.meta.base, name)
+      if now != then:
+        raise errors.UserError(
+          f'{path}: the table was trained on another base than '
+          f'{settings.base.path}: {name} {then} there, {now} now; --base gives '
+          'the path of the right one'
+        )
+  else:
+    file = _local(path)
+    rows = spring.read(file)
+    if not base:
+      raise errors.UserError('--base: spring-pt does not say which base it is')
+    settings = config.Config(base=config.Base(path=base), data=_no_data())
+    opened = base_lib.open_base(settings.base)
+    table = _from_spring(rows, path, file, settings, opened)
+  if table.table.shape[1] != opened.config.embed_dim:
+    raise errors.UserError(
+      f'{path}: the table has rows of {table.table.shape[1]} numbers, '
+      f'{settings.base.path} embeds tokens in {opened.config.embed_dim}'
+    )
+  run.write(out, table, settings)
+  writers.say(f'{len(table.table)} virtual tokens written to {out}')
+
+
+def _settings(table: Artifact, base: str) -> config.Config:
+  """The run's config, as far as a table has it."""
+  prompt = table.meta.prompt
+  settings = config.Config(
+    base=config.Base(path=base or table.meta.base.id),
+    templates=prompt.templates,
+    data=_no_data(),
+  )
+  settings.virtual_tokens.position = prompt.position
+  settings.data.max_prefix_tokens = prompt.max_prefix_tokens
+  settings.data.max_suffix_tokens = prompt.max_suffix_tokens
+  return _with_rows(settings, table.meta.shape[0], table.meta.num_trained)
+
+
+def _no_data() -> config.Data:
+  """In place of the data that the tokens were trained with."""
+  return config.Data(train=('imported',))
+
+
+def _with_rows(
+  settings: config.Config, rows: int, trained: int
+) -> config.Config:
+  tokens = settings.virtual_tokens
+  tokens.num_virtual_tokens, tokens.num_active = rows, trained
+  if trained < rows:
+    tokens.draw = 'fixed'
+  settings.eval.num_active = (trained,)
+  return settings
+
+
+def _from_spring(
+  rows, path: str, file: str, settings: config.Config, opened: base_lib.OpenBase
+) -> Artifact:
+  _with_rows(settings, len(rows), len(rows))
+  prompt = Prompt(
+    templates=settings.templates,
+    position=settings.virtual_tokens.position,
+    max_prefix_tokens=settings.data.max_prefix_tokens,
+    max_suffix_tokens=settings.data.max_suffix_tokens,
+  )
+  first = opened.config.vocab_size
+  ids = tuple(range(first, first + len(rows)))
+  return Artifact(
+    rows,
+    Meta(
+      format=artifact.FORMAT,
+      base=Base(
+        id=settings.base.path,
+        revision=base_lib.revision(settings.base.path),
+        fingerprint=opened.fingerprint,
+        tokenizer_sha256=opened.tokenizer.sha256,
+        vocab_size=first,
+        scales_embeddings=opened.config.scale_embeddings,
+      ),
+      prompt=prompt,
+      tokens=Tokens(
+        ids=ids,
+        names=tuple(NAMES.format(i=i + 1) for i in range(len(rows))),
+        probe=prompts.probe(prompts.assembler(opened.tokenizer, prompt), ids),
+      ),
+      table_sha256=table_file.sha256(rows),
+      shape=rows.shape,
+      num_trained=len(rows),
+      metrics={},
+      training={
+        'imported': {
+          'from': path,
+          'revision': base_lib.commit(file),
+          'sha256': hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest(),
+        }
+      },
+      versions={},
+    ),
+  )
+
+
+def _local(path: str) -> str:
+  """The file itself, or one of the hub once it is downloaded.
+
+  Raises:
+    errors.UserError: the hub does not have it.
+  """
+  if not path.startswith(_HUB):
+    return path
+  parts = path.removeprefix(_HUB).split('/', 2)
+  if len(parts) != 3:
+    raise errors.UserError(
+      f'--path {path}: expected {_HUB}ORG/NAME/FILE or '
+      f'{_HUB}ORG/NAME@REVISION/FILE'
+    )
+  organisation, name, file = parts
+  name, _, revision = name.partition('@')
+  try:
+    return huggingface_hub.hf_hub_download(
+      f'{organisation}/{name}', file, revision=revision or None
+    )
+  # Besides the hub's own errors, those of its HTTP client.
+  except Exception as e:
+    raise errors.UserError(f'--path {path}: cannot be had: {e}') from e
+
+
+def main(argv: Sequence[str]) -> None:
+  """Entry point."""
+  del argv
+  values = absl_flags.FLAGS
+  kind, path, out = values['from'].value, values.path, values.out
+  if kind not in FORMATS:
+    raise errors.UserError(f'--from: expected one of {", ".join(FORMATS)}')
+  for name, value in (('path', path), ('out', out)):
+    if not value:
+      raise errors.UserError(f'--{name} is needed')
+  import_table(kind, path, values.base or '', out)
+
+
+if __name__ == '__main__':
+  absl_flags.DEFINE_string('from', None, f'Format: {", ".join(FORMATS)}.')
+  absl_flags.DEFINE_string(
+    'path', None, 'File, directory or hub:ORG/NAME[@REVISION]/FILE.'
+  )
+  absl_flags.DEFINE_string('base', None, 'The base, as config.base.path.')
+  absl_flags.DEFINE_string('out', None, 'Work directory, must not be there.')
+  flags.run(main)

@@ -1,0 +1,191 @@
+"""Virtual tokens in a serving program. Needs no JAX.
+
+table = plug.load('exported')
+ids = plug.prompt_ids(tokenizer, passages, question, k=50, meta=table.meta)
+plug.attach(model, table)           # a transformers model
+out = model.generate(torch.tensor([ids]), max_new_tokens=16)
+plug.detach(model)                  # the very same model as before
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from vtokens import errors
+from vtokens.data.assemble import Assembler
+from vtokens.exports import artifact, prompts
+from vtokens.exports.artifact import Artifact, Meta
+from vtokens.models.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+  import torch
+  from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# Of each tokenizer, what puts prompts together, once it was examined.
+_PREPARED: 'weakref.WeakKeyDictionary[Any, tuple[Meta, Assembler]]' = (
+  weakref.WeakKeyDictionary()
+)
+
+
+def load(directory: epath.PathLike) -> Artifact:
+  """Reads what `vtokens.export` wrote with `--to vtokens`.
+
+  Any other format has the same two files beside its own, with its own ids.
+
+  Raises:
+    errors.UserError: they are missing or broken.
+  """
+  return artifact.read(directory)
+
+
+def prompt_ids(
+  tokenizer: 'PreTrainedTokenizerFast',
+  passages: Sequence[str | Mapping[str, str]],
+  question: str,
+  k: int,
+  meta: Meta,
+) -> list[int]:
+  """The ids of a prompt, as in training: bos, passages, tokens, question.
+
+  Passages and question are text, whatever they contain: what looks like a
+  special token or a virtual one (`[ref1]`) becomes ordinary tokens.
+
+  Args:
+    tokenizer: of the base, or of an export that has the virtual tokens too.
+      It is examined at the first call.
+    passages: best first: texts, or dicts with `text` and maybe `title`. Where
+      they do not fit together the last ones are left out or cut.
+    question: the question.
+    k: virtual tokens, the first so many; 0 for the prompt without them.
+    meta: of the table.
+
+  Returns:
+    Ids for a model that knows `meta.tokens.ids`.
+
+  Raises:
+    errors.UserError: k is more than were trained, the question is too long, or
+      the tokenizer is not the one of the base.
+  """
+  if not 0 <= k <= meta.num_trained:
+    raise errors.UserError(
+      f'k={k}: expected 0 to {meta.num_trained}, the virtual tokens that were '
+      'trained'
+    )
+  assembler = _prepared(tokenizer, meta)
+  return prompts.ids(assembler, passages, question, meta.tokens.ids[:k])
+
+
+def prompt_texts(
+  tokenizer: 'PreTrainedTokenizerFast',
+  passages: Sequence[str | Mapping[str, str]],
+  question: str,
+  meta: Meta,
+) -> tuple[str, str]:
+  """The text before and after the virtual tokens, for servers that want text.
+
+  Ids made of it may differ from `prompt_ids` where the pieces meet, and
+  nothing is cut: prefer ids.
+
+  Args:
+    tokenizer: of the base.
+    passages: see `prompt_ids`.
+    question: the question.
+    meta: of the table, with position middle.
+
+  Raises:
+    errors.UserError: the tokenizer is not the one of the base.
+  """
+  return prompts.texts(_prepared(tokenizer, meta), passages, question)
+
+
+def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
+  known = _PREPARED.get(tokenizer)
+  if known is None or known[0] is not meta:
+    assembler = prompts.assembler(Tokenizer(tokenizer), meta.prompt)
+    prompts.check(assembler, meta)
+    _PREPARED[tokenizer] = known = meta, assembler
+  return known[1]
+
+
+def attach(model: 'PreTrainedModel', table: Artifact) -> None:
+  """Lets a transformers model read the ids of the table's virtual tokens.
+
+  Only its input embedding is wrapped: no weight changes, and the model can
+  never answer with a virtual token, for which it has no logit.
+
+  Args:
+    model: of the base, in torch.
+    table: with ids from the model's `vocab_size` on.
+
+  Raises:
+    errors.UserError: the table is of another model, or one is attached.
+  """
+  base: Any = model.get_input_embeddings()
+  if _is_wrapper(base):
+    raise errors.UserError('a table is attached to this model; detach it first')
+  rows, width = base.weight.shape
+  if (rows, width) != (table.meta.base.vocab_size, table.meta.shape[1]):
+    raise errors.UserError(
+      f'the model embeds {rows} tokens in {width} dimensions, but the virtual '
+      f'tokens were trained on {table.meta.base.id}, which has '
+      f'{table.meta.base.vocab_size} and {table.meta.shape[1]}'
+    )
+  if table.meta.tokens.ids != tuple(range(rows, rows + len(table.table))):
+    raise errors.UserError(
+      f'expected ids from {rows} on, as --to vtokens writes them, got '
+      f'{table.meta.tokens.ids[0]} to {table.meta.tokens.ids[-1]}'
+    )
+  model.set_input_embeddings(_wrapper(base, table))
+
+
+def detach(model: 'PreTrainedModel') -> None:
+  """Undoes `attach`: the input embedding is the very same module as before.
+
+  Raises:
+    errors.UserError: nothing is attached.
+  """
+  wrapper: Any = model.get_input_embeddings()
+  if not _is_wrapper(wrapper):
+    raise errors.UserError('no table is attached to this model')
+  model.set_input_embeddings(wrapper.base)
+
+
+def _is_wrapper(module: Any) -> bool:
+  return hasattr(module, 'virtual_tokens')
+
+
+def _wrapper(base: Any, table: Artifact) -> 'torch.nn.Module':
+  import torch
+
+  class WithVirtualTokens(torch.nn.Module):
+    """An embedding of the base's ids and of those that follow them."""
+
+    base: Any
+    virtual_tokens: torch.Tensor
+
+    def __init__(self):
+      super().__init__()
+      self.base = base
+      # Gemma's embedding multiplies by sqrt(D) what it has looked up.
+      scale = getattr(base, 'embed_scale', None)
+      rows = torch.from_numpy(table.table.copy()).to(base.weight)
+      self.register_buffer(
+        'virtual_tokens',
+        rows if scale is None else rows * torch.as_tensor(scale).to(rows),
+        persistent=False,
+      )
+
+    @property
+    def weight(self) -> torch.Tensor:
+      return self.base.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+      first = self.base.weight.shape[0]
+      virtual = ids >= first
+      ordinary = self.base(ids.masked_fill(virtual, 0))
+      rows = self.virtual_tokens[(ids - first).clamp(min=0)]
+      return torch.where(virtual[..., None], rows.to(ordinary), ordinary)
+
+  return WithVirtualTokens()

@@ -1,0 +1,289 @@
+"""Virtual tokens on a vLLM server that serves the unchanged base.
+
+The server has to be started with `--enable-prompt-embeds`
+(docs.vllm.ai/en/latest/features/prompt_embeds); nothing of vtokens is on it.
+Needs PyTorch, whose format the embeddings are sent in, and no JAX.
+
+  client = vllm_client.Client('http://host:8000', 'org/base', plug.load('out'),
+                              tokenizer, vllm_client.read_embedding('base-dir'))
+  answer = client.complete(passages, question, k=50, max_tokens=16)
+
+`complete` sends the embeddings of the whole prompt: what the model sees is what
+it was trained with, id by id. `chat` sends passages and question as text with
+the tokens between them, so that the server's own tokenizer reads the text: it
+may give other ids where pieces meet, and where the chat template takes plain
+strings the server joins parts with line breaks and may put what is no text
+first (vllm#12885; `--interleave-mm-strings`). Use `complete` unless requests
+have to stay small. Nothing here was tried on a server of vLLM; requests are as
+its documentation has them.
+"""
+
+import base64
+import http.client
+import io
+import json
+import pathlib
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+
+from vtokens import errors, plug
+from vtokens.exports.artifact import Artifact
+
+if TYPE_CHECKING:
+  import torch
+  from transformers import PreTrainedTokenizerFast
+
+_EMBEDDING = 'model.embed_tokens.weight'
+
+
+def encode_tensor(tensor: 'torch.Tensor') -> str:
+  """A tensor as vLLM takes it: `torch.save`, in base64.
+
+  Args:
+    tensor: `T D`: the embeddings of T tokens.
+  """
+  import torch
+
+  buffer = io.BytesIO()
+  # A tensor with storage of its own: all of a storage is written.
+  torch.save(tensor.detach().cpu().clone(), buffer)
+  return base64.b64encode(buffer.getvalue()).decode()
+
+
+def read_embedding(directory: str) -> 'torch.Tensor':
+  """The input embedding of a base, `V D`, in its own dtype.
+
+  Args:
+    directory: of the base, in Hugging Face format.
+
+  Raises:
+    errors.UserError: it is not there.
+  """
+  path = pathlib.Path(directory)
+  index = path / 'model.safetensors.index.json'
+  file = 'model.safetensors'
+  try:
+    if index.exists():
+      file = json.loads(index.read_text())['weight_map'][_EMBEDDING]
+    with safetensors.safe_open(path / file, framework='pt') as tensors:
+      return tensors.get_tensor(_EMBEDDING)
+  except (OSError, KeyError, ValueError, safetensors.SafetensorError) as e:
+    raise errors.UserError(
+      f'{directory}: expected a model in safetensors with {_EMBEDDING}: {e}'
+    ) from None
+
+
+class Client:
+  """Asks a vLLM server.
+
+  Args:
+    url: of the server, without /v1.
+    model: as the server calls it.
+    table: with ids from the base's `vocab_size` on, as `--to vtokens` writes.
+    tokenizer: of the base.
+    embedding: of the base, `V D`; only `complete` needs it.
+    key: API key, if the server wants one.
+    timeout: seconds that an answer may take.
+
+  Raises:
+    errors.UserError: the table is of another format, the embedding of another
+      base, or the base is one whose embeddings cannot be sent (Gemma).
+  """
+
+  def __init__(
+    self,
+    url: str,
+    model: str,
+    table: Artifact,
+    tokenizer: 'PreTrainedTokenizerFast',
+    embedding: 'torch.Tensor | None' = None,
+    *,
+    key: str = '',
+    timeout: float = 60.0,
+  ):
+    meta, base = table.meta, table.meta.base
+    if base.scales_embeddings:
+      raise errors.UserError(
+        f'{base.id} multiplies its embeddings by the square root of their '
+        'width, and whether vLLM does so with embeddings that it is sent '
+        'differs from version to version and model to model (Gemma); use '
+        '--to hf with transformers'
+      )
+    first = base.vocab_size
+    if meta.tokens.ids != tuple(range(first, first + len(table.table))):
+      raise errors.UserError(
+        f'expected ids from {first} on, as --to vtokens writes them, got '
+        f'{meta.tokens.ids[0]} to {meta.tokens.ids[-1]}'
+      )
+    expected = (first, meta.shape[1])
+    if embedding is not None and tuple(embedding.shape) != expected:
+      raise errors.UserError(
+        f'the embedding is {list(embedding.shape)}, but that of {base.id}, on '
+        f'which the virtual tokens were trained, {list(expected)}'
+      )
+    self._url = url.rstrip('/')
+    self._model = model
+    self._table = table
+    self._tokenizer = tokenizer
+    self._embedding = embedding
+    self._key = key
+    self._timeout = timeout
+
+  def completion_request(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> dict[str, Any]:
+    """Body of POST /v1/completions, whose whole prompt is embeddings.
+
+    Args:
+      passages: see `plug.prompt_ids`; likewise question and k.
+      question: the question.
+      k: virtual tokens.
+      **settings: of the request, e.g. max_tokens, temperature, stop.
+
+    Raises:
+      errors.UserError: see `plug.prompt_ids`; or no embedding was given.
+    """
+    import torch
+
+    if self._embedding is None:
+      raise errors.UserError(
+        'the embedding of the base is needed; see read_embedding'
+      )
+    meta = self._table.meta
+    ids = torch.tensor(
+      plug.prompt_ids(self._tokenizer, passages, question, k, meta)
+    )
+    virtual = ids >= len(self._embedding)
+    rows = self._embedding[ids.masked_fill(virtual, 0)]
+    if k:
+      # In the base's dtype, as the model rounds them in training.
+      rows[virtual] = self._rows(k).to(rows)
+    return {
+      'model': self._model,
+      # The server wants the field; embeddings alone make the prompt.
+      'prompt': '',
+      'prompt_embeds': encode_tensor(rows),
+      **settings,
+    }
+
+  def chat_request(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> dict[str, Any]:
+    """Body of POST /v1/chat/completions: passages, embeddings, question.
+
+    Args:
+      passages: see `completion_request`; likewise the rest.
+      question: the question.
+      k: virtual tokens.
+      **settings: of the request.
+
+    Raises:
+      errors.UserError: the tokens do not stand between passages and question
+        inside the user's turn, or k is more than were trained.
+    """
+    meta = self._table.meta
+    if not meta.prompt.templates.chat or meta.prompt.position != 'middle':
+      raise errors.UserError(
+        'these virtual tokens were not trained inside a chat turn, between '
+        'passages and question (config.templates.chat); use complete'
+      )
+    if not 1 <= k <= meta.num_trained:
+      raise errors.UserError(f'k={k}: expected 1 to {meta.num_trained}')
+    before, after = plug.prompt_texts(self._tokenizer, passages, question, meta)
+    content = [
+      {'type': 'text', 'text': before},
+      {'type': 'prompt_embeds', 'data': encode_tensor(self._rows(k))},
+      {'type': 'text', 'text': after},
+    ]
+    return {
+      'model': self._model,
+      'messages': [
+        {'role': 'user', 'content': [part for part in content if _full(part)]}
+      ],
+      **settings,
+    }
+
+  def _rows(self, k: int) -> 'torch.Tensor':
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(self._table.table[:k]))
+
+  def complete(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> str:
+    """The answer to `completion_request`.
+
+    Raises:
+      errors.UserError: see there; or the server refuses.
+    """
+    body = self.completion_request(passages, question, k, **settings)
+    return self._post('/v1/completions', body, lambda choice: choice['text'])
+
+  def chat(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> str:
+    """The answer to `chat_request`.
+
+    Raises:
+      errors.UserError: see there; or the server refuses.
+    """
+    body = self.chat_request(passages, question, k, **settings)
+    return self._post(
+      '/v1/chat/completions', body, lambda choice: choice['message']['content']
+    )
+
+  def _post(
+    self,
+    path: str,
+    body: Mapping[str, Any],
+    text: Callable[[Mapping[str, Any]], str],
+  ) -> str:
+    headers = {'Content-Type': 'application/json'}
+    if self._key:
+      headers['Authorization'] = f'Bearer {self._key}'
+    request = urllib.request.Request(
+      self._url + path, json.dumps(body).encode(), headers
+    )
+    try:
+      with urllib.request.urlopen(request, timeout=self._timeout) as answer:
+        found = answer.read()
+    except urllib.error.HTTPError as e:
+      raise errors.UserError(
+        f'{self._url}{path}: {e.code}: {e.read().decode(errors="replace")}'
+      ) from None
+    # Besides URLError whatever breaks while the answer is read.
+    except (http.client.HTTPException, OSError) as e:
+      raise errors.UserError(f'{self._url}{path}: {e}') from None
+    try:
+      return text(json.loads(found)['choices'][0])
+    except (ValueError, LookupError, TypeError) as e:
+      raise errors.UserError(
+        f'{self._url}{path}: no answer as vLLM gives it ({e!r}): '
+        f'{found[:200].decode(errors="replace")}'
+      ) from None
+
+
+def _full(part: Mapping[str, str]) -> bool:
+  """Whether a part has anything: a server may refuse empty text."""
+  return part['type'] != 'text' or bool(part['text'])

@@ -90,7 +90,13 @@ def _settings(root, **gate) -> export_config.Config:
   settings = export_config.Config(
     workdir=str(root / 'run'),
     gate=export_config.Gate(
-      **{'logits': 3, 'sampled': 1000, 'batch_size': 4, **gate}
+      **{
+        'questions': 12,
+        'logits': 3,
+        'sampled': 1000,
+        'batch_size': 4,
+        **gate,
+      }
     ),
   )
   export_config.validate(settings)

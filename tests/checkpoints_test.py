@@ -2,9 +2,8 @@
 
 import os
 import pathlib
-import resource
+import re
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -291,23 +290,64 @@ def test_none_is_whole(tmp_path, capsys):
   assert _saved(tmp_path / 'unreadable') == ['checkpoints-2', 'checkpoints-4']
 
 
-@pytest.mark.parametrize('limit', [0, 100, 300, 1000])
-def test_a_file_that_cannot_be_written(tmp_path, limit):
-  """As on a full disk: files cannot grow beyond a limit."""
-  saved = checkpoints.Checkpoints(tmp_path, 3)
-  saved.save(_state(2), {'step': 2})
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+_LIMITS = (0, 100, 300, 1000)
+
+# In a process of its own, as a run is: TensorStore goes on writing, in threads
+# that cannot be waited for, after a save has failed.
+_FULL = """
+import pathlib, resource, signal, sys
+import jax.numpy as jnp
+import checkpoints_test
+from vtokens import checkpoints, errors
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in map(int, sys.argv[2:]):
+  directory = pathlib.Path(sys.argv[1]) / str(limit)
+  saved = checkpoints.Checkpoints(directory, 3)
+  saved.save(checkpoints_test._state(2), {'step': 2})
+  whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, whole[1]))
   try:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-    with pytest.raises(
-      errors.UserError, match=r'step 4 cannot be written: .* after step 2$'
-    ):
-      saved.save(_state(4), {'step': 4})
+    saved.save(checkpoints_test._state(4), {'step': 4})
+  except errors.UserError as e:
+    message = str(e)
+  else:
+    message = 'saved'
   finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, ignored)
-  again = checkpoints.Checkpoints(tmp_path, 3)
+    resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+  (directory / 'message').write_text(message)
+"""
+
+
+@pytest.fixture(scope='module')
+def on_full_disks(tmp_path_factory):
+  """By limit of the files' sizes, directories in which step 4 failed."""
+  directory = tmp_path_factory.mktemp('full')
+  done = subprocess.run(
+    [sys.executable, '-c', _FULL, str(directory), *map(str, _LIMITS)],
+    env={
+      **os.environ,
+      'PYTHONPATH': f'{_ROOT}{os.pathsep}{_ROOT / "tests"}',
+      'JAX_PLATFORMS': 'cpu',
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 0, done.stderr
+  return directory
+
+
+@pytest.mark.parametrize('limit', _LIMITS)
+def test_a_file_that_cannot_be_written(on_full_disks, limit):
+  """As on a full disk: files cannot grow beyond a limit."""
+  directory = on_full_disks / str(limit)
+  assert re.search(
+    r'step 4 cannot be written: .* after step 2$',
+    (directory / 'message').read_text(),
+    re.DOTALL,
+  )
+  again = checkpoints.Checkpoints(directory, 3)
   restored, metadata = again.restore(_state(0))
   assert metadata == {'step': 2}
   _assert_equal(restored, _state(2))

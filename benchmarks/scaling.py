@@ -215,7 +215,7 @@ def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
   per_row = cfg.data.examples_per_row
   prefix, suffix = (size // per_row for size in ROW)
   matrices = flops.matrix_weights(base)
-  example = (prefix, suffix, cfg.data.max_answer_tokens)
+  example = (prefix, prefix, suffix, cfg.data.max_answer_tokens)
   done = flops.train_flops(base, [example]) + 2.0 * matrices * suffix
   arithmetic = run.batch * done / run.devices
   arithmetic /= EFFICIENCY[chip.name] * chip.flops

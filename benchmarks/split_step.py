@@ -57,6 +57,7 @@ def make_batch(vocab_size, rows, prefix, suffix, answer, k):
     suffix=np.concatenate([virtual, ids(rows, suffix - k)], axis=1),
     suffix_positions=count(prefix, prefix + suffix),
     suffix_segments=None,
+    suffix_parents=None,
     targets=ids(rows, answer),
     target_index=count(suffix - answer, suffix),
   )

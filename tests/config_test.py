@@ -229,6 +229,9 @@ _BAD = [
   ('templates.chat_answer', '', {}),
   # Fields that have to fit one another.
   ('virtual_tokens.num_active', 51, {'virtual_tokens.draw': 'fixed'}),
+  ('virtual_tokens.draws_per_example', 0, {}),
+  ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.draw': 'fixed'}),
+  ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.position': 'first'}),
   (
     'eval.num_active',
     (1, 50),

@@ -77,15 +77,23 @@ def test_a_step_without_passages():
   counted = _products(jax.make_jaxpr(jax.grad(loss))(x).jaxpr)
   pair = 4 * _CONFIG.num_layers * _CONFIG.num_heads * _CONFIG.head_dim
   above = length * length - length * (length + 1) / 2
-  expected = flops.train_flops(_CONFIG, [(0, length, targets)])
+  expected = flops.train_flops(_CONFIG, [(0, 0, length, targets)])
   assert counted == expected + 3 * pair * above
 
 
 def test_examples_add_up():
-  one = flops.train_flops(_CONFIG, [(100, 20, 5)])
-  other = flops.train_flops(_CONFIG, [(7, 3, 1)])
-  both = flops.train_flops(_CONFIG, [(100, 20, 5), (7, 3, 1)])
+  one = flops.train_flops(_CONFIG, [(100, 100, 20, 5)])
+  other = flops.train_flops(_CONFIG, [(7, 7, 3, 1)])
+  both = flops.train_flops(_CONFIG, [(100, 100, 20, 5), (7, 7, 3, 1)])
   assert both == one + other
+
+
+def test_a_shared_prefix_counts_once():
+  alone = flops.train_flops(_CONFIG, [(100, 100, 20, 5)])
+  again = flops.train_flops(_CONFIG, [(0, 100, 20, 5)])
+  prefix = flops.train_flops(_CONFIG, [(100, 100, 0, 0)])
+  assert again == alone - prefix
+  assert again > flops.train_flops(_CONFIG, [(0, 0, 20, 5)])
 
 
 def test_what_a_token_costs():
@@ -94,11 +102,11 @@ def test_what_a_token_costs():
   # A model without attention's pairs: differences of long and short differ by
   # them alone.
   pair = 4.0 * _CONFIG.num_layers * _CONFIG.num_heads * _CONFIG.head_dim
-  prefix = flops.train_flops(_CONFIG, [(1, 0, 0)])
+  prefix = flops.train_flops(_CONFIG, [(1, 1, 0, 0)])
   assert prefix == 2 * products + pair
-  suffix = flops.train_flops(_CONFIG, [(0, 1, 0)])
+  suffix = flops.train_flops(_CONFIG, [(0, 0, 1, 0)])
   assert suffix == 4 * products + 3 * pair
-  head = flops.train_flops(_CONFIG, [(0, 0, 1)])
+  head = flops.train_flops(_CONFIG, [(0, 0, 0, 1)])
   assert head == 4 * _CONFIG.embed_dim * _CONFIG.vocab_size
 
 

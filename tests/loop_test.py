@@ -54,13 +54,14 @@ class _Batches:
       suffix=row,
       suffix_positions=row,
       suffix_segments=None,
+      suffix_parents=None,
       targets=row,
       target_index=row,
     )
     return pipeline.HostBatch(
       batch,
       (f'record{step + 1}',),
-      lengths=((2, 1, 1),),
+      lengths=((2, 2, 1, 1),),
       real_tokens=3,
       computed_tokens=4,
       passages_dropped=1,
@@ -197,7 +198,7 @@ def test_a_whole_run(tmp_path, capsys):
   assert min(seconds) >= 0
   # One example of four tokens; see `_make`.
   assert sum(seconds) == pytest.approx(1 / rate)
-  assert rows[0].pop('tflops_per_second') == pytest.approx(24e-12 * rate)
+  assert rows[0].pop('tflops_per_second') == pytest.approx(36e-12 * rate)
   assert rows[0] == {
     'step': 1,
     'loss': 1.0,

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from vtokens import config, losses, partitioning, steps, virtual_tokens
-from vtokens.data import pipeline
+from vtokens.data import assemble, pipeline
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage
 from vtokens.models import base as base_lib
@@ -132,6 +132,7 @@ def make_batch(
   return steps.Batch(
     **{name: np.asarray(ids, np.int32) for name, ids in batch.items()},
     **segments,
+    suffix_parents=None,
     targets=np.asarray(targets, np.int32),
     target_index=target_index,
   )
@@ -231,6 +232,73 @@ def test_packed_equals_one_example_to_a_row(table, per_row, window):
   assert abs(wrong - nll) > 1e-3 * abs(nll)
 
 
+# Several suffixes of (k, prompt, answer) for each prefix.
+SHARED = [
+  (20, [(6, 5, 5), (1, 5, 5), (3, 5, 5)]),
+  (3, [(2, 2, 1), (5, 2, 1)]),
+  (0, [(1, 4, 3), (6, 4, 3), (6, 4, 3)]),
+  (11, [(4, 3, 2)]),
+]
+
+
+def share_prefixes(per_row: int) -> tuple[steps.Batch, steps.Batch]:
+  """`SHARED` with each prefix once, and with a row for each suffix."""
+  rng = np.random.default_rng(3)
+
+  def ordinary(size):
+    return rng.integers(0, CONFIG.vocab_size, size, dtype=np.int32)
+
+  groups = []
+  for prefix, suffixes in SHARED:
+    shared = ordinary(prefix)
+    groups.append(
+      [
+        assemble.Example(shared, ordinary(0), k, ordinary(p), ordinary(a))
+        for k, p, a in suffixes
+      ]
+    )
+  sizes = {'vocab_size': CONFIG.vocab_size, 'num_targets': 15 * per_row}
+  shared = pipeline.collate(
+    [groups[i : i + per_row] for i in range(0, len(groups), per_row)],
+    shape=(20 * per_row, 50 * per_row),
+    num_rows=len(groups) // per_row,
+    packed=per_row > 1,
+    draws=3,
+    **sizes,
+  )
+  alone = [[[example]] for group in groups for example in group]
+  return shared, pipeline.collate(
+    alone, shape=(20, 16), num_rows=len(alone), **sizes
+  )
+
+
+@pytest.mark.parametrize(
+  'per_row, window, remat',
+  [(1, 7, False), (2, None, False), (4, None, True), (4, 7, False)],
+)
+def test_suffixes_that_share_a_prefix_equal_rows_of_their_own(
+  table, per_row, window, remat
+):
+  config = dataclasses.replace(
+    CONFIG, layer_pattern=(LayerKind(window=window), LayerKind(rope=None))
+  )
+  decoder = random_decoder(config)
+  shared, alone = share_prefixes(per_row)
+  expected = value_and_grad(split_nll, table, decoder, alone)
+  nll, count, grad = value_and_grad(
+    split_nll, table, decoder, shared, remat=remat
+  )
+  assert count == expected[1] == 28
+  np.testing.assert_allclose(nll, expected[0], rtol=1e-5)
+  scale = np.abs(expected[2]).max()
+  np.testing.assert_allclose(grad, expected[2], atol=1e-5 * scale)
+  # Without knowing which prefix is theirs, or one another, they differ.
+  names = ['suffix_parents'] if per_row > 1 else ['suffix_segments']
+  mixed = shared.replace(**dict.fromkeys(names))
+  wrong, *_ = value_and_grad(split_nll, table, decoder, mixed)
+  assert abs(wrong - nll) > 1e-3 * abs(nll)
+
+
 @pytest.fixture(scope='module')
 def base(tiny_dir) -> base_lib.FrozenBase:
   return base_lib.load_base(
@@ -290,7 +358,10 @@ def test_each_position_against_torch(base, tiny_dir, position, chat, per_row):
   if position == 'first':
     assert prefix == len(assembler.encoder.before(chat))
   batch = pipeline.collate(
-    [examples[i : i + per_row] for i in range(0, len(examples), per_row)],
+    [
+      [[example] for example in examples[i : i + per_row]]
+      for i in range(0, len(examples), per_row)
+    ],
     shape=(max(1, per_row * prefix), per_row * suffix),
     num_targets=per_row * 12,
     vocab_size=vocab_size,
@@ -404,6 +475,7 @@ def test_costs_less_than_unsplit():
     suffix=ids(rows, suffix),
     suffix_positions=ids(rows, suffix),
     suffix_segments=None,
+    suffix_parents=None,
     targets=ids(rows, answer),
     target_index=ids(rows, answer),
   )

@@ -37,10 +37,11 @@ from vtokens.data.assemble import Assembler
 from vtokens.models import tokenizer as tokenizer_lib
 
 _ROOT = pathlib.Path(__file__).parents[1]
-# Two examples to a row.
+# Two examples to a row, each with two suffixes.
 _PACKED = (
   '--config.data.examples_per_row=2',
-  '--config.data.shapes=((64, 64), (96, 64))',
+  '--config.virtual_tokens.draws_per_example=2',
+  '--config.data.shapes=((64, 128), (96, 128))',
 )
 
 # Train and nothing else.

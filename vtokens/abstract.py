@@ -84,6 +84,7 @@ def batch(
   mesh: jax.sharding.Mesh,
   *,
   packed: bool,
+  draws: int = 1,
 ) -> Batch:
   """A training batch.
 
@@ -93,6 +94,7 @@ def batch(
     num_targets: targets of a row.
     mesh: the devices.
     packed: whether rows have several examples.
+    draws: suffixes of each.
   """
   sharding = partitioning.named_sharding(mesh, ('batch',))
 
@@ -108,7 +110,8 @@ def batch(
     prefix_segments=prefix if packed else None,
     suffix=suffix,
     suffix_positions=suffix,
-    suffix_segments=suffix if packed else None,
+    suffix_segments=suffix if packed or draws > 1 else None,
+    suffix_parents=suffix if packed and draws > 1 else None,
     targets=targets,
     target_index=targets,
   )

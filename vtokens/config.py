@@ -61,6 +61,9 @@ class VirtualTokens:
       fixed.
     draw_exponent: for draw=power; 0 is uniform.
     num_active: for draw=fixed.
+    draws_per_example: how many k are drawn for an example each time that it
+      comes. Its passages are run once for all, so that a further draw costs
+      its own tokens, question and answer alone.
   """
 
   num_virtual_tokens: int = 50
@@ -72,6 +75,7 @@ class VirtualTokens:
   draw: str = 'uniform'
   draw_exponent: float = 0.5
   num_active: int = 50
+  draws_per_example: int = 1
 
 
 @dataclasses.dataclass
@@ -420,6 +424,7 @@ _CHOICES = {
 _POSITIVE = (
   'virtual_tokens.num_virtual_tokens',
   'virtual_tokens.num_active',
+  'virtual_tokens.draws_per_example',
   'data.batch_size',
   'data.max_text_bytes',
   'data.examples_per_row',
@@ -485,13 +490,25 @@ def validate(config: Config) -> None:
       'virtual_tokens.num_active',
       f'at most virtual_tokens.num_virtual_tokens={rows}, since draw=fixed',
     )
+  if values['virtual_tokens.draws_per_example'] > 1:
+    if fixed:
+      fail(
+        'virtual_tokens.draws_per_example',
+        '1, since all draws of draw=fixed are the same',
+      )
+    if values['virtual_tokens.position'] == 'first':
+      fail(
+        'virtual_tokens.draws_per_example',
+        '1, since with virtual_tokens.position=first the passages depend on '
+        'the tokens and cannot be shared',
+      )
   active = values['eval.num_active']
   if not active or min(active) < 1 or max(active) > rows:
     fail(
       'eval.num_active',
       f'numbers from 1 to virtual_tokens.num_virtual_tokens={rows}',
     )
-  if values['virtual_tokens.draw'] == 'fixed':
+  if fixed:
     trained = values['virtual_tokens.num_active']
     if max(active) > trained:
       fail(

@@ -36,17 +36,19 @@ def train_flops(
 
   Args:
     config: the base.
-    lengths: tokens of each example's prefix, suffix and targets.
+    lengths: of each suffix, in tokens: the prefix that is run for it (0 where
+      another suffix has done so), the prefix that it goes on from, itself, its
+      targets.
   """
-  prefix, suffix, targets = np.asarray(lengths, np.float64).T
+  run, prefix, suffix, targets = np.asarray(lengths, np.float64).T
   within = suffix * (suffix + 1) / 2
   products = 2.0 * matrix_weights(config)
   # Scores, and the sums of values that they weigh.
   pair = 4.0 * config.num_layers * config.num_heads * config.head_dim
   head = 2.0 * config.embed_dim * config.vocab_size
   forward = (
-    products * (prefix + suffix)
-    + pair * (prefix * (prefix + 1) / 2 + suffix * prefix + within)
+    products * (run + suffix)
+    + pair * (run * (run + 1) / 2 + suffix * prefix + within)
     + head * targets
   )
   backward = (

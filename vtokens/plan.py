@@ -131,7 +131,8 @@ def row_shape(cfg: config.Config) -> tuple[int, int]:
     return cfg.data.shapes[-1]
   per_row = cfg.data.examples_per_row
   prefix = per_row * cfg.data.max_prefix_tokens
-  suffix = per_row * cfg.data.max_suffix_tokens
+  draws = cfg.virtual_tokens.draws_per_example
+  suffix = per_row * draws * cfg.data.max_suffix_tokens
   if cfg.virtual_tokens.position == 'first':
     return (per_row, prefix + suffix)
   return prefix, suffix
@@ -146,6 +147,7 @@ def _lower_train(
 ) -> jax.stages.Lowered:
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   per_row = cfg.data.examples_per_row
+  draws = cfg.virtual_tokens.draws_per_example
   size = (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim)
   state = abstract.state(optimizer, size, mesh)
   return steps.jit_train_step(graph, optimizer, state, cfg.train).lower(
@@ -154,9 +156,10 @@ def _lower_train(
     abstract.batch(
       cfg.data.batch_size // per_row,
       row_shape(cfg),
-      per_row * cfg.data.max_answer_tokens,
+      per_row * draws * cfg.data.max_answer_tokens,
       mesh,
       packed=per_row > 1,
+      draws=draws,
     ),
   )
 
@@ -253,17 +256,19 @@ def estimate(
     arithmetic that the method needs, had the rows no padding).
   """
   per_row = cfg.data.examples_per_row
+  draws = cfg.virtual_tokens.draws_per_example
   prefix, suffix = row_shape(cfg)
-  example = (
-    prefix // per_row,
-    suffix // per_row,
-    cfg.data.max_answer_tokens,
-  )
-  needed = cfg.data.batch_size * flops.train_flops(base, [example])
+  prefix, suffix = prefix // per_row, suffix // per_row
+  answer = cfg.data.max_answer_tokens
+  suffixes = [
+    (0 if number else prefix, prefix, suffix // draws, answer)
+    for number in range(draws)
+  ]
+  needed = cfg.data.batch_size * flops.train_flops(base, suffixes)
   weights = flops.matrix_weights(base)
   done = needed
   if cfg.train.remat:
-    done += 2.0 * weights * cfg.data.batch_size * example[1]
+    done += 2.0 * weights * cfg.data.batch_size * suffix
   size = jnp.dtype(cfg.base.dtype).itemsize
   passes = 3 * cfg.train.accumulation_steps
   moved = sum(

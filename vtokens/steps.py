@@ -20,7 +20,9 @@ class Batch:
   """Token ids of a batch of examples, one or several to a row.
 
   Each row has two parts: the prefixes of its examples one after the other,
-  and their suffixes likewise. Padding is at the end of either part.
+  and their suffixes likewise, of which a prefix can have several (see
+  config.virtual_tokens.draws_per_example). Padding is at the end of either
+  part.
 
   Attributes:
     prefix: ids of what nothing of the table precedes, `R P` int32: the
@@ -33,7 +35,10 @@ class Batch:
       virtual token i is the id `vocab_size + i`.
     suffix_positions: which go on where the example's prefix ends, `R S`
       int32; -1 for padding.
-    suffix_segments: like those of the prefix, `R S` int32 or None.
+    suffix_segments: number of the suffix in the row, `R S` int32; None where
+      each row has one.
+    suffix_parents: number of the prefix that it goes on from, `R S` int32;
+      None where that is its own number, or there is but one.
     targets: ids of answers and eos, `R A` int32.
     target_index: index in the suffix of the token that predicts each, `R A`
       int32; -1 for padding.
@@ -45,6 +50,7 @@ class Batch:
   suffix: Int[Array, 'R S']
   suffix_positions: Int[Array, 'R S']
   suffix_segments: Int[Array, 'R S'] | None
+  suffix_parents: Int[Array, 'R S'] | None
   targets: Int[Array, 'R A']
   target_index: Int[Array, 'R A']
 
@@ -75,7 +81,7 @@ def encode_prefix(
   The passages precede the virtual tokens and the model is causal, so their
   keys and values do not depend on the table.
   """
-  _, cache = decoder(decoder.embed(prefix), positions, segments=segments)
+  cache = decoder.encode(decoder.embed(prefix), positions, segments=segments)
   return jax.lax.stop_gradient(cache)
 
 
@@ -105,6 +111,7 @@ def suffix_nll(
     batch.suffix_positions,
     [cache],
     segments=batch.suffix_segments,
+    parents=batch.suffix_parents,
     remat=remat,
   )
   # Only answer positions meet the vocabulary: at 49k rows and 80 suffix

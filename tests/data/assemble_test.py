@@ -364,16 +364,19 @@ def test_limits_of_rows(byte_level, sentencepiece):
 def test_shapes_that_are_too_small(byte_level):
   chat = config.Templates(chat=True)
   assemble = dataclasses.replace(make(byte_level, chat), position='first')
-  assemble.check_shapes((), 2)
-  assemble.check_shapes(((1, 1), (12, 3000)), 2)
+  assemble.check_shapes((), 2, 1)
+  assemble.check_shapes(((1, 1), (12, 3000)), 2, 1)
   with pytest.raises(errors.UserError) as e:
-    assemble.check_shapes(((11, 3000),), 2)
+    assemble.check_shapes(((11, 3000),), 2, 1)
   assert str(e.value) == (
     'config.data.shapes: expected the last one to be at least (12, 3000): 2 '
-    'examples to a row, and virtual_tokens.position=first; got ((11, 3000),)'
+    'examples to a row, virtual_tokens.draws_per_example=1 and position=first; '
+    'got ((11, 3000),)'
   )
+  with pytest.raises(errors.UserError, match=r'at least \(12, 9000\)'):
+    assemble.check_shapes(((12, 3000),), 2, 3)
   with pytest.raises(errors.UserError, match=r'at least \(12, 3000\)'):
-    assemble.check_shapes(((12, 2999),), 2)
+    assemble.check_shapes(((12, 2999),), 2, 1)
 
 
 def test_bos_comes_once_and_first(sentencepiece):

@@ -69,6 +69,9 @@ def get_config(kind='plain'):
     cfg.data.max_suffix_tokens = 120
     cfg.data.passages.distractors = 0.5
     cfg.data.passages.none = 0.2
+  if kind == 'drawn':
+    cfg.virtual_tokens.draws_per_example = 2
+    cfg.data.examples_per_row = 2
   return cfg
 """
 
@@ -291,10 +294,11 @@ def _open(root, kind='plain', position='middle'):
   return cfg, assembler, mixture, batches
 
 
-@pytest.mark.parametrize('kind', ['plain', 'packed'])
+@pytest.mark.parametrize('kind', ['plain', 'packed', 'drawn'])
 def test_pieces_are_the_whole_of_the_arrays(root, kind):
   cfg, assembler, mixture, batches = _open(root, kind)
   offset = assembler.encoder.tokenizer.max_id + 1
+  draws = cfg.virtual_tokens.draws_per_example
   views, real = [], 0
   with batches.starting_at(0) as stream:
     for step, host in enumerate(itertools.islice(stream, 24)):
@@ -304,16 +308,20 @@ def test_pieces_are_the_whole_of_the_arrays(root, kind):
           step, host, batches.plan(window)[at], mixture, assembler, offset
         )
       )
-      assert [view.id for view in rows] == list(host.ids)
+      assert [view.id for view in rows[::draws]] == list(host.ids)
       batch = host.batch
-      per_row = cfg.data.examples_per_row
+      per_row = draws * cfg.data.examples_per_row
       for r in range(len(batch.prefix)):
         own = rows[r * per_row : (r + 1) * per_row]
         for ids, positions, pieces in (
           (
             batch.prefix[r],
             batch.prefix_positions[r],
-            [x for v in own for x in (v.before, *(p.ids for p in v.passages))],
+            [
+              x
+              for v in own[::draws]
+              for x in (v.before, *(p.ids for p in v.passages))
+            ],
           ),
           (
             batch.suffix[r],
@@ -366,15 +374,18 @@ def test_pieces_are_the_whole_of_the_arrays(root, kind):
   )
   assert sum(use.real for use in stats.shapes.values()) == real
   assert stats.bare == sum(
-    not any(p.kept for p in view.passages) for view in views
+    not any(p.kept for p in view.passages) for view in views[::draws]
   )
   assert (stats.bare > 0) == (kind == 'packed')
   answered = sum(
     any(p.kept and not p.other and p.origin.has_answer for p in view.passages)
-    for view in views
+    for view in views[::draws]
   )
   assert stats.with_answer == answered
   assert 0 < answered < len(views)
+  assert stats.examples == len(views) / draws
+  places = {view.place.partition(', draw ')[2] for view in views}
+  assert places == ({'1 of 2', '2 of 2'} if kind == 'drawn' else {''})
 
 
 @pytest.mark.parametrize('kind', ['plain', 'packed'])

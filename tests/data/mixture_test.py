@@ -120,7 +120,7 @@ def test_numbers_answers_and_k_are_uniform(make):
   found = draws(mixture, epochs=30)
   numbers = counts(len(d.passages) for d in found)
   assert set(numbers) == {1, 2, 3} and min(numbers.values()) > 900
-  k = counts(d.num_active for d in found)
+  k = counts(d.num_active[0] for d in found)
   assert set(k) == {1, 2, 3, 4, 5} and min(k.values()) > 500
   # The other answer has more tokens than are allowed.
   assert {d.answer for d in found} == {0}
@@ -138,7 +138,7 @@ def test_k_by_a_power_law(make, exponent):
   vt = config.VirtualTokens(
     num_virtual_tokens=n, draw='power', draw_exponent=exponent
   )
-  drawn = counts(d.num_active for d in draws(make(tokens=vt), epochs=100))
+  drawn = counts(d.num_active[0] for d in draws(make(tokens=vt), epochs=100))
   assert set(drawn) == set(range(1, n + 1))
   total = sum(1 / k**exponent for k in range(1, n + 1))
   for k in range(1, n + 1):
@@ -147,7 +147,7 @@ def test_k_by_a_power_law(make, exponent):
 
 def test_a_fixed_k(make):
   vt = config.VirtualTokens(draw='fixed', num_active=7)
-  assert {d.num_active for d in draws(make(tokens=vt), epochs=2)} == {7}
+  assert {d.num_active for d in draws(make(tokens=vt), epochs=2)} == {(7,)}
 
 
 def test_the_retriever_is_drawn_from_those_present(make, source):

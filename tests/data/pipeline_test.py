@@ -54,12 +54,17 @@ def make(directory):
     draw='uniform',
     position='middle',
     chat=False,
+    draws=1,
     **data,
   ):
     cfg = config.Config(
       seed=seed,
       virtual_tokens=config.VirtualTokens(
-        num_virtual_tokens=8, draw=draw, num_active=5, position=position
+        num_virtual_tokens=8,
+        draw=draw,
+        num_active=5,
+        position=position,
+        draws_per_example=draws,
       ),
       templates=config.Templates(chat=chat),
       data=config.Data(
@@ -124,6 +129,20 @@ def test_a_batch_depends_only_on_seed_and_step(make, draw, per_row):
   assert [b.ids for b in other] != [b.ids for b in reference]
 
 
+def test_more_draws_change_nothing_else(make):
+  """The same examples, passages and answers, whose first k is the same."""
+  one = make(draw='uniform')._mixture
+  three = make(draw='uniform', draws=3)._mixture
+  drawn = set()
+  for place in itertools.product([0, 1], [0, 1], range(11)):
+    a, b = one.draw(*place), three.draw(*place)
+    assert (a.passages, a.answer) == (b.passages, b.answer)
+    assert a.num_active == b.num_active[:1]
+    assert len(b.num_active) == 3
+    drawn.update(b.num_active[1:])
+  assert drawn == set(range(1, 9))
+
+
 @pytest.mark.parametrize(
   'processes, position',
   [(2, 'middle'), (4, 'middle'), (4, 'first'), (4, 'last')],
@@ -181,31 +200,42 @@ def test_each_epoch_shows_every_record_once(make):
 
 
 def examples_of(batch, r):
-  """Slots of prefix, suffix and targets of each of a row's examples."""
-  packed = batch.prefix_segments is not None
+  """Slots of prefix, suffix and targets of each of a row's suffixes."""
 
   def own(name, number):
     real = getattr(batch, f'{name}_positions')[r] >= 0
-    if packed:
-      real &= getattr(batch, f'{name}_segments')[r] == number
+    segments = getattr(batch, f'{name}_segments')
+    if segments is not None:
+      real &= segments[r] == number
     return np.flatnonzero(real)
 
-  for number in range(batch.suffix_segments[r].max() + 1) if packed else [0]:
-    prefix, suffix = own('prefix', number), own('suffix', number)
+  segments, parents = batch.suffix_segments, batch.suffix_parents
+  for number in [0] if segments is None else range(segments[r].max() + 1):
+    suffix = own('suffix', number)
+    parent = number
+    if parents is not None:
+      [parent] = set(parents[r][suffix].tolist())
+    prefix = own('prefix', parent)
     targets = np.flatnonzero(np.isin(batch.target_index[r], suffix))
     yield prefix, suffix, targets
 
 
+@pytest.mark.parametrize('draws', [1, 3])
 @pytest.mark.parametrize('per_row', [1, 2])
-def test_what_is_in_a_batch(make, directory, per_row):
-  batches = make(examples_per_row=per_row, draw='uniform')
+@pytest.mark.parametrize('draw', ['uniform', 'per_batch'])
+def test_what_is_in_a_batch(make, directory, per_row, draws, draw):
+  batches = make(examples_per_row=per_row, draw=draw, draws=draws)
   encoder = batches._encoder
   by_id = {f'r{i}': row(i) for i in range(23)}
   drawn = set()
   for host in take(batches, 0, 12):
     batch = host.batch
-    names = iter(host.ids)
+    names = itertools.chain.from_iterable(
+      itertools.repeat(name, draws) for name in host.ids
+    )
+    prefixes = set()
     real = 0
+    counts = set()
     for r in range(len(batch.prefix)):
       for prefix, suffix, targets in examples_of(batch, r):
         record = by_id[next(names)]
@@ -216,7 +246,11 @@ def test_what_is_in_a_batch(make, directory, per_row):
         assert batch.suffix_positions[r][suffix].tolist() == list(
           range(len(prefix), len(prefix) + len(suffix))
         )
-        real += len(prefix) + len(suffix)
+        # The prefix is there once for all its suffixes.
+        if (r, prefix[0]) not in prefixes:
+          real += len(prefix)
+        prefixes.add((r, prefix[0]))
+        real += len(suffix)
         ids = batch.suffix[r][suffix].tolist()
         k = sum(i >= V for i in ids)
         drawn.add(k)
@@ -238,10 +272,17 @@ def test_what_is_in_a_batch(make, directory, per_row):
         shown = [p['text'] for p in record['passages'] if p['text'] in text]
         assert shown and text.startswith('[1] ') and text.endswith('\n\n')
         assert f'[{len(shown)}] ' in text
+        counts.add(k)
     assert next(names, None) is None
+    assert len(prefixes) == len(host.ids) == 4
+    if draw == 'per_batch':
+      assert len(counts) <= draws
     assert host.real_tokens == real
+    assert len(host.lengths) == 4 * draws
+    assert sum(run + suffix for run, _, suffix, _ in host.lengths) == real
     assert host.computed_tokens == batch.prefix.size + batch.suffix.size
-  assert len(drawn) == 8
+  if draw == 'uniform':
+    assert len(drawn) == 8
 
 
 @pytest.mark.parametrize('per_row', [1, 2])

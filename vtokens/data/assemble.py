@@ -453,20 +453,23 @@ class Assembler:
     return start, self.max_prefix + self.max_suffix
 
   def check_shapes(
-    self, shapes: Sequence[tuple[int, int]], per_row: int
+    self, shapes: Sequence[tuple[int, int]], per_row: int, draws: int
   ) -> None:
     """Raises a `UserError` unless the last shape, if any, holds all rows.
 
     Args:
       shapes: config.data.shapes.
       per_row: examples in a row.
+      draws: suffixes of an example.
     """
-    prefix, suffix = (per_row * limit for limit in self.limits)
+    prefix, suffix = self.limits
+    prefix, suffix = per_row * prefix, per_row * draws * suffix
     if shapes and (shapes[-1][0] < prefix or shapes[-1][1] < suffix):
       raise errors.UserError(
         f'config.data.shapes: expected the last one to be at least '
-        f'({prefix}, {suffix}): {per_row} examples to a row, and '
-        f'virtual_tokens.position={self.position}; got {shapes!r}'
+        f'({prefix}, {suffix}): {per_row} examples to a row, '
+        f'virtual_tokens.draws_per_example={draws} and '
+        f'position={self.position}; got {shapes!r}'
       )
 
   def in_chat(self, chat: bool | None) -> bool:

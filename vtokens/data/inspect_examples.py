@@ -6,6 +6,7 @@ only says where the cuts are and where each passage comes from.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +90,7 @@ def of_step(
   assembler: Assembler,
   vocab_size: int,
 ) -> Iterator[ExampleView]:
-  """The examples of a training batch, row by row.
+  """The examples of a training batch, row by row, once for each suffix.
 
   Args:
     step: of the batch.
@@ -99,12 +100,19 @@ def of_step(
     assembler: of the run.
     vocab_size: id of the first virtual token.
   """
-  places = [(r, e) for r, row in enumerate(planned.rows) for e in row]
+  examples = [(r, e) for r, row in enumerate(planned.rows) for e in row]
+  places = []
+  for (r, example), name in zip(examples, host.ids, strict=True):
+    place = f'step {step}, row {r + 1} of {len(planned.rows)}'
+    draws = len(planned.active(example))
+    for number in range(1, draws + 1):
+      which = f', draw {number} of {draws}' if draws > 1 else ''
+      places.append((place + which, example, name))
   parts = [
     cut for r in range(len(planned.rows)) for cut in _cuts(host.batch, r)
   ]
-  for (r, example), name, (prefix, suffix, targets, start) in zip(
-    places, host.ids, parts, strict=True
+  for (place, example, name), (prefix, suffix, targets, start) in zip(
+    places, parts, strict=True
   ):
     drawn = example.draw.passages
     # The token at `start` predicts the first of the answer.
@@ -118,7 +126,7 @@ def of_step(
     yield ExampleView(
       id=name,
       dataset=mixture.names[example.member.dataset],
-      place=f'step {step}, row {r + 1} of {len(planned.rows)}',
+      place=place,
       prefix_len=len(prefix),
       before=cut.before,
       passages=tuple(
@@ -180,7 +188,7 @@ def of_records(
       where=f'record {record.id}',
     )
     batch = pipeline.collate(
-      [[example]],
+      [[[example]]],
       shape=(len(example.prefix), example.suffix_len),
       num_targets=len(example.targets),
       vocab_size=vocab_size,
@@ -236,20 +244,20 @@ def _origin(record: Record, retriever: str, rank: int) -> Origin:
 
 
 def _cuts(batch: Batch, r: int) -> Iterator[tuple[Ids, Ids, Ids, int]]:
-  """Of each example in a row: prefix, suffix, targets, first target's index."""
-  segments = batch.suffix_segments
+  """Of each suffix in a row: prefix, suffix, targets, first target's index."""
+  segments, parents = batch.suffix_segments, batch.suffix_parents
+
+  def slots(positions: Any, of: Any, number: int) -> np.ndarray:
+    real = np.asarray(positions[r]) >= 0
+    return np.flatnonzero(
+      real if of is None else real & (np.asarray(of[r]) == number)
+    )
+
   last = 0 if segments is None else int(np.max(segments[r]))
   for number in range(last + 1):
-    prefix, suffix = (
-      np.flatnonzero(
-        (np.asarray(positions[r]) >= 0)
-        & (True if of is None else np.asarray(of[r]) == number)
-      )
-      for positions, of in (
-        (batch.prefix_positions, batch.prefix_segments),
-        (batch.suffix_positions, batch.suffix_segments),
-      )
-    )
+    suffix = slots(batch.suffix_positions, segments, number)
+    parent = number if parents is None else int(parents[r][suffix[0]])
+    prefix = slots(batch.prefix_positions, batch.prefix_segments, parent)
     index = np.asarray(batch.target_index[r])
     targets = np.flatnonzero(np.isin(index, suffix))
     start = int(index[targets[0]] - suffix[0]) if len(targets) else -1

@@ -30,7 +30,8 @@ class Stats:
   """Of examples as drawn.
 
   Attributes:
-    lengths: of prefix, suffix and answer (with its end) of each, in tokens.
+    lengths: of prefix, suffix and answer (with its end) of each, in tokens;
+      once for each suffix of an example.
     limits: longest that the config allows, by the same names.
     datasets: examples drawn of each data set.
     shapes: of the batches; empty for evaluation.
@@ -56,7 +57,7 @@ class Stats:
   @property
   def examples(self) -> int:
     """How many."""
-    return len(self.lengths['prefix'])
+    return sum(self.datasets.values())
 
 
 def of_plans(
@@ -82,14 +83,9 @@ def of_plans(
     used[plan.shape] += [1, plan.real_tokens, computed]
     for example in (example for row in plan.rows for example in row):
       draw, member = example.draw, example.member
-      k = draw.num_active if plan.num_active is None else plan.num_active
-      rows.append(
-        (
-          example.prefix,
-          example.suffix - draw.num_active + k,
-          examples.answer_len(member, draw.answer),
-        )
-      )
+      answer = examples.answer_len(member, draw.answer)
+      for k in plan.active(example):
+        rows.append((example.prefix, k + example.text, answer))
       datasets[examples.names[member.dataset]] += 1
       # An answer of another question is none.
       own = [

@@ -90,12 +90,12 @@ class Draw:
   Attributes:
     passages: in the order shown.
     answer: number of the answer.
-    num_active: virtual tokens.
+    num_active: virtual tokens (k) of each of its suffixes.
   """
 
   passages: tuple[Shown, ...]
   answer: int
-  num_active: int
+  num_active: tuple[int, ...]
 
 
 class Mixture:
@@ -202,8 +202,12 @@ class Mixture:
     )
     usable = np.flatnonzero(fits)
     answer = int(usable[rng.integers(len(usable))])
-    num_active = _draw_k(self._tokens, rng)
-    return Draw(self._draw_passages(member, rng), answer, num_active)
+    first = _draw_k(self._tokens, rng)
+    passages = self._draw_passages(member, rng)
+    # Last, so that all else does not depend on how many there are.
+    more = range(1, self._tokens.draws_per_example)
+    num_active = (first, *(_draw_k(self._tokens, rng) for _ in more))
+    return Draw(passages, answer, num_active)
 
   def _draw_passages(
     self, member: Member, rng: np.random.Generator

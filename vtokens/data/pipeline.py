@@ -34,7 +34,7 @@ class HostBatch:
   Attributes:
     batch: numpy arrays, of the rows of this process only.
     ids: of all records of the batch, over all processes.
-    lengths: tokens of the prefix, suffix and targets of each.
+    lengths: of each suffix; see `flops.train_flops`.
     real_tokens: of all rows, padding apart.
     computed_tokens: of all rows, padding included.
     passages_dropped: over all examples.
@@ -43,7 +43,7 @@ class HostBatch:
 
   batch: Batch
   ids: tuple[str, ...]
-  lengths: tuple[tuple[int, int, int], ...]
+  lengths: tuple[tuple[int, int, int, int], ...]
   real_tokens: int
   computed_tokens: int
   passages_dropped: int
@@ -58,7 +58,7 @@ class Planned:
     member: where it comes from.
     draw: what chance decided about it.
     prefix: length of its prefix.
-    suffix: likewise, with as many virtual tokens as `draw` says.
+    text: length of a suffix without its virtual tokens.
     targets: tokens of its answer, eos included.
     kept: tokens kept of each drawn passage's body; 0 if it is dropped.
     cut: passages shortened.
@@ -67,10 +67,15 @@ class Planned:
   member: Member
   draw: Draw
   prefix: int
-  suffix: int
+  text: int
   targets: int
   kept: tuple[int, ...]
   cut: int
+
+  @property
+  def suffix(self) -> int:
+    """Length of its suffixes together, with as many tokens as `draw` says."""
+    return sum(k + self.text for k in self.draw.num_active)
 
   @property
   def dropped(self) -> int:
@@ -85,31 +90,32 @@ class PlannedBatch:
   Attributes:
     rows: the examples of each row.
     shape: prefix and suffix length of a row.
-    num_active: virtual tokens (k) where one number is drawn for all; or None.
+    num_active: virtual tokens (k) of each suffix where those numbers are drawn
+      for all examples; or None.
   """
 
   rows: list[list[Planned]]
   shape: batching.Shape
-  num_active: int | None
+  num_active: tuple[int, ...] | None
+
+  def active(self, example: Planned) -> tuple[int, ...]:
+    """Virtual tokens of each of an example's suffixes."""
+    return self.num_active or example.draw.num_active
 
   @property
-  def lengths(self) -> tuple[tuple[int, int, int], ...]:
-    """Tokens of the prefix, suffix and targets of each example."""
-    k = self.num_active
+  def lengths(self) -> tuple[tuple[int, int, int, int], ...]:
+    """Of each suffix; see `flops.train_flops`."""
     return tuple(
-      (
-        e.prefix,
-        e.suffix - (0 if k is None else e.draw.num_active - k),
-        e.targets,
-      )
+      (0 if number else e.prefix, e.prefix, k + e.text, e.targets)
       for row in self.rows
       for e in row
+      for number, k in enumerate(self.active(e))
     )
 
   @property
   def real_tokens(self) -> int:
     """Of all rows, padding apart."""
-    return sum(prefix + suffix for prefix, suffix, _ in self.lengths)
+    return sum(encoded + suffix for encoded, _, suffix, _ in self.lengths)
 
 
 def shown_passages(
@@ -136,24 +142,27 @@ def shown_passages(
 
 
 def collate(
-  rows: Sequence[Sequence[Example]],
+  rows: Sequence[Sequence[Sequence[Example]]],
   *,
   shape: tuple[int, int],
   num_targets: int,
   vocab_size: int,
   num_rows: int,
   packed: bool = False,
+  draws: int = 1,
 ) -> Batch:
   """Writes examples into arrays of one shape.
 
   Args:
-    rows: the examples of each row; at most `num_rows`, the rest is padding.
+    rows: of each row the prefixes, of each prefix the examples that have it,
+      one for each suffix; at most `num_rows`, the rest is padding.
     shape: prefix and suffix length of a row.
     num_targets: targets of a row.
     vocab_size: id of the first virtual token.
     num_rows: rows of the batch.
-    packed: whether rows may have several examples, so that segments are
-      needed.
+    packed: whether rows may have several prefixes, so that segments are
+      needed to tell them apart.
+    draws: most suffixes of a prefix; likewise.
 
   Returns:
     The batch, numpy arrays.
@@ -165,32 +174,37 @@ def collate(
   prefix, prefix_at = empty(shape[0], 0), empty(shape[0], -1)
   suffix, suffix_at = empty(shape[1], 0), empty(shape[1], -1)
   prefix_segments, suffix_segments = empty(shape[0], -1), empty(shape[1], -1)
+  suffix_parents = empty(shape[1], -1)
   targets, target_at = empty(num_targets, 0), empty(num_targets, -1)
   for r, row in enumerate(rows):
-    p = s = t = 0
-    for number, example in enumerate(row):
-      ids = example.suffix(vocab_size)
-      p_stop = p + len(example.prefix)
-      s_stop, t_stop = s + len(ids), t + len(example.targets)
-      prefix[r, p:p_stop] = example.prefix
+    p = s = t = suffixes = 0
+    for number, examples in enumerate(row):
+      p_stop = p + len(examples[0].prefix)
+      prefix[r, p:p_stop] = examples[0].prefix
       prefix_at[r, p:p_stop] = np.arange(p_stop - p)
-      suffix[r, s:s_stop] = ids
-      suffix_at[r, s:s_stop] = np.arange(p_stop - p, p_stop - p + s_stop - s)
       prefix_segments[r, p:p_stop] = number
-      suffix_segments[r, s:s_stop] = number
-      targets[r, t:t_stop] = example.targets
-      # The token before the answer predicts the first of it; the last of the
-      # answer is no input.
-      first = s_stop - len(example.targets)
-      target_at[r, t:t_stop] = np.arange(first, first + t_stop - t)
-      p, s, t = p_stop, s_stop, t_stop
+      for example in examples:
+        ids = example.suffix(vocab_size)
+        s_stop, t_stop = s + len(ids), t + len(example.targets)
+        suffix[r, s:s_stop] = ids
+        suffix_at[r, s:s_stop] = np.arange(p_stop - p, p_stop - p + s_stop - s)
+        suffix_segments[r, s:s_stop] = suffixes
+        suffix_parents[r, s:s_stop] = number
+        targets[r, t:t_stop] = example.targets
+        # The token before the answer predicts the first of it; the last of the
+        # answer is no input.
+        first = s_stop - len(example.targets)
+        target_at[r, t:t_stop] = np.arange(first, first + t_stop - t)
+        s, t, suffixes = s_stop, t_stop, suffixes + 1
+      p = p_stop
   return Batch(
     prefix=prefix,
     prefix_positions=prefix_at,
     prefix_segments=prefix_segments if packed else None,
     suffix=suffix,
     suffix_positions=suffix_at,
-    suffix_segments=suffix_segments if packed else None,
+    suffix_segments=suffix_segments if packed or draws > 1 else None,
+    suffix_parents=suffix_parents if packed and draws > 1 else None,
     targets=targets,
     target_index=target_at,
   )
@@ -255,11 +269,12 @@ class TrainBatches:
       examples = [self._plan(*place) for place in self._windows[number]]
       plans.append(self._form_rows(examples)[1:])
     per_row = self._data.examples_per_row
+    draws = self._tokens.draws_per_example
     prefix, suffix = self._assembler.limits
     return batching.choose_shapes(
       np.concatenate([prefix for prefix, _ in plans]),
       np.concatenate([suffix for _, suffix in plans]),
-      (max(1, per_row * prefix), per_row * suffix),
+      (max(1, per_row * prefix), per_row * draws * suffix),
       self._data.num_shapes,
     )
 
@@ -283,17 +298,13 @@ class TrainBatches:
     prefix = assemble.prefix_len(
       self._before, self._heads, kept, ends, last_ends
     )
-    suffix = assemble.suffix_len(
-      draw.num_active,
-      mixture.prompt_len(member),
-      answer,
-    )
+    text = assemble.suffix_len(0, mixture.prompt_len(member), answer)
     moved = prefix - self._before if self._by_suffix else 0
     return Planned(
       member=member,
       draw=draw,
       prefix=prefix - moved,
-      suffix=suffix + moved,
+      text=text + moved,
       targets=answer,
       kept=tuple(kept),
       cut=sum(0 < n < body for n, body in zip(kept, bodies, strict=True)),
@@ -332,7 +343,9 @@ class TrainBatches:
     for group, shape in (groups[i] for i in order):
       k = None
       if self._tokens.draw == 'per_batch':
-        k = int(rng.integers(1, self._tokens.num_virtual_tokens + 1))
+        high = self._tokens.num_virtual_tokens + 1
+        draws = range(self._tokens.draws_per_example)
+        k = tuple(int(rng.integers(1, high)) for _ in draws)
       planned.append(
         PlannedBatch([[examples[i] for i in rows[r]] for r in group], shape, k)
       )
@@ -341,16 +354,19 @@ class TrainBatches:
   def _make(self, planned: PlannedBatch) -> HostBatch:
     """Reads the ids of a batch's local rows."""
     everything = [example for row in planned.rows for example in row]
-    k = planned.num_active
-    data = self._data
+    data, draws = self._data, self._tokens.draws_per_example
     return HostBatch(
       batch=collate(
-        [[self._read(e, k) for e in planned.rows[r]] for r in self._local_rows],
+        [
+          [self._read(e, planned.active(e)) for e in planned.rows[r]]
+          for r in self._local_rows
+        ],
         shape=planned.shape,
-        num_targets=data.examples_per_row * data.max_answer_tokens,
+        num_targets=data.examples_per_row * draws * data.max_answer_tokens,
         vocab_size=self._vocab_size,
         num_rows=len(self._local_rows),
         packed=data.examples_per_row > 1,
+        draws=draws,
       ),
       ids=tuple(self._mixture.id(e.member) for e in everything),
       lengths=planned.lengths,
@@ -360,18 +376,20 @@ class TrainBatches:
       passages_cut=sum(e.cut for e in everything),
     )
 
-  def _read(self, planned: Planned, num_active: int | None) -> Example:
+  def _read(self, planned: Planned, num_active: Sequence[int]) -> list[Example]:
+    """An example with each of these numbers of virtual tokens."""
     draw, mixture = planned.draw, self._mixture
-    return assemble.join(
+    example = assemble.join(
       self._encoder,
       [(passage.rank, mixture.passage(passage)) for passage in draw.passages],
       mixture.prompt(planned.member),
       mixture.answer(planned.member, draw.answer),
-      num_active=draw.num_active if num_active is None else num_active,
+      num_active=num_active[0],
       chat=self._chat,
       max_prefix=self._assembler.max_prefix,
       position=self._assembler.position,
     )
+    return [dataclasses.replace(example, num_active=k) for k in num_active]
 
   @contextlib.contextmanager
   def starting_at(self, step: int) -> Iterator[Iterator[HostBatch]]:

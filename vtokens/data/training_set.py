@@ -119,7 +119,11 @@ def open_training_set(
   policies = [data.passages, *data.mixture.passages.values()]
   directory = _token_cache(cfg, say)
   assembler.check_before(assembler.in_chat(None))
-  assembler.check_shapes(data.shapes, data.examples_per_row)
+  assembler.check_shapes(
+    data.shapes,
+    data.examples_per_row,
+    cfg.virtual_tokens.draws_per_example,
+  )
   token_sets = []
   for group in sources.groups(data.train):
     report = bad_records(data)

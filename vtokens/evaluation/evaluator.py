@@ -175,7 +175,7 @@ class Evaluator:
   def _collate(self, examples: Sequence[Example]) -> steps.Batch:
     size = self._answerer.batch_size
     batch = pipeline.collate(
-      [[example] for example in examples],
+      [[[example]] for example in examples],
       shape=(
         answering.round_prefix(max(len(e.prefix) for e in examples)),
         answering.round_suffix(max(e.suffix_len for e in examples)),

@@ -28,6 +28,7 @@ def attend(
   scale: float,
   softcap: float | None = None,
   window: Int[Array, ''] | int | None = None,
+  parents: Int[Array, 'B T'] | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
@@ -48,6 +49,9 @@ def attend(
     scale: multiplies the scores.
     softcap: see `layers.softcap`; of the scores.
     window: how many positions a query sees, its own included; None for all.
+    parents: which segment of the caches each new token goes on from, where
+      that is not the segment of its own number: several continuations of one
+      of several prefixes in a row.
     mesh: the devices, which decide how many queries are attended at a time;
       None for this program's own.
 
@@ -55,8 +59,7 @@ def attend(
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
   """
 
-  def scores_over(q, rows, cache) -> Float[Array, 'B K T G S']:
-    positions, segments = rows
+  def scores_over(q, positions, segments, cache) -> Float[Array, 'B K T G S']:
     scores = jnp.einsum(
       'bktgh,bkhs->bktgs', q, cache.k, preferred_element_type=jnp.float32
     )
@@ -75,15 +78,18 @@ def attend(
     # its (unused) softmax must not become NaN.
     return jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
 
-  def attend_block(q, rows, caches) -> Float[Array, 'B K T G H']:
-    scores = [scores_over(q, rows, cache) for cache in caches]
+  def attend_block(q, rows, own) -> Float[Array, 'B K T G H']:
+    positions, segments, continued = rows
+    scores = [
+      scores_over(q, positions, continued, cache) for cache in caches
+    ] + [scores_over(q, positions, segments, own)]
     largest = functools.reduce(
       jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores]
     )
     # It cancels out, and so would its gradient.
     largest = jax.lax.stop_gradient(largest)
     totals, values = [], []
-    for part, cache in zip(scores, caches, strict=True):
+    for part, cache in zip(scores, [*caches, own], strict=True):
       weights = jnp.exp(part - largest)
       totals.append(weights.sum(axis=-1, keepdims=True))
       values.append(
@@ -97,9 +103,14 @@ def attend(
   groups = n // new.k.shape[1]
   q = q.reshape(b, t, -1, groups, h).transpose(0, 2, 1, 3, 4)
 
-  def rows(start: int, stop: int) -> tuple[Array, Array | None]:
+  def rows(start: int, stop: int) -> tuple[Array, Array | None, Array | None]:
     return jax.tree.map(
-      lambda x: x[:, start:stop], (new.positions, new.segments)
+      lambda x: x[:, start:stop],
+      (
+        new.positions,
+        new.segments,
+        new.segments if parents is None else parents,
+      ),
     )
 
   cpu = partitioning.platform(mesh) == 'cpu'
@@ -107,14 +118,9 @@ def attend(
   blocks = []
   for start in range(0, t, block):
     stop = min(start + block, t)
-    seen = KVCache(new.k[..., :stop], new.v[:, :, :stop], *rows(0, stop))
-    blocks.append(
-      attend_block(
-        q[:, :, start:stop],
-        rows(start, stop),
-        [*caches, seen],
-      )
-    )
+    positions, segments, _ = rows(0, stop)
+    own = KVCache(new.k[..., :stop], new.v[:, :, :stop], positions, segments)
+    blocks.append(attend_block(q[:, :, start:stop], rows(start, stop), own))
   out = jnp.concatenate(blocks, axis=2)
   return out.transpose(0, 2, 1, 3, 4).reshape(b, t, n, h)
 
@@ -156,6 +162,7 @@ class Attention(nnx.Module):
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     segments: Int[Array, 'B T'] | None,
+    parents: Int[Array, 'B T'] | None,
     angles: tuple[Array, Array],
     window: Int[Array, ''] | int | None,
     caches: Sequence[KVCache],
@@ -163,17 +170,12 @@ class Attention(nnx.Module):
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     config = self.config
     q = jnp.einsum('btd,dnh->btnh', x, self.q[...])
-    k = jnp.einsum('btd,dkh->btkh', x, self.k[...])
-    v = jnp.einsum('btd,dkh->btkh', x, self.v[...])
     if config.qkv_bias:
-      q, k = q + self.q_bias[...], k + self.k_bias[...]
-      v = v + self.v_bias[...]
+      q = q + self.q_bias[...]
     if config.qk_norm != 'none':
-      q, k = self.q_norm(q), self.k_norm(k)
-    q, k = rope.rotate(q, angles), rope.rotate(k, angles)
-    new = KVCache(
-      k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions, segments
-    )
+      q = self.q_norm(q)
+    q = rope.rotate(q, angles)
+    new = self.keys_values(x, positions, segments, angles)
     scalar = config.query_scalar or config.head_dim
     settings: dict[str, Any] = {
       'scale': scalar**-0.5,
@@ -183,6 +185,25 @@ class Attention(nnx.Module):
     if mesh is not None and splash.is_for(mesh, x.shape[1], caches, window):
       out = splash.attend(q, new, mesh, **settings)
     else:
-      out = attend(q, new, caches, **settings, mesh=mesh)
+      out = attend(q, new, caches, **settings, parents=parents, mesh=mesh)
     out = jnp.einsum('btnh,nhd->btd', out, self.o[...])
     return out + self.o_bias[...] if config.out_bias else out, new
+
+  def keys_values(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    segments: Int[Array, 'B T'] | None,
+    angles: tuple[Array, Array],
+  ) -> KVCache:
+    """What later tokens see of these."""
+    k = jnp.einsum('btd,dkh->btkh', x, self.k[...])
+    v = jnp.einsum('btd,dkh->btkh', x, self.v[...])
+    if self.config.qkv_bias:
+      k, v = k + self.k_bias[...], v + self.v_bias[...]
+    if self.config.qk_norm != 'none':
+      k = self.k_norm(k)
+    k = rope.rotate(k, angles)
+    return KVCache(
+      k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions, segments
+    )

@@ -42,6 +42,7 @@ class Block(nnx.Module):
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     segments: Int[Array, 'B T'] | None,
+    parents: Int[Array, 'B T'] | None,
     angles: tuple[Array, Array],
     window: Int[Array, ''] | int | None,
     caches: Sequence[KVCache],
@@ -50,11 +51,22 @@ class Block(nnx.Module):
     pre, post = self.config.pre_norm, self.config.post_norm
     y = self.attention_norm(x) if pre else x
     y, new = self.attention(
-      y, positions, segments, angles, window, caches, mesh
+      y, positions, segments, parents, angles, window, caches, mesh
     )
     x = x + (self.attention_post_norm(y) if post else y)
     y = self.mlp(self.mlp_norm(x) if pre else x)
     return x + (self.mlp_post_norm(y) if post else y), new
+
+  def keys_values(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    segments: Int[Array, 'B T'] | None,
+    angles: tuple[Array, Array],
+  ) -> KVCache:
+    """The keys and values of `__call__` alone."""
+    y = self.attention_norm(x) if self.config.pre_norm else x
+    return self.attention.keys_values(y, positions, segments, angles)
 
 
 class Decoder(nnx.Module):
@@ -103,6 +115,7 @@ class Decoder(nnx.Module):
     caches: Sequence[KVCache] = (),
     *,
     segments: Int[Array, 'B T'] | None = None,
+    parents: Int[Array, 'B T'] | None = None,
     remat: bool = False,
     stationary: bool = False,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
@@ -120,6 +133,8 @@ class Decoder(nnx.Module):
       segments: which of several sequences packed into a row each token
         belongs to, int32; tokens see their own only, and caches without
         segments whole. None where a row is one sequence.
+      parents: which segment of the caches each token goes on from, int32; None
+        where that is the segment of its own number.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
       stationary: leave weights that are sharded over fsdp where they are and
@@ -130,9 +145,7 @@ class Decoder(nnx.Module):
       keys and values of the new tokens alone: the caller decides whether to
       drop them, make them a cache of their own or `write` them into one.
     """
-    if self.config.scale_embeddings:
-      # Rounded to x's dtype first, as in transformers.
-      x = x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
+    x = self._scale(x)
     select, kinds = _layer_kinds(self.config, positions)
     block, weights = nnx.split(self.layers)
     axes = _STATIONARY_AXES if stationary else _RESIDUAL_AXES
@@ -147,7 +160,7 @@ class Decoder(nnx.Module):
       ]
       angles, window = select(kind)
       x, new = nnx.merge(block, weights)(
-        x, positions, segments, angles, window, parts, self.mesh
+        x, positions, segments, parents, angles, window, parts, self.mesh
       )
       return partitioning.constrain(x, self.mesh, axes), (new.k, new.v)
 
@@ -161,6 +174,72 @@ class Decoder(nnx.Module):
     kv = [(cache.k, cache.v) for cache in caches]
     x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
     return self.norm(x), KVCache(k, v, positions, segments)
+
+  def encode(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    *,
+    segments: Int[Array, 'B T'] | None = None,
+  ) -> KVCache:
+    """The cache of `__call__` without any before it, and nothing else.
+
+    Forward only. What follows the last layer's keys and values is not computed.
+
+    Args:
+      x: see `__call__`; likewise the rest.
+      positions: of the tokens.
+      segments: of the tokens.
+    """
+    x = self._scale(x)
+    select, kinds = _layer_kinds(self.config, positions)
+    block, weights = nnx.split(self.layers)
+
+    def layer(i):
+      """One layer's block, angles and window."""
+      own, kind = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False),
+        (weights, kinds),
+      )
+      own = partitioning.gather(own, self.mesh)
+      return nnx.merge(block, own), *select(kind)
+
+    def note(kv, new, i):
+      return kv[0].at[i].set(new.k), kv[1].at[i].set(new.v)
+
+    # Weights by number and the cache as a carry: as inputs and outputs of a
+    # scan, those of all layers but one would have to be copied.
+    def body(i, carry):
+      x, kv = carry
+      run, angles, window = layer(i)
+      x, new = run(x, positions, segments, None, angles, window, (), self.mesh)
+      x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
+      return x, note(kv, new, i)
+
+    shape = jax.eval_shape(
+      lambda: layer(0)[0].keys_values(x, positions, segments, layer(0)[1])
+    )
+    kv = tuple(
+      partitioning.constrain(
+        jnp.zeros((self.config.num_layers, *part.shape), part.dtype),
+        self.mesh,
+        (None, 'batch', 'kv_heads', None, None),
+      )
+      for part in (shape.k, shape.v)
+    )
+    last = self.config.num_layers - 1
+    x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
+    x, kv = jax.lax.fori_loop(0, last, body, (x, kv))
+    run, angles, _ = layer(last)
+    new = run.keys_values(x, positions, segments, angles)
+    return KVCache(*note(kv, new, last), positions, segments)
+
+  def _scale(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    """Embeddings as the first layer takes them."""
+    if not self.config.scale_embeddings:
+      return x
+    # Rounded to x's dtype first, as in transformers.
+    return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
     """Embeddings of ordinary token ids, each below `vocab_size`."""

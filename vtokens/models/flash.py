@@ -23,7 +23,7 @@ _SHORTEST = 128
 # What the kernel was compiled for.
 _CARDS = ('NVIDIA A100', 'NVIDIA H100', 'NVIDIA H200')
 # Queries of a block times their width, of 16 bits: with two stages of keys and
-# values of half as many tokens, 96 of the 163 KiB that a block can have on A100.
+# values of half as many tokens, 96 KiB; on A100 a block can have 163.
 _BLOCK_SIZE = 2**14
 _LARGEST_BLOCK = 128
 _STAGES = 2

@@ -14,6 +14,9 @@ from vtokens import chips, errors, gpus, hlo
 
 # What Pallas' kernels are called in a program of TPUs and of GPUs.
 _KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
+# Whose kernels do a product is measured on the device. Without one Triton's are
+# guessed, and some do not compile; those of cuBLAS need no compiler.
+_GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 _GIB = 2**30
 
 
@@ -133,8 +136,11 @@ def compile_program(
     there is of a program that was refused.
   """
   began = time.monotonic()
+  tpu = target.devices[0].platform == 'tpu'
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(
+      compiler_options=None if tpu else dict(_GPU_OPTIONS)
+    )
   except jax.errors.JaxRuntimeError as e:
     message = str(e).splitlines()[0]
     if 'RESOURCE_EXHAUSTED' not in message:
@@ -151,7 +157,7 @@ def compile_program(
   costs = compiled.cost_analysis() or {}
   peak = sum(sizes.values())
   # TPUs' compiler refuses what does not fit; that of GPUs does not.
-  fits = target.devices[0].platform == 'tpu' or peak <= target.memory
+  fits = tpu or peak <= target.memory
   needed = f'{peak / _GIB:.2f} of {target.memory / _GIB:.2f} GiB are needed'
   return compiled, {
     'fits': fits,

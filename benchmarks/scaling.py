@@ -121,7 +121,11 @@ PREFIX, SUFFIX = 540, 57
 ROW = (2304, 256)
 # Share of the peak in arithmetic, and of the data sheet's bandwidth of the
 # interconnect; TPUs as in `plan.estimate`.
-EFFICIENCY = {'v5e': plan.EFFICIENCY, 'v5p': plan.EFFICIENCY, 'H100 SXM': 0.4}
+EFFICIENCY = {
+  'v5e': plan.EFFICIENCY['tpu'],
+  'v5p': plan.EFFICIENCY['tpu'],
+  'H100 SXM': plan.EFFICIENCY['gpu'],
+}
 BANDWIDTH = {'v5e': 0.5, 'v5p': 0.5, 'H100 SXM': 0.8}
 # Dollars of a chip for an hour.
 PRICES = {'v5e': 1.2, 'v5p': 4.2, 'H100 SXM': 3.0}

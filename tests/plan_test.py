@@ -1,5 +1,6 @@
-"""Programs compiled for TPUs, without any."""
+"""Programs compiled for TPUs and GPUs, without any."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from vtokens import (
   chips,
   config,
   errors,
+  gpus,
   hlo,
   optim,
   partitioning,
@@ -76,13 +78,84 @@ def test_bases_of_the_paper(tmp_path, file, base, topology, mesh):
   assert 1 <= train['bytes']['arguments'] / (2 * count / 16) < 1.05
   for program in found['programs'].values():
     assert program['bytes']['peak'] < found['memory_bytes']
-  assert 0 < found['estimate']['mfu'] < plan.EFFICIENCY
+  assert 0 < found['estimate']['mfu'] < plan.EFFICIENCY['tpu']
   assert 'fits' in done.stdout.splitlines()[-1]
   # Never the whole model, and each layer in each of the three passes.
   gathered = [c for c in train['collectives'] if c['kind'] == 'all-gather']
   assert max(c['bytes'] for c in gathered) < 2 * count / 20
   total = sum(c['bytes'] * c['times'] for c in gathered)
   assert total == pytest.approx(3 * 2 * count, rel=0.15)
+
+
+@pytest.mark.slow
+def test_gpus(tmp_path):
+  done, found = _run(
+    tmp_path, 'h100:8', config_file='configs/mistral_7b_instruct.py'
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert found['fits']
+  assert found['chip']['name'] == 'H100 SXM'
+  assert tuple(found['mesh'].values()) == (1, 8, 1)
+  train = found['programs']['training step']
+  # In the passages' pass alone.
+  assert train['pallas_kernels'] == 1
+  assert found['programs']['passages']['pallas_kernels'] == 1
+  assert found['programs']['answers']['pallas_kernels'] == 0
+  _, count = known.CONFIGS[found['base']]
+  assert 1 <= train['bytes']['arguments'] / (2 * count / 8) < 1.05
+  for program in found['programs'].values():
+    assert program['bytes']['peak'] < found['memory_bytes']
+  assert 0 < found['estimate']['mfu'] < plan.EFFICIENCY['gpu']
+  assert 'fits' in done.stdout.splitlines()[-1]
+  gathered = [c for c in train['collectives'] if c['kind'] == 'all-gather']
+  total = sum(c['bytes'] * c['times'] for c in gathered)
+  assert total == pytest.approx(3 * 2 * count, rel=0.15)
+
+
+@pytest.mark.parametrize('kind', gpus.CARDS)
+def test_cards(kind):
+  target = aot.find_target(f'{kind}:2')
+  assert len(target.devices) == 2
+  assert target.devices[0].platform == 'gpu'
+  card = gpus.CARDS[kind]
+  assert target.devices[0].device_kind == card.kind
+  # The data sheets' memory, of which the driver keeps a part for itself or
+  # counts in 2**30, and bandwidth.
+  assert card.memory == pytest.approx(target.chip.memory, rel=0.08)
+  assert card.bandwidth == pytest.approx(target.chip.bandwidth, rel=0.001)
+
+
+def test_memory_of_gpus():
+  card = gpus.CARDS['h100']
+  assert gpus.usable_memory(card, {}) == 0.75 * card.memory
+  named = {'XLA_PYTHON_CLIENT_MEM_FRACTION': '.95'}
+  assert gpus.usable_memory(card, named) == 0.95 * card.memory
+  named['XLA_CLIENT_MEM_FRACTION'] = '0.5'
+  assert gpus.usable_memory(card, named) == 0.5 * card.memory
+
+
+def test_gpus_that_are_too_small():
+  target = aot.find_target('h100:1')
+  mesh = partitioning.make_mesh((1, 1, 1), target.devices)
+  x = jax.ShapeDtypeStruct(
+    (1024, 1024), jnp.float32, sharding=partitioning.replicated(mesh)
+  )
+  lowered = jax.jit(lambda x: x + 1).lower(x)
+  _, found = aot.compile_program(lowered, target)
+  assert found['fits'] and found['bytes']['peak'] >= 2**23
+  small = dataclasses.replace(target, memory=2**22)
+  compiled, found = aot.compile_program(lowered, small)
+  assert compiled is not None and not found['fits']
+  assert found['problem'] == '0.01 of 0.00 GiB are needed'
+
+
+def test_without_the_compiler_of_gpus(monkeypatch):
+  def missing(**_):
+    raise NotImplementedError('topology not implemented for cuda')
+
+  monkeypatch.setattr(aot.topologies, 'get_topology_desc', missing)
+  with pytest.raises(errors.UserError, match=r'vtokens\[plan-gpu\]'):
+    aot.find_target('h100:1')
 
 
 @pytest.mark.slow
@@ -109,6 +182,9 @@ def test_one_that_does_not_fit(tmp_path):
     (('v5e:4x5',), '--topology v5e:4x5: '),
     (('v9:2x2',), '--topology v9:2x2: '),
     (('',), '--topology is needed'),
+    (('h100:9',), '--topology h100:9: expected h100:N'),
+    (('h200:2x2',), '--topology h200:2x2: expected h200:N'),
+    (('h100:8', '--num_slices=2'), '--num_slices=2: h100:8 is a machine'),
     (('v5e:2x2', '--config.mesh.shape=(3,1,1)'), 'each of the 4 devices'),
     (('v5e:2x2', '--config.base.path=no/such'), 'no/such is no local path'),
   ],

@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs that are not there."""
+"""Programs compiled for TPUs and GPUs that are not there."""
 
 import collections
 import dataclasses
@@ -10,36 +10,50 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from vtokens import chips, errors, hlo
+from vtokens import chips, errors, gpus, hlo
+
+# What Pallas' kernels are called in a program of TPUs and of GPUs.
+_KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
+# Whose kernels do a product is measured on the device. Without one Triton's are
+# guessed, and some do not compile; those of cuBLAS need no compiler.
+_GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
+_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A slice, or several, that exists for the compiler only.
+  """A slice, or several, or a machine, that exists for the compiler only.
 
   Attributes:
-    name: as libtpu takes it, e.g. v5e:4x4; of several, 2 x v5e:4x4.
+    name: as libtpu takes it, e.g. v5e:4x4; of several, 2 x v5e:4x4; of a
+      machine with GPUs, e.g. h100:8.
     devices: its chips.
     chip: what each can do.
+    memory: bytes of each that a program can have.
     num_slices: that they are in.
   """
 
   name: str
   devices: Sequence[Any]
   chip: chips.Chip
+  memory: float
   num_slices: int = 1
 
 
 def find_target(name: str, num_slices: int = 1) -> Target:
-  """The slice of a name.
+  """The slice or machine of a name.
 
   Args:
-    name: as libtpu takes it, e.g. v5e:4x4.
+    name: as libtpu takes it, e.g. v5e:4x4; or a GPU and how many of them a
+      machine has, e.g. h100:8.
     num_slices: how many of them, joined by the data center's network.
 
   Raises:
-    errors.UserError: libtpu is missing or does not know it.
+    errors.UserError: libtpu or JAX's plugin for GPUs is missing, or does not
+      know it.
   """
+  if name.split(':')[0] in gpus.CARDS:
+    return _find_gpus(name, num_slices)
   # What libtpu would otherwise ask a metadata server, or complain about.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
@@ -61,6 +75,7 @@ def find_target(name: str, num_slices: int = 1) -> Target:
     raise errors.UserError(
       f'--topology {name}: {str(e).splitlines()[0]}; expected e.g. v5e:4x4, '
       "v5p:2x2x4, v6e:4x4 or v4:2x2x4, and libtpu (pip install 'vtokens[plan]')"
+      f'; or {" or ".join(gpus.CARDS)} with their number, e.g. h100:8'
     ) from None
   devices: Sequence[Any] = found.devices
   kind = devices[0].device_kind
@@ -68,42 +83,90 @@ def find_target(name: str, num_slices: int = 1) -> Target:
   if chip is None:
     raise errors.UserError(f'--topology {name}: {kind} is not in the table')
   whole = name if num_slices == 1 else f'{num_slices} x {name}'
-  return Target(whole, devices, chip, num_slices)
+  return Target(whole, devices, chip, chip.memory, num_slices)
+
+
+def _find_gpus(name: str, num_slices: int) -> Target:
+  """A machine of a name such as h100:8; errors as of `find_target`."""
+  kind, _, number = name.partition(':')
+  count = int(number) if number.isdecimal() else 0
+  if not 1 <= count <= gpus.MOST_CARDS:
+    raise errors.UserError(
+      f'--topology {name}: expected {kind}:N for a machine with N of them, 1 '
+      f'to {gpus.MOST_CARDS}'
+    )
+  if num_slices > 1:
+    raise errors.UserError(
+      f'--num_slices={num_slices}: {name} is a machine, and what several '
+      'exchange through their network is not known here'
+    )
+  card = gpus.CARDS[kind]
+  try:
+    found = topologies.get_topology_desc(
+      platform='cuda',
+      topology_name=name,
+      # Partitions, machines and devices of each.
+      topology=f'1x1x{count}',
+      target_config=card.target_config,
+    )
+  except RuntimeError as e:
+    raise errors.UserError(
+      f'--topology {name}: {str(e).splitlines()[0]}; it needs JAX with its '
+      "plugin for CUDA (pip install 'vtokens[plan-gpu]')"
+    ) from None
+  chip = chips.find(card.kind)
+  assert chip is not None, card.kind
+  devices: Sequence[Any] = found.devices
+  return Target(name, devices, chip, gpus.usable_memory(card))
 
 
 def compile_program(
-  lowered: jax.stages.Lowered,
+  lowered: jax.stages.Lowered, target: Target
 ) -> tuple[jax.stages.Compiled | None, dict[str, Any]]:
-  """A program and its figures; no program where it does not fit.
+  """A program and its figures; no program where the compiler refuses it.
+
+  Args:
+    lowered: the program.
+    target: what it is lowered for.
 
   Returns:
-    The program, and JSON values: `fits`; if so `bytes` per device, the
-    collectives by kind and size, the number of Pallas kernels and what the
-    compiler counts; if not, the `problem` in the compiler's words.
+    The program, and JSON values: `fits`; `bytes` per device, the collectives
+    by kind and size, the number of Pallas kernels and what the compiler counts
+    (nothing for GPUs); where it does not fit, the `problem`, which is all that
+    there is of a program that was refused.
   """
   began = time.monotonic()
+  tpu = target.devices[0].platform == 'tpu'
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(
+      compiler_options=None if tpu else dict(_GPU_OPTIONS)
+    )
   except jax.errors.JaxRuntimeError as e:
     message = str(e).splitlines()[0]
     if 'RESOURCE_EXHAUSTED' not in message:
       raise
     return None, {'fits': False, 'problem': message}
-  memory: Any = compiled.memory_analysis()
+  used: Any = compiled.memory_analysis()
   sizes = {
-    'arguments': memory.argument_size_in_bytes,
-    'temporaries': memory.temp_size_in_bytes,
-    'results': memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    'program': memory.generated_code_size_in_bytes,
+    'arguments': used.argument_size_in_bytes,
+    'temporaries': used.temp_size_in_bytes,
+    'results': used.output_size_in_bytes - used.alias_size_in_bytes,
+    'program': used.generated_code_size_in_bytes,
   }
   text = compiled.as_text() or ''
   costs = compiled.cost_analysis() or {}
+  peak = sum(sizes.values())
+  # TPUs' compiler refuses what does not fit; that of GPUs does not.
+  fits = tpu or peak <= target.memory
+  needed = f'{peak / _GIB:.2f} of {target.memory / _GIB:.2f} GiB are needed'
   return compiled, {
-    # The compiler refuses what does not.
-    'fits': True,
-    'bytes': {**sizes, 'peak': sum(sizes.values())},
+    'fits': fits,
+    **({} if fits else {'problem': needed}),
+    'bytes': {**sizes, 'peak': peak},
     'collectives': _sum_collectives(hlo.collectives(text)),
-    'pallas_kernels': text.count('custom_call_target="tpu_custom_call"'),
+    'pallas_kernels': sum(
+      text.count(f'custom_call_target="{name}"') for name in _KERNELS
+    ),
     # As the compiler counts: loops once, whatever their length.
     'compiler': {
       'flops': costs.get('flops'),

@@ -1,12 +1,16 @@
-r"""Whether a run fits a TPU slice, and how fast it would be, without the slice.
+r"""Whether a run fits TPUs or GPUs, and how fast it would be, without these.
 
     python -m vtokens.plan --config configs/mistral_7b_instruct.py \
       --topology v5e:4x4
 
+    python -m vtokens.plan --config configs/mistral_7b_instruct.py \
+      --topology h100:8
+
 Compiles the programs of training and generation for the devices named, from
-shapes alone: neither weights nor TPUs are needed, but libtpu, whose compiler it
-is (`pip install 'vtokens[plan]'`). Any field of the config can be overridden as
-in training; see docs/devices.md for what the figures mean.
+shapes alone: neither weights nor devices are needed, but the compiler, which is
+libtpu (`pip install 'vtokens[plan]'`) or JAX's plugin for CUDA (`pip install
+'vtokens[plan-gpu]'`). Any field of the config can be overridden as in training;
+see docs/devices.md for what the figures mean.
 """
 
 import dataclasses
@@ -42,9 +46,15 @@ from vtokens.models.config import DecoderConfig
 from vtokens.models.families import from_hf
 
 # Share of the peak that large matrix products and what is between them reach
-# together; MaxText's published runs of 16B to 128B models on v5e-256 have 0.56
-# to 0.67 (https://github.com/AI-Hypercomputer/maxtext, configs/v5e/README.md).
-EFFICIENCY = 0.55
+# together, by platform. MaxText's published runs of 16B to 128B models on
+# v5e-256 have 0.56 to 0.67 (https://github.com/AI-Hypercomputer/maxtext,
+# configs/v5e/README.md); Llama 3 405B had 0.38 to 0.43 on H100s (arXiv
+# 2407.21783, section 3.3.2).
+EFFICIENCY = {'tpu': 0.55, 'gpu': 0.4}
+# Share of the data sheet's bandwidth of the interconnect that collectives
+# reach. Most of TPUs' use the links of one direction of the torus only; 370 of
+# NVLink's 450 GB/s are in https://jax-ml.github.io/scaling-book/gpus.
+INTERCONNECT = {'tpu': 0.5, 'gpu': 0.8}
 _MIB, _GIB = 2**20, 2**30
 
 
@@ -78,11 +88,11 @@ def read_architecture(path: str) -> DecoderConfig:
 def plan(
   cfg: config.Config, target: aot.Target, *, decoding: bool = True
 ) -> dict[str, Any]:
-  """Compiles a run's programs for a slice.
+  """Compiles a run's programs for a slice or machine.
 
   Args:
     cfg: a validated config.
-    target: the slice.
+    target: the slice or machine.
     decoding: those that evaluation runs, too.
 
   Returns:
@@ -98,12 +108,10 @@ def plan(
   rows = cfg.data.batch_size // cfg.data.examples_per_row
   partitioning.check_batch(mesh, rows // cfg.train.accumulation_steps)
   graph, params = abstract.base(base, jnp.dtype(cfg.base.dtype), mesh)
-  memory = target.chip.memory
-  programs = {
-    'training step': _figures(_lower_train(cfg, base, graph, params, mesh)),
-  }
+  lowered = _lower_train(cfg, base, graph, params, mesh)
+  programs = {'training step': _figures(lowered, target)}
   if decoding:
-    programs |= _compile_decoding(cfg, base, graph, params, mesh)
+    programs |= _compile_decoding(cfg, base, graph, params, mesh, target)
   train = programs['training step']
   result = {
     'base': cfg.base.path,
@@ -117,7 +125,7 @@ def plan(
     'accumulation_steps': cfg.train.accumulation_steps,
     'programs': programs,
     'fits': all(program['fits'] for program in programs.values()),
-    'memory_bytes': memory,
+    'memory_bytes': target.memory,
     'jax': jax.__version__,
   }
   if train['fits']:
@@ -170,6 +178,7 @@ def _compile_decoding(
   graph: nnx.GraphDef,
   params: nnx.State,
   mesh: jax.sharding.Mesh,
+  target: aot.Target,
 ) -> dict[str, dict[str, Any]]:
   """What evaluation runs: passages once, then answers to all numbers of k."""
   rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
@@ -187,7 +196,7 @@ def _compile_decoding(
   lowered = generate.encode_prefix.lower(
     params, batch.prefix, batch.prefix_positions, graph=graph
   )
-  compiled, encode = aot.compile_program(lowered)
+  compiled, encode = aot.compile_program(lowered, target)
   if compiled is None:
     return {'passages': encode}
   cache = jax.tree.map(
@@ -214,11 +223,11 @@ def _compile_decoding(
     graph=graph,
     max_new_tokens=cfg.eval.max_new_tokens,
   )
-  return {'passages': encode, 'answers': _figures(answer)}
+  return {'passages': encode, 'answers': _figures(answer, target)}
 
 
-def _figures(lowered: jax.stages.Lowered) -> dict[str, Any]:
-  return aot.compile_program(lowered)[1]
+def _figures(lowered: jax.stages.Lowered, target: aot.Target) -> dict[str, Any]:
+  return aot.compile_program(lowered, target)[1]
 
 
 def traffic(row: dict[str, Any]) -> float:
@@ -247,13 +256,13 @@ def estimate(
 
   Arithmetic at `EFFICIENCY` of the peak, padding and recomputation included;
   HBM by the weights alone, which each of the three passes reads once; the
-  interconnect by the collectives at half of the data sheet's bandwidth, since
-  most use the links of one direction of the torus only; what goes between
-  slices is left out. All overlap.
+  interconnect by the collectives at `INTERCONNECT` of the data sheet's
+  bandwidth; what goes between slices is left out. All overlap.
 
   Returns:
-    Seconds of each, `step_seconds`, `examples_per_second` and `mfu` (of the
-    arithmetic that the method needs, had the rows no padding).
+    Seconds of each, `step_seconds`, `examples_per_second`, the `efficiency`
+    assumed and `mfu` (of the arithmetic that the method needs, had the rows no
+    padding).
   """
   per_row = cfg.data.examples_per_row
   draws = cfg.virtual_tokens.draws_per_example
@@ -276,14 +285,17 @@ def estimate(
     for row in train['collectives']
     if row['kind'] != hlo.BETWEEN_SLICES
   )
+  platform = partitioning.platform(mesh)
+  efficiency = EFFICIENCY[platform]
   seconds = {
-    'arithmetic_seconds': done / mesh.size / (EFFICIENCY * chip.flops),
+    'arithmetic_seconds': done / mesh.size / (efficiency * chip.flops),
     'hbm_seconds': passes
     * weights
     * size
     / mesh.shape['tensor']
     / chip.bandwidth,
-    'interconnect_seconds': moved / (chip.interconnect / 2),
+    'interconnect_seconds': moved
+    / (INTERCONNECT[platform] * chip.interconnect),
   }
   step = max(seconds.values())
   return {
@@ -291,6 +303,7 @@ def estimate(
     'step_seconds': step,
     'examples_per_second': cfg.data.batch_size / step,
     'needed_flops': needed,
+    'efficiency': efficiency,
     'mfu': needed / mesh.size / chip.flops / step,
   }
 
@@ -359,7 +372,7 @@ def format_plan(result: dict[str, Any]) -> str:
       f'{sizes["peak"]:8.2f}'
     )
   train = result['programs']['training step']
-  if train['fits']:
+  if train['fits'] and train['collectives']:
     lines += ['', 'a training step exchanges, on each device:']
     within: list[dict[str, Any]] = []
     between: list[dict[str, Any]] = []
@@ -388,7 +401,8 @@ def format_plan(result: dict[str, Any]) -> str:
       f'  (arithmetic {e["arithmetic_seconds"]:.3g} s, weights from HBM '
       f'{e["hbm_seconds"]:.3g} s, interconnect '
       f'{e["interconnect_seconds"]:.3g} s;',
-      f'  arithmetic at {EFFICIENCY:.0%} of the peak; nothing is measured)',
+      f'  arithmetic at {e["efficiency"]:.0%} of the peak; nothing is '
+      'measured)',
     ]
   lines += ['', 'fits' if result['fits'] else 'does not fit']
   if 'advice' in result:
@@ -412,7 +426,7 @@ def main(cfg: config.Config) -> None:
   jax.config.update('jax_platforms', 'cpu')
   topology = absl_flags.FLAGS.topology
   if not topology:
-    raise errors.UserError('--topology is needed, e.g. v5e:4x4')
+    raise errors.UserError('--topology is needed, e.g. v5e:4x4 or h100:8')
   target = aot.find_target(topology, absl_flags.FLAGS.num_slices)
   result = plan(cfg, target)
   if not result['fits']:
@@ -425,7 +439,9 @@ def main(cfg: config.Config) -> None:
 
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_string('topology', None, 'The slice, e.g. v5e:4x4.')
+  absl_flags.DEFINE_string(
+    'topology', None, 'The slice, e.g. v5e:4x4, or the machine, e.g. h100:8.'
+  )
   absl_flags.DEFINE_integer(
     'num_slices', 1, 'So many of them, joined by the network.', lower_bound=1
   )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vtokens import partitioning
-from vtokens.models import layers, rope, splash
+from vtokens.models import flash, layers, rope, splash
 from vtokens.models.config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 
@@ -184,6 +184,8 @@ class Attention(nnx.Module):
     }
     if mesh is not None and splash.is_for(mesh, x.shape[1], caches, window):
       out = splash.attend(q, new, mesh, **settings)
+    elif mesh is not None and flash.is_for(mesh, q, caches):
+      out = flash.attend(q, new, mesh, **settings)
     else:
       out = attend(q, new, caches, **settings, parents=parents, mesh=mesh)
     out = jnp.einsum('btnh,nhd->btd', out, self.o[...])

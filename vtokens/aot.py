@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -53,6 +55,8 @@ def find_target(name: str, num_slices: int = 1) -> Target:
   )
   if num_slices > 1:
     options['num_slices'] = num_slices
+  if bounds := _part_of_host(name):
+    options['chips_per_host_bounds'] = bounds
   try:
     found = topologies.get_topology_desc(
       platform='tpu', topology_name=name, **options
@@ -69,6 +73,22 @@ def find_target(name: str, num_slices: int = 1) -> Target:
     raise errors.UserError(f'--topology {name}: {kind} is not in the table')
   whole = name if num_slices == 1 else f'{num_slices} x {name}'
   return Target(whole, devices, chip, num_slices)
+
+
+def _part_of_host(name: str) -> tuple[int, ...]:
+  """The bounds of fewer chips than a host has (2x2x1), which libtpu asks for.
+
+  Args:
+    name: as libtpu takes it.
+
+  Returns:
+    Three numbers; none where the chips are whole hosts, or it is no such name.
+  """
+  found = re.fullmatch(r'\w+:(\d+)x(\d+)(?:x(\d+))?', name)
+  if not found:
+    return ()
+  bounds = tuple(int(size or 1) for size in found.groups())
+  return bounds if 0 < math.prod(bounds) < 4 else ()
 
 
 def compile_program(

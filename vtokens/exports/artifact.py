@@ -101,6 +101,13 @@ class Meta:
   versions: Mapping[str, str]
 
 
+  @property
+  def quantize(self) -> str:
+    """How the base was kept while the tokens were trained."""
+    base = self.training.get('config', {}).get('base', {})
+    return str(base.get('quantize', 'none'))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
   """A table and all that is needed to use it.

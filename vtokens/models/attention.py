@@ -162,9 +162,9 @@ class Attention(nnx.Module):
     mesh: jax.sharding.Mesh | None,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     config = self.config
-    q = jnp.einsum('btd,dnh->btnh', x, self.q[...])
-    k = jnp.einsum('btd,dkh->btkh', x, self.k[...])
-    v = jnp.einsum('btd,dkh->btkh', x, self.v[...])
+    q = layers.product('btd,dnh->btnh', x, self.q)
+    k = layers.product('btd,dkh->btkh', x, self.k)
+    v = layers.product('btd,dkh->btkh', x, self.v)
     if config.qkv_bias:
       q, k = q + self.q_bias[...], k + self.k_bias[...]
       v = v + self.v_bias[...]
@@ -184,5 +184,5 @@ class Attention(nnx.Module):
       out = splash.attend(q, new, mesh, **settings)
     else:
       out = attend(q, new, caches, **settings, mesh=mesh)
-    out = jnp.einsum('btnh,nhd->btd', out, self.o[...])
+    out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new

@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vtokens import checkpoints, config, errors, optim, partitioning, steps
+from vtokens import checkpoints, config, optim, partitioning, steps
 
 _ROOT = pathlib.Path(__file__).parents[1]
 

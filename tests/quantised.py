@@ -2,6 +2,7 @@
 
 import re
 
+import ml_dtypes
 import numpy as np
 import torch
 import transformers
@@ -13,6 +14,8 @@ def quantise(
   weight: np.ndarray, method: str, head_dim: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Values, int64, and the scale of each, f32, of rows of outputs.
+
+  Those of int4 are bfloat16's.
 
   Args:
     weight: `[out, in]`.
@@ -29,6 +32,8 @@ def quantise(
     scales[:, start : start + group] = np.abs(part).max(
       axis=1, keepdims=True
     ) / np.float32(largest)
+  if method == 'int4':
+    scales = scales.astype(ml_dtypes.bfloat16).astype(np.float32)
   return np.rint(weight / scales).astype(np.int64), scales
 
 

@@ -249,12 +249,13 @@ def _say(cfg: Config, found: dict[str, Any]) -> None:
     writers.say(general.format_results(abilities))
   for row in abilities.get('untouched', ()):
     method = row['quantize']
-    quantised = '' if method == 'none' else f', quantised to {method},'
+    files = 'the files'
+    if method != 'none':
+      files += f', quantised to {method},'
     writers.say(
       f'{row["model"]}: untouched: {row["tensors"]} weight tensors and the '
-      f'logits of {row["probes"]} texts are bit for bit those of the files'
-      f'{quantised} after {row["tables used"]} tables were used; SHA-256 of all '
-      'weights '
+      f'logits of {row["probes"]} texts are bit for bit those of {files} '
+      f'after {row["tables used"]} tables were used; SHA-256 of all weights '
       f'{row["weights sha256"]}'
     )
   if 'files' in found:

@@ -276,9 +276,7 @@ def estimate(
   seconds = {
     'arithmetic_seconds': done / mesh.size / (EFFICIENCY * chip.flops),
     'hbm_seconds': passes
-    * abstract.matrix_bytes(
-      base, jnp.dtype(cfg.base.dtype), cfg.base.quantize
-    )
+    * abstract.matrix_bytes(base, jnp.dtype(cfg.base.dtype), cfg.base.quantize)
     / mesh.shape['tensor']
     / chip.bandwidth,
     'interconnect_seconds': moved / (chip.interconnect / 2),

@@ -1,8 +1,9 @@
 """Proof that the model without virtual tokens is the base, bit for bit.
 
-Of a base that is quantised as it is loaded, that is what the files give when
-quantised: nothing is said of how near it comes to the base itself. Weights are compared by hash and logits by their bits: as loaded, after virtual
-tokens were used, and of the same base loaded afresh from its files.
+Weights are compared by hash and logits by their bits: as loaded, after virtual
+tokens were used, and of the same base loaded afresh from its files. Of a base
+that is quantised as it is loaded that is what comes of the files quantised;
+nothing is said of how near it is to the base itself.
 """
 
 import dataclasses

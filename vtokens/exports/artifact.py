@@ -100,7 +100,6 @@ class Meta:
   training: Mapping[str, Any]
   versions: Mapping[str, str]
 
-
   @property
   def quantize(self) -> str:
     """How the base was kept while the tokens were trained."""

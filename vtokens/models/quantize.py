@@ -20,7 +20,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Shaped
 
 # Rows of a group in int4, or the next smaller number that divides them: a
-# float32 scale for each makes that 4.5 bits a weight.
+# bfloat16 scale for each makes that 4.25 bits a weight.
 GROUP = 64
 
 # Of a layer: each matrix, and how many of its leading axes a product contracts.
@@ -51,7 +51,7 @@ class Matrix(nnx.Module):
 
   Attributes:
     values: int8 or int4, `C O`.
-    scales: f32, of int8 `O`, of int4 `C/g O` with g rows to a group.
+    scales: of int8 `O`, f32; of int4 `C/g O`, bf16, with g rows to a group.
     outputs: what O is made of.
   """
 
@@ -103,9 +103,13 @@ def quantise(
   # Where all weights are 0 any scale will do.
   tiny = jnp.finfo(jnp.float32).tiny
   scales = jnp.maximum(largest / _LARGEST[method], tiny)
-  values = jnp.round(groups / scales).astype(_DTYPES[method])
-  return values.reshape(flat.shape), scales[0, 0] if method == 'int8' else (
-    scales[:, 0]
+  if method == 'int4':
+    # Before it is divided by, so that it is the scale.
+    scales = scales.astype(jnp.bfloat16)
+  values = jnp.round(groups / scales.astype(jnp.float32))
+  return (
+    values.reshape(flat.shape).astype(_DTYPES[method]),
+    scales[0, 0] if method == 'int8' else scales[:, 0],
   )
 
 
@@ -117,8 +121,9 @@ def dequantise(
   """The matrix that is computed with, rounded once, to a dtype."""
   if scales.ndim == 1:
     return (values.astype(jnp.float32) * scales).astype(dtype)
-  groups = _split(values, len(scales)).astype(jnp.float32) * scales[:, None]
-  return groups.reshape(values.shape).astype(dtype)
+  # Both are exact in bfloat16. XLA makes an array of all scales, of this dtype.
+  groups = _split(values, len(scales)).astype(dtype)
+  return (groups * scales[:, None].astype(dtype)).reshape(values.shape)
 
 
 def product(x: Float[Array, '*B'], weight: Matrix) -> Float[Array, '*C']:

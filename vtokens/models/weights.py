@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import flax.nnx as nnx
 import jax
@@ -135,6 +135,7 @@ def load_decoder(
 
     for path, weight, sharding, devices in plan:
       count = len(weight.names)
+      arrays: tuple[Array, ...]
       if path in variables:
         kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
       else:

@@ -134,6 +134,27 @@ def test_tokens_stand_where_they_were_trained(
   assert replies[label] == expected.text
 
 
+def test_a_run_on_a_quantised_base(workdir, tmp_path, monkeypatch):
+  """Is asked on just that."""
+  other = tmp_path / 'int4'
+  shutil.copytree(workdir, other)
+  values = json.loads((other / 'config.json').read_text())
+  values['base']['quantize'] = 'int4'
+  (other / 'config.json').write_text(json.dumps(values))
+  asked = []
+
+  class Watched(Answerer):
+    def __init__(self, base, *arguments):
+      asked.append(base)
+      super().__init__(base, *arguments)
+
+  monkeypatch.setattr(ask, 'Answerer', Watched)
+  ask.ask(str(other), RECORD.question, ['big'])
+  [base] = asked
+  assert base.quantize == 'int4'
+  assert base.decoder().layers.mlp.gate.values.dtype == 'int4'
+
+
 def test_fewer_tokens(workdir):
   replies = ask.ask(str(workdir), 'what?', ['big'], 1)
   assert 'with 1 virtual tokens' in replies

@@ -155,6 +155,8 @@ _BY_WEIGHTS = {'data.mixture.weighting': 'weights'}
 _BAD = [
   # One of a few words.
   ('base.dtype', 'float16', {}),
+  ('base.quantize', 'int2', {}),
+  ('base.quantize', '', {}),
   ('virtual_tokens.init', 'zeros', {}),
   ('virtual_tokens.draw', 'Uniform', {}),
   ('data.on_bad_record', 'ignore', {}),

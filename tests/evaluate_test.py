@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -271,6 +272,8 @@ def test_more_values_of_an_axis_add_cells(whole, root, monkeypatch):
     {'num_passages': (1,)},
     {'decode': config.Decode(3, 4, False)},
     {'templates': config.Templates(passage='{index}: {text}\n')},
+    {'base': config.Base(dtype='', quantize='int8')},
+    {'base': config.Base(dtype='', quantize='int4')},
   ],
 )
 def test_what_changes_answers_makes_other_cells(root, change):
@@ -430,6 +433,49 @@ def test_untouched(root, tmp_path):
   assert found['untouched'][0]['bit for bit the base']
 
 
+def test_a_table_on_a_base_that_is_quantised_in_another_way(root, tmp_path):
+  """What each was, and what it is now, is in report and proof."""
+  for name in ('a', 'b'):
+    shutil.copytree(root / name, tmp_path / name)
+  file = tmp_path / 'a' / 'config.json'
+  values = json.loads(file.read_text())
+  values['base']['quantize'] = 'int8'
+  file.write_text(json.dumps(values))
+  rows, metadata = table_file.load(tmp_path / 'a' / 'table.safetensors')
+  table_file.save(
+    tmp_path / 'a' / 'table.safetensors', rows, {**metadata, 'quantize': 'int8'}
+  )
+  settings = {
+    'workdir': str(tmp_path / 'eval'),
+    'runs': (str(tmp_path / 'a'),),
+    'conditions': ('tokens', 'untouched'),
+    'num_passages': (2,),
+    'num_active': (4,),
+    'retrievers': ('bm25',),
+  }
+
+  def versions(**changes):
+    found = run(make_config(root, **{**settings, **changes}))
+    [proof] = found['general']['untouched']
+    assert proof['bit for bit the base']
+    told = {k: v for k, v in found['versions'].items() if 'quantize' in k}
+    assert set(told.values()) <= {proof['quantize'], 'int8'}
+    return told
+
+  base, table = 'quantize, base ', 'quantize, when table a was trained'
+  for method in ('int8', 'none'):
+    told = versions(
+      **{'base': config.Base(dtype='', quantize='none')}
+      if method == 'none'
+      else {}
+    )
+    assert told[table] == 'int8'
+    assert {v for k, v in told.items() if k.startswith(base)} == {method}
+  both = tuple(str(tmp_path / name) for name in ('a', 'b'))
+  with pytest.raises(errors.UserError, match=r'by config\.base\.quantize'):
+    run(make_config(root, **{**settings, 'runs': both}))
+
+
 def test_tasks_alone(root, tmp_path):
   path = tmp_path / 'tasks.jsonl'
   rows = [
@@ -575,6 +621,7 @@ class TestBadInput:
         {'runs': (), 'base': config.Base('x', ''), 'conditions': ('concat',)},
         'config.base.dtype',
       ),
+      ({'base': config.Base('x', '', 'int2')}, 'config.base.quantize'),
     ],
   )
   def test_settings(self, root, change, message):

@@ -38,7 +38,12 @@ QUESTION = 'When was it completed?'
 
 
 def write_run(
-  directory: pathlib.Path, base: pathlib.Path, *, chat: bool = False, **tokens
+  directory: pathlib.Path,
+  base: pathlib.Path,
+  *,
+  chat: bool = False,
+  quantize: str = 'none',
+  **tokens,
 ) -> None:
   """A finished training run with a random table."""
   directory.mkdir()
@@ -54,7 +59,7 @@ def write_run(
   ]
   questions.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   cfg = config.Config(
-    base=config.Base(path=str(base), dtype='float32'),
+    base=config.Base(path=str(base), dtype='float32', quantize=quantize),
     virtual_tokens=config.VirtualTokens(num_virtual_tokens=ROWS, **tokens),
     templates=config.Templates(chat=chat),
     data=config.Data(
@@ -227,6 +232,23 @@ def test_vtokens(name, tmp_path):
   out = tmp_path / 'exported'
   export.export(_settings(tmp_path / 'run'), 'vtokens', str(out))
   assert len(_gate(out)) == 8
+
+
+def test_a_run_on_a_quantised_base(tmp_path, capsys):
+  """Exported and compared is the base itself; the export says so."""
+  family_models.save(tmp_path / 'base', 'llama2')
+  write_run(tmp_path / 'run', tmp_path / 'base', quantize='int4')
+  out = tmp_path / 'exported'
+  export.export(_settings(tmp_path / 'run'), 'vtokens', str(out))
+  assert _gate(out)
+  assert 'trained with base.quantize=int4' in capsys.readouterr().out
+  gate = json.loads((out / 'gate.json').read_text())
+  assert gate['trained_with_quantize'] == 'int4'
+  assert plug.load(out).meta.quantize == 'int4'
+  assert 'quantised to int4' in (out / 'README.md').read_text()
+  import_table.import_table('vtokens', str(out), '', str(tmp_path / 'again'))
+  _, metadata = table_file.load(tmp_path / 'again' / 'table.safetensors')
+  assert metadata['quantize'] == 'int4'
 
 
 @pytest.mark.parametrize(

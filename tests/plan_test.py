@@ -223,6 +223,7 @@ def test_what_is_between_slices_is_told_apart():
   text = plan.format_plan(
     {
       'base': 'x/y',
+      'quantize': 'int4',
       'topology': '2 x v5e:2x2',
       'devices': 8,
       'chip': {'name': 'v5e'},
@@ -234,6 +235,7 @@ def test_what_is_between_slices_is_told_apart():
       'fits': True,
     }
   )
+  assert text.startswith('x/y, quantised to int4, on 2 x v5e:2x2: 8 x v5e')
   assert 'and 2 smaller kinds, 23 MiB in all' in text
   assert 'between slices 0.5 MiB' in text
   assert text.count('all-gather') == 8

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import quantised
 import torch
 import transformers
 
@@ -316,6 +317,24 @@ ASKED = [(2, 4, 'yes'), (0, 1, 'n'), (1, 3, 'maybe so'), (3, 2, 'no')]
 @pytest.mark.parametrize('position', config.POSITIONS)
 def test_each_position_against_torch(base, tiny_dir, position, chat, per_row):
   """Each example by itself, as a whole, differentiated by torch in f64."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir)
+  _check_against_torch(base, model, position, chat, per_row)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('method', ['int8', 'int4'])
+def test_quantised_bases_against_torch(tiny_dir, method, remat):
+  """With the weights that numpy quantises and dequantises."""
+  base = base_lib.load_base(
+    config.Base(path=str(tiny_dir), dtype='float32', quantize=method),
+    partitioning.make_mesh((1, 1, -1)),
+  )
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir)
+  quantised.quantise_model(model, method)
+  _check_against_torch(base, model, 'middle', False, 2, remat)
+
+
+def _check_against_torch(base, model, position, chat, per_row, remat=False):
   cfg = config.Config(
     virtual_tokens=config.VirtualTokens(position=position),
     templates=config.Templates(chat=chat, prompt='Q {question} A'),
@@ -335,7 +354,6 @@ def test_each_position_against_torch(base, tiny_dir, position, chat, per_row):
   dim, vocab_size = base.config.embed_dim, base.config.vocab_size
   table = np.random.default_rng(2).normal(size=(P, dim)).astype(np.float32)
 
-  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir)
   model = model.double().eval()
   rows = torch.tensor(table, dtype=torch.float64, requires_grad=True)
   embeddings = torch.cat([model.get_input_embeddings().weight.detach(), rows])
@@ -368,7 +386,9 @@ def test_each_position_against_torch(base, tiny_dir, position, chat, per_row):
     num_rows=len(examples) // per_row,
     packed=per_row > 1,
   )
-  nll, count, grad = value_and_grad(split_nll, table, base.decoder(), batch)
+  nll, count, grad = value_and_grad(
+    split_nll, table, base.decoder(), batch, remat
+  )
   assert count == sum(len(e.targets) for e in examples)
   np.testing.assert_allclose(nll, expected.item(), rtol=1e-5)
   exact = rows.grad.numpy()

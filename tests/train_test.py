@@ -125,6 +125,7 @@ def test_summary(reference):
     'total_seconds',
     'peak_rss_gib',
     'base_fingerprint',
+    'quantize',
     'table_sha256',
   ]
   assert list(summary['conditions']) == conditions
@@ -704,6 +705,37 @@ def test_ways_to_compute_the_same_step(place, tmp_path):
     np.testing.assert_allclose(
       table(name, data, **settings), expected, rtol=1e-5, atol=1e-5 * size
     )
+
+
+def test_a_quantised_base(place, reference, tmp_path):
+  """It is another run, whose table is one of the same base."""
+
+  def load(**base):
+    return place.load(
+      tmp_path / 'run',
+      base=base,
+      data={'test': ()},
+      optim={'learning_rate': 0.1, 'warmup_steps': 0},
+      train={'num_steps': 6, 'validate_every': 1},
+      eval={'conditions': ()},
+    )
+
+  summary = train.train(load(quantize='int8'), stopping.StopRequest())
+  assert summary['quantize'] == 'int8'
+  rows = tiny_run.rows(tmp_path / 'run')
+  losses = [r['validation_loss'] for r in rows if 'loss' not in r]
+  assert losses[-1] < losses[0] - 0.2
+  _, metadata = table_file.load(tmp_path / 'run' / 'table.safetensors')
+  assert metadata['quantize'] == 'int8'
+  plain = tiny_run.summary(reference[0])
+  assert plain['quantize'] == 'none'
+  assert metadata['fingerprint'] == plain['base_fingerprint']
+  for other in ('none', 'int4'):
+    with pytest.raises(
+      errors.UserError,
+      match=f"config.base.quantize: 'int8' there, '{other}' now",
+    ):
+      train.train(load(quantize=other), stopping.StopRequest())
 
 
 def test_every_position_can_be_trained(place, tmp_path):

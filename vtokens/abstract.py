@@ -1,5 +1,6 @@
 """Shapes, dtypes and places of what a step takes, without any values."""
 
+import math
 from typing import Any
 
 import flax.nnx as nnx
@@ -8,20 +9,33 @@ import jax.numpy as jnp
 import optax
 
 from vtokens import partitioning
+from vtokens.models import quantize
 from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import abstract_decoder
 from vtokens.steps import Batch, TrainState
 
 
 def base(
-  config: DecoderConfig, dtype: jnp.dtype, mesh: jax.sharding.Mesh
+  config: DecoderConfig,
+  dtype: jnp.dtype,
+  mesh: jax.sharding.Mesh,
+  method: str = 'none',
 ) -> tuple[nnx.GraphDef, nnx.State]:
   """A decoder's structure, and its weights as shapes over the mesh.
+
+  Args:
+    config: the architecture.
+    dtype: of its weights.
+    mesh: the devices.
+    method: by which its matrices are quantised; see `config.Base.quantize`.
 
   Raises:
     errors.UserError: a weight cannot be cut evenly over the mesh.
   """
-  graph, params = nnx.split(abstract_decoder(config, dtype, mesh))
+  if method != 'none':
+    # Heads have to be dealt out evenly, of which quantised ones know nothing.
+    base(config, dtype, mesh)
+  graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
   placed = []
   for path, variable in nnx.to_flat_state(params):
     axes = variable.get_metadata('axes')
@@ -36,6 +50,24 @@ def base(
     )
     placed.append((path, variable.replace(shape)))
   return graph, nnx.from_flat_state(placed)
+
+
+def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
+  """What the layers' matrices take on a device that holds them whole.
+
+  Args:
+    config: the architecture.
+    dtype: of its weights.
+    method: see `base`.
+  """
+  params = nnx.state(abstract_decoder(config, dtype, None, method))
+  return sum(
+    math.prod(param.shape)
+    * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
+    for path, param in nnx.to_flat_state(params)
+    # After `layers`, and before `values` or `scales`.
+    if path[1:3] in quantize.MATRICES
+  )
 
 
 def state(

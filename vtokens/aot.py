@@ -2,7 +2,9 @@
 
 import collections
 import dataclasses
+import math
 import os
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -67,6 +69,8 @@ def find_target(name: str, num_slices: int = 1) -> Target:
   )
   if num_slices > 1:
     options['num_slices'] = num_slices
+  if bounds := _part_of_host(name):
+    options['chips_per_host_bounds'] = bounds
   try:
     found = topologies.get_topology_desc(
       platform='tpu', topology_name=name, **options
@@ -118,6 +122,22 @@ def _find_gpus(name: str, num_slices: int) -> Target:
   assert chip is not None, card.kind
   devices: Sequence[Any] = found.devices
   return Target(name, devices, chip, gpus.usable_memory(card))
+
+
+def _part_of_host(name: str) -> tuple[int, ...]:
+  """The bounds of fewer chips than a host has (2x2x1), which libtpu asks for.
+
+  Args:
+    name: as libtpu takes it.
+
+  Returns:
+    Three numbers; none where the chips are whole hosts, or it is no such name.
+  """
+  found = re.fullmatch(r'\w+:(\d+)x(\d+)(?:x(\d+))?', name)
+  if not found:
+    return ()
+  bounds = tuple(int(size or 1) for size in found.groups())
+  return bounds if 0 < math.prod(bounds) < 4 else ()
 
 
 def compile_program(

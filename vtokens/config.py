@@ -20,6 +20,9 @@ INSTRUCTION = (
 
 CONDITIONS = ('closed_book', 'concat', 'prompt', 'chat_prompt')
 
+# How the base's matrices are kept; see `Base.quantize`.
+QUANTIZE = ('none', 'int8', 'int4')
+
 # Where virtual tokens can stand; see `VirtualTokens.position`.
 POSITIONS = ('first', 'middle', 'last')
 
@@ -32,10 +35,17 @@ class Base:
     path: a Hugging Face directory or hub id, a `.gguf` file, or
       `package:NAME/FILE` for a file inside an installed Python package.
     dtype: of weights and activations on the device: float32 or bfloat16.
+    quantize: how the layers' matrices are kept: none (in dtype), int8 (a scale
+      for each output channel) or int4 (one for each group of 64 inputs),
+      quantised from the files' values as they are loaded. Embedding, head,
+      norms and biases stay in dtype, as do products. The table that is trained
+      is one of the base itself and works with any of them. A GGUF file's own
+      quantisation needs none of this: its values are read as they are.
   """
 
   path: str = ''
   dtype: str = 'bfloat16'
+  quantize: str = 'none'
 
 
 @dataclasses.dataclass
@@ -412,6 +422,7 @@ class Config:
 
 _CHOICES = {
   'base.dtype': ('float32', 'bfloat16'),
+  'base.quantize': QUANTIZE,
   'virtual_tokens.position': POSITIONS,
   'virtual_tokens.init': ('text', 'vocab', 'normal', 'table'),
   'virtual_tokens.draw': ('uniform', 'power', 'per_batch', 'fixed'),

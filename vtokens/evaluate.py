@@ -158,6 +158,7 @@ def _run(
     rows['untouched'] = [
       {
         'tables used': len(tables),
+        'quantize': proof['quantize'],
         'tensors': proof['weights']['tensors'],
         'parameters': proof['weights']['parameters'],
         'weights sha256': proof['weights']['sha256'],
@@ -213,8 +214,11 @@ def _versions(
   }
   for model in opened:
     found[f'base {model.name}'] = model.base.fingerprint
+    found[f'quantize, base {model.name}'] = model.base.settings.quantize
   for run in runs:
     found[f'table {run.name}'] = run.sha256
+    # The base that it is evaluated on may be quantised in another way.
+    found[f'quantize, when table {run.name} was trained'] = run.quantize
   return found
 
 
@@ -244,9 +248,13 @@ def _say(cfg: Config, found: dict[str, Any]) -> None:
   if abilities.get('tasks'):
     writers.say(general.format_results(abilities))
   for row in abilities.get('untouched', ()):
+    method = row['quantize']
+    files = 'the files'
+    if method != 'none':
+      files += f', quantised to {method},'
     writers.say(
       f'{row["model"]}: untouched: {row["tensors"]} weight tensors and the '
-      f'logits of {row["probes"]} texts are bit for bit those of the files '
+      f'logits of {row["probes"]} texts are bit for bit those of {files} '
       f'after {row["tables used"]} tables were used; SHA-256 of all weights '
       f'{row["weights sha256"]}'
     )

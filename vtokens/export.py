@@ -43,6 +43,13 @@ def export(cfg: Config, to: str, out: str) -> None:
   """
   with _in_place(out) as directory:
     source = run.read(cfg.workdir, cfg.names)
+    method = source.table.meta.quantize
+    if method != 'none':
+      writers.say(
+        f'the tokens were trained with base.quantize={method}; exported and '
+        'compared is the base itself, whose answers can differ from those of '
+        'the run'
+      )
     checks, exported = _makers()[to](directory, cfg, source)
     artifact.write(directory, exported)
     writers.write_text(
@@ -54,6 +61,7 @@ def export(cfg: Config, to: str, out: str) -> None:
       {
         'format': to,
         'num_active': source.table.meta.num_trained,
+        'trained_with_quantize': method,
         'seed': cfg.seed,
         'versions': versions.packages(),
       },

@@ -107,7 +107,9 @@ def plan(
   mesh = partitioning.make_mesh(cfg.mesh.shape, target.devices)
   rows = cfg.data.batch_size // cfg.data.examples_per_row
   partitioning.check_batch(mesh, rows // cfg.train.accumulation_steps)
-  graph, params = abstract.base(base, jnp.dtype(cfg.base.dtype), mesh)
+  graph, params = abstract.base(
+    base, jnp.dtype(cfg.base.dtype), mesh, cfg.base.quantize
+  )
   lowered = _lower_train(cfg, base, graph, params, mesh)
   programs = {'training step': _figures(lowered, target)}
   if decoding:
@@ -115,6 +117,8 @@ def plan(
   train = programs['training step']
   result = {
     'base': cfg.base.path,
+    'dtype': cfg.base.dtype,
+    'quantize': cfg.base.quantize,
     'topology': target.name,
     'chip': dataclasses.asdict(target.chip),
     'devices': len(target.devices),
@@ -274,11 +278,9 @@ def estimate(
     for number in range(draws)
   ]
   needed = cfg.data.batch_size * flops.train_flops(base, suffixes)
-  weights = flops.matrix_weights(base)
   done = needed
   if cfg.train.remat:
-    done += 2.0 * weights * cfg.data.batch_size * suffix
-  size = jnp.dtype(cfg.base.dtype).itemsize
+    done += 2.0 * flops.matrix_weights(base) * cfg.data.batch_size * suffix
   passes = 3 * cfg.train.accumulation_steps
   moved = sum(
     row['times'] * traffic(row)
@@ -290,8 +292,7 @@ def estimate(
   seconds = {
     'arithmetic_seconds': done / mesh.size / (efficiency * chip.flops),
     'hbm_seconds': passes
-    * weights
-    * size
+    * abstract.matrix_bytes(base, jnp.dtype(cfg.base.dtype), cfg.base.quantize)
     / mesh.shape['tensor']
     / chip.bandwidth,
     'interconnect_seconds': moved
@@ -330,6 +331,13 @@ def advise(cfg: config.Config, target: aot.Target) -> str | None:
     changes.append(
       {**(changes[-1] if changes else {}), 'eval.batch_size': devices}
     )
+  # Last, since it is another base, if nearly the same: less memory than all of
+  # the above, and larger chips would do without.
+  if cfg.base.quantize == 'none':
+    most = changes[-1] if changes else {}
+    changes += [
+      {**most, 'base.quantize': method} for method in ('int8', 'int4')
+    ]
   for change in changes:
     overrides = ' '.join(
       f'--config.{name}={value}'.replace(' ', '')
@@ -355,8 +363,11 @@ def format_plan(result: dict[str, Any]) -> str:
   chip = result['chip']
   mesh = ', '.join(f'{name} {size}' for name, size in result['mesh'].items())
   prefix, suffix = result['row_shape']
+  method = result['quantize']
+  quantised = '' if method == 'none' else f', quantised to {method},'
   lines = [
-    f'{result["base"]} on {result["topology"]}: {result["devices"]} x '
+    f'{result["base"]}{quantised} on {result["topology"]}: '
+    f'{result["devices"]} x '
     f'{chip["name"]} of {result["memory_bytes"] / _GIB:.2f} GiB; {mesh}',
     f'batch of {result["batch_size"]}, rows of {prefix} + {suffix} tokens',
     '',

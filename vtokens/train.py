@@ -119,8 +119,10 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   base = opened.load(mesh)
   stop.check()
   rows = cfg.virtual_tokens.num_virtual_tokens
+  kept = '' if base.quantize == 'none' else f', matrices in {base.quantize}'
   writers.say(
-    f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen\n'
+    f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen'
+    f'{kept}\n'
     f'table: {rows} virtual tokens x {base.config.embed_dim} = '
     f'{rows * base.config.embed_dim:,} parameters, trained\n'
     f'data: {sum(mixture.sizes):,} training, {len(validation_set):,} '
@@ -189,6 +191,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
       {
         'base': cfg.base.path,
         **identity,
+        'quantize': cfg.base.quantize,
         'step': int(chosen.step),
         'position': cfg.virtual_tokens.position,
         'num_virtual_tokens': rows,
@@ -208,6 +211,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     'total_seconds': loop.seconds_before + time.monotonic() - began,
     'peak_rss_gib': _peak_rss_gib(),
     'base_fingerprint': base.fingerprint,
+    'quantize': base.quantize,
     'table_sha256': table_file.sha256(table),
   }
   if distributed.is_first():

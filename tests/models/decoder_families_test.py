@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import one_branch
 import pytest
+import quantised
 import tiny_models
 import torch
 import transformers
@@ -188,25 +189,48 @@ def _run(params, ids, positions, caches, segments=None, *, graph):
   return model.logits(hidden), new
 
 
-def _load(directory, dtype=jnp.float32, context_length=LENGTH):
+# Cases that are quantised, too: with biases, fused weights, caps and a tied
+# head; with norms of heads, windows, and norms of all heads.
+QUANTISED = {
+  'int8': ('llama_biased', 'phi3_long', 'gemma2'),
+  'int4': ('qwen3', 'mistral', 'olmo2'),
+}
+
+
+def _load(directory, method, dtype=jnp.float32, context_length=LENGTH):
   config = hf.read_config(directory)
   model = weights_lib.load_decoder(
     hf.SafetensorsSource(directory),
     dataclasses.replace(config, context_length=context_length),
     dtype,
     partitioning.make_mesh((-1, 1, 1)),
+    method,
   )
   return nnx.split(model)
 
 
-@pytest.fixture(scope='module', params=CASES)
+@pytest.fixture(
+  scope='module',
+  params=[
+    *((name, 'none') for name in CASES),
+    *((name, method) for method in QUANTISED for name in QUANTISED[method]),
+  ],
+  ids='-'.join,
+)
 def pair(request, tmp_path_factory):
-  """Ours (graph, params) and transformers' of one case, and where it lies."""
-  directory = tmp_path_factory.mktemp(request.param)
-  model_type, changes = CASES[request.param]
+  """Ours (graph, params) and transformers' of one case, and where it lies.
+
+  Where ours is quantised as it is loaded, transformers' has the values that
+  numpy gives for it.
+  """
+  name, method = request.param
+  directory = tmp_path_factory.mktemp(name)
+  model_type, changes = CASES[name]
   reference = tiny_models.save(directory, model_type=model_type, **changes)
   assert type(reference).__name__ == families.FAMILIES[model_type].architecture
-  return _load(directory), reference, directory
+  if method != 'none':
+    quantised.quantise_model(reference, method)
+  return _load(directory, method), reference, directory
 
 
 def _rows():
@@ -380,15 +404,17 @@ def test_greedy_continuations(pair):
       text.append(token)
 
 
-def test_bf16_is_as_near_to_f32_as_torch(pair):
+def test_bf16_is_as_near_to_f32_as_torch(pair, request):
   (_, _), reference, directory = pair
-  graph, params = _load(directory, jnp.bfloat16)
+  _, method = request.node.callspec.params['pair']
+  graph, params = _load(directory, method, jnp.bfloat16)
   rows = _rows()
   exact = _torch_logits(reference, rows)
   # Not reference.to(bfloat16): that would round the rotary frequencies too.
   rounded = transformers.AutoModelForCausalLM.from_pretrained(
     directory, dtype=torch.bfloat16, attn_implementation='eager'
   ).eval()
+  rounded.load_state_dict(reference.state_dict())
   theirs = _torch_logits(rounded, rows)
   where = _positions([0] * 4, [len(row) for row in rows], 96)
   ours, _ = _run(params, _padded(rows, 96), where, (), graph=graph)
@@ -405,9 +431,11 @@ def test_bf16_is_as_near_to_f32_as_torch(pair):
   assert found <= 2 * distance(theirs)
 
 
-def test_config_and_weights_there_and_back(pair, tmp_path):
+def test_config_and_weights_there_and_back(pair, tmp_path, request):
   """What we write, transformers reads: equal bits and equal logits."""
   (graph, params), reference, directory = pair
+  if request.node.callspec.params['pair'][1] != 'none':
+    pytest.skip('only what is not quantised is saved')
   config = hf.read_config(directory)
   extra = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
   weights_lib.save_decoder(nnx.merge(graph, params), tmp_path, extra)

@@ -89,7 +89,9 @@ class Config:
       resampling.
     runs: work directories of `vtokens.train`, whose tables are evaluated on
       the bases that they were trained on.
-    base: the base; with `path` and `dtype` empty, those of the runs.
+    base: the base; with `path`, `dtype` or `quantize` empty, those of the runs
+      (without any, quantize=none). A table may be evaluated on its base
+      quantised in another way than while it was trained, or not at all.
     templates: of conditions without virtual tokens. Those with tokens use the
       templates of their run.
     data: the questions.
@@ -113,7 +115,7 @@ class Config:
   seed: int = 0
   runs: tuple[str, ...] = ()
   base: config.Base = dataclasses.field(
-    default_factory=lambda: config.Base(dtype='')
+    default_factory=lambda: config.Base(dtype='', quantize='')
   )
   templates: config.Templates = dataclasses.field(
     default_factory=config.Templates
@@ -146,6 +148,7 @@ class Config:
 
 _CHOICES = {
   'base.dtype': ('', 'float32', 'bfloat16'),
+  'base.quantize': ('', *config.QUANTIZE),
   'data.turns': ('first', 'all'),
   'data.on_bad_record': ('error', 'skip'),
 }

@@ -263,11 +263,12 @@ def _percent(values: Sequence[bool]) -> float:
 
 def _identity(base: FrozenBase, task: LoadedTask, seed: int) -> dict[str, Any]:
   """All that a result depends on."""
-  [dtype] = {str(leaf.dtype) for leaf in jax.tree.leaves(base.params)}
+  quantised = {'quantize': base.quantize} if base.quantize != 'none' else {}
   return {
     'base': base.fingerprint,
     'tokenizer': base.tokenizer.sha256,
-    'dtype': dtype,
+    'dtype': str(base.params['embedding'][...].dtype),
+    **quantised,
     'context_length': base.config.context_length,
     'settings': dataclasses.asdict(task.settings),
     'sha256': dict(task.hashes),

@@ -121,9 +121,10 @@ class Grid:
   def _identity(self, cell: Cell, arm: Arm, asked: str) -> dict[str, Any]:
     """All that decides the answers of a cell, but for the programs' versions.
 
-    The seed only where it has a say.
+    The seed and quantisation only where they have a say.
     """
     cfg = self._cfg
+    settings = self._model.base.settings
     table: dict[str, Any] = {}
     assembler = self._model.assembler
     if arm.table is not None:
@@ -143,7 +144,10 @@ class Grid:
       'condition': condition,
       'base_fingerprint': self._model.base.fingerprint,
       'tokenizer_sha256': self._model.base.tokenizer.sha256,
-      'dtype': self._model.base.settings.dtype,
+      'dtype': settings.dtype,
+      **(
+        {'quantize': settings.quantize} if settings.quantize != 'none' else {}
+      ),
       **table,
       'templates': dataclasses.asdict(assembler.encoder.templates),
       'max_prefix_tokens': cfg.data.max_prefix_tokens,

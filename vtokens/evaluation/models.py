@@ -24,12 +24,14 @@ class Run:
     config: of the run.
     rows: its table, `P D` f32.
     fingerprint: of the base that it was trained on.
+    quantize: how that one's matrices were kept; see `config.Base`.
   """
 
   name: str
   config: config.Config
   rows: np.ndarray
   fingerprint: str
+  quantize: str = 'none'
 
   @property
   def sha256(self) -> str:
@@ -98,6 +100,7 @@ def _read_run(name: str, path: str) -> Run:
     config=config.from_dict({**values, 'workdir': path}),
     rows=rows,
     fingerprint=str(metadata['fingerprint']),
+    quantize=str(metadata.get('quantize', 'none')),
   )
 
 
@@ -125,12 +128,16 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
       )
   opened: dict[str, base_lib.OpenBase] = {}
   settings = [_base_settings(cfg, run) for run in runs]
-  for one in settings or [cfg.base]:
-    if one.path in opened and opened[one.path].settings.dtype != one.dtype:
-      raise errors.UserError(
-        f'config.runs: runs on {one.path} have different dtypes; choose one by '
-        'config.base.dtype'
-      )
+  alone = dataclasses.replace(cfg.base, quantize=cfg.base.quantize or 'none')
+  for one in settings or [alone]:
+    for field in ('dtype', 'quantize'):
+      if one.path in opened and (
+        getattr(opened[one.path].settings, field) != getattr(one, field)
+      ):
+        raise errors.UserError(
+          f'config.runs: runs on {one.path} have different settings of '
+          f'{field}; choose one by config.base.{field}'
+        )
     if one.path not in opened:
       opened[one.path] = base_lib.open_base(one, cfg.context_length)
       _check_length(cfg, opened[one.path])
@@ -175,13 +182,20 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
 
 
 def _identity(base: base_lib.OpenBase) -> tuple[str, ...]:
-  return base.fingerprint, base.tokenizer.sha256, base.settings.dtype
+  settings = base.settings
+  return (
+    base.fingerprint,
+    base.tokenizer.sha256,
+    settings.dtype,
+    settings.quantize,
+  )
 
 
 def _base_settings(cfg: Config, run: Run) -> config.Base:
   return config.Base(
     path=cfg.base.path or run.config.base.path,
     dtype=cfg.base.dtype or run.config.base.dtype,
+    quantize=cfg.base.quantize or run.config.base.quantize,
   )
 
 

@@ -1,7 +1,9 @@
 """Proof that the model without virtual tokens is the base, bit for bit.
 
 Weights are compared by hash and logits by their bits: as loaded, after virtual
-tokens were used, and of the same base loaded afresh from its files.
+tokens were used, and of the same base loaded afresh from its files. Of a base
+that is quantised as it is loaded that is what comes of the files quantised;
+nothing is said of how near it is to the base itself.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from vtokens import distributed, errors, generate, steps, virtual_tokens
 from vtokens.models import weights
 from vtokens.models.base import FrozenBase
+from vtokens.models.decoder import num_params
 
 # What the logits are compared on: texts of many kinds.
 PROBE = (
@@ -141,12 +144,11 @@ def prove(
   )
   return {
     'untouched': True,
+    'quantize': base.quantize,
     'weights': {
       'compared': 'as loaded, after use, loaded afresh from the files',
       'tensors': len(after.weights),
-      'parameters': sum(
-        leaf.size for leaf in jax.tree.leaves(fresh_base.params)
-      ),
+      'parameters': num_params(base.config),
       'sha256': everything.hexdigest(),
       'sha256_of': dict(after.weights),
     },

@@ -100,6 +100,12 @@ class Meta:
   training: Mapping[str, Any]
   versions: Mapping[str, str]
 
+  @property
+  def quantize(self) -> str:
+    """How the base was kept while the tokens were trained."""
+    base = self.training.get('config', {}).get('base', {})
+    return str(base.get('quantize', 'none'))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:

@@ -122,6 +122,12 @@ def render(meta: Meta, to: str, checks: Sequence[Check]) -> str:
     json.dumps(vars(meta.prompt.templates), indent=2, ensure_ascii=False),
     '```',
   ]
+  if meta.quantize != 'none':
+    lines += [
+      '',
+      f'They were trained on the base quantised to {meta.quantize}, to which '
+      'the scores belong; the checks are of the base itself.',
+    ]
   scores = meta.metrics.get('conditions', {})
   if scores:
     lines += ['', '## Scores of the training run, in percent', '']

@@ -71,7 +71,10 @@ def _probes(
 ) -> tuple[list[reference.Probe], int]:
   """Questions and our answers, and the most tokens of an answer."""
   records, decode, passages = _questions(cfg, source.config)
-  float32 = dataclasses.replace(source.base.settings, dtype='float32')
+  # The base as others have it, however it was kept while training.
+  float32 = dataclasses.replace(
+    source.base.settings, dtype='float32', quantize='none'
+  )
   probes = reference.probe(
     dataclasses.replace(source.base, settings=float32),
     source.table,

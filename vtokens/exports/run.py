@@ -134,7 +134,11 @@ def write(workdir: str, table: Artifact, settings: config.Config) -> None:
   table_file.save(
     directory / 'table.safetensors',
     table.table,
-    {'fingerprint': table.meta.base.fingerprint, 'imported': True},
+    {
+      'fingerprint': table.meta.base.fingerprint,
+      'quantize': table.meta.quantize,
+      'imported': True,
+    },
   )
   writers.write_json(
     directory / BASE,

@@ -169,7 +169,7 @@ class Attention(nnx.Module):
     mesh: jax.sharding.Mesh | None,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     config = self.config
-    q = jnp.einsum('btd,dnh->btnh', x, self.q[...])
+    q = layers.product('btd,dnh->btnh', x, self.q)
     if config.qkv_bias:
       q = q + self.q_bias[...]
     if config.qk_norm != 'none':
@@ -188,7 +188,7 @@ class Attention(nnx.Module):
       out = flash.attend(q, new, mesh, **settings)
     else:
       out = attend(q, new, caches, **settings, parents=parents, mesh=mesh)
-    out = jnp.einsum('btnh,nhd->btd', out, self.o[...])
+    out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new
 
   def keys_values(
@@ -199,8 +199,8 @@ class Attention(nnx.Module):
     angles: tuple[Array, Array],
   ) -> KVCache:
     """What later tokens see of these."""
-    k = jnp.einsum('btd,dkh->btkh', x, self.k[...])
-    v = jnp.einsum('btd,dkh->btkh', x, self.v[...])
+    k = layers.product('btd,dkh->btkh', x, self.k)
+    v = layers.product('btd,dkh->btkh', x, self.v)
     if self.config.qkv_bias:
       k, v = k + self.k_bias[...], v + self.v_bias[...]
     if self.config.qk_norm != 'none':

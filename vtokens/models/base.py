@@ -27,7 +27,9 @@ class FrozenBase:
     graph: structure of the `Decoder`.
     params: its weights.
     tokenizer: its tokenizer.
-    fingerprint: see `weights.fingerprint`.
+    fingerprint: see `weights.fingerprint`; of the files, so the same however
+      the matrices are kept.
+    quantize: how they are; see `config.Base`.
   """
 
   path: str
@@ -36,6 +38,7 @@ class FrozenBase:
   params: nnx.State
   tokenizer: Tokenizer
   fingerprint: str
+  quantize: str = 'none'
 
   def decoder(self) -> Decoder:
     """The model itself."""
@@ -47,7 +50,7 @@ class OpenBase:
   """A base of which all is known but the weights, which are not loaded.
 
   Attributes:
-    settings: where it is and its dtype.
+    settings: where it is, its dtype and how its matrices are kept.
     source: of its weights.
     config: see `FrozenBase`; likewise the rest.
   """
@@ -74,7 +77,11 @@ class OpenBase:
     if self.settings.dtype == 'float32':
       jax.config.update('jax_default_matmul_precision', 'highest')
     decoder = weights.load_decoder(
-      self.source, self.config, jnp.dtype(self.settings.dtype), mesh
+      self.source,
+      self.config,
+      jnp.dtype(self.settings.dtype),
+      mesh,
+      self.settings.quantize,
     )
     graph, params = nnx.split(decoder)
     return FrozenBase(
@@ -84,6 +91,7 @@ class OpenBase:
       params=params,
       tokenizer=self.tokenizer,
       fingerprint=self.fingerprint,
+      quantize=self.settings.quantize,
     )
 
 
@@ -93,7 +101,7 @@ def open_base(
   """Finds a base and reads all but its weights.
 
   Args:
-    settings: where it is and its dtype.
+    settings: see `OpenBase`.
     context_length: longest sequence that will be run; see `DecoderConfig`.
 
   Raises:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vtokens import partitioning
-from vtokens.models import layers, rope
+from vtokens.models import layers, quantize, rope
 from vtokens.models.attention import Attention
 from vtokens.models.config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
@@ -278,9 +278,24 @@ def abstract_decoder(
   config: DecoderConfig,
   dtype: jnp.dtype,
   mesh: jax.sharding.Mesh | None = None,
+  method: str = 'none',
 ) -> Decoder:
-  """The decoder with shapes in place of arrays; nothing is allocated."""
-  return nnx.eval_shape(lambda: Decoder(config, dtype, nnx.Rngs(0), mesh))
+  """The decoder with shapes in place of arrays; nothing is allocated.
+
+  Args:
+    config: the architecture.
+    dtype: of its weights.
+    mesh: see `Decoder`.
+    method: of `config.Base.quantize`, for the matrices of its layers.
+  """
+
+  def make() -> Decoder:
+    model = Decoder(config, dtype, nnx.Rngs(0), mesh)
+    if method != 'none':
+      quantize.quantise_layers(model.layers, method)
+    return model
+
+  return nnx.eval_shape(make)
 
 
 def num_params(config: DecoderConfig) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vtokens.models import quantize
 from vtokens.models.config import DecoderConfig
 
 
@@ -30,6 +31,21 @@ def param(
   """
   init = init or jax.nn.initializers.normal(0.02)
   return nnx.Param(init(rngs.params(), tuple(shape), dtype), axes=tuple(axes))
+
+
+def product(
+  spec: str, x: Float[Array, '*B'], weight: nnx.Param | quantize.Matrix
+) -> Float[Array, '*C']:
+  """`jnp.einsum(spec, x, weight)`: where activations meet a layer's matrix.
+
+  Args:
+    spec: which contracts the last axes of x with the matrix's first ones.
+    x: activations.
+    weight: the matrix, quantised or not.
+  """
+  if isinstance(weight, quantize.Matrix):
+    return quantize.product(x, weight)
+  return jnp.einsum(spec, x, weight[...])
 
 
 class RMSNorm(nnx.Module):
@@ -80,8 +96,10 @@ class GatedMLP(nnx.Module):
     self.activation = config.activation
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    gate = ACTIVATIONS[self.activation](x @ self.gate[...])
-    return (gate * (x @ self.up[...])) @ self.down[...]
+    gate = ACTIVATIONS[self.activation](product('btd,df->btf', x, self.gate))
+    return product(
+      'btf,fd->btd', gate * product('btd,df->btf', x, self.up), self.down
+    )
 
 
 def softcap(x: Float[Array, '*B'], cap: float | None) -> Float[Array, '*B']:

@@ -1,7 +1,8 @@
 """Weights: loading shard by shard, saving, and what identifies them.
 
 tensor in a file --read a block of rows--> cast, transposed --> shard of some
-layers on its device --> written into the stacked parameter in place.
+layers on its device (--> quantised there, over all shards) --> written into the
+stacked parameter in place.
 """
 
 import functools
@@ -10,7 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import flax.nnx as nnx
 import jax
@@ -20,7 +21,7 @@ import safetensors.numpy
 from jaxtyping import Array
 
 from vtokens import errors, partitioning, writers
-from vtokens.models import families
+from vtokens.models import families, quantize
 from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import Decoder, abstract_decoder
 from vtokens.models.weight_map import (
@@ -45,17 +46,21 @@ def load_decoder(
   config: DecoderConfig,
   dtype: jnp.dtype,
   mesh: jax.sharding.Mesh,
+  method: str = 'none',
 ) -> Decoder:
   """Builds the decoder and fills it from a source.
 
   The host holds a few layers of one parameter at a time, and each process
-  reads only what its own devices hold.
+  reads only what its own devices hold. Where matrices are quantised, that is
+  all that there ever is of them in float, on the host and on the devices.
 
   Args:
     source: the tensors.
     config: the architecture.
     dtype: of the weights on the device.
     mesh: over which `partitioning.LOGICAL_AXIS_RULES` lays the weights.
+    method: by which matrices of layers are quantised, from the stored values
+      whatever the dtype; see `config.Base.quantize`.
 
   Returns:
     The decoder.
@@ -64,6 +69,8 @@ def load_decoder(
     errors.UserError: tensors are missing, surplus or misshapen (all listed).
   """
   _check_shapes(source, config)
+  graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
+  variables: dict[tuple, Any] = dict(nnx.to_flat_state(params))
   plan = []
   total = 0
   for path, (weight, variable) in weights_of(config).items():
@@ -73,6 +80,14 @@ def load_decoder(
     places = sharding.addressable_devices_indices_map(weight.shape)
     if weight.stacked:
       sharding = partitioning.named_sharding(mesh, ('layers', *axes))
+    if path not in variables:
+      scales = variables[*path, 'scales']
+      partitioning.check_divisible(
+        mesh,
+        scales.get_metadata('axes'),
+        scales.shape[1:],
+        f'{weight.names[0]}, quantised to {method}: its scales',
+      )
     devices: dict[tuple, list[jax.Device]] = {}
     for device, index in places.items():
       spans = tuple(
@@ -80,7 +95,7 @@ def load_decoder(
         for part, size in zip(index or (), weight.shape, strict=True)
       )
       devices.setdefault(spans, []).append(device)
-    plan.append((path, weight, variable, sharding, devices))
+    plan.append((path, weight, sharding, devices))
     for spans in devices:
       part = math.prod(b - a for a, b in spans) / math.prod(
         source.shapes()[weight.names[0]]
@@ -89,8 +104,7 @@ def load_decoder(
 
   if config.tie_embeddings:
     _check_tied_head(source, config)
-  graph, _ = nnx.split(abstract_decoder(config, dtype, mesh))
-  loaded = []
+  loaded: list[tuple[tuple, nnx.Param]] = []
   with writers.progress(
     total=total,
     desc='loading the base',
@@ -99,7 +113,7 @@ def load_decoder(
     leave=False,
   ) as bar:
 
-    def parts(weight, sharding, devices, first, last) -> Array:
+    def parts(weight, kind, sharding, devices, first, last) -> Array:
       """Layers of a parameter, or a whole one that is not stacked."""
       shards = []
       for spans, places in devices.items():
@@ -108,7 +122,7 @@ def load_decoder(
           weight.read,
           source,
           index=index,
-          dtype=np.dtype(dtype),
+          dtype=kind,
           progress=bar.update,
         )
         if weight.stacked:
@@ -119,25 +133,58 @@ def load_decoder(
       shape = (last - first, *weight.shape) if weight.stacked else weight.shape
       return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
-    for path, weight, variable, sharding, devices in plan:
+    for path, weight, sharding, devices in plan:
       count = len(weight.names)
-      size = math.prod(weight.shape) * np.dtype(dtype).itemsize
+      arrays: tuple[Array, ...]
+      if path in variables:
+        kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
+      else:
+        # Exact, whatever is stored: scales are those of the model itself.
+        kind = np.dtype(np.float32)
+        paths = [(*path, 'values'), (*path, 'scales')]
+        # On the devices, where the scales of a matrix that is cut along what
+        # they are for come out as they would of a whole one.
+        convert = jax.jit(
+          quantize.stacked(weight.inputs, method),
+          out_shardings=tuple(
+            _stacked_sharding(mesh, variables[p]) for p in paths
+          ),
+        )
+      size = math.prod(weight.shape) * kind.itemsize
       # Small parameters whole; of large ones so many layers at a time.
       step = min(count, max(1, BLOCK_BYTES // size))
       if step == count:
-        array = parts(weight, sharding, devices, 0, count)
+        arrays = convert(parts(weight, kind, sharding, devices, 0, count))
       else:
-        zeros = functools.partial(jnp.zeros, (count, *weight.shape), dtype)
-        array = jax.jit(zeros, out_shardings=sharding)()
+        arrays = tuple(_zeros(mesh, variables[p]) for p in paths)
         for first in range(0, count, step):
           last = min(first + step, count)
-          array = _put_layers(
-            array, parts(weight, sharding, devices, first, last), first
+          block = convert(parts(weight, kind, sharding, devices, first, last))
+          arrays = tuple(
+            _put_layers(array, layers, first)
+            for array, layers in zip(arrays, block, strict=True)
           )
           # Otherwise the host runs ahead and holds every layer at once.
-          jax.block_until_ready(array)
-      loaded.append((path, cast(nnx.Param, variable.replace(array))))
+          jax.block_until_ready(arrays)
+      loaded += [
+        (p, variables[p].replace(array))
+        for p, array in zip(paths, arrays, strict=True)
+      ]
   return nnx.merge(graph, nnx.from_flat_state(loaded))
+
+
+def _stacked_sharding(
+  mesh: jax.sharding.Mesh, variable: nnx.Param
+) -> jax.sharding.NamedSharding:
+  """That of a parameter of all layers."""
+  axes = variable.get_metadata('axes')
+  return partitioning.named_sharding(mesh, ('layers', *axes))
+
+
+def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param) -> Array:
+  """What layers are written into."""
+  zeros = functools.partial(jnp.zeros, variable.shape, variable.dtype)
+  return jax.jit(zeros, out_shardings=_stacked_sharding(mesh, variable))()
 
 
 def _check_shapes(source: TensorSource, config: DecoderConfig) -> None:

@@ -1,0 +1,55 @@
+"""Quantisation in numpy, written anew, for PyTorch's models."""
+
+import re
+
+import ml_dtypes
+import numpy as np
+import torch
+import transformers
+
+_MATRIX = re.compile(r'layers\.\d+\.\w+\.(\w+)_proj\.weight$')
+
+
+def quantise(
+  weight: np.ndarray, method: str, head_dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Values, int64, and the scale of each, f32, of rows of outputs.
+
+  Those of int4 are bfloat16's.
+
+  Args:
+    weight: `[out, in]`.
+    method: int8 or int4.
+    head_dim: of which the groups are parts; of matrices without heads, in.
+  """
+  largest, group = 127, weight.shape[1]
+  if method == 'int4':
+    largest = 7
+    group = max(g for g in range(1, 65) if head_dim % g == 0)
+  scales = np.empty(weight.shape, np.float32)
+  for start in range(0, weight.shape[1], group):
+    part = weight[:, start : start + group]
+    scales[:, start : start + group] = np.abs(part).max(
+      axis=1, keepdims=True
+    ) / np.float32(largest)
+  if method == 'int4':
+    scales = scales.astype(ml_dtypes.bfloat16).astype(np.float32)
+  return np.rint(weight / scales).astype(np.int64), scales
+
+
+@torch.no_grad()
+def quantise_model(model: transformers.PreTrainedModel, method: str) -> None:
+  """Gives the matrices of the layers the values that quantised ones have."""
+  config = model.config
+  heads = config.num_attention_heads
+  head_dim = getattr(config, 'head_dim', None) or config.hidden_size // heads
+  count = 0
+  for name, weight in model.named_parameters():
+    found = _MATRIX.search(name)
+    if not found:
+      continue
+    rows = head_dim if found[1] == 'o' else weight.shape[1]
+    values, scales = quantise(weight.numpy(), method, rows)
+    weight.copy_(torch.from_numpy(values.astype(np.float32) * scales))
+    count += 1
+  assert count >= 4 * config.num_hidden_layers

@@ -1,0 +1,206 @@
+"""The layers' matrices in 8 or 4 bits, quantised as they are loaded.
+
+Written here because qwix (0.1.8) keeps no room for what this is about: its
+einsum leaves the dequantised weights for the backward pass, which a scan stacks
+to the whole model, and its arrays carry no logical axes to be loaded by.
+
+int8 has a scale for each output channel, int4 one for each group of rows along
+the contracted dimension; both are symmetric, a weight being value * scale. What
+a layer has besides (norms, biases), embedding and head stay in `base.dtype`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
+from jaxtyping import Array, Float, Int, Shaped
+
+# Rows of a group in int4, or the next smaller number that divides them: a
+# bfloat16 scale for each makes that 4.25 bits a weight.
+GROUP = 64
+
+# Of a layer: each matrix, and how many of its leading axes a product contracts.
+MATRICES = {
+  ('attention', 'q'): 1,
+  ('attention', 'k'): 1,
+  ('attention', 'v'): 1,
+  ('attention', 'o'): 2,
+  ('mlp', 'gate'): 1,
+  ('mlp', 'up'): 1,
+  ('mlp', 'down'): 1,
+}
+
+_DTYPES = {'int8': jnp.int8, 'int4': jnp.int4}
+_LARGEST = {'int8': 127, 'int4': 7}
+
+
+class Matrix(nnx.Module):
+  """A quantised matrix, its contracted axes made one and its outputs, too.
+
+  Args:
+    values: see below.
+    scales: likewise.
+    axes: logical ones of the matrix, contracted ones first. Of those that are
+      made one, only the first may be sharded.
+    shape: of the matrix.
+    inputs: how many of its axes are contracted.
+
+  Attributes:
+    values: int8 or int4, `C O`.
+    scales: of int8 `O`, f32; of int4 `C/g O`, bf16, with g rows to a group.
+    outputs: what O is made of.
+  """
+
+  def __init__(
+    self,
+    values: Int[Array, '*L C O'],
+    scales: Float[Array, '*L G O'] | Float[Array, '*L O'],
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+    inputs: int,
+  ):
+    both = (axes[0], axes[inputs])
+    channels = values.dtype == jnp.int8
+    self.values = nnx.Param(values, axes=both)
+    self.scales = nnx.Param(scales, axes=both[1:] if channels else both)
+    self.outputs = shape[inputs:]
+
+
+def group_size(rows: int) -> int:
+  """Rows of a group: the largest divisor of their number up to `GROUP`.
+
+  It does not depend on the mesh, so that the same weights come out on any. A
+  mesh that would cut groups is refused as any that does not divide a weight.
+  """
+  return next(g for g in range(min(GROUP, rows), 0, -1) if rows % g == 0)
+
+
+def quantise(
+  weight: Float[Array, '...'], inputs: int, method: str
+) -> tuple[Int[Array, 'C O'], Float[Array, 'G O'] | Float[Array, 'O']]:
+  """Values and scales of a matrix; see `Matrix`.
+
+  The largest weight of a channel or group becomes the largest value, and none
+  is off by more than half a scale.
+
+  Args:
+    weight: with contracted axes first.
+    inputs: how many these are.
+    method: int8 or int4.
+  """
+  flat = weight.astype(jnp.float32).reshape(
+    math.prod(weight.shape[:inputs]), -1
+  )
+  groups = flat[None]
+  if method == 'int4':
+    # Within one head, so that devices with some of the heads have whole groups.
+    groups = _split(flat, len(flat) // group_size(weight.shape[inputs - 1]))
+  largest = jnp.max(jnp.abs(groups), axis=1, keepdims=True)
+  # Where all weights are 0 any scale will do.
+  tiny = jnp.finfo(jnp.float32).tiny
+  scales = jnp.maximum(largest / _LARGEST[method], tiny)
+  if method == 'int4':
+    # Before it is divided by, so that it is the scale.
+    scales = scales.astype(jnp.bfloat16)
+  values = jnp.round(groups / scales.astype(jnp.float32))
+  return (
+    values.reshape(flat.shape).astype(_DTYPES[method]),
+    scales[0, 0] if method == 'int8' else scales[:, 0],
+  )
+
+
+def dequantise(
+  values: Int[Array, 'C O'],
+  scales: Float[Array, 'G O'] | Float[Array, 'O'],
+  dtype: jnp.dtype,
+) -> Float[Array, 'C O']:
+  """The matrix that is computed with, rounded once, to a dtype."""
+  if scales.ndim == 1:
+    return (values.astype(jnp.float32) * scales).astype(dtype)
+  # Both are exact in bfloat16. XLA makes an array of all scales, of this dtype.
+  groups = _split(values, len(scales)).astype(dtype)
+  return (groups * scales[:, None].astype(dtype)).reshape(values.shape)
+
+
+def product(x: Float[Array, '*B'], weight: Matrix) -> Float[Array, '*C']:
+  """Contracts the last axes of x with a matrix, in x's dtype.
+
+  Only x has a gradient.
+  """
+  rows = weight.values.shape[0]
+  batch, size = x.ndim, 1
+  while size < rows:
+    batch -= 1
+    size *= x.shape[batch]
+  y = _product(
+    x.reshape(*x.shape[:batch], rows), weight.values[...], weight.scales[...]
+  )
+  return y.reshape(*x.shape[:batch], *weight.outputs)
+
+
+@jax.custom_vjp
+def _product(
+  x: Float[Array, '*B C'], values: Array, scales: Array
+) -> Float[Array, '*B O']:
+  values = _as_stored(values)
+  if scales.ndim == 2:
+    return x @ dequantise(values, scales, x.dtype)
+  # int8 is exact in bfloat16. What devices sum up over a contracted axis is
+  # in x's dtype, as it is without quantisation.
+  y = x @ values.astype(x.dtype)
+  return (y * scales).astype(x.dtype)
+
+
+def _forward(x: Array, values: Array, scales: Array):
+  # Not the dequantised weights: of all layers they would be the whole model.
+  return _product(x, values, scales), (values, scales)
+
+
+def _backward(kept: tuple[Array, Array], grad: Array):
+  values, scales = _as_stored(kept[0]), kept[1]
+  if scales.ndim == 2:
+    weight = dequantise(values, scales, grad.dtype)
+  else:
+    grad = (grad * scales).astype(grad.dtype)
+    weight = values.astype(grad.dtype)
+  return jnp.einsum('...o,co->...c', grad, weight), None, None
+
+
+_product.defvjp(_forward, _backward)
+
+
+def quantise_layers(layers: nnx.Module, method: str) -> None:
+  """Quantises the matrices of stacked layers, in place.
+
+  Args:
+    layers: whose matrices have a leading axis of layers.
+    method: int8 or int4.
+  """
+  for (part, name), inputs in MATRICES.items():
+    module = getattr(layers, part)
+    weight = getattr(module, name)
+    values, scales = stacked(inputs, method)(weight[...])
+    axes, shape = weight.get_metadata('axes'), weight.shape[1:]
+    setattr(module, name, Matrix(values, scales, axes, shape, inputs))
+
+
+def stacked(inputs: int, method: str) -> Callable[[Array], tuple[Array, Array]]:
+  """`quantise` for matrices with a leading axis of layers."""
+  return jax.vmap(functools.partial(quantise, inputs=inputs, method=method))
+
+
+def _as_stored(values: Int[Array, 'C O']) -> Int[Array, 'C O']:
+  """Keeps XLA from laying out the stack anew for a loop over its layers.
+
+  For TPUs it would copy those of q, k and v whole, a quarter of all weights,
+  to have heads before tokens in what comes out; so it turns a layer's instead.
+  """
+  return with_layout_constraint(values, Layout((0, 1)))
+
+
+def _split(x: Shaped[Array, 'C O'], groups: int) -> Shaped[Array, 'G R O']:
+  return x.reshape(groups, -1, x.shape[1])

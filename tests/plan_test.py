@@ -90,7 +90,10 @@ def test_bases_of_the_paper(tmp_path, file, base, topology, mesh):
 @pytest.mark.slow
 def test_gpus(tmp_path):
   done, found = _run(
-    tmp_path, 'h100:8', config_file='configs/mistral_7b_instruct.py'
+    tmp_path,
+    'h100:8',
+    '--config.base.attention=flash',
+    config_file='configs/mistral_7b_instruct.py',
   )
   assert done.returncode == 0, done.stdout + done.stderr
   assert found['fits']

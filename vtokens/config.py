@@ -23,6 +23,9 @@ CONDITIONS = ('closed_book', 'concat', 'prompt', 'chat_prompt')
 # How the base's matrices are kept; see `Base.quantize`.
 QUANTIZE = ('none', 'int8', 'int4')
 
+# By what passages attend to one another; see `Base.attention`.
+ATTENTION = ('auto', 'flash')
+
 # Where virtual tokens can stand; see `VirtualTokens.position`.
 POSITIONS = ('first', 'middle', 'last')
 
@@ -41,11 +44,16 @@ class Base:
       norms and biases stay in dtype, as do products. The table that is trained
       is one of the base itself and works with any of them. A GGUF file's own
       quantisation needs none of this: its values are read as they are.
+    attention: by what passages attend to one another: auto (JAX's splash
+      kernel on TPUs, matrix products elsewhere) or flash (on A100, H100 and
+      H200 in bfloat16 vtokens' own kernel, which writes no scores to memory; it
+      has been compiled for these, but not run on one yet).
   """
 
   path: str = ''
   dtype: str = 'bfloat16'
   quantize: str = 'none'
+  attention: str = 'auto'
 
 
 @dataclasses.dataclass
@@ -423,6 +431,7 @@ class Config:
 _CHOICES = {
   'base.dtype': ('float32', 'bfloat16'),
   'base.quantize': QUANTIZE,
+  'base.attention': ATTENTION,
   'virtual_tokens.position': POSITIONS,
   'virtual_tokens.init': ('text', 'vocab', 'normal', 'table'),
   'virtual_tokens.draw': ('uniform', 'power', 'per_batch', 'fixed'),

@@ -102,7 +102,9 @@ def plan(
     errors.UserError: base, batch and mesh do not fit one another.
   """
   base = dataclasses.replace(
-    read_architecture(cfg.base.path), context_length=cfg.context_length
+    read_architecture(cfg.base.path),
+    context_length=cfg.context_length,
+    flash=cfg.base.attention == 'flash',
   )
   mesh = partitioning.make_mesh(cfg.mesh.shape, target.devices)
   rows = cfg.data.batch_size // cfg.data.examples_per_row

@@ -149,6 +149,7 @@ class Config:
 _CHOICES = {
   'base.dtype': ('', 'float32', 'bfloat16'),
   'base.quantize': ('', *config.QUANTIZE),
+  'base.attention': config.ATTENTION,
   'data.turns': ('first', 'all'),
   'data.on_bad_record': ('error', 'skip'),
 }

@@ -196,6 +196,7 @@ def _base_settings(cfg: Config, run: Run) -> config.Base:
     path=cfg.base.path or run.config.base.path,
     dtype=cfg.base.dtype or run.config.base.dtype,
     quantize=cfg.base.quantize or run.config.base.quantize,
+    attention=cfg.base.attention,
   )
 
 

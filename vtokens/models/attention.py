@@ -184,7 +184,7 @@ class Attention(nnx.Module):
     }
     if mesh is not None and splash.is_for(mesh, x.shape[1], caches, window):
       out = splash.attend(q, new, mesh, **settings)
-    elif mesh is not None and flash.is_for(mesh, q, caches):
+    elif config.flash and mesh is not None and flash.is_for(mesh, q, caches):
       out = flash.attend(q, new, mesh, **settings)
     else:
       out = attend(q, new, caches, **settings, parents=parents, mesh=mesh)

@@ -120,7 +120,11 @@ def open_base(
   return OpenBase(
     settings=settings,
     source=source,
-    config=dataclasses.replace(architecture, context_length=context_length),
+    config=dataclasses.replace(
+      architecture,
+      context_length=context_length,
+      flash=settings.attention == 'flash',
+    ),
     tokenizer=tokenizer,
     fingerprint=fingerprint,
   )

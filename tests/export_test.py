@@ -1,9 +1,14 @@
 """Tests of vtokens.export, import_table and plug, with the real consumers."""
 
+import dataclasses
+import errno
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
+import zipfile
 
 import family_models
 import numpy as np
@@ -12,7 +17,7 @@ import pytest
 import tiny_models
 import torch
 import transformers
-import yaml
+from huggingface_hub import constants
 
 from vtokens import (
   config,
@@ -110,6 +115,12 @@ def _settings(workdir, **changes) -> export_config.Config:
   return settings
 
 
+def _quick(workdir, **changes) -> export_config.Config:
+  """Where another thing than the gate's figures is tested."""
+  gate = export_config.Gate(questions=4, logits=1, sampled=64, batch_size=4)
+  return _settings(workdir, **{'gate': gate, **changes})
+
+
 @pytest.fixture(scope='module', params=family_models.FAMILIES)
 def family(request, tmp_path_factory):
   """The base and the run of each family."""
@@ -131,6 +142,8 @@ def one(tmp_path_factory):
 def _gate(directory):
   values = json.loads((directory / 'gate.json').read_text())
   assert values['passed']
+  # Of the programs that it was checked with.
+  assert {'jax', 'transformers', 'torch', 'peft'} <= values['versions'].keys()
   return {check['name']: check for check in values['checks']}
 
 
@@ -138,7 +151,7 @@ def test_hf(family):
   out = family / 'hf'
   export.export(_settings(family / 'run'), 'hf', str(out))
   checks = _gate(out)
-  assert len(checks) == 9
+  assert len(checks) == 10
   base = transformers.AutoModelForCausalLM.from_pretrained(family / 'base')
   model = transformers.AutoModelForCausalLM.from_pretrained(out)
   tokenizer = transformers.AutoTokenizer.from_pretrained(out)
@@ -276,24 +289,6 @@ def test_other_bases_and_prompts(kind, name, base, settings, tmp_path):
   assert meta.prompt.position == settings.get('position', 'middle')
 
 
-@pytest.mark.parametrize('kind', ['vtokens', 'spring-pt', 'hf', 'peft'])
-def test_the_usage_that_the_card_shows(kind, tmp_path, monkeypatch):
-  family_models.save(tmp_path / 'base', 'qwen')
-  write_run(tmp_path / 'run', tmp_path / 'base')
-  export.export(_settings(tmp_path / 'run'), kind, str(tmp_path / 'out'))
-  card = (tmp_path / 'out' / 'README.md').read_text()
-  head, _, rest = card.removeprefix('---\n').partition('---\n')
-  assert yaml.safe_load(head)['base_model'] == str(tmp_path / 'base')
-  code = rest.partition('```python\n')[2].partition('```')[0]
-  monkeypatch.chdir(tmp_path / 'out')
-  names = {'passages': PASSAGES, 'question': QUESTION}
-  exec(code, names)
-  answer = names['out'][0, len(names['ids']) :].tolist()
-  virtual = set(names['table'].meta.tokens.ids)
-  assert len(virtual & set(names['ids'])) == ROWS
-  assert answer and not virtual & set(answer)
-
-
 @pytest.mark.parametrize('file', ['model.safetensors', 'tokenizer.json'])
 def test_a_base_that_has_changed(file, tmp_path):
   family_models.save(tmp_path / 'base', 'llama3_whole')
@@ -333,9 +328,7 @@ def test_a_base_in_gguf(smollm2_path, tmp_path):
 
 
 def test_attached_and_detached(one):
-  out = one / 'attached'
-  export.export(_settings(one / 'run'), 'vtokens', str(out))
-  table = plug.load(out)
+  table = run.read(str(one / 'run')).table
   model = transformers.AutoModelForCausalLM.from_pretrained(one / 'base')
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
   embedding = model.get_input_embeddings()
@@ -373,9 +366,7 @@ def test_attached_and_detached(one):
 
 
 def test_prompt_ids_refuses(one, tmp_path):
-  out = one / 'refuses'
-  export.export(_settings(one / 'run'), 'vtokens', str(out))
-  meta = plug.load(out).meta
+  meta = run.read(str(one / 'run')).table.meta
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
   with pytest.raises(errors.UserError, match='expected 0 to 5'):
     plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 6, meta)
@@ -401,50 +392,40 @@ def test_plug_needs_no_jax():
 
 
 def test_round_trip_is_byte_identical(one, tmp_path):
-  for kind in ('vtokens', 'spring-pt', 'hf'):
-    settings = _settings(one / 'run', names='<|vt{i}|>')
-    export.export(settings, kind, str(tmp_path / kind))
+  names = '<|vt{i}|>'
+  questions = (str(one / 'run' / 'questions.jsonl'),)
   first = tmp_path / 'vtokens'
+  export.export(_quick(one / 'run', names=names), 'vtokens', str(first))
+  # Ids are others there.
+  source = run.read(str(one / 'run'), names)
+  tokens = hf.plan(source.table, source.base, str(one / 'base')).tokens
+  meta = dataclasses.replace(source.table.meta, tokens=tokens)
+  artifact.write(tmp_path / 'hf', artifact.Artifact(source.table.table, meta))
   for kind in ('vtokens', 'hf'):
-    import_table.import_table(
-      'vtokens', str(tmp_path / kind), '', str(tmp_path / f'run-{kind}')
-    )
-    again = tmp_path / f'again-{kind}'
-    settings = _settings(
-      tmp_path / f'run-{kind}', data=(str(one / 'run' / 'questions.jsonl'),)
-    )
-    export.export(settings, 'vtokens', str(again))
+    again, work = tmp_path / f'again-{kind}', tmp_path / f'run-{kind}'
+    import_table.import_table('vtokens', str(tmp_path / kind), '', str(work))
+    # It is evaluated as it was trained.
+    values = json.loads((work / 'config.json').read_text())
+    assert values['base']['dtype'] == 'float32'
+    if kind == 'vtokens':
+      export.export(_quick(work, data=questions), 'vtokens', str(again))
+    else:
+      artifact.write(again, run.read(str(work)).table)
     for name in ('vtokens.safetensors', 'vtokens.json'):
       assert (again / name).read_bytes() == (first / name).read_bytes()
+
+
+def test_the_file_of_the_authors(one, tmp_path):
+  out = tmp_path / 'out'
+  export.export(_quick(one / 'run'), 'spring-pt', str(out))
   table, _ = table_file.load(one / 'run' / 'table.safetensors')
-  file = tmp_path / 'spring-pt' / spring.FILE
+  file = out / spring.FILE
   np.testing.assert_array_equal(spring.read(str(file)), table)
   read = torch.load(file, weights_only=True)
   assert read.dtype == torch.float32
   assert list(read.shape) == [ROWS, 64]
   # No more than the table: a slice would bring all that it is a slice of.
   assert file.stat().st_size < table.nbytes + 2000
-
-
-def test_as_flashrag_reads_it(one, tmp_path):
-  """What its add_new_tokens does, and the names as it writes them."""
-  out = tmp_path / 'out'
-  export.export(_settings(one / 'run'), 'spring-pt', str(out))
-  model = transformers.AutoModelForCausalLM.from_pretrained(one / 'base')
-  tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
-  table = torch.load(out / spring.FILE)
-  names = [f'[ref{i + 1}]' for i in range(len(table))]
-  tokenizer.add_tokens(names)
-  old = model.get_input_embeddings().weight
-  model.set_input_embeddings(
-    torch.nn.Embedding.from_pretrained(torch.cat([old.detach(), table]))
-  )
-  text = 'A passage.\n\n' + ''.join(f' {name}' for name in names) + 'Is it?'
-  ids = torch.tensor([tokenizer(text)['input_ids']])
-  virtual = [i for i in ids[0].tolist() if i >= len(old)]
-  assert virtual == list(range(len(old), len(old) + ROWS))
-  embedded = model.get_input_embeddings()(ids)[0]
-  assert torch.equal(embedded[ids[0] >= len(old)], table)
 
 
 class TestSpring:
@@ -528,6 +509,32 @@ class TestSpring:
     with pytest.raises(errors.UserError, match='more than any table'):
       spring.read(str(tmp_path / 'a.pt'))
 
+  def test_larger_once_unpacked(self, tmp_path):
+    torch.save(torch.zeros(50, 4096), tmp_path / 'a.pt')
+    with (
+      zipfile.ZipFile(tmp_path / 'a.pt') as plain,
+      zipfile.ZipFile(tmp_path / 'b.pt', 'w', zipfile.ZIP_DEFLATED) as packed,
+    ):
+      for name in plain.namelist():
+        packed.writestr(name, plain.read(name))
+    assert (tmp_path / 'b.pt').stat().st_size < 5000
+    assert torch.load(tmp_path / 'b.pt').shape == (50, 4096)
+    with pytest.raises(errors.UserError, match='in it is compressed'):
+      spring.read(str(tmp_path / 'b.pt'))
+
+  def test_as_written_before_pytorch_1_6(self, tmp_path):
+    tensor = torch.randn(50, 64)
+    torch.save(tensor, tmp_path / 'a.pt', _use_new_zipfile_serialization=False)
+    found = spring.read(str(tmp_path / 'a.pt'))
+    np.testing.assert_array_equal(found, tensor.numpy())
+
+  def test_a_pytorch_that_may_run_code(self, tmp_path, monkeypatch):
+    torch.save(torch.zeros(50, 64), tmp_path / 'a.pt')
+    version = type(torch.__version__)('2.9.1+cpu')
+    monkeypatch.setattr(torch, '__version__', version)
+    with pytest.raises(errors.UserError, match=r'pip install .torch>=2\.10'):
+      spring.read(str(tmp_path / 'a.pt'))
+
   def test_other_width(self, one, tmp_path):
     torch.save(torch.zeros(50, 4096), tmp_path / 'a.pt')
     with pytest.raises(errors.UserError, match='rows of 4096 numbers'):
@@ -543,9 +550,9 @@ class TestSpring:
 class TestGate:
   """What is wrong is not exported."""
 
-  def _refused(self, one, kind, match, tmp_path):
+  def _refused(self, one, kind, match, tmp_path, settings=_quick):
     with pytest.raises(errors.UserError, match=match):
-      export.export(_settings(one / 'run'), kind, str(tmp_path / 'out'))
+      export.export(settings(one / 'run'), kind, str(tmp_path / 'out'))
     assert not list(tmp_path.iterdir())
 
   def test_rows_that_differ(self, one, tmp_path, monkeypatch):
@@ -592,6 +599,7 @@ class TestGate:
       'hf',
       '(?s)which is not said: 0, of id .*virtual tokens among sampled',
       tmp_path,
+      _settings,
     )
 
   def test_a_head_of_old_rows_that_differ(self, one, tmp_path, monkeypatch):
@@ -612,6 +620,16 @@ class TestGate:
       lambda base, out, plan: (out / 'generation_config.json').write_text('{}'),
     )
     self._refused(one, 'hf', 'in suppress_tokens of generation', tmp_path)
+
+  def test_answers_that_do_not_end(self, one, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+      hf,
+      '_write_generation_config',
+      lambda base, out, plan: (out / 'generation_config.json').write_text(
+        json.dumps({'suppress_tokens': plan.tokens.ids, 'eos_token_id': 1})
+      ),
+    )
+    self._refused(one, 'hf', 'has what ends an answer', tmp_path)
 
   def test_fewer_questions_than_asked_for(self, one, tmp_path):
     with pytest.raises(
@@ -635,6 +653,241 @@ class TestGate:
     settings = _settings(one / 'run', names='<0x0{i}>')
     with pytest.raises(errors.UserError, match="has a token '<0x01>' already"):
       export.export(settings, 'hf', str(tmp_path / 'out'))
+
+
+class TestCheckpoint:
+  """Files of a base as they may be; without the gate."""
+
+  def _write(self, root):
+    source = run.read(str(root / 'run'))
+    plan = hf.plan(source.table, source.base, str(root / 'base'))
+    (root / 'out').mkdir()
+    hf.write(root / 'out', source.table, plan, str(root / 'base'))
+    return root / 'out', plan
+
+  @pytest.fixture
+  def plain(self, tmp_path):
+    family_models.save(tmp_path / 'base', 'llama2')
+    write_run(tmp_path / 'run', tmp_path / 'base')
+    return tmp_path
+
+  def test_links_of_a_cache(self, plain):
+    """What is linked is the file, not the link to it."""
+    blobs = plain / 'blobs'
+    blobs.mkdir()
+    for file in [*(plain / 'base').iterdir()]:
+      file.rename(blobs / file.name)
+      file.symlink_to(pathlib.Path('..', 'blobs', file.name))
+    out, _ = self._write(plain)
+    assert not any(file.is_symlink() for file in out.iterdir())
+    linked = [f for f in out.iterdir() if f.stat().st_nlink > 1]
+    assert linked
+    assert all(file.samefile(blobs / file.name) for file in linked)
+    # Those that are written are files of their own.
+    assert {'config.json', 'tokenizer.json'}.isdisjoint(f.name for f in linked)
+
+  def test_another_file_system(self, plain, monkeypatch):
+    def link(source, target):
+      raise OSError(errno.EXDEV, 'Invalid cross-device link')
+
+    monkeypatch.setattr(os, 'link', link)
+    out, _ = self._write(plain)
+    assert not any(file.stat().st_nlink > 1 for file in out.iterdir())
+    transformers.AutoModelForCausalLM.from_pretrained(out)
+
+  @pytest.mark.parametrize(
+    'before, after',
+    [
+      (None, [332]),
+      ({}, [332]),
+      ({'eos_token_id': 332}, 332),
+      # What ends a text, while answers end with the turn.
+      ({'eos_token_id': 330}, [330, 332]),
+      ({'eos_token_id': [330, 332], 'suppress_tokens': [7]}, [330, 332]),
+    ],
+  )
+  def test_generation_config(self, before, after, tmp_path):
+    base = tmp_path / 'base'
+    family_models.save(base, 'qwen')
+    family_models.add_chat_template(base)
+    file = base / 'generation_config.json'
+    file.unlink()
+    if before is not None:
+      file.write_text(json.dumps({**before, 'repetition_penalty': 1.1}))
+    values = json.loads((base / 'config.json').read_text())
+    values['eos_token_id'] = None
+    (base / 'config.json').write_text(json.dumps(values))
+    write_run(tmp_path / 'run', base, chat=True)
+    out, plan = self._write(tmp_path)
+    found = json.loads((out / file.name).read_text())
+    assert found['eos_token_id'] == after
+    old = (before or {}).get('suppress_tokens', [])
+    assert found['suppress_tokens'] == [*old, *plan.tokens.ids]
+    # The base's own way to answer stays.
+    assert ('repetition_penalty' in found) == (before is not None)
+
+
+def _put_in_cache(cache, name, files):
+  """Files as the hub's client lays them out."""
+  repository = cache / f'models--{name.replace("/", "--")}'
+  (repository / 'blobs').mkdir(parents=True)
+  snapshot = repository / 'snapshots' / COMMIT
+  snapshot.mkdir(parents=True)
+  (repository / 'refs').mkdir()
+  (repository / 'refs' / 'main').write_text(COMMIT)
+  for file in files:
+    blob = repository / 'blobs' / f'blob-{file.name}'
+    blob.write_bytes(file.read_bytes())
+    (snapshot / file.name).symlink_to(pathlib.Path('../../blobs', blob.name))
+
+
+COMMIT = '0123456789abcdef0123456789abcdef01234567'
+
+
+@pytest.mark.parametrize('revision', ['', f'@{COMMIT}'])
+def test_a_table_and_a_base_of_the_hub(revision, one, tmp_path, monkeypatch):
+  cache = tmp_path / 'hub'
+  monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(cache))
+  monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
+  file = tmp_path / 'llama2.7b.chat.added_token_embeddings.pt'
+  torch.save(torch.randn(50, 64) * 0.2, file)
+  _put_in_cache(cache, 'yutaozhu94/SPRING', [file])
+  _put_in_cache(cache, 'meta-llama/Llama-2', (one / 'base').iterdir())
+  with pytest.raises(errors.UserError, match=r'other.pt: cannot be had'):
+    import_table.import_table(
+      'spring-pt',
+      'hub:yutaozhu94/SPRING/other.pt',
+      'meta-llama/Llama-2',
+      str(tmp_path / 'run'),
+    )
+  with pytest.raises(errors.UserError, match='expected hub:ORG/NAME/FILE'):
+    import_table.import_table('spring-pt', 'hub:x', '', str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+  import_table.import_table(
+    'spring-pt',
+    f'hub:yutaozhu94/SPRING{revision}/{file.name}',
+    'meta-llama/Llama-2',
+    str(tmp_path / 'run'),
+  )
+  settings = _quick(
+    tmp_path / 'run', data=(str(one / 'run' / 'questions.jsonl'),)
+  )
+  if revision:
+    return  # The rest is the same.
+  export.export(settings, 'hf', str(tmp_path / 'out'))
+  meta = plug.load(tmp_path / 'out').meta
+  assert (meta.base.id, meta.base.revision) == ('meta-llama/Llama-2', COMMIT)
+  assert meta.training['imported']['revision'] == COMMIT
+  assert len(meta.tokens.ids) == 50
+  assert (
+    'base_model: "meta-llama/Llama-2"'
+    in (tmp_path / 'out' / 'README.md').read_text()
+  )
+
+
+def test_a_base_that_has_moved(tmp_path):
+  family_models.save(tmp_path / 'base', 'llama2')
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  (tmp_path / 'base').rename(tmp_path / 'elsewhere')
+  with pytest.raises(errors.UserError, match='base does not exist'):
+    run.read(str(tmp_path / 'run'))
+  export.export(
+    _quick(tmp_path / 'run', base=str(tmp_path / 'elsewhere')),
+    'vtokens',
+    str(tmp_path / 'out'),
+  )
+  meta = plug.load(tmp_path / 'out').meta
+  assert meta.base.id == str(tmp_path / 'base')
+  family_models.save(tmp_path / 'base', 'llama3')
+  with pytest.raises(errors.UserError, match='on another base'):
+    run.read(str(tmp_path / 'run'))
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_stopped_in_the_middle(name, one, tmp_path, monkeypatch):
+  def maker(directory, cfg, source):
+    (directory / 'half').write_text('half')
+    try:
+      os.kill(os.getpid(), signal.Signals[name])
+    except Exception:  # As libraries do it.
+      pytest.fail('caught')
+    pytest.fail('went on')
+
+  monkeypatch.setattr(export, '_makers', lambda: {'vtokens': maker})
+  with pytest.raises(SystemExit) as stopped:
+    export.export(_quick(one / 'run'), 'vtokens', str(tmp_path / 'out'))
+  assert stopped.value.code == 128 + signal.Signals[name]
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_has_left(one, tmp_path, monkeypatch, capsys):
+  left = tmp_path / 'out.partial-0123'
+  left.mkdir()
+
+  def maker(directory, cfg, source):
+    return [], source.table
+
+  monkeypatch.setattr(export, '_makers', lambda: {'vtokens': maker})
+  export.export(_quick(one / 'run'), 'vtokens', str(tmp_path / 'out'))
+  assert f'{left} is there' in capsys.readouterr().out
+  # It may be that of an export that runs.
+  assert sorted(tmp_path.iterdir()) == [tmp_path / 'out', left]
+
+
+# In a process of its own, whose other files are not to be limited.
+_FULL = """
+import pathlib, resource, signal, sys
+import export_gguf_test, export_test, family_models
+from vtokens import errors, export
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+root = pathlib.Path(sys.argv[1])
+for name in ('hf', 'gguf'):
+  (root / name).mkdir()
+family_models.save(root / 'hf' / 'base', 'qwen')
+export_test.write_run(root / 'hf' / 'run', root / 'hf' / 'base')
+export_gguf_test.save(root / 'gguf', 'llama_tied_q4_0')
+for base, kind, limit in (
+  ('hf', 'vtokens', 1000),
+  ('hf', 'spring-pt', 1000),
+  ('hf', 'hf', 30_000),
+  ('hf', 'peft', 3000),
+  ('gguf', 'hf', 30_000),
+  ('gguf', 'gguf', 30_000),
+):
+  whole = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, whole[1]))
+  try:
+    settings = export_test._quick(root / base / 'run')
+    export.export(settings, kind, str(root / base / 'out'))
+  except errors.UserError as e:
+    print('refused', base, kind, str(e).splitlines()[0])
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+  left = sorted(path.name for path in (root / base).glob('*out*'))
+  print('left', left)
+"""
+
+
+def test_a_full_disk(tmp_path):
+  """As on one: files cannot grow beyond a limit."""
+  root = pathlib.Path(__file__).parents[1]
+  done = subprocess.run(
+    [sys.executable, '-c', _FULL, str(tmp_path)],
+    capture_output=True,
+    text=True,
+    env={
+      **os.environ,
+      'PYTHONPATH': f'{root}{os.pathsep}{root / "tests"}',
+      'JAX_PLATFORMS': 'cpu',
+    },
+  )
+  assert done.returncode == 0, done.stderr
+  lines = done.stdout.splitlines()
+  refused = [line for line in lines if line.startswith('refused')]
+  assert len(refused) == 6
+  assert all('/out: not written: ' in line for line in refused), refused
+  assert [line for line in lines if line.startswith('left')] == ['left []'] * 6
 
 
 class TestArtifact:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -74,3 +75,35 @@ def test_a_signal_may_come_while_something_is_printed(monkeypatch):
     patch.setattr('sys.stderr', Stream())
     print('loss')
   assert stop.signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
+def test_ends_at_once_and_cleans_up(name, capfd):
+  numbers = (signal.SIGINT, signal.SIGTERM)
+  before = [signal.getsignal(number) for number in numbers]
+  number = signal.Signals[name]
+  cleaned = []
+  with pytest.raises(SystemExit) as stopped:
+    with stopping.at_once():
+      try:
+        os.kill(os.getpid(), number)
+      finally:
+        # A second one is not held up by the cleaning.
+        cleaned += [signal.getsignal(number) for number in numbers]
+  assert stopped.value.code == 128 + number
+  assert cleaned == before == [signal.getsignal(number) for number in numbers]
+  assert f'{name}: stopped' in capfd.readouterr().err
+
+
+def test_at_once_in_a_thread():
+  """Python tells signals to the main thread alone."""
+  ran = []
+
+  def work():
+    with stopping.at_once():
+      ran.append(True)
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert ran

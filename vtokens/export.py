@@ -11,23 +11,16 @@ in its place only if it does what the trained model does. `gate.json` in it has
 every check. See docs/export.md.
 """
 
-import contextlib
 import os
-import pathlib
-import secrets
-import shutil
-from collections.abc import Iterator
 
 from absl import flags as absl_flags
 
-from vtokens import errors, flags, paths, versions, writers
-from vtokens.exports import (
-  artifact,
-  card,
-  gate,
-  run,
-)
+from vtokens import errors, flags, versions, writers
+from vtokens.exports import artifact, card, gate, place, run
 from vtokens.exports.config import FORMATS, Config, validate
+
+# Packages of the programs that exports are checked with.
+CHECKERS = ('torch', 'peft', 'gguf', 'xllamacpp')
 
 
 def export(cfg: Config, to: str, out: str) -> None:
@@ -41,8 +34,8 @@ def export(cfg: Config, to: str, out: str) -> None:
   Raises:
     errors.UserError: bad input, or a check failed.
   """
-  with _in_place(out) as directory:
-    source = run.read(cfg.workdir, cfg.names)
+  with place.new(out) as directory:
+    source = run.read(cfg.workdir, cfg.names, cfg.base)
     method = source.table.meta.quantize
     if method != 'none':
       writers.say(
@@ -63,7 +56,7 @@ def export(cfg: Config, to: str, out: str) -> None:
         'num_active': source.table.meta.num_trained,
         'trained_with_quantize': method,
         'seed': cfg.seed,
-        'versions': versions.packages(),
+        'versions': versions.packages(*CHECKERS),
       },
     )
 
@@ -78,31 +71,6 @@ def _makers():
       "'vtokens[export]'"
     ) from None
   return formats.MAKERS
-
-
-@contextlib.contextmanager
-def _in_place(out: str) -> Iterator[pathlib.Path]:
-  """A directory beside `out` that becomes it, if nothing fails.
-
-  Raises:
-    errors.UserError: `out` is there already, or cannot be written.
-  """
-  paths.check_is_new(out)
-  target = pathlib.Path(out)
-  partial = target.with_name(f'{target.name}.partial-{secrets.token_hex(4)}')
-  try:
-    partial.mkdir(parents=True)
-  except OSError as e:
-    raise errors.UserError(f'--out: {out} cannot be written: {e}') from None
-  try:
-    yield partial
-    try:
-      # Fails if a directory with content has come there meanwhile.
-      os.rename(partial, target)
-    except OSError as e:
-      raise errors.UserError(f'--out: {out} cannot be written: {e}') from None
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def main(cfg: Config) -> None:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import huggingface_hub
 from absl import flags as absl_flags
 
-from vtokens import config, errors, flags, paths, table_file, writers
-from vtokens.exports import artifact, prompts, run, spring
+from vtokens import config, errors, flags, table_file, writers
+from vtokens.exports import artifact, place, prompts, run, spring
 from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
 from vtokens.exports.config import NAMES
 from vtokens.models import base as base_lib
@@ -40,7 +40,14 @@ def import_table(kind: str, path: str, base: str, out: str) -> None:
   Raises:
     errors.UserError: bad input, or another base than the table's.
   """
-  paths.check_is_new(out)
+  with place.new(out) as directory:
+    table, settings = _read(kind, path, base)
+    run.write(directory, table, settings)
+  writers.say(f'{len(table.table)} virtual tokens written to {out}')
+
+
+def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
+  """The table, and the config of its run; see `import_table`."""
   if kind == 'vtokens':
     table = artifact.read(path)
     settings = _settings(table, base)
@@ -69,15 +76,14 @@ def import_table(kind: str, path: str, base: str, out: str) -> None:
       f'{path}: the table has rows of {table.table.shape[1]} numbers, '
       f'{settings.base.path} embeds tokens in {opened.config.embed_dim}'
     )
-  run.write(out, table, settings)
-  writers.say(f'{len(table.table)} virtual tokens written to {out}')
+  return table, settings
 
 
 def _settings(table: Artifact, base: str) -> config.Config:
   """The run's config, as far as a table has it."""
   prompt = table.meta.prompt
   settings = config.Config(
-    base=config.Base(path=base or table.meta.base.id),
+    base=config.Base(path=base or table.meta.base.id, dtype=_dtype(table)),
     templates=prompt.templates,
     data=_no_data(),
   )
@@ -85,6 +91,12 @@ def _settings(table: Artifact, base: str) -> config.Config:
   settings.data.max_prefix_tokens = prompt.max_prefix_tokens
   settings.data.max_suffix_tokens = prompt.max_suffix_tokens
   return _with_rows(settings, table.meta.shape[0], table.meta.num_trained)
+
+
+def _dtype(table: Artifact) -> str:
+  """That the tokens were trained with; of one imported before, the default."""
+  trained = table.meta.training.get('config', {}).get('base', {})
+  return trained.get('dtype', config.Base.dtype)
 
 
 def _no_data() -> config.Data:

@@ -68,11 +68,7 @@ def prompt_ids(
     errors.UserError: k is more than were trained, the question is too long, or
       the tokenizer is not the one of the base.
   """
-  if not 0 <= k <= meta.num_trained:
-    raise errors.UserError(
-      f'k={k}: expected 0 to {meta.num_trained}, the virtual tokens that were '
-      'trained'
-    )
+  _check_k(k, meta)
   assembler = _prepared(tokenizer, meta)
   return prompts.ids(assembler, passages, question, meta.tokens.ids[:k])
 
@@ -98,6 +94,59 @@ def prompt_texts(
     errors.UserError: the tokenizer is not the one of the base.
   """
   return prompts.texts(_prepared(tokenizer, meta), passages, question)
+
+
+def prompt_text(
+  tokenizer: 'PreTrainedTokenizerFast',
+  passages: Sequence[str | Mapping[str, str]],
+  question: str,
+  k: int,
+  meta: Meta,
+) -> str:
+  """A prompt in which names stand for virtual tokens, for want of ids.
+
+  For servers that take nothing but text and read special tokens in all of it:
+  where passages or question have a name or a special token, a space breaks it.
+  Without bos, which such servers add. Of a table for chats it is the message
+  of the user. See `prompt_texts` for why ids are better.
+
+  Args:
+    tokenizer: of the export that is served.
+    passages: see `prompt_ids`; likewise the rest.
+    question: the question.
+    k: virtual tokens.
+    meta: of the table.
+
+  Raises:
+    errors.UserError: see `prompt_ids`; or the virtual tokens do not stand
+      between passages and question.
+  """
+  _check_k(k, meta)
+  if meta.prompt.position != 'middle':
+    raise errors.UserError(
+      f'these virtual tokens stand {meta.prompt.position} in a prompt, where '
+      'tokenizers read the text next to their names otherwise than in '
+      'training; use prompt_ids'
+    )
+  special = {
+    token.content
+    for token in tokenizer.added_tokens_decoder.values()
+    if token.special
+  }
+  read = special.union(meta.tokens.names)
+  before, after = (
+    prompts.broken(text, read)
+    for text in prompt_texts(tokenizer, passages, question, meta)
+  )
+  return before + ''.join(meta.tokens.names[:k]) + after
+
+
+def _check_k(k: int, meta: Meta) -> None:
+  if not 0 <= k <= meta.num_trained:
+    raise errors.UserError(
+      f'k={k}: expected 0 to {meta.num_trained}, the virtual tokens that were '
+      'trained'
+    )
 
 
 def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:

@@ -1,8 +1,11 @@
 """Ending a run between two steps when the user or the machine asks for it."""
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 
@@ -76,3 +79,34 @@ class StopRequest:
     number = self._among(self.signal)
     if number:
       raise Stopped(number, agreed=True)
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+  """Lets Ctrl-C and SIGTERM end the program, cleaning up on the way.
+
+  For what is done anew and not continued. It exits with 128 and the signal's
+  number; a second signal acts as if this were not here.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield  # Others cannot be told of signals.
+    return
+
+  def stop(number: int, unused_frame: FrameType | None) -> None:
+    give_back()
+    os.write(2, f'\n{signal.Signals(number).name}: stopped\n'.encode())
+    # Not an Exception, of which libraries catch any.
+    sys.exit(128 + number)
+
+  def give_back() -> None:
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+  previous = {
+    number: signal.signal(number, stop)
+    for number in (signal.SIGINT, signal.SIGTERM)
+  }
+  try:
+    yield
+  finally:
+    give_back()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtokens import aot, gpus, partitioning
+from vtokens import partitioning
 from vtokens.models import attention, flash
 from vtokens.models.kv_cache import KVCache
 
@@ -122,45 +122,6 @@ def test_blocks_that_are_needed():
   assert last.tolist() == [[2, 4, 6, 0]]
   first, last = flash._bounds(positions, segments, np.int32([10]), 128, 64)
   assert first[0, 0] == 0 and last.tolist() == [[2, 4, 6, 0]]
-
-
-@pytest.mark.parametrize('kind', gpus.CARDS)
-@pytest.mark.parametrize(
-  'heads, kv_heads, head_dim, settings',
-  [
-    (9, 3, 64, {}),
-    (32, 32, 80, {}),
-    (32, 8, 128, {}),
-    (8, 4, 256, {'softcap': 50.0, 'window': 4096}),
-  ],
-)
-def test_compiled_for_cards(kind, heads, kv_heads, head_dim, settings):
-  target = aot.find_target(f'{kind}:1')
-  mesh = partitioning.make_mesh((1, 1, 1), target.devices)
-
-  def shape(*sizes, dtype=jnp.bfloat16):
-    return jax.ShapeDtypeStruct(
-      sizes, dtype, sharding=partitioning.replicated(mesh)
-    )
-
-  q = shape(2, 600, heads, head_dim)
-  slots = shape(2, 600, dtype=jnp.int32)
-  new = KVCache(
-    shape(2, kv_heads, head_dim, 600),
-    shape(2, kv_heads, 600, head_dim),
-    slots,
-    slots,
-  )
-  assert flash.is_for(mesh, q, ())
-  _, found = aot.compile_program(
-    jax.jit(
-      lambda q, new: flash.attend(q, new, mesh, scale=0.1, **settings)
-    ).lower(q, new),
-    target,
-  )
-  assert found['pallas_kernels'] == 1
-  # Padded copies, but no scores.
-  assert found['bytes']['temporaries'] < 2 * found['bytes']['arguments']
 
 
 class _Device:

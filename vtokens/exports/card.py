@@ -6,17 +6,41 @@ from collections.abc import Sequence
 from vtokens.exports.artifact import Meta
 from vtokens.exports.gate import Check
 
-_USAGE = {
-  'vtokens': """
-import torch, transformers
-from vtokens import plug
-
-table = plug.load('.')
+# Of a base in Hugging Face format, and of a GGUF file: transformers' own
+# tokenizer of that gives other ids than llama.cpp's.
+_BASE = """
 model = transformers.AutoModelForCausalLM.from_pretrained({base!r})
 tokenizer = transformers.AutoTokenizer.from_pretrained({base!r})
-plug.attach(model, table)
+"""
+_GGUF_BASE = """
+base = pathlib.Path(paths.resolve({base!r}))
+model = transformers.AutoModelForCausalLM.from_pretrained(
+  base.parent, gguf_file=base.name
+)
+tokenizer = gguf_tokenizer.read_tokenizer(base)
+"""
+_IDS = """
 ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
-out = model.generate(torch.tensor([ids]), max_new_tokens=16)
+"""
+# The most likely token, whatever the base's generation config says: it is with
+# that that answers were compared.
+_GENERATE = """
+out = model.generate(
+  torch.tensor([ids]),
+  max_new_tokens=16,
+  do_sample=False,
+  repetition_penalty=1.0,
+)
+"""
+_USAGE = {
+  'vtokens': """
+{imports}
+
+table = plug.load('.')
+{load}
+plug.attach(model, table)
+{ids}
+{generate}
 """,
   'hf': """
 import torch, transformers
@@ -25,22 +49,23 @@ from vtokens import plug
 table = plug.load('.')
 model = transformers.AutoModelForCausalLM.from_pretrained('.')
 tokenizer = transformers.AutoTokenizer.from_pretrained('.')
-ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
-out = model.generate(torch.tensor([ids]), max_new_tokens=16)
+{ids}
+{generate}
 """,
   'peft': """
 import peft, torch, transformers
 from vtokens import plug
 
 table = plug.load('.')
-model = transformers.AutoModelForCausalLM.from_pretrained({base!r})
-tokenizer = transformers.AutoTokenizer.from_pretrained({base!r})
+{load}
 model = peft.PeftModel.from_pretrained(model, 'embedding_lora')
-ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
+{ids}
 # The adapter trainable_tokens has the rows in a tied head, too.
 out = model.generate(
   input_ids=torch.tensor([ids]),
   max_new_tokens=16,
+  do_sample=False,
+  repetition_penalty=1.0,
   suppress_tokens=list(table.meta.tokens.ids),
 )
 """,
@@ -52,7 +77,7 @@ from vtokens.models import gguf_tokenizer
 
 table = plug.load('.')
 tokenizer = gguf_tokenizer.read_tokenizer('model.gguf')
-ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
+{ids}
 request = urllib.request.Request(
   'http://127.0.0.1:8080/completion',
   json.dumps({{'prompt': ids, 'n_predict': 16, 'temperature': 0}}).encode(),
@@ -85,14 +110,14 @@ _GEMMA = (
 def render(meta: Meta, to: str, checks: Sequence[Check]) -> str:
   """Markdown: what it is, how it is used, its scores and its checks."""
   n, width = meta.shape
-  usage = _USAGE[to].format(base=meta.base.id, k=meta.num_trained).strip()
   notes = [_NOTES[to]] if to in _NOTES else []
   if to == 'hf' and meta.base.scales_embeddings:
     notes.append(_GEMMA)
+  # What the hub shows beside a model, and it refuses a base that it lacks.
+  on_hub = [f'base_model: {json.dumps(meta.base.id)}']
   lines = [
-    # What the hub shows beside a model.
     '---',
-    f'base_model: {json.dumps(meta.base.id)}',
+    *(on_hub if meta.base.revision else []),
     'pipeline_tag: text-generation',
     f'library_name: {"peft" if to == "peft" else "transformers"}',
     'tags: [retrieval-augmented-generation, soft-prompt, vtokens]',
@@ -105,7 +130,7 @@ def render(meta: Meta, to: str, checks: Sequence[Check]) -> str:
     '(SPRING, arXiv 2405.19670); any first k of them work.',
     '',
     '```python',
-    usage,
+    _usage(meta, to),
     '```',
     '',
     f'Ids {meta.tokens.ids[0]} to {meta.tokens.ids[-1]}, '
@@ -146,3 +171,25 @@ def render(meta: Meta, to: str, checks: Sequence[Check]) -> str:
     f'| {check.name} | {check.found} | {check.expected} |' for check in checks
   ]
   return '\n'.join(lines) + '\n'
+
+
+def _usage(meta: Meta, to: str) -> str:
+  gguf = meta.base.id.endswith('.gguf')
+  imports = (
+    'import pathlib, torch, transformers\n'
+    'from vtokens import paths, plug\n'
+    'from vtokens.models import gguf_tokenizer'
+    if gguf
+    else 'import torch, transformers\nfrom vtokens import plug'
+  )
+  load = _GGUF_BASE if gguf else _BASE
+  return (
+    _USAGE[to]
+    .format(
+      imports=imports,
+      load=load.strip().format(base=meta.base.id),
+      ids=_IDS.strip().format(k=meta.num_trained),
+      generate=_GENERATE.strip(),
+    )
+    .strip()
+  )

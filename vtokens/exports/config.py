@@ -37,6 +37,8 @@ class Config:
   Attributes:
     workdir: of a finished run of vtokens.train, or what vtokens.import_table
       made.
+    base: where the base is now, as config.base.path of training; empty for
+      where the run's config says.
     names: of the virtual tokens where a format has names; {i} is 1, 2, ...
       Empty for those that an imported table had, or else [ref{i}], as SPRING's
       authors have it.
@@ -47,6 +49,7 @@ class Config:
   """
 
   workdir: str = ''
+  base: str = ''
   names: str = ''
   data: tuple[str, ...] = ()
   seed: int = 0

@@ -140,14 +140,14 @@ def _hf(
 
 @contextlib.contextmanager
 def _as_directory(
-  opened: base_lib.OpenBase, beside: pathlib.Path
+  opened: base_lib.OpenBase, inside: pathlib.Path
 ) -> Iterator[str]:
-  """The base's directory; of a GGUF file, one that is made of it."""
+  """The base's directory; of a GGUF file, one that is made of it and goes."""
   path = base_lib.resolve(opened.settings.path)
   if not path.endswith('.gguf'):
     yield path
     return
-  with tempfile.TemporaryDirectory(dir=beside.parent) as made:
+  with tempfile.TemporaryDirectory(dir=inside) as made:
     convert.to_directory(opened, pathlib.Path(made))
     yield made
 
@@ -177,7 +177,7 @@ def _write_hf(
   ids = plan.tokens.ids
   checks = [
     torch_consumer.names_matched(tokenizer, exported.meta),
-    torch_consumer.suppressed(directory, ids),
+    *torch_consumer.settings(directory, ids, plan.end),
     torch_consumer.head_is_harmless(model, ids, plan.unsaid[0]),
     *_all_checks(cfg, consumer, probes, table, most),
     gate.same_old_logits(

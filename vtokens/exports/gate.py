@@ -58,7 +58,7 @@ class Speaker(Protocol):
     """Ids of the greedy answer, with the one that ends it, if any."""
 
   def sample(self, ids: Sequence[int], number: int, seed: int) -> list[int]:
-    """So many ids drawn one after the other, temperature 1."""
+    """So many ids or a few more, temperature 1, each drawn after others."""
 
 
 class Consumer(Speaker, Protocol):

@@ -19,6 +19,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -52,12 +53,14 @@ class Plan:
     unsaid: ids of rows of the head that hardly ever win; the virtual tokens'
       rows copy the first.
     dtype: of the embedding matrix, of numpy or ml_dtypes.
+    end: id that ends an answer.
   """
 
   tokens: Tokens
   num_rows: int
   unsaid: tuple[int, ...]
   dtype: np.dtype
+  end: int
 
   def stored(self, table: np.ndarray) -> np.ndarray:
     """The table as the export has it, f32: rounded to its dtype."""
@@ -83,6 +86,9 @@ def plan(table: Artifact, opened: OpenBase, directory: str) -> Plan:
     num_rows=max(opened.config.vocab_size, tokens.ids[-1] + 1),
     unsaid=unsaid(vocabulary, opened, tokens.ids[0]),
     dtype=_dtype(pathlib.Path(directory)),
+    end=opened.tokenizer.turn_end_id
+    if table.meta.prompt.templates.chat
+    else opened.tokenizer.eos_id,
   )
 
 
@@ -229,6 +235,12 @@ def _write_config(base: pathlib.Path, out: pathlib.Path, plan: Plan) -> None:
   write_json(out / 'config.json', values)
 
 
+def end_ids(values: Mapping[str, Any]) -> list[int]:
+  """Of a generation config: what ends an answer."""
+  found = values.get('eos_token_id')
+  return [] if found is None else [found] if isinstance(found, int) else found
+
+
 def _write_generation_config(
   base: pathlib.Path, out: pathlib.Path, plan: Plan
 ) -> None:
@@ -241,6 +253,9 @@ def _write_generation_config(
     values = {name: config[name] for name in names if name in config}
   before = values.get('suppress_tokens') or []
   values['suppress_tokens'] = [*before, *plan.tokens.ids]
+  ends = end_ids(values)
+  if plan.end not in ends:
+    values['eos_token_id'] = [*ends, plan.end]
   write_json(out / 'generation_config.json', values)
 
 

@@ -95,11 +95,8 @@ def write(
 def _write(directory: pathlib.Path, config, tensors: dict) -> None:
   directory.mkdir()
   config.save_pretrained(directory)
-  safetensors.numpy.save_file(
-    {
-      _PREFIX + name: np.ascontiguousarray(value)
-      for name, value in tensors.items()
-    },
-    directory / _WEIGHTS,
-    {'format': 'pt'},
-  )
+  data = {
+    _PREFIX + name: np.ascontiguousarray(value)
+    for name, value in tensors.items()
+  }
+  safetensors.numpy.save_file(data, directory / _WEIGHTS, {'format': 'pt'})

@@ -1,7 +1,8 @@
 """The ids of prompts, outside of training. Needs no JAX."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 from vtokens import errors
 from vtokens.data.assemble import Assembler, Encoder
@@ -70,6 +71,12 @@ def texts(
     encoder.shown_text(list(map(_passage, passages))),
     encoder.templates.prompt.format(question=question),
   )
+
+
+def broken(text: str, tokens: Collection[str]) -> str:
+  """Text in which a space breaks whatever reads as one of the tokens."""
+  found = '|'.join(re.escape(t) for t in sorted(tokens, key=len, reverse=True))
+  return re.sub(found, lambda m: f'{m[0][0]} {m[0][1:]}', text)
 
 
 def _passage(passage: str | Mapping[str, str]) -> Passage:

@@ -108,7 +108,9 @@ def probe(
         )
       bar.update(len(batch))
   return [
-    dataclasses.replace(one, logits=_logits(base, rows, one))
+    dataclasses.replace(
+      one, logits=_logits(base, rows, one, settings.max_new_tokens)
+    )
     if number < num_logits
     else one
     for number, one in enumerate(found)
@@ -146,7 +148,9 @@ def _to_end(answer: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
   return tuple(answer)
 
 
-def _logits(base: FrozenBase, rows: np.ndarray, one: Probe) -> np.ndarray:
+def _logits(
+  base: FrozenBase, rows: np.ndarray, one: Probe, most: int
+) -> np.ndarray:
   """Logits at the positions that predict the answer, in one plain pass."""
   ids = [*one.ids, *one.answer[:-1]]
   size = round_up(len(ids), _ROUND)
@@ -154,11 +158,10 @@ def _logits(base: FrozenBase, rows: np.ndarray, one: Probe) -> np.ndarray:
   positions = np.full((1, size), -1, np.int32)
   padded[0, : len(ids)] = ids
   positions[0, : len(ids)] = np.arange(len(ids))
-  at = np.arange(len(one.ids) - 1, len(ids))
-  # As many positions for every question of the same length of answer.
-  return np.asarray(
-    _forward(base.graph, base.params, rows, padded, positions, at)
-  )
+  # As many of each question, be its answer short: few shapes are compiled.
+  at = np.minimum(np.arange(most) + len(one.ids), len(ids)) - 1
+  found = _forward(base.graph, base.params, rows, padded, positions, at)
+  return np.asarray(found)[: len(one.answer)]
 
 
 @jax.jit(static_argnums=0)

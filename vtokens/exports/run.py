@@ -32,13 +32,14 @@ class Source:
   config: config.Config
 
 
-def read(workdir: str, names: str = '') -> Source:
+def read(workdir: str, names: str = '', base: str = '') -> Source:
   """The table of a finished or imported run, and its base.
 
   Args:
     workdir: of the run.
     names: of the virtual tokens, {i} being 1, 2, ...; '' for those that an
       imported table had, or else `NAMES`.
+    base: where the base is now; '' for where the run's config says.
 
   Raises:
     errors.UserError: there is no finished run, its base or that one's tokenizer
@@ -51,6 +52,11 @@ def read(workdir: str, names: str = '') -> Source:
     )
   values = _json(directory / 'config.json')
   cfg = config.from_dict({**values, 'workdir': workdir})
+  trained_on = cfg.base.path
+  if base:
+    cfg = dataclasses.replace(
+      cfg, base=dataclasses.replace(cfg.base, path=base)
+    )
   opened = base_lib.open_base(cfg.base, cfg.context_length)
   table, metadata = table_file.load(directory / 'table.safetensors')
   identity = _json(directory / BASE)
@@ -97,7 +103,7 @@ def read(workdir: str, names: str = '') -> Source:
       Meta(
         format=artifact.FORMAT,
         base=Base(
-          id=cfg.base.path,
+          id=trained_on,
           revision=base_lib.revision(cfg.base.path),
           fingerprint=opened.fingerprint,
           tokenizer_sha256=opened.tokenizer.sha256,
@@ -119,15 +125,16 @@ def read(workdir: str, names: str = '') -> Source:
   )
 
 
-def write(workdir: str, table: Artifact, settings: config.Config) -> None:
+def write(
+  directory: pathlib.Path, table: Artifact, settings: config.Config
+) -> None:
   """Writes an imported table as a finished run, to evaluate and export.
 
   Args:
-    workdir: made if missing.
+    directory: where to.
     table: what was imported.
     settings: of the run: base, templates and position are those of the table.
   """
-  directory = pathlib.Path(workdir)
   values = schema.to_dict(settings)
   del values['workdir']
   writers.write_json(directory / 'config.json', values)

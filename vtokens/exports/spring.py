@@ -3,7 +3,9 @@
 github.com/DaoD/SPRING; FlashRAG reads it too. Needs PyTorch.
 """
 
+import io
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from vtokens import errors
 FILE = 'virtual_tokens.pt'
 # No table is larger: 1,024 tokens of 16,384 numbers, and a header.
 _MOST_BYTES = (1 << 26) + (1 << 16)
+# Before it, files were found that get around weights_only.
+_OLDEST = '2.10'
 
 
 def write(path: pathlib.Path, table: np.ndarray) -> None:
@@ -23,8 +27,11 @@ def write(path: pathlib.Path, table: np.ndarray) -> None:
   """
   import torch
 
-  # A tensor with storage of its own: all of a storage is written.
-  torch.save(torch.from_numpy(table.copy()), path)
+  # A tensor with storage of its own: all of a storage is written. Into memory,
+  # since torch makes a RuntimeError of a full disk.
+  buffer = io.BytesIO()
+  torch.save(torch.from_numpy(table.copy()), buffer)
+  path.write_bytes(buffer.getvalue())
 
 
 def read(path: str) -> np.ndarray:
@@ -48,7 +55,15 @@ def read(path: str) -> np.ndarray:
       f'{path}: {file.stat().st_size:,} bytes, more than any table has '
       f'({_MOST_BYTES:,})'
     )
+  # It compares versions, not texts.
+  if torch.__version__ < _OLDEST:
+    raise errors.UserError(
+      f'{path}: PyTorch {torch.__version__} may run code that is in the file '
+      '(CVE-2025-32434, GHSA-63cw-57p8-fm3p); pip install '
+      f"'torch>={_OLDEST}'"
+    )
   try:
+    _check_size(file)
     found = torch.load(path, map_location='cpu', weights_only=True)
   # Of pickle, of zipfile, or a RuntimeError: whatever the file makes fail.
   except Exception as e:
@@ -81,3 +96,19 @@ def read(path: str) -> np.ndarray:
   if not np.isfinite(table).all():
     raise errors.UserError(f'{path}: the table holds NaN or infinity')
   return np.ascontiguousarray(table)
+
+
+def _check_size(file: pathlib.Path) -> None:
+  """Raises if the file holds more than its size tells.
+
+  Raises:
+    ValueError: it does: torch.save compresses nothing.
+    zipfile.BadZipFile: it is broken.
+  """
+  with file.open('rb') as start:
+    if start.read(2) != b'PK':
+      return  # In the form of before PyTorch 1.6, which is not compressed.
+  with zipfile.ZipFile(file) as parts:
+    for part in parts.infolist():
+      if part.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f'{part.filename} in it is compressed')

@@ -9,9 +9,12 @@ import torch
 import transformers
 
 from vtokens import plug
-from vtokens.exports import gate
+from vtokens.exports import gate, hf
 from vtokens.exports.artifact import Meta
 from vtokens.models import gguf_tokenizer
+
+# Tokens that are drawn one after the other; more are drawn side by side.
+_LONGEST = 16
 
 
 def load_model(path: str) -> Any:
@@ -20,10 +23,10 @@ def load_model(path: str) -> Any:
   Args:
     path: a directory, or a GGUF file.
   """
-  directory, _, file = path.rpartition('/')
+  file = pathlib.Path(path)
   where = (
-    {'pretrained_model_name_or_path': directory, 'gguf_file': file}
-    if file.endswith('.gguf')
+    {'pretrained_model_name_or_path': file.parent, 'gguf_file': file.name}
+    if file.suffix == '.gguf'
     else {'pretrained_model_name_or_path': path}
   )
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -86,14 +89,16 @@ class TorchConsumer:
   def sample(self, ids: Sequence[int], number: int, seed: int) -> list[int]:
     """See `gate.Consumer`."""
     torch.manual_seed(seed)
+    length = min(number, _LONGEST)
     return self._generate(
       ids,
-      number,
+      length,
       do_sample=True,
       temperature=1.0,
       top_k=0,
       top_p=1.0,
-      min_new_tokens=number,
+      min_new_tokens=length,
+      num_return_sequences=-(-number // length),
     )
 
   def _generate(
@@ -106,7 +111,7 @@ class TorchConsumer:
       max_new_tokens=most,
       **settings,
     )
-    return out[0, len(ids) :].tolist()
+    return out[:, len(ids) :].flatten().tolist()
 
 
 @torch.no_grad()
@@ -158,16 +163,27 @@ def head_is_harmless(model: Any, ids: Sequence[int], copied: int) -> gate.Check:
   )
 
 
-def suppressed(path: pathlib.Path, ids: Sequence[int]) -> gate.Check:
-  """The generation config tells never to say the virtual tokens."""
-  settings = transformers.GenerationConfig.from_pretrained(path)
-  found = len(set(settings.suppress_tokens or []) & set(ids))
-  return gate.Check(
-    'virtual tokens in suppress_tokens of generation_config.json',
-    found == len(ids),
-    found,
-    len(ids),
-  )
+def settings(
+  path: pathlib.Path, ids: Sequence[int], end: int
+) -> list[gate.Check]:
+  """Of the generation config: what is never said, and what ends an answer."""
+  found = transformers.GenerationConfig.from_pretrained(path).to_dict()
+  never = len(set(found['suppress_tokens'] or []) & set(ids))
+  ends = hf.end_ids(found)
+  return [
+    gate.Check(
+      'virtual tokens in suppress_tokens of generation_config.json',
+      never == len(ids),
+      never,
+      len(ids),
+    ),
+    gate.Check(
+      'eos_token_id of generation_config.json has what ends an answer',
+      end in ends,
+      ends,
+      end,
+    ),
+  ]
 
 
 def load_tokenizer(path: str) -> Any:

@@ -216,23 +216,25 @@ class Decoder(nnx.Module):
       x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
       return x, note(kv, new, i)
 
-    shape = jax.eval_shape(
-      lambda: layer(0)[0].keys_values(x, positions, segments, layer(0)[1])
-    )
-    kv = tuple(
-      partitioning.constrain(
+    def keys_values(i, x):
+      run, angles, _ = layer(i)
+      return run.keys_values(x, positions, segments, angles)
+
+    def empty(part):
+      return partitioning.constrain(
         jnp.zeros((self.config.num_layers, *part.shape), part.dtype),
         self.mesh,
         (None, 'batch', 'kv_heads', None, None),
       )
-      for part in (shape.k, shape.v)
-    )
+
+    shapes = jax.eval_shape(keys_values, 0, x)
     last = self.config.num_layers - 1
     x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
-    x, kv = jax.lax.fori_loop(0, last, body, (x, kv))
-    run, angles, _ = layer(last)
-    new = run.keys_values(x, positions, segments, angles)
-    return KVCache(*note(kv, new, last), positions, segments)
+    x, kv = jax.lax.fori_loop(
+      0, last, body, (x, (empty(shapes.k), empty(shapes.v)))
+    )
+    k, v = note(kv, keys_values(last, x), last)
+    return KVCache(k, v, positions, segments)
 
   def _scale(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Embeddings as the first layer takes them."""

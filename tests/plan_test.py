@@ -16,11 +16,13 @@ from vtokens import (
   chips,
   config,
   errors,
+  flops,
   gpus,
   hlo,
   optim,
   partitioning,
   plan,
+  recipes,
   steps,
 )
 from vtokens.models import known
@@ -119,6 +121,103 @@ def test_one_that_does_not_fit(tmp_path):
   assert found['advice'] == '--config.mesh.shape=(1,16,1)'
   assert done.stdout.splitlines()[-1] == (
     'does not fit; it would with --config.mesh.shape=(1,16,1)'
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'base, topology, most',
+  [
+    ('meta-llama/Llama-2-13b-hf', 'v5e:1x1', 15.75 * 2**30),
+    # In place of a GPU of this size.
+    ('meta-llama/Llama-2-70b-hf', 'v5p:1x1x1', 80e9),
+  ],
+)
+def test_one_chip_holds_a_quantised_base(base, topology, most):
+  cfg = recipes.spring(base, chat=False)
+  cfg.base.quantize = 'int8'
+  cfg.data.examples_per_row = 1
+  cfg.data.batch_size = cfg.train.accumulation_steps = 16
+  config.validate(cfg)
+  found = plan.plan(cfg, aot.find_target(topology), decoding=False)
+  assert found['quantize'] == 'int8'
+  sizes = found['programs']['training step']['bytes']
+  assert sizes['peak'] < most
+  # A byte for each weight of the matrices, two for each other.
+  architecture = plan.read_architecture(base)
+  _, count = known.CONFIGS[base]
+  matrices = flops.matrix_weights(architecture)
+  assert sizes['arguments'] == pytest.approx(2 * count - matrices, rel=0.01)
+  # Keys and values of the passages, and little else: no weights again.
+  cache = 2 * 2 * architecture.num_layers * cfg.data.max_prefix_tokens
+  cache *= architecture.num_kv_heads * architecture.head_dim
+  assert sizes['temporaries'] - cache < 0.02 * matrices
+  # Each pass reads the bytes that there are.
+  assert found['estimate']['hbm_seconds'] == pytest.approx(
+    3 * 16 * matrices / found['chip']['bandwidth'], rel=0.01
+  )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['int8', 'int4'])
+def test_no_stack_of_matrices_is_laid_out_anew(method):
+  """As the compiler does with those in float; see quantize.py."""
+  base = DecoderConfig(
+    vocab_size=512,
+    embed_dim=1024,
+    num_layers=24,
+    num_heads=8,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_dim=1024,
+  )
+  target = aot.find_target('v5e:1x1')
+  assert len(target.devices) == 1
+  mesh = partitioning.make_mesh((1, 1, 1), target.devices)
+  graph, params = abstract.base(base, jnp.dtype('bfloat16'), mesh, method)
+  optimizer = optim.make_optimizer(config.Optim(), 1000)
+  state = abstract.state(optimizer, (16, 1024), mesh)
+  compiled = (
+    steps.jit_train_step(graph, optimizer, state, config.Train(remat=True))
+    .lower(state, params, abstract.batch(1, (128, 64), 8, mesh, packed=False))
+    .compile()
+  )
+  stack = 24 * 1024 * 1024 / {'int8': 1, 'int4': 2}[method]
+  cache = 2 * 2 * 24 * 128 * 1024
+  sizes = compiled.memory_analysis()
+  assert sizes.argument_size_in_bytes < 7.2 * stack
+  assert sizes.temp_size_in_bytes < cache + stack
+
+
+@pytest.mark.parametrize('quantize', ['none', 'int8'])
+def test_what_is_advised_first(monkeypatch, quantize):
+  """Another base only where nothing else will do."""
+  tried = []
+
+  def fits(cfg, target):
+    tried.append(cfg)
+    return {'fits': cfg.base.quantize == 'int4'}
+
+  monkeypatch.setattr(plan, 'plan', fits)
+  cfg = recipes.spring('meta-llama/Llama-2-13b-hf', chat=False)
+  cfg.mesh.shape = (1, 1, 1)
+  cfg.base.quantize = quantize
+  cfg.train.remat = False
+  target = aot.Target('x', [None], chips.CHIPS['TPU v5 lite'])
+  advice = plan.advise(cfg, target)
+  steps_of = [(c.train.remat, c.train.accumulation_steps) for c in tried]
+  micro = [(True, 2), (True, 4), (True, 8), (True, 16)]
+  assert steps_of[:5] == [(True, 1), *micro]
+  assert tried[5].eval.batch_size == 1
+  methods = [c.base.quantize for c in tried]
+  if quantize == 'int8':
+    assert advice is None
+    assert methods == ['int8'] * 6
+    return
+  assert methods == ['none'] * 6 + ['int8', 'int4']
+  assert advice == (
+    '--config.train.remat=True --config.train.accumulation_steps=16 '
+    '--config.eval.batch_size=1 --config.base.quantize=int4'
   )
 
 

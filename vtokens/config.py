@@ -43,7 +43,8 @@ class Base:
       quantised from the files' values as they are loaded. Embedding, head,
       norms and biases stay in dtype, as do products. The table that is trained
       is one of the base itself and works with any of them. A GGUF file's own
-      quantisation needs none of this: its values are read as they are.
+      quantisation needs none of this: its values are read as they are. See
+      docs/devices.md.
     attention: by what passages attend to one another: auto (JAX's splash
       kernel on TPUs, matrix products elsewhere) or flash (on A100, H100 and
       H200 in bfloat16 vtokens' own kernel, which writes no scores to memory; it

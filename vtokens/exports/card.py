@@ -95,9 +95,9 @@ _USAGE['spring-pt'] = (
 _NOTES = {
   'gguf': (
     'llama.cpp reads the names in every prompt that is text, passages '
-    'included. From documentation, not tried here: Ollama takes the file '
-    '(`FROM ./model.gguf` in a Modelfile) and text alone: send whole prompts '
-    'with `"raw": true`, and take the names out of passages and questions.'
+    'included. Ollama takes the file (`FROM ./model.gguf` in a Modelfile) and '
+    'text alone: send it `plug.prompt_text`, with `"raw": true` (from '
+    'documentation).'
   ),
 }
 _GEMMA = (

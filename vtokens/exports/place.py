@@ -1,6 +1,7 @@
 """Directories that are put in their place whole, or not at all."""
 
 import contextlib
+import glob
 import os
 import pathlib
 import secrets
@@ -28,7 +29,7 @@ def new(out: str) -> Iterator[pathlib.Path]:
   """
   paths.check_is_new(out)
   target = pathlib.Path(out)
-  for left in target.parent.glob(f'{target.name}.partial-*'):
+  for left in target.parent.glob(f'{glob.escape(target.name)}.partial-*'):
     writers.say(
       f'{left} is there: unless another export to {out} is running, one was '
       'killed; delete it'

@@ -185,7 +185,7 @@ def test_no_stack_of_matrices_is_laid_out_anew(method):
   stack = 24 * 1024 * 1024 / {'int8': 1, 'int4': 2}[method]
   cache = 2 * 2 * 24 * 128 * 1024
   sizes = compiled.memory_analysis()
-  assert sizes.argument_size_in_bytes < 7.2 * stack
+  assert sizes.argument_size_in_bytes < 7.8 * stack
   assert sizes.temp_size_in_bytes < cache + stack
 
 

@@ -333,8 +333,7 @@ def advise(cfg: config.Config, target: aot.Target) -> str | None:
     changes.append(
       {**(changes[-1] if changes else {}), 'eval.batch_size': devices}
     )
-  # Last, since it is another base, if nearly the same: less memory than all of
-  # the above, and larger chips would do without.
+  # Last: all of the above leaves the base what it is.
   if cfg.base.quantize == 'none':
     most = changes[-1] if changes else {}
     changes += [

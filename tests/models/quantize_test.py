@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import os
 import subprocess
 import sys
@@ -83,6 +84,7 @@ def test_groups_divide():
   [
     ('btd,dnh->btnh', (2, 3, 64), (64, 2, 16), 1, ('embed', 'heads', 'head')),
     ('btnh,nhd->btd', (2, 3, 2, 16), (2, 16, 48), 2, ('heads', '', 'embed')),
+    ('btnh,nhd->btd', (2, 3, 1, 64), (1, 64, 48), 2, ('heads', '', 'embed')),
     ('btf,fd->btd', (2, 3, 64), (64, 48), 1, ('mlp', 'embed')),
   ],
 )
@@ -253,7 +255,8 @@ def test_the_loaded_model_does_not_depend_on_the_dtype(tmp_path):
 
 
 # Loads a directory over meshes, and trains a step; see `_run` of sharding_test.
-_LOAD = """
+_LOAD = (
+  """
 import dataclasses, json, sys
 import flax.nnx as nnx
 import jax, jax.numpy as jnp, numpy as np, optax
@@ -280,6 +283,10 @@ batch = steps.Batch(
 table = rng.normal(size=(4, config.embed_dim)).astype(np.float32)
 optimizer = optax.sgd(1.0)
 
+"""
+  + inspect.getsource(_scanned)
+  + """
+
 def run(shape):
   count = int(np.prod(shape))
   mesh = partitioning.make_mesh(shape, jax.devices()[:count])
@@ -297,8 +304,13 @@ def run(shape):
     opt_state=optimizer.init(table),
     step=jax.device_put(jnp.zeros((), jnp.int32), like.step.sharding))
   step = jax.jit(steps.make_train_step(graph, optimizer))
-  new, metrics = step(
-    state, params, partitioning.shard_rows(batch, mesh, 8))
+  arguments = state, params, partitioning.shard_rows(batch, mesh, 8)
+  # As in test_no_layer_keeps_its_weights_for_the_backward_pass.
+  stacks = list(_scanned(jax.make_jaxpr(step)(*arguments).jaxpr))
+  assert len(stacks) == 3
+  for aval in sum(stacks, []):
+    assert np.prod(aval.shape[1:]) < 512 * 512, aval
+  new, metrics = step(*arguments)
   return arrays, sharded, np.asarray(new.table), float(metrics['loss'])
 
 arrays, sharded, trained, loss = run((1, 1, 1))
@@ -325,6 +337,7 @@ for load in (
   except errors.UserError as e:
     print(e)
 """
+)
 
 
 @pytest.mark.slow

@@ -52,7 +52,8 @@ class Matrix(nnx.Module):
   Attributes:
     values: int8 or int4, `C O`.
     scales: of int8 `O`, f32; of int4 `C/g O`, bf16, with g rows to a group.
-    outputs: what O is made of.
+    inputs: how many axes C is made of.
+    outputs: the axes that O is made of.
   """
 
   def __init__(
@@ -67,7 +68,7 @@ class Matrix(nnx.Module):
     channels = values.dtype == jnp.int8
     self.values = nnx.Param(values, axes=both)
     self.scales = nnx.Param(scales, axes=both[1:] if channels else both)
-    self.outputs = shape[inputs:]
+    self.inputs, self.outputs = inputs, shape[inputs:]
 
 
 def group_size(rows: int) -> int:
@@ -131,15 +132,9 @@ def product(x: Float[Array, '*B'], weight: Matrix) -> Float[Array, '*C']:
 
   Only x has a gradient.
   """
-  rows = weight.values.shape[0]
-  batch, size = x.ndim, 1
-  while size < rows:
-    batch -= 1
-    size *= x.shape[batch]
-  y = _product(
-    x.reshape(*x.shape[:batch], rows), weight.values[...], weight.scales[...]
-  )
-  return y.reshape(*x.shape[:batch], *weight.outputs)
+  batch = x.shape[: x.ndim - weight.inputs]
+  y = _product(x.reshape(*batch, -1), weight.values[...], weight.scales[...])
+  return y.reshape(*batch, *weight.outputs)
 
 
 @jax.custom_vjp

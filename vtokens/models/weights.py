@@ -240,7 +240,7 @@ def save_decoder(
   """Writes weights and config.json as transformers does, in their dtype.
 
   Args:
-    model: the decoder.
+    model: the decoder, none of whose matrices are quantised.
     directory: where to; made if missing.
     extra: fields of config.json that are no matter of the decoder: the ids of
       bos, eos and padding, for which transformers has defaults that seldom

@@ -1,5 +1,6 @@
 """Models that many tests share."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -14,6 +15,22 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # other's processor.
 if 'PYTEST_XDIST_WORKER' in os.environ:
   torch.set_num_threads(1)
+
+
+# A process can have 65,530 (/proc/sys/vm/max_map_count); XLA's compiler crashes
+# beyond.
+_MANY_MAPPINGS = 30_000
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _few_programs():
+  """Forgets compiled programs, a few mappings each, before they are too many."""
+  yield
+  with contextlib.suppress(FileNotFoundError):  # Not on Linux.
+    if pathlib.Path('/proc/self/maps').read_text().count('\n') > _MANY_MAPPINGS:
+      import jax  # Not before JAX_PLATFORMS is set.
+
+      jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

@@ -24,7 +24,7 @@ _MANY_MAPPINGS = 30_000
 
 @pytest.fixture(scope='module', autouse=True)
 def _few_programs():
-  """Forgets compiled programs, a few mappings each, before they are too many."""
+  """Forgets compiled programs, a few mappings each, before there are many."""
   yield
   with contextlib.suppress(FileNotFoundError):  # Not on Linux.
     if pathlib.Path('/proc/self/maps').read_text().count('\n') > _MANY_MAPPINGS:

@@ -318,7 +318,9 @@ def test_remat_changes_neither_values_nor_gradients(tiny):
   assert np.isfinite(gradient).all()
   np.testing.assert_array_equal(gradient[2], 0)
   np.testing.assert_allclose(value_remat, value, rtol=1e-6)
-  np.testing.assert_allclose(gradient_remat, gradient, rtol=1e-5, atol=1e-6)
+  # Small entries are differences of large ones, which are rounded.
+  scale = np.abs(gradient).max()
+  np.testing.assert_allclose(gradient_remat, gradient, atol=1e-6 * scale)
 
   def num_saved(remat):
     """Values kept for the backward pass."""

@@ -277,6 +277,7 @@ batch = steps.Batch(
     rng.integers(0, 320, (8, 12), np.int32)], axis=1),
   suffix_positions=np.tile(np.arange(24, 40, dtype=np.int32), (8, 1)),
   suffix_segments=None,
+  suffix_parents=None,
   targets=rng.integers(0, 320, (8, 4), np.int32),
   target_index=np.tile(np.arange(12, 16, dtype=np.int32), (8, 1)),
 )

@@ -203,7 +203,8 @@ def test_what_is_advised_first(monkeypatch, quantize):
   cfg.mesh.shape = (1, 1, 1)
   cfg.base.quantize = quantize
   cfg.train.remat = False
-  target = aot.Target('x', [None], chips.CHIPS['TPU v5 lite'])
+  chip = chips.CHIPS['TPU v5 lite']
+  target = aot.Target('x', [None], chip, chip.memory)
   advice = plan.advise(cfg, target)
   steps_of = [(c.train.remat, c.train.accumulation_steps) for c in tried]
   micro = [(True, 2), (True, 4), (True, 8), (True, 16)]

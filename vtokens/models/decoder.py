@@ -121,9 +121,8 @@ class Decoder(nnx.Module):
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     """Runs T new tokens per row after those in the caches.
 
-    The one call of the model: passages without a cache, virtual tokens and
-    question after the passages' cache, and single tokens after both while
-    generating.
+    Virtual tokens and question after the passages' cache, which `encode` makes,
+    and single tokens after both while generating.
 
     Args:
       x: embeddings of the new tokens, as `embed` gives them.

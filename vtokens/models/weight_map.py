@@ -77,24 +77,20 @@ class Weight:
     source: TensorSource,
     layer: int,
     index: tuple[slice, ...],
-    dtype: np.dtype,
+    out: np.ndarray,
     progress: Callable[[int], Any],
-  ) -> np.ndarray:
-    """The part of one layer's parameter that lies at an index.
+  ) -> None:
+    """Fills an array with the part of one layer's parameter at an index.
 
     Args:
       source: of the tensors.
       layer: which one; 0 for a parameter that is not stacked.
       index: one slice of each axis of `shape`. Axes are sharded only where
         the part stays a block of rows and columns of the stored tensor.
-      dtype: of the result.
+      out: what to fill: of the part's shape, contiguous, of any dtype.
       progress: called with the number of stored bytes just read.
     """
     name = self.names[layer]
-    shape = tuple(
-      len(range(*part.indices(size)))
-      for part, size in zip(index, self.shape, strict=True)
-    )
     # Axes of the parameter that are columns of the tensor, and rows of it.
     split = self.inputs or 1
     first, second = index[:split], index[split:]
@@ -106,7 +102,9 @@ class Weight:
     else:
       rows, columns = _span(index, self.shape), slice(0, 1)
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    out = np.empty((width, height) if self.inputs else (height, width), dtype)
+    # Views: to be filled where it is.
+    flat = out.reshape((width, height) if self.inputs else (height, width))
+    target = flat.T if self.inputs else flat
     total = math.prod(source.shapes()[name])
     step = max(1, BLOCK_BYTES // (4 * width))
     for start in range(0, height, step):
@@ -115,12 +113,8 @@ class Weight:
       block = source.read(
         name, slice(offset + start, offset + stop), columns
       ).reshape(stop - start, width)
-      if self.inputs:
-        out[:, start:stop] = block.T
-      else:
-        out[start:stop] = block
+      target[start:stop] = block
       progress(round(source.nbytes(name) * block.size / total))
-    return out.reshape(shape)
 
   def write(self, parameter: np.ndarray) -> np.ndarray:
     """The stored rows of one layer's parameter; the inverse of `read`."""

@@ -118,17 +118,13 @@ def load_decoder(
       shards = []
       for spans, places in devices.items():
         index = tuple(slice(*span) for span in spans)
-        read = functools.partial(
-          weight.read,
-          source,
-          index=index,
-          dtype=kind,
-          progress=bar.update,
-        )
-        if weight.stacked:
-          part = np.stack([read(i) for i in range(first, last)])
-        else:
-          part = read(0)
+        sizes = [b - a for a, b in spans]
+        # Filled in place: a list of layers to be stacked would hold all twice.
+        part = np.empty((last - first, *sizes), kind)
+        for number, layer in enumerate(part, first):
+          weight.read(source, number, index, layer, bar.update)
+        if not weight.stacked:
+          (part,) = part
         shards += [jax.device_put(part, device) for device in places]
       shape = (last - first, *weight.shape) if weight.stacked else weight.shape
       return jax.make_array_from_single_device_arrays(shape, sharding, shards)

@@ -209,10 +209,13 @@ def _load(directory, method, dtype=jnp.float32, context_length=LENGTH):
   return nnx.split(model)
 
 
+_EXACT = [(name, 'none') for name in CASES]
+
+
 @pytest.fixture(
   scope='module',
   params=[
-    *((name, 'none') for name in CASES),
+    *_EXACT,
     *((name, method) for method in QUANTISED for name in QUANTISED[method]),
   ],
   ids='-'.join,
@@ -431,11 +434,11 @@ def test_bf16_is_as_near_to_f32_as_torch(pair, request):
   assert found <= 2 * distance(theirs)
 
 
-def test_config_and_weights_there_and_back(pair, tmp_path, request):
+# Only what is not quantised is saved.
+@pytest.mark.parametrize('pair', _EXACT, indirect=True, ids='-'.join)
+def test_config_and_weights_there_and_back(pair, tmp_path):
   """What we write, transformers reads: equal bits and equal logits."""
   (graph, params), reference, directory = pair
-  if request.node.callspec.params['pair'][1] != 'none':
-    pytest.skip('only what is not quantised is saved')
   config = hf.read_config(directory)
   extra = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'))
   weights_lib.save_decoder(nnx.merge(graph, params), tmp_path, extra)

@@ -87,11 +87,7 @@ def attend(
   if segments is None:
     segments = jnp.zeros_like(new.positions)
 
-  def pad(x: Array, axis: int, fill: int = 0) -> Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, padding)
-    return jnp.pad(x, widths, constant_values=fill)
-
+  pad = functools.partial(layers.pad, size=padding)
   run = jax.shard_map(
     functools.partial(
       _one_shard, scale=scale, softcap=softcap, interpret=interpret

@@ -105,3 +105,10 @@ class GatedMLP(nnx.Module):
 def softcap(x: Float[Array, '*B'], cap: float | None) -> Float[Array, '*B']:
   """`cap * tanh(x / cap)`: x, smoothly kept within +-cap; None keeps x."""
   return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def pad(x: Array, axis: int, fill: int = 0, *, size: int) -> Array:
+  """An array with `size` elements of padding at the end of an axis."""
+  widths = [(0, 0)] * x.ndim
+  widths[axis] = (0, size)
+  return jnp.pad(x, widths, constant_values=fill)

@@ -9,6 +9,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from vtokens.models import layers
 from vtokens.models.kv_cache import KVCache
 from vtokens.partitioning import LOGICAL_AXIS_RULES, platform
 
@@ -81,11 +82,7 @@ def attend(
   # Padding is a segment of its own.
   segments = jnp.where(new.positions < 0, -1, segments)
 
-  def pad(x: Array, axis: int, fill: int = 0) -> Array:
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, padding)
-    return jnp.pad(x, widths, constant_values=fill)
-
+  pad = functools.partial(layers.pad, size=padding)
   run = jax.shard_map(
     functools.partial(
       _one_shard, softcap=softcap, window=window, interpret=interpret

@@ -1,0 +1,371 @@
+r"""Exact match against minutes of training, for ways to train virtual tokens.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/quality_per_minute.py --json FILE
+
+SmolLM2 and the questions of `configs/quickstart.py` (extra `quickstart`). Each
+contender trains alone, in a process of its own, for the same time: from the
+first step on, compilation included. Then one evaluator answers the same
+held-out questions with the tables that they had after each part of it.
+
+  draws_1, draws_2, draws_4  vtokens, with so many k for each pass over the
+                             passages (`virtual_tokens.draws_per_example`)
+  official                   SPRING's recipe in PyTorch, on the same draws as
+                             draws_1
+  peft                       PEFT's prompt tuning: all tokens, before passages
+
+The learning rate is constant after the warm-up, since a decay would need the
+number of steps, which differs.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+CONTENDERS = ('draws_1', 'draws_2', 'draws_4', 'official', 'peft')
+
+_CONTENDERS = flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
+_MINUTES = flags.DEFINE_list('minutes', ['2', '4', '6'], 'When to score.')
+_QUESTIONS = flags.DEFINE_integer('questions', 200, 'To score with.')
+_ACTIVE = flags.DEFINE_list('k', ['5', '50'], 'Virtual tokens, to score with.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a child process does.
+
+  Attributes:
+    contender: one of `CONTENDERS`; '' to score.
+    directory: where tables are: `<contender>.npz`, one after each step.
+    minutes: when to score; training ends with the last.
+    questions: to score with.
+    active: virtual tokens to score with.
+    seed: of data and draws.
+  """
+
+  contender: str
+  directory: str
+  minutes: tuple[float, ...]
+  questions: int
+  active: tuple[int, ...]
+  seed: int
+
+
+class Setting:
+  """The quickstart's data and base, as a contender wants them."""
+
+  def __init__(self, task: Task):
+    import jax
+
+    from vtokens import config, partitioning
+    from vtokens.data import training_set
+    from vtokens.data.assemble import Assembler
+    from vtokens.models import base as base_lib
+
+    sys.path.insert(0, str(_ROOT / 'configs'))
+    import quickstart
+
+    self.cfg = cfg = quickstart.get_config()
+    cfg.seed = task.seed
+    cfg.optim.schedule = 'constant'
+    cfg.eval.max_test = task.questions
+    cfg.workdir = task.directory
+    if task.contender.startswith('draws_'):
+      cfg.virtual_tokens.draws_per_example = int(task.contender[6:])
+    else:
+      cfg.data.examples_per_row = 1
+    if task.contender == 'peft':
+      cfg.virtual_tokens.draw = 'fixed'
+      cfg.virtual_tokens.position = 'first'
+      # The passages are there.
+      cfg.data.max_suffix_tokens += cfg.data.max_prefix_tokens
+    config.validate(cfg)
+    self.mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+    self.opened = base_lib.open_base(cfg.base, cfg.context_length)
+    self.assembler = Assembler.for_run(self.opened.tokenizer, cfg)
+    report = training_set.bad_records(cfg.data)
+    self.held_out = [
+      training_set.read_held_out(cfg, field, most, report)
+      for field, most in (
+        ('validation', cfg.eval.max_validation),
+        ('test', cfg.eval.max_test),
+      )
+    ]
+
+  def batches(self) -> Any:
+    """The contender's training batches, of the first step on."""
+    from vtokens.data import pipeline, training_set
+
+    mixture, _ = training_set.open_training_set(
+      self.cfg, self.assembler, self.held_out, print
+    )
+    return pipeline.TrainBatches(
+      mixture,
+      self.cfg.data,
+      self.cfg.virtual_tokens,
+      self.assembler,
+      self.opened.config.vocab_size,
+      self.cfg.seed,
+    )
+
+
+# Of each step: its loss, and the table after it.
+Steps = Iterator[tuple[float, np.ndarray]]
+
+
+def ours(setting: Setting, batches: Any) -> Steps:
+  """Trains with vtokens."""
+  import jax.numpy as jnp
+
+  from vtokens import optim, partitioning, steps, virtual_tokens
+
+  cfg, mesh = setting.cfg, setting.mesh
+  base = setting.opened.load(mesh)
+  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+  table = jnp.asarray(
+    virtual_tokens.initial_table(
+      cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
+    )
+  )
+  state = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
+  step = steps.jit_train_step(base.graph, optimizer, state, cfg.train)
+  with batches.starting_at(0) as stream:
+    yield 0.0, np.asarray(table)  # Ready.
+    for host in stream:
+      batch = partitioning.shard_batch(host.batch, mesh, batches.batch_rows)
+      state, values = step(state, base.params, batch)
+      yield float(values['loss']), np.asarray(state.table)
+
+
+def theirs(setting: Setting, batches: Any, with_peft: bool) -> Steps:
+  """Trains in PyTorch, on the same examples, left-padded."""
+  import torch
+  import transformers
+
+  from vtokens import optim, paths, virtual_tokens
+
+  cfg = setting.cfg
+  path = pathlib.Path(paths.resolve(cfg.base.path))
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    path.parent, gguf_file=path.name, dtype=torch.float32
+  )
+  model.requires_grad_(False)
+  model.config.use_cache = False
+  vocab_size = model.config.vocab_size
+  base = setting.opened.load(setting.mesh)
+  start = torch.from_numpy(
+    virtual_tokens.initial_table(
+      cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
+    )
+  )
+  if with_peft:
+    import peft
+
+    model = peft.get_peft_model(
+      model,
+      peft.PromptTuningConfig(
+        task_type='CAUSAL_LM', num_virtual_tokens=len(start)
+      ),
+    )
+    [table] = [p for p in model.parameters() if p.requires_grad]
+    with torch.no_grad():
+      table.copy_(start)
+  else:
+    table = torch.nn.Parameter(start)
+
+  def loss_of(rows: list[tuple[np.ndarray, int]]) -> torch.Tensor:
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, (row, targets) in enumerate(rows):
+      ids[i, longest - len(row) :] = torch.from_numpy(row).long()
+      mask[i, longest - len(row) :] = 1
+      labels[i, -targets:] = ids[i, -targets:]
+    if with_peft:
+      return model(input_ids=ids, attention_mask=mask, labels=labels).loss
+    virtual = ids >= vocab_size
+    x = model.get_input_embeddings()(ids.masked_fill(virtual, 0))
+    x = x.masked_scatter(
+      virtual[..., None], table[ids[virtual] - vocab_size].to(x.dtype)
+    )
+    return model(inputs_embeds=x, attention_mask=mask, labels=labels).loss
+
+  settings = cfg.optim
+  rate = optim.make_schedule(settings, cfg.train.num_steps)
+  optimizer = torch.optim.Adam(
+    [table], betas=(settings.b1, settings.b2), eps=settings.eps
+  )
+  rates = [float(rate(i)) for i in range(settings.warmup_steps + 1)]
+  with batches.starting_at(0) as stream:
+    yield 0.0, start.numpy().copy()  # Ready.
+    for number, host in enumerate(stream):
+      loss = loss_of(_rows(host.batch, vocab_size if with_peft else None))
+      loss.backward()
+      torch.nn.utils.clip_grad_norm_([table], settings.clip_norm)
+      optimizer.param_groups[0]['lr'] = rates[min(number, len(rates) - 1)]
+      optimizer.step()
+      optimizer.zero_grad()
+      yield float(loss.detach()), table.detach().numpy().copy()
+
+
+def _rows(batch: Any, without: int | None) -> list[tuple[np.ndarray, int]]:
+  """Ids of each example, its answer last, and how many of them are the answer.
+
+  Args:
+    batch: of one example to a row.
+    without: ids from here on are left out.
+  """
+  rows = []
+  for r in range(len(batch.prefix)):
+    targets = batch.targets[r][batch.target_index[r] >= 0]
+    ids = np.concatenate(
+      [
+        batch.prefix[r][batch.prefix_positions[r] >= 0],
+        batch.suffix[r][batch.suffix_positions[r] >= 0],
+        targets[-1:],
+      ]
+    )
+    rows.append((ids if without is None else ids[ids < without], len(targets)))
+  return rows
+
+
+def train(task: Task) -> None:
+  """Trains for the time given; writes the table after each step."""
+  setting = Setting(task)
+  batches = setting.batches()
+  if task.contender.startswith('draws_'):
+    made = ours(setting, batches)
+  else:
+    made = theirs(setting, batches, task.contender == 'peft')
+  _, table = next(made)
+  seconds, losses, tables = [0.0], [float('nan')], [table]
+  began = time.perf_counter()
+  while seconds[-1] < 60 * max(task.minutes):
+    loss, table = next(made)
+    seconds.append(time.perf_counter() - began)
+    losses.append(loss)
+    tables.append(table)
+  np.savez(
+    pathlib.Path(task.directory) / f'{task.contender}.npz',
+    seconds=np.array(seconds),
+    losses=np.array(losses),
+    tables=np.stack(tables),
+  )
+
+
+def score(task: Task) -> None:
+  """Answers questions with all tables; writes scores.json."""
+  from vtokens.data.assemble import Assembler
+  from vtokens.evaluation import scores
+  from vtokens.evaluation.answering import Answerer
+  from vtokens.evaluation.conditions import CONDITIONS, Table
+  from vtokens.evaluation.evaluator import Evaluator
+  from vtokens.evaluation.prompts import Arm, Prompter
+
+  setting = Setting(task)
+  cfg = setting.cfg
+  base = setting.opened.load(setting.mesh)
+  cfg.data.max_suffix_tokens += cfg.data.max_prefix_tokens
+  assembler = Assembler.for_run(setting.opened.tokenizer, cfg)
+  arms, rows = [], []
+  for file in sorted(pathlib.Path(task.directory).glob('*.npz')):
+    kept = np.load(file)
+    for minutes in task.minutes:
+      # The last that was there by then.
+      step = int(np.searchsorted(kept['seconds'], 60 * minutes, 'right')) - 1
+      table = Table(f'{file.stem} {minutes}', kept['tables'][step], assembler)
+      for k in task.active:
+        first = file.stem == 'peft'
+        if first and k < len(table.rows):
+          continue  # It was trained with all.
+        name = f'{file.stem} {minutes} {k}'
+        condition = CONDITIONS['tokens_first' if first else 'tokens']
+        arms.append(Arm(name, condition, table, k))
+        rows.append(
+          {
+            'contender': file.stem,
+            'minutes': minutes,
+            'k': k,
+            'steps': step,
+            'loss': float(np.mean(kept['losses'][max(1, step - 9) : step + 1])),
+          }
+        )
+  prompter = Prompter(assembler, cfg.eval, cfg.seed)
+  evaluator = Evaluator(
+    Answerer(base, setting.mesh, cfg.eval, cfg.seed), prompter
+  )
+  records = setting.held_out[1].records
+  answers = evaluator.answers(records, arms, label='scoring')
+  for row, arm in zip(rows, arms, strict=True):
+    row |= scores.scores_of(records, answers[arm.name]).as_dict()
+  path = pathlib.Path(task.directory) / 'scores.json'
+  path.write_text(json.dumps(rows))
+
+
+def _print(rows: list[dict[str, Any]]) -> None:
+  print(
+    f'{"contender":10} {"minutes":>8} {"steps":>6} {"k":>4} {"EM":>6} {"F1":>6}'
+  )
+  for row in rows:
+    print(
+      f'{row["contender"]:10} {row["minutes"]:8g} {row["steps"]:6} '
+      f'{row["k"]:4} {row["em"]:6.1f} {row["f1"]:6.1f}'
+    )
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  with tempfile.TemporaryDirectory() as directory:
+    task = Task(
+      contender='',
+      directory=directory,
+      minutes=tuple(map(float, _MINUTES.value)),
+      questions=_QUESTIONS.value,
+      active=tuple(map(int, _ACTIVE.value)),
+      seed=_SEED.value,
+    )
+    for name in [*_CONTENDERS.value, '']:
+      print(name or 'scoring', flush=True)
+      child = dataclasses.asdict(dataclasses.replace(task, contender=name))
+      subprocess.run([sys.executable, __file__, json.dumps(child)], check=True)
+    rows = json.loads((pathlib.Path(directory) / 'scores.json').read_text())
+  _print(rows)
+  if _JSON.value:
+    report = {
+      'questions': _QUESTIONS.value,
+      'seed': _SEED.value,
+      'versions': {
+        name: importlib.metadata.version(name)
+        for name in ('jax', 'torch', 'transformers', 'peft')
+      },
+      'rows': rows,
+    }
+    pathlib.Path(_JSON.value).write_text(json.dumps(report, indent=2) + '\n')
+
+
+def _child(text: str) -> None:
+  values = json.loads(text)
+  task = Task(
+    **{**values, **{k: tuple(values[k]) for k in ('minutes', 'active')}}
+  )
+  (train if task.contender else score)(task)
+
+
+if __name__ == '__main__':
+  if len(sys.argv) == 2 and sys.argv[1].startswith('{'):
+    _child(sys.argv[1])
+  else:
+    app.run(main)

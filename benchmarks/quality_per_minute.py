@@ -13,9 +13,6 @@ held-out questions with the tables that they had after each part of it.
   official                   SPRING's recipe in PyTorch, on the same draws as
                              draws_1
   peft                       PEFT's prompt tuning: all tokens, before passages
-
-The learning rate is constant after the warm-up, since a decay would need the
-number of steps, which differs.
 """
 
 import dataclasses
@@ -26,13 +23,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import peft
+import quickstart_runs
+import torch
+import transformers
 from absl import app, flags
+from quickstart_runs import Steps
 
-_ROOT = pathlib.Path(__file__).resolve().parent.parent
+from vtokens import config, optim, paths
+from vtokens.evaluation.conditions import CONDITIONS, Table
+from vtokens.evaluation.prompts import Arm
+
 CONTENDERS = ('draws_1', 'draws_2', 'draws_4', 'official', 'peft')
 
 _CONTENDERS = flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
@@ -64,99 +68,24 @@ class Task:
   seed: int
 
 
-class Setting:
-  """The quickstart's data and base, as a contender wants them."""
-
-  def __init__(self, task: Task):
-    import jax
-
-    from vtokens import config, partitioning
-    from vtokens.data import training_set
-    from vtokens.data.assemble import Assembler
-    from vtokens.models import base as base_lib
-
-    sys.path.insert(0, str(_ROOT / 'configs'))
-    import quickstart
-
-    self.cfg = cfg = quickstart.get_config()
-    cfg.seed = task.seed
-    cfg.optim.schedule = 'constant'
-    cfg.eval.max_test = task.questions
-    cfg.workdir = task.directory
-    if task.contender.startswith('draws_'):
-      cfg.virtual_tokens.draws_per_example = int(task.contender[6:])
-    else:
-      cfg.data.examples_per_row = 1
-    if task.contender == 'peft':
-      cfg.virtual_tokens.draw = 'fixed'
-      cfg.virtual_tokens.position = 'first'
-      # The passages are there.
-      cfg.data.max_suffix_tokens += cfg.data.max_prefix_tokens
-    config.validate(cfg)
-    self.mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
-    self.opened = base_lib.open_base(cfg.base, cfg.context_length)
-    self.assembler = Assembler.for_run(self.opened.tokenizer, cfg)
-    report = training_set.bad_records(cfg.data)
-    self.held_out = [
-      training_set.read_held_out(cfg, field, most, report)
-      for field, most in (
-        ('validation', cfg.eval.max_validation),
-        ('test', cfg.eval.max_test),
-      )
-    ]
-
-  def batches(self) -> Any:
-    """The contender's training batches, of the first step on."""
-    from vtokens.data import pipeline, training_set
-
-    mixture, _ = training_set.open_training_set(
-      self.cfg, self.assembler, self.held_out, print
-    )
-    return pipeline.TrainBatches(
-      mixture,
-      self.cfg.data,
-      self.cfg.virtual_tokens,
-      self.assembler,
-      self.opened.config.vocab_size,
-      self.cfg.seed,
-    )
+def configure(task: Task) -> config.Config:
+  """The config of a contender, or of scoring."""
+  cfg = quickstart_runs.load_config(task.directory, task.questions, task.seed)
+  if task.contender.startswith('draws_'):
+    cfg.virtual_tokens.draws_per_example = int(task.contender[6:])
+  else:
+    cfg.data.examples_per_row = 1
+  if task.contender in ('peft', ''):
+    # The passages are in the suffix, where tokens are before them.
+    cfg.data.max_suffix_tokens += cfg.data.max_prefix_tokens
+  if task.contender == 'peft':
+    cfg.virtual_tokens.draw = 'fixed'
+    cfg.virtual_tokens.position = 'first'
+  return cfg
 
 
-# Of each step: its loss, and the table after it.
-Steps = Iterator[tuple[float, np.ndarray]]
-
-
-def ours(setting: Setting, batches: Any) -> Steps:
-  """Trains with vtokens."""
-  import jax.numpy as jnp
-
-  from vtokens import optim, partitioning, steps, virtual_tokens
-
-  cfg, mesh = setting.cfg, setting.mesh
-  base = setting.opened.load(mesh)
-  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
-  table = jnp.asarray(
-    virtual_tokens.initial_table(
-      cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
-    )
-  )
-  state = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
-  step = steps.jit_train_step(base.graph, optimizer, state, cfg.train)
-  with batches.starting_at(0) as stream:
-    yield 0.0, np.asarray(table)  # Ready.
-    for host in stream:
-      batch = partitioning.shard_batch(host.batch, mesh, batches.batch_rows)
-      state, values = step(state, base.params, batch)
-      yield float(values['loss']), np.asarray(state.table)
-
-
-def theirs(setting: Setting, batches: Any, with_peft: bool) -> Steps:
-  """Trains in PyTorch, on the same examples, left-padded."""
-  import torch
-  import transformers
-
-  from vtokens import optim, paths, virtual_tokens
-
+def train_in_torch(setting: quickstart_runs.Setting, with_peft: bool) -> Steps:
+  """Trains on the same examples, left-padded; see `Setting.train`."""
   cfg = setting.cfg
   path = pathlib.Path(paths.resolve(cfg.base.path))
   model = transformers.AutoModelForCausalLM.from_pretrained(
@@ -165,15 +94,8 @@ def theirs(setting: Setting, batches: Any, with_peft: bool) -> Steps:
   model.requires_grad_(False)
   model.config.use_cache = False
   vocab_size = model.config.vocab_size
-  base = setting.opened.load(setting.mesh)
-  start = torch.from_numpy(
-    virtual_tokens.initial_table(
-      cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
-    )
-  )
+  start = torch.tensor(setting.initial_table(setting.load()))
   if with_peft:
-    import peft
-
     model = peft.get_peft_model(
       model,
       peft.PromptTuningConfig(
@@ -209,8 +131,8 @@ def theirs(setting: Setting, batches: Any, with_peft: bool) -> Steps:
     [table], betas=(settings.b1, settings.b2), eps=settings.eps
   )
   rates = [float(rate(i)) for i in range(settings.warmup_steps + 1)]
-  with batches.starting_at(0) as stream:
-    yield 0.0, start.numpy().copy()  # Ready.
+  with setting.batches().starting_at(0) as stream:
+    yield float('nan'), start.numpy().copy()
     for number, host in enumerate(stream):
       loss = loss_of(_rows(host.batch, vocab_size if with_peft else None))
       loss.backward()
@@ -244,14 +166,13 @@ def _rows(batch: Any, without: int | None) -> list[tuple[np.ndarray, int]]:
 
 def train(task: Task) -> None:
   """Trains for the time given; writes the table after each step."""
-  setting = Setting(task)
-  batches = setting.batches()
+  setting = quickstart_runs.Setting(configure(task))
   if task.contender.startswith('draws_'):
-    made = ours(setting, batches)
+    made = setting.train()
   else:
-    made = theirs(setting, batches, task.contender == 'peft')
-  _, table = next(made)
-  seconds, losses, tables = [0.0], [float('nan')], [table]
+    made = train_in_torch(setting, task.contender == 'peft')
+  losses, tables = map(list, zip(next(made), strict=True))
+  seconds = [0.0]
   began = time.perf_counter()
   while seconds[-1] < 60 * max(task.minutes):
     loss, table = next(made)
@@ -268,49 +189,35 @@ def train(task: Task) -> None:
 
 def score(task: Task) -> None:
   """Answers questions with all tables; writes scores.json."""
-  from vtokens.data.assemble import Assembler
-  from vtokens.evaluation import scores
-  from vtokens.evaluation.answering import Answerer
-  from vtokens.evaluation.conditions import CONDITIONS, Table
-  from vtokens.evaluation.evaluator import Evaluator
-  from vtokens.evaluation.prompts import Arm, Prompter
-
-  setting = Setting(task)
-  cfg = setting.cfg
-  base = setting.opened.load(setting.mesh)
-  cfg.data.max_suffix_tokens += cfg.data.max_prefix_tokens
-  assembler = Assembler.for_run(setting.opened.tokenizer, cfg)
+  setting = quickstart_runs.Setting(configure(task))
   arms, rows = [], []
   for file in sorted(pathlib.Path(task.directory).glob('*.npz')):
-    kept = np.load(file)
+    name, kept = file.stem, np.load(file)
     for minutes in task.minutes:
       # The last that was there by then.
       step = int(np.searchsorted(kept['seconds'], 60 * minutes, 'right')) - 1
-      table = Table(f'{file.stem} {minutes}', kept['tables'][step], assembler)
+      table = Table(
+        f'{name} {minutes}', kept['tables'][step], setting.assembler
+      )
       for k in task.active:
-        first = file.stem == 'peft'
-        if first and k < len(table.rows):
+        if name == 'peft' and k < len(table.rows):
           continue  # It was trained with all.
-        name = f'{file.stem} {minutes} {k}'
-        condition = CONDITIONS['tokens_first' if first else 'tokens']
-        arms.append(Arm(name, condition, table, k))
+        condition = 'tokens_first' if name == 'peft' else 'tokens'
+        arms.append(Arm(f'{table.name} {k}', CONDITIONS[condition], table, k))
         rows.append(
           {
-            'contender': file.stem,
+            'contender': name,
             'minutes': minutes,
-            'k': k,
             'steps': step,
-            'loss': float(np.mean(kept['losses'][max(1, step - 9) : step + 1])),
+            'k': k,
+            # Of the last ten steps; none, where so many were not made.
+            'loss': float(kept['losses'][step - 9 : step + 1].mean())
+            if step >= 10
+            else None,
           }
         )
-  prompter = Prompter(assembler, cfg.eval, cfg.seed)
-  evaluator = Evaluator(
-    Answerer(base, setting.mesh, cfg.eval, cfg.seed), prompter
-  )
-  records = setting.held_out[1].records
-  answers = evaluator.answers(records, arms, label='scoring')
-  for row, arm in zip(rows, arms, strict=True):
-    row |= scores.scores_of(records, answers[arm.name]).as_dict()
+  for row, found in zip(rows, setting.score(arms), strict=True):
+    row |= found
   path = pathlib.Path(task.directory) / 'scores.json'
   path.write_text(json.dumps(rows))
 

@@ -1,0 +1,84 @@
+r"""Virtual tokens of a quantised base, used on it and on the base itself.
+
+    python benchmarks/quantised_quality.py --json FILE
+
+SmolLM2 and the questions of `configs/quickstart.py` (extra `quickstart`): one
+table is trained on each base, with the same examples and draws, and each is
+scored on its own base and on the one that is not quantised; so is the table of
+that on each of the others.
+"""
+
+import json
+import pathlib
+import tempfile
+from typing import Any
+
+import quickstart_runs
+from absl import app, flags
+
+from vtokens.evaluation.conditions import CONDITIONS, Table
+from vtokens.evaluation.prompts import Arm
+
+_METHODS = flags.DEFINE_list('methods', ['int8', 'int4'], 'Quantisations.')
+_STEPS = flags.DEFINE_integer('steps', 60, 'Of training, 8 examples each.')
+_QUESTIONS = flags.DEFINE_integer('questions', 200, 'To score with.')
+_K = flags.DEFINE_integer('k', 50, 'Virtual tokens, to score with.')
+_SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  tables, losses = {}, {}
+  rows: list[dict[str, Any]] = []
+  with tempfile.TemporaryDirectory() as directory:
+
+    def setting(method: str) -> quickstart_runs.Setting:
+      cfg = quickstart_runs.load_config(
+        directory, _QUESTIONS.value, _SEED.value
+      )
+      cfg.base.quantize = method
+      return quickstart_runs.Setting(cfg)
+
+    for method in ('none', *_METHODS.value):
+      print(f'training on {method}', flush=True)
+      made = setting(method).train()
+      next(made)
+      found = []
+      for _ in range(_STEPS.value):
+        loss, tables[method] = next(made)
+        found.append(loss)
+      made.close()
+      losses[method] = sum(found[-10:]) / len(found[-10:])
+    for served in ('none', *_METHODS.value):
+      own = setting(served)
+      trained = list(tables) if served == 'none' else ['none', served]
+      arms = [
+        Arm(
+          name,
+          CONDITIONS['tokens'],
+          Table(name, tables[name], own.assembler),
+          _K.value,
+        )
+        for name in trained
+      ]
+      for name, scores in zip(trained, own.score(arms), strict=True):
+        rows.append({'trained_on': name, 'used_on': served, **scores})
+        print(
+          f'trained on {name:5} used on {served:5} '
+          f'EM {scores["em"]:5.1f} F1 {scores["f1"]:5.1f}',
+          flush=True,
+        )
+  if _JSON.value:
+    report = {
+      'steps': _STEPS.value,
+      'k': _K.value,
+      'seed': _SEED.value,
+      'loss_of_last_10_steps': losses,
+      'rows': rows,
+    }
+    pathlib.Path(_JSON.value).write_text(json.dumps(report, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)

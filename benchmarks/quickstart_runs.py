@@ -1,0 +1,119 @@
+"""The quickstart's base, data and training, for benchmarks of quality."""
+
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vtokens import config, optim, partitioning, steps, virtual_tokens
+from vtokens.data import pipeline, training_set
+from vtokens.data.assemble import Assembler
+from vtokens.evaluation import scores
+from vtokens.evaluation.answering import Answerer
+from vtokens.evaluation.evaluator import Evaluator
+from vtokens.evaluation.prompts import Arm, Prompter
+from vtokens.models import base as base_lib
+
+_CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
+
+# Of each step: its loss, and the table after it.
+Steps = Iterator[tuple[float, np.ndarray]]
+
+
+def load_config(directory: str, questions: int, seed: int) -> config.Config:
+  """`configs/quickstart.py`, for runs of any number of steps.
+
+  The learning rate is constant after the warm-up, since a decay would need that
+  number.
+
+  Args:
+    directory: where work is kept.
+    questions: of the test data, to score with.
+    seed: of data and draws.
+  """
+  sys.path.insert(0, str(_CONFIGS))
+  import quickstart
+
+  cfg = quickstart.get_config()
+  cfg.workdir = directory
+  cfg.seed = seed
+  cfg.optim.schedule = 'constant'
+  cfg.eval.max_test = questions
+  return cfg
+
+
+class Setting:
+  """What a config names, opened."""
+
+  def __init__(self, cfg: config.Config):
+    config.validate(cfg)
+    self.cfg = cfg
+    self.mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+    self.opened = base_lib.open_base(cfg.base, cfg.context_length)
+    self.assembler = Assembler.for_run(self.opened.tokenizer, cfg)
+    report = training_set.bad_records(cfg.data)
+    self._held_out = [
+      training_set.read_held_out(cfg, field, most, report)
+      for field, most in (
+        ('validation', cfg.eval.max_validation),
+        ('test', cfg.eval.max_test),
+      )
+    ]
+
+  def batches(self) -> pipeline.TrainBatches:
+    """The training batches."""
+    mixture, _ = training_set.open_training_set(
+      self.cfg, self.assembler, self._held_out, print
+    )
+    return pipeline.TrainBatches(
+      mixture,
+      self.cfg.data,
+      self.cfg.virtual_tokens,
+      self.assembler,
+      self.opened.config.vocab_size,
+      self.cfg.seed,
+    )
+
+  def load(self) -> base_lib.FrozenBase:
+    """The weights."""
+    return self.opened.load(self.mesh)
+
+  def initial_table(self, base: base_lib.FrozenBase) -> np.ndarray:
+    """The table before the first step, `P D` f32."""
+    return virtual_tokens.initial_table(
+      self.cfg.virtual_tokens, base.decoder(), base.tokenizer, self.cfg.seed
+    )
+
+  def train(self) -> Steps:
+    """Trains without end; first comes the table before, with loss nan."""
+    cfg = self.cfg
+    base, batches = self.load(), self.batches()
+    table = jnp.asarray(self.initial_table(base))
+    optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+    state = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
+    step = steps.jit_train_step(base.graph, optimizer, state, cfg.train)
+    with batches.starting_at(0) as stream:
+      yield float('nan'), np.asarray(table)
+      for host in stream:
+        batch = partitioning.shard_batch(
+          host.batch, self.mesh, batches.batch_rows
+        )
+        state, values = step(state, base.params, batch)
+        yield float(values['loss']), np.asarray(state.table)
+
+  def score(self, arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """EM, F1 and number of questions, for each arm."""
+    cfg = self.cfg
+    prompter = Prompter(self.assembler, cfg.eval, cfg.seed)
+    answerer = Answerer(self.load(), self.mesh, cfg.eval, cfg.seed)
+    records = self._held_out[1].records
+    answers = Evaluator(answerer, prompter).answers(
+      records, arms, label='scoring'
+    )
+    return [
+      scores.scores_of(records, answers[arm.name]).as_dict() for arm in arms
+    ]

@@ -246,6 +246,16 @@ def test_diff_tells_false_from_absent():
   ]
 
 
+def test_diff_from_what_had_fewer_fields():
+  defaults = {'a': 1, 'b': {'c': 2, 'd': 3}}
+  old = {'b': {'c': 4}}
+  assert schema.diff(old, {'a': 1, 'b': {'c': 4, 'd': 3}}, '', defaults) == []
+  assert schema.diff(old, {'a': 5, 'b': {'c': 2, 'd': 3}}, '', defaults) == [
+    'a: 1 there, 5 now',
+    'b.c: 4 there, 2 now',
+  ]
+
+
 def test_as_section():
   assert schema.as_section(Leaf) is Leaf
   for kind in (int, dict[str, Leaf], tuple[int, ...], Leaf(), None):

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -447,6 +448,19 @@ def test_directory_of_another_config(place, reference):
     '\n  config.train.num_steps: 12 there, 13 now\n',
   )
   assert _tree(workdir) == before
+
+
+def test_directory_of_an_earlier_version(place, reference, tmp_path):
+  workdir = tmp_path / 'earlier'
+  shutil.copytree(reference[0], workdir)
+  kept = json.loads((workdir / 'config.json').read_text())
+  del kept['base']['quantize'], kept['virtual_tokens']['draws_per_example']
+  (workdir / 'config.json').write_text(json.dumps(kept))
+  done = place.run(place.command(workdir))
+  assert done.returncode == 0, done.stderr
+  assert 'holds the finished run' in done.stdout
+  done = place.run(place.command(workdir, '--config.base.quantize=int8'))
+  _assert_error(done, "\n  config.base.quantize: 'none' there, 'int8' now\n")
 
 
 def test_directory_of_another_base(place, reference):

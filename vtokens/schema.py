@@ -119,9 +119,20 @@ def build(cls: type, values: dict[str, Any], prefix: str = '') -> Any:
 
 
 def diff(
-  old: dict[str, Any], new: dict[str, Any], root: str = 'config.'
+  old: dict[str, Any],
+  new: dict[str, Any],
+  root: str = 'config.',
+  absent: dict[str, Any] | None = None,
 ) -> list[str]:
-  """One line for each field in which two `to_dict` results differ."""
+  """One line for each field in which two `to_dict` results differ.
+
+  Args:
+    old: what is there.
+    new: what it is compared with.
+    root: before each field's name.
+    absent: what fields are that `old` does not have, as those that came with a
+      later version.
+  """
 
   def flat(values, prefix=''):
     for key, value in values.items():
@@ -130,7 +141,7 @@ def diff(
       else:
         yield f'{prefix}{key}', value
 
-  a, b = dict(flat(old)), dict(flat(new))
+  a, b = {**dict(flat(absent or {})), **dict(flat(old))}, dict(flat(new))
   return [
     f'{root}{field}: {a.get(field, "(absent)")!r} there, '
     f'{b.get(field, "(absent)")!r} now'

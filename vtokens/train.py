@@ -75,7 +75,13 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
 def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
   workdir = epath.Path(cfg.workdir)
-  _check_claim(workdir / 'config.json', _identity(cfg), 'another config')
+  _check_claim(
+    workdir / 'config.json',
+    _identity(cfg),
+    'another config',
+    # A run of an earlier version goes on: what came since is off by default.
+    absent=_identity(config.Config()),
+  )
   report = training_set.bad_records(cfg.data)
   held_out = [
     training_set.read_held_out(cfg, field, most, report)
@@ -243,8 +249,19 @@ def _read_if_there(path: epath.Path) -> Any:
   )
 
 
-def _check_claim(path: epath.Path, found: dict[str, Any], what: str) -> None:
+def _check_claim(
+  path: epath.Path,
+  found: dict[str, Any],
+  what: str,
+  absent: dict[str, Any] | None = None,
+) -> None:
   """Compares what a run is with what the directory holds, if anything.
+
+  Args:
+    path: where the directory has it.
+    found: what the run is.
+    what: the directory holds if they differ.
+    absent: see `schema.diff`.
 
   Raises:
     errors.UserError: they differ.
@@ -252,7 +269,7 @@ def _check_claim(path: epath.Path, found: dict[str, Any], what: str) -> None:
   claimed = _read_if_there(path)
   if claimed is None:
     return
-  lines = schema.diff(claimed, found, f'{path.stem}.')
+  lines = schema.diff(claimed, found, f'{path.stem}.', absent)
   if lines:
     raise errors.UserError(
       f'{path.parent} holds a run of {what}:\n  '

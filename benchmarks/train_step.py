@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import contenders
@@ -42,7 +43,7 @@ _DTYPE = flags.DEFINE_enum(
 )
 _PASSAGES = flags.DEFINE_list('passages', ['5'], 'Of an example.')
 _BATCH = flags.DEFINE_list('batch', ['8'], 'Examples of a step.')
-_PER_ROW = flags.DEFINE_integer('per_row', 4, 'Ours: examples to a row.')
+_PER_ROW = flags.DEFINE_integer('per_row', 4, 'Examples to a row of packed.')
 _K = flags.DEFINE_integer('k', 50, 'Virtual tokens.')
 _CONTENDERS = flags.DEFINE_list(
   'contenders', list(contenders.CONTENDERS), 'Which.'
@@ -210,33 +211,35 @@ def _needed(runners: list[Runner], batch: int) -> dict[str, Any]:
   return {**facts, 'peak_flops': peak}
 
 
-def best(rows: list[dict[str, Any]], contender: str) -> dict[str, Any] | None:
-  """The batch of a contender with which it is fastest."""
-  own = [r for r in rows if r['contender'] == contender and 'seconds' in r]
+def best(
+  rows: list[dict[str, Any]], names: Sequence[str]
+) -> dict[str, Any] | None:
+  """The fastest of some contenders and batches."""
+  own = [r for r in rows if r['contender'] in names and 'seconds' in r]
   return max(own, key=lambda row: row['examples_per_second'], default=None)
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Ours over each other's, the best batch of each; memory at equal batches."""
-  ours = best(rows, 'split')
+  """Ours over each other's, the best of each; memory at equal batches."""
+  ours = best(rows, contenders.OURS)
   assert ours
   found = {}
-  for name in contenders.CONTENDERS[1:]:
-    other = best(rows, name)
+  for name in contenders.CONTENDERS[len(contenders.OURS) :]:
+    other = best(rows, [name])
     if other is None:
       continue
     found[f'examples_per_second / {name}'] = (
       ours['examples_per_second'] / other['examples_per_second']
     )
-    [same] = [
-      r
-      for r in rows
-      if r['contender'] == 'split' and r['batch'] == other['batch']
-    ]
-    if 'seconds' in same:
-      found[f'memory / {name}'] = (
-        same['peak_bytes_above_weights'] / other['peak_bytes_above_weights']
-      )
+    for row in rows:
+      if row['contender'] != name or 'seconds' not in row:
+        continue
+      batch = row['batch']
+      same = best([r for r in rows if r['batch'] == batch], contenders.OURS)
+      if same:
+        found[f'memory / {name}, batch {batch}'] = (
+          same['peak_bytes_above_weights'] / row['peak_bytes_above_weights']
+        )
   return found
 
 
@@ -314,10 +317,11 @@ def main(argv: list[str]) -> None:
             dtype=_DTYPE.value,
             passages=passages,
             batch=batch,
-            per_row=math.gcd(batch, _PER_ROW.value),
+            per_row=math.gcd(batch, _PER_ROW.value) if name == 'packed' else 1,
             k=_K.value,
           )
           for name in _CONTENDERS.value
+          if name != 'packed' or math.gcd(batch, _PER_ROW.value) > 1
         ]
         together = not _has_accelerator()
         found = measure(tasks, together)

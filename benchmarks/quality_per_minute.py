@@ -10,8 +10,8 @@ held-out questions with the tables that they had after each part of it.
 
   draws_1, draws_2, draws_4  vtokens, with so many k for each pass over the
                              passages (`virtual_tokens.draws_per_example`)
-  official                   SPRING's recipe in PyTorch, on the same draws as
-                             draws_1
+  official                   SPRING's recipe in PyTorch, on examples drawn as
+                             those of draws_1; rows decide in which step one is
   peft                       PEFT's prompt tuning: all tokens, before passages
 """
 

@@ -8,8 +8,9 @@ r"""Training steps of vtokens next to what people would otherwise run.
 The contenders are described in `contenders.py`; each runs in a process of its
 own. On CPUs they are all there at once and make steps in turn, so that a drift
 of the machine meets all; on an accelerator one after the other, each with its
-memory to itself. Losses and gradients of all that compute the same are compared
-before anything is timed. Of several batches the best counts.
+memory to itself. Losses and gradients of all that compute the same are
+compared; where they differ there are no figures. Of several batches the best
+counts.
 
 Models: smollm2 (the real weights, extra `quickstart`), or random weights of the
 shape of qwen2.5-1.5b, llama-3.2-3b or mistral-7b; tiny is for a trial.

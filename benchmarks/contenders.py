@@ -1,9 +1,10 @@
-"""One way to train virtual tokens, in a process of its own, step by step.
+"""Ways to train virtual tokens, step by step, in a process of their own.
 
-`benchmarks/train_step.py` starts it, once for each contender, and says when to
-make a step: a line on standard input is one step, its end is the end. What it
-prints are lines of JSON: what there was to know after the first step, seconds
-of each step, and at the end the memory.
+`benchmarks/train_step.py` starts it and says on standard input what to do, a
+line of JSON each: a `Task` begins one way, `"step"` is one step of it, `"end"`
+its end. What it prints are lines of JSON: what there was to know after the
+first step, seconds of each step, the memory; or what failed. The weights are
+loaded once.
 
 All contenders have the same weights, examples, k, table and optimiser:
 
@@ -18,10 +19,14 @@ All contenders have the same weights, examples, k, table and optimiser:
 
 import ctypes
 import dataclasses
+import functools
+import gc
 import json
 import pathlib
 import resource
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,7 +34,8 @@ from typing import Any
 import numpy as np
 
 OURS = ('split', 'packed')
-CONTENDERS = (*OURS, 'unsplit', 'official', 'official_remat', 'peft')
+JAX = (*OURS, 'unsplit')
+CONTENDERS = (*JAX, 'official', 'official_remat', 'peft')
 # Both optimisers'.
 _LEARNING_RATE, _B1, _B2, _EPS, _CLIP = 1e-3, 0.9, 0.999, 1e-8, 1.0
 
@@ -46,6 +52,9 @@ class Task:
     batch: examples of a step.
     per_row: of vtokens: examples that share a row.
     k: virtual tokens of each example.
+    kernels: of vtokens: whether attention can have a kernel.
+    trace: of vtokens: a directory for a trace of two steps and the compiled
+      program's text; '' for none.
     seed: of examples and table.
   """
 
@@ -56,6 +65,8 @@ class Task:
   batch: int
   per_row: int
   k: int
+  kernels: bool = True
+  trace: str = ''
   seed: int = 0
 
 
@@ -93,7 +104,7 @@ def make_table(task: Task, dim: int) -> np.ndarray:
 
 
 class Memory:
-  """What steps take of this process's memory, from now on."""
+  """What steps take of this process's memory on the host, from now on."""
 
   def __init__(self) -> None:
     # What the compiler, or whoever loaded the weights, has given back.
@@ -117,6 +128,30 @@ class Memory:
 Step = Callable[[], tuple[float, float]]
 
 
+@functools.cache
+def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
+  """A base without its tokenizer: architecture and weights."""
+  import flax.nnx as nnx
+  import jax
+  import jax.numpy as jnp
+
+  from vtokens import partitioning
+  from vtokens.models import gguf, hf
+  from vtokens.models import weights as weights_lib
+
+  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  if path.endswith('.gguf'):
+    source = gguf.GGUFSource(path)
+    architecture = source.config
+  else:
+    source = hf.SafetensorsSource(path)
+    architecture = hf.read_config(path)
+  decoder = weights_lib.load_decoder(
+    source, architecture, jnp.dtype(dtype), mesh
+  )
+  return architecture, nnx.state(decoder)
+
+
 def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
   """A step of ours, what it computes, and its peak memory.
 
@@ -128,28 +163,19 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
   import jax.numpy as jnp
   import optax
 
-  from vtokens import config, flops, losses, optim, partitioning, steps
+  from vtokens import config, losses, optim, partitioning, steps
   from vtokens import virtual_tokens as virtual
   from vtokens.data import assemble, batching, pipeline
-  from vtokens.models import gguf, hf
-  from vtokens.models import weights as weights_lib
+  from vtokens.models.decoder import abstract_decoder
 
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
-  if task.model.endswith('.gguf'):
-    source = gguf.GGUFSource(task.model)
-    architecture = source.config
-  else:
-    source = hf.SafetensorsSource(task.model)
-    architecture = hf.read_config(task.model)
-  # Without a tokenizer, which random weights have none of.
-  graph, params = nnx.split(
-    weights_lib.load_decoder(source, architecture, jnp.dtype(task.dtype), mesh)
+  architecture, params = load_vtokens(task.model, task.dtype)
+  architecture = dataclasses.replace(architecture, kernels=task.kernels)
+  graph, _ = nnx.split(
+    abstract_decoder(architecture, jnp.dtype(task.dtype), mesh)
   )
   vocab_size = architecture.vocab_size
   texts = make_texts(task, vocab_size)
-  device = jax.devices()[0]
-  on_device = device.memory_stats() or {}
-  weights = on_device.get('bytes_in_use', 0)
   none = np.zeros(0, np.int32)
   examples = [
     assemble.Example(t.prefix, none, task.k, t.prompt, t.answer) for t in texts
@@ -222,14 +248,9 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
   facts = {
     'compile_seconds': time.perf_counter() - began,
     'temporary_bytes': program.memory_analysis().temp_size_in_bytes,
-    'needed_flops': flops.train_flops(
-      architecture,
-      [(len(e.prefix),) * 2 + (e.suffix_len, len(e.targets)) for e in examples],
-    ),
-    'real_tokens': int(prefix.sum() + suffix.sum()),
     'computed_tokens': len(rows) * sum(shape),
     'row_shape': shape,
-    'device': device.device_kind,
+    'device': jax.devices()[0].device_kind,
     'product_flops_per_second': _product_rate(jnp.dtype(task.dtype)),
   }
   memory = Memory()
@@ -240,21 +261,39 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
     return float(values['loss']), float(values['grad_norm'])
 
   def peak() -> int:
-    stats = device.memory_stats() or {}
-    if 'peak_bytes_in_use' in stats:
-      return stats['peak_bytes_in_use'] - weights
-    # Some of what was given back before may have stayed with the process.
+    if task.trace:
+      _trace(task, run, program.as_text())
+    # What XLA plans, which on accelerators is what a program takes. Of a host's
+    # memory some of what was given back before may have been used again.
     return max(memory.peak(), facts['temporary_bytes'])
 
   return run, facts, peak
 
 
-def _product_rate(dtype: Any, size: int = 2048, repeats: int = 8) -> float:
+def _trace(task: Task, run: Step, program: str) -> None:
+  """Leaves a trace of two steps, and the program's text."""
+  import jax
+
+  directory = pathlib.Path(task.trace)
+  name = f'{task.contender}_{task.batch}'
+  with tempfile.TemporaryDirectory() as made:
+    with jax.profiler.trace(made):
+      run()
+      run()
+    [found] = pathlib.Path(made).rglob('*.xplane.pb')
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copy(found, directory / f'{name}.xplane.pb')
+  (directory / f'{name}.txt').write_text(program)
+
+
+@functools.cache
+def _product_rate(dtype: Any, repeats: int = 8) -> float:
   """What a large matrix product reaches here, FLOP/s: the best of some."""
   import jax
   import jax.numpy as jnp
 
-  x = jnp.ones((size, size), dtype)
+  size = 2048 if jax.default_backend() == 'cpu' else 8192
+  x = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(jnp.matmul).lower(x, x).compile()
   best = float('inf')
   for _ in range(repeats):
@@ -307,30 +346,43 @@ def _joined(batch: Any) -> Any:
   )
 
 
-def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
-  """A step of a peer in PyTorch; see `vtokens_step`."""
+@functools.cache
+def load_torch(path: str, dtype: str) -> Any:
+  """A base in transformers, frozen."""
   import torch
   import transformers
 
-  cuda = torch.cuda.is_available()
-  device = torch.device('cuda' if cuda else 'cpu')
-  path = pathlib.Path(task.model)
-  of_gguf = path.suffix == '.gguf'
+  file = pathlib.Path(path)
+  of_gguf = file.suffix == '.gguf'
   model = transformers.AutoModelForCausalLM.from_pretrained(
-    path.parent if of_gguf else path,
-    gguf_file=path.name if of_gguf else None,
-    dtype=getattr(torch, task.dtype),
+    file.parent if of_gguf else file,
+    gguf_file=file.name if of_gguf else None,
+    dtype=getattr(torch, dtype),
     attn_implementation='sdpa',
-  ).to(device)
+  ).to('cuda' if torch.cuda.is_available() else 'cpu')
   model.requires_grad_(False)
   model.config.use_cache = False
-  vocab_size = model.config.vocab_size
-  texts = make_texts(task, vocab_size)
+  return model
+
+
+def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
+  """A step of a peer in PyTorch; see `vtokens_step`."""
+  import torch
+
+  cuda = torch.cuda.is_available()
+  model = load_torch(task.model, task.dtype)
+  device = model.device
+  texts = make_texts(task, model.config.vocab_size)
+  if cuda:
+    torch.cuda.reset_peak_memory_stats()
   weights = torch.cuda.memory_allocated() if cuda else 0
   start = torch.from_numpy(make_table(task, model.config.hidden_size))
   if task.contender == 'official_remat':
     model.gradient_checkpointing_enable({'use_reentrant': False})
     model.train()
+  else:
+    model.gradient_checkpointing_disable()
+    model.eval()
   # The whole batch padded on the left, as the official recipe has it.
   k = 0 if task.contender == 'peft' else task.k
   whole = [len(t.prefix) + k + len(t.prompt) + len(t.answer) for t in texts]
@@ -397,32 +449,60 @@ def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
   return run, facts, peak
 
 
-def serve(task: Task, lines: Iterator[str]) -> Iterator[dict[str, Any]]:
-  """What the process prints; a step for each line that comes."""
-  ours = task.contender in (*OURS, 'unsplit')
-  run, facts, peak = (vtokens_step if ours else torch_step)(task)
-  began = time.perf_counter()
-  loss, norm = run()
-  yield {
-    **facts,
-    'loss': loss,
-    'grad_norm': norm,
-    'first_seconds': time.perf_counter() - began,
-  }
-  for _ in lines:
-    began = time.perf_counter()
-    run()
-    yield {'seconds': time.perf_counter() - began}
-  yield {
-    'peak_bytes_above_weights': peak(),
-    'peak_bytes_of_process': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    * 1024,
-  }
+def serve(requests: Iterator[Any]) -> Iterator[dict[str, Any]]:
+  """What the process prints, an answer to each request."""
+  for request in requests:
+    task = Task(**request)
+    step = vtokens_step if task.contender in JAX else torch_step
+    try:
+      run, facts, peak = step(task)
+      began = time.perf_counter()
+      loss, norm = run()
+    except Exception as e:
+      if not _out_of_memory(e):
+        raise
+      yield {'failed': 'out of memory'}
+      continue
+    yield {
+      **facts,
+      'loss': loss,
+      'grad_norm': norm,
+      'first_seconds': time.perf_counter() - began,
+    }
+    for again in requests:
+      if again == 'end':
+        break
+      began = time.perf_counter()
+      run()
+      yield {'seconds': time.perf_counter() - began}
+    yield {
+      'peak_bytes_above_weights': peak(),
+      'peak_bytes_of_process': resource.getrusage(
+        resource.RUSAGE_SELF
+      ).ru_maxrss
+      * 1024,
+    }
+    del run, peak
+    _free()
+
+
+def _out_of_memory(error: Exception) -> bool:
+  message = str(error)
+  return 'out of memory' in message or 'RESOURCE_EXHAUSTED' in message
+
+
+def _free() -> None:
+  """Lets go of what a contender held on its device."""
+  gc.collect()
+  if 'torch' in sys.modules:
+    import torch
+
+    if torch.cuda.is_available():
+      torch.cuda.empty_cache()
 
 
 def main() -> None:
-  task = Task(**json.loads(sys.argv[1]))
-  for reply in serve(task, sys.stdin):
+  for reply in serve(map(json.loads, sys.stdin)):
     print('>', json.dumps(reply), flush=True)
 
 

@@ -5,10 +5,10 @@ r"""Training steps of vtokens next to what people would otherwise run.
     python benchmarks/train_step.py --model mistral-7b --dtype bfloat16 \
       --passages 1,3,5 --batch 4,8,16,32 --json benchmarks/train_step_gpu.json
 
-The contenders are described in `contenders.py`; each runs in a process of its
-own. On CPUs they are all there at once and make steps in turn, so that a drift
-of the machine meets all; on an accelerator one after the other, each with its
-memory to itself. Losses and gradients of all that compute the same are
+The contenders are described in `contenders.py`. On CPUs each has a process of
+its own, all are there at once and make steps in turn, so that a drift of the
+machine meets all; on an accelerator they run one after the other, those of a
+framework in one process. Losses and gradients of all that compute the same are
 compared; where they differ there are no figures. Of several batches the best
 counts.
 
@@ -19,6 +19,7 @@ shape of qwen2.5-1.5b, llama-3.2-3b or mistral-7b; tiny is for a trial.
 import dataclasses
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -35,8 +36,9 @@ from typing import Any
 import contenders
 from absl import app, flags
 
-from vtokens import chips
-from vtokens.models import known
+from vtokens import chips, config, flops
+from vtokens.models import gguf, hf, known
+from vtokens.models.config import DecoderConfig
 
 _MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
 _DTYPE = flags.DEFINE_enum(
@@ -47,7 +49,15 @@ _BATCH = flags.DEFINE_list('batch', ['8'], 'Examples of a step.')
 _PER_ROW = flags.DEFINE_integer('per_row', 4, 'Examples to a row of packed.')
 _K = flags.DEFINE_integer('k', 50, 'Virtual tokens.')
 _CONTENDERS = flags.DEFINE_list(
-  'contenders', list(contenders.CONTENDERS), 'Which.'
+  'contenders',
+  list(contenders.CONTENDERS),
+  'Which; name:4:8 for batches other than those of --batch.',
+)
+_ATTENTION = flags.DEFINE_enum(
+  'attention', 'auto', config.ATTENTION, 'Of vtokens; see base.attention.'
+)
+_TRACE = flags.DEFINE_string(
+  'trace', '', 'Directory for traces of vtokens; see trace_summary.py.'
 )
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed steps; medians count.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
@@ -93,81 +103,118 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 5e-2}
 
 
-class Runner:
-  """A contender's process."""
+class Process:
+  """A process of `contenders.py`."""
 
-  def __init__(self, task: contenders.Task):
-    self.task = task
+  def __init__(self) -> None:
     self._process = subprocess.Popen(
-      [
-        sys.executable,
-        str(pathlib.Path(contenders.__file__)),
-        json.dumps(dataclasses.asdict(task)),
-      ],
+      [sys.executable, str(pathlib.Path(contenders.__file__))],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
       env={**os.environ, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
     )
-    self.seconds: list[float] = []
-    self.facts = self._reply()
 
-  def _reply(self) -> dict[str, Any] | None:
-    """The next line of figures; None where the process has failed."""
-    assert self._process.stdout
+  def ask(self, request: Any) -> dict[str, Any]:
+    """Its answer."""
+    assert self._process.stdin and self._process.stdout
+    self._process.stdin.write(json.dumps(request) + '\n')
+    self._process.stdin.flush()
     for line in self._process.stdout:
       if line.startswith('> '):
         return json.loads(line[2:])
-    return None
+    return {'failed': 'its process ended'}
 
-  def step(self) -> None:
-    """One timed step."""
-    assert self._process.stdin
-    self._process.stdin.write('\n')
-    self._process.stdin.flush()
-    reply = self._reply()
-    if reply is None:
-      self.facts = None
-    else:
-      self.seconds.append(reply['seconds'])
-
-  def end(self) -> None:
-    """Asks for the memory and waits for the end."""
+  def close(self) -> None:
+    """Waits for its end."""
     assert self._process.stdin
     self._process.stdin.close()
-    reply = self._reply()
-    if self.facts is not None and reply is not None:
-      self.facts |= reply
     self._process.wait()
 
 
-def measure(tasks: list[contenders.Task], together: bool) -> list[Runner]:
-  """Runs all, in turns or one after the other."""
-  runners = []
-  for task in tasks:
-    print(f'  {task.contender}, batch {task.batch}', flush=True)
-    runner = Runner(task)
-    runners.append(runner)
-    if not together:
-      _turns([runner])
-      runner.end()
-  if together:
-    _turns(runners)
+class Runner:
+  """A contender in a process."""
+
+  def __init__(self, process: Process, task: contenders.Task):
+    self.task = task
+    self.seconds: list[float] = []
+    self._process = process
+    self.facts = process.ask(dataclasses.asdict(task))
+
+  @property
+  def failed(self) -> str | None:
+    """What went wrong, or None."""
+    return self.facts.get('failed')
+
+  def step(self) -> None:
+    """One timed step."""
+    reply = self._process.ask('step')
+    if 'seconds' in reply:
+      self.seconds.append(reply['seconds'])
+    else:
+      self.facts |= reply
+
+  def end(self) -> None:
+    """Asks for the memory."""
+    if not self.failed:
+      self.facts |= self._process.ask('end')
+    # All there is, should the whole be cut off.
+    said = {
+      'seconds': [round(seconds, 4) for seconds in self.seconds],
+      'GiB': round(self.facts.get('peak_bytes_above_weights', 0) / 2**30, 2),
+      **{
+        key: self.facts[key]
+        for key in ('failed', 'loss', 'grad_norm', 'compile_seconds')
+        if key in self.facts
+      },
+    }
+    print(f'  {self.task.contender}, batch {self.task.batch}: {said}')
+    sys.stdout.flush()
+
+
+def measure_together(tasks: list[contenders.Task]) -> list[Runner]:
+  """Runs all in turns, each in a process of its own."""
+  processes = [Process() for _ in tasks]
+  runners = [
+    Runner(process, task)
+    for process, task in zip(processes, tasks, strict=True)
+  ]
+  for _ in range(_REPEATS.value):
     for runner in runners:
-      runner.end()
+      if not runner.failed:
+        runner.step()
+  for runner, process in zip(runners, processes, strict=True):
+    runner.end()
+    process.close()
   return runners
 
 
-def _turns(runners: list[Runner]) -> None:
-  for _ in range(_REPEATS.value):
-    for runner in runners:
-      if runner.facts is not None:
-        runner.step()
+def measure_in_turn(tasks: list[contenders.Task]) -> list[Runner]:
+  """Runs one after the other, in a process for each framework."""
+  runners = []
+  for jax in (False, True):
+    process = Process()
+    # PEFT, which wraps the model, comes last.
+    for task in sorted(
+      tasks, key=lambda task: contenders.CONTENDERS.index(task.contender)
+    ):
+      if (task.contender in contenders.JAX) != jax:
+        continue
+      runner = Runner(process, task)
+      for _ in range(_REPEATS.value):
+        if not runner.failed:
+          runner.step()
+      runner.end()
+      runners.append(runner)
+    process.close()
+  return runners
 
 
 def check(runners: list[Runner]) -> None:
   """Raises where contenders that compute the same do not agree."""
-  facts = [r.facts for r in runners if r.facts and r.task.contender != 'peft']
+  facts = [
+    r.facts for r in runners if not r.failed and r.task.contender != 'peft'
+  ]
   for key in ('loss', 'grad_norm'):
     values = [f[key] for f in facts]
     if values and not math.isclose(
@@ -181,13 +228,13 @@ def summarise(runner: Runner, needed: dict[str, Any]) -> dict[str, Any]:
 
   Args:
     runner: which has ended.
-    needed: facts of `split` for the same examples: tokens, FLOPs, the peak.
+    needed: see `_needed`.
   """
   task = runner.task
   row: dict[str, Any] = {'contender': task.contender, 'batch': task.batch}
   facts = runner.facts
-  if facts is None:
-    return {**row, 'failed': True}
+  if runner.failed:
+    return {**row, 'failed': runner.failed}
   seconds = statistics.median(runner.seconds)
   return {
     **row,
@@ -197,19 +244,34 @@ def summarise(runner: Runner, needed: dict[str, Any]) -> dict[str, Any]:
     'real_tokens_per_second': needed['real_tokens'] / seconds,
     'padding': 1 - needed['real_tokens'] / facts['computed_tokens'],
     'mfu': needed['needed_flops'] / seconds / needed['peak_flops'],
-    **{key: value for key, value in facts.items() if key != 'computed_tokens'},
+    **facts,
   }
 
 
-def _needed(runners: list[Runner], batch: int) -> dict[str, Any]:
-  [facts] = [
+def _needed(
+  architecture: DecoderConfig, runners: list[Runner], task: contenders.Task
+) -> dict[str, float]:
+  """What the method needs for a task's examples, and what the device can do."""
+  texts = contenders.make_texts(task, architecture.vocab_size)
+  # The last token of an answer is only predicted.
+  suffixes = [task.k + len(t.prompt) + len(t.answer) - 1 for t in texts]
+  facts = next(
     r.facts
     for r in runners
-    if r.task.contender == 'split' and r.task.batch == batch and r.facts
-  ]
+    if r.task.contender in contenders.JAX and not r.failed
+  )
   chip = chips.find(facts['device'])
-  peak = chip.flops if chip else facts['product_flops_per_second']
-  return {**facts, 'peak_flops': peak}
+  return {
+    'real_tokens': sum(len(t.prefix) for t in texts) + sum(suffixes),
+    'needed_flops': flops.train_flops(
+      architecture,
+      [
+        (len(t.prefix),) * 2 + (suffix, len(t.answer))
+        for t, suffix in zip(texts, suffixes, strict=True)
+      ],
+    ),
+    'peak_flops': chip.flops if chip else facts['product_flops_per_second'],
+  }
 
 
 def best(
@@ -258,6 +320,9 @@ def save_random(name: str, directory: pathlib.Path, dtype: str) -> str:
       settings, dtype=getattr(torch, dtype)
     )
   model.save_pretrained(directory)
+  del model
+  # The contenders need the device's memory.
+  torch.cuda.empty_cache()
   return str(directory)
 
 
@@ -268,6 +333,12 @@ def _smollm2() -> str:
   return str(
     pathlib.Path(spec.origin).parent / 'SmolLM2-135M-Instruct.Q4_1.gguf'
   )
+
+
+def _architecture(model: str) -> DecoderConfig:
+  if model.endswith('.gguf'):
+    return gguf.GGUFSource(model).config
+  return hf.read_config(model)
 
 
 def _processor() -> str:
@@ -286,7 +357,7 @@ def _print(rows: list[dict[str, Any]], compared: dict[str, float]) -> None:
   for row in rows:
     head = f'{row["contender"]:15} {row["batch"]:5}'
     if 'seconds' not in row:
-      print(head, 'failed (out of memory?)')
+      print(head, row['failed'])
       continue
     compiled = row.get('compile_seconds')
     print(
@@ -299,6 +370,35 @@ def _print(rows: list[dict[str, Any]], compared: dict[str, float]) -> None:
     print(f'  {name}: {ratio:.2f}')
 
 
+def make_tasks(model: str, passages: int) -> list[contenders.Task]:
+  """All that is to be measured with so many passages, by batch."""
+  tasks = []
+  for entry in _CONTENDERS.value:
+    name, *batches = entry.split(':')
+    if name not in contenders.CONTENDERS:
+      raise SystemExit(
+        f'--contenders: no {name}; expected {", ".join(contenders.CONTENDERS)}'
+      )
+    for batch in map(int, batches or _BATCH.value):
+      per_row = math.gcd(batch, _PER_ROW.value) if name == 'packed' else 1
+      if name == 'packed' and per_row == 1:
+        continue
+      tasks.append(
+        contenders.Task(
+          contender=name,
+          model=model,
+          dtype=_DTYPE.value,
+          passages=passages,
+          batch=batch,
+          per_row=per_row,
+          k=_K.value,
+          kernels=_ATTENTION.value == 'auto',
+          trace=_TRACE.value if name in contenders.OURS else '',
+        )
+      )
+  return sorted(tasks, key=lambda task: task.batch)
+
+
 def main(argv: list[str]) -> None:
   del argv
   with tempfile.TemporaryDirectory() as directory:
@@ -306,29 +406,24 @@ def main(argv: list[str]) -> None:
       model = _smollm2()
     else:
       model = save_random(_MODEL.value, pathlib.Path(directory), _DTYPE.value)
+    architecture = _architecture(model)
     results = []
     for passages in map(int, _PASSAGES.value):
       print(f'{_MODEL.value}, {passages} passages', flush=True)
-      runners = []
-      for batch in map(int, _BATCH.value):
-        tasks = [
-          contenders.Task(
-            contender=name,
-            model=model,
-            dtype=_DTYPE.value,
-            passages=passages,
-            batch=batch,
-            per_row=math.gcd(batch, _PER_ROW.value) if name == 'packed' else 1,
-            k=_K.value,
-          )
-          for name in _CONTENDERS.value
-          if name != 'packed' or math.gcd(batch, _PER_ROW.value) > 1
-        ]
-        together = not _has_accelerator()
-        found = measure(tasks, together)
-        check(found)
-        runners += found
-      rows = [summarise(r, _needed(runners, r.task.batch)) for r in runners]
+      tasks = make_tasks(model, passages)
+      batches = [
+        list(group)
+        for _, group in itertools.groupby(tasks, lambda task: task.batch)
+      ]
+      if _has_accelerator():
+        runners = measure_in_turn(tasks)
+      else:
+        runners = [r for group in batches for r in measure_together(group)]
+      for group in batches:
+        check([r for r in runners if r.task in group])
+      rows = [
+        summarise(r, _needed(architecture, runners, r.task)) for r in runners
+      ]
       compared = ratios(rows)
       _print(rows, compared)
       results.append(

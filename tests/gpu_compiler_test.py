@@ -34,7 +34,6 @@ def test_gpus(tmp_path):
     [
       *(sys.executable, '-m', 'vtokens.plan', '--topology', 'h100:8'),
       *('--config', 'configs/mistral_7b_instruct.py', '--json', str(out)),
-      '--config.base.attention=flash',
     ],
     cwd=tiny_run.ROOT,
     env={**os.environ, 'PYTHONPATH': str(tiny_run.ROOT)},
@@ -48,10 +47,12 @@ def test_gpus(tmp_path):
   assert found['chip']['name'] == 'H100 SXM'
   assert tuple(found['mesh'].values()) == (1, 8, 1)
   train = found['programs']['training step']
-  # In the passages' pass alone.
-  assert train['pallas_kernels'] == 1
+  # Of passages; of what follows, and once more, as train.remat is on; and back,
+  # to its queries and its keys.
+  assert train['pallas_kernels'] == 5
   assert found['programs']['passages']['pallas_kernels'] == 1
-  assert found['programs']['answers']['pallas_kernels'] == 0
+  # Of the question; not of single tokens.
+  assert found['programs']['answers']['pallas_kernels'] == 1
   _, count = known.CONFIGS[found['base']]
   assert 1 <= train['bytes']['arguments'] / (2 * count / 8) < 1.05
   for program in found['programs'].values():
@@ -110,21 +111,30 @@ def test_compiled_for_cards(kind, heads, kv_heads, head_dim, settings):
       sizes, dtype, sharding=partitioning.replicated(mesh)
     )
 
-  q = shape(2, 600, heads, head_dim)
-  slots = shape(2, 600, dtype=jnp.int32)
-  new = KVCache(
-    shape(2, kv_heads, head_dim, 600),
-    shape(2, kv_heads, 600, head_dim),
-    slots,
-    slots,
-  )
-  assert flash.is_for(mesh, q, ())
+  def keys(length):
+    slots = shape(2, length, dtype=jnp.int32)
+    return KVCache(
+      shape(2, kv_heads, head_dim, length),
+      shape(2, kv_heads, length, head_dim),
+      slots,
+      slots,
+    )
+
+  def gradients(q, new, cache):
+    def total(q, k, v):
+      out = flash.attend(
+        q, new.replace(k=k, v=v), [cache], mesh, scale=0.1, **settings
+      )
+      return out.astype(jnp.float32).sum()
+
+    return jax.grad(total, argnums=(0, 1, 2))(q, new.k, new.v)
+
+  assert flash.is_for(mesh, 100, jnp.bfloat16)
+  q = shape(2, 100, heads, head_dim)
   _, found = aot.compile_program(
-    jax.jit(
-      lambda q, new: flash.attend(q, new, mesh, scale=0.1, **settings)
-    ).lower(q, new),
-    target,
+    jax.jit(gradients).lower(q, keys(100), keys(600)), target
   )
-  assert found['pallas_kernels'] == 1
-  # Padded copies, but no scores.
+  # Forward, for queries, for new keys and values.
+  assert found['pallas_kernels'] == 3
+  # No scores.
   assert found['bytes']['temporaries'] < 2 * found['bytes']['arguments']

@@ -23,8 +23,8 @@ CONDITIONS = ('closed_book', 'concat', 'prompt', 'chat_prompt')
 # How the base's matrices are kept; see `Base.quantize`.
 QUANTIZE = ('none', 'int8', 'int4')
 
-# By what passages attend to one another; see `Base.attention`.
-ATTENTION = ('auto', 'flash')
+# What computes attention; see `Base.attention`.
+ATTENTION = ('auto', 'plain')
 
 # Where virtual tokens can stand; see `VirtualTokens.position`.
 POSITIONS = ('first', 'middle', 'last')
@@ -45,10 +45,10 @@ class Base:
       is one of the base itself and works with any of them. A GGUF file's own
       quantisation needs none of this: its values are read as they are. See
       docs/devices.md.
-    attention: by what passages attend to one another: auto (JAX's splash
-      kernel on TPUs, matrix products elsewhere) or flash (on A100, H100 and
-      H200 in bfloat16 vtokens' own kernel, which writes no scores to memory; it
-      has been compiled for these, but not run on one yet).
+    attention: what computes it: auto (where there are kernels that write no
+      scores to memory, these: JAX's splash attention of passages on TPUs,
+      vtokens' own of passages and what follows them on A100, H100 and H200 in
+      bfloat16) or plain (matrix products everywhere).
   """
 
   path: str = ''

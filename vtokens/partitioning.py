@@ -208,7 +208,7 @@ def gather(params: Any, mesh: Mesh | None) -> Any:
   """Weights as the products with them read them: whole along fsdp.
 
   Inside a jitted function, where it is an all-gather; with
-  `keep_all_but_laid_out` it is not kept for the backward pass.
+  `keep_products` it is not kept for the backward pass.
 
   Args:
     params: `nnx.Param`s with logical axes, of one layer or a part of it.
@@ -229,13 +229,18 @@ def gather(params: Any, mesh: Mesh | None) -> Any:
   )
 
 
-def keep_all_but_laid_out(prim: Any, *unused_args: Any, **unused: Any) -> bool:
-  """A `jax.checkpoint` policy: all is kept but what `constrain` gives.
+# Of what a layer computes, what costs more to compute again than to keep.
+_KEPT = ('dot_general', 'pallas_call', 'exp')
 
-  That is something else that is kept, laid out anew; of gathered weights it
-  would be the whole model on each device.
+
+def keep_products(prim: Any, *unused_args: Any, **unused: Any) -> bool:
+  """A `jax.checkpoint` policy: products and attention are kept, little else.
+
+  What lies between them is computed again, which on accelerators is less work
+  than to write it to memory and to read it; gathered weights, too, which would
+  be the whole model on each device.
   """
-  return prim.name != 'sharding_constraint'
+  return prim.name in _KEPT
 
 
 def _rule(axis: str | None) -> str | tuple[str, ...] | None:

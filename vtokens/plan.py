@@ -104,7 +104,7 @@ def plan(
   base = dataclasses.replace(
     read_architecture(cfg.base.path),
     context_length=cfg.context_length,
-    flash=cfg.base.attention == 'flash',
+    kernels=cfg.base.attention == 'auto',
   )
   mesh = partitioning.make_mesh(cfg.mesh.shape, target.devices)
   rows = cfg.data.batch_size // cfg.data.examples_per_row

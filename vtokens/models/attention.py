@@ -182,10 +182,12 @@ class Attention(nnx.Module):
       'softcap': config.attention_softcap,
       'window': window,
     }
-    if mesh is not None and splash.is_for(mesh, x.shape[1], caches, window):
-      out = splash.attend(q, new, mesh, **settings)
-    elif config.flash and mesh is not None and flash.is_for(mesh, q, caches):
-      out = flash.attend(q, new, mesh, **settings)
+    length = x.shape[1]
+    over = mesh if config.kernels else None
+    if over and splash.is_for(over, length, caches, window):
+      out = splash.attend(q, new, over, **settings)
+    elif over and flash.is_for(over, length, x.dtype):
+      out = flash.attend(q, new, caches, over, **settings, parents=parents)
     else:
       out = attend(q, new, caches, **settings, parents=parents, mesh=mesh)
     out = layers.product('btnh,nhd->btd', out, self.o)

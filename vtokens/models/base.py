@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vtokens import config, errors, paths
-from vtokens.models import gguf, hf, weights
+from vtokens.models import gguf, hf, kernel_check, weights
 from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
@@ -72,14 +72,16 @@ class OpenBase:
       mesh: over which they are sharded.
 
     Raises:
-      errors.UserError: they are broken.
+      errors.UserError: they are broken, or the GPUs' kernels are.
     """
     if self.settings.dtype == 'float32':
       jax.config.update('jax_default_matmul_precision', 'highest')
+    dtype = jnp.dtype(self.settings.dtype)
+    kernel_check.check(self.config, dtype, mesh)
     decoder = weights.load_decoder(
       self.source,
       self.config,
-      jnp.dtype(self.settings.dtype),
+      dtype,
       mesh,
       self.settings.quantize,
     )
@@ -123,7 +125,7 @@ def open_base(
     config=dataclasses.replace(
       architecture,
       context_length=context_length,
-      flash=settings.attention == 'flash',
+      kernels=settings.attention == 'auto',
     ),
     tokenizer=tokenizer,
     fingerprint=fingerprint,

@@ -86,7 +86,7 @@ class DecoderConfig:
     logit_softcap: likewise of the logits.
     context_length: longest sequence that will be run; None for
       `longest_sequence`. Only rope types dynamic and longrope depend on it.
-    flash: whether `flash` may be used; see `config.Base.attention`.
+    kernels: whether attention may have kernels; see `config.Base.attention`.
   """
 
   vocab_size: int
@@ -115,7 +115,7 @@ class DecoderConfig:
   logit_softcap: float | None = None
   context_length: int | None = None
   # How something is computed is nothing that identifies a base.
-  flash: bool = dataclasses.field(default=False, repr=False, compare=False)
+  kernels: bool = dataclasses.field(default=True, repr=False, compare=False)
 
   def __post_init__(self):
     # ValueError: who builds it from a file adds the file's name.

@@ -167,7 +167,7 @@ class Decoder(nnx.Module):
       body = jax.checkpoint(body, prevent_cse=False)
     else:
       body = jax.checkpoint(
-        body, prevent_cse=False, policy=partitioning.keep_all_but_laid_out
+        body, prevent_cse=False, policy=partitioning.keep_products
       )
     x = partitioning.constrain(x, self.mesh, axes)
     kv = [(cache.k, cache.v) for cache in caches]

@@ -1,7 +1,9 @@
 """Which part of which stored tensor is which parameter."""
 
+import concurrent.futures
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +17,10 @@ from vtokens.models.decoder import abstract_decoder
 
 # Bytes read at a time: what the host holds besides the shard that it fills.
 BLOCK_BYTES = 64 << 20
+
+# Rows and columns transposed at a time, and how many threads do that.
+_TILE = 128
+_THREADS = min(16, os.cpu_count() or 1)
 
 # Stored as one axis. Matrices but the embedding are [out, in] in files and
 # [in, ..., out, ...] here.
@@ -102,9 +108,8 @@ class Weight:
     else:
       rows, columns = _span(index, self.shape), slice(0, 1)
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    # Views: to be filled where it is.
+    # A view: to be filled where it is.
     flat = out.reshape((width, height) if self.inputs else (height, width))
-    target = flat.T if self.inputs else flat
     total = math.prod(source.shapes()[name])
     step = max(1, BLOCK_BYTES // (4 * width))
     for start in range(0, height, step):
@@ -113,7 +118,10 @@ class Weight:
       block = source.read(
         name, slice(offset + start, offset + stop), columns
       ).reshape(stop - start, width)
-      target[start:stop] = block
+      if self.inputs:
+        _transpose(block.astype(out.dtype, copy=False), flat[:, start:stop])
+      else:
+        flat[start:stop] = block
       progress(round(source.nbytes(name) * block.size / total))
 
   def write(self, parameter: np.ndarray) -> np.ndarray:
@@ -122,6 +130,26 @@ class Weight:
       rows, columns = self.stored
       return np.ascontiguousarray(parameter.reshape(columns, rows).T)
     return parameter.reshape(self.stored)
+
+
+def _transpose(block: np.ndarray, out: np.ndarray) -> None:
+  """Fills `C R` with the transpose of `R C`, of the same dtype.
+
+  Tiles that fit a processor's caches: a copy as a whole goes at 0.3 GB/s.
+  """
+  # As integers: while these are copied, other threads can run.
+  kind = np.dtype(f'u{block.itemsize}')
+  block, out = block.view(kind), out.view(kind)
+
+  def fill(stripe: int) -> None:
+    columns = slice(stripe, stripe + _TILE)
+    for start in range(0, len(block), _TILE):
+      rows = slice(start, start + _TILE)
+      out[columns, rows] = block[rows, columns].T
+
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    for _ in pool.map(fill, range(0, block.shape[1], _TILE)):
+      pass
 
 
 def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:

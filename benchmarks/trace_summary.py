@@ -1,0 +1,99 @@
+r"""Where the time of a training step goes on a GPU, from a trace of it.
+
+    python benchmarks/train_step.py --model mistral-7b --dtype bfloat16 \
+      --contenders packed --batch 16 --trace traces
+    python benchmarks/trace_summary.py --trace traces/packed_16.xplane.pb \
+      --program traces/packed_16.txt --steps 2
+
+What a kernel belongs to is told by its name, and by what the compiled program
+says of the operation of that name: its shape and where in the model it is.
+"""
+
+import collections
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+
+from absl import app, flags
+from jax.profiler import ProfileData
+
+_TRACE = flags.DEFINE_string('trace', None, 'An .xplane.pb.', required=True)
+_PROGRAM = flags.DEFINE_string('program', None, 'Its text.', required=True)
+_STEPS = flags.DEFINE_integer('steps', 2, 'In the trace.')
+_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+
+# Of a kernel's name, in this order.
+_NAMES = (
+  ('attention, forward', r'^attend_forward'),
+  ('attention, backward', r'^attend_(queries|keys)'),
+  ('copies of weights and others', r'^memcpy|^Memcpy'),
+  ('zeros', r'^Memset|^loop_broadcast'),
+  ('products', r'^(nvjet|cutlass|sm\d+_|cublas|gemm_fusion)'),
+)
+
+
+def kernels(path: str) -> Iterable[tuple[str, float]]:
+  """Name and seconds of each kernel that ran on a GPU."""
+  for plane in ProfileData.from_file(path).planes:
+    if plane.name.startswith('/device:GPU'):
+      for line in plane.lines:
+        for event in line.events:
+          yield event.name, event.duration_ns / 1e9
+
+
+def operations(program: str) -> dict[str, str]:
+  """Where in the model each operation is, by the name its kernel has."""
+  found = {}
+  for line in program.splitlines():
+    match = re.match(r'\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', line)
+    if match:
+      found[re.sub(r'[.\-]', '_', match[1])] = match[2]
+  return found
+
+
+def kind(name: str, where: Mapping[str, str]) -> str:
+  """What a kernel is counted as."""
+  for title, pattern in _NAMES:
+    if re.match(pattern, name):
+      return title
+  path = where.get(name, '')
+  if 'transpose(' in path:
+    return 'between products, backward'
+  return 'between products, forward'
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  where = operations(pathlib.Path(_PROGRAM.value).read_text())
+  seconds: collections.Counter[str] = collections.Counter()
+  count: collections.Counter[str] = collections.Counter()
+  for name, took in kernels(_TRACE.value):
+    title = kind(name, where)
+    seconds[title] += took / _STEPS.value
+    count[title] += 1
+  if not seconds:
+    raise SystemExit(f'{_TRACE.value}: no kernel of a GPU is in it')
+  total = sum(seconds.values())
+  rows = [
+    {
+      'kind': title,
+      'seconds': took,
+      'share': took / total,
+      'kernels': count[title] / _STEPS.value,
+    }
+    for title, took in seconds.most_common()
+  ]
+  print(f'{"":32} {"ms":>8} {"share":>6} {"kernels":>8}')
+  for row in rows:
+    print(
+      f'{row["kind"]:32} {1e3 * row["seconds"]:8.1f} {row["share"]:6.1%} '
+      f'{row["kernels"]:8.0f}'
+    )
+  print(f'{"together":32} {1e3 * total:8.1f}')
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(rows, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+  app.run(main)

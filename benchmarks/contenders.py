@@ -261,11 +261,14 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
     return float(values['loss']), float(values['grad_norm'])
 
   def peak() -> int:
+    taken = facts['temporary_bytes']
+    if jax.default_backend() == 'cpu':
+      # By XLA's plan on accelerators. Here the process's; of which some of what
+      # was given back before may have been used again.
+      taken = max(taken, memory.peak())
     if task.trace:
       _trace(task, run, program.as_text())
-    # What XLA plans, which on accelerators is what a program takes. Of a host's
-    # memory some of what was given back before may have been used again.
-    return max(memory.peak(), facts['temporary_bytes'])
+    return taken
 
   return run, facts, peak
 
@@ -275,7 +278,7 @@ def _trace(task: Task, run: Step, program: str) -> None:
   import jax
 
   directory = pathlib.Path(task.trace)
-  name = f'{task.contender}_{task.batch}'
+  name = f'{task.contender}_{task.batch}_{task.passages}'
   with tempfile.TemporaryDirectory() as made:
     with jax.profiler.trace(made):
       run()
@@ -452,38 +455,37 @@ def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
 def serve(requests: Iterator[Any]) -> Iterator[dict[str, Any]]:
   """What the process prints, an answer to each request."""
   for request in requests:
-    task = Task(**request)
-    step = vtokens_step if task.contender in JAX else torch_step
     try:
-      run, facts, peak = step(task)
-      began = time.perf_counter()
-      loss, norm = run()
+      yield from _serve_one(Task(**request), requests)
     except Exception as e:
       if not _out_of_memory(e):
         raise
       yield {'failed': 'out of memory'}
-      continue
-    yield {
-      **facts,
-      'loss': loss,
-      'grad_norm': norm,
-      'first_seconds': time.perf_counter() - began,
-    }
-    for again in requests:
-      if again == 'end':
-        break
-      began = time.perf_counter()
-      run()
-      yield {'seconds': time.perf_counter() - began}
-    yield {
-      'peak_bytes_above_weights': peak(),
-      'peak_bytes_of_process': resource.getrusage(
-        resource.RUSAGE_SELF
-      ).ru_maxrss
-      * 1024,
-    }
-    del run, peak
     _free()
+
+
+def _serve_one(task: Task, requests: Iterator[Any]) -> Iterator[dict[str, Any]]:
+  step = vtokens_step if task.contender in JAX else torch_step
+  run, facts, peak = step(task)
+  began = time.perf_counter()
+  loss, norm = run()
+  yield {
+    **facts,
+    'loss': loss,
+    'grad_norm': norm,
+    'first_seconds': time.perf_counter() - began,
+  }
+  for again in requests:
+    if again == 'end':
+      break
+    began = time.perf_counter()
+    run()
+    yield {'seconds': time.perf_counter() - began}
+  yield {
+    'peak_bytes_above_weights': peak(),
+    'peak_bytes_of_process': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    * 1024,
+  }
 
 
 def _out_of_memory(error: Exception) -> bool:

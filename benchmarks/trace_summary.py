@@ -2,8 +2,8 @@ r"""Where the time of a training step goes on a GPU, from a trace of it.
 
     python benchmarks/train_step.py --model mistral-7b --dtype bfloat16 \
       --contenders packed --batch 16 --trace traces
-    python benchmarks/trace_summary.py --trace traces/packed_16.xplane.pb \
-      --program traces/packed_16.txt --steps 2
+    python benchmarks/trace_summary.py --trace traces/packed_16_5.xplane.pb \
+      --program traces/packed_16_5.txt --steps 2
 
 What a kernel belongs to is told by its name, and by what the compiled program
 says of the operation of that name: its shape and where in the model it is.
@@ -27,7 +27,7 @@ _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 _NAMES = (
   ('attention, forward', r'^attend_forward'),
   ('attention, backward', r'^attend_(queries|keys)'),
-  ('copies of weights and others', r'^memcpy|^Memcpy'),
+  ('copies, most of weights', r'^memcpy|^Memcpy'),
   ('zeros', r'^Memset|^loop_broadcast'),
   ('products', r'^(nvjet|cutlass|sm\d+_|cublas|gemm_fusion)'),
 )
@@ -59,8 +59,8 @@ def kind(name: str, where: Mapping[str, str]) -> str:
       return title
   path = where.get(name, '')
   if 'transpose(' in path:
-    return 'between products, backward'
-  return 'between products, forward'
+    return 'other, backward'
+  return 'other, forward' if path else 'other'
 
 
 def main(argv: list[str]) -> None:

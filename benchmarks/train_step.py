@@ -118,18 +118,24 @@ class Process:
   def ask(self, request: Any) -> dict[str, Any]:
     """Its answer."""
     assert self._process.stdin and self._process.stdout
-    self._process.stdin.write(json.dumps(request) + '\n')
-    self._process.stdin.flush()
+    try:
+      self._process.stdin.write(json.dumps(request) + '\n')
+      self._process.stdin.flush()
+    except BrokenPipeError:
+      return {'failed': 'its process ended'}
     for line in self._process.stdout:
       if line.startswith('> '):
         return json.loads(line[2:])
     return {'failed': 'its process ended'}
 
+  @property
+  def ended(self) -> bool:
+    """Whether it can be asked no more."""
+    return self._process.poll() is not None
+
   def close(self) -> None:
     """Waits for its end."""
-    assert self._process.stdin
-    self._process.stdin.close()
-    self._process.wait()
+    self._process.communicate()
 
 
 class Runner:
@@ -206,6 +212,8 @@ def measure_in_turn(tasks: list[contenders.Task]) -> list[Runner]:
           runner.step()
       runner.end()
       runners.append(runner)
+      if runner.failed and process.ended:
+        process = Process()
     process.close()
   return runners
 
@@ -217,6 +225,8 @@ def check(runners: list[Runner]) -> None:
   ]
   for key in ('loss', 'grad_norm'):
     values = [f[key] for f in facts]
+    if not all(map(math.isfinite, values)):
+      raise SystemExit(f'{key}: {values}')
     if values and not math.isclose(
       min(values), max(values), rel_tol=_TOLERANCE[_DTYPE.value]
     ):
@@ -256,10 +266,15 @@ def _needed(
   # The last token of an answer is only predicted.
   suffixes = [task.k + len(t.prompt) + len(t.answer) - 1 for t in texts]
   facts = next(
-    r.facts
-    for r in runners
-    if r.task.contender in contenders.JAX and not r.failed
+    (
+      r.facts
+      for r in runners
+      if r.task.contender in contenders.JAX and not r.failed
+    ),
+    None,
   )
+  if facts is None:
+    raise SystemExit('no contender of vtokens has run')
   chip = chips.find(facts['device'])
   return {
     'real_tokens': sum(len(t.prefix) for t in texts) + sum(suffixes),
@@ -285,8 +300,9 @@ def best(
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
   """Ours over each other's, the best of each; memory at equal batches."""
   ours = best(rows, contenders.OURS)
-  assert ours
-  found = {}
+  found: dict[str, float] = {}
+  if ours is None:
+    return found
   for name in contenders.CONTENDERS[len(contenders.OURS) :]:
     other = best(rows, [name])
     if other is None:
@@ -373,6 +389,11 @@ def _print(rows: list[dict[str, Any]], compared: dict[str, float]) -> None:
 def make_tasks(model: str, passages: int) -> list[contenders.Task]:
   """All that is to be measured with so many passages, by batch."""
   tasks = []
+  if not any(e.split(':')[0] in contenders.OURS for e in _CONTENDERS.value):
+    raise SystemExit(
+      f'--contenders: others are compared with {" or ".join(contenders.OURS)}, '
+      'one of which has to be there'
+    )
   for entry in _CONTENDERS.value:
     name, *batches = entry.split(':')
     if name not in contenders.CONTENDERS:

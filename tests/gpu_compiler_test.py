@@ -129,7 +129,7 @@ def test_compiled_for_cards(kind, heads, kv_heads, head_dim, settings):
 
     return jax.grad(total, argnums=(0, 1, 2))(q, new.k, new.v)
 
-  assert flash.is_for(mesh, 100, jnp.bfloat16)
+  assert flash.is_for(mesh, 2, 100, jnp.bfloat16)
   q = shape(2, 100, heads, head_dim)
   _, found = aot.compile_program(
     jax.jit(gradients).lower(q, keys(100), keys(600)), target

@@ -149,6 +149,17 @@ def check_batch(mesh: Mesh, rows: int) -> None:
     )
 
 
+def is_divisible(mesh: Mesh, axis: str, size: int) -> bool:
+  """Whether a dimension can be cut evenly over the devices of its axis.
+
+  Args:
+    mesh: the devices.
+    axis: logical name of the dimension.
+    size: of it.
+  """
+  return size % _parts(mesh, axis) == 0
+
+
 def check_divisible(
   mesh: Mesh, axes: Sequence[str], shape: Sequence[int], name: str
 ) -> None:
@@ -164,8 +175,8 @@ def check_divisible(
     errors.UserError: a dimension is no multiple of its devices.
   """
   for axis, size in zip(axes, shape, strict=True):
-    parts = _parts(mesh, axis)
-    if size % parts:
+    if not is_divisible(mesh, axis, size):
+      parts = _parts(mesh, axis)
       raise errors.UserError(
         f'config.mesh.shape: {name} has {size} along its axis {axis!r}, no '
         f'multiple of the {parts} devices along {LOGICAL_AXIS_RULES[axis]}'

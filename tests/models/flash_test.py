@@ -5,14 +5,21 @@ bfloat16 on it.
 """
 
 import functools
+import os
+import pathlib
+import subprocess
+import sys
 
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtokens import partitioning
-from vtokens.models import attention, flash
+from vtokens import partitioning, steps
+from vtokens.data import assemble, pipeline
+from vtokens.models import attention, decoder, flash, flash_masks
+from vtokens.models.config import DecoderConfig, LayerKind
 from vtokens.models.kv_cache import KVCache
 
 _B, _N = 2, 4
@@ -103,9 +110,9 @@ def _run(attend, q, new, caches, **settings):
   return found
 
 
-def _both(q, new, caches=(), **settings):
+def both(q, new, caches=(), mesh=None, **settings):
   """What the kernels give, and what is expected."""
-  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  mesh = mesh or partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   settings = {'scale': 0.3, **settings}
   kernels = functools.partial(flash.attend, mesh=mesh, interpret=_INTERPRET)
   found = _run(kernels, q, new, caches, **settings)
@@ -116,7 +123,7 @@ def _both(q, new, caches=(), **settings):
   return found, expected
 
 
-def _check(found, expected):
+def check(found, expected):
   # Scores of up to 60 have a rounding error of 4e-6.
   for x, y in zip(found, expected, strict=True):
     scale = max(1.0, float(jnp.abs(y).max()))
@@ -138,7 +145,7 @@ _CASES = [
 @exact
 @pytest.mark.parametrize('length, segments, settings', _CASES)
 def test_passages(length, segments, settings):
-  _check(*_both(*_inputs(length, segments), **settings))
+  check(*both(*_inputs(length, segments), **settings))
 
 
 @exact
@@ -147,7 +154,7 @@ def test_heads(kv_heads, head_dim):
   sizes = {'kv_heads': kv_heads, 'head_dim': head_dim}
   _, cache = _inputs(130, [(0, 90), (90, 120)], **sizes)
   q, new = _inputs(150, [(0, 70), (70, 141)], **sizes)
-  _check(*_both(q, _after(new, cache), [cache], scale=head_dim**-0.5))
+  check(*both(q, _after(new, cache), [cache], scale=head_dim**-0.5))
 
 
 _SUFFIXES = [
@@ -164,7 +171,7 @@ _SUFFIXES = [
 ]
 
 
-def _suffix(length, slots, segments, of_slots, **options):
+def suffix(length, slots, segments, of_slots, **options):
   _, cache = _inputs(slots, of_slots, **options)
   q, new = _inputs(length, segments, **options)
   return q, _after(new, cache), cache
@@ -175,21 +182,21 @@ def _suffix(length, slots, segments, of_slots, **options):
   'length, slots, segments, of_slots, settings', _SUFFIXES
 )
 def test_after_passages(length, slots, segments, of_slots, settings):
-  q, new, cache = _suffix(length, slots, segments, of_slots)
-  _check(*_both(q, new, [cache], **settings))
+  q, new, cache = suffix(length, slots, segments, of_slots)
+  check(*both(q, new, [cache], **settings))
 
 
 @exact
 def test_several_caches():
-  q, new, cache = _suffix(100, 300, None, None)
+  q, new, cache = suffix(100, 300, None, None)
   _, empty = _inputs(64, None)
   empty = empty.replace(positions=jnp.full_like(empty.positions, -1))
-  _check(*_both(q, new, [cache, empty]))
+  check(*both(q, new, [cache, empty]))
   # A cache without segments precedes every segment of the row.
   q, new = _inputs(100, [(0, 50), (50, 90)])
   shift = jnp.where(new.positions < 0, 0, 300)
   new = new.replace(positions=new.positions + shift)
-  _check(*_both(q, new, [cache]))
+  check(*both(q, new, [cache]))
 
 
 @exact
@@ -201,12 +208,12 @@ def test_parents():
   new = new.replace(
     positions=jnp.where(new.positions < 0, -1, new.positions + 170)
   )
-  _check(*_both(q, new, [cache], parents=parents))
+  check(*both(q, new, [cache], parents=parents))
 
 
 @exact
 def test_no_gradient_of_caches():
-  q, new, cache = _suffix(100, 300, None, None)
+  q, new, cache = suffix(100, 300, None, None)
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
 
   def total(k):
@@ -227,7 +234,7 @@ def test_no_gradient_of_caches():
 )
 def test_bfloat16(length, slots, segments, of_slots, settings):
   if slots:
-    q, new, cache = _suffix(
+    q, new, cache = suffix(
       length, slots, segments, of_slots, dtype=jnp.bfloat16
     )
     caches = [cache]
@@ -235,7 +242,7 @@ def test_bfloat16(length, slots, segments, of_slots, settings):
     q, new = _inputs(length, segments, dtype=jnp.bfloat16)
     caches = []
   settings = {**settings, 'scale': 0.1}
-  found, expected = _both(q, new, caches, **settings)
+  found, expected = both(q, new, caches, **settings)
   with jax.default_matmul_precision('highest'):
     right = _run(
       attention.attend, *_floats((q, new, caches), jnp.float32), **settings
@@ -257,8 +264,8 @@ def test_blocks_that_are_needed():
   new = KVCache(heads, heads.swapaxes(2, 3), positions, segments)
 
   def part(window):
-    found = flash._make_part(new, segments, new, window, own=True)
-    names = ('first', 'begin', 'end', 'last', 'earliest', 'latest')
+    found = flash_masks.make_part(new, segments, new, window, own=True)
+    names = ('first', 'begin', 'end', 'last', 'from_row', 'to_row')
     return {name: getattr(found, name)[0].tolist() for name in names}
 
   assert part(None) == {
@@ -267,8 +274,8 @@ def test_blocks_that_are_needed():
     'begin': [0, 0, 1, 2],
     'end': [0, 0, 1, 2],
     'last': [1, 2, 3, 4],
-    'earliest': [0, 1, 2, 3],
-    'latest': [2, 3, 4, 4],
+    'from_row': [0, 1, 2, 3],
+    'to_row': [2, 3, 4, 4],
   }
   segments = np.where(positions >= 0, 0, -1)
   positions = np.where(positions >= 0, np.arange(256), -1)
@@ -282,6 +289,113 @@ def test_blocks_that_are_needed():
   assert found['begin'] == found['end']
 
 
+# Two rows over data and two heads of keys over tensor.
+_SHARDED = """
+import jax, numpy as np
+import flash_test
+from vtokens import partitioning
+
+mesh = partitioning.make_mesh((2, 1, 2))
+segments, of_slots = [(0, 30), (30, 66)], [(0, 64), (64, 120)]
+q, new, cache = flash_test.suffix(70, 130, segments, of_slots)
+found, expected = flash_test.both(q, new, [cache], mesh=mesh)
+flash_test.check(found, expected)
+assert all(len(x.sharding.device_set) == 4 for x in found)
+print('equal')
+"""
+
+
+@exact
+def test_over_devices():
+  done = subprocess.run(
+    [sys.executable, '-c', _SHARDED],
+    env={
+      **os.environ,
+      'PYTHONPATH': os.pathsep.join(
+        [str(pathlib.Path(__file__).parent), *sys.path]
+      ),
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    },
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.stdout.strip() == 'equal', done.stderr
+
+
+@exact
+@pytest.mark.parametrize('draws', [1, 2])
+def test_in_a_decoder(monkeypatch, draws):
+  """Loss and gradient of a step with kernels are those of one without."""
+  window = LayerKind(window=50)
+  architecture = DecoderConfig(
+    vocab_size=64,
+    embed_dim=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_dim=48,
+    layer_pattern=(LayerKind(), window),
+    attention_softcap=5.0,
+  )
+  rng = np.random.default_rng(0)
+  none = np.zeros(0, np.int32)
+
+  def ids(size):
+    return rng.integers(0, 64, size, dtype=np.int32)
+
+  rows = [
+    [
+      [
+        assemble.Example(prefix, none, k, ids(9), ids(5))
+        for k in range(4, 4 + draws)
+      ]
+      for prefix in (ids(70), ids(50))
+    ]
+    for _ in range(2)
+  ]
+  batch = pipeline.collate(
+    rows,
+    shape=(128, 80),
+    num_targets=10 * draws,
+    vocab_size=64,
+    num_rows=2,
+    packed=True,
+  )
+  table = jnp.asarray(rng.normal(0, 0.1, (8, 32)).astype(np.float32))
+  mesh = partitioning.make_mesh((1, 1, 1))
+
+  def step():
+    model = decoder.Decoder(architecture, jnp.float32, nnx.Rngs(0), mesh)
+
+    @jax.jit
+    def value_and_gradient(table):
+      def nll(table):
+        cache = steps.encode_prefix(
+          model, batch.prefix, batch.prefix_positions, batch.prefix_segments
+        )
+        return steps.suffix_nll(table, model, cache, batch)[0]
+
+      return jax.value_and_grad(nll)(table)
+
+    return value_and_gradient(table)
+
+  plain = step()
+  attend = flash.attend
+  calls = []
+
+  def interpreted(*args, **settings):
+    calls.append(len(args[2]))
+    return attend(*args, **settings, interpret=True)
+
+  monkeypatch.setattr(flash, 'is_for', lambda *_: True)
+  monkeypatch.setattr(flash, 'attend', interpreted)
+  check(step(), plain)
+  # Of passages, which no cache precedes, and of what follows.
+  assert set(calls) == {0, 1}
+
+
 class _Device:
   platform = 'gpu'
 
@@ -292,23 +406,27 @@ class _Device:
 class _Mesh:
   def __init__(self, kind):
     self.devices = np.array([_Device(kind)])
+    self.shape = {'data': 1, 'fsdp': 2, 'tensor': 1}
 
 
 @pytest.mark.parametrize(
   'kind, dtype, length, expected',
   [
     ('NVIDIA H100 80GB HBM3', jnp.bfloat16, 32, True),
-    ('NVIDIA H200', jnp.float16, 5120, True),
+    ('NVIDIA H200', jnp.bfloat16, 5120, True),
+    ('NVIDIA H200', jnp.float16, 5120, False),
     ('NVIDIA H100 80GB HBM3', jnp.bfloat16, 31, False),
     ('NVIDIA H100 80GB HBM3', jnp.float32, 128, False),
     ('Tesla T4', jnp.bfloat16, 128, False),
   ],
 )
 def test_when_it_is_used(kind, dtype, length, expected):
-  assert flash.is_for(_Mesh(kind), length, dtype) == expected
+  assert flash.is_for(_Mesh(kind), 2, length, dtype) == expected
+  # Which two devices cannot share.
+  assert not flash.is_for(_Mesh(kind), 1, length, dtype)
 
 
 @exact
 def test_not_on_cpus():
   mesh = partitioning.make_mesh((1, 1, 1))
-  assert not flash.is_for(mesh, 128, jnp.bfloat16)
+  assert not flash.is_for(mesh, 2, 128, jnp.bfloat16)

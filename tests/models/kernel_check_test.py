@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import pytest
 
 from vtokens import errors, partitioning
-from vtokens.models import flash, kernel_check
+from vtokens.models import flash, flash_masks, kernel_check
 from vtokens.models.config import DecoderConfig, LayerKind
 
 
@@ -47,14 +47,25 @@ def test_right(changes):
   _check(_config(**changes))
 
 
+def test_both_loops_are_compared():
+  _, new, cache = kernel_check.make_inputs(2, 64, jnp.dtype(jnp.bfloat16))
+  for keys, own in ((cache, False), (new, True)):
+    part = flash_masks.make_part(new, new.segments, keys, None, own=own)
+    assert (part.begin < part.end).any()
+    assert ((part.first < part.begin) | (part.end < part.last)).any()
+  window = jnp.int32([kernel_check._WINDOW])
+  part = flash_masks.make_part(new, new.segments, cache, window, own=False)
+  assert (part.begin < part.end).any()
+
+
 def test_wrong(monkeypatch):
-  right = flash._seen
+  right = flash_masks.seen_by
 
   def one_too_many(masks, part, i, j):
     later = masks.replace(positions=masks.positions[...] + 1)
     return right(later, part, i, j)
 
-  monkeypatch.setattr(flash, '_seen', one_too_many)
+  monkeypatch.setattr(flash_masks, 'seen_by', one_too_many)
   with pytest.raises(errors.UserError, match='attention=plain') as raised:
     _check(_config())
   assert 'values with a relative error' in str(raised.value)

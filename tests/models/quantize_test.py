@@ -183,6 +183,24 @@ def test_no_layer_keeps_its_weights_for_the_backward_pass(method, remat):
   assert max(sizes) < smallest
 
 
+def _products(jaxpr):
+  return sum(
+    (eqn.primitive.name == 'dot_general')
+    + sum(map(_products, jax.extend.core.jaxprs_in_params(eqn.params)))
+    for eqn in jaxpr.eqns
+  )
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_products_are_not_computed_again(method):
+  def count(method, remat):
+    step, arguments = _step(method, remat)
+    return _products(jax.make_jaxpr(step)(*arguments).jaxpr)
+
+  assert count(method, False) == count('none', False)
+  assert count(method, True) == count('none', True) > count('none', False)
+
+
 @functools.cache
 def _temporaries(method, num_layers):
   config = dataclasses.replace(CONFIG, num_layers=num_layers)

@@ -116,6 +116,17 @@ class _Recorder:
     return block
 
 
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
+def test_transposed_in_tiles(dtype):
+  rng = np.random.default_rng(0)
+  block = rng.integers(-9, 9, (300, 257)).astype(jnp.dtype(dtype))
+  out = np.zeros((257, 400), block.dtype)
+  # A part of a larger array, as that of the rows of one block is.
+  weight_map._transpose(block, out[:, 50:350])
+  np.testing.assert_array_equal(out[:, 50:350], block.T)
+  assert not out[:, :50].any() and not out[:, 350:].any()
+
+
 def test_each_value_is_read_once_and_in_blocks(tmp_path, monkeypatch):
   tiny_models.save(tmp_path)
   source = _Recorder(hf.SafetensorsSource(tmp_path))

@@ -182,11 +182,11 @@ class Attention(nnx.Module):
       'softcap': config.attention_softcap,
       'window': window,
     }
-    length = x.shape[1]
+    rows, length, _ = x.shape
     over = mesh if config.kernels else None
-    if over and splash.is_for(over, length, caches, window):
+    if over and splash.is_for(over, rows, length, caches, window):
       out = splash.attend(q, new, over, **settings)
-    elif over and flash.is_for(over, length, x.dtype):
+    elif over and flash.is_for(over, rows, length, x.dtype):
       out = flash.attend(q, new, caches, over, **settings, parents=parents)
     else:
       out = attend(q, new, caches, **settings, parents=parents, mesh=mesh)

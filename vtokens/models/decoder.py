@@ -128,7 +128,8 @@ class Decoder(nnx.Module):
       x: embeddings of the new tokens, as `embed` gives them.
       positions: their positions in the sequence, int32; -1 marks padding.
       caches: keys and values of the tokens before them, in any number of
-        parts, so that a part that never changes need not be copied.
+        parts, so that a part that never changes need not be copied. Nothing
+        flows back into them.
       segments: which of several sequences packed into a row each token
         belongs to, int32; tokens see their own only, and caches without
         segments whole. None where a row is one sequence.
@@ -170,7 +171,8 @@ class Decoder(nnx.Module):
         body, prevent_cse=False, policy=partitioning.keep_products
       )
     x = partitioning.constrain(x, self.mesh, axes)
-    kv = [(cache.k, cache.v) for cache in caches]
+    # For all kinds of attention alike: kernels have no gradient of them.
+    kv = jax.lax.stop_gradient([(cache.k, cache.v) for cache in caches])
     x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
     return self.norm(x), KVCache(k, v, positions, segments)
 

@@ -13,10 +13,14 @@ from vtokens.models import attention, flash
 from vtokens.models.config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 
-# Of two examples in a row, the second longer: passages and what follows them.
-_PASSAGES, _SLOTS = (70, 110), 200
-_FOLLOWING, _TOKENS = (40, 55), 100
-_WINDOW = 50
+# Rows, and heads of keys, of which a kernel has to find the right one.
+_ROWS, _HEADS = 2, 2
+# Of two examples in a row: passages and what follows them. The second has whole
+# blocks, in which the kernels mask nothing.
+_PASSAGES, _SLOTS = (70, 150), 230
+_FOLLOWING, _TOKENS = (40, 140), 190
+# Beyond which the last tokens do not see the first passages.
+_WINDOW = 250
 
 
 def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
@@ -33,13 +37,14 @@ def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
   Raises:
     errors.UserError: they differ.
   """
-  if config.kernels and flash.is_for(mesh, _TOKENS, dtype):
+  if config.kernels and flash.is_for(mesh, mesh.size, _TOKENS, dtype):
     _compare(
       config.num_heads // config.num_kv_heads,
       config.head_dim,
       config.attention_softcap,
       any(kind.window for kind in config.layer_kinds),
       dtype,
+      mesh.local_devices[0],
       interpret=False,
     )
 
@@ -51,36 +56,14 @@ def _compare(
   softcap: float | None,
   windowed: bool,
   dtype: jnp.dtype,
+  device: jax.Device,
   *,
   interpret: bool,
 ) -> None:
-  rng = np.random.default_rng(0)
-
-  def normal(*shape: int) -> Float[Array, '*S']:
-    return jnp.asarray(rng.standard_normal(shape), dtype)
-
-  def keys(lengths: tuple[int, ...], starts: tuple[int, ...], size: int):
-    positions = np.full((1, size), -1, np.int32)
-    segments = np.full((1, size), -1, np.int32)
-    at = 0
-    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-      slots = slice(at, at + length)
-      positions[0, slots] = start + np.arange(length)
-      segments[0, slots] = number
-      at += length
-    return KVCache(
-      normal(1, 1, head_dim, size),
-      normal(1, 1, size, head_dim),
-      jnp.asarray(positions),
-      jnp.asarray(segments),
-    )
-
-  q = 2 * normal(1, _TOKENS, groups, head_dim)
-  cache = keys(_PASSAGES, (0, 0), _SLOTS)
-  new = keys(_FOLLOWING, _PASSAGES, _TOKENS)
+  q, new, cache = make_inputs(groups, head_dim, dtype)
   real = (new.positions >= 0)[..., None, None]
-  gradient = jnp.where(real, normal(*q.shape), 0)
-  mesh = partitioning.make_mesh((1, 1, 1), jax.local_devices()[:1])
+  gradient = jnp.where(real, jnp.roll(q, 1, axis=-1), 0)
+  mesh = partitioning.make_mesh((1, 1, 1), [device])
 
   def values(attend, q, new, cache):
     def attended(q, k, v):
@@ -118,8 +101,44 @@ def _compare(
     if not error <= 2 * expected:
       size = float(jnp.linalg.norm(z))
       raise errors.UserError(
-        f'base.attention=auto: on {jax.local_devices()[0].device_kind} with '
+        f'base.attention=auto: on {device.device_kind} with '
         f'jax {jax.__version__} the attention kernels are wrong: {name} with '
         f'a relative error of {error / size:.2g}, where matrix products have '
         f'{expected / size:.2g}; set base.attention=plain, and report this'
       )
+
+
+def make_inputs(
+  groups: int, head_dim: int, dtype: jnp.dtype
+) -> tuple[Float[Array, 'B T N H'], KVCache, KVCache]:
+  """Random queries, new keys and values, and a cache, of examples in rows.
+
+  Args:
+    groups: queries' heads for each of keys.
+    head_dim: their width.
+    dtype: of all.
+  """
+  rng = np.random.default_rng(0)
+
+  def normal(*shape: int) -> Array:
+    return jnp.asarray(rng.standard_normal(shape), dtype)
+
+  def keys(lengths: tuple[int, ...], starts: tuple[int, ...], size: int):
+    positions = np.full((_ROWS, size), -1, np.int32)
+    segments = np.full((_ROWS, size), -1, np.int32)
+    at = 0
+    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+      slots = slice(at, at + length)
+      positions[:, slots] = start + np.arange(length)
+      segments[:, slots] = number
+      at += length
+    return KVCache(
+      normal(_ROWS, _HEADS, head_dim, size),
+      normal(_ROWS, _HEADS, size, head_dim),
+      jnp.asarray(positions),
+      jnp.asarray(segments),
+    )
+
+  q = 2 * normal(_ROWS, _TOKENS, _HEADS * groups, head_dim)
+  new = keys(_FOLLOWING, _PASSAGES, _TOKENS)
+  return q, new, keys(_PASSAGES, (0, 0), _SLOTS)

@@ -141,6 +141,10 @@ def product(x: Float[Array, '*B'], weight: Matrix) -> Float[Array, '*C']:
 def _product(
   x: Float[Array, '*B C'], values: Array, scales: Array
 ) -> Float[Array, '*B O']:
+  return _multiply(x, values, scales)
+
+
+def _multiply(x: Array, values: Array, scales: Array) -> Array:
   values = _as_stored(values)
   if scales.ndim == 2:
     return x @ dequantise(values, scales, x.dtype)
@@ -152,7 +156,8 @@ def _product(
 
 def _forward(x: Array, values: Array, scales: Array):
   # Not the dequantised weights: of all layers they would be the whole model.
-  return _product(x, values, scales), (values, scales)
+  # Nor by `_product`, in which `keep_products` would see no product.
+  return _multiply(x, values, scales), (values, scales)
 
 
 def _backward(kept: tuple[Array, Array], grad: Array):

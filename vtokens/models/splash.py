@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vtokens.models import layers
 from vtokens.models.kv_cache import KVCache
-from vtokens.partitioning import LOGICAL_AXIS_RULES, platform
+from vtokens.partitioning import LOGICAL_AXIS_RULES, is_divisible, platform
 
 _BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
 _HEADS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
@@ -22,24 +22,27 @@ _LARGEST_BLOCK = 512
 
 def is_for(
   mesh: Mesh,
+  rows: int,
   length: int,
   caches: Sequence[KVCache],
   window: int | Array | None,
 ) -> bool:
   """Whether the kernel can and should be used.
 
-  On TPUs, for tokens that see only one another, and not too few of them. The
-  kernel has to know the window when it is compiled: it cannot differ from
-  layer to layer of one scan.
+  On TPUs, for rows that devices can share evenly, of tokens that see only one
+  another, and not too few of them. The kernel has to know the window when it is
+  compiled: it cannot differ from layer to layer of one scan.
 
   Args:
     mesh: the devices.
+    rows: their number.
     length: tokens of a row.
     caches: what precedes them.
     window: see `attend`.
   """
   return (
     platform(mesh) == 'tpu'
+    and is_divisible(mesh, 'batch', rows)
     and not caches
     and length >= LANES
     and (window is None or isinstance(window, int))

@@ -1,7 +1,7 @@
 """The Pallas kernels for GPUs against `attention.attend`.
 
-Interpreted, unless JAX has a GPU: `JAX_PLATFORMS=cuda pytest` runs those in
-bfloat16 on it.
+Interpreted, unless JAX has a GPU: `JAX_PLATFORMS=cuda pytest -n 0` runs those
+in bfloat16 on it.
 """
 
 import functools

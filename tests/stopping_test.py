@@ -1,5 +1,6 @@
 """Tests of vtokens.stopping."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -93,6 +94,18 @@ def test_ends_at_once_and_cleans_up(name, capfd):
   assert stopped.value.code == 128 + number
   assert cleaned == before == [signal.getsignal(number) for number in numbers]
   assert f'{name}: stopped' in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('received', [True, False])
+def test_an_error_after_a_signal_is_the_exit(received):
+  """The exit may be lost in compiled code that calls back into Python."""
+  with pytest.raises(SystemExit if received else TypeError) as stopped:
+    with stopping.at_once():
+      if received:
+        with contextlib.suppress(SystemExit):
+          os.kill(os.getpid(), signal.SIGTERM)
+      raise TypeError
+  assert not received or stopped.value.code == 128 + signal.SIGTERM
 
 
 def test_at_once_in_a_thread():

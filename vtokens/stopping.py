@@ -86,13 +86,20 @@ def at_once() -> Iterator[None]:
   """Lets Ctrl-C and SIGTERM end the program, cleaning up on the way.
 
   For what is done anew and not continued. It exits with 128 and the signal's
-  number; a second signal acts as if this were not here.
+  number; a second signal acts as if this were not here. Compiled code that
+  calls back into Python may lose the exit on its way and raise an error of its
+  own (dm-tree, which tensorflow-datasets is built on, a bare TypeError): any
+  error after a signal is that exit.
   """
   if threading.current_thread() is not threading.main_thread():
     yield  # Others cannot be told of signals.
     return
 
+  received = 0
+
   def stop(number: int, unused_frame: FrameType | None) -> None:
+    nonlocal received
+    received = number
     give_back()
     os.write(2, f'\n{signal.Signals(number).name}: stopped\n'.encode())
     # Not an Exception, of which libraries catch any.
@@ -108,5 +115,9 @@ def at_once() -> Iterator[None]:
   }
   try:
     yield
+  except Exception:
+    if received:
+      sys.exit(128 + received)
+    raise
   finally:
     give_back()

@@ -4,15 +4,12 @@ The result, in array_record, is for `vtokens.data.store` and for any user of
 tensorflow-datasets. docs/data.md tells more.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import os
 import pathlib
-import signal
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,7 +17,7 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from vtokens import errors, flags, schema, writers
+from vtokens import errors, flags, schema, stopping, writers
 from vtokens.data import reading, sources, store
 from vtokens.data.build_config import Config, validate
 from vtokens.data.reading import Counts
@@ -278,27 +275,9 @@ def _report(path: str) -> None:
   writers.say(f'use it as {store.SOURCE}{path}:{next(iter(manifest.splits))}')
 
 
-@contextlib.contextmanager
-def _cleaned_up() -> Iterator[None]:
-  """Lets SIGTERM unwind the stack, so that temporary files are deleted."""
-
-  def stop(signum: int, frame: object) -> None:
-    del frame
-    sys.exit(128 + signum)
-
-  before = signal.signal(signal.SIGTERM, stop)
-  try:
-    yield
-  except KeyboardInterrupt:
-    writers.say('interrupted; nothing was built')
-    sys.exit(128 + signal.SIGINT)
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
 def main(cfg: Config) -> None:
   """Entry point."""
-  with _cleaned_up():
+  with stopping.at_once():
     _report(build(cfg))
 
 

@@ -152,28 +152,29 @@ def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
   return architecture, nnx.state(decoder)
 
 
-def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
-  """A step of ours, what it computes, and its peak memory.
+def lower_vtokens_step(task: Task, architecture: Any, mesh: Any) -> Any:
+  """A step of ours for a device that need not be there.
+
+  Args:
+    task: what is trained on what.
+    architecture: of the base.
+    mesh: of one device.
 
   Returns:
-    The step, which gives loss and gradient norm; facts; bytes above weights.
+    The lowered step, of state, weights and batch; its first state and its batch
+    in NumPy; what it computes.
   """
   import flax.nnx as nnx
   import jax
   import jax.numpy as jnp
   import optax
 
-  from vtokens import config, losses, optim, partitioning, steps
+  from vtokens import abstract, config, losses, optim, partitioning, steps
   from vtokens import virtual_tokens as virtual
   from vtokens.data import assemble, batching, pipeline
-  from vtokens.models.decoder import abstract_decoder
 
-  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
-  architecture, params = load_vtokens(task.model, task.dtype)
   architecture = dataclasses.replace(architecture, kernels=task.kernels)
-  graph, _ = nnx.split(
-    abstract_decoder(architecture, jnp.dtype(task.dtype), mesh)
-  )
+  graph, params = abstract.base(architecture, jnp.dtype(task.dtype), mesh)
   vocab_size = architecture.vocab_size
   texts = make_texts(task, vocab_size)
   none = np.zeros(0, np.int32)
@@ -211,12 +212,20 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
     1000,
   )
   table = jnp.asarray(make_table(task, architecture.embed_dim))
-  state = jax.device_put(
-    steps.TrainState(table, optimizer.init(table), jnp.int32(0)),
-    partitioning.replicated(mesh),
+  state = jax.device_get(
+    steps.TrainState(table, optimizer.init(table), jnp.int32(0))
   )
+
+  def shapes(tree: Any) -> Any:
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=partitioning.replicated(mesh)
+      ),
+      tree,
+    )
+
   if task.contender in OURS:
-    step = steps.jit_train_step(graph, optimizer, state, config.Train())
+    step = steps.jit_train_step(graph, optimizer, shapes(state), config.Train())
   else:
     batch = _joined(batch)
 
@@ -242,17 +251,34 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
       )
       return new, {'loss': loss, 'grad_norm': optax.tree.norm(grad)}
 
-  batch = partitioning.shard_batch(batch, mesh, len(rows))
+  facts = {'computed_tokens': len(rows) * sum(shape), 'row_shape': shape}
+  lowered = step.lower(shapes(state), params, shapes(batch))
+  return lowered, state, batch, facts
+
+
+def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
+  """A step of ours, what it computes, and its peak memory.
+
+  Returns:
+    The step, which gives loss and gradient norm; facts; bytes above weights.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  from vtokens import partitioning
+
+  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  architecture, params = load_vtokens(task.model, task.dtype)
   began = time.perf_counter()
-  program = step.lower(state, params, batch).compile()
-  facts = {
+  lowered, state, batch, facts = lower_vtokens_step(task, architecture, mesh)
+  program = lowered.compile()
+  facts |= {
     'compile_seconds': time.perf_counter() - began,
     'temporary_bytes': program.memory_analysis().temp_size_in_bytes,
-    'computed_tokens': len(rows) * sum(shape),
-    'row_shape': shape,
     'device': jax.devices()[0].device_kind,
     'product_flops_per_second': _product_rate(jnp.dtype(task.dtype)),
   }
+  state, batch = jax.device_put((state, batch), partitioning.replicated(mesh))
   memory = Memory()
   held = [state]
 
@@ -374,11 +400,51 @@ def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
 
   cuda = torch.cuda.is_available()
   model = load_torch(task.model, task.dtype)
-  device = model.device
-  texts = make_texts(task, model.config.vocab_size)
   if cuda:
     torch.cuda.reset_peak_memory_stats()
   weights = torch.cuda.memory_allocated() if cuda else 0
+  loss_of, table, facts = torch_loss(task, model)
+  facts |= {
+    'threads': torch.get_num_threads(),
+    'device': torch.cuda.get_device_name() if cuda else 'cpu',
+  }
+  optimizer = torch.optim.Adam(
+    [table], lr=_LEARNING_RATE, betas=(_B1, _B2), eps=_EPS
+  )
+
+  def run() -> tuple[float, float]:
+    loss = loss_of()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_([table], _CLIP)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach()), float(norm)
+
+  def peak() -> int:
+    if cuda:
+      return torch.cuda.max_memory_allocated() - weights
+    return memory.peak()
+
+  memory = Memory()
+  return run, facts, peak
+
+
+def torch_loss(
+  task: Task, model: Any
+) -> tuple[Callable[[], Any], Any, dict[str, Any]]:
+  """A peer's forward pass.
+
+  Args:
+    task: what is trained on what.
+    model: the frozen base; its mode changes.
+
+  Returns:
+    What gives the loss; the table it depends on; what it computes.
+  """
+  import torch
+
+  device = model.device
+  texts = make_texts(task, model.config.vocab_size)
   start = torch.from_numpy(make_table(task, model.config.hidden_size))
   if task.contender == 'official_remat':
     model.gradient_checkpointing_enable({'use_reentrant': False})
@@ -426,30 +492,11 @@ def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
       x = x.index_put((rows, at), table.to(x.dtype).expand(task.batch, -1, -1))
       return model(inputs_embeds=x, attention_mask=mask, labels=labels).loss
 
-  optimizer = torch.optim.Adam(
-    [table], lr=_LEARNING_RATE, betas=(_B1, _B2), eps=_EPS
+  return (
+    loss_of,
+    table,
+    {'computed_tokens': task.batch * (length + (task.k - k))},
   )
-
-  def run() -> tuple[float, float]:
-    loss = loss_of()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_([table], _CLIP)
-    optimizer.step()
-    optimizer.zero_grad()
-    return float(loss.detach()), float(norm)
-
-  def peak() -> int:
-    if cuda:
-      return torch.cuda.max_memory_allocated() - weights
-    return memory.peak()
-
-  facts = {
-    'computed_tokens': task.batch * (length + (task.k - k)),
-    'threads': torch.get_num_threads(),
-    'device': torch.cuda.get_device_name() if cuda else 'cpu',
-  }
-  memory = Memory()
-  return run, facts, peak
 
 
 def serve(requests: Iterator[Any]) -> Iterator[dict[str, Any]]:

@@ -40,15 +40,15 @@ from vtokens import chips, config, flops
 from vtokens.models import gguf, hf, known
 from vtokens.models.config import DecoderConfig
 
-_MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
-_DTYPE = flags.DEFINE_enum(
+MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
+DTYPE = flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
 )
-_PASSAGES = flags.DEFINE_list('passages', ['5'], 'Of an example.')
+PASSAGES = flags.DEFINE_list('passages', ['5'], 'Of an example.')
 _BATCH = flags.DEFINE_list('batch', ['8'], 'Examples of a step.')
 _PER_ROW = flags.DEFINE_integer('per_row', 4, 'Examples to a row of packed.')
 _K = flags.DEFINE_integer('k', 50, 'Virtual tokens.')
-_CONTENDERS = flags.DEFINE_list(
+CONTENDERS = flags.DEFINE_list(
   'contenders',
   list(contenders.CONTENDERS),
   'Which; name:4:8 for batches other than those of --batch.',
@@ -60,7 +60,7 @@ _TRACE = flags.DEFINE_string(
   'trace', '', 'Directory for traces of vtokens; see trace_summary.py.'
 )
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed steps; medians count.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 # A known model, and what is different in the one meant (their config.json).
 _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -228,7 +228,7 @@ def check(runners: list[Runner]) -> None:
     if not all(map(math.isfinite, values)):
       raise SystemExit(f'{key}: {values}')
     if values and not math.isclose(
-      min(values), max(values), rel_tol=_TOLERANCE[_DTYPE.value]
+      min(values), max(values), rel_tol=_TOLERANCE[DTYPE.value]
     ):
       raise SystemExit(f'{key} differ: {values}')
 
@@ -322,18 +322,24 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
   return found
 
 
-def save_random(name: str, directory: pathlib.Path, dtype: str) -> str:
-  """Random weights of a known shape, in Hugging Face's format."""
-  import torch
+def model_settings(name: str) -> Any:
+  """The configuration of a known shape, as transformers has it."""
   import transformers
 
   path, changes = _SHAPES[name]
   values = {**(known.find(path) or {}), **changes}
   settings = transformers.AutoConfig.for_model(values.pop('model_type'))
-  settings = type(settings)(**values)
+  return type(settings)(**values)
+
+
+def save_random(name: str, directory: pathlib.Path, dtype: str) -> str:
+  """Random weights of a known shape, in Hugging Face's format."""
+  import torch
+  import transformers
+
   with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):
     model = transformers.AutoModelForCausalLM.from_config(
-      settings, dtype=getattr(torch, dtype)
+      model_settings(name), dtype=getattr(torch, dtype)
     )
   model.save_pretrained(directory)
   del model
@@ -351,10 +357,19 @@ def _smollm2() -> str:
   )
 
 
-def _architecture(model: str) -> DecoderConfig:
+def read_architecture(model: str) -> DecoderConfig:
+  """Of a directory in Hugging Face's format or a GGUF file."""
   if model.endswith('.gguf'):
     return gguf.GGUFSource(model).config
   return hf.read_config(model)
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that are measured."""
+  return {
+    name: importlib.metadata.version(name)
+    for name in ('jax', 'torch', 'transformers', 'peft')
+  }
 
 
 def _processor() -> str:
@@ -389,12 +404,12 @@ def _print(rows: list[dict[str, Any]], compared: dict[str, float]) -> None:
 def make_tasks(model: str, passages: int) -> list[contenders.Task]:
   """All that is to be measured with so many passages, by batch."""
   tasks = []
-  if not any(e.split(':')[0] in contenders.OURS for e in _CONTENDERS.value):
+  if not any(e.split(':')[0] in contenders.OURS for e in CONTENDERS.value):
     raise SystemExit(
       f'--contenders: others are compared with {" or ".join(contenders.OURS)}, '
       'one of which has to be there'
     )
-  for entry in _CONTENDERS.value:
+  for entry in CONTENDERS.value:
     name, *batches = entry.split(':')
     if name not in contenders.CONTENDERS:
       raise SystemExit(
@@ -408,7 +423,7 @@ def make_tasks(model: str, passages: int) -> list[contenders.Task]:
         contenders.Task(
           contender=name,
           model=model,
-          dtype=_DTYPE.value,
+          dtype=DTYPE.value,
           passages=passages,
           batch=batch,
           per_row=per_row,
@@ -423,14 +438,14 @@ def make_tasks(model: str, passages: int) -> list[contenders.Task]:
 def main(argv: list[str]) -> None:
   del argv
   with tempfile.TemporaryDirectory() as directory:
-    if _MODEL.value == 'smollm2':
+    if MODEL.value == 'smollm2':
       model = _smollm2()
     else:
-      model = save_random(_MODEL.value, pathlib.Path(directory), _DTYPE.value)
-    architecture = _architecture(model)
+      model = save_random(MODEL.value, pathlib.Path(directory), DTYPE.value)
+    architecture = read_architecture(model)
     results = []
-    for passages in map(int, _PASSAGES.value):
-      print(f'{_MODEL.value}, {passages} passages', flush=True)
+    for passages in map(int, PASSAGES.value):
+      print(f'{MODEL.value}, {passages} passages', flush=True)
       tasks = make_tasks(model, passages)
       batches = [
         list(group)
@@ -451,18 +466,15 @@ def main(argv: list[str]) -> None:
         {'passages': passages, 'contenders': rows, 'ratios': compared}
       )
   report = {
-    'model': _MODEL.value,
-    'dtype': _DTYPE.value,
+    'model': MODEL.value,
+    'dtype': DTYPE.value,
     'k': _K.value,
     'processor': _processor(),
-    'versions': {
-      name: importlib.metadata.version(name)
-      for name in ('jax', 'torch', 'transformers', 'peft')
-    },
+    'versions': versions(),
     'results': results,
   }
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(report, indent=2) + '\n')
+  if JSON.value:
+    pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + '\n')
 
 
 def _has_accelerator() -> bool:

@@ -501,116 +501,19 @@ def validate(config: Config) -> None:
   for field in ('workdir', 'base.path', 'data.train'):
     if not values[field]:
       fail(field, 'to be set')
-  if paths.on_object_store(values['data.token_cache']):
-    fail('data.token_cache', 'a local or mounted directory')
   check_templates(values, fail)
-  rows = values['virtual_tokens.num_virtual_tokens']
-  fixed = values['virtual_tokens.draw'] == 'fixed'
-  if fixed and values['virtual_tokens.num_active'] > rows:
-    fail(
-      'virtual_tokens.num_active',
-      f'at most virtual_tokens.num_virtual_tokens={rows}, since draw=fixed',
-    )
-  if values['virtual_tokens.draws_per_example'] > 1:
-    if fixed:
-      fail(
-        'virtual_tokens.draws_per_example',
-        '1, since all draws of draw=fixed are the same',
-      )
-    if values['virtual_tokens.position'] == 'first':
-      fail(
-        'virtual_tokens.draws_per_example',
-        '1, since with virtual_tokens.position=first the passages depend on '
-        'the tokens and cannot be shared',
-      )
-  active = values['eval.num_active']
-  if not active or min(active) < 1 or max(active) > rows:
-    fail(
-      'eval.num_active',
-      f'numbers from 1 to virtual_tokens.num_virtual_tokens={rows}',
-    )
-  if fixed:
-    trained = values['virtual_tokens.num_active']
-    if max(active) > trained:
-      fail(
-        'eval.num_active',
-        f'at most virtual_tokens.num_active={trained}, since draw=fixed '
-        'trains no more rows',
-      )
-  check_top_p(values, 'eval', fail)
-  unknown = set(values['eval.conditions']) - set(CONDITIONS)
-  if unknown:
-    fail('eval.conditions', f'some of {", ".join(CONDITIONS)}')
-  init = values['virtual_tokens.init']
-  if init == 'table' and not values['virtual_tokens.init_path']:
-    fail('virtual_tokens.init_path', 'a file, since init=table')
-  if init == 'text' and not values['virtual_tokens.init_text'].strip():
-    fail('virtual_tokens.init_text', 'some text, since init=text')
-  policies = {'data.passages': config.data.passages} | {
-    f'data.mixture.passages[{name}]': policy
-    for name, policy in config.data.mixture.passages.items()
-  }
-  for name in policies:
-    _check_passages(values, name, fail)
-  for field in ('data.mixture.weights', 'data.mixture.max_examples'):
-    if any(not 0 < value < math.inf for value in values[field].values()):
-      fail(field, 'finite numbers above 0')
-  weighting = values['data.mixture.weighting']
-  if (weighting == 'weights') != bool(values['data.mixture.weights']):
-    fail(
-      'data.mixture.weights',
-      'a weight for each dataset with data.mixture.weighting=weights, and '
-      'none without',
-    )
-  batch, micro = values['data.batch_size'], values['train.accumulation_steps']
-  per_row = values['data.examples_per_row']
-  if batch % (micro * per_row):
-    fail(
-      'data.batch_size',
-      f'a multiple of train.accumulation_steps={micro} times '
-      f'data.examples_per_row={per_row}',
-    )
-  shapes = values['data.shapes']
-  if any(min(shape) < 1 for shape in shapes):
-    fail('data.shapes', 'pairs of lengths above 0')
-  # A batch needs one that holds it, however its examples are drawn.
-  most = (
-    per_row * values['data.max_prefix_tokens'],
-    per_row * values['data.max_suffix_tokens'],
-  )
-  if values['virtual_tokens.position'] == 'first':
-    # How long a prefix without passages is, only the tokenizer tells.
-    if shapes and shapes[-1][1] < sum(most):
-      fail(
-        'data.shapes',
-        f'the suffix of the last one to be at least {sum(most)}: '
-        'data.examples_per_row times data.max_prefix_tokens and '
-        'data.max_suffix_tokens together, since virtual_tokens.position=first '
-        'puts the passages there',
-      )
-  elif shapes and (shapes[-1][0] < most[0] or shapes[-1][1] < most[1]):
-    fail(
-      'data.shapes',
-      f'the last one to be at least {most}: data.examples_per_row times '
-      'data.max_prefix_tokens and data.max_suffix_tokens',
-    )
-  if values['data.max_suffix_tokens'] < rows + values['data.max_answer_tokens']:
-    fail(
-      'data.max_suffix_tokens',
-      f'room for {rows} virtual tokens and '
-      f'data.max_answer_tokens={values["data.max_answer_tokens"]}',
-    )
+  _check_virtual_tokens(values, fail)
+  _check_data(values, fail)
+  _check_passages(values, 'data.passages', fail)
+  for dataset in config.data.mixture.passages:
+    _check_passages(values, f'data.mixture.passages[{dataset}]', fail)
+  _check_shapes(values, fail)
+  _check_optim(values, fail)
+  _check_eval(values, fail)
   check_devices(values, fail)
   first, last = values['tracking.profile_steps']
   if not (first == last == 0 or 1 <= first <= last):
     fail('tracking.profile_steps', '(first, last) with 1 <= first <= last')
-  if not 0 <= values['optim.b1'] < 1:
-    fail('optim.b1', 'a number in [0, 1)')
-  if not 0 <= values['optim.b2'] < 1:
-    fail('optim.b2', 'a number in [0, 1)')
-  steps = values['train.num_steps']
-  if values['optim.warmup_steps'] >= steps:
-    fail('optim.warmup_steps', f'less than train.num_steps={steps}')
 
 
 def check_templates(values: dict[str, Any], fail: Any) -> None:
@@ -651,6 +554,125 @@ def check_top_p(values: dict[str, Any], section: str, fail: Any) -> None:
   """Checks `Decode.top_p` of a section; see `check_templates`."""
   if not 0 < values[f'{section}.top_p'] <= 1:
     fail(f'{section}.top_p', 'a number in (0, 1]')
+
+
+def _check_virtual_tokens(values: dict[str, Any], fail: Any) -> None:
+  """Checks the section `virtual_tokens`; see `check_templates`."""
+  rows = values['virtual_tokens.num_virtual_tokens']
+  fixed = values['virtual_tokens.draw'] == 'fixed'
+  if fixed and values['virtual_tokens.num_active'] > rows:
+    fail(
+      'virtual_tokens.num_active',
+      f'at most virtual_tokens.num_virtual_tokens={rows}, since draw=fixed',
+    )
+  if values['virtual_tokens.draws_per_example'] > 1:
+    if fixed:
+      fail(
+        'virtual_tokens.draws_per_example',
+        '1, since all draws of draw=fixed are the same',
+      )
+    if values['virtual_tokens.position'] == 'first':
+      fail(
+        'virtual_tokens.draws_per_example',
+        '1, since with virtual_tokens.position=first the passages depend on '
+        'the tokens and cannot be shared',
+      )
+  init = values['virtual_tokens.init']
+  if init == 'table' and not values['virtual_tokens.init_path']:
+    fail('virtual_tokens.init_path', 'a file, since init=table')
+  if init == 'text' and not values['virtual_tokens.init_text'].strip():
+    fail('virtual_tokens.init_text', 'some text, since init=text')
+
+
+def _check_data(values: dict[str, Any], fail: Any) -> None:
+  """Checks the section `data` but for shapes; see `check_templates`."""
+  if paths.on_object_store(values['data.token_cache']):
+    fail('data.token_cache', 'a local or mounted directory')
+  for field in ('data.mixture.weights', 'data.mixture.max_examples'):
+    if any(not 0 < value < math.inf for value in values[field].values()):
+      fail(field, 'finite numbers above 0')
+  weighting = values['data.mixture.weighting']
+  if (weighting == 'weights') != bool(values['data.mixture.weights']):
+    fail(
+      'data.mixture.weights',
+      'a weight for each dataset with data.mixture.weighting=weights, and '
+      'none without',
+    )
+  micro = values['train.accumulation_steps']
+  per_row = values['data.examples_per_row']
+  if values['data.batch_size'] % (micro * per_row):
+    fail(
+      'data.batch_size',
+      f'a multiple of train.accumulation_steps={micro} times '
+      f'data.examples_per_row={per_row}',
+    )
+  rows = values['virtual_tokens.num_virtual_tokens']
+  answer = values['data.max_answer_tokens']
+  if values['data.max_suffix_tokens'] < rows + answer:
+    fail(
+      'data.max_suffix_tokens',
+      f'room for {rows} virtual tokens and data.max_answer_tokens={answer}',
+    )
+
+
+def _check_shapes(values: dict[str, Any], fail: Any) -> None:
+  """Checks `data.shapes`; see `check_templates`."""
+  shapes = values['data.shapes']
+  if any(min(shape) < 1 for shape in shapes):
+    fail('data.shapes', 'pairs of lengths above 0')
+  per_row = values['data.examples_per_row']
+  # A batch needs one that holds it, however its examples are drawn.
+  most = (
+    per_row * values['data.max_prefix_tokens'],
+    per_row * values['data.max_suffix_tokens'],
+  )
+  if values['virtual_tokens.position'] == 'first':
+    # How long a prefix without passages is, only the tokenizer tells.
+    if shapes and shapes[-1][1] < sum(most):
+      fail(
+        'data.shapes',
+        f'the suffix of the last one to be at least {sum(most)}: '
+        'data.examples_per_row times data.max_prefix_tokens and '
+        'data.max_suffix_tokens together, since virtual_tokens.position=first '
+        'puts the passages there',
+      )
+  elif shapes and (shapes[-1][0] < most[0] or shapes[-1][1] < most[1]):
+    fail(
+      'data.shapes',
+      f'the last one to be at least {most}: data.examples_per_row times '
+      'data.max_prefix_tokens and data.max_suffix_tokens',
+    )
+
+
+def _check_optim(values: dict[str, Any], fail: Any) -> None:
+  """Checks the section `optim`; see `check_templates`."""
+  for field in ('optim.b1', 'optim.b2'):
+    if not 0 <= values[field] < 1:
+      fail(field, 'a number in [0, 1)')
+  steps = values['train.num_steps']
+  if values['optim.warmup_steps'] >= steps:
+    fail('optim.warmup_steps', f'less than train.num_steps={steps}')
+
+
+def _check_eval(values: dict[str, Any], fail: Any) -> None:
+  """Checks the section `eval`; see `check_templates`."""
+  rows = values['virtual_tokens.num_virtual_tokens']
+  active = values['eval.num_active']
+  if not active or min(active) < 1 or max(active) > rows:
+    fail(
+      'eval.num_active',
+      f'numbers from 1 to virtual_tokens.num_virtual_tokens={rows}',
+    )
+  trained = values['virtual_tokens.num_active']
+  if values['virtual_tokens.draw'] == 'fixed' and max(active) > trained:
+    fail(
+      'eval.num_active',
+      f'at most virtual_tokens.num_active={trained}, since draw=fixed '
+      'trains no more rows',
+    )
+  check_top_p(values, 'eval', fail)
+  if set(values['eval.conditions']) - set(CONDITIONS):
+    fail('eval.conditions', f'some of {", ".join(CONDITIONS)}')
 
 
 def _check_passages(values: dict[str, Any], name: str, fail: Any) -> None:

@@ -1,0 +1,151 @@
+r"""What steps of `train_step.py` need on an accelerator that is not here.
+
+    pip install -r benchmarks/requirements.txt -e '.[plan-gpu]'
+    JAX_PLATFORMS=cpu python benchmarks/train_step_memory.py --topology h200:1 \
+      --model mistral-7b --dtype bfloat16 \
+      --contenders packed:16,split:16,unsplit:16,official:16,official_remat:16 \
+      --json benchmarks/train_step_memory_h200.json
+
+vtokens' contenders are compiled for it, and XLA's plan of the memory is read.
+PyTorch plans nothing: its contenders run forward and backward with tensors that
+have shapes but no values (FakeTensorMode), and what is held is added up. It is
+the least that it can take: what an allocator loses between blocks and what
+kernels use inside come on top. PEFT, which moves its modules, cannot run so.
+"""
+
+import json
+import pathlib
+import tempfile
+import weakref
+from typing import Any
+
+import contenders
+import train_step
+from absl import app, flags
+from torch.utils import _python_dispatch, _pytree
+
+from vtokens import aot, partitioning
+from vtokens.models.config import DecoderConfig
+
+_TOPOLOGY = flags.DEFINE_string('topology', 'h200:1', 'As of vtokens.plan.')
+
+
+class Held(_python_dispatch.TorchDispatchMode):
+  """Adds up the tensors that operations give while this is entered.
+
+  Attributes:
+    now: bytes of those that are still there.
+    peak: the most there has been.
+  """
+
+  def __init__(self, before: list[Any]):
+    """Starts from nothing.
+
+    Args:
+      before: tensors that do not count.
+    """
+    super().__init__()
+    self.now = self.peak = 0
+    self._known = {tensor.untyped_storage()._cdata for tensor in before}
+
+  def __torch_dispatch__(
+    self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+  ) -> Any:
+    import torch
+
+    out = func(*args, **(kwargs or {}))
+    for tensor in _pytree.tree_leaves(out):
+      if isinstance(tensor, torch.Tensor):
+        storage = tensor.untyped_storage()
+        # Views and results written in place share one that is known.
+        if storage._cdata not in self._known:
+          self._known.add(storage._cdata)
+          self.now += storage.nbytes()
+          self.peak = max(self.peak, self.now)
+          weakref.finalize(
+            storage, self._forget, storage._cdata, storage.nbytes()
+          )
+    return out
+
+  def _forget(self, address: int, size: int) -> None:
+    self._known.remove(address)
+    self.now -= size
+
+
+def torch_bytes(task: contenders.Task, settings: Any) -> int:
+  """What a step of PyTorch holds above the weights, at least."""
+  import torch
+  import transformers
+  from torch._subclasses import fake_tensor
+
+  # Examples come from NumPy, with values.
+  with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
+    model = transformers.AutoModelForCausalLM.from_config(
+      settings,
+      dtype=getattr(torch, task.dtype),
+      attn_implementation='sdpa',
+    )
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    loss_of, table, _ = contenders.torch_loss(task, model)
+    before = [*model.parameters(), *model.buffers(), table]
+    with Held(before) as held:
+      loss_of().backward()
+  return held.peak
+
+
+def vtokens_plan(
+  task: contenders.Task, architecture: DecoderConfig, target: aot.Target
+) -> dict[str, Any]:
+  """What a step of ours computes, and its bytes above the weights."""
+  mesh = partitioning.make_mesh((1, 1, 1), target.devices)
+  lowered, _, _, facts = contenders.lower_vtokens_step(task, architecture, mesh)
+  compiled, figures = aot.compile_program(lowered, target)
+  if compiled is None:
+    return {**facts, 'failed': figures['problem']}
+  return {**facts, 'bytes_above_weights': figures['bytes']['temporaries']}
+
+
+def main(argv: list[str]) -> None:
+  del argv
+  if any(entry.startswith('peft') for entry in train_step.CONTENDERS.value):
+    raise SystemExit('--contenders: peft cannot run on tensors without values')
+  target = aot.find_target(_TOPOLOGY.value, 1)
+  settings = train_step.model_settings(train_step.MODEL.value)
+  with tempfile.TemporaryDirectory() as directory:
+    settings.save_pretrained(directory)
+    architecture = train_step.read_architecture(directory)
+  rows = []
+  for passages in map(int, train_step.PASSAGES.value):
+    for task in train_step.make_tasks('', passages):
+      row: dict[str, Any] = {
+        'contender': task.contender,
+        'passages': passages,
+        'batch': task.batch,
+      }
+      if task.contender in contenders.JAX:
+        row |= vtokens_plan(task, architecture, target)
+      else:
+        row['bytes_above_weights'] = torch_bytes(task, settings)
+      found = row.get('bytes_above_weights')
+      print(
+        f'{task.contender:15} {passages} passages, batch {task.batch}: '
+        + (f'{found / 2**30:.2f} GiB' if found else row['failed']),
+        flush=True,
+      )
+      rows.append(row)
+  if train_step.JSON.value:
+    report = {
+      'model': train_step.MODEL.value,
+      'dtype': train_step.DTYPE.value,
+      'topology': _TOPOLOGY.value,
+      'versions': train_step.versions(),
+      'contenders': rows,
+    }
+    pathlib.Path(train_step.JSON.value).write_text(
+      json.dumps(report, indent=2) + '\n'
+    )
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -73,6 +73,18 @@ def test_wrong(monkeypatch):
   _check(_config(kernels=False))
 
 
+def test_a_block_too_many_that_is_not_masked(monkeypatch):
+  right = flash_masks.make_part
+
+  def all_of_it(*args, **settings):
+    part = right(*args, **settings)
+    return part.replace(begin=part.first, end=part.last)
+
+  monkeypatch.setattr(flash_masks, 'make_part', all_of_it)
+  with pytest.raises(errors.UserError, match='attention=plain'):
+    _check(_config())
+
+
 def test_not_a_number(monkeypatch):
   monkeypatch.setattr(
     flash, 'attend', lambda q, *_, **__: q + jnp.asarray(jnp.nan, q.dtype)

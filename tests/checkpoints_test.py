@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import xla_flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vtokens import checkpoints, config, optim, partitioning, steps
@@ -203,7 +204,7 @@ def test_restores_over_more_devices(tmp_path):
       **os.environ,
       'PYTHONPATH': str(_ROOT),
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+      'XLA_FLAGS': xla_flags.devices(2),
     },
     capture_output=True,
     text=True,

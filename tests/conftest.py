@@ -8,9 +8,12 @@ import pathlib
 import pytest
 import tiny_models
 import torch
+import xla_flags
 
 # Packages that bring drivers of other devices must not be asked for them.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if os.environ['JAX_PLATFORMS'] == 'cpu':
+  os.environ.setdefault('XLA_FLAGS', xla_flags.QUICK)
 # PyTorch's threads wait by spinning: those of one test process would take the
 # other's processor.
 if 'PYTEST_XDIST_WORKER' in os.environ:

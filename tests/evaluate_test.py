@@ -14,6 +14,7 @@ import sys
 import numpy as np
 import pytest
 import tiny_models
+import xla_flags
 
 from vtokens import (
   config,
@@ -302,9 +303,9 @@ def test_what_changes_answers_makes_other_cells(root, change):
   assert names() < names(retrievers=('bm25', 'dense'))
 
 
-def command(root, *arguments, xla_flags=''):
+def command(root, *arguments, devices=1):
   environment = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-  environment['XLA_FLAGS'] = xla_flags
+  environment['XLA_FLAGS'] = xla_flags.devices(devices)
   return subprocess.run(
     [
       *(sys.executable, '-m', 'vtokens.evaluate'),
@@ -405,7 +406,7 @@ def test_over_a_mesh_of_eight_devices(whole, root, tmp_path):
     root,
     '--config.mesh.shape=(2,2,2)',
     f'--config.workdir={tmp_path}',
-    xla_flags='--xla_force_host_platform_device_count=8',
+    devices=8,
   )
   assert done.returncode == 0, done.stderr
   found = json.loads((tmp_path / 'report.json').read_text())

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import xla_flags
 
 from vtokens import aot, errors, partitioning
 
@@ -45,7 +46,7 @@ np.testing.assert_array_equal(rows, batch['x'])
 def test_eight_devices():
   environment = {
     **os.environ,
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    'XLA_FLAGS': xla_flags.devices(8),
     'JAX_PLATFORMS': 'cpu',
   }
   result = subprocess.run(

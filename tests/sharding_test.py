@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 import tiny_models
 import tiny_run
+import xla_flags
 
 from vtokens import tracking
 
@@ -121,7 +122,7 @@ def _run(script: str, devices: int, *arguments: str) -> str:
       **os.environ,
       'PYTHONPATH': f'{tiny_run.ROOT}:{tiny_run.ROOT / "tests"}',
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'XLA_FLAGS': xla_flags.devices(devices),
     },
     capture_output=True,
     text=True,

@@ -116,8 +116,7 @@ class Place:
       **os.environ,
       'PYTHONPATH': f'{ROOT}:{self.root / "site"}',
       'JAX_PLATFORMS': 'cpu',
-      # All processes run the same few programs: compile them once, quickly.
-      'XLA_FLAGS': '--xla_backend_optimization_level=0',
+      # All processes run the same few programs: compile them once.
       'JAX_COMPILATION_CACHE_DIR': str(self.root / 'jax_cache'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',

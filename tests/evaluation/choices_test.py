@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import xla_flags
 
 from vtokens import config, errors, partitioning
 from vtokens.evaluation import choices
@@ -175,7 +176,7 @@ def test_sharded(base, tiny_dir, tmp_path):
     [sys.executable, '-c', SHARDED, tiny_dir, tmp_path / 'x.npy'],
     env={
       **os.environ,
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': xla_flags.devices(8),
       'JAX_PLATFORMS': 'cpu',
     },
     check=True,

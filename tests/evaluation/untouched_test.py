@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xla_flags
 
 from vtokens import config, errors, generate, partitioning, virtual_tokens
 from vtokens.evaluation import untouched
@@ -207,7 +208,7 @@ def test_two_processes(tiny_dir, tmp_path):
       [sys.executable, '-c', PROCESS, str(port), str(i), tiny_dir, out],
       env={
         **os.environ,
-        'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+        'XLA_FLAGS': xla_flags.devices(2),
         'JAX_PLATFORMS': 'cpu',
       },
     )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xla_flags
 
 from vtokens import partitioning, steps
 from vtokens.data import assemble, pipeline
@@ -314,7 +315,7 @@ def test_over_devices():
       'PYTHONPATH': os.pathsep.join(
         [str(pathlib.Path(__file__).parent), *sys.path]
       ),
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+      'XLA_FLAGS': xla_flags.devices(4),
     },
     capture_output=True,
     text=True,

@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 import tiny_models
 import torch
+import xla_flags
 from jax.sharding import AxisType
 
 from vtokens import errors
@@ -393,7 +394,7 @@ def test_every_device_holds_its_part(tiny_dir):
     [sys.executable, '-c', _PLACE, str(tiny_dir)],
     env={
       **os.environ,
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': xla_flags.devices(8),
       'JAX_PLATFORMS': 'cpu',
     },
     capture_output=True,

@@ -16,6 +16,7 @@ import pytest
 import quantised
 import tiny_models
 import tiny_run
+import xla_flags
 
 from vtokens import abstract, errors, partitioning, steps
 from vtokens.models import hf, layers, quantize
@@ -379,7 +380,7 @@ def test_the_same_over_every_mesh(tmp_path, method):
       **os.environ,
       'PYTHONPATH': str(tiny_run.ROOT),
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'XLA_FLAGS': xla_flags.devices(8),
     },
     capture_output=True,
     text=True,

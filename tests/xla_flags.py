@@ -1,0 +1,22 @@
+"""How XLA compiles the tests' programs for CPUs: to compile quickly.
+
+Those of tiny models take far longer to compile than to run. Set `XLA_FLAGS=''`
+to compile them as users' programs are.
+"""
+
+import importlib.metadata
+import os
+
+# LLVM optimises little.
+_QUICK = ['--xla_backend_optimization_level=0']
+if importlib.metadata.version('jax').split('.')[:2] == ['0', '10']:
+  # Loops of another emitter, of less code: a third of the time. JAX 0.11 has
+  # the newer one alone.
+  _QUICK.append('--xla_cpu_use_fusion_emitters=false')
+QUICK = ' '.join(_QUICK)
+
+
+def devices(number: int) -> str:
+  """For a program of its own with so many CPU devices."""
+  flags = os.environ.get('XLA_FLAGS', '')
+  return f'{flags} --xla_force_host_platform_device_count={number}'.strip()

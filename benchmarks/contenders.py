@@ -152,7 +152,9 @@ def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
   return architecture, nnx.state(decoder)
 
 
-def lower_vtokens_step(task: Task, architecture: Any, mesh: Any) -> Any:
+def make_vtokens_step(
+  task: Task, architecture: Any, mesh: Any
+) -> tuple[Any, tuple[Any, ...], tuple[Any, Any], dict[str, Any]]:
   """A step of ours for a device that need not be there.
 
   Args:
@@ -161,8 +163,8 @@ def lower_vtokens_step(task: Task, architecture: Any, mesh: Any) -> Any:
     mesh: of one device.
 
   Returns:
-    The lowered step, of state, weights and batch; its first state and its batch
-    in NumPy; what it computes.
+    The jitted step; its arguments' shapes, of state, weights and batch; its
+    first state and its batch, in NumPy; what it computes.
   """
   import flax.nnx as nnx
   import jax
@@ -252,8 +254,8 @@ def lower_vtokens_step(task: Task, architecture: Any, mesh: Any) -> Any:
       return new, {'loss': loss, 'grad_norm': optax.tree.norm(grad)}
 
   facts = {'computed_tokens': len(rows) * sum(shape), 'row_shape': shape}
-  lowered = step.lower(shapes(state), params, shapes(batch))
-  return lowered, state, batch, facts
+  arguments = (shapes(state), params, shapes(batch))
+  return step, arguments, (state, batch), facts
 
 
 def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
@@ -269,16 +271,16 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
 
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   architecture, params = load_vtokens(task.model, task.dtype)
+  step, arguments, values, facts = make_vtokens_step(task, architecture, mesh)
   began = time.perf_counter()
-  lowered, state, batch, facts = lower_vtokens_step(task, architecture, mesh)
-  program = lowered.compile()
+  program = step.lower(*arguments).compile()
   facts |= {
     'compile_seconds': time.perf_counter() - began,
     'temporary_bytes': program.memory_analysis().temp_size_in_bytes,
     'device': jax.devices()[0].device_kind,
     'product_flops_per_second': _product_rate(jnp.dtype(task.dtype)),
   }
-  state, batch = jax.device_put((state, batch), partitioning.replicated(mesh))
+  state, batch = jax.device_put(values, partitioning.replicated(mesh))
   memory = Memory()
   held = [state]
 

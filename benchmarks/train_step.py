@@ -323,9 +323,16 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def model_settings(name: str) -> Any:
-  """The configuration of a known shape, as transformers has it."""
+  """Of a known shape or smollm2, as transformers has it."""
   import transformers
 
+  if name == 'smollm2':
+    file = pathlib.Path(_smollm2())
+    return transformers.AutoConfig.from_pretrained(
+      file.parent, gguf_file=file.name
+    )
+  if name not in _SHAPES:
+    raise SystemExit(f'--model: smollm2 or one of {", ".join(_SHAPES)}')
   path, changes = _SHAPES[name]
   values = {**(known.find(path) or {}), **changes}
   settings = transformers.AutoConfig.for_model(values.pop('model_type'))

@@ -1,16 +1,17 @@
 r"""What steps of `train_step.py` need on an accelerator that is not here.
 
     pip install -r benchmarks/requirements.txt -e '.[plan-gpu]'
-    JAX_PLATFORMS=cpu python benchmarks/train_step_memory.py --topology h200:1 \
-      --model mistral-7b --dtype bfloat16 \
-      --contenders packed:16,split:16,unsplit:16,official:16,official_remat:16 \
+    python benchmarks/train_step_memory.py --topology h200:1 \
+      --model mistral-7b --dtype bfloat16 --passages 1,3,5 \
+      --contenders packed:16:32,unsplit:16,official:16,official_remat:16:32 \
       --json benchmarks/train_step_memory_h200.json
 
 vtokens' contenders are compiled for it, and XLA's plan of the memory is read.
 PyTorch plans nothing: its contenders run forward and backward with tensors that
-have shapes but no values (FakeTensorMode), and what is held is added up. It is
-the least that it can take: what an allocator loses between blocks and what
-kernels use inside come on top. PEFT, which moves its modules, cannot run so.
+have shapes but no values (FakeTensorMode), and what is held is added up, with
+the operators that PyTorch takes on CPUs. What an allocator loses between blocks
+and what kernels use inside come on top. PEFT, which moves its modules, cannot
+run so. Of the flags, --repeats and --trace are not used.
 """
 
 import json
@@ -20,8 +21,12 @@ import weakref
 from typing import Any
 
 import contenders
+import jax
+import torch
 import train_step
+import transformers
 from absl import app, flags
+from torch._subclasses import fake_tensor
 from torch.utils import _python_dispatch, _pytree
 
 from vtokens import aot, partitioning
@@ -51,8 +56,6 @@ class Held(_python_dispatch.TorchDispatchMode):
   def __torch_dispatch__(
     self, func: Any, types: Any, args: Any = (), kwargs: Any = None
   ) -> Any:
-    import torch
-
     out = func(*args, **(kwargs or {}))
     for tensor in _pytree.tree_leaves(out):
       if isinstance(tensor, torch.Tensor):
@@ -72,12 +75,8 @@ class Held(_python_dispatch.TorchDispatchMode):
     self.now -= size
 
 
-def torch_bytes(task: contenders.Task, settings: Any) -> int:
-  """What a step of PyTorch holds above the weights, at least."""
-  import torch
-  import transformers
-  from torch._subclasses import fake_tensor
-
+def torch_plan(task: contenders.Task, settings: Any) -> dict[str, Any]:
+  """What a step of PyTorch computes, and its bytes above the weights."""
   # Examples come from NumPy, with values.
   with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
     model = transformers.AutoModelForCausalLM.from_config(
@@ -87,27 +86,31 @@ def torch_bytes(task: contenders.Task, settings: Any) -> int:
     )
     model.requires_grad_(False)
     model.config.use_cache = False
-    loss_of, table, _ = contenders.torch_loss(task, model)
+    loss_of, table, facts = contenders.torch_loss(task, model)
     before = [*model.parameters(), *model.buffers(), table]
     with Held(before) as held:
       loss_of().backward()
-  return held.peak
+  return {**facts, 'bytes_above_weights': held.peak}
 
 
 def vtokens_plan(
   task: contenders.Task, architecture: DecoderConfig, target: aot.Target
 ) -> dict[str, Any]:
   """What a step of ours computes, and its bytes above the weights."""
-  mesh = partitioning.make_mesh((1, 1, 1), target.devices)
-  lowered, _, _, facts = contenders.lower_vtokens_step(task, architecture, mesh)
-  compiled, figures = aot.compile_program(lowered, target)
-  if compiled is None:
+  mesh = partitioning.make_mesh((1, 1, 1), target.devices[:1])
+  step, arguments, _, facts = contenders.make_vtokens_step(
+    task, architecture, mesh
+  )
+  _, figures = aot.compile_program(step.lower(*arguments), target)
+  if not figures['fits']:
     return {**facts, 'failed': figures['problem']}
   return {**facts, 'bytes_above_weights': figures['bytes']['temporaries']}
 
 
 def main(argv: list[str]) -> None:
   del argv
+  # Of the accelerator there is a compiler alone.
+  jax.config.update('jax_platforms', 'cpu')
   if any(entry.startswith('peft') for entry in train_step.CONTENDERS.value):
     raise SystemExit('--contenders: peft cannot run on tensors without values')
   target = aot.find_target(_TOPOLOGY.value, 1)
@@ -126,7 +129,7 @@ def main(argv: list[str]) -> None:
       if task.contender in contenders.JAX:
         row |= vtokens_plan(task, architecture, target)
       else:
-        row['bytes_above_weights'] = torch_bytes(task, settings)
+        row |= torch_plan(task, settings)
       found = row.get('bytes_above_weights')
       print(
         f'{task.contender:15} {passages} passages, batch {task.batch}: '

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny_run
+import xla_flags
 
 from vtokens import (
   abstract,
@@ -41,8 +42,7 @@ def _run(tmp_path, topology, *overrides, config_file='tiny.py', timeout=900):
     env={
       **os.environ,
       'PYTHONPATH': str(tiny_run.ROOT),
-      # Programs that need a little more memory are compiled 3 times as fast.
-      'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': '-1.0',
+      **xla_flags.planning(),
     },
     capture_output=True,
     text=True,

@@ -96,16 +96,22 @@ def test_ends_at_once_and_cleans_up(name, capfd):
   assert f'{name}: stopped' in capfd.readouterr().err
 
 
-@pytest.mark.parametrize('received', [True, False])
-def test_an_error_after_a_signal_is_the_exit(received):
-  """The exit may be lost in compiled code that calls back into Python."""
-  with pytest.raises(SystemExit if received else TypeError) as stopped:
+@pytest.mark.parametrize('error', [TypeError(), None])
+def test_an_exit_that_is_lost_on_its_way(error):
+  """In compiled code that calls back into Python."""
+  with pytest.raises(SystemExit) as stopped:
     with stopping.at_once():
-      if received:
-        with contextlib.suppress(SystemExit):
-          os.kill(os.getpid(), signal.SIGTERM)
+      with contextlib.suppress(SystemExit):
+        os.kill(os.getpid(), signal.SIGTERM)
+      if error:
+        raise error
+  assert stopped.value.code == 128 + signal.SIGTERM
+
+
+def test_an_error_without_a_signal():
+  with pytest.raises(TypeError):
+    with stopping.at_once():
       raise TypeError
-  assert not received or stopped.value.code == 128 + signal.SIGTERM
 
 
 def test_at_once_in_a_thread():

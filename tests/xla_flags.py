@@ -1,4 +1,4 @@
-"""How XLA compiles the tests' programs for CPUs: to compile quickly.
+"""How XLA compiles the tests' programs: to compile quickly.
 
 Those of tiny models take far longer to compile than to run. Set `XLA_FLAGS=''`
 to compile them as users' programs are.
@@ -20,3 +20,13 @@ def devices(number: int) -> str:
   """For a program of its own with so many CPU devices."""
   flags = os.environ.get('XLA_FLAGS', '')
   return f'{flags} --xla_force_host_platform_device_count={number}'.strip()
+
+
+def planning() -> dict[str, str]:
+  """Environment of a `vtokens.plan` for TPUs, in which it compiles quickly.
+
+  Programs then differ a little, in the memory that they need, too.
+  """
+  if not os.environ.get('XLA_FLAGS'):
+    return {}
+  return {'JAX_EXEC_TIME_OPTIMIZATION_EFFORT': '-1.0'}

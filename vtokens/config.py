@@ -585,7 +585,7 @@ def _check_virtual_tokens(values: dict[str, Any], fail: Any) -> None:
 
 
 def _check_data(values: dict[str, Any], fail: Any) -> None:
-  """Checks the section `data` but for shapes; see `check_templates`."""
+  """Checks the section `data` but for passages and shapes."""
   if paths.on_object_store(values['data.token_cache']):
     fail('data.token_cache', 'a local or mounted directory')
   for field in ('data.mixture.weights', 'data.mixture.max_examples'):

@@ -88,8 +88,8 @@ def at_once() -> Iterator[None]:
   For what is done anew and not continued. It exits with 128 and the signal's
   number; a second signal acts as if this were not here. Compiled code that
   calls back into Python may lose the exit on its way and raise an error of its
-  own (dm-tree, which tensorflow-datasets is built on, a bare TypeError): any
-  error after a signal is that exit.
+  own (dm-tree, which tensorflow-datasets is built on, a bare TypeError), or
+  none: however the block ends after a signal, it is that exit.
   """
   if threading.current_thread() is not threading.main_thread():
     yield  # Others cannot be told of signals.
@@ -116,8 +116,9 @@ def at_once() -> Iterator[None]:
   try:
     yield
   except Exception:
-    if received:
-      sys.exit(128 + received)
-    raise
+    if not received:
+      raise
   finally:
     give_back()
+  if received:
+    sys.exit(128 + received)

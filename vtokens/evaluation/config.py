@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from vtokens import config, schema
+from vtokens import config, config_checks, schema
 from vtokens.evaluation import rules
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.tasks import Task, check_task
@@ -187,11 +187,11 @@ def validate(settings: Config) -> None:
     fail('runs', 'a work directory of vtokens.train, or config.base.path')
   if not values['runs'] and not values['base.dtype']:
     fail('base.dtype', 'float32 or bfloat16, since there are no runs')
-  config.check_templates(values, fail)
-  config.check_top_p(values, 'decode', fail)
+  config_checks.check_templates(values, fail)
+  config_checks.check_top_p(values, 'decode', fail)
   if values['report.reference'] not in CONDITIONS:
     fail('report.reference', f'one of {", ".join(CONDITIONS)}')
-  config.check_devices(values, fail)
+  config_checks.check_devices(values, fail)
   names = values['conditions']
   known = (*CONDITIONS, UNTOUCHED)
   if set(names) - set(known) or not (names or values['tasks']):

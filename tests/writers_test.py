@@ -2,6 +2,7 @@
 
 import json
 
+import file_limit
 import pytest
 import tqdm
 from etils import epath
@@ -37,6 +38,19 @@ def test_write_json_is_whole_or_not_at_all(tmp_path):
   with pytest.raises(UnicodeEncodeError):
     writers.write_text(path, 'start \ud83d')
   assert path.read_text(encoding='utf-8') == before
+
+
+def test_a_full_disk_leaves_nothing(tmp_path):
+  path = tmp_path / 'x.txt'
+  writers.write_text(path, 'before')
+  with file_limit.at(10_000), pytest.raises(OSError, match='too large'):
+    writers.write_text(path, 'x' * 20_000)
+  assert path.read_text() == 'before'
+  # Nor does what cannot be put in its place.
+  (tmp_path / 'directory').mkdir()
+  with pytest.raises(OSError, match='directory'):
+    writers.write_text(tmp_path / 'directory', 'x')
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['directory', 'x.txt']
 
 
 def test_append_replaces_what_follows(tmp_path):

@@ -102,9 +102,25 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     path.write_bytes(data)
     return
   path.parent.mkdir(parents=True, exist_ok=True)
+  with whole(path) as partial:
+    partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: epath.PathLike) -> Iterator[epath.Path]:
+  """A path beside a file on a disk, to write to; it becomes the file.
+
+  Whatever ends the block early (a full disk, Ctrl-C), nothing is left there.
+  """
+  path = epath.Path(path)
   partial = path.with_name(path.name + '.partial')
-  partial.write_bytes(data)
-  partial.replace(path)
+  try:
+    yield partial
+    partial.replace(path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+    raise
 
 
 def append(path: epath.PathLike, size: int, data: bytes) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import file_limit
 import numpy as np
 import pytest
 import tiny_models
@@ -246,3 +247,21 @@ def test_a_directory_that_cannot_be_written(encoder, tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(errors.UserError, match=r'config\.data\.token_cache'):
     tokenize(RECORDS, encoder, tmp_path / 'file')
+
+
+@pytest.mark.parametrize('size', [2_000, 20_000])
+def test_a_full_disk_leaves_no_half_file(size, encoder, tmp_path, monkeypatch):
+  """While chunks are written, and while they are put together."""
+  monkeypatch.setattr(tokens, '_CHUNK', 8)
+  records = [record(i) for i in range(800)]
+  with file_limit.at(size), pytest.raises(errors.UserError, match='cannot be'):
+    tokenize(records, encoder, tmp_path)
+  left = [path.name for path in tmp_path.rglob('*') if path.is_file()]
+  chunks = [name for name in left if name.endswith('.npz')]
+  # Whole ones stay: the next run goes on after them.
+  assert len(chunks) == (0 if size == 2_000 else 100)
+  assert [name for name in left if name not in chunks] == [
+    f'{tokens.cache_key(encoder, 9, {"data": "abc"})}.lock'
+  ]
+  found = tokenize(records, encoder, tmp_path)
+  assert_same(found, records, encoder)

@@ -35,6 +35,8 @@ from vtokens.data.records import GOLD, Passage, Record
 _VERSION = 1
 # Records of one partial file: some seconds of work.
 _CHUNK = 2048
+# Where they are put together, in the directory that holds them.
+_JOINED = 'joined'
 _HAS_ANSWER, _IS_GOLD = 1, 2
 
 _Arrays = dict[str, np.ndarray]
@@ -240,7 +242,10 @@ def tokenize(
         part = directory / f'{key}.part'
         part.mkdir(exist_ok=True)
         _write_chunks(records, encoder, depth, part, label, check)
-        _finish(part, final, dict(identity), report)
+        try:
+          _finish(part, final, dict(identity), report)
+        finally:
+          shutil.rmtree(part / _JOINED, ignore_errors=True)
   except OSError as e:
     raise errors.UserError(
       f'config.data.token_cache: {directory} cannot be written: {e}'
@@ -369,9 +374,7 @@ def _flags(
 def _save_npz(path: pathlib.Path, arrays: _Arrays) -> None:
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)  # type: ignore[arg-type]
-  temporary = path.with_suffix('.tmp')
-  temporary.write_bytes(buffer.getbuffer())
-  os.replace(temporary, path)
+  writers.write_bytes(path, buffer.getvalue())
 
 
 def _finish(
@@ -382,7 +385,7 @@ def _finish(
 ) -> None:
   """Joins the partial files into flat arrays; the directory appears whole."""
   paths = sorted(part.glob('*.npz'))
-  temporary = part / 'joined'
+  temporary = part / _JOINED
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
   names = {
@@ -398,6 +401,7 @@ def _finish(
     out = np.lib.format.open_memmap(
       temporary / f'{field}.npy', 'w+', _dtype(field), shape
     )
+    _reserve(temporary / f'{field}.npy')
     at, total = int(is_start), 0
     for path, size in zip(paths, sizes, strict=True):
       values = _read(path, source)
@@ -421,6 +425,19 @@ def _finish(
   )
   os.replace(temporary, final)
   shutil.rmtree(part)
+
+
+def _reserve(path: pathlib.Path) -> None:
+  """Takes the room of a file that is mapped, as far as the system can.
+
+  Raises:
+    OSError: the disk is full. Without this, writing to the mapped memory would
+      kill the process (SIGBUS).
+  """
+  if not hasattr(os, 'posix_fallocate'):
+    return
+  with open(path, 'r+b') as file:
+    os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
 
 
 @functools.lru_cache(maxsize=1)

@@ -163,9 +163,16 @@ def test_fewer_tokens(workdir):
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'num_active': 0}, r'--num_active=0: expected 1 to 4'),
-    ({'num_active': N + 1}, r'--num_active=5: expected 1 to 4'),
+    ({'num_active': 0}, r'--num_active=0: expected .* from 1 to 4'),
+    ({'num_active': N + 1}, r'--num_active=5: expected .* from 1 to 4'),
+    ({'num_active': True}, r'--num_active=True: expected .* from 1 to 4'),
+    ({'num_active': 2.0}, r'--num_active=2.0: expected .* from 1 to 4'),
     ({'question': ' '}, '--question'),
+    ({'question': None}, '--question: expected a text, got None'),
+    ({'question': 'half \ud83d'}, '--question: character 5 is half'),
+    ({'passages': 'big'}, "passages: expected a list .*, got str 'big'"),
+    ({'passages': ['big', None]}, r'passages\[1\]: expected a text'),
+    ({'passages': ['\udcff']}, r'passages\[0\]: character 0 is half'),
     (
       {'question': 'q' * 300},
       r'do not fit config\.data\.max_suffix_tokens=220',

@@ -368,7 +368,7 @@ def test_attached_and_detached(one):
 def test_prompt_ids_refuses(one, tmp_path):
   meta = run.read(str(one / 'run')).table.meta
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
-  with pytest.raises(errors.UserError, match='expected 0 to 5'):
+  with pytest.raises(errors.UserError, match='whole number from 0 to 5'):
     plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 6, meta)
   with pytest.raises(errors.UserError, match='max_suffix_tokens=120'):
     plug.prompt_ids(tokenizer, PASSAGES, QUESTION * 20, 5, meta)

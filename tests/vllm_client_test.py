@@ -15,6 +15,7 @@ from typing import ClassVar
 import export_test
 import family_models
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
@@ -171,20 +172,158 @@ def test_what_the_server_says(place, server):
     gone.chat(PASSAGES, QUESTION, 3)
 
 
+def _choice(content: str) -> bytes:
+  return f'{{"choices": [{{"message": {{"content": {content}}}}}]}}'.encode()
+
+
 @pytest.mark.parametrize(
-  'answer', [b'<html>', b'[]', b'{"choices": []}', b'{"choices": [{}]}']
+  'answer',
+  [
+    b'<html>',
+    b'\xff\xfe',
+    b'null',
+    b'[]',
+    b'"choices"',
+    b'[' * 200_000,
+    b'{"a":' * 100_000,
+    b'{"choices": []}',
+    b'{"choices": null}',
+    b'{"choices": {}}',
+    b'{"choices": ["text"]}',
+    b'{"choices": [{}]}',
+    b'{"choices": [{"message": "text"}]}',
+    *map(_choice, ['null', '7', 'true', '["1859"]', '{}', r'"\ud83d"']),
+  ],
 )
 def test_an_answer_that_is_none(place, server, answer):
   url, handler = server
   handler.answer = answer
   client = _client(place, 'chat', url)
-  with pytest.raises(errors.UserError, match='no answer as vLLM gives it'):
+  with pytest.raises(errors.UserError, match='no answer as vLLM gives it') as e:
     client.chat(PASSAGES, QUESTION, 3)
+  assert len(str(e.value)) < 1000
+
+
+@pytest.mark.parametrize(
+  'url',
+  [
+    *(
+      'localhost:8000',
+      'ftp://x',
+      'file:///etc/passwd',
+      'http://',
+      '',
+      None,
+      7,
+    ),
+    *(
+      'http:///v1',
+      'http://a b',
+      ' http://a',
+      'http://a\n',
+      'http://a\r\nX: 1',
+    ),
+    *(
+      'http://a:x',
+      'http://a:99999',
+      'http://[::1',
+      'http://a/?x=1',
+      'http://a#',
+    ),
+    *('http://me:secret@a', 'http://a\\b', 'http://a\ud800'),
+  ],
+)
+def test_a_url_that_is_none(place, url):
+  with pytest.raises(errors.UserError, match=r'^url: expected http') as e:
+    _client(place, 'chat', url)
+  assert 'secret' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'settings',
+  [
+    *(
+      {'key': key} for key in ('sec\n', 'sec\r\nX: 1', 'schlüsec', None, b'sec')
+    ),
+    *({'timeout': t} for t in (0, -1, float('nan'), float('inf'), '5', None)),
+    *({'timeout': t} for t in (True, 1e300)),
+  ],
+)
+def test_other_settings_that_are_none(place, settings):
+  [name] = settings
+  with pytest.raises(errors.UserError, match=f'^{name}: expected') as e:
+    _client(place, 'chat', 'http://localhost', **settings)
+  assert name == 'timeout' or 'sec' not in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'settings, said',
+  [
+    ({'stop': {'a set'}}, 'as JSON'),
+    ({'temperature': float('nan')}, 'as JSON'),
+    ({'stream': True}, 'stream'),
+  ],
+)
+def test_settings_of_a_request(place, server, settings, said):
+  url, handler = server
+  with pytest.raises(errors.UserError, match=said):
+    _client(place, 'chat', url).chat(PASSAGES, QUESTION, 3, **settings)
+  assert not handler.requests
 
 
 def test_embedding_that_is_not_there(tmp_path):
   with pytest.raises(errors.UserError, match='expected a model'):
     vllm_client.read_embedding(str(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['../{}', '{}/../outside', '/tmp/{}', '.', ''])
+def test_an_embedding_from_elsewhere(place, tmp_path, name):
+  outside = tmp_path / 'outside'
+  outside.mkdir()
+  weights = place / 'base' / 'model.safetensors'
+  if not weights.exists():
+    [weights, *_] = sorted((place / 'base').glob('*.safetensors'))
+  (outside / 'model.safetensors').write_bytes(weights.read_bytes())
+  (tmp_path / 'base').mkdir()
+  name = name.replace('/tmp/{}', str(outside / 'model.safetensors'))
+  name = name.replace('{}', 'outside/model.safetensors')
+  content = {'weight_map': {'model.embed_tokens.weight': name}}
+  index = tmp_path / 'base' / 'model.safetensors.index.json'
+  index.write_text(json.dumps(content))
+  with pytest.raises(
+    errors.UserError, match=r'expected a plain file name|no f'
+  ):
+    vllm_client.read_embedding(str(tmp_path / 'base'))
+
+
+@pytest.mark.parametrize(
+  'index',
+  [
+    *('[]', '7', 'null', '{}', '{"weight_map": []}', '{"weight_map": null}'),
+    *(
+      '[' * 100_000,
+      '\xff',
+      '{"weight_map": {"model.embed_tokens.weight": 7}}',
+    ),
+    '{"weight_map": {"model.embed_tokens.weight": ["a"]}}',
+    '{"weight_map": {"model.embed_tokens.weight": "a\\u0000b"}}',
+    '{"weight_map": {"model.embed_tokens.weight": "absent.safetensors"}}',
+  ],
+)
+def test_an_index_of_weights_that_is_none(tmp_path, index):
+  (tmp_path / 'model.safetensors.index.json').write_text(index, 'latin-1')
+  with pytest.raises(errors.UserError, match='expected a model') as e:
+    vllm_client.read_embedding(str(tmp_path))
+  assert len(str(e.value)) < 1000
+
+
+def test_an_embedding_of_another_shape(tmp_path):
+  for tensor in (torch.zeros(3), torch.zeros(3, 2, dtype=torch.int8)):
+    safetensors.torch.save_file(
+      {'model.embed_tokens.weight': tensor}, tmp_path / 'model.safetensors'
+    )
+    with pytest.raises(errors.UserError, match='expected a matrix of floats'):
+      vllm_client.read_embedding(str(tmp_path))
 
 
 def test_embedding_of_another_base(place):

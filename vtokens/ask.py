@@ -20,11 +20,12 @@ from vtokens import (
   writers,
 )
 from vtokens.data.assemble import Assembler
-from vtokens.data.records import GIVEN, Passage, Record
+from vtokens.data.records import GIVEN, Record
 from vtokens.evaluation.answering import Answerer
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.evaluator import Evaluator
 from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
+from vtokens.exports import prompts
 from vtokens.models import base as base_lib
 
 _WORKDIR = absl_flags.DEFINE_string(
@@ -63,17 +64,17 @@ def ask(
     Label of the condition -> answer; the last is that of the tokens.
 
   Raises:
-    errors.UserError: there is no finished run, its base has changed, or the
-      question does not fit.
+    errors.UserError: there is no finished run, its base has changed, question
+      or passages are no text, or the question does not fit.
   """
+  prompts.check_question(question, '--question')
+  shown = prompts.read_passages(passages)
   cfg = _read_config(workdir)
   table, metadata = table_file.load(epath.Path(workdir) / 'table.safetensors')
   rows = table.shape[0]
-  k = rows if num_active is None else num_active
-  if not 1 <= k <= rows:
-    raise errors.UserError(f'--num_active={k}: expected 1 to {rows}')
-  if not question.strip():
-    raise errors.UserError('--question: expected a text that is not blank')
+  k = rows
+  if num_active is not None:
+    k = prompts.check_number(num_active, 1, rows, '--num_active')
   mesh = partitioning.make_mesh((-1, 1, 1))
   base = base_lib.load_base(cfg.base, mesh, cfg.context_length)
   if base.fingerprint != metadata['fingerprint']:
@@ -83,7 +84,7 @@ def ask(
       f'{base.fingerprint} now'
     )
   # All passages that were given, in the order given.
-  cfg.eval.num_passages = len(passages)
+  cfg.eval.num_passages = len(shown)
   cfg.eval.batch_size = 1
   cfg.eval.shuffle_passages = False
   cfg.eval.retriever = GIVEN
@@ -96,9 +97,7 @@ def ask(
     dataset='',
     question=question,
     answers=(),
-    passages={
-      GIVEN: tuple(Passage(id='', title='', text=text) for text in passages)
-    },
+    passages={GIVEN: tuple(shown)},
   )
   tokens = tokens_arm(Table(workdir, table, assembler), k)
   names = list(_LABELS)

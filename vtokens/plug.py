@@ -20,7 +20,6 @@ from vtokens.exports.artifact import Artifact, Meta
 from vtokens.models.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-  import torch
   from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # Of each tokenizer, what puts prompts together, once it was examined.
@@ -65,12 +64,13 @@ def prompt_ids(
     Ids for a model that knows `meta.tokens.ids`.
 
   Raises:
-    errors.UserError: k is more than were trained, the question is too long, or
-      the tokenizer is not the one of the base.
+    errors.UserError: k is no number from 0 to those trained, passages or
+      question are no text, the question is too long, or the tokenizer is not
+      the one of the base.
   """
-  _check_k(k, meta)
   assembler = _prepared(tokenizer, meta)
-  return prompts.ids(assembler, passages, question, meta.tokens.ids[:k])
+  virtual = meta.tokens.ids[: _checked(k, meta)]
+  return prompts.ids(assembler, passages, question, virtual)
 
 
 def prompt_texts(
@@ -91,7 +91,8 @@ def prompt_texts(
     meta: of the table, with position middle.
 
   Raises:
-    errors.UserError: the tokenizer is not the one of the base.
+    errors.UserError: passages or question are no text, or the tokenizer is not
+      the one of the base.
   """
   return prompts.texts(_prepared(tokenizer, meta), passages, question)
 
@@ -121,7 +122,8 @@ def prompt_text(
     errors.UserError: see `prompt_ids`; or the virtual tokens do not stand
       between passages and question.
   """
-  _check_k(k, meta)
+  _prepared(tokenizer, meta)
+  k = _checked(k, meta)
   if meta.prompt.position != 'middle':
     raise errors.UserError(
       f'these virtual tokens stand {meta.prompt.position} in a prompt, where '
@@ -141,15 +143,27 @@ def prompt_text(
   return before + ''.join(meta.tokens.names[:k]) + after
 
 
-def _check_k(k: int, meta: Meta) -> None:
-  if not 0 <= k <= meta.num_trained:
+def _checked(k: int, meta: Meta) -> int:
+  return prompts.check_number(
+    k, 0, meta.num_trained, 'k', ', the virtual tokens that were trained'
+  )
+
+
+def _check_meta(meta: Meta) -> None:
+  if not isinstance(meta, Meta):
     raise errors.UserError(
-      f'k={k}: expected 0 to {meta.num_trained}, the virtual tokens that were '
-      'trained'
+      f'meta: expected that of a table, as plug.load(...).meta, got '
+      f'{type(meta).__name__}'
     )
 
 
 def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
+  _check_meta(meta)
+  if not hasattr(tokenizer, 'backend_tokenizer'):
+    raise errors.UserError(
+      'tokenizer: expected a fast tokenizer of transformers, got '
+      f'{type(tokenizer).__name__}'
+    )
   known = _PREPARED.get(tokenizer)
   if known is None or known[0] is not meta:
     assembler = prompts.assembler(Tokenizer(tokenizer), meta.prompt)
@@ -161,8 +175,9 @@ def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
 def attach(model: 'PreTrainedModel', table: Artifact) -> None:
   """Lets a transformers model read the ids of the table's virtual tokens.
 
-  Only its input embedding is wrapped: no weight changes, and the model can
-  never answer with a virtual token, for which it has no logit.
+  No weight changes, and none has another name: the model is saved as the base
+  that it is, without the table, which is in its export. It can never answer
+  with a virtual token, for which it has no logit.
 
   Args:
     model: of the base, in torch.
@@ -171,10 +186,10 @@ def attach(model: 'PreTrainedModel', table: Artifact) -> None:
   Raises:
     errors.UserError: the table is of another model, or one is attached.
   """
-  base: Any = model.get_input_embeddings()
-  if _is_wrapper(base):
+  module: Any = model.get_input_embeddings()
+  if _is_attached(module):
     raise errors.UserError('a table is attached to this model; detach it first')
-  rows, width = base.weight.shape
+  rows, width = module.weight.shape
   if (rows, width) != (table.meta.base.vocab_size, table.meta.shape[1]):
     raise errors.UserError(
       f'the model embeds {rows} tokens in {width} dimensions, but the virtual '
@@ -186,55 +201,64 @@ def attach(model: 'PreTrainedModel', table: Artifact) -> None:
       f'expected ids from {rows} on, as --to vtokens writes them, got '
       f'{table.meta.tokens.ids[0]} to {table.meta.tokens.ids[-1]}'
     )
-  model.set_input_embeddings(_wrapper(base, table))
+  _attach(module, table)
 
 
 def detach(model: 'PreTrainedModel') -> None:
-  """Undoes `attach`: the input embedding is the very same module as before.
+  """Undoes `attach`.
 
   Raises:
     errors.UserError: nothing is attached.
   """
-  wrapper: Any = model.get_input_embeddings()
-  if not _is_wrapper(wrapper):
+  module: Any = model.get_input_embeddings()
+  if not _is_attached(module):
     raise errors.UserError('no table is attached to this model')
-  model.set_input_embeddings(wrapper.base)
+  del module.virtual_tokens
+  module.__class__ = module.__class__.before
 
 
-def _is_wrapper(module: Any) -> bool:
+def _is_attached(module: Any) -> bool:
   return hasattr(module, 'virtual_tokens')
 
 
-def _wrapper(base: Any, table: Artifact) -> 'torch.nn.Module':
+def _attach(module: Any, table: Artifact) -> None:
+  """Makes an embedding one of virtual tokens, too.
+
+  It stays the same module with the same weight, so that names of weights and
+  ties to the head stay. A class of its own rather than a hook: what others
+  (accelerate) put in place of `forward` is called as before.
+  """
   import torch
 
-  class WithVirtualTokens(torch.nn.Module):
-    """An embedding of the base's ids and of those that follow them."""
+  kind: Any = type(module)
+  first = len(module.weight)
 
-    base: Any
-    virtual_tokens: torch.Tensor
+  class WithVirtualTokens(kind):
+    """The base's embedding, which knows the ids that follow its own, too."""
 
-    def __init__(self):
-      super().__init__()
-      self.base = base
-      # Gemma's embedding multiplies by sqrt(D) what it has looked up.
-      scale = getattr(base, 'embed_scale', None)
-      rows = torch.from_numpy(table.table.copy()).to(base.weight)
-      self.register_buffer(
-        'virtual_tokens',
-        rows if scale is None else rows * torch.as_tensor(scale).to(rows),
-        persistent=False,
-      )
+    before = kind
 
-    @property
-    def weight(self) -> torch.Tensor:
-      return self.base.weight
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+      if len(self.weight) != first:
+        raise errors.UserError(
+          f'the embedding had {first} rows when virtual tokens were attached, '
+          f'and has {len(self.weight)} now, so that their ids are those of '
+          'other tokens; detach them before resize_token_embeddings'
+        )
+      virtual = input >= first
+      ordinary = super().__call__(input.masked_fill(virtual, 0))
+      at = (input - first).clamp(min=0).to(self.virtual_tokens.device)
+      rows = self.virtual_tokens[at].to(ordinary)
+      return torch.where(virtual[..., None].to(ordinary.device), rows, ordinary)
 
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-      first = self.base.weight.shape[0]
-      virtual = ids >= first
-      ordinary = self.base(ids.masked_fill(virtual, 0))
-      rows = self.virtual_tokens[(ids - first).clamp(min=0)]
-      return torch.where(virtual[..., None], rows.to(ordinary), ordinary)
-
-  return WithVirtualTokens()
+  # Gemma's embedding multiplies by sqrt(D) what it has looked up.
+  scale = getattr(module, 'embed_scale', None)
+  rows = torch.from_numpy(table.table.copy()).to(module.weight)
+  # It moves with the model, and is not saved with it.
+  module.register_buffer(
+    'virtual_tokens',
+    rows if scale is None else rows * torch.as_tensor(scale).to(rows),
+    persistent=False,
+  )
+  WithVirtualTokens.__name__ = WithVirtualTokens.__qualname__ = kind.__name__
+  module.__class__ = WithVirtualTokens

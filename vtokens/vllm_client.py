@@ -19,19 +19,17 @@ its documentation has them.
 """
 
 import base64
-import http.client
 import io
 import json
 import pathlib
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
 
-from vtokens import errors, plug
+from vtokens import errors, http_post, plug
+from vtokens.exports import prompts
 from vtokens.exports.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -62,37 +60,64 @@ def read_embedding(directory: str) -> 'torch.Tensor':
     directory: of the base, in Hugging Face format.
 
   Raises:
-    errors.UserError: it is not there.
+    errors.UserError: it is not there; or its index is broken, or names a file
+      outside the directory.
   """
   path = pathlib.Path(directory)
   index = path / 'model.safetensors.index.json'
   file = 'model.safetensors'
   try:
     if index.exists():
-      file = json.loads(index.read_text())['weight_map'][_EMBEDDING]
+      file = json.loads(index.read_text(encoding='utf-8'))['weight_map'][
+        _EMBEDDING
+      ]
+      # The file itself may be a link, as in the hub's cache.
+      if pathlib.PurePath(file).name != file or '\0' in file:
+        raise ValueError(
+          f'{index.name} names {file!r}, expected a plain file name inside the '
+          'directory'
+        )
+    if not (path / file).is_file():
+      raise ValueError(f'there is no file {file}')
     with safetensors.safe_open(path / file, framework='pt') as tensors:
-      return tensors.get_tensor(_EMBEDDING)
-  except (OSError, KeyError, ValueError, safetensors.SafetensorError) as e:
+      found = tensors.get_tensor(_EMBEDDING)
+  except (
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    RecursionError,
+    safetensors.SafetensorError,
+  ) as e:
     raise errors.UserError(
-      f'{directory}: expected a model in safetensors with {_EMBEDDING}: {e}'
+      f'{directory}: expected a model in safetensors with {_EMBEDDING}: '
+      f'{http_post.shorten(str(e) or repr(e))}'
     ) from None
+  if found.ndim != 2 or not found.is_floating_point():
+    raise errors.UserError(
+      f'{path / file}: {_EMBEDDING} is {found.dtype} {list(found.shape)}, '
+      'expected a matrix of floats'
+    )
+  return found
 
 
 class Client:
   """Asks a vLLM server.
 
   Args:
-    url: of the server, without /v1.
+    url: of the server, without /v1. Requests go there alone: redirects are
+      not followed.
     model: as the server calls it.
     table: with ids from the base's `vocab_size` on, as `--to vtokens` writes.
     tokenizer: of the base.
     embedding: of the base, `V D`; only `complete` needs it.
     key: API key, if the server wants one.
-    timeout: seconds that an answer may take.
+    timeout: seconds that an answer may take, from the request to its last byte.
 
   Raises:
-    errors.UserError: the table is of another format, the embedding of another
-      base, or the base is one whose embeddings cannot be sent (Gemma).
+    errors.UserError: url, key or timeout cannot be one; the table is of another
+      format, the embedding of another base, or the base is one whose
+      embeddings cannot be sent (Gemma).
   """
 
   def __init__(
@@ -126,13 +151,13 @@ class Client:
         f'the embedding is {list(embedding.shape)}, but that of {base.id}, on '
         f'which the virtual tokens were trained, {list(expected)}'
       )
-    self._url = url.rstrip('/')
+    self._url = http_post.check_url(url)
     self._model = model
     self._table = table
     self._tokenizer = tokenizer
     self._embedding = embedding
-    self._key = key
-    self._timeout = timeout
+    self._key = http_post.check_key(key)
+    self._timeout = http_post.check_timeout(timeout)
 
   def completion_request(
     self,
@@ -200,8 +225,7 @@ class Client:
         'these virtual tokens were not trained inside a chat turn, between '
         'passages and question (config.templates.chat); use complete'
       )
-    if not 1 <= k <= meta.num_trained:
-      raise errors.UserError(f'k={k}: expected 1 to {meta.num_trained}')
+    k = prompts.check_number(k, 1, meta.num_trained, 'k')
     before, after = plug.prompt_texts(self._tokenizer, passages, question, meta)
     content = [
       {'type': 'text', 'text': before},
@@ -231,7 +255,8 @@ class Client:
     """The answer to `completion_request`.
 
     Raises:
-      errors.UserError: see there; or the server refuses.
+      errors.UserError: see there; or the server cannot be reached, is too
+        slow, refuses, redirects, or answers something else than vLLM.
     """
     body = self.completion_request(passages, question, k, **settings)
     return self._post('/v1/completions', body, lambda choice: choice['text'])
@@ -246,7 +271,8 @@ class Client:
     """The answer to `chat_request`.
 
     Raises:
-      errors.UserError: see there; or the server refuses.
+      errors.UserError: see there; or the server cannot be reached, is too
+        slow, refuses, redirects, or answers something else than vLLM.
     """
     body = self.chat_request(passages, question, k, **settings)
     return self._post(
@@ -259,29 +285,21 @@ class Client:
     body: Mapping[str, Any],
     text: Callable[[Mapping[str, Any]], str],
   ) -> str:
-    headers = {'Content-Type': 'application/json'}
-    if self._key:
-      headers['Authorization'] = f'Bearer {self._key}'
-    request = urllib.request.Request(
-      self._url + path, json.dumps(body).encode(), headers
-    )
+    if body.get('stream'):
+      raise errors.UserError('stream: an answer is read whole; leave it out')
+    url = self._url + path
+    found = http_post.post(url, body, self._key, self._timeout)
     try:
-      with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-        found = answer.read()
-    except urllib.error.HTTPError as e:
+      answer = text(json.loads(found)['choices'][0])
+      if not isinstance(answer, str):
+        raise TypeError(f'the answer is {type(answer).__name__}, no text')
+      answer.encode()
+    except (ValueError, LookupError, TypeError, RecursionError) as e:
       raise errors.UserError(
-        f'{self._url}{path}: {e.code}: {e.read().decode(errors="replace")}'
+        f'{url}: no answer as vLLM gives it ({http_post.shorten(repr(e))}): '
+        f'{http_post.shorten(found[:2000].decode(errors="replace"))}'
       ) from None
-    # Besides URLError whatever breaks while the answer is read.
-    except (http.client.HTTPException, OSError) as e:
-      raise errors.UserError(f'{self._url}{path}: {e}') from None
-    try:
-      return text(json.loads(found)['choices'][0])
-    except (ValueError, LookupError, TypeError) as e:
-      raise errors.UserError(
-        f'{self._url}{path}: no answer as vLLM gives it ({e!r}): '
-        f'{found[:200].decode(errors="replace")}'
-      ) from None
+    return answer
 
 
 def _full(part: Mapping[str, str]) -> bool:

@@ -1,8 +1,10 @@
 """The ids of prompts, outside of training. Needs no JAX."""
 
 import dataclasses
+import numbers
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from vtokens import errors
 from vtokens.data.assemble import Assembler, Encoder
@@ -45,10 +47,14 @@ def ids(
     passages: texts, or dicts with `text` and maybe `title`, best first.
     question: the question.
     virtual: ids of the virtual tokens to use.
+
+  Raises:
+    errors.UserError: passages or question are no text, or the question is too
+      long.
   """
   example = assembler(
-    list(enumerate(map(_passage, passages))),
-    question,
+    list(enumerate(read_passages(passages))),
+    check_question(question),
     num_active=len(virtual),
     where='the question',
   )
@@ -65,11 +71,15 @@ def texts(
   passages: Sequence[str | Mapping[str, str]],
   question: str,
 ) -> tuple[str, str]:
-  """What is before and after virtual tokens in the middle, as text, uncut."""
+  """What is before and after virtual tokens in the middle, as text, uncut.
+
+  Raises:
+    errors.UserError: passages or question are no text.
+  """
   encoder = assembler.encoder
   return (
-    encoder.shown_text(list(map(_passage, passages))),
-    encoder.templates.prompt.format(question=question),
+    encoder.shown_text(read_passages(passages)),
+    encoder.templates.prompt.format(question=check_question(question)),
   )
 
 
@@ -79,10 +89,114 @@ def broken(text: str, tokens: Collection[str]) -> str:
   return re.sub(found, lambda m: f'{m[0][0]} {m[0][1:]}', text)
 
 
-def _passage(passage: str | Mapping[str, str]) -> Passage:
+def read_passages(passages: Any) -> list[Passage]:
+  """Passages as a program gives them.
+
+  Args:
+    passages: texts, or dicts with `text` and maybe `title`, best first.
+
+  Raises:
+    errors.UserError: they are something else.
+  """
+  if isinstance(passages, (str, bytes, Mapping)) or not isinstance(
+    passages, Iterable
+  ):
+    raise errors.UserError(
+      'passages: expected a list of texts or of dicts with "text", got '
+      f'{_shown(passages)}; a single passage is a list of one'
+    )
+  return [_passage(one, f'passages[{i}]') for i, one in enumerate(passages)]
+
+
+def _passage(passage: Any, where: str) -> Passage:
   if isinstance(passage, str):
-    return Passage(id='', title='', text=passage)
-  return Passage(id='', title=passage.get('title', ''), text=passage['text'])
+    return Passage(id='', title='', text=check_text(passage, where))
+  if not isinstance(passage, Mapping):
+    raise errors.UserError(
+      f'{where}: expected a text or a dict with "text", got {_shown(passage)}'
+    )
+  if 'text' not in passage:
+    keys = ', '.join(sorted(map(repr, passage))[:5])
+    raise errors.UserError(
+      f'{where}: expected a dict with "text" and maybe "title", got the keys '
+      f'{keys or "of an empty dict"}'
+    )
+  title = passage.get('title')
+  return Passage(
+    id='',
+    title='' if title is None else check_text(title, f'{where}["title"]'),
+    text=check_text(passage['text'], f'{where}["text"]'),
+  )
+
+
+def check_question(question: Any, where: str = 'question') -> str:
+  """The question itself.
+
+  Args:
+    question: what was given.
+    where: its name, for messages.
+
+  Raises:
+    errors.UserError: it is no text, or blank.
+  """
+  if not check_text(question, where).strip():
+    raise errors.UserError(f'{where}: expected a text that is not blank')
+  return question
+
+
+def check_text(text: Any, where: str) -> str:
+  """The text itself.
+
+  Raises:
+    errors.UserError: it is no text, or has lone surrogates, which no tokenizer
+      encodes.
+  """
+  if not isinstance(text, str):
+    raise errors.UserError(f'{where}: expected a text, got {_shown(text)}')
+  try:
+    text.encode()
+  except UnicodeEncodeError as e:
+    raise errors.UserError(
+      f'{where}: character {e.start:,} is half of a surrogate pair '
+      f'({text[e.start]!r}), which is no character: the text was decoded or '
+      'cut wrongly'
+    ) from None
+  return text
+
+
+def check_number(
+  k: Any, least: int, most: int, where: str, why: str = ''
+) -> int:
+  """A number of virtual tokens.
+
+  Args:
+    k: what was given.
+    least: smallest that is allowed.
+    most: largest.
+    where: its name, for messages.
+    why: why no more are allowed, for messages.
+
+  Raises:
+    errors.UserError: it is another number, or none.
+  """
+  integer = isinstance(k, numbers.Integral) and not isinstance(k, bool)
+  if not integer or not least <= k <= most:
+    raise errors.UserError(
+      f'{where}={_shown(k)}: expected a whole number from {least} to '
+      f'{most}{why}'
+    )
+  return int(k)
+
+
+def _shown(value: Any) -> str:
+  if isinstance(value, numbers.Number):
+    return repr(value)
+  if value is None:
+    return 'None'
+  text = repr(value) if isinstance(value, (str, bytes)) else ''
+  if text and len(text) > 40:
+    text = f'{text[:40]}...'
+  return f'{type(value).__name__} {text}'.strip()
 
 
 def probe(assembler: Assembler, virtual: Sequence[int]) -> tuple[int, ...]:

@@ -170,8 +170,8 @@ def test_exported(case, tmp_path):
     'README.md',
     'gate.json',
     'model.gguf',
+    'virtual_tokens',
     'vtokens.json',
-    'vtokens.safetensors',
   ]
   before, after = _tensors(base), _tensors(out / 'model.gguf')
   ids = list(plug.load(out).meta.tokens.ids)

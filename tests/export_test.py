@@ -14,6 +14,7 @@ import family_models
 import numpy as np
 import peft
 import pytest
+import safetensors
 import tiny_models
 import torch
 import transformers
@@ -151,7 +152,7 @@ def test_hf(family):
   out = family / 'hf'
   export.export(_settings(family / 'run'), 'hf', str(out))
   checks = _gate(out)
-  assert len(checks) == 10
+  assert len(checks) == 11
   base = transformers.AutoModelForCausalLM.from_pretrained(family / 'base')
   model = transformers.AutoModelForCausalLM.from_pretrained(out)
   tokenizer = transformers.AutoTokenizer.from_pretrained(out)
@@ -192,8 +193,27 @@ def test_hf(family):
       for file in files
       if (family / 'base' / file).exists()
     )
-  assert files == {file.name for file in out.glob('model*.safetensors')}
+  assert files == {file.name for file in out.glob('*.safetensors')}
+  # A loader that takes all of them finds the model's tensors, each once.
+  tensors = []
+  for file in out.glob('*.safetensors'):
+    with safetensors.safe_open(file, framework='numpy') as opened:
+      tensors += opened.keys()
+  assert sorted(tensors) == sorted(model.state_dict())
   assert not list(family.glob('*.partial*'))
+
+
+@pytest.mark.parametrize('name', ['llama3', 'llama3_whole'])
+def test_a_table_among_the_weights_of_the_model(name, tmp_path, monkeypatch):
+  """vLLM would load it as a weight: there is no such export."""
+  family_models.save(tmp_path / 'base', name)
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  monkeypatch.setattr(artifact, 'TABLE', 'vtokens.safetensors')
+  with pytest.raises(
+    errors.UserError, match=r"0 missing \[\], 1 others \['virtual_tokens'\]"
+  ):
+    export.export(_quick(tmp_path / 'run'), 'hf', str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize('name', ['qwen', 'gemma'])
@@ -411,7 +431,7 @@ def test_round_trip_is_byte_identical(one, tmp_path):
       export.export(_quick(work, data=questions), 'vtokens', str(again))
     else:
       artifact.write(again, run.read(str(work)).table)
-    for name in ('vtokens.safetensors', 'vtokens.json'):
+    for name in (artifact.TABLE, artifact.META):
       assert (again / name).read_bytes() == (first / name).read_bytes()
 
 
@@ -936,6 +956,21 @@ class TestArtifact:
   def test_missing(self, tmp_path):
     with pytest.raises(errors.UserError, match='cannot be read'):
       artifact.read(tmp_path)
+
+  def test_where_earlier_versions_wrote_it(self, exported):
+    expected = artifact.read(exported)
+    old = exported / 'vtokens.safetensors'
+    (exported / artifact.TABLE).rename(old)
+    (exported / artifact.TABLE).parent.rmdir()
+    found = artifact.read(exported)
+    assert found.meta == expected.meta
+    np.testing.assert_array_equal(found.table, expected.table)
+    table_file.save(old, expected.table + 1, {})
+    with pytest.raises(errors.UserError, match=f'SHA-256 of {old} is'):
+      artifact.read(exported)
+    # Of two, the one of this version.
+    artifact.write(exported, expected)
+    np.testing.assert_array_equal(artifact.read(exported).table, expected.table)
 
   def test_comes_back(self, exported):
     table = artifact.read(exported)

@@ -107,7 +107,7 @@ def test_the_whole_prompt(place, server, name, k):
   assert path == '/v1/completions'
   assert headers['Authorization'] == 'Bearer secret'
   embeds = _decode(body.pop('prompt_embeds'))
-  assert body == {'model': 'the-base', 'prompt': '', **settings}
+  assert body == {'model': 'the-base', **settings}
   # What a model with the table attached looks up.
   table = plug.load(place / f'{name}-out')
   model = transformers.AutoModelForCausalLM.from_pretrained(place / 'base')

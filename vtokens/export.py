@@ -16,7 +16,7 @@ import os
 from absl import flags as absl_flags
 
 from vtokens import errors, flags, versions, writers
-from vtokens.exports import artifact, card, gate, place, run
+from vtokens.exports import card, gate, place, run
 from vtokens.exports.config import FORMATS, Config, validate
 
 # Packages of the programs that exports are checked with.
@@ -44,7 +44,6 @@ def export(cfg: Config, to: str, out: str) -> None:
         'the run'
       )
     checks, exported = _makers()[to](directory, cfg, source)
-    artifact.write(directory, exported)
     writers.write_text(
       directory / 'README.md', card.render(exported.meta, to, checks)
     )

@@ -194,8 +194,6 @@ class Client:
       rows[virtual] = self._rows(k).to(rows)
     return {
       'model': self._model,
-      # The server wants the field; embeddings alone make the prompt.
-      'prompt': '',
       'prompt_embeds': encode_tensor(rows),
       **settings,
     }

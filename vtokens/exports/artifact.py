@@ -1,4 +1,4 @@
-"""The exported table: `vtokens.safetensors` and `vtokens.json`.
+"""The exported table: `virtual_tokens/table.safetensors` and `vtokens.json`.
 
 The source of truth of which all other formats are made, and what a serving
 program needs (`vtokens.plug`). Needs no JAX. docs/export.md has the fields.
@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vtokens import config, errors, schema, table_file, writers
+from vtokens import config, errors, paths, schema, table_file, writers
 
 FORMAT = 1
-TABLE, META = 'vtokens.safetensors', 'vtokens.json'
+META = 'vtokens.json'
+# In a folder of its own: vLLM and SGLang load every `*.safetensors` beside
+# `config.json` as weights of the model. The folder cannot be called `vtokens`:
+# in a program started here Python would import it in place of the package.
+TABLE = 'virtual_tokens/table.safetensors'
+# Where earlier versions wrote it.
+_OLD_TABLE = 'vtokens.safetensors'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +130,10 @@ def write(directory: epath.PathLike, artifact: Artifact) -> None:
   """Writes both files; equal artifacts give equal bytes."""
   directory = epath.Path(directory)
   meta = dataclasses.asdict(artifact.meta)
+  file = directory / TABLE
+  file.parent.mkdir(parents=True, exist_ok=True)
   table_file.save(
-    directory / TABLE,
+    file,
     artifact.table,
     {'fingerprint': artifact.meta.base.fingerprint},
   )
@@ -133,22 +141,26 @@ def write(directory: epath.PathLike, artifact: Artifact) -> None:
 
 
 def read(directory: epath.PathLike) -> Artifact:
-  """Reads what `write` wrote.
+  """Reads what `write` wrote, in this version or an earlier one.
 
   Raises:
     errors.UserError: a file is missing, broken, or not of this table.
   """
   path = epath.Path(directory) / META
   meta = read_meta(path)
-  table, _ = table_file.load(epath.Path(directory) / TABLE)
+  file = epath.Path(directory) / TABLE
+  old = epath.Path(directory) / _OLD_TABLE
+  if not paths.exists(file) and paths.exists(old):
+    file = old
+  table, _ = table_file.load(file)
   if table_file.sha256(table) != meta.table_sha256:
     raise errors.UserError(
-      f'{path}: the SHA-256 of {TABLE} is {table_file.sha256(table)}, '
+      f'{path}: the SHA-256 of {file} is {table_file.sha256(table)}, '
       f'expected {meta.table_sha256}: it is another table, or was changed'
     )
   if table.shape != meta.shape:
     raise errors.UserError(
-      f'{path}: {TABLE} is a table {list(table.shape)}, expected '
+      f'{path}: {file} is a table {list(table.shape)}, expected '
       f'{list(meta.shape)}'
     )
   return Artifact(table, meta)

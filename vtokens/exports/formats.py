@@ -32,8 +32,8 @@ from vtokens.exports.config import Config
 from vtokens.exports.run import Source
 from vtokens.models import base as base_lib
 
-# Writes an export into a directory; what its checks found, and the table with
-# the ids that it has there.
+# Writes an export into a directory, `artifact.write` included; what its checks
+# found, and the table with the ids that it has there.
 Maker = Callable[
   [pathlib.Path, Config, Source], tuple[list[gate.Check], Artifact]
 ]
@@ -165,6 +165,7 @@ def _write_hf(
     plan, unsaid=reference.quietest(plan.unsaid, probes)
   )
   hf.write(directory, table, plan, path)
+  artifact.write(directory, exported)
   size = opened.config.vocab_size
   base = torch_consumer.load_model(path)
   before = torch_consumer.on_texts(base, opened.tokenizer.encode, size)
@@ -179,6 +180,7 @@ def _write_hf(
     torch_consumer.names_matched(tokenizer, exported.meta),
     *torch_consumer.settings(directory, ids, plan.end),
     torch_consumer.head_is_harmless(model, ids, plan.unsaid[0]),
+    _only_weights(directory, path),
     *_all_checks(cfg, consumer, probes, table, most),
     gate.same_old_logits(
       torch_consumer.on_texts(model, opened.tokenizer.encode, size),
@@ -205,6 +207,7 @@ def _peft(
   )
   probes, most = _probes(cfg, source, table.table)
   peft_adapter.write(directory, exported, tokens, opened)
+  artifact.write(directory, exported)
   tokenizer = torch_consumer.load_tokenizer(path)
   size = opened.config.vocab_size
   base = torch_consumer.load_model(path)
@@ -256,6 +259,7 @@ def _gguf(
   )
   file = directory / gguf_file.FILE
   gguf_file.write(file, exported, plan, path)
+  artifact.write(directory, exported)
   checks = llama_gate.check(
     file,
     path,
@@ -292,6 +296,18 @@ def _all_checks(
     gate.same_answers(consumer, probes, most),
     gate.never_said(consumer, probes, cfg.gate.sampled, cfg.seed),
   ]
+
+
+def _only_weights(directory: pathlib.Path, base: str) -> gate.Check:
+  stray, missing, number = hf.stray_weights(directory, base)
+  return gate.Check(
+    "tensors in the directory's *.safetensors, as servers find them",
+    not stray and not missing,
+    f'{len(missing)} missing {missing[:3]}, {len(stray)} others {stray[:3]}'
+    if stray or missing
+    else f'{number}, each once',
+    f'the {number} of the model, each once',
+  )
 
 
 def _same_table(read: Any, table: Artifact) -> gate.Check:

@@ -167,6 +167,33 @@ def write(
       shutil.copyfile(other, target)
 
 
+def stray_weights(
+  out: pathlib.Path, base: str
+) -> tuple[list[str], list[str], int]:
+  """Compares the weights that a loader without an index finds with the model's.
+
+  vLLM and SGLang read every `*.safetensors` of the directory where there is no
+  index, and refuse a tensor that the model has not.
+
+  Args:
+    out: directory of the export.
+    base: directory of the base.
+
+  Returns:
+    Tensors that are not of the model or are there twice, tensors of the model
+    that are missing, and how many the model has.
+  """
+  found: list[str] = []
+  for file in sorted(out.glob('*.safetensors')):
+    with safetensors.safe_open(file, framework='numpy') as tensors:
+      found += tensors.keys()
+  expected = {*_weight_map(pathlib.Path(base)), EMBEDDING, HEAD}
+  left = list(found)
+  for name in expected.intersection(found):
+    left.remove(name)
+  return left, sorted(expected.difference(found)), len(expected)
+
+
 def _weight_map(base: pathlib.Path) -> dict[str, str]:
   """The file of each tensor."""
   index = base / INDEX_FILE

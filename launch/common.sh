@@ -9,6 +9,8 @@ error() {
 
 # check NAME VALUE PATTERN WHAT: VALUE must match the pattern.
 check() {
+  # Else a range of letters has others of the language in it.
+  local LC_ALL=C
   [[ $2 =~ ^($3)$ ]] || error "$1: '$2', expected $4"
 }
 

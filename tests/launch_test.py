@@ -577,7 +577,48 @@ def _validate(manifest):
     )
 
 
+def _expanded(word: str, values: dict[str, str]) -> str:
+  """As Kubernetes reads a word of a command (its package `expansion`)."""
+  out, at = '', 0
+  while at < len(word):
+    rest = word[at + 1 :]
+    if word[at] != '$' or not rest:
+      out, at = out + word[at], at + 1
+    elif rest[0] == '$':
+      out, at = out + '$', at + 2
+    elif rest[0] == '(' and ')' in rest:
+      name = rest[1 : rest.index(')')]
+      out += values.get(name, f'$({name})')
+      at += len(name) + 3
+    else:
+      out, at = out + '$' + rest[0], at + 2
+  return out
+
+
 class TestJobSet:
+  def test_a_command_stays_as_it_is(self, stubs):
+    words = [
+      *('echo', '$(HOME)', '$$(HOME)', '$HOME', '$$', '$', 'a$', '${HOME}'),
+      *('$(HOME', '$$$(HOME)$', '\\$(HOME)', '"$(HOME)"', "'", 'ü\ud83d\ude00'),
+    ]
+    words[-1] = words[-1].encode('utf-16', 'surrogatepass').decode('utf-16')
+    done = stubs.run('gke/jobset.sh', *_JOBSET, '--', *words)
+    assert done.returncode == 0, done.stderr
+    manifest = yaml.safe_load((stubs.root / 'stdin').read_text())
+    _validate(manifest)
+    (job,) = manifest['spec']['replicatedJobs']
+    (container,) = job['template']['spec']['template']['spec']['containers']
+    assert container['command'][1] == '$$(HOME)'
+    found = [_expanded(x, {'HOME': '/root'}) for x in container['command']]
+    assert found == words
+
+  @pytest.mark.parametrize('name', ['no', 'yes', 'y', 'null', 'true', 'on'])
+  def test_a_name_that_yaml_reads_otherwise(self, stubs, name):
+    arguments = [x if x != 'spring' else name for x in _JOBSET]
+    done = stubs.run('gke/jobset.sh', *arguments, '--dry-run', *_TRAIN)
+    manifest = yaml.safe_load(done.stdout.split('---')[0])
+    assert manifest['metadata']['name'] == name
+
   def test_submit(self, stubs):
     done = stubs.run(
       'gke/jobset.sh',
@@ -656,6 +697,22 @@ class TestJobSet:
       ((*_JOBSET, '--chips-per-host', '3', *_TRAIN), '16 chips, no multiple'),
       ((*_JOBSET, '--topology', '16', *_TRAIN), "--topology: '16'"),
       ((*_JOBSET, '--', 'a\nb'), 'a line break'),
+      ((*_JOBSET, '--', 'a\x1b'), 'control character'),
+      ((*_JOBSET, '--', 'a\x85b'), 'a line break'),
+      ((*_JOBSET, '--', 'a\u2028b'), 'a line break'),
+      ((*_JOBSET, '--topology', '08x4', *_TRAIN), '--topology'),
+      ((*_JOBSET, '--slices', '9' * 20, *_TRAIN), '--slices'),
+      ((*_JOBSET, '--max-restarts', '010', *_TRAIN), '--max-restarts'),
+      *(
+        ((*_JOBSET, f'--{option}', value, *_TRAIN), f'--{option}')
+        for option in ('service-account', 'namespace', 'image', 'accelerator')
+        for value in (
+          *('a b', 'a\nb: c', 'a"', 'a: b', '-a', '$(A)', '{}', 'a\x07', 'ä'),
+          *('a ', "a'", '#', '*', '&a', '!a', '%'),
+        )
+      ),
+      ((*_JOBSET, '--service-account', 'A', *_TRAIN), '--service-account'),
+      ((*_JOBSET, '--service-account', 'a' * 254, *_TRAIN), '--service-acc'),
     ],
   )
   def test_mistakes(self, stubs, arguments, message):

@@ -61,9 +61,16 @@ parse 'name image accelerator topology chips-per-host slices namespace service-a
 check --name "$name" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' \
   'up to 40 small letters, digits and hyphens, a letter first'
 check --chips-per-host "$chips_per_host" '[1-8]' 'a number from 1 to 8'
-check --slices "$slices" '[1-9][0-9]*' 'a number above 0'
-check --max-restarts "$max_restarts" '[0-9]+' 'a number'
-[[ -z $namespace ]] || check --namespace "$namespace" '[a-z0-9]([-a-z0-9]*[a-z0-9])?' 'a name'
+# Without a 0 in front, which YAML takes for another base.
+check --slices "$slices" '[1-9][0-9]{0,4}' 'a number from 1 to 99999'
+check --max-restarts "$max_restarts" '0|[1-9][0-9]{0,8}' \
+  'a number from 0 to 999999999'
+[[ -z $namespace ]] || check --namespace "$namespace" \
+  '[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?' \
+  'up to 63 small letters, digits and hyphens'
+[[ -z $service_account ]] || check --service-account "$service_account" \
+  '[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?' \
+  'up to 253 small letters, digits, hyphens and dots'
 
 kubectl=(kubectl)
 [[ -z $namespace ]] || kubectl+=(--namespace="$namespace")
@@ -74,13 +81,27 @@ yaml() {
   printf '"%s"' "${text//\"/\\\"}"
 }
 
+# A word of a command: Kubernetes puts values for $(NAME) and makes $$ a $.
+command_word() {
+  yaml "${1//\$/\$\$}"
+}
+
+# check_word WORD: a word of the command must be one that YAML keeps.
+check_word() {
+  local LC_ALL=C
+  # Controls, and what YAML takes for line breaks: U+0085, U+2028, U+2029.
+  local refused=$'[\x01-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]'
+  [[ ! $1 =~ $refused ]] || error \
+    "submit: a line break or control character in the command: $(printf %q "$1")"
+}
+
 manifest() {
   local hosts=$1 word
   cat <<YAML
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: $(yaml "$name")
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
@@ -125,19 +146,21 @@ YAML
                   command:
 YAML
   for word in "${command[@]}"; do
-    echo "                    - $(yaml "$word")"
+    echo "                    - $(command_word "$word")"
   done
 }
 
 case $action in
   submit)
     [[ ${#command[@]} -gt 0 ]] || error 'submit: no command after --'
-    check --image "$image" '[^[:space:]]+' 'an image'
+    check --image "$image" '[A-Za-z0-9][-A-Za-z0-9._/:@]*' \
+      'an image such as REGISTRY/vtokens:tpu'
     check --accelerator "$accelerator" 'tpu-[-a-z0-9]+' \
       'a label such as tpu-v5-lite-podslice'
-    check --topology "$topology" '[0-9]+(x[0-9]+){1,2}' 'e.g. 4x4 or 2x2x4'
+    check --topology "$topology" '[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}' \
+      'e.g. 4x4 or 2x2x4'
     for word in "${command[@]}"; do
-      [[ $word != *$'\n'* ]] || error 'submit: a line break in the command'
+      check_word "$word"
     done
     chips=$((${topology//x/ * }))
     [[ $((chips % chips_per_host)) -eq 0 ]] ||

@@ -55,6 +55,11 @@ check --cluster "$cluster" '[a-z]([-a-z0-9]*[a-z0-9])?' 'the name of a cluster'
 check --slices "$slices" '[1-9][0-9]*' 'a number above 0'
 check --max-restarts "$max_restarts" '[0-9]+' 'a number'
 
+[[ -z $zone ]] || check --zone "$zone" '[a-z0-9]([-a-z0-9]*[a-z0-9])?' \
+  'a zone such as us-west4-a'
+[[ -z $project ]] || check --project "$project" \
+  '([a-z0-9.-]+:)?[a-z0-9]([-a-z0-9]*[a-z0-9])?' 'the id or number of a project'
+
 where=(--cluster="$cluster")
 [[ -z $zone ]] || where+=(--zone="$zone")
 [[ -z $project ]] || where+=(--project="$project")
@@ -62,7 +67,8 @@ where=(--cluster="$cluster")
 case $action in
   submit)
     [[ ${#command[@]} -gt 0 ]] || error 'submit: no command after --'
-    check --image "$image" '[^[:space:]]+' 'an image'
+    check --image "$image" '[A-Za-z0-9][-A-Za-z0-9._/:@]*' \
+      'an image such as REGISTRY/vtokens:tpu'
     check --type "$type" 'v[0-9]+[a-z]*-[0-9]+' 'e.g. v5litepod-16'
     run xpk workload create --workload="$name" "${where[@]}" \
       --tpu-type="$type" --num-slices="$slices" --docker-image="$image" \

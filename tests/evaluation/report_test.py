@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 
+import markdown_it
 import pytest
 import report_data
 from report_data import cell
@@ -128,6 +129,66 @@ def test_markdown_has_tables_and_pictures(large):
       assert len(above) == len(below)
   assert 'Cost' not in text
   assert 'General ability' not in text
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'a|b `c` *d* \\',
+    '<script>alert(1)</script> &amp;',
+    'a\n\n# b [c](http://d) ![e](f)',
+    'a$b$ $x^$',
+  ],
+)
+def test_names_in_a_report_are_text(tmp_path, name):
+  """Of datasets and runs, as CommonMark reads the file."""
+  records = {
+    dataset: [report_data.record(dataset, i) for i in range(3)]
+    for dataset in (name, 'nq')
+  }
+  cells = [
+    (Cell(dataset, name, 'tokens', name, k, 3, name), [1, 0, 1])
+    for dataset in records
+    for k in (1, 5)
+  ]
+  records = {
+    dataset: [
+      dataclasses.replace(one, passages={name: one.passages['bm25']})
+      for one in found
+    ]
+    for dataset, found in records.items()
+  }
+  results = report_data.build(
+    records, cells, num_active={name: 5}, retriever=name
+  )
+  found = _write(tmp_path, results, cost={name: name, 'rows': [{name: name}]})
+  assert set(found['datasets']) == {name, 'nq'}
+  text = (tmp_path / 'report.md').read_text()
+  read = markdown_it.MarkdownIt('commonmark').enable('table').parse(text)
+  pieces = [piece for token in read for piece in token.children or ()]
+  kinds = {piece.type for piece in pieces}
+  assert kinds <= {'text', 'text_special', 'code_inline', 'image', 'softbreak'}
+  assert not any(token.type.startswith('html') for token in read)
+  images = [piece.attrs['src'] for piece in pieces if piece.type == 'image']
+  assert images == [f'plots/{plot}.png' for plot in ('k', 'datasets')]
+  headings = [
+    ''.join(piece.content for piece in after.children)
+    for token, after in itertools.pairwise(read)
+    if token.type == 'heading_open'
+  ]
+  one_line = ' '.join(name.split())
+  assert f'With retrieval (model {one_line}, table {one_line}, k = 5, ' in (
+    '\n'.join(headings)
+  )
+  assert all(
+    level.tag in ('h1', 'h2') for level in read if level.type == 'heading_open'
+  )
+  cells_read = [
+    ''.join(piece.content for piece in after.children)
+    for token, after in itertools.pairwise(read)
+    if token.type == 'td_open'
+  ]
+  assert one_line in cells_read
 
 
 def test_cost_and_general_ability_are_sections(tmp_path):

@@ -240,6 +240,18 @@ def test_markdown_of_awkward_text():
   )
 
 
+def test_markdown_keeps_numbers_and_ordinary_names():
+  rows = (
+    ('entity_questions', '12.50 [1.00, 24.00]'),
+    ('tokens (ours, k = 5)', '+0.50 [-1.00, 2.00]'),
+    ('2wiki-multi.hop', '<0.0001'),
+    ('', '42.97/51.20'),
+  )
+  text = tables.to_markdown(tables.Table('t', ('a', 'n'), rows))
+  assert all(value in text for row in rows for value in row)
+  assert '\\' not in text
+
+
 def test_generic_tables_show_whatever_scalars_there_are():
   value = {
     'device': 'CPU',

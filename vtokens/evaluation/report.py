@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from vtokens import writers
+from vtokens import markdown, writers
 from vtokens.data.records import Record
 from vtokens.evaluation import (
   columns,
@@ -172,7 +172,9 @@ def _markdown(
   pictures: Mapping[str, tuple[str, bytes]],
   versions: dict[str, Any],
 ) -> str:
-  counts = ', '.join(f'{name} {n:,}' for name, n in found['datasets'].items())
+  counts = ', '.join(
+    f'{markdown.text(name)} {n:,}' for name, n in found['datasets'].items()
+  )
   sampling = found['statistics']
   parts = [
     '# Evaluation',
@@ -182,7 +184,7 @@ def _markdown(
   for table in main:
     parts += _section(table)
   for name, (text, _) in pictures.items():
-    parts += [f'![{text}](plots/{name}.png)']
+    parts += [f'![{markdown.text(text)}](plots/{name}.png)']
   for table in more:
     parts += _section(table)
   parts += ['## Conditions']
@@ -192,7 +194,11 @@ def _markdown(
   parts += ['## Versions and seeds']
   told = {k: v for k, v in versions.items() if not isinstance(v, (dict, list))}
   told |= {key: sampling[key] for key in ('resamples', 'permutations', 'seed')}
-  parts += ['\n'.join(f'- {key}: {value}' for key, value in told.items())]
+  parts += [
+    '\n'.join(
+      f'- {key}: {markdown.text(str(value))}' for key, value in told.items()
+    )
+  ]
   parts += [
     'All settings, and all numbers without rounding, are in report.json; every '
     'prediction is in predictions/.'
@@ -201,8 +207,8 @@ def _markdown(
 
 
 def _section(table: Table) -> list[str]:
-  parts = [f'## {table.title}', tables.to_markdown(table)]
-  return [*parts, table.note] if table.note else parts
+  parts = [f'## {markdown.text(table.title)}', tables.to_markdown(table)]
+  return [*parts, markdown.text(table.note)] if table.note else parts
 
 
 def _write_predictions(directory: epath.Path, results: Results) -> list[str]:

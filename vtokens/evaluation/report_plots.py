@@ -34,6 +34,8 @@ class _Style:
   line: str = ''
 
 
+# A name with two $ would be read as a formula.
+@matplotlib.rc_context({'text.parse_math': False})
 def draw(summary: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
   """All pictures for which there are cells.
 

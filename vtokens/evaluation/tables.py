@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vtokens import markdown
 from vtokens.evaluation import columns as columns_lib
 from vtokens.evaluation.columns import AVERAGE, Curves, Entry
 
@@ -223,7 +224,7 @@ def p_equals(text: str) -> str:
 def to_markdown(table: Table) -> str:
   """The table in Markdown, aligned so that it reads as text too."""
   cells = [
-    [_escape(text) for text in row] for row in (table.header, *table.rows)
+    [markdown.text(text) for text in row] for row in (table.header, *table.rows)
   ]
   widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
   numbers = [i >= table.num_labels for i in range(len(widths))]
@@ -330,7 +331,3 @@ def _table_of(title: str, rows: Sequence[Any]) -> Table:
     tuple(keys),
     tuple(tuple(plain(row.get(key)) for key in keys) for row in objects),
   )
-
-
-def _escape(text: str) -> str:
-  return ' '.join(text.split()).replace('|', '\\|')

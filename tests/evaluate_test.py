@@ -503,6 +503,43 @@ def test_tasks_alone(root, tmp_path):
   assert not (tmp_path / 'bad').exists()
 
 
+def without_runs(root, tiny_dir, **settings) -> eval_config.Config:
+  base = config.Base(path=str(tiny_dir), dtype='float32', quantize='')
+  return make_config(root, **{'runs': (), 'base': base, **settings})
+
+
+def test_a_base_alone(whole, root, tiny_dir, tmp_path):
+  """Its answers are those that it gives beside trained tables."""
+  names = ('closed_book', 'prompt')
+  found = run(
+    without_runs(root, tiny_dir, conditions=names, workdir=str(tmp_path))
+  )
+  beside = [c for c in whole['cells'] if c['condition'] in names]
+  assert found['cells'] == beside
+  assert {c['condition'] for c in beside} == set(names)
+  assert (tmp_path / 'report.html').exists()
+
+
+def test_tasks_and_proof_of_a_base_alone(root, tiny_dir, tmp_path):
+  path = tmp_path / 'task.jsonl'
+  path.write_text(
+    '{"id": "1", "question": "x?", "choices": ["a", "b"], '
+    '"answers": ["a", "b"]}\n'
+  )
+  cfg = without_runs(
+    root,
+    tiny_dir,
+    conditions=('untouched',),
+    data=eval_config.Data(max_prefix_tokens=200, max_suffix_tokens=230),
+    workdir=str(tmp_path / 'out'),
+    tasks={'t': tasks.Task(source=str(path))},
+  )
+  found = run(cfg)
+  assert [row['accuracy'] for row in found['tasks']] == [100.0]
+  assert found['untouched'][0]['tables used'] == 0
+  assert found['untouched'][0]['bit for bit the base']
+
+
 def test_cost(root, tmp_path):
   cfg = make_config(
     root,

@@ -358,3 +358,67 @@ def test_a_full_disk_is_one_line(tmp_path):
   )
   # What is no matter of room is a bug, and shows where.
   assert 'Traceback' in _raise(tmp_path, 'EIO').stderr
+
+
+def test_home_on_the_command_line(directory, tmp_path):
+  """A shell leaves `~` after `=` as it is."""
+  (tmp_path / 'good.py').write_text(_GOOD)
+  done = subprocess.run(
+    [
+      sys.executable,
+      directory / 'program.py',
+      '--config=~/good.py',
+      '--config.workdir=~/out',
+      "--config.data.train=('records:~/built:train', '~/t.jsonl')",
+    ],
+    cwd=directory,
+    env={**_ENV, 'HOME': str(tmp_path)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / 'out').is_dir() and not (directory / '~').exists()
+  values = json.loads(done.stdout.splitlines()[0])
+  assert values['workdir'] == f'{tmp_path}/out'
+  assert values['data']['train'] == [
+    f'records:{tmp_path}/built:train',
+    f'{tmp_path}/t.jsonl',
+  ]
+
+
+_PATH_FLAG = """
+from vtokens import flags
+
+PLACE = flags.define_path('place', None, 'Where.')
+flags.run(lambda unused_argv: print(PLACE.value))
+"""
+
+
+@pytest.mark.parametrize(
+  'given, expected',
+  [
+    (['--place=~/x'], '/home/me/x\n'),
+    (['--place', '~'], '/home/me\n'),
+    (['--place=a~'], 'a~\n'),
+    ([], 'None\n'),
+  ],
+)
+def test_home_in_a_flag(given, expected, tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', _PATH_FLAG, *given],
+    env={**_ENV, 'HOME': '/home/me'},
+    capture_output=True,
+    text=True,
+  )
+  assert (done.returncode, done.stdout) == (0, expected), done.stderr
+
+
+def test_home_of_nobody_in_a_flag(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', _PATH_FLAG, '--place=~no_such_user/x'],
+    env=_ENV,
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: ~no_such_user/x: the home directory')

@@ -1,6 +1,7 @@
 """Tests of vtokens.paths."""
 
 import pathlib
+import pwd
 
 import pytest
 
@@ -59,3 +60,38 @@ def test_missing(path, message):
     paths.resolve(path)
   assert str(e.value).startswith(f'{path}: ')
   assert message in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'path, expected',
+  [
+    ('~', '/home/me'),
+    ('~/x/y.jsonl', '/home/me/x/y.jsonl'),
+    ('records:~/built:train', 'records:/home/me/built:train'),
+    ('nq=~/train.jsonl', 'nq=/home/me/train.jsonl'),
+    ('nq=records:~/built', 'nq=records:/home/me/built'),
+    # Only a leading one means the home directory.
+    ('a~/b', 'a~/b'),
+    ('./~/b', './~/b'),
+    ('/x/~', '/x/~'),
+    ('gs://bucket/~/x', 'gs://bucket/~/x'),
+    ('tfds:squad:train', 'tfds:squad:train'),
+    ('org/model', 'org/model'),
+    ('', ''),
+  ],
+)
+def test_home(path, expected, monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  assert paths.expand_home(path) == expected
+
+
+def test_home_of_another_user():
+  home = pwd.getpwuid(0)
+  found = paths.expand_home(f'~{home.pw_name}/x')
+  assert found == f'{home.pw_dir}/x'
+
+
+@pytest.mark.parametrize('path', ['~no_such_user', 'records:~no_such_user/x:a'])
+def test_home_of_nobody(path):
+  with pytest.raises(errors.UserError, match='~no_such_user is not known'):
+    paths.expand_home(path)

@@ -6,7 +6,12 @@ import json
 
 import pytest
 
-from vtokens import errors, schema
+from vtokens import config, errors, schema
+from vtokens.data import build_config
+from vtokens.evaluation import config as eval_config
+from vtokens.evaluation import tasks
+from vtokens.exports import config as export_config
+from vtokens.retrieval import config as retrieval_config
 
 
 @dataclasses.dataclass
@@ -260,3 +265,86 @@ def test_as_section():
   assert schema.as_section(Leaf) is Leaf
   for kind in (int, dict[str, Leaf], tuple[int, ...], Leaf(), None):
     assert schema.as_section(kind) is None
+
+
+@dataclasses.dataclass
+class Place:
+  path: str = schema.path('~')
+  paths: tuple[str, ...] = schema.path(())
+
+
+@dataclasses.dataclass
+class Places:
+  one: Place = dataclasses.field(default_factory=Place)
+  more: dict[str, Place] = dataclasses.field(default_factory=dict)
+  text: str = '~'
+
+
+def test_home_in_paths(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  settings = Places(more={'a': Place(paths=('~/x', 'y', 'records:~/z:t'))})
+  values, _ = schema.check(settings, {})
+  assert values['one.path'] == settings.one.path == '/home/me'
+  assert settings.more['a'].paths == ('/home/me/x', 'y', 'records:/home/me/z:t')
+  assert settings.text == '~'
+  # Whatever is recorded has one name for one place.
+  again = Places(more={'a': Place(paths=('/home/me/x', 'y', '~/z'))})
+  again.more['a'].paths = ('/home/me/x', 'y', 'records:/home/me/z:t')
+  schema.check(again, {})
+  assert schema.to_dict(again) == schema.to_dict(settings)
+
+
+def test_home_of_nobody():
+  settings = Places(more={'a': Place(paths=('~no_such_user/x',))})
+  with pytest.raises(
+    errors.UserError, match=r'^config\.more\[a\]\.paths: ~no_'
+  ):
+    schema.check(settings, {})
+
+
+# Fields of text that name no file. Any other is made by `schema.path`.
+_NO_PATHS = {
+  'attention', 'beam_options', 'conditions', 'coordinator', 'dataset',
+  'device', 'draw', 'drop_answers', 'dtype', 'format', 'init', 'init_text',
+  'kind', 'name', 'names', 'normalize', 'on_bad_record', 'on_stale_index',
+  'order', 'passage_prefix', 'pooling', 'position', 'quantize',
+  'query_prefix', 'reference', 'retriever', 'retrievers', 'revision',
+  'runner', 'schedule', 'stemmer', 'stopwords', 'storage', 'token_pattern',
+  'turns', 'wandb_project', 'weighting',
+}  # fmt: skip
+
+
+def _classes(kind):
+  yield kind
+  for field in dataclasses.fields(kind):
+    default = (
+      field.default_factory()
+      if field.default_factory is not dataclasses.MISSING
+      else field.default
+    )
+    if dataclasses.is_dataclass(default):
+      yield from _classes(type(default))
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    config.Config,
+    eval_config.Config,
+    tasks.Task,
+    retrieval_config.Config,
+    retrieval_config.Retriever,
+    build_config.Config,
+    build_config.Split,
+    export_config.Config,
+  ],
+  ids=lambda kind: f'{kind.__module__}.{kind.__name__}',
+)
+def test_every_field_of_a_path_is_one(kind):
+  for part in _classes(kind):
+    if part is config.Templates:
+      continue
+    for field in dataclasses.fields(part):
+      if field.type in (str, tuple[str, ...], 'str', 'tuple[str, ...]'):
+        is_path = 'path' in field.metadata
+        assert is_path != (field.name in _NO_PATHS), (part, field.name)

@@ -28,7 +28,7 @@ from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
 from vtokens.exports import prompts
 from vtokens.models import base as base_lib
 
-_WORKDIR = absl_flags.DEFINE_string(
+_WORKDIR = flags.define_path(
   'workdir', None, 'Work directory of a finished run.'
 )
 _QUESTION = absl_flags.DEFINE_string('question', None, 'The question.')

@@ -49,7 +49,7 @@ class Base:
       bfloat16) or plain (matrix products everywhere).
   """
 
-  path: str = ''
+  path: str = schema.path()
   dtype: str = 'bfloat16'
   quantize: str = 'none'
   attention: str = 'auto'
@@ -88,7 +88,7 @@ class VirtualTokens:
   init: str = 'text'
   init_text: str = INSTRUCTION
   init_std: float = 0.02
-  init_path: str = ''
+  init_path: str = schema.path()
   draw: str = 'uniform'
   draw_exponent: float = 0.5
   num_active: int = 50
@@ -219,10 +219,10 @@ class Data:
       cache (~/.cache/vtokens) if that is on an object store.
   """
 
-  train: tuple[str, ...] = ()
-  validation: tuple[str, ...] = ()
-  test: tuple[str, ...] = ()
-  corpus: tuple[str, ...] = ()
+  train: tuple[str, ...] = schema.path(())
+  validation: tuple[str, ...] = schema.path(())
+  test: tuple[str, ...] = schema.path(())
+  corpus: tuple[str, ...] = schema.path(())
   turns: str = 'first'
   on_bad_record: str = 'error'
   max_text_bytes: int = 1 << 20
@@ -237,7 +237,7 @@ class Data:
   num_shapes: int = 6
   window_batches: int = 16
   workers: int = 0
-  token_cache: str = ''
+  token_cache: str = schema.path()
 
 
 @dataclasses.dataclass
@@ -402,7 +402,7 @@ class Config:
     base: see `Base`; the other sections likewise.
   """
 
-  workdir: str = ''
+  workdir: str = schema.path()
   seed: int = 0
   base: Base = dataclasses.field(default_factory=Base)
   virtual_tokens: VirtualTokens = dataclasses.field(

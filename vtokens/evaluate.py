@@ -132,7 +132,8 @@ def _run(
   rows: dict[str, list[dict[str, Any]]] = {}
   base = model.base.load(mesh)
   before = untouched.observe(base) if prove else None
-  grid.run(base, mesh, check)
+  if grid.has_missing():
+    grid.run(base, mesh, check)
   if cfg.cost.questions:
     rows['cost'] = grid.measure(base, mesh, check)
   if loaded:
@@ -224,7 +225,7 @@ def _versions(
 
 def _prepare(cfg: Config) -> None:
   """`--conditions` in place of those of the config, then its validation."""
-  if absl_flags.FLAGS.conditions:
+  if absl_flags.FLAGS.conditions is not None:
     cfg.conditions = tuple(absl_flags.FLAGS.conditions)
     if cfg.conditions == (UNTOUCHED,):
       cfg.data.sources = ()

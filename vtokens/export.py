@@ -88,5 +88,5 @@ def main(cfg: Config) -> None:
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string('to', None, f'Format: {", ".join(FORMATS)}.')
-  absl_flags.DEFINE_string('out', None, 'Directory, which must not be there.')
+  flags.define_path('out', None, 'Directory, which must not be there.')
   flags.run_config(main, Config, validate, None)

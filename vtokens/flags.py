@@ -19,6 +19,13 @@ from vtokens import errors, paths, schema, stopping, writers
 flags.disclaim_key_flags()
 
 
+def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder:
+  """Defines a flag whose value is a path; see `paths.expand_home`."""
+  return flags.DEFINE(
+    _PathParser(), name, default, help, serializer=flags.ArgumentSerializer()
+  )
+
+
 def run_config(
   main: Callable[[Any], None],
   settings: type,
@@ -143,6 +150,16 @@ def command_line() -> str:
   return shlex.join(['python', *program, *sys.argv[1:]])
 
 
+class _PathParser(flags.ArgumentParser):
+  """Expands a leading `~`."""
+
+  def parse(self, argument: str) -> str:
+    return paths.expand_home(argument)
+
+  def flag_type(self) -> str:
+    return 'string'
+
+
 class _FileParser(flags.ArgumentParser):
   """Runs a config file; its mistakes become one message with their line."""
 
@@ -150,6 +167,7 @@ class _FileParser(flags.ArgumentParser):
     self._settings = settings
 
   def parse(self, argument: str) -> Any:
+    argument = paths.expand_home(argument)
     path, variant = argument, None
     if ':' in argument and not pathlib.Path(argument).exists():
       path, _, variant = argument.rpartition(':')

@@ -201,9 +201,9 @@ def main(argv: Sequence[str]) -> None:
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string('from', None, f'Format: {", ".join(FORMATS)}.')
-  absl_flags.DEFINE_string(
+  flags.define_path(
     'path', None, 'File, directory or hub:ORG/NAME[@REVISION]/FILE.'
   )
-  absl_flags.DEFINE_string('base', None, 'The base, as config.base.path.')
-  absl_flags.DEFINE_string('out', None, 'Work directory, must not be there.')
+  flags.define_path('base', None, 'The base, as config.base.path.')
+  flags.define_path('out', None, 'Work directory, must not be there.')
   flags.run(main)

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 
 import fsspec.config
@@ -31,6 +32,31 @@ logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 _CLIENTS = ('aiohttp', 'botocore', 'gcsfs', 'google')
 
 _PACKAGE = 'package:'
+
+# What may stand before the path of a data source, and a leading ~ or ~user.
+_HOME = re.compile(r'((?:[^/~=:]+=)?(?:records:)?)(~[^/]*)')
+
+
+def expand_home(path: str) -> str:
+  """The path with the home directory in place of a leading `~` or `~user`.
+
+  A shell does so for words that begin with `~`, but not for `--flag=~/x`. In
+  data sources the path may follow `records:` and `NAME=`.
+
+  Raises:
+    errors.UserError: the home directory is not known.
+  """
+  found = _HOME.match(path)
+  if found is None:
+    return path
+  prefix, home = found.groups()
+  expanded = os.path.expanduser(home)
+  if not os.path.isabs(expanded):
+    raise errors.UserError(
+      f'{path}: the home directory {home} is not known; write the whole path, '
+      f'or {prefix}./{home} for a file of that name'
+    )
+  return prefix + expanded + path[found.end() :]
 
 
 def resolve(path: str) -> str:

@@ -457,7 +457,7 @@ if __name__ == '__main__':
   absl_flags.DEFINE_integer(
     'num_slices', 1, 'So many of them, joined by the network.', lower_bound=1
   )
-  absl_flags.DEFINE_string('json', None, 'File for the same figures as JSON.')
+  flags.define_path('json', None, 'File for the same figures as JSON.')
   flags.run_config(
     main, config.Config, config.validate, 'configs/mistral_7b_instruct.py'
   )

@@ -13,7 +13,14 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from vtokens import errors
+from vtokens import errors, paths
+
+_PATH = 'path'
+
+
+def path(default: str | tuple[str, ...] = '') -> Any:
+  """A field of a path, or of a tuple of paths: `check` expands `~` there."""
+  return dataclasses.field(default=default, metadata={_PATH: True})
 
 
 def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
@@ -52,7 +59,9 @@ def check(
   """What every validation of settings begins with.
 
   Args:
-    settings: of any class.
+    settings: of any class. In its paths a leading `~` becomes the home
+      directory, so that all that follows, records included, has one name for
+      one place.
     choices: by field path, the values that are allowed.
     positive: fields of numbers above 0.
     not_negative: fields of numbers not below 0.
@@ -65,6 +74,8 @@ def check(
     errors.UserError: a value has a wrong type, is not finite, or is not among
       those allowed.
   """
+  flatten(settings)
+  _expand_paths(settings, 'config.')
   values = flatten(settings)
 
   def fail(field: str, expected: str) -> NoReturn:
@@ -154,6 +165,29 @@ def as_section(kind: Any) -> type | None:
   """The type itself if it is a section's, that is, a dataclass."""
   found = isinstance(kind, type) and dataclasses.is_dataclass(kind)
   return kind if found else None
+
+
+def _expand_paths(settings: Any, prefix: str) -> None:
+  """Replaces `~` in the fields made by `path`; types have been checked."""
+  for field in dataclasses.fields(settings):
+    value = getattr(settings, field.name)
+    if dataclasses.is_dataclass(value):
+      _expand_paths(value, f'{prefix}{field.name}.')
+    elif isinstance(value, dict):
+      for name, entry in value.items():
+        if dataclasses.is_dataclass(entry):
+          _expand_paths(entry, f'{prefix}{field.name}[{name}].')
+    elif _PATH in field.metadata:
+      try:
+        setattr(settings, field.name, _expanded(value))
+      except errors.UserError as e:
+        raise errors.UserError(f'{prefix}{field.name}: {e}') from None
+
+
+def _expanded(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+  if isinstance(value, tuple):
+    return tuple(map(paths.expand_home, value))
+  return paths.expand_home(value)
 
 
 def _section(value: Any, kind: type, path: str) -> dict[str, Any]:

@@ -29,8 +29,8 @@ class Split:
     expected_records: refuse another number of records; 0 allows any.
   """
 
-  sources: tuple[str, ...] = ()
-  corpus: tuple[str, ...] = ()
+  sources: tuple[str, ...] = schema.path(())
+  corpus: tuple[str, ...] = schema.path(())
   dataset: str = ''
   turns: str = 'first'
   max_text_bytes: int = 1 << 20
@@ -59,7 +59,7 @@ class Config:
   """
 
   name: str = ''
-  out: str = 'data/records'
+  out: str = schema.path('data/records')
   splits: dict[str, Split] = dataclasses.field(default_factory=dict)
   max_passages: int = 100
   on_bad_record: str = 'error'
@@ -74,7 +74,7 @@ def validate(cfg: Config) -> None:
   Raises:
     errors.UserError: names the field, what it is and what was expected.
   """
-  schema.flatten(cfg)
+  schema.check(cfg, {})
 
   def check(holds: object, field: str, value: object, expected: str) -> None:
     if not holds:

@@ -51,7 +51,7 @@ _WINDOWS = absl_flags.DEFINE_integer(
   lower_bound=1,
 )
 _WHOLE = absl_flags.DEFINE_bool('whole', False, 'Show long passages in full.')
-_OUT = absl_flags.DEFINE_string(
+_OUT = flags.define_path(
   'out', None, 'Directory of the picture; <workdir>/inspect if not given.'
 )
 

@@ -13,7 +13,7 @@ from typing import Any, SupportsIndex
 
 from etils import epath
 
-from vtokens import errors
+from vtokens import errors, paths
 from vtokens.data.records import Record
 
 SOURCE = 'records:'
@@ -102,7 +102,7 @@ def read_manifest(path: str) -> Manifest:
 
 
 def _directory(path: str) -> epath.Path:
-  directory = epath.Path(path)
+  directory = epath.Path(paths.expand_home(path))
   try:
     if (directory / MANIFEST).exists():
       return directory

@@ -180,7 +180,7 @@ def _token_cache(
     return pathlib.Path(cfg.data.token_cache)
   if not paths.on_object_store(cfg.workdir):
     return pathlib.Path(cfg.workdir, 'tokens')
-  caches = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  caches = paths.expand_home(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
   directory = pathlib.Path(caches, 'vtokens', 'tokens')
   say(
     f'tokenised data: {directory}, since {cfg.workdir} is no disk '

@@ -29,8 +29,8 @@ class Data:
     max_suffix_tokens: of virtual tokens and question; nothing is cut to it.
   """
 
-  sources: tuple[str, ...] = ()
-  corpus: tuple[str, ...] = ()
+  sources: tuple[str, ...] = schema.path(())
+  corpus: tuple[str, ...] = schema.path(())
   turns: str = 'first'
   on_bad_record: str = 'error'
   max_text_bytes: int = 1 << 20
@@ -111,9 +111,9 @@ class Config:
     distributed: the processes.
   """
 
-  workdir: str = ''
+  workdir: str = schema.path()
   seed: int = 0
-  runs: tuple[str, ...] = ()
+  runs: tuple[str, ...] = schema.path(())
   base: config.Base = dataclasses.field(
     default_factory=lambda: config.Base(dtype='', quantize='')
   )

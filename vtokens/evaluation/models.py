@@ -230,6 +230,8 @@ def _check_length(cfg: Config, base: base_lib.OpenBase) -> None:
 
 def unique_names(paths: Sequence[str]) -> list[str]:
   """The last parts of paths; of those that have it in common, more of them."""
+  if not paths:
+    return []
   # `.` and `..` are no names.
   parts = [
     (os.path.abspath(path) if os.path.exists(path) else path.rstrip('/')).split(
@@ -237,7 +239,7 @@ def unique_names(paths: Sequence[str]) -> list[str]:
     )
     for path in paths
   ]
-  for size in range(1, max(map(len, parts), default=0) + 1):
+  for size in range(1, max(map(len, parts)) + 1):
     names = ['/'.join(part[-size:]) for part in parts]
     if len(set(names)) == len(names):
       return names

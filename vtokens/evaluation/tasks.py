@@ -15,7 +15,7 @@ from typing import NoReturn
 import numpy as np
 from etils import epath
 
-from vtokens import errors, paths
+from vtokens import errors, paths, schema
 from vtokens.data import files
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
@@ -49,10 +49,10 @@ class Task:
     max_new_tokens: longest answer of gsm8k.
   """
 
-  source: str = ''
+  source: str = schema.path()
   format: str = 'mmlu'
   shots: int = 0
-  shots_source: str = ''
+  shots_source: str = schema.path()
   max_questions: int = 0
   max_new_tokens: int = 256
 

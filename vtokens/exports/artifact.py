@@ -6,6 +6,7 @@ program needs (`vtokens.plug`). Needs no JAX. docs/export.md has the fields.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,10 +147,11 @@ def read(directory: epath.PathLike) -> Artifact:
   Raises:
     errors.UserError: a file is missing, broken, or not of this table.
   """
-  path = epath.Path(directory) / META
+  directory = epath.Path(paths.expand_home(os.fspath(directory)))
+  path = directory / META
   meta = read_meta(path)
-  file = epath.Path(directory) / TABLE
-  old = epath.Path(directory) / _OLD_TABLE
+  file = directory / TABLE
+  old = directory / _OLD_TABLE
   if not paths.exists(file) and paths.exists(old):
     file = old
   table, _ = table_file.load(file)

@@ -48,10 +48,10 @@ class Config:
     gate: see `Gate`.
   """
 
-  workdir: str = ''
-  base: str = ''
+  workdir: str = schema.path()
+  base: str = schema.path()
   names: str = ''
-  data: tuple[str, ...] = ()
+  data: tuple[str, ...] = schema.path(())
   seed: int = 0
   gate: Gate = dataclasses.field(default_factory=Gate)
 

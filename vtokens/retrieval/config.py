@@ -25,7 +25,7 @@ class Corpus:
       out, counts and lists them.
   """
 
-  paths: tuple[str, ...] = ()
+  paths: tuple[str, ...] = schema.path(())
   shard_size: int = 500_000
   on_bad_record: str = 'error'
 
@@ -40,7 +40,7 @@ class Questions:
     chunk_size: questions searched together; what is kept if a run is killed.
   """
 
-  paths: tuple[str, ...] = ()
+  paths: tuple[str, ...] = schema.path(())
   on_bad_record: str = 'error'
   chunk_size: int = 1000
 
@@ -93,7 +93,7 @@ class Dense:
     device: auto, or a torch device such as cuda:0.
   """
 
-  model: str = ''
+  model: str = schema.path()
   revision: str = 'main'
   query_prefix: str = AUTO
   passage_prefix: str = AUTO
@@ -152,8 +152,8 @@ class Config:
     retrievers: by the name under which their passages are written.
   """
 
-  workdir: str = ''
-  index_dir: str = ''
+  workdir: str = schema.path()
+  index_dir: str = schema.path()
   on_stale_index: str = 'error'
   top_k: int = 100
   compress: bool = True

@@ -233,6 +233,13 @@ def test_forms_of_a_field(fields, expected):
     ('rms_norm_eps', '1e-5', "'1e-5', expected a positive float"),
     ('tie_word_embeddings', 'false', "'false', expected true or false"),
     ('tie_word_embeddings', 1, '1, expected true or false'),
+    ('num_hidden_layers', 10**9, 'expected a positive int of at most 10000'),
+    ('hidden_size', 10**9, 'expected a positive int of at most 1048576'),
+    ('vocab_size', 1 << 31, 'expected a positive int of at most 2147483647'),
+    ('num_attention_heads', -4, '-4, expected a positive int'),
+    ('hidden_size', 0, '0, expected a positive int'),
+    ('rms_norm_eps', 1e39, 'expected a positive float of at most'),
+    ('vocab_size', ['x'] * 1000, '..., expected a positive int'),
   ],
 )
 def test_what_is_not_implemented_or_malformed_is_an_error(
@@ -327,6 +334,42 @@ def test_rope_of_both_versions_of_transformers():
       'expected a list of 8 positive numbers',
     ),
     (
+      {'type': 'yarn', 'factor': 2.0, 'rope_theta': 1.0},
+      "rope_type 'yarn' gives no finite frequencies (float division by zero) "
+      'with theta=1.0, factor=2.0',
+    ),
+    ({'type': 'linear', 'factor': 1e-45}, 'gives no finite frequencies'),
+    ({'type': 'linear', 'factor': 10**400}, 'expected a positive float of at'),
+    ({'type': 'yarn', 'factor': float('inf')}, 'factor is inf, expected a'),
+    ({'type': 'yarn', 'factor': float('nan')}, 'factor is nan, expected a'),
+    ({'type': 'yarn', 'beta_fast': -1.0}, 'beta_fast is -1.0, expected a'),
+    (
+      {'type': 'yarn', 'original_max_position_embeddings': 0},
+      'original_max_position_embeddings is 0, expected a positive int',
+    ),
+    (
+      {'type': 'yarn', 'truncate': 'false'},
+      "truncate is 'false', expected true or false",
+    ),
+    (
+      {
+        'type': 'longrope',
+        'factor': 2.0,
+        'original_max_position_embeddings': 1,
+        'short_factor': [1.0] * 8,
+        'long_factor': [1.0] * 8,
+      },
+      'original_max_position_embeddings is 1, expected more than 1',
+    ),
+    (
+      {
+        'type': 'longrope',
+        'short_factor': [1e-45] * 8,
+        'long_factor': [1.0] * 8,
+      },
+      'gives no finite frequencies',
+    ),
+    (
       {'type': 'default', 'partial_rotary_factor': 0.5},
       'partial_rotary_factor is 8, expected 1 for llama',
     ),
@@ -410,6 +453,20 @@ def test_longest_sequence_of_mixed_layers():
     ('smollm3', 'mlp_bias', True),
     ('olmo2', 'clip_qkv', 8.0),
     ('olmo3', 'hidden_act', 'gelu'),
+    ('olmo3', 'rope_theta', 1e4),
+    # transformers cuts its cache to it, and not its mask.
+    ('llama', 'sliding_window', 64),
+    ('gemma', 'sliding_window', 64),
+    ('olmo2', 'sliding_window', 64),
+    ('llama', 'layer_types', ['sliding_attention'] * 3),
+    # Layers with windows of no size.
+    ('smollm3', 'layer_types', ['sliding_attention'] * 3),
+    ('qwen2', 'layer_types', ['sliding_attention'] * 3),
+    *(
+      (model_type, 'is_causal', value)
+      for model_type in families.FAMILIES
+      for value in (False, None, 0)
+    ),
   ],
 )
 def test_what_a_family_does_not_do_is_an_error(model_type, field, value):

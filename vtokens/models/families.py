@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vtokens import errors
+from vtokens.models import rope as rope_lib
 from vtokens.models.config import DecoderConfig, LayerKind, Rope
 from vtokens.models.hf_fields import Fields
 
@@ -65,11 +66,28 @@ _GEMMA2_NAMES = {
 
 # --- reading configs ---
 
+# What transformers acts on in a config of any family, and this decoder has not.
+_NEVER = (
+  'quantization_config',
+  'per_layer_config',  # Layers of other sizes, or without some parts.
+  'fusion_config',  # Replaces modules.
+  'transformers_weights',  # The file of the weights.
+  'attribute_map',  # Other names of fields.
+  'attention_chunk_size',
+  'kv_sharing_modes',
+  'text_config',
+  'text_encoder',
+  'decoder',
+  'generator',
+)
+
+_OLMO3_THETA = 500_000.0
 _FULL, _SLIDING = _LAYER_TYPES = ('full_attention', 'sliding_attention')
 
 
 def _llama(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
+  f.no_window()
   f.only('mlp_bias', False)
   # Weights split by rank for inference on several hosts (LLaMA 1 exports);
   # the sum order would differ from ours.
@@ -138,6 +156,7 @@ def _qwen3(f: Fields) -> dict[str, Any]:
 def _phi3(f: Fields) -> dict[str, Any]:
   f.only('hidden_act', 'silu')
   f.only('attention_bias', False)
+  f.only('layer_types', None)
   values = {**f.values}
   values.setdefault('original_max_position_embeddings', 4096)
   for field in ('rope_scaling', 'rope_parameters'):
@@ -171,6 +190,7 @@ def _gemma(f: Fields) -> dict[str, Any]:
   # The first files said gelu and meant the tanh form; see transformers#29402.
   f.only('hidden_act', 'gelu_pytorch_tanh', 'gelu')
   f.only('hidden_activation', None, 'gelu_pytorch_tanh')
+  f.no_window()
   return {**_gemma_common(f), 'layer_pattern': (LayerKind(f.rope()),)}
 
 
@@ -228,6 +248,7 @@ def _smollm3(f: Fields) -> dict[str, Any]:
     window = f.optional('sliding_window', int)
   default = [_SLIDING if window and not t else _FULL for t in turned]
   types = f.per_layer('layer_types', _LAYER_TYPES) or default
+  f.windowed_layers(types, window)
   rope = f.rope(default_theta=2_000_000.0)
   bias = f.boolean('attention_bias', False)
   return {
@@ -257,6 +278,7 @@ def _olmo(f: Fields) -> dict[str, Any]:
 
 
 def _olmo2(f: Fields) -> dict[str, Any]:
+  f.no_window()
   return {**_olmo(f), 'layer_pattern': (LayerKind(f.rope()),)}
 
 
@@ -266,9 +288,17 @@ def _olmo3(f: Fields) -> dict[str, Any]:
     for i in range(f.number('num_hidden_layers'))
   ]
   window = f.optional('sliding_window', int, 4096)
-  full = f.rope(_FULL, 500_000.0)
+  full = f.rope(_FULL, _OLMO3_THETA)
   # Only layers that see everything are stretched.
-  local = f.nested_rope(_SLIDING, 500_000.0) or Rope(theta=full.theta)
+  local = f.nested_rope(_SLIDING, _OLMO3_THETA)
+  if local is None:
+    local = Rope(theta=_OLMO3_THETA)
+    if f.number('rope_theta', float, _OLMO3_THETA) != _OLMO3_THETA:
+      raise f.fail(
+        'rope_theta',
+        f'{_OLMO3_THETA:.0f}, or rope_parameters with a rope_theta for each '
+        'type of layer: transformers 4 and 5 read another one differently',
+      )
   return {
     **_olmo(f),
     'layer_pattern': _by_type(
@@ -285,6 +315,7 @@ def _by_type(
 ) -> tuple[LayerKind, ...]:
   """Layers of two types, of which one sees only a window."""
   types = f.per_layer('layer_types', _LAYER_TYPES) or default
+  f.windowed_layers(types, window)
   if ropes is None:
     ropes = dict.fromkeys(_LAYER_TYPES, f.rope())
   return _pattern(
@@ -359,7 +390,12 @@ def from_hf(
     )
   f = Fields(config, where)
   family = FAMILIES[model_type]
-  f.only('quantization_config', None)
+  # Some libraries make an encoder of a decoder so.
+  f.only('is_causal', True)
+  f.only('is_encoder_decoder', False, None)
+  f.only('default_rope_type', 'default', None)
+  for field in _NEVER:
+    f.only(field, None, {})
   num_heads = f.number('num_attention_heads')
   values = {
     'model_type': model_type,
@@ -384,9 +420,12 @@ def from_hf(
   if model_type != 'phi3' and f.rotary_dim() is not None:
     raise f.fail('partial_rotary_factor', f'1 for {model_type}', f.rotary_dim())
   try:
-    return DecoderConfig(**values)
+    found = DecoderConfig(**values)
+    for kind in found.layer_pattern:
+      rope_lib.check(kind.rope, found.rotary_dim or found.head_dim)
   except ValueError as e:
     raise errors.UserError(f'{where}: {e}') from None
+  return found
 
 
 # --- writing configs ---

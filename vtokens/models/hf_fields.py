@@ -30,6 +30,21 @@ _ROPE_FIELDS = {
 }
 
 
+# Largest integers. Nothing may be sized by a number of a file before the shapes
+# of the weights confirm it; lists of layers and frequencies are made earlier.
+_MOST = {
+  'num_hidden_layers': 10_000,
+  'hidden_size': 1 << 20,
+  'head_dim': 1 << 20,
+  # Of no array.
+  'max_position_embeddings': 1 << 53,
+  'original_max_position_embeddings': 1 << 53,
+}
+_MOST_ELSEWHERE = (1 << 31) - 1  # Of int32.
+# Of float32, in which the model computes.
+_LARGEST_FLOAT = 3.4e38
+
+
 class Fields:
   """A `config.json` whose values are checked as they are read."""
 
@@ -41,7 +56,7 @@ class Fields:
     self, field: str, expected: str, found: Any = ...
   ) -> errors.UserError:
     found = self.values.get(field) if found is ... else found
-    found = 'missing' if found is None else repr(found)
+    found = 'missing' if found is None else _shown(found)
     return errors.UserError(
       f'{self.where}: {field} is {found}, expected {expected}'
     )
@@ -58,9 +73,15 @@ class Fields:
     value = default if value is None else value
     # bool is an int to Python, and 1 is a valid float.
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
-    # An integer may be too large for a float.
-    if not number or not 0 < value < 1e300:
+    if not number or not value > 0:
       raise self.fail(field, f'a positive {kind.__name__}', value)
+    most: float = _LARGEST_FLOAT
+    if kind is int:
+      most = _MOST.get(field, _MOST_ELSEWHERE)
+    if value > most:
+      raise self.fail(
+        field, f'a positive {kind.__name__} of at most {most}', value
+      )
     return kind(value)
 
   def optional(self, field: str, kind: type, default: Any = None) -> Any:
@@ -69,11 +90,16 @@ class Fields:
       return None
     return self.number(field, kind, default)
 
-  def boolean(self, field: str, default: bool) -> bool:
-    value = self.values.get(field)
+  def boolean(
+    self,
+    field: str,
+    default: bool,
+    inside: Mapping[str, Any] | None = None,
+  ) -> bool:
+    value = (self.values if inside is None else inside).get(field)
     value = default if value is None else value
     if not isinstance(value, bool):
-      raise self.fail(field, 'true or false')
+      raise self.fail(field, 'true or false', value)
     return value
 
   def only(self, field: str, *supported: Any) -> None:
@@ -100,6 +126,32 @@ class Fields:
       )
     return found
 
+  def windowed_layers(self, types: Sequence[str], window: int | None) -> None:
+    """Raises if layers of type sliding_attention have no window."""
+    if window is None and 'sliding_attention' in types:
+      raise self.fail(
+        'layer_types',
+        'no sliding_attention without a sliding_window that is in use',
+        list(types),
+      )
+
+  def no_window(self) -> None:
+    """Raises if a family without windows is given one.
+
+    transformers' model does not look at it, but its cache does: what is
+    generated would see other tokens than one pass over the same text.
+    """
+    longest = self.number('max_position_embeddings')
+    window = self.optional('sliding_window', int)
+    if window is not None and window < longest:
+      raise self.fail(
+        'sliding_window',
+        f'null: {self.values.get("model_type")} attends to all tokens, and '
+        'transformers cuts only its cache to the window, so that one pass and '
+        'generation differ; remove it if the model was trained without',
+      )
+    self.per_layer('layer_types', ('full_attention',))
+
   # -- rotary embeddings --
 
   def rope(
@@ -119,6 +171,9 @@ class Fields:
     found = self.values.get(field) or {}
     if not isinstance(found, Mapping):
       raise self.fail(field, 'an object')
+    if nested is not None:
+      # transformers adds the one to the other.
+      raise self.fail(field, f'none beside rope_parameters of {layer_type}')
     if layer_type is not None and not scaling and found:
       # transformers would not look at it.
       raise self.fail(field, f'to have {layer_type}')
@@ -135,6 +190,9 @@ class Fields:
     inner = found[layer_type]
     if not isinstance(inner, Mapping):
       raise self.fail('rope_parameters', f'an object for {layer_type}')
+    if not self.boolean('truncate', True, inside=inner):
+      # transformers looks for it outside, where the types of layers are.
+      raise self.fail('truncate', f'true for {layer_type}', False)
     return self.rope_of(inner, 'rope_parameters', default_theta)
 
   def rope_of(
@@ -192,11 +250,15 @@ class Fields:
         factor=factor,
         beta_fast=number('beta_fast', 32.0),
         beta_slow=number('beta_slow', 1.0),
-        truncate=bool(found.get('truncate', True)),
+        truncate=self.boolean('truncate', True, inside=found),
         attention_factor=number('attention_factor', _yarn_scale(found, factor)),
       )
     if kind == 'longrope':
       factor = number('factor', longest / original)
+      if original == 1:
+        raise self.fail(
+          'original_max_position_embeddings', 'more than 1', original
+        )
       # arXiv 2402.13753, §3.
       scale = (
         math.sqrt(1 + math.log(factor) / math.log(original))
@@ -217,7 +279,9 @@ class Fields:
       not isinstance(value, list)
       or len(value) != count
       or not all(
-        isinstance(x, (int, float)) and not isinstance(x, bool) and x > 0
+        isinstance(x, (int, float))
+        and not isinstance(x, bool)
+        and 0 < x <= _LARGEST_FLOAT
         for x in value
       )
     ):
@@ -241,6 +305,12 @@ class Fields:
     if default is None:
       default = self.number('hidden_size') // self.number('num_attention_heads')
     return self.number('head_dim', default=default)
+
+
+def _shown(value: Any) -> str:
+  """A value of a file in a message, however long it is."""
+  text = repr(value)
+  return text if len(text) <= 200 else f'{text[:200]}...'
 
 
 def _yarn_scale(found: Mapping[str, Any], factor: float) -> float:

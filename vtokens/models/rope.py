@@ -5,6 +5,7 @@ same order of operations: errors of a frequency grow with the position, and
 must be those that the model was trained with.
 """
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -56,6 +57,42 @@ def frequencies(rope: Rope, dim: int, length: int) -> np.ndarray:
   return plain
 
 
+def check(rope: Rope | None, dim: int) -> None:
+  """Raises unless the numbers of a rotary embedding give frequencies.
+
+  Args:
+    rope: its type and constants; None for none.
+    dim: see `frequencies`.
+
+  Raises:
+    ValueError: a frequency, or the scale, is not finite in float32, e.g. for
+      YaRN with theta 1, of whose logarithm the inverse is needed.
+  """
+  if rope is None:
+    return
+  # Types that depend on the length have one form up to the original length
+  # and one beyond.
+  lengths = (rope.original_max_positions, rope.original_max_positions + 1)
+  try:
+    with np.errstate(all='ignore'):
+      found = [frequencies(rope, dim, length) for length in lengths]
+      found.append(np.asarray(rope.attention_factor, np.float32))
+  except (ArithmeticError, ValueError, TypeError) as e:
+    found, why = [], f' ({e})'
+  else:
+    why = ''
+  if not found or not all(np.isfinite(x).all() for x in found):
+    given = {
+      key: value
+      for key, value in dataclasses.asdict(rope).items()
+      if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
+    raise ValueError(
+      f'rope_type {rope.type!r} gives no finite frequencies{why} with '
+      + ', '.join(f'{key}={value}' for key, value in given.items())
+    )
+
+
 def regime(rope: Rope, length: int) -> str | None:
   """Says what a run's longest sequence makes of it; None if nothing."""
   if rope.type not in ('dynamic', 'longrope'):
@@ -101,6 +138,8 @@ def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
   shortest = rope.original_max_positions / rope.high_freq_factor
   factor = np.float32(rope.factor)
   scaled = np.where(wavelengths > longest, plain / factor, plain)
+  if rope.high_freq_factor == rope.low_freq_factor:
+    return scaled  # Nothing is between them.
   smooth = (
     np.float32(rope.original_max_positions) / wavelengths
     - np.float32(rope.low_freq_factor)

@@ -4,16 +4,30 @@ Exact match and token F1 are those of SQuAD 1.1; source: the official SQuAD 1.1
 evaluation script (evaluate-v1.1.py), described in Rajpurkar et al., 2016, arXiv
 1606.05250, section 6.1. Answers that are not plain text, as patterns or
 numbers, have rules of their own: see `vtokens.evaluation.rules`.
+
+Two kinds of text, which SQuAD 1.1 does not have, are compared otherwise:
+
+- An accepted answer of nothing but articles and punctuation, such as 'A' or
+  'The The': the articles of answer and prediction stay. Of an answer of
+  nothing but punctuation, such as '+', the punctuation stays too.
+- Where prediction or answer is written without spaces (`unspaced.is_written`),
+  both are compared by characters: see `normalize_unspaced`.
 """
 
 import collections
 import dataclasses
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import regex
+
+from vtokens import unspaced
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
 _DROP_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_UNICODE_PUNCTUATION = regex.compile(r'\p{P}')
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +66,34 @@ def normalize_answer(text: str) -> str:
   return ' '.join(_ARTICLES.sub(' ', text).split())
 
 
+def normalize_unspaced(text: str) -> str:
+  """Normalises text of scripts without spaces; each character is a word.
+
+  Full-width letters and digits become normal, case is lowered, punctuation of
+  ASCII and of Unicode (categories P*) goes. Articles stay: the A of
+  '维生素A' is none. MLQA compares Chinese in this way (Lewis et al., 2020,
+  arXiv 1910.07475, and its `mlqa_evaluation_v1.py`); other scripts and widths
+  are added here.
+
+  Args:
+    text: any text.
+
+  Returns:
+    The words, joined by a space; possibly empty.
+  """
+  text = unicodedata.normalize('NFC', unspaced.fold_width(text)).lower()
+  text = _UNICODE_PUNCTUATION.sub('', text.translate(_DROP_PUNCTUATION))
+  return ' '.join(unspaced.words(text))
+
+
+def _keep_articles(text: str) -> str:
+  return ' '.join(text.lower().translate(_DROP_PUNCTUATION).split())
+
+
+def _keep_all(text: str) -> str:
+  return ' '.join(text.lower().split())
+
+
 def text_scores(
   prediction: str, answers: Sequence[str], names: Iterable[str]
 ) -> dict[str, float]:
@@ -75,11 +117,34 @@ def text_scores(
     raise TypeError(f'answers is the string {answers!r}, expected a list of it')
   if not answers:
     raise ValueError('answers is empty, expected at least one')
-  said = normalize_answer(prediction)
-  golds = [normalize_answer(answer) for answer in answers]
+  rules = [_rule(prediction, answer) for answer in answers]
+  said = {rule: rule(prediction) for rule in dict.fromkeys(rules)}
+  golds = [
+    (rule, rule(answer)) for rule, answer in zip(rules, answers, strict=True)
+  ]
   return {
-    name: max(METRICS[name](said, gold) for gold in golds) for name in names
+    name: max(_value(name, rule, said[rule], gold) for rule, gold in golds)
+    for name in names
   }
+
+
+def _value(
+  name: str, rule: Callable[[str], str], said: str, gold: str
+) -> float:
+  if name == 'char_f1' and rule is normalize_unspaced:
+    # Its spaces are not in the text.
+    said, gold = said.replace(' ', ''), gold.replace(' ', '')
+  return METRICS[name](said, gold)
+
+
+def _rule(prediction: str, answer: str) -> Callable[[str], str]:
+  """How a prediction and an accepted answer are normalised to be compared."""
+  if unspaced.is_written(prediction) or unspaced.is_written(answer):
+    rules = [normalize_unspaced, _keep_all]
+  else:
+    rules = [normalize_answer, _keep_articles, _keep_all]
+  # Of a blank answer nothing is left by any rule.
+  return next((rule for rule in rules if rule(answer)), rules[0])
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -96,9 +161,8 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
   """The best F1 between the prediction's words and those of an answer.
 
-  F1 = 2PR / (P + R) over the two bags of normalised words. As in the official
-  script it is 0 where no word is shared, even if both bags are empty (where
-  exact match is 1).
+  F1 = 2PR / (P + R) over the two bags of normalised words; 0 where no word is
+  shared, as in the official script.
 
   Args and Raises: see `text_scores`.
 
@@ -113,9 +177,8 @@ def contains_answer(prediction: str, answers: Sequence[str]) -> float:
 
   Both are normalised first. FlashRAG's `acc` asks for a substring of the
   normalised text instead, so that 'no' is contained in 'nobody' and an answer
-  of articles alone in everything; here 'no' is not, and an answer without
-  words is contained only in a prediction without any. Exact match therefore
-  never exceeds this.
+  of articles alone in everything; here neither is. Exact match never exceeds
+  this.
 
   Args and Raises: see `text_scores`.
 

@@ -22,6 +22,19 @@ from vtokens.retrieval import recall
     ('  ', 'anything', False),
     ('twenty-one', 'Twenty-One guns', True),
     ('ΣΟΦΟΣ', 'ο σοφος', True),  # The lower case of Σ is σ or ς.
+    # Of scripts without spaces each character is a token.
+    ('安娜', '北京的壁画由安娜于一九三一年绘制。', True),
+    ('易北河', '小镇在易北河边。', True),
+    ('北易河', '小镇在易北河边。', False),
+    ('京', '東京都', True),
+    ('1931年', '作于１９３１年。', True),
+    ('193', '作于1931年。', False),
+    ('CUDA', '使用cuda编程', True),
+    ('コーヒー', 'ｺｰﾋｰを飲む', True),
+    ('カ', 'ガス', False),  # A mark makes it another letter.
+    ('กรุงเทพ', 'ฉันอยู่กรุงเทพครับ', True),
+    ('ပုဂံ', 'မြို့ဟောင်းပုဂံတွင်', True),
+    ('서울', '서울은', False),  # Korean has spaces.
     ('हिन्दी', 'भाषा हिन्दी है', True),  # Marks belong to the word.
   ],
 )

@@ -7,6 +7,10 @@ marks, or another character that is neither a separator nor a control
 character; an answer is contained if its tokens occur in a row. Titles do not
 count. This is not the normalisation of exact match: articles and punctuation
 stay.
+
+DPR's texts are English. Of scripts that are written without spaces each
+character, with its marks, is a token here, and full-width forms count as normal
+ones: see `vtokens.unspaced`.
 """
 
 import unicodedata
@@ -14,9 +18,12 @@ from collections.abc import Iterable, Sequence
 
 import regex
 
+from vtokens import unspaced
 from vtokens.data import records
 
-_TOKEN = regex.compile(r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]')
+_TOKEN = regex.compile(
+  rf'{unspaced.CHARACTER}|{unspaced.OTHER_WORD}|[^\p{{Z}}\p{{C}}]', regex.V1
+)
 
 
 class Matcher:
@@ -49,7 +56,7 @@ class Matcher:
 
 
 def _fold(text: str) -> str:
-  return unicodedata.normalize('NFD', text).lower()
+  return unicodedata.normalize('NFD', unspaced.fold_width(text)).lower()
 
 
 def _join(tokens: Sequence[str]) -> str:

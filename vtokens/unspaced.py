@@ -1,0 +1,87 @@
+"""Text of scripts that put no spaces between words.
+
+The scripts are Han, Hiragana, Katakana, Thai, Khmer, Lao and Burmese (Myanmar).
+Their words cannot be found without a dictionary of the language, so everything
+here takes a *character* for a word: a letter or digit with the marks on it.
+Korean has spaces, and is not one of these scripts.
+"""
+
+import unicodedata
+
+import regex
+
+# The prolonged sound marks are common to both kinds of Kana, and so are in
+# neither of them.
+_SCRIPTS = (
+  r'\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Lao}\p{Myanmar}'
+  r'\u30fc\uff70'
+)
+_LETTERS = rf'[[{_SCRIPTS}]&&[\p{{L}}\p{{N}}]]'
+# Regular expressions, for patterns of version 1 of the module regex.
+CHARACTER = rf'{_LETTERS}\p{{M}}*+'
+OTHER_WORD = rf'[[\p{{L}}\p{{N}}\p{{M}}]--[{_SCRIPTS}]]+'
+
+_IN_SCRIPTS = regex.compile(
+  rf'[[{_SCRIPTS}]&&[\p{{L}}\p{{N}}\p{{M}}]]', regex.V1
+)
+_CHARACTER = regex.compile(CHARACTER, regex.V1)
+_LETTER = regex.compile(r'\p{L}', regex.V1)
+# Punctuation of East Asia, and forms as wide as a Han character.
+_WIDE = regex.compile(r'[\u3001-\u303f\uff01-\uffef]')
+_NARROW_LETTER = regex.compile(r'[\p{L}--[\uff01-\uffef]]', regex.V1)
+_FULL_WIDTH = regex.compile(
+  '[０-９Ａ-Ｚａ-ｚ].*[０-９Ａ-Ｚａ-ｚ]', regex.DOTALL
+)
+# Thai and the others put a space next to a foreign word.
+_EAST_ASIAN = r'\p{Han}\p{Hiragana}\p{Katakana}\u30fc'
+_OTHER = rf'[[\p{{L}}\p{{N}}]--[{_SCRIPTS}]]'
+_MIXED = regex.compile(
+  rf'[{_EAST_ASIAN}]{_OTHER}|{_OTHER}[{_EAST_ASIAN}]', regex.V1
+)
+_NARROW = {
+  code: unicodedata.normalize('NFKC', chr(code))
+  for code in (0x3000, *range(0xFF01, 0xFFEF))
+}
+
+
+def has(text: str) -> bool:
+  """Whether a text has a letter, digit or mark of these scripts."""
+  return not text.isascii() and bool(_IN_SCRIPTS.search(text))
+
+
+def is_written(text: str) -> bool:
+  """Whether a text as a whole is written without spaces.
+
+  English text that quotes a name, as in 'Beijing (北京)', is not. A text is
+  if one of these holds:
+
+  - it has letters of these scripts, and also punctuation of East Asia or
+    full-width forms (U+3001 to U+303F, U+FF01 to U+FFEF);
+  - a letter or digit of another script stands directly beside Han or Kana;
+  - at least half of its letters are of these scripts;
+  - it is a number or a name in several full-width digits and letters.
+  """
+  if text.isascii():
+    return False
+  if not _IN_SCRIPTS.search(text):
+    return bool(_FULL_WIDTH.search(text)) and not _NARROW_LETTER.search(text)
+  if _WIDE.search(text) or _MIXED.search(text):
+    return True
+  num_letters = len(_LETTER.findall(text))
+  own = sum(len(_LETTER.findall(found)) for found in characters(text))
+  return 2 * own >= num_letters
+
+
+def characters(text: str) -> list[str]:
+  """The characters of these scripts, each with its marks, in order."""
+  return _CHARACTER.findall(text)
+
+
+def fold_width(text: str) -> str:
+  """Makes full-width letters, digits and signs, and half-width Kana, normal."""
+  return text if text.isascii() else text.translate(_NARROW)
+
+
+def words(text: str) -> list[str]:
+  """Words of a text: what spaces separate, and each character by itself."""
+  return _CHARACTER.sub(r' \g<0> ', text).split()

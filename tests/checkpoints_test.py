@@ -129,7 +129,65 @@ def test_none_is_left(tmp_path, capsys):
   saved.save(_state(2), {'step': 2})
   (tmp_path / 'checkpoints' / '2' / 'manifest.json').unlink()
   assert checkpoints.Checkpoints(tmp_path, 2).restore(_state(0)) is None
-  assert 'there is none before it' in capsys.readouterr().out
+  directory = tmp_path / 'checkpoints'
+  said = capsys.readouterr().out
+  assert said == f'{directory}/2: not finished before a kill; removed\n'
+  assert _saved(directory) == []
+
+
+@pytest.mark.parametrize('save', ['save', 'save_best'])
+def test_a_step_that_a_kill_cut_off_is_saved_again(save, tmp_path, monkeypatch):
+  """Between Orbax's last file and the manifest."""
+
+  def killed(*_):
+    raise SystemExit
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, '_write_manifest', killed)
+    with pytest.raises(SystemExit):
+      getattr(checkpoints.Checkpoints(tmp_path, 2), save)(_state(4), {'of': 1})
+  again = checkpoints.Checkpoints(tmp_path, 2)
+  restore = again.restore if save == 'save' else again.restore_best
+  assert restore(_state(0)) is None
+  getattr(again, save)(_state(4, value=1.0), {'of': 2})
+  restored, metadata = restore(_state(0))
+  assert metadata == {'of': 2}
+  _assert_equal(restored, _state(4, value=1.0))
+
+
+def test_a_step_that_is_damaged_is_saved_again(tmp_path):
+  saved = checkpoints.Checkpoints(tmp_path, 2)
+  saved.save(_state(2), {'of': 1})
+  (tmp_path / 'checkpoints' / '2' / 'metadata' / 'metadata').unlink()
+  saved.save(_state(2, value=1.0), {'of': 2})
+  restored, metadata = saved.restore(_state(0))
+  assert metadata == {'of': 2}
+  _assert_equal(restored, _state(2, value=1.0))
+
+
+@pytest.mark.parametrize(
+  ('manifest', 'problem'),
+  [
+    ('{}', 'manifest.json does not list '),
+    ('[]', r'manifest.json: expected an object, got \[\]'),
+    ('[' * 100_000, 'manifest.json: not JSON: nested too deeply'),
+    ('{"metadata/metadata": 1}', 'metadata/metadata: expected a text, got 1'),
+    (b'\xff', 'manifest.json: not UTF-8'),
+  ],
+)
+def test_a_manifest_that_is_none(tmp_path, capsys, manifest, problem):
+  saved = checkpoints.Checkpoints(tmp_path, 3)
+  for step in (2, 4):
+    saved.save(_state(step), {'step': step})
+  path = tmp_path / 'checkpoints' / '4' / 'manifest.json'
+  if isinstance(manifest, str):
+    manifest = manifest.encode()
+  path.write_bytes(manifest)
+  again = checkpoints.Checkpoints(tmp_path, 3)
+  assert again.restore(_state(0))[1] == {'step': 2}
+  assert re.search(
+    rf'4: not as it was written \(.*{problem}', capsys.readouterr().out
+  )
 
 
 def test_what_a_kill_left_is_ignored_and_removed(tmp_path):
@@ -268,8 +326,11 @@ def test_falls_back_to_the_one_before(tmp_path, how, capsys):
     assert metadata == {'step': 2}, name
     _assert_equal(restored, _state(2))
     said = capsys.readouterr().out
-    assert 'checkpoints/4: not as it was written (' in said
-    assert f'moved to {directory}/unreadable/checkpoints-4' in said
+    if (name, how) == ('manifest.json', 'missing'):
+      assert 'checkpoints/4: not finished before a kill; removed' in said
+    else:
+      assert 'checkpoints/4: not as it was written (' in said
+      assert f'moved to {directory}/unreadable/checkpoints-4' in said
     # The step can be saved anew.
     again.save(_state(4, value=1.0), {'step': 4})
     again.close()
@@ -282,11 +343,12 @@ def test_none_is_whole(tmp_path, capsys):
   saved = checkpoints.Checkpoints(tmp_path, 3)
   for step in (2, 4):
     saved.save(_state(step), {'step': step})
-    (tmp_path / 'checkpoints' / str(step) / 'manifest.json').unlink()
+    path = tmp_path / 'checkpoints' / str(step) / 'metadata' / 'metadata'
+    path.write_text('{}')
   saved.save_best(_state(2), {'step': 2})
   again = checkpoints.Checkpoints(tmp_path, 3)
   assert again.restore(_state(0)) is None
-  assert capsys.readouterr().out.count('it was not finished') == 2
+  assert capsys.readouterr().out.count('metadata has changed') == 2
   assert again.restore_best(_state(0))[1] == {'step': 2}
   assert _saved(tmp_path / 'unreadable') == ['checkpoints-2', 'checkpoints-4']
 

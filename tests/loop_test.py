@@ -319,6 +319,46 @@ def test_the_best_is_remembered(tmp_path):
   assert _saved(tmp_path, 'best') == [3]
 
 
+def test_killed_between_a_best_one_and_its_manifest(tmp_path, monkeypatch):
+  """Before the first latest one: the best must not be lost."""
+  losses = {3: 0.5, 6: 0.9, 7: 0.6}
+
+  def killed(directory):
+    raise _KilledError
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, '_write_manifest', killed)
+    with pytest.raises(_KilledError):
+      _make(tmp_path, validation_losses=losses, checkpoint_every=10).loop.run()
+  assert _saved(tmp_path, 'best') == [3]
+  assert _saved(tmp_path) == []
+  run = _make(tmp_path, validation_losses=losses, checkpoint_every=10)
+  run.loop.run()
+  assert _saved(tmp_path, 'best') == [3]
+  best, metadata = checkpoints.Checkpoints(tmp_path, 2).restore_best(
+    run.loop.state
+  )
+  assert metadata['validation_loss'] == 0.5
+  assert float(best.table[0, 0]) == 1 + 2 + 3
+
+
+def test_a_best_one_counts_without_a_latest_one(tmp_path):
+  losses = {3: 0.9, 6: 0.5, 7: 0.6}
+  with pytest.raises(_KilledError):
+    _make(
+      tmp_path,
+      train_step=_killed_in(7),
+      validation_losses=losses,
+      checkpoint_every=10,
+    ).loop.run()
+  assert _saved(tmp_path, 'best') == [3, 6]
+  run = _make(tmp_path, validation_losses=losses, checkpoint_every=10)
+  assert run.loop._best_loss == 0.5
+  run.loop.run()
+  best = checkpoints.Checkpoints(tmp_path, 2).restore_best(run.loop.state)
+  assert best[1]['step'] == 6
+
+
 def test_time_adds_up(tmp_path, monkeypatch):
   now = iter(range(0, 10_000, 10))
   monkeypatch.setattr(loop.time, 'monotonic', lambda: float(next(now)))

@@ -43,12 +43,17 @@ def test_write_json_is_whole_or_not_at_all(tmp_path):
 def test_a_full_disk_leaves_nothing(tmp_path):
   path = tmp_path / 'x.txt'
   writers.write_text(path, 'before')
-  with file_limit.at(10_000), pytest.raises(OSError, match='too large'):
+  with (
+    file_limit.at(10_000),
+    pytest.raises(
+      errors.NotWrittenError, match=f'^{path}: cannot be written: .* too large'
+    ),
+  ):
     writers.write_text(path, 'x' * 20_000)
   assert path.read_text() == 'before'
   # Nor does what cannot be put in its place.
   (tmp_path / 'directory').mkdir()
-  with pytest.raises(OSError, match='directory'):
+  with pytest.raises(errors.NotWrittenError, match='directory$'):
     writers.write_text(tmp_path / 'directory', 'x')
   assert sorted(p.name for p in tmp_path.iterdir()) == ['directory', 'x.txt']
 

@@ -4,7 +4,6 @@ python -m vtokens.ask --workdir runs/quickstart --question 'Who wrote it?'
 --passage 'A passage.' --passage 'Another.'
 """
 
-import json
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
@@ -14,6 +13,7 @@ from vtokens import (
   config,
   errors,
   flags,
+  json_files,
   partitioning,
   paths,
   table_file,
@@ -114,7 +114,7 @@ def _read_config(workdir: str) -> config.Config:
   path = epath.Path(workdir) / 'config.json'
   if not paths.exists(path):
     raise errors.UserError(f'--workdir={workdir}: no run there ({path.name})')
-  values = json.loads(path.read_text(encoding='utf-8'))
+  values = json_files.read(path)
   return config.from_dict({**values, 'workdir': workdir})
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 
-from vtokens import distributed, errors, paths, writers
+from vtokens import distributed, errors, json_files, paths, writers
 from vtokens.steps import TrainState
 
 # Of all files of a checkpoint, by their paths in it: SHA-256. Written last.
@@ -23,8 +22,9 @@ class Checkpoints:
 
   A checkpoint is a few MB: table, optimiser state, step, and JSON metadata.
   It counts as whole once its manifest is there, which is written last, so that
-  a kill leaves the one before: two are kept at least. One that is not as it
-  was written is set aside in `unreadable/`, and the one before it is used.
+  a kill leaves the one before: two are kept at least. One without a manifest
+  is removed when the directory is opened. One that is not as it was written is
+  set aside in `unreadable/`, and the one before it is used.
 
   Args:
     directory: of the run.
@@ -82,7 +82,20 @@ class _Series:
   def __init__(self, directory: epath.Path, keep: int):
     self._directory = directory
     self._keep = keep
+    for message in distributed.from_first(self._remove_unfinished):
+      writers.say(message)
     self._manager = self._open()
+
+  def _remove_unfinished(self) -> list[str]:
+    """Removes what a kill has left; a message for each."""
+    if not self._directory.exists():
+      return []
+    messages = []
+    for path in sorted(self._directory.iterdir()):
+      if path.name.isdecimal() and not (path / _MANIFEST).exists():
+        path.rmtree()
+        messages.append(f'{path}: not finished before a kill; removed')
+    return messages
 
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
@@ -99,7 +112,9 @@ class _Series:
   def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
     step = int(state.step)
     if step in self._manager.all_steps():
-      return
+      if distributed.from_first(lambda: self._keep_if_whole(step)):
+        return
+      self._reopen()
     try:
       with _quiet():
         self._manager.save(
@@ -135,7 +150,7 @@ class _Series:
     for problem in problems:
       writers.say(problem)
     if problems:
-      self._manager = self._open()
+      self._reopen()
     if step is None:
       return None
     abstract = jax.tree.map(
@@ -150,6 +165,19 @@ class _Series:
       ),
     )
     return restored.state, restored.metadata
+
+  def _reopen(self) -> None:
+    """Has Orbax look again: it remembers the steps that were there."""
+    self._manager.close()
+    self._manager = self._open()
+
+  def _keep_if_whole(self, step: int) -> bool:
+    """Whether a checkpoint is whole; removes it if it is not."""
+    path = self._directory / str(step)
+    if _problem(path) is None:
+      return True
+    path.rmtree()
+    return False
 
   def _find_whole(self) -> tuple[int | None, list[str]]:
     """Step of the latest checkpoint that is whole; sets later ones aside."""
@@ -222,10 +250,14 @@ def _problem(directory: epath.Path) -> str | None:
   if not manifest.exists():
     return 'it was not finished'
   try:
-    expected = json.loads(manifest.read_text())
-  except ValueError:
-    return f'{_MANIFEST} is not JSON'
+    expected = json_files.read(manifest, {str: str})
+  except errors.UserError as e:
+    return str(e)
   found = _files(directory)
+  # What an operating system leaves in a directory begins with a dot.
+  for name in found:
+    if name not in expected and not name.split('/')[-1].startswith('.'):
+      return f'{_MANIFEST} does not list {name}'
   for name, digest in expected.items():
     if name not in found:
       return f'{name} is missing'

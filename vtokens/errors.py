@@ -8,3 +8,7 @@ class UserError(Exception):
   exit with status 1. So the message has to stand alone: where the mistake is,
   what was found, what was expected and what to do about it.
   """
+
+
+class NotWrittenError(UserError):
+  """A path that cannot be written: once it can, the command can go on."""

@@ -111,9 +111,10 @@ class Loop:
       self._dropped = metadata['passages_dropped']
       self._cut = metadata['passages_cut']
       writers.say(f'continuing after step {metadata["step"]}')
-      best = checkpoints.restore_best(state)
-      if best is not None:
-        self._best_loss = best[1]['validation_loss']
+    # Also without a latest one: a kill can come before the first.
+    best = checkpoints.restore_best(state)
+    if best is not None:
+      self._best_loss = best[1]['validation_loss']
     self.step = int(self.state.step)
     self._began = self._reported = time.monotonic()
     # Spent since then, waiting for batches and for devices.

@@ -134,6 +134,31 @@ def reading(path: object) -> Iterator[None]:
     ) from e
 
 
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+  """Turns what keeps a path from being written into one message.
+
+  Raises:
+    errors.NotWrittenError: it cannot be written: a full disk, a missing
+      permission, a file where a directory is needed.
+  """
+  try:
+    yield
+  except Exception as e:
+    if not makes_unreadable(e) or isinstance(e, BrokenPipeError):
+      raise
+    raise errors.NotWrittenError(
+      f'{path}: cannot be written: {reason(e)}'
+    ) from e
+
+
+def reason(error: Exception) -> str:
+  """What an error says, without the path that it is about."""
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror
+  return f'{type(error).__name__}: {error}'
+
+
 def exists(path: epath.Path) -> bool:
   """Whether a file or directory is there.
 

@@ -2,21 +2,26 @@
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
 
-from vtokens import errors, paths, writers
+from vtokens import errors, json_files, paths, writers
 
 TENSOR = 'virtual_tokens'
+# Headers are filled up with spaces to a multiple of it.
+_ALIGNMENT = 8
 
 
 def save(
   path: epath.PathLike, table: np.ndarray, metadata: dict[str, object]
 ) -> None:
   """Writes the table as safetensors, whole or not at all.
+
+  Equal arguments give equal bytes.
 
   Args:
     path: the file.
@@ -27,7 +32,22 @@ def save(
     {TENSOR: np.ascontiguousarray(table, np.float32)},
     metadata={key: json.dumps(value) for key, value in metadata.items()},
   )
-  writers.write_bytes(path, data)
+  # The library writes the metadata in an order of chance.
+  header, tensors = _split(data, str(path))
+  text = json.dumps(header, sort_keys=True, separators=(',', ':')).encode()
+  text += b' ' * (-len(text) % _ALIGNMENT)
+  size = len(text).to_bytes(8, 'little')
+  writers.write_bytes(path, size + text + tensors)
+
+
+def _split(data: bytes, where: str) -> tuple[dict[str, Any], bytes]:
+  """Header and tensors of a file of safetensors.
+
+  https://github.com/huggingface/safetensors#format: the length of the header
+  as 8 bytes, that header, which is JSON, and the tensors.
+  """
+  end = 8 + int.from_bytes(data[:8], 'little')
+  return json_files.parse(data[8:end], f'{where}: its header'), data[end:]
 
 
 def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
@@ -48,11 +68,7 @@ def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
     table = safetensors.numpy.load(data)[TENSOR]
     # Only of a file on disk does the library give the metadata, which is an
     # entry of the JSON that follows its length.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], 'little')])
-    metadata = {
-      key: json.loads(value)
-      for key, value in header.get('__metadata__', {}).items()
-    }
+    header, _ = _split(data, str(path))
   except (safetensors.SafetensorError, KeyError, ValueError) as e:
     raise errors.UserError(
       f'{path}: not a table of virtual tokens ({e})'
@@ -64,6 +80,10 @@ def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
     )
   if not np.isfinite(table).all():
     raise errors.UserError(f'{path}: the table holds NaN or infinity')
+  metadata = {
+    key: json_files.parse(value, f'{path}: {key} in its metadata', object)
+    for key, value in header.get('__metadata__', {}).items()
+  }
   return table, metadata
 
 

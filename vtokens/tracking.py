@@ -12,7 +12,7 @@ from etils import epath
 from tensorboardX import event_file_writer, summary
 from tensorboardX.proto import event_pb2
 
-from vtokens import config, errors, paths, writers
+from vtokens import config, errors, json_files, paths, writers
 
 
 class Sink(Protocol):
@@ -135,17 +135,20 @@ class MetricsWriter:
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-  """The lines of a metrics file; none if it does not exist."""
+  """The lines of a metrics file; none if it does not exist.
+
+  A last line that a kill has cut off is left out.
+
+  Raises:
+    errors.UserError: the file is damaged.
+  """
   path = epath.Path(path)
-  if not path.exists():
+  if not paths.exists(path):
     return []
-  rows = []
-  for line in path.read_text(encoding='utf-8').splitlines():
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError:
-      break  # Cut off by a kill; only ever the last line.
-  return rows
+  advice = 'delete the line, or the file: only the curves of the run need it'
+  shape = {'step': int, str: float}
+  lines = json_files.read_lines(path, shape, advice, open_end=True)
+  return [row for _, row in lines]
 
 
 class _OnDisk:

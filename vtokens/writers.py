@@ -96,14 +96,19 @@ def write_text(path: epath.PathLike, text: str) -> None:
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
-  """Writes a file, whole or not at all."""
+  """Writes a file, whole or not at all.
+
+  Raises:
+    errors.NotWrittenError: it cannot be written.
+  """
   path = epath.Path(path)
-  if paths.on_object_store(path):
-    path.write_bytes(data)
-    return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with whole(path) as partial:
-    partial.write_bytes(data)
+  with paths.writing(path):
+    if paths.on_object_store(path):
+      path.write_bytes(data)
+      return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+      partial.write_bytes(data)
 
 
 @contextlib.contextmanager
@@ -134,26 +139,31 @@ def append(path: epath.PathLike, size: int, data: bytes) -> None:
     data: what follows them.
 
   Raises:
-    errors.UserError: the file has not so many bytes.
+    errors.UserError: the file has not so many bytes, or cannot be written.
   """
   path = epath.Path(path)
-  if paths.on_object_store(path):
-    kept = path.read_bytes()[:size] if size and path.exists() else b''
-    _check_length(path, len(kept), size)
-    path.write_bytes(kept + data)
-    return
-  there = path.exists()
-  _check_length(path, os.path.getsize(path) if there else 0, size)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'r+b' if there else 'wb') as file:
-    file.truncate(size)
-    file.seek(size)
-    file.write(data)
+  with paths.writing(path):
+    if paths.on_object_store(path):
+      kept = path.read_bytes()[:size] if size and path.exists() else b''
+      _check_length(path, len(kept), size)
+      path.write_bytes(kept + data)
+      return
+    there = path.exists()
+    _check_length(path, os.path.getsize(path) if there else 0, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'r+b' if there else 'wb') as file:
+      file.truncate(size)
+      file.seek(size)
+      file.write(data)
 
 
 def sync(path: epath.PathLike) -> None:
-  """Waits until a file's content is on the disk."""
-  with open(path, 'r+b') as file:
+  """Waits until a file's content is on the disk.
+
+  Raises:
+    errors.NotWrittenError: it cannot be brought there.
+  """
+  with paths.writing(path), open(path, 'r+b') as file:
     os.fsync(file.fileno())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 from etils import epath
 
-from vtokens import distributed, writers
+from vtokens import distributed, json_files, writers
 from vtokens.evaluation import choices, reasoning, task_prompts
 from vtokens.evaluation.tasks import LoadedTask
 from vtokens.models.base import FrozenBase, OpenBase
@@ -283,9 +283,13 @@ def _finished(
   path = directory / f'{task.name}.json'
   if not path.exists():
     return None
-  found = json.loads(path.read_text(encoding='utf-8'))
+  found = json_files.read(
+    path,
+    {'identity': dict, 'predictions_sha256': str, 'result': dict},
+    'delete it to have the task done again',
+  )
   predictions = directory / f'{task.name}.jsonl'
-  if found.get('identity') != identity or not predictions.exists():
+  if found['identity'] != identity or not predictions.exists():
     return None
   digest = hashlib.sha256(predictions.read_bytes()).hexdigest()
   return found['result'] if found['predictions_sha256'] == digest else None

@@ -25,7 +25,7 @@ from vtokens.evaluation.evaluator import Evaluator, report_cuts
 from vtokens.evaluation.models import Model
 from vtokens.evaluation.plan import Group
 from vtokens.evaluation.prompts import Arm, Prompter, bare_arm
-from vtokens.evaluation.store import CellFile
+from vtokens.evaluation.store import CellFile, CellFiles
 from vtokens.models.base import FrozenBase
 
 # Of the lines of a cell's file.
@@ -77,9 +77,9 @@ class Grid:
     Raises:
       errors.UserError: a file is broken.
     """
-    directory = epath.Path(self._cfg.workdir) / 'cells'
+    files = CellFiles(epath.Path(self._cfg.workdir) / 'cells')
     self._files = {
-      cell: CellFile(directory, cell, self._identity(cell, arm, asked))
+      cell: files.open(cell, self._identity(cell, arm, asked))
       for group in self._groups
       for asked in [self._hash_asked(group)]
       for cell, arm in group.arms.items()

@@ -1,14 +1,13 @@
 """Which bases are evaluated, and the tables trained on each."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
-from vtokens import config, errors, paths, table_file
+from vtokens import config, errors, json_files, paths, table_file
 from vtokens.data.assemble import Assembler
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.config import Config
@@ -86,10 +85,7 @@ def _read_run(name: str, path: str) -> Run:
         f'config.runs: {path} holds no finished run of vtokens.train: it has '
         f'no {file.name}'
       )
-  try:
-    values = json.loads(settings.read_text(encoding='utf-8'))
-  except ValueError as e:
-    raise errors.UserError(f'config.runs: {settings}: no JSON ({e})') from None
+  values = json_files.read(settings)
   rows, metadata = table_file.load(table)
   if 'fingerprint' not in metadata:
     raise errors.UserError(

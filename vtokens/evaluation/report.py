@@ -8,7 +8,7 @@ from typing import Any
 
 from etils import epath
 
-from vtokens import markdown, writers
+from vtokens import json_files, markdown, paths, writers
 from vtokens.data.records import Record
 from vtokens.evaluation import (
   columns,
@@ -62,6 +62,7 @@ def write_report(
     `versions`, `cost`, `general` and `files`.
   """
   directory = epath.Path(directory)
+  earlier = read_earlier(directory)
   found = summary.summarize(
     results,
     resamples=resamples,
@@ -92,7 +93,7 @@ def write_report(
   for name, png in plots.items():
     writers.write_bytes(directory / name, png)
   files = sorted([*predictions, *texts, *plots])
-  _remove_old(directory, files)
+  _remove_old(directory, earlier, files)
   content = found | about | {'cost': cost, 'general': general, 'files': files}
   writers.write_json(directory / 'report.json', content)
   return content
@@ -279,13 +280,24 @@ def _hash(cell: Cell) -> str:
   return hashlib.sha256(repr(cell).encode()).hexdigest()[:8]
 
 
-def _remove_old(directory: epath.Path, files: Sequence[str]) -> None:
+def read_earlier(directory: epath.PathLike) -> list[str]:
+  """The files of an earlier report in a directory, if there is one.
+
+  Raises:
+    errors.UserError: its report.json is damaged.
+  """
+  path = epath.Path(directory) / 'report.json'
+  if not paths.exists(path):
+    return []
+  advice = 'delete it to have the report written again'
+  return list(json_files.read(path, {'files': [str]}, advice)['files'])
+
+
+def _remove_old(
+  directory: epath.Path, earlier: Sequence[str], files: Sequence[str]
+) -> None:
   """Removes pictures and predictions of an earlier report here."""
-  path = directory / 'report.json'
-  if not path.exists():
-    return
-  earlier = json.loads(path.read_text(encoding='utf-8')).get('files', [])
-  for name in set(earlier) - set(files):
+  for name in sorted(set(earlier) - set(files)):
     # Only what a report can have written.
     if re.fullmatch(r'(plots/[^/]+\.png|predictions/[^/]+\.jsonl)', name):
       (directory / name).unlink(missing_ok=True)

@@ -1,6 +1,12 @@
-"""Answers on disk, one file a cell, so that none is generated twice."""
+"""Answers on disk, one file a cell, so that none is generated twice.
+
+The first line of a file says what decides its answers, the identity. The names
+of a base, a run and a data set are in it too, but decide nothing: they come
+from paths, which may change between two starts.
+"""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -9,70 +15,141 @@ from typing import Any
 
 from etils import epath
 
-from vtokens import errors, writers
+from vtokens import errors, json_files, paths, writers
 from vtokens.evaluation.cells import Answer, Cell
+
+_NAMES = ('dataset', 'model', 'table')
+# A line of answers: what `Answer` has, and to which question.
+_LINE = {
+  'id': str,
+  'text': str,
+  'num_tokens': int,
+  'stop': str,
+  'shown': [int],
+  'passages_dropped': int,
+  'passages_cut': int,
+}
+_ADVICE = 'delete the file to have its answers computed anew'
+
+
+class CellFiles:
+  """The files of an evaluation.
+
+  Args:
+    directory: of all of them.
+  """
+
+  def __init__(self, directory: epath.Path):
+    self._directory = directory
+
+  def open(self, cell: Cell, identity: Mapping[str, Any]) -> 'CellFile':
+    """The file of a cell.
+
+    Args:
+      cell: which.
+      identity: JSON values, among them `cell`; any change of it but for the
+        names there makes another file.
+
+    Raises:
+      errors.UserError: the file is damaged.
+    """
+    head = json.dumps(identity, sort_keys=True, ensure_ascii=False)
+    digest = hashlib.sha256(head.encode()).hexdigest()[:12]
+    path = self._directory / f'{file_name(cell)}-{digest}.jsonl'
+    if paths.exists(path):
+      answers, size = _read(path, json.loads(head))
+      return CellFile(path, head, answers, size)
+    # The same cell under other names.
+    other = self._others.get(_content(json.loads(head)))
+    return CellFile(path, head, {} if other is None else _read(other)[0], 0)
+
+  @functools.cached_property
+  def _others(self) -> dict[str, epath.Path]:
+    """The files that are there, by what decides their answers."""
+    found: dict[str, epath.Path] = {}
+    if not paths.exists(self._directory):
+      return found
+    for path in sorted(self._directory.iterdir()):
+      if path.suffix == '.jsonl':
+        head = next(json_files.read_lines(path, object, _ADVICE), None)
+        if head is not None:
+          found[_content(head[1])] = path
+    return found
 
 
 class CellFile:
-  """The answers of a cell as they come in.
-
-  The first line says what decides the answers, the identity; any change of it
-  makes another file. A line that a kill cut off is dropped.
+  """The answers of a cell as they come in. A line cut by a kill is dropped.
 
   Args:
-    directory: of all cells of an evaluation.
-    cell: which.
-    identity: JSON values.
+    path: the file.
+    head: its first line.
+    answers: those that are there.
+    size: bytes of the file that stay; 0 writes it anew.
 
   Attributes:
+    path: the file.
     answers: those that are there, by the question's id.
   """
 
   def __init__(
-    self,
-    directory: epath.Path,
-    cell: Cell,
-    identity: Mapping[str, Any],
+    self, path: epath.Path, head: str, answers: dict[str, Answer], size: int
   ):
-    head = json.dumps(identity, sort_keys=True, ensure_ascii=False)
-    digest = hashlib.sha256(head.encode()).hexdigest()[:12]
-    self.path = directory / f'{file_name(cell)}-{digest}.jsonl'
-    self.answers: dict[str, Answer] = {}
-    self._size = 0
-    if self.path.exists():
-      self._read(head)
+    self.path = path
+    self.answers = answers
     self._head = head
-
-  def _read(self, head: str) -> None:
-    data = self.path.read_bytes()
-    for number, line in enumerate(data.splitlines(keepends=True)):
-      if not line.endswith(b'\n'):
-        break
-      try:
-        row = json.loads(line)
-        if number:
-          name = row.pop('id')
-          shown = tuple(row.pop('shown'))
-          self.answers[name] = Answer(**row, shown=shown)
-        elif line.decode().rstrip('\n') != head:
-          raise ValueError('another identity')
-      except (AttributeError, ValueError, KeyError, TypeError) as e:
-        raise errors.UserError(
-          f'{self.path}:{number + 1}: not a line of answers ({e}); delete the '
-          'file to have them computed anew'
-        ) from None
-      self._size += len(line)
+    self._size = size
 
   def append(self, answers: Mapping[str, Answer]) -> None:
     """Adds answers, by the question's id; a kill after it loses none."""
-    lines = [] if self._size else [self._head]
+    self.answers |= answers
+    lines = []
+    if not self._size:
+      lines.append(self._head)
+      # Those of a file with other names come along.
+      answers = self.answers
     for name, answer in answers.items():
       row = {'id': name, **dataclasses.asdict(answer)}
       lines.append(json.dumps(row, ensure_ascii=False))
     data = ''.join(f'{line}\n' for line in lines).encode()
     writers.append(self.path, self._size, data)
     self._size += len(data)
-    self.answers |= answers
+
+
+def _read(
+  path: epath.Path, head: dict[str, Any] | None = None
+) -> tuple[dict[str, Answer], int]:
+  """The answers of a file and how many bytes they are.
+
+  Args:
+    path: the file.
+    head: its first line; None for any.
+  """
+  answers: dict[str, Answer] = {}
+  size = 0
+  lines = json_files.read_lines(path, _LINE, _ADVICE, head=dict)
+  for number, (end, row) in enumerate(lines):
+    size = end
+    if number:
+      name = row.pop('id')
+      shown = tuple(row.pop('shown'))
+      try:
+        answers[name] = Answer(**row, shown=shown)
+      except TypeError as e:
+        raise errors.UserError(f'{path}:{number + 1}: {e}; {_ADVICE}') from None
+    elif head is not None and row != head:
+      raise errors.UserError(
+        f'{path}:1: not what decides the answers of this file; {_ADVICE}'
+      )
+  return answers, size
+
+
+def _content(head: Any) -> str:
+  """What decides the answers, as a text; '' if a line does not say."""
+  cell = head.get('cell') if isinstance(head, dict) else None
+  if not isinstance(cell, dict):
+    return ''
+  cell = {key: value for key, value in cell.items() if key not in _NAMES}
+  return json.dumps({**head, 'cell': cell}, sort_keys=True)
 
 
 def file_name(cell: Cell) -> str:

@@ -5,7 +5,6 @@ program needs (`vtokens.plug`). Needs no JAX. docs/export.md has the fields.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from vtokens import config, errors, paths, schema, table_file, writers
+from vtokens import (
+  config,
+  errors,
+  json_files,
+  paths,
+  schema,
+  table_file,
+  writers,
+)
 
 FORMAT = 1
 META = 'vtokens.json'
@@ -174,14 +181,9 @@ def read_meta(path: epath.Path) -> Meta:
   Raises:
     errors.UserError: it is missing or broken.
   """
-  try:
-    values = json.loads(path.read_text(encoding='utf-8'))
-  except OSError as e:
-    raise errors.UserError(f'{path}: cannot be read: {e}') from None
-  except ValueError as e:
-    raise errors.UserError(f'{path}: no JSON ({e})') from None
-  if not isinstance(values, dict) or values.get('format') != FORMAT:
-    found = values.get('format') if isinstance(values, dict) else None
+  values = json_files.read(path)
+  found = values.get('format')
+  if found != FORMAT:
     raise errors.UserError(
       f'{path}: expected "format": {FORMAT}, which this version reads, got '
       f'{found!r}'

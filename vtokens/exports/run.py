@@ -1,13 +1,20 @@
 """From a finished training run to what is exported."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 from etils import epath
 
-from vtokens import config, errors, paths, schema, table_file, writers
+from vtokens import (
+  config,
+  errors,
+  json_files,
+  paths,
+  schema,
+  table_file,
+  writers,
+)
 from vtokens.exports import artifact, prompts
 from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
 from vtokens.exports.config import NAMES
@@ -50,7 +57,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
     raise errors.UserError(
       f'config.workdir: {workdir} holds no finished run (no summary.json)'
     )
-  values = _json(directory / 'config.json')
+  values = json_files.read(directory / 'config.json')
   cfg = config.from_dict({**values, 'workdir': workdir})
   trained_on = cfg.base.path
   if base:
@@ -59,7 +66,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
     )
   opened = base_lib.open_base(cfg.base, cfg.context_length)
   table, metadata = table_file.load(directory / 'table.safetensors')
-  identity = _json(directory / BASE)
+  identity = json_files.read(directory / BASE, {str: str})
   for name, now in (
     ('fingerprint', opened.fingerprint),
     ('tokenizer_sha256', opened.tokenizer.sha256),
@@ -95,7 +102,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
   if known:
     meta = dataclasses.replace(known, tokens=tokens)
     return Source(Artifact(table, meta), opened, cfg)
-  summary = _json(directory / 'summary.json')
+  summary = json_files.read(directory / 'summary.json')
   trained = cfg.virtual_tokens
   return Source(
     Artifact(
@@ -116,7 +123,10 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
         shape=(rows, table.shape[1]),
         num_trained=trained.num_active if trained.draw == 'fixed' else rows,
         metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
-        training={'config': values, 'data': _json(directory / 'data.json')},
+        training={
+          'config': values,
+          'data': json_files.read(directory / 'data.json'),
+        },
         versions=_as_strings(metadata.get('versions', {})),
       ),
     ),
@@ -156,13 +166,6 @@ def write(
   )
   writers.write_json(directory / artifact.META, dataclasses.asdict(table.meta))
   writers.write_json(directory / 'summary.json', dict(table.meta.metrics))
-
-
-def _json(path: epath.Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as e:
-    raise errors.UserError(f'{path}: cannot be read: {e}') from None
 
 
 def _as_strings(values: Any) -> dict[str, str]:

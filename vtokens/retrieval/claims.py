@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from vtokens import errors, schema, writers
+from vtokens import errors, json_files, schema, writers
 
 _IDENTITY = 'identity.json'
 _COMPLETE = 'complete.json'
@@ -165,13 +165,11 @@ def _damage(directory: pathlib.Path, what: str) -> str:
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as e:
-    raise errors.UserError(
-      f'{path}: cannot be read ({type(e).__name__}: {e}); delete '
-      f'{path.parent} to make it again'
-    ) from e
+  shape = (
+    {'info': dict, 'files': {str: int}} if path.name == _COMPLETE else dict
+  )
+  advice = f'delete {path.parent} to make it again'
+  return json_files.read(path, shape, advice)
 
 
 def remove(path: pathlib.Path) -> None:

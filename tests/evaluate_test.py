@@ -675,6 +675,14 @@ class TestBadInput:
     path = str(tmp_path / 'file' / 'out')
     self.fails(root, 'config.workdir: cannot write to .*: ', workdir=path)
 
+  def test_an_earlier_report_that_is_damaged(self, root, tmp_path):
+    """It is found before the answers are computed."""
+    (tmp_path / 'report.json').write_text('[]')
+    self.fails(
+      root, r'report.json: expected an object, got \[\]', workdir=str(tmp_path)
+    )
+    assert not (tmp_path / 'cells').exists()
+
   def test_one_line_and_exit_1(self, root, tmp_path):
     done = command(
       root, '--config.num_active=(9,)', f'--config.workdir={tmp_path}'

@@ -40,7 +40,7 @@ def test_what_is_no_json(data, message):
     _fails(data, object, message)
     return
   # The rest of the message is Python's.
-  with pytest.raises(errors.UserError, match=r'^file: not JSON: .*; delete it$'):
+  with pytest.raises(errors.UserError, match=r'^file: not JSON: .*delete it$'):
     json_files.parse(data, 'file', object, 'delete it')
 
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -815,6 +816,45 @@ def test_directory_of_other_data(place, tmp_path):
   digest = hashlib.sha256(data.read_bytes()).hexdigest()
   assert f"data.train.{data}: '(absent)' there, '{digest}' now" in str(e.value)
   assert {path.name for path in run.iterdir()} == {'.lock', 'data.json'}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'config.json',
+    'data.json',
+    'base.json',
+    'summary.json',
+    'untrained.json',
+    'metrics.jsonl',
+  ],
+)
+def test_damaged_file_of_a_run(place, reference, tmp_path, name):
+  workdir = tmp_path / 'run'
+  shutil.copytree(reference[0], workdir)
+  for late in ('untrained.json', 'metrics.jsonl'):
+    if name == late:
+      (workdir / 'summary.json').unlink()
+  path = workdir / name
+  where = re.escape(f'{path}:1' if name == 'metrics.jsonl' else str(path))
+  cfg = place.load(workdir)
+  damages = {
+    b'': 'not JSON',
+    b'{': 'not JSON',
+    b'\xff': 'not UTF-8',
+    b'[]': r'expected an object, got \[\]',
+    b'[' * 100_000: 'not JSON: nested too deeply',
+    b'{"a":' * 70 + b'{}' + b'}' * 70: 'nested more than 64 deep',
+  }
+  if name.startswith(('untrained', 'metrics')):
+    # These need the weights of the base, which takes a second each.
+    damages = {b'\xff': 'not UTF-8'}
+  for damage, problem in damages.items():
+    path.write_bytes(damage + b'\n')
+    before = {p: data for p, (_, data) in _tree(workdir).items()}
+    with pytest.raises(errors.UserError, match=f'^{where}: {problem}.*; '):
+      train.train(cfg, stopping.StopRequest())
+    assert {p: data for p, (_, data) in _tree(workdir).items()} == before
 
 
 def test_batch_that_devices_cannot_share(place, tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_a_full_disk_leaves_nothing(tmp_path):
   assert path.read_text() == 'before'
   # Nor does what cannot be put in its place.
   (tmp_path / 'directory').mkdir()
-  with pytest.raises(errors.NotWrittenError, match='directory$'):
+  with pytest.raises(errors.NotWrittenError, match=r'directory$'):
     writers.write_text(tmp_path / 'directory', 'x')
   assert sorted(p.name for p in tmp_path.iterdir()) == ['directory', 'x.txt']
 

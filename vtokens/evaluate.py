@@ -75,6 +75,8 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
     general.check_fits(model.base, loaded)
   mesh = partitioning.make_mesh(cfg.mesh.shape)
   with distributed.sole_writer(cfg.workdir):
+    # Before answers are computed that could not be reported.
+    distributed.from_first(lambda: report.read_earlier(cfg.workdir))
     for grid in grids.values():
       grid.open()
     costs: list[dict[str, Any]] = []

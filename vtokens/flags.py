@@ -122,6 +122,8 @@ def run(
       _fail(f'unexpected arguments: {" ".join(argv[1:])}')
     try:
       main(argv)
+    except errors.NotWrittenError as e:
+      _fail(f'{e}. Once it can, this continues: {command_line()}')
     except errors.UserError as e:
       _fail(e)
     except stopping.Stopped as e:
@@ -132,6 +134,9 @@ def run(
     except Exception as e:
       if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         problem = f'{e.filename or "a file"} cannot be written: {e.strerror}'
+      elif isinstance(e, OSError) and e.filename and e.strerror:
+        # What was not foreseen where it was opened, read or written.
+        _fail(f'{e.filename}: {e.strerror}')
       elif paths.is_of_a_store(e):
         problem = f'an object store cannot be used: {type(e).__name__}: {e}'
       else:

@@ -6,7 +6,6 @@ stopped or killed.
 """
 
 import functools
-import json
 import resource
 import sys
 import time
@@ -27,8 +26,10 @@ from vtokens import (
   errors,
   flags,
   flops,
+  json_files,
   optim,
   partitioning,
+  paths,
   plots,
   schema,
   steps,
@@ -51,6 +52,20 @@ from vtokens.loop import Loop
 from vtokens.models import base as base_lib
 from vtokens.models import rope
 from vtokens.models.decoder import num_params
+
+# Of JSON files of a run that are read again.
+_SCORES = {'em': float, 'f1': float, 'n': int}
+_SUMMARY = {
+  'conditions': {str: _SCORES},
+  'k': {str: {'em': float, 'f1': float}},
+  'steps': int,
+  'train_seconds': float,
+  'total_seconds': float,
+  'peak_rss_gib': float,
+}
+_LOST = (
+  'it says what the run is: put it back, or choose another --config.workdir'
+)
 
 
 def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
@@ -110,7 +125,11 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   }
   _check_claim(workdir / 'base.json', identity, 'another base')
   _check_base(cfg, opened)
-  finished = _read_if_there(workdir / 'summary.json')
+  finished = _read_if_there(
+    workdir / 'summary.json',
+    _SUMMARY,
+    'delete it to have the table scored again',
+  )
   if finished is not None:
     writers.say(f'{workdir} holds the finished run')
     return finished
@@ -240,12 +259,16 @@ def _identity(cfg: config.Config) -> dict[str, Any]:
   return values
 
 
-def _read_if_there(path: epath.Path) -> Any:
-  """Content of a JSON file, or None; the first process decides."""
+def _read_if_there(path: epath.Path, shape: Any, advice: str = '') -> Any:
+  """Content of a JSON file, or None; the first process decides.
+
+  Args:
+    path: the file.
+    shape: what it has to hold; see `json_files`.
+    advice: what to do if it does not.
+  """
   return distributed.from_first(
-    lambda: (
-      json.loads(path.read_text(encoding='utf-8')) if path.exists() else None
-    )
+    lambda: json_files.read(path, shape, advice) if paths.exists(path) else None
   )
 
 
@@ -266,7 +289,7 @@ def _check_claim(
   Raises:
     errors.UserError: they differ.
   """
-  claimed = _read_if_there(path)
+  claimed = _read_if_there(path, dict, _LOST)
   if claimed is None:
     return
   lines = schema.diff(claimed, found, f'{path.stem}.', absent)
@@ -386,7 +409,9 @@ def _score_untrained(
 ) -> dict[str, dict[str, Any]]:
   """Scores of the base as it is; kept, so that a restart need not repeat."""
   path = epath.Path(cfg.workdir) / 'untrained.json'
-  found = _read_if_there(path)
+  found = _read_if_there(
+    path, {str: _SCORES}, 'delete it to have the base scored again'
+  )
   if found is None:
     found = _score(cfg, evaluator, test, arms, 'untrained')
     if distributed.is_first():

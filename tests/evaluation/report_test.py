@@ -9,7 +9,7 @@ import pytest
 import report_data
 from report_data import cell
 
-from vtokens import metrics
+from vtokens import errors, metrics
 from vtokens.evaluation import report, summary
 from vtokens.evaluation.cells import Cell
 
@@ -129,6 +129,30 @@ def test_markdown_has_tables_and_pictures(large):
       assert len(above) == len(below)
   assert 'Cost' not in text
   assert 'General ability' not in text
+
+
+@pytest.mark.parametrize(
+  ('earlier', 'problem'),
+  [
+    ('', 'not JSON'),
+    ('[]', r'expected an object, got \[\]'),
+    ('{"files": [1]}', r'files\[0\]: expected a text, got 1'),
+    ('{}', 'files is missing'),
+    ('[' * 100_000, 'not JSON: nested too deeply'),
+  ],
+)
+def test_an_earlier_report_that_is_damaged(tmp_path, earlier, problem):
+  (tmp_path / 'report.json').write_text(earlier)
+  with pytest.raises(
+    errors.UserError, match=f'report.json: {problem}.*; delete it to'
+  ):
+    report.read_earlier(tmp_path)
+  results = report_data.build(
+    {'nq': [report_data.record('nq', 0)]}, [(Cell('nq', 'b', 'prompt'), [1])]
+  )
+  with pytest.raises(errors.UserError, match=problem):
+    _write(tmp_path, results)
+  assert [p.name for p in tmp_path.iterdir()] == ['report.json']
 
 
 @pytest.mark.parametrize(

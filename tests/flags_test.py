@@ -211,7 +211,7 @@ _ERRORS = {
   ),
   # Anything else.
   'unknown flag': (['--config=good.py', '--lr=1'], "'lr'"),
-  'argument': (['--config=good.py', 'x', 'y'], 'unexpected arguments: x y'),
+  'argument': (['--config=good.py', 'x', 'y'], 'unexpected arguments: x, y'),
 }
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -30,13 +32,32 @@ def test_a_signal_becomes_a_flag(name, capfd):
   )
 
 
-@pytest.mark.parametrize('second', ['SIGINT', 'SIGTERM'])
-def test_a_second_signal_acts_at_once(second):
-  with stopping.StopRequest() as stop:
+_TWICE = """
+import os, signal, sys, time
+from vtokens import stopping
+
+with stopping.{block}():
+  try:
     os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-      os.kill(os.getpid(), signal.Signals[second])
-    assert stop.signal == signal.SIGTERM
+  finally:
+    os.kill(os.getpid(), signal.{second})
+    print('cleaned up')
+"""
+
+
+@pytest.mark.parametrize('second', ['SIGINT', 'SIGTERM'])
+@pytest.mark.parametrize('block', ['StopRequest', 'at_once'])
+def test_a_second_signal_ends_at_once(block, second):
+  done = subprocess.run(
+    [sys.executable, '-c', _TWICE.format(block=block, second=second)],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 128 + signal.Signals[second]
+  assert done.stdout == ''
+  first, line = done.stderr.split('\n\n')
+  assert first.startswith('\nSIGTERM: stop')
+  assert line == f'{second}: the second signal, ended at once\n'
 
 
 def test_signals_are_given_back():
@@ -82,18 +103,30 @@ def test_a_signal_may_come_while_something_is_printed(monkeypatch):
 def test_ends_at_once_and_cleans_up(name, capfd):
   numbers = (signal.SIGINT, signal.SIGTERM)
   before = [signal.getsignal(number) for number in numbers]
-  number = signal.Signals[name]
   cleaned = []
   with pytest.raises(SystemExit) as stopped:
     with stopping.at_once():
       try:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.Signals[name])
       finally:
-        # A second one is not held up by the cleaning.
-        cleaned += [signal.getsignal(number) for number in numbers]
-  assert stopped.value.code == 128 + number
-  assert cleaned == before == [signal.getsignal(number) for number in numbers]
+        cleaned.append(True)
+  assert stopped.value.code == 128 + signal.Signals[name]
+  assert cleaned
+  assert [signal.getsignal(number) for number in numbers] == before
   assert f'{name}: stopped' in capfd.readouterr().err
+
+
+def test_one_block_within_another():
+  """Both end with the signal's exit."""
+  with pytest.raises(SystemExit) as stopped:
+    with stopping.at_once():
+      with contextlib.suppress(SystemExit):
+        with stopping.at_once():
+          os.kill(os.getpid(), signal.SIGTERM)
+      with pytest.raises(SystemExit):
+        stopping.check()
+  assert stopped.value.code == 128 + signal.SIGTERM
+  stopping.check()
 
 
 @pytest.mark.parametrize('error', [TypeError(), None])

@@ -2,8 +2,10 @@
 
 import difflib
 import errno
+import os
 import pathlib
 import shlex
+import signal
 import sys
 import traceback
 import typing
@@ -13,7 +15,11 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vtokens import errors, paths, schema, stopping, writers
+from vtokens import errors, paths, schema, stopping, streams, writers
+
+# Characters of an error. Most messages have bounds of their own; libraries that
+# quote what they found have none.
+_LONGEST = 6000
 
 # `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
@@ -72,6 +78,7 @@ def _run_fields(
   settings: type,
   validate: Callable[[Any], None],
 ) -> None:
+  _start()
   try:
     # First: the definition looks fields up, and ends in a traceback.
     _check_names(sys.argv, settings, needs_file=False)
@@ -119,9 +126,10 @@ def run(
 
   def guarded(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-      _fail(f'unexpected arguments: {" ".join(argv[1:])}')
+      _fail(f'unexpected arguments: {errors.several(argv[1:])}')
     try:
-      main(argv)
+      with stopping.at_once():
+        main(argv)
     except errors.NotWrittenError as e:
       _fail(f'{e}. Once it can, this continues: {command_line()}')
     except errors.UserError as e:
@@ -145,7 +153,35 @@ def run(
 
   # Orbax tells each of its steps at INFO.
   logging.set_verbosity(logging.WARNING)
-  app.run(guarded, flags_parser=parse)
+  _start()
+  try:
+    app.run(guarded, flags_parser=parse)
+  except SystemExit as e:
+    if not _finish() and not e.code:
+      sys.exit(128 + signal.SIGPIPE)
+    raise
+
+
+def _start() -> None:
+  """What comes before anything that can fail or print."""
+  streams.guard()
+  logging.get_absl_handler().python_handler.setStream(sys.stderr)
+  for number, argument in enumerate(sys.argv):
+    try:
+      argument.encode()
+    except UnicodeEncodeError:
+      _fail(
+        f'argument {number}: {errors.shorten(repr(os.fsencode(argument)))} is '
+        'not valid UTF-8; names of files and texts have to be'
+      )
+
+
+def _finish() -> bool:
+  """Whether all output could be written."""
+  try:
+    return streams.finish()
+  except OSError as e:
+    _fail(f'{e.filename} cannot be written: {e.strerror}')
 
 
 def command_line() -> str:
@@ -262,5 +298,17 @@ def _check_names(
 
 
 def _fail(message: object) -> typing.NoReturn:
-  print(f'error: {message}', file=sys.stderr)
+  print(f'error: {_bounded(str(message))}', file=sys.stderr)
   sys.exit(1)
+
+
+def _bounded(text: str) -> str:
+  """Text of a bounded length that cannot command a terminal."""
+  if len(text) > _LONGEST:
+    text = (
+      f'{text[: _LONGEST // 2]}\n... ({len(text):,} characters) ...\n'
+      f'{text[-_LONGEST // 4 :]}'
+    )
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in text
+  )

@@ -193,7 +193,7 @@ class Loop:
     if not all(map(math.isfinite, values.values())):
       raise errors.UserError(
         f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at step '
-        f'{step + 1}; its examples: {", ".join(host.ids)}. The last '
+        f'{step + 1}; its examples: {errors.several(host.ids)}. The last '
         'checkpoint is from before it. A lower --config.optim.learning_rate '
         'may help'
       )

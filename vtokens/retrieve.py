@@ -7,11 +7,10 @@ docs/retrieval.md. The same command continues a run that was stopped or killed.
 """
 
 import pathlib
-import sys
 import time
 from collections.abc import Sequence
 
-from vtokens import errors, flags, writers
+from vtokens import errors, flags, stopping, writers
 from vtokens.data import records
 from vtokens.retrieval import (
   claims,
@@ -132,9 +131,9 @@ def main(cfg: config.Config) -> None:
     with claims.locked(pathlib.Path(cfg.index_dir)):
       table = retrieve(cfg)
   # Whatever is on disk is whole at any time.
-  except KeyboardInterrupt:
+  except stopping.Ended:
     writers.say(f'stopped; continue with: {flags.command_line()}')
-    sys.exit(130)
+    raise
   writers.say(
     'questions whose first k passages hold an answer, in percent\n'
     f'{recall.format_table(table)}\n'

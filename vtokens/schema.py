@@ -152,10 +152,12 @@ def diff(
       else:
         yield f'{prefix}{key}', value
 
+  def shown(values, field):
+    return errors.shorten(repr(values.get(field, '(absent)')))
+
   a, b = {**dict(flat(absent or {})), **dict(flat(old))}, dict(flat(new))
   return [
-    f'{root}{field}: {a.get(field, "(absent)")!r} there, '
-    f'{b.get(field, "(absent)")!r} now'
+    f'{root}{field}: {shown(a, field)} there, {shown(b, field)} now'
     for field in sorted(a.keys() | b.keys())
     if a.get(field, ...) != b.get(field, ...)
   ]
@@ -229,7 +231,10 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _refuse(path: str, expected: str, value: Any) -> NoReturn:
-  raise errors.UserError(f'config.{path}: expected {expected}, got {value!r}')
+  raise errors.UserError(
+    f'config.{errors.shorten(path)}: expected {expected}, got '
+    f'{errors.shorten(repr(value))}'
+  )
 
 
 def _describe(kind: Any) -> str:

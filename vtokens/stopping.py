@@ -1,12 +1,21 @@
-"""Ending a run between two steps when the user or the machine asks for it."""
+"""Ending a program when the user or the machine asks for it.
+
+Asked is by Ctrl-C, by SIGTERM, or by going away: a program whose output nobody
+reads any more ends as if by SIGPIPE. (That signal itself is off in Python, as
+it would come from network connections too.)
+"""
 
 import contextlib
+import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+
+from vtokens import streams
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(Exception):
@@ -26,8 +35,8 @@ class Stopped(Exception):
 class StopRequest:
   """Turns Ctrl-C and SIGTERM into a flag that the loops look at.
 
-  A second signal acts at once, for a run that hangs. Use as a context
-  manager, in the main thread.
+  A second signal ends the program at once, for a run that hangs. Use as a
+  context manager, in the main thread.
 
   Attributes:
     signal: number of the signal that came, or 0.
@@ -45,25 +54,24 @@ class StopRequest:
     self._among = among
 
   def __enter__(self) -> 'StopRequest':
-    self._previous = {
-      number: signal.signal(number, self._note)
-      for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    self._handling = _handling(self._note)
+    self._handling.__enter__()
     return self
 
   def __exit__(self, *unused: object) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
+    self._handling.__exit__(None, None, None)
 
-  def _note(self, number: int, unused_frame: FrameType | None) -> None:
-    if self.signal:
-      raise KeyboardInterrupt
+  def _note(self, number: int) -> None:
+    if number == signal.SIGPIPE:
+      # Another signal may have ended the reader and this program together.
+      self.signal = self.signal or number
+      return
+    if self.signal in _SIGNALS:
+      _end_now(number)
     self.signal = number
-    # Not print: what is interrupted may be printing, and would not let in.
-    os.write(
-      2,
+    streams.notice(
       f'\n{signal.Signals(number).name}: stopping as soon as the state is '
-      'safe\n'.encode(),
+      'safe\n'
     )
 
   def check(self) -> None:
@@ -81,44 +89,111 @@ class StopRequest:
       raise Stopped(number, agreed=True)
 
 
+class Ended(SystemExit):
+  """What a signal raises within `at_once`.
+
+  No `Exception`, of which libraries catch any.
+  """
+
+
+class _AtOnce:
+  """See `at_once`.
+
+  Attributes:
+    signal: number of the signal that came, or 0.
+  """
+
+  signal: int = 0
+  _raised: bool = False
+
+  def note(self, number: int) -> None:
+    """Ends the program."""
+    if number == signal.SIGPIPE:
+      self.signal = self.signal or number
+    else:
+      if self.signal in _SIGNALS:
+        _end_now(number)
+      self.signal = number
+      streams.notice(f'\n{signal.Signals(number).name}: stopped\n')
+    # In another thread it would end that one alone; once, since cleaning up
+    # may print.
+    main = threading.current_thread() is threading.main_thread()
+    if main and not self._raised:
+      self._raised = True
+      self.check()
+
+  def check(self) -> None:
+    """Raises `Ended` if a signal has come."""
+    if self.signal:
+      raise Ended(128 + self.signal)
+
+
+_at_once: _AtOnce | None = None
+
+
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
   """Lets Ctrl-C and SIGTERM end the program, cleaning up on the way.
 
   For what is done anew and not continued. It exits with 128 and the signal's
-  number; a second signal acts as if this were not here. Compiled code that
+  number; a second signal ends it without cleaning up. Compiled code that
   calls back into Python may lose the exit on its way and raise an error of its
   own (dm-tree, which tensorflow-datasets is built on, a bare TypeError), or
-  none: however the block ends after a signal, it is that exit.
+  none: however the block ends after a signal, it is that exit. So `check` is to
+  be called before what the block has made is put in its place.
   """
+  global _at_once
   if threading.current_thread() is not threading.main_thread():
     yield  # Others cannot be told of signals.
     return
+  if _at_once is not None:
+    yield
+    _at_once.check()
+    return
+  _at_once = ours = _AtOnce()
+  try:
+    with _handling(ours.note):
+      try:
+        yield
+      except Exception:
+        if not ours.signal:
+          raise
+  finally:
+    _at_once = None
+  ours.check()
 
-  received = 0
 
-  def stop(number: int, unused_frame: FrameType | None) -> None:
-    nonlocal received
-    received = number
-    give_back()
-    os.write(2, f'\n{signal.Signals(number).name}: stopped\n'.encode())
-    # Not an Exception, of which libraries catch any.
-    sys.exit(128 + number)
+def check() -> None:
+  """Raises `Ended` if a signal has come within `at_once`."""
+  if _at_once is not None:
+    _at_once.check()
 
-  def give_back() -> None:
+
+@contextlib.contextmanager
+def _handling(told: Callable[[int], None]) -> Iterator[None]:
+  """Has a function told of signals, by their numbers."""
+
+  def note(number: int, unused_frame: FrameType | None = None) -> None:
+    streams.hurry()
+    told(number)
+
+  broken = streams.on_broken
+  previous = {number: signal.signal(number, note) for number in _SIGNALS}
+  streams.on_broken = lambda: note(signal.SIGPIPE)
+  try:
+    yield
+  finally:
+    streams.on_broken = broken
     for number, handler in previous.items():
       signal.signal(number, handler)
 
-  previous = {
-    number: signal.signal(number, stop)
-    for number in (signal.SIGINT, signal.SIGTERM)
-  }
-  try:
-    yield
-  except Exception:
-    if not received:
-      raise
-  finally:
-    give_back()
-  if received:
-    sys.exit(128 + received)
+
+def _end_now(number: int) -> None:
+  """Ends the program as a kill would, but for a line."""
+  name = signal.Signals(number).name
+  streams.notice(f'\n{name}: the second signal, ended at once\n')
+  # They would outlive it.
+  with contextlib.suppress(Exception):
+    for child in multiprocessing.active_children():
+      child.kill()
+  os._exit(128 + number)

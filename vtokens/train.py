@@ -295,8 +295,8 @@ def _check_claim(
   lines = schema.diff(claimed, found, f'{path.stem}.', absent)
   if lines:
     raise errors.UserError(
-      f'{path.parent} holds a run of {what}:\n  '
-      + '\n  '.join(lines)
+      f'{path.parent} holds a run of {what}:'
+      + errors.lines(lines)
       + '\nchoose another --config.workdir, or repeat the same command to '
       'continue that run'
     )

@@ -248,6 +248,43 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path, tiny_dir):
   ]
 
 
+def _renamed(tiny_dir, directory, rename):
+  def edit(tensors):
+    renamed = {rename(name): value for name, value in tensors.items()}
+    tensors.clear()
+    tensors.update(renamed)
+
+  _edited(tiny_dir, directory, edit)
+  with pytest.raises(errors.UserError) as e:
+    _load(directory)
+  return str(e.value).splitlines()
+
+
+def test_a_prefix_of_all_tensors_is_named_once(tmp_path, tiny_dir):
+  """As `torch.compile` leaves it."""
+  found = _renamed(tiny_dir, tmp_path, lambda name: f'_orig_mod.{name}')
+  number = len(_tensors(tmp_path))
+  assert found == [
+    f'{tmp_path}: the weights do not fit the config:',
+    f'  missing: {number} tensors: lm_head.weight, model.embed_tokens.weight, '
+    f'model.layers.0.input_layernorm.weight and {number - 3} more',
+    f'  surplus: {number} tensors, all beginning with _orig_mod.: '
+    '_orig_mod.lm_head.weight, _orig_mod.model.embed_tokens.weight, '
+    f'_orig_mod.model.layers.0.input_layernorm.weight and {number - 3} more',
+    'The missing tensors are there with _orig_mod. before their names; rename '
+    'them in the files',
+  ]
+
+
+def test_a_model_that_was_saved_without_its_head(tmp_path, tiny_dir):
+  found = _renamed(tiny_dir, tmp_path, lambda n: n.removeprefix('model.'))
+  assert 'tensors, all beginning with model.: ' in found[1]
+  assert found[3].startswith(
+    'The surplus tensors are missing ones without model. before their names'
+  )
+  assert len(found) == 4
+
+
 def test_an_untied_head_may_not_be_left_out(tmp_path, tiny_dir):
   """An untied config with a tied file would be another model."""
   _edited(tiny_dir, tmp_path, lambda w: w.pop('lm_head.weight'))

@@ -108,8 +108,8 @@ def _gather(prefix: str, split: Split, on_bad_record: str) -> Counts:
   if counts.skipped and on_bad_record == 'error':
     raise errors.UserError(
       f'{counts.skipped[0]}. {len(counts.skipped):,} records of '
-      f'{", ".join(split.sources)} are bad, this is the first. Fix them, or '
-      'leave them out with --config.on_bad_record=skip'
+      f'{errors.several(split.sources)} are bad, this is the first. Fix them, '
+      'or leave them out with --config.on_bad_record=skip'
     )
   return counts
 

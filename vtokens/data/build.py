@@ -61,6 +61,7 @@ def build(cfg: Config) -> str:
     written, counts = _write(cfg, work)
     _finish(written, cfg, counts, fingerprint, built_from)
     final.parent.mkdir(parents=True, exist_ok=True)
+    stopping.check()
     try:
       os.rename(written, final)
     except OSError as e:
@@ -102,8 +103,8 @@ def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
   if manifest.fingerprint != fingerprint:
     differences = schema.diff(dict(manifest.built_from), built_from)
     raise errors.UserError(
-      f'{path}: a dataset that was built from something else is here:\n  '
-      + '\n  '.join(differences)
+      f'{path}: a dataset that was built from something else is here:'
+      + errors.lines(differences)
       + '\nGive this one another --config.name, or delete that one'
     )
   store.verify(manifest)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from vtokens import errors
 from vtokens.data.checks import BadRecord, Kind, printable
 
 # Unicode's control characters (category Cc) but for \t \n \r, and surrogates:
@@ -71,7 +72,7 @@ class Fields:
 
   def missing(self, key: str) -> BadRecord:
     """The error that a key is missing."""
-    keys = ', '.join(printable(name) for name in self.values) or 'no key'
+    keys = errors.several(map(printable, self.values), 'no key')
     return BadRecord(
       Kind.MISSING_KEY,
       f'{self.name(key)}: missing, found only {keys}, expected this key too',

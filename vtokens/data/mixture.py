@@ -396,13 +396,13 @@ def _check_names(settings: config.Mixture, names: Sequence[str]) -> None:
     if unknown:
       raise errors.UserError(
         f'config.data.mixture.{field}: no training data of {unknown[0]!r}; '
-        f'there are {", ".join(names)}'
+        f'there are {errors.several(names)}'
       )
   missing = sorted(set(names) - settings.weights.keys())
   if settings.weighting == 'weights' and missing:
     raise errors.UserError(
       f'config.data.mixture.weights: no weight for {missing[0]!r}; expected '
-      f'one for each of {", ".join(names)}'
+      f'one for each of {errors.several(names)}'
     )
 
 
@@ -422,7 +422,7 @@ def _check_retrievers(
     if unknown:
       raise errors.UserError(
         f'config.data.{field}.retrievers: no training data have passages of '
-        f'{unknown[0]!r}; there are those of {", ".join(there) or "none"}'
+        f'{unknown[0]!r}; there are those of {errors.several(there)}'
       )
 
 

@@ -72,7 +72,7 @@ class Record:
     if len(names) > 1:
       raise RecordError(
         f'record {self.id} has passages of several retrievers, '
-        f'{", ".join(names)}; say which to use'
+        f'{errors.several(names)}; say which to use'
       )
     return self.passages.get(names[0] if names else GOLD, ())
 

@@ -116,7 +116,7 @@ def _directory(path: str) -> epath.Path:
     ) from e
   if len(versions) != 1:
     found = (
-      'several: ' + ', '.join(sorted(v.name for v in versions))
+      'several: ' + errors.several(sorted(v.name for v in versions))
       if versions
       else 'none'
     )
@@ -209,7 +209,7 @@ class RecordStore(Sequence[Record]):
     if split not in manifest.splits:
       raise errors.UserError(
         f'{path}: {"no split " + repr(split) if split else "which split?"}; '
-        f'there is {", ".join(map(repr, manifest.splits))}'
+        f'there is {errors.several(map(repr, manifest.splits))}'
       )
     check_sizes(manifest, split)
     # Only users of built datasets need these, and they are slow to import.

@@ -69,7 +69,7 @@ def read_held_out(
       there = sorted({n for record in kept for n in record.passages})
       raise errors.UserError(
         f'config.eval.retriever: no record of config.data.{field} has '
-        f'passages of {name!r}; there are those of {", ".join(there) or "none"}'
+        f'passages of {name!r}; there are those of {errors.several(there)}'
       )
     if without:
       report.notes[f'questions without passages of {name}'] += without

@@ -240,5 +240,5 @@ def unique_names(paths: Sequence[str]) -> list[str]:
     if len(set(names)) == len(names):
       return names
   raise errors.UserError(
-    f'config.runs: {", ".join(paths)}: expected each only once'
+    f'config.runs: {errors.several(paths)}: expected each only once'
   )

@@ -58,7 +58,7 @@ def read(cfg: Config, say: Callable[[str], None]) -> dict[str, list[Record]]:
     )
   if not found:
     raise errors.UserError(
-      f'config.data.sources: no questions in {", ".join(data.sources)}'
+      f'config.data.sources: no questions in {errors.several(data.sources)}'
     )
   chosen = {name: _choose(cfg, name, part) for name, part in found.items()}
   _check(cfg, chosen, say)
@@ -80,7 +80,8 @@ def _check(
   for name in cfg.data.rules:
     if name not in found:
       raise errors.UserError(
-        f'config.data.rules: no dataset {name!r}; there are {", ".join(found)}'
+        f'config.data.rules: no dataset {name!r}; there are '
+        f'{errors.several(found)}'
       )
   shows = any(
     CONDITIONS[name].passages for name in cfg.conditions if name != UNTOUCHED
@@ -94,7 +95,7 @@ def _check(
         there = sorted({name for record in records for name in record.passages})
         raise errors.UserError(
           f'config.retrievers: no question of {dataset} has {label}; there are '
-          f'those of {", ".join(there) or "none"}'
+          f'those of {errors.several(there)}'
         )
       few = sum(count < max(cfg.num_passages) for count in counts)
       if few:

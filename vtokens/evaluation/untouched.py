@@ -344,14 +344,14 @@ def compare(when: str, old: Observation, then: str, new: Observation) -> None:
     if old.weights.get(name) != new.weights.get(name)
   ]
   if names:
-    lines = '\n  '.join(
+    lines = errors.lines(
       f'{name}: SHA-256 {old.weights.get(name, "(no such weight)")[:16]}, '
       f'then {new.weights.get(name, "(no such weight)")[:16]}'
       for name in names
     )
     raise errors.UserError(
       f'untouched: {len(names)} of {len(old.weights)} weights of the base '
-      f'differ: {when}, and {then}:\n  {lines}'
+      f'differ: {when}, and {then}:{lines}'
     )
   probes = [
     repr(text[:40])

@@ -55,7 +55,7 @@ def _questions(
     raise errors.UserError(
       f'config.gate.questions: the export is to be checked with '
       f'{cfg.gate.questions} questions, but there are {len(found)} in '
-      f'{", ".join(settings.data.test) or "the test data of the run"}; '
+      f'{errors.several(settings.data.test, "the test data of the run")}; '
       'config.data takes others'
     )
   decode = run_config.Decode(

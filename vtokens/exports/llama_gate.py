@@ -94,7 +94,7 @@ def check(
       Check(
         'metadata and tensors that are not as they should be',
         not differ,
-        ', '.join(differ) or 'none',
+        errors.several(differ),
         'none, bit by bit',
       ),
       _names(consumer, exported),

@@ -42,6 +42,8 @@ def new(out: str) -> Iterator[pathlib.Path]:
       raise errors.UserError(f'--out: {out} cannot be written: {e}') from None
     try:
       yield partial
+      # The exit may have been lost in a library.
+      stopping.check()
       # Fails if a directory with content has come there meanwhile.
       os.rename(partial, target)
     # Libraries write as well: safetensors has an exception of its own.

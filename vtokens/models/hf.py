@@ -107,7 +107,7 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     if missing:
       raise errors.UserError(
         f'{directory}: {len(missing)} of {len(paths)} weight files are '
-        f'missing: {", ".join(missing)}; finish the download'
+        f'missing: {errors.several(missing)}; finish the download'
       )
     return paths
   if (directory / SINGLE_FILE).is_file():

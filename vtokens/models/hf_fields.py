@@ -214,8 +214,8 @@ class Fields:
     )
     if unknown:
       raise errors.UserError(
-        f'{self.where}: {field} has {", ".join(unknown)}, not supported for '
-        f'rope_type {kind!r}'
+        f'{self.where}: {field} has {errors.several(unknown)}, not supported '
+        f'for rope_type {kind!r}'
       )
 
     def number(key: str, default: float | None = None) -> float:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.nnx as nnx
@@ -34,6 +34,8 @@ from vtokens.models.weight_map import (
 
 INDEX_FILE = 'model.safetensors.index.json'
 SINGLE_FILE = 'model.safetensors'
+# Tensors that an error gives a line each.
+_LISTED = 8
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -186,25 +188,55 @@ def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param) -> Array:
 def _check_shapes(source: TensorSource, config: DecoderConfig) -> None:
   expected = expected_shapes(config)
   found = source.shapes()
-  problems = [f'missing: {name}' for name in sorted(set(expected) - set(found))]
   # Rotary frequencies that older exports carry; ours follow from the config.
   ignored = {name for name in found if name.endswith('.rotary_emb.inv_freq')}
   if config.tie_embeddings:
     # Some exports write the tied head a second time.
     ignored.add(families.FAMILIES[config.model_type].names['head'])
-  problems += [
-    f'surplus: {name}' for name in sorted(set(found) - set(expected) - ignored)
-  ]
-  problems += [
+  missing = sorted(set(expected) - set(found))
+  surplus = sorted(set(found) - set(expected) - ignored)
+  misshapen = [
     f'{name}: shape {list(found[name])}, expected {list(shape)}'
     for name, shape in sorted(expected.items())
     if name in found and found[name] != shape
   ]
-  if problems:
+  if missing or surplus or misshapen:
     raise errors.UserError(
-      f'{source.where}: the weights do not fit the config:\n  '
-      + '\n  '.join(problems)
+      f'{source.where}: the weights do not fit the config:'
+      + _listed('missing', missing)
+      + _listed('surplus', surplus)
+      + errors.lines(misshapen)
+      + _renamed(missing, surplus)
     )
+
+
+def _listed(kind: str, names: Sequence[str]) -> str:
+  """A line for each tensor, or one for all of many."""
+  if len(names) <= _LISTED:
+    return ''.join(f'\n  {kind}: {errors.shorten(name)}' for name in names)
+  prefix = errors.common_prefix(names)
+  common = f', all beginning with {errors.shorten(prefix)}' if prefix else ''
+  return f'\n  {kind}: {len(names):,} tensors{common}: {errors.several(names)}'
+
+
+def _renamed(missing: Sequence[str], surplus: Sequence[str]) -> str:
+  """What to do if the tensors only have other names."""
+  if not missing or not surplus:
+    return ''
+  prefix = errors.common_prefix(surplus)
+  if prefix and {n.removeprefix(prefix) for n in surplus} >= set(missing):
+    return (
+      f'\nThe missing tensors are there with {errors.shorten(prefix)} before '
+      'their names; rename them in the files'
+    )
+  prefix = errors.common_prefix([n for n in missing if n.count('.') > 1])
+  if prefix and {prefix + n for n in surplus} <= set(missing):
+    return (
+      f'\nThe surplus tensors are missing ones without {prefix} before their '
+      'names: the model was saved without its head; save it as a causal '
+      'language model (AutoModelForCausalLM)'
+    )
+  return ''
 
 
 def _check_tied_head(source: TensorSource, config: DecoderConfig) -> None:

@@ -143,7 +143,7 @@ def _difference(
   )
   if not lines:
     return ''
-  return f'{directory} holds {what} made of something else:\n  ' + '\n  '.join(
+  return f'{directory} holds {what} made of something else:' + errors.lines(
     lines
   )
 

@@ -42,7 +42,7 @@ def _table_row(header: list[str], fields: list[str]) -> Any | BadRecord:
     return BadRecord(
       Kind.MALFORMED,
       f'row: found {len(fields)} fields, expected {len(header)}: '
-      f'{", ".join(header)}',
+      f'{errors.several(header)}',
     )
   return dict(zip(header, fields, strict=True))
 

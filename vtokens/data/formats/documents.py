@@ -10,6 +10,7 @@ pyserini/eval/convert_trec_run_to_dpr_retrieval_run.py.
 from collections.abc import Iterator
 from typing import Any
 
+from vtokens import errors
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import DUPLICATE
 from vtokens.data.records import RecordError
@@ -35,7 +36,7 @@ def rows(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     for query_id, row in value.items():
       yield query_id, _with(row, id=query_id)
   else:
-    found = ', '.join(list(value)[:5]) if isinstance(value, dict) else ''
+    found = errors.several(value, '') if isinstance(value, dict) else ''
     raise RecordError(
       f'{path}: found one JSON value{found and " with the keys "}{found}, '
       'expected one record a line, an array of records, or a document of '

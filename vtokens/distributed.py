@@ -419,6 +419,17 @@ def from_first(function: Callable[[], Any]) -> Any:
   return value
 
 
+def run_name() -> str:
+  """A name that the processes of this run share, and no other run has.
+
+  All processes have to call it, in the same order. '' if there is only one.
+  """
+  # Does not start the devices.
+  if (jax_distributed.global_state.num_processes or 1) == 1:
+    return ''
+  return from_first(lambda: secrets.token_hex(16))
+
+
 @contextlib.contextmanager
 def sole_writer(directory: str) -> Iterator[None]:
   """`writers.sole_writer` of the first process, the only one that writes.

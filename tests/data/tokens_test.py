@@ -1,9 +1,11 @@
 """The token cache next to encoding each piece directly."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import pickle
+import resource
 import signal
 import subprocess
 import sys
@@ -145,6 +147,209 @@ def test_it_is_made_once(encoder, tmp_path):
   again = tokenize(never(), encoder, tmp_path)
   np.testing.assert_array_equal(first.dataset, again.dataset)
   assert_same(again, RECORDS, encoder)
+
+
+def _cut(directory):
+  path = directory / 'tokens.npy'
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _zero(directory):
+  path = directory / 'tokens.npy'
+  path.write_bytes(path.read_bytes()[:128] + bytes(path.stat().st_size - 128))
+
+
+def _flip(name, at):
+  def damage(directory):
+    content = bytearray((directory / name).read_bytes())
+    content[at] ^= 1
+    (directory / name).write_bytes(content)
+
+  return damage
+
+
+def _write(text):
+  return lambda directory: (directory / 'meta.json').write_text(text)
+
+
+def _rename_dataset(directory):
+  text = (directory / 'meta.json').read_text()
+  _write(text.replace('"even"', '"evan"'))(directory)
+
+
+def _as_of_an_earlier_version(directory):
+  meta = json.loads((directory / 'meta.json').read_text())
+  for key in ('format', 'files', 'sha256_of_the_rest'):
+    del meta[key]
+  _write(json.dumps(meta))(directory)
+
+
+@pytest.mark.parametrize(
+  ('damage', 'said'),
+  [
+    (_cut, 'tokens.npy has '),
+    (_zero, 'tokens.npy has changed'),
+    (_flip('tokens.npy', -1), 'tokens.npy has changed'),
+    (_flip('tokens.npy', 20), 'tokens.npy has changed'),
+    (_flip('sequence_start.npy', 200), 'sequence_start.npy has changed'),
+    (_flip('flags.npy', -1), 'flags.npy has changed'),
+    (_flip('id_bytes.npy', -1), 'id_bytes.npy has changed'),
+    (lambda d: (d / 'flags.npy').unlink(), 'flags.npy is missing'),
+    (lambda d: (d / 'meta.json').unlink(), 'meta.json cannot be read'),
+    (_write(''), 'meta.json cannot be read'),
+    (_write('[' * 100_000), 'meta.json cannot be read'),
+    (_write('[]'), 'meta.json holds no object'),
+    (_write('{"datasets": 3}'), 'earlier version'),
+    (_rename_dataset, 'meta.json has changed'),
+    (_as_of_an_earlier_version, 'earlier version'),
+  ],
+)
+def test_a_damaged_set_is_made_again(encoder, tmp_path, capsys, damage, said):
+  tokenize(RECORDS, encoder, tmp_path)
+  (directory,) = (p for p in tmp_path.iterdir() if p.is_dir())
+  damage(directory)
+  capsys.readouterr()
+  assert_same(tokenize(RECORDS, encoder, tmp_path), RECORDS, encoder)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(f'{directory}: tokenised data are not as they were')
+  assert said in line and line.endswith('making them again')
+  # Once.
+  tokenize(iter(()), encoder, tmp_path)
+  assert capsys.readouterr().out == ''
+
+
+def test_a_damaged_set_that_cannot_be_made_again(
+  encoder, tmp_path, monkeypatch
+):
+  tokenize(RECORDS, encoder, tmp_path)
+  (directory,) = (p for p in tmp_path.iterdir() if p.is_dir())
+  _cut(directory)
+  # Not permissions: tests may run as root.
+  lock = directory.with_suffix('.lock')
+  lock.unlink()
+  lock.mkdir()
+  with pytest.raises(
+    errors.UserError, match=r'damaged \(tokens.npy has .*bytes'
+  ):
+    tokenize(RECORDS, encoder, tmp_path)
+
+
+def test_processes_of_a_run_check_once(encoder, tmp_path, monkeypatch, capsys):
+  made = tokenize(RECORDS, encoder, tmp_path)
+  checked = []
+  problem = tokens._problem
+  monkeypatch.setattr(
+    tokens, '_problem', lambda path: (checked.append(path), problem(path))[1]
+  )
+
+  def start(run):
+    checked.clear()
+    found = tokens.tokenize(
+      iter(RECORDS),
+      BadRecords(),
+      encoder,
+      depth=9,
+      directory=tmp_path,
+      identity={'data': 'abc'},
+      label='tokenizing',
+      run=run,
+    )
+    assert_same(found, RECORDS, encoder)
+    return len(checked)
+
+  assert [start('a'), start('a'), start('b'), start('b')] == [1, 0, 1, 0]
+  # Workers that get the set do not check it.
+  checked.clear()
+  assert_same(pickle.loads(pickle.dumps(made)), RECORDS, encoder)
+  assert checked == []
+  (directory,) = (p for p in tmp_path.iterdir() if p.is_dir())
+  _zero(directory)
+  assert start('c') == 1
+  assert 'making them again' in capsys.readouterr().out
+
+
+def test_a_damaged_partial_file_is_made_again(
+  encoder, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(tokens, '_CHUNK', 2)
+
+  def stop_after(count):
+    seen = iter(range(count))
+
+    def check():
+      if next(seen, None) is None:
+        raise KeyboardInterrupt
+
+    return check
+
+  def start(check):
+    return tokens.tokenize(
+      iter(RECORDS),
+      BadRecords(),
+      encoder,
+      depth=9,
+      directory=tmp_path,
+      identity={'data': 'abc'},
+      label='tokenizing',
+      check=check,
+    )
+
+  with pytest.raises(KeyboardInterrupt):
+    start(stop_after(3))
+  parts = sorted(tmp_path.glob('*.part/*.npz'))
+  assert len(parts) == 4
+  content = bytearray(parts[0].read_bytes())
+  content[content.index(b'NUMPY') + 130] ^= 1
+  parts[0].write_bytes(content)
+  parts[1].write_bytes(bytes(parts[1].stat().st_size))
+  parts[2].write_bytes(parts[2].read_bytes()[:-9])
+  # What is not of this source does not become a part of it.
+  parts[0].with_name('000009.npz').write_bytes(parts[3].read_bytes())
+  assert_same(start(lambda: None), RECORDS, encoder)
+  lines = capsys.readouterr().out.splitlines()
+  assert [line.partition(':')[0] for line in lines] == list(map(str, parts[:3]))
+
+
+def test_more_names_than_small_numbers(encoder, tmp_path):
+  one = Record(
+    'a',
+    'd',
+    'q?',
+    ('b',),
+    {f'r{i:03}': (passage(i, f't{i}'),) for i in range(300)},
+  )
+  found = tokenize([one], encoder, tmp_path, identity={'data': 'retrievers'})
+  assert [found.retrievers[i] for i in found.slots(0).retriever] == [
+    *one.passages
+  ]
+  records = [
+    Record(f'x{i}', f'd{i:05}', 'q?', ('b',), {}) for i in range(65_600)
+  ]
+  found = tokenize(records, encoder, tmp_path, identity={'data': 'datasets'})
+  assert [found.datasets[i] for i in found.dataset] == [
+    record.dataset for record in records
+  ]
+
+
+def test_a_long_name_costs_its_own_length(encoder, tmp_path):
+  names = ['d', 'x' * 1_000_000, 'r\0', 'r']
+  records = [
+    Record(
+      str(i), names[i % 4], 'q?', ('b',), {names[-i % 4]: (passage(1, 't'),)}
+    )
+    for i in range(2000)
+  ]
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  found = tokenize(records, encoder, tmp_path)
+  grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  # KiB; 2,000 times the longest name in UTF-32 is 8 million.
+  assert grown < 200_000
+  assert [found.datasets[i] for i in found.dataset] == [
+    r.dataset for r in records
+  ]
+  assert [found.retrievers[found.slots(i).retriever[0]] for i in range(4)] == [
+    *(names[-i % 4] for i in range(4))
+  ]
 
 
 def test_whatever_changes_the_ids_changes_the_key(encoder, tmp_path):

@@ -1,6 +1,7 @@
 """Tokenised records on disk: made once, read at random by all processes.
 
-  DIR/<key>/meta.json  what was tokenised, and how; says that it is complete
+  DIR/<key>/meta.json  what was tokenised, and how; says that it is complete;
+                       sizes and SHA-256 of the arrays, and of itself
             *.npy      flat arrays, mapped into memory
   DIR/<key>.part/      the same while it is made: one file for some thousand
                        records, so that what was done is not done again
@@ -8,6 +9,9 @@
 The key covers all that the ids depend on: the sources' content, the tokenizer
 and the templates. Of a record there are, one after the other, the ids of its
 question, of each answer, and of each passage.
+
+A set that is not as it was written is made again. A program checks that when it
+starts; processes that it starts itself map the files without another look.
 """
 
 import dataclasses
@@ -25,14 +29,17 @@ from typing import Any
 
 import numpy as np
 
-from vtokens import errors, writers
+from vtokens import checksums, errors, writers
 from vtokens.data import leaks
 from vtokens.data.assemble import Encoder, Ids, PassageIds
 from vtokens.data.checks import BadRecords
 from vtokens.data.containment import Matcher
 from vtokens.data.records import GOLD, Passage, Record
 
+# Of the key. What changes how a set is stored, or what is known of its passages
+# (see `containment`), changes the format instead: the old one is replaced.
 _VERSION = 1
+_FORMAT = 2
 # Records of one partial file: some seconds of work.
 _CHUNK = 2048
 # Where they are put together, in the directory that holds them.
@@ -47,7 +54,7 @@ class Slots:
   """The passages of a record, in stored order: by retriever, then rank.
 
   Attributes:
-    retriever: number of the retriever, `N` uint8; see `TokenSet.retrievers`.
+    retriever: number of the retriever, `N` uint32; see `TokenSet.retrievers`.
     has_answer: whether the text contains an answer, `N` bool.
     is_gold: whether annotators marked it, `N` bool.
   """
@@ -68,7 +75,7 @@ class TokenSet:
   Attributes:
     datasets: names that records are grouped by.
     retrievers: names of the retrievers.
-    dataset: number of each record's dataset, `N` uint16.
+    dataset: number of each record's dataset, `N` uint32.
     question_key: of each question, `N` uint64; see `leaks.hash_questions`.
     meta: content of meta.json.
   """
@@ -206,10 +213,13 @@ def tokenize(
   identity: Mapping[str, Any],
   label: str,
   check: Callable[[], None] = lambda: None,
+  run: str = '',
 ) -> TokenSet:
   """Opens the tokenised form of a source, making it first if need be.
 
-  A run that is killed meanwhile goes on after the last partial file.
+  One that is there is compared with its checksums, and made again if it is not
+  as it was written. A run that is killed meanwhile goes on after the last
+  partial file.
 
   Args:
     records: of the source; read only if there is something to do.
@@ -220,6 +230,9 @@ def tokenize(
     identity: what tells the records from others.
     label: of the progress bar.
     check: called after each partial file; may raise to stop.
+    run: a name that the processes of one run share, and no other run has: what
+      one of them has checked, the others on the same disk believe. '' to
+      believe nobody.
 
   Returns:
     The set.
@@ -231,26 +244,60 @@ def tokenize(
   key = cache_key(encoder, depth, identity)
   final = directory / key
   # Without the lock: a directory may be one that can only be read.
-  if (final / 'meta.json').exists():
+  if not run and _problem(final) == '':
     return TokenSet(final)
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / f'{key}.lock', 'w') as lock:
+    with open(directory / f'{key}.lock', 'a+') as lock:
       # Another process may be making it: wait, then find it done.
       fcntl.flock(lock, fcntl.LOCK_EX)
-      if not (final / 'meta.json').exists():
-        part = directory / f'{key}.part'
-        part.mkdir(exist_ok=True)
-        _write_chunks(records, encoder, depth, part, label, check)
-        try:
-          _finish(part, final, dict(identity), report)
-        finally:
-          shutil.rmtree(part / _JOINED, ignore_errors=True)
+      lock.seek(0)
+      if not run or lock.read() != run or not final.exists():
+        problem = _problem(final)
+        if problem:
+          writers.say(
+            f'{final}: tokenised data are not as they were written '
+            f'({problem}); making them again'
+          )
+          shutil.rmtree(final)
+        if problem != '':
+          part = directory / f'{key}.part'
+          part.mkdir(exist_ok=True)
+          count = _write_chunks(records, encoder, depth, part, label, check)
+          try:
+            _finish(part, count, final, dict(identity), report)
+          finally:
+            shutil.rmtree(part / _JOINED, ignore_errors=True)
+        lock.truncate(0)
+        lock.write(run)
   except OSError as e:
+    problem = _problem(final)
+    if problem == '':
+      return TokenSet(final)
+    damage = f'tokenised data are damaged ({problem}), and ' if problem else ''
     raise errors.UserError(
-      f'config.data.token_cache: {directory} cannot be written: {e}'
+      f'config.data.token_cache: {damage}{directory} cannot be written: {e}'
     ) from e
   return TokenSet(final)
+
+
+def _problem(path: pathlib.Path) -> str | None:
+  """What is wrong with a set, '' for nothing, None where there is none."""
+  if not path.exists():
+    return None
+  try:
+    meta = json.loads((path / 'meta.json').read_text(encoding='utf-8'))
+    if not isinstance(meta, dict):
+      return 'meta.json holds no object'
+    if not checksums.has_seal(meta):
+      return 'an earlier version of vtokens made them, without checksums'
+    if not checksums.is_sealed(meta):
+      return 'the content of meta.json has changed since it was written'
+    if meta['format'] != _FORMAT:
+      return f'format {meta["format"]}, this version reads {_FORMAT}'
+    return checksums.problem(path, meta['files'])
+  except (OSError, ValueError, RecursionError) as e:
+    return f'meta.json cannot be read: {type(e).__name__}: {e}'
 
 
 def cache_key(encoder: Encoder, depth: int, identity: Mapping[str, Any]) -> str:
@@ -282,6 +329,9 @@ _FIELDS = {
   'record_passage': 'record_passages',
   'id_start': 'id_len',
 }
+# Numbers of names; each partial file has its own, and the names as JSON.
+_NAMED = ('dataset', 'retriever')
+_CHUNK_FIELDS = {*_FIELDS.values(), *(f'{name}_names' for name in _NAMED)}
 _STARTS = ('sequence_start', 'record_sequence', 'record_passage', 'id_start')
 
 
@@ -292,14 +342,38 @@ def _write_chunks(
   part: pathlib.Path,
   label: str,
   check: Callable[[], None],
-) -> None:
+) -> int:
+  """Writes the partial files that are not there; returns how many there are."""
+  number = 0
   with writers.progress(desc=label, unit='ex', leave=False) as bar:
-    for number, chunk in enumerate(_chunks(records)):
-      path = part / f'{number:06d}.npz'
-      if not path.exists():
+    for number, chunk in enumerate(_chunks(records), start=1):
+      path = _chunk_path(part, number)
+      if not _is_whole(path):
         _save_npz(path, _encode_chunk(chunk, encoder, depth))
       bar.update(len(chunk))
       check()
+  return number
+
+
+def _chunk_path(part: pathlib.Path, number: int) -> pathlib.Path:
+  return part / f'{number - 1:06d}.npz'
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+  """Whether a partial file is there, with all arrays as they were written."""
+  if not path.exists():
+    return False
+  try:
+    with np.load(path) as file:
+      # Each array has a checksum of the zip format, which reading compares.
+      whole = {name for name in file.files if file[name] is not None}
+  # What damaged zip files raise is not documented.
+  except Exception:
+    whole = set()
+  if whole == _CHUNK_FIELDS:
+    return True
+  writers.say(f'{path}: not as it was written; making it again')
+  return False
 
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -311,7 +385,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
 def _encode_chunk(
   records: Sequence[Record], encoder: Encoder, depth: int
 ) -> _Arrays:
-  """All arrays of some records, with names in place of numbers of names."""
+  """All arrays of some records."""
   chat = encoder.templates.chat
   kept = [
     [
@@ -341,21 +415,36 @@ def _encode_chunk(
   ]
   num_passages = np.array([len(row) for row in kept], np.int64)
   num_answers = np.array([len(r.answers) for r in records], np.int64)
-  names = [record.id.encode() for record in records]
+  ids = [record.id.encode() for record in records]
+  retriever, retriever_names = _number(name for row in kept for name, _ in row)
+  dataset, dataset_names = _number(record.dataset for record in records)
   return {
     'tokens': np.concatenate(sequences).astype(np.uint32),
     'sequence_len': np.array([len(s) for s in sequences], np.int64),
     'record_sequences': 1 + num_answers + num_passages,
     'record_passages': num_passages,
-    'end_len': np.array([len(ids.end) for ids in passages], np.uint16),
-    'last_end_len': np.array([len(p.last_end) for p in passages], np.uint16),
-    'retriever': np.array([name for row in kept for name, _ in row], str),
+    'end_len': np.array([len(p.end) for p in passages], np.uint32),
+    'last_end_len': np.array([len(p.last_end) for p in passages], np.uint32),
+    'retriever': retriever,
+    'retriever_names': retriever_names,
     'flags': np.array(flags, np.uint8),
-    'dataset': np.array([record.dataset for record in records], str),
+    'dataset': dataset,
+    'dataset_names': dataset_names,
     'question_key': leaks.hash_questions(r.question for r in records),
-    'id_bytes': np.frombuffer(b''.join(names), np.uint8),
-    'id_len': np.array([len(name) for name in names], np.int64),
+    'id_bytes': np.frombuffer(b''.join(ids), np.uint8),
+    'id_len': np.array([len(name) for name in ids], np.int64),
   }
+
+
+def _number(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Numbers of names, `N` uint32, and the names by number as JSON, uint8.
+
+  An array of strings would give each of them the room of the longest.
+  """
+  numbers: dict[str, int] = {}
+  codes = [numbers.setdefault(name, len(numbers)) for name in names]
+  text = json.dumps(list(numbers)).encode()
+  return np.array(codes, np.uint32), np.frombuffer(text, np.uint8)
 
 
 def _flags(
@@ -379,20 +468,23 @@ def _save_npz(path: pathlib.Path, arrays: _Arrays) -> None:
 
 def _finish(
   part: pathlib.Path,
+  count: int,
   final: pathlib.Path,
   identity: dict[str, Any],
   report: BadRecords,
 ) -> None:
   """Joins the partial files into flat arrays; the directory appears whole."""
-  paths = sorted(part.glob('*.npz'))
+  paths = [_chunk_path(part, number) for number in range(1, count + 1)]
   temporary = part / _JOINED
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
   names = {
-    field: sorted(
-      {str(x) for path in paths for x in np.unique(_read(path, field))}
-    )
-    for field in ('dataset', 'retriever')
+    field: sorted({name for path in paths for name in _names(path, field)})
+    for field in _NAMED
+  }
+  number_of = {
+    field: {name: number for number, name in enumerate(names[field])}
+    for field in _NAMED
   }
   for field, source in _FIELDS.items():
     is_start = field in _STARTS
@@ -409,19 +501,23 @@ def _finish(
         values = total + np.cumsum(values)
         total = int(values[-1]) if size else total
       elif field in names:
-        values = np.searchsorted(np.array(names[field], str), values)
+        own = [number_of[field][name] for name in _names(path, field)]
+        values = np.array(own, np.uint32)[values]
       out[at : at + size] = values
       at += size
     out.flush()
   meta = {
+    'format': _FORMAT,
     'identity': identity,
     'datasets': names['dataset'],
     'retrievers': names['retriever'],
     'skipped': report.messages,
     'notes': dict(report.notes),
+    'files': checksums.of_files(temporary, [f'{f}.npy' for f in _FIELDS]),
   }
   (temporary / 'meta.json').write_text(
-    json.dumps(meta, indent=2, ensure_ascii=False), encoding='utf-8'
+    json.dumps(checksums.seal(meta), indent=2, ensure_ascii=False),
+    encoding='utf-8',
   )
   os.replace(temporary, final)
   shutil.rmtree(part)
@@ -449,14 +545,18 @@ def _read(path: pathlib.Path, name: str) -> np.ndarray:
   return _open_npz(path)[name]
 
 
+def _names(path: pathlib.Path, field: str) -> list[str]:
+  return json.loads(_read(path, f'{field}_names').tobytes())
+
+
 def _dtype(field: str) -> type:
   return {
     'tokens': np.uint32,
     'id_bytes': np.uint8,
-    'dataset': np.uint16,
+    'dataset': np.uint32,
     'question_key': np.uint64,
-    'end_len': np.uint16,
-    'last_end_len': np.uint16,
-    'retriever': np.uint8,
+    'end_len': np.uint32,
+    'last_end_len': np.uint32,
+    'retriever': np.uint32,
     'flags': np.uint8,
   }.get(field, np.int64)

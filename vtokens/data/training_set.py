@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vtokens import config, errors, paths
+from vtokens import config, distributed, errors, paths
 from vtokens.data import leaks, sources, tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
@@ -124,6 +124,7 @@ def open_training_set(
     data.examples_per_row,
     cfg.virtual_tokens.draws_per_example,
   )
+  run = distributed.run_name()
   token_sets = []
   for group in sources.groups(data.train):
     report = bad_records(data)
@@ -145,6 +146,7 @@ def open_training_set(
       },
       label=f'tokenizing {group[0]}',
       check=check,
+      run=run,
     )
     token_sets.append(token_set)
   leaked = _leaks(token_sets, held_out, data.mixture.remove_leaks, say)

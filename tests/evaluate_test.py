@@ -21,6 +21,7 @@ from vtokens import (
   errors,
   evaluate,
   schema,
+  stopping,
   table_file,
   writers,
 )
@@ -121,8 +122,8 @@ def make_config(root: pathlib.Path, **settings) -> eval_config.Config:
   return cfg
 
 
-def run(cfg: eval_config.Config, check=lambda: None) -> dict:
-  return evaluate.evaluate(cfg, check)
+def run(cfg: eval_config.Config, among=lambda number: number) -> dict:
+  return evaluate.evaluate(cfg, stopping.StopRequest(among))
 
 
 @pytest.fixture(scope='module')
@@ -237,13 +238,14 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
   for batches in (2, 5):
     left = [batches]
 
-    def check(left=left):
+    def enough(number, left=left):
       left[0] -= 1
       if left[0] < 0:
         raise _Enough
+      return number
 
     with pytest.raises(_Enough):
-      run(cfg, check)
+      run(cfg, enough)
     assert not (tmp_path / 'report.json').exists()
   assert 0 < sum(answered) < total
   again = run(cfg)

@@ -28,6 +28,7 @@ from vtokens import (
   import_table,
   plug,
   schema,
+  stopping,
   table_file,
 )
 from vtokens.evaluation import config as eval_config
@@ -491,7 +492,7 @@ class TestSpring:
       report=eval_config.Report(resamples=50, permutations=50),
     )
     eval_config.validate(cfg)
-    found = evaluate.evaluate(cfg, lambda: None)
+    found = evaluate.evaluate(cfg, stopping.StopRequest())
     assert sum(cell['n'] for cell in found['cells']) == 3 * 12
 
   @pytest.mark.parametrize(

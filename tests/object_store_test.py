@@ -188,16 +188,19 @@ def test_a_run_stopped_and_continued_equals_one_on_a_disk(
   cfg = evaluation(bucket, workdir)
   rounds = iter([None, None, stopping.Stopped(signal.SIGTERM, agreed=True)])
 
-  def check() -> None:
+  def among(number: int) -> int:
     if (stopped := next(rounds)) is not None:
       raise stopped
+    return number
 
   with pytest.raises(stopping.Stopped):
-    evaluate.evaluate(cfg, check)
+    evaluate.evaluate(cfg, stopping.StopRequest(among))
   cells = bucket / 'evaluated' / 'cells'
   assert any(path.read_bytes().count(b'\n') > 1 for path in cells.iterdir())
-  found = evaluate.evaluate(cfg, lambda: None)
-  expected = evaluate.evaluate(evaluation(place.root, local), lambda: None)
+  found = evaluate.evaluate(cfg, stopping.StopRequest())
+  expected = evaluate.evaluate(
+    evaluation(place.root, local), stopping.StopRequest()
+  )
   assert [{**cell, 'table': ''} for cell in found['cells']] == [
     {**cell, 'table': ''} for cell in expected['cells']
   ]

@@ -1,6 +1,8 @@
 """Tests of vtokens.writers."""
 
+import io
 import json
+import time
 
 import file_limit
 import pytest
@@ -16,6 +18,21 @@ def test_say_goes_to_stdout_above_a_bar(capsys):
   captured = capsys.readouterr()
   assert captured.out == 'one\ntwo\n'
   assert '2' in captured.err
+
+
+def test_a_bar_moves_while_nothing_happens(monkeypatch):
+  monkeypatch.setattr(writers, '_TICK', 0.05)
+  shown = io.StringIO()
+  with writers.progress(total=2, file=shown, leave=False) as bar:
+    bar.update(1)
+    deadline = time.monotonic() + 10
+    # The one thread may still sleep as long as in other tests.
+    while shown.getvalue().count('\r') < 4 and time.monotonic() < deadline:
+      time.sleep(0.01)
+  assert shown.getvalue().count('1/2') > 2
+  closed = shown.getvalue()
+  time.sleep(0.2)
+  assert shown.getvalue() == closed
 
 
 def test_write_text_makes_directories(tmp_path):

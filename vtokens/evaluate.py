@@ -9,7 +9,7 @@ was stopped or killed; answers that are there are not generated again.
 """
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -43,13 +43,12 @@ from vtokens.evaluation.config import UNTOUCHED, Config
 from vtokens.evaluation.grid import Grid
 
 
-def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
+def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
   """Runs or continues an evaluation.
 
   Args:
     cfg: a validated config.
-    check: called between batches; may raise to stop, and what was answered is
-      kept.
+    stop: a request that ends it early; what was answered is kept.
 
   Returns:
     The content of report.json, or, where only `untouched` and tasks were asked
@@ -59,15 +58,14 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
     errors.UserError: bad input, or a base that did not stay what it was.
   """
   runs = models.read_runs(cfg.runs)
-  opened = models.open_models(cfg, runs)
-  records = questions.read(cfg, writers.say)
+  opened = stop.run(lambda: models.open_models(cfg, runs))
+  records = stop.run(lambda: questions.read(cfg, writers.say))
   # Whatever is wrong should show before the weights are loaded.
   grids = {}
   for model in opened:
-    grids[model.name] = Grid(
-      cfg, model, plan.groups(cfg, model, list(records)), records
-    )
-    grids[model.name].check()
+    grid = Grid(cfg, model, plan.groups(cfg, model, list(records)), records)
+    stop.run(grid.check)
+    grids[model.name] = grid
   loaded = [
     tasks.load(name, task, cfg.seed) for name, task in cfg.tasks.items()
   ]
@@ -82,7 +80,7 @@ def evaluate(cfg: Config, check: Callable[[], None]) -> dict[str, Any]:
     costs: list[dict[str, Any]] = []
     abilities: dict[str, list[dict[str, Any]]] = {}
     for model in opened:
-      found = _run(cfg, model, loaded, grids[model.name], mesh, check)
+      found = _run(cfg, model, loaded, grids[model.name], mesh, stop)
       costs += found.pop('cost', [])
       for name, rows in found.items():
         abilities.setdefault(name, []).extend(rows)
@@ -121,7 +119,7 @@ def _run(
   loaded: Sequence[tasks.LoadedTask],
   grid: Grid,
   mesh: jax.sharding.Mesh,
-  check: Callable[[], None],
+  stop: stopping.StopRequest,
 ) -> dict[str, list[dict[str, Any]]]:
   """All that needs the weights of one base; they are dropped at its end.
 
@@ -132,12 +130,12 @@ def _run(
   if not (grid.has_missing() or cfg.cost.questions or loaded or prove):
     return {}
   rows: dict[str, list[dict[str, Any]]] = {}
-  base = model.base.load(mesh)
-  before = untouched.observe(base) if prove else None
+  base = stop.run(lambda: model.base.load(mesh))
+  before = stop.run(lambda: untouched.observe(base)) if prove else None
   if grid.has_missing():
-    grid.run(base, mesh, check)
+    grid.run(base, mesh, stop)
   if cfg.cost.questions:
-    rows['cost'] = grid.measure(base, mesh, check)
+    rows['cost'] = grid.measure(base, mesh, stop)
   if loaded:
     rows |= general.run_tasks(
       base,
@@ -146,12 +144,14 @@ def _run(
       seed=cfg.seed,
       batch_size=cfg.decode.batch_size,
       directory=epath.Path(cfg.workdir) / 'general' / model.name,
-      check=check,
+      stop=stop,
     )
   if prove:
     tables = [table.rows for table in model.tables.values()]
-    proof = untouched.prove(
-      lambda: model.base.load(mesh), base, tables, loaded=before, release=True
+    proof = stop.run(
+      lambda: untouched.prove(
+        lambda: model.base.load(mesh), base, tables, loaded=before, release=True
+      )
     )
     if distributed.is_first():
       writers.write_json(
@@ -238,7 +238,7 @@ def main(cfg: Config) -> None:
   """Entry point."""
   with distributed.session(cfg.distributed):
     with stopping.StopRequest(distributed.AnyProcess()) as stop:
-      found = evaluate(cfg, stop.check_together)
+      found = evaluate(cfg, stop)
     if distributed.is_first():
       _say(cfg, found)
 

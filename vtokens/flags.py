@@ -15,7 +15,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from vtokens import errors, paths, schema, stopping, streams, writers
+from vtokens import aside, errors, paths, schema, stopping, streams, writers
 
 # Characters of an error. Most messages have bounds of their own; libraries that
 # quote what they found have none.
@@ -135,6 +135,7 @@ def run(
     except errors.UserError as e:
       _fail(e)
     except stopping.Stopped as e:
+      writers.close_bars()
       writers.say(f'{e}; continue with: {command_line()}')
       sys.exit(e.exit_code)
     # A disk that is full, or whatever a store fails by: the network, a
@@ -157,9 +158,7 @@ def run(
   try:
     app.run(guarded, flags_parser=parse)
   except SystemExit as e:
-    if not _finish() and not e.code:
-      sys.exit(128 + signal.SIGPIPE)
-    raise
+    aside.end(e.code if _finish() or e.code else 128 + signal.SIGPIPE)
 
 
 def _start() -> None:

@@ -10,12 +10,15 @@ import multiprocessing
 import os
 import signal
 import threading
+import typing
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from vtokens import streams
+from vtokens import aside, streams
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+T = typing.TypeVar('T')
 
 
 class Stopped(Exception):
@@ -87,6 +90,22 @@ class StopRequest:
     number = self._among(self.signal)
     if number:
       raise Stopped(number, agreed=True)
+
+  def run(self, function: Callable[[], T]) -> T:
+    """What a function returns, unless a signal comes to this process first.
+
+    For what takes long and may be dropped: answers of a batch, the loading of
+    weights. See `aside.call`.
+
+    Raises:
+      Stopped: this process was asked to stop, whatever the others do.
+    """
+
+    def look() -> None:
+      self.check()
+      check()  # Of a program that handles signals by `at_once`.
+
+    return aside.call(function, look)
 
 
 class Ended(SystemExit):

@@ -99,7 +99,9 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   )
   report = training_set.bad_records(cfg.data)
   held_out = [
-    training_set.read_held_out(cfg, field, most, report)
+    stop.run(
+      functools.partial(training_set.read_held_out, cfg, field, most, report)
+    )
     for field, most in (
       ('validation', cfg.eval.max_validation),
       ('test', cfg.eval.max_test),
@@ -107,7 +109,9 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   ]
   validation_set, test_set = (part.records for part in held_out)
   hashes = {
-    'train': sources.identity(cfg.data.train, cfg.data.corpus),
+    'train': stop.run(
+      lambda: sources.identity(cfg.data.train, cfg.data.corpus)
+    ),
     'validation': records.sha256(validation_set),
     'test': records.sha256(test_set),
   }
@@ -118,7 +122,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   stop.check()
   # Whatever is wrong should show before the long work of tokenising, and that
   # before the weights are loaded.
-  opened = base_lib.open_base(cfg.base, cfg.context_length)
+  opened = stop.run(lambda: base_lib.open_base(cfg.base, cfg.context_length))
   identity = {
     'fingerprint': opened.fingerprint,
     'tokenizer_sha256': opened.tokenizer.sha256,
@@ -134,14 +138,16 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     writers.say(f'{workdir} holds the finished run')
     return finished
   assembler = Assembler.for_run(opened.tokenizer, cfg)
-  mixture, left_out = training_set.open_training_set(
-    cfg, assembler, held_out, writers.say, stop.check
+  mixture, left_out = stop.run(
+    lambda: training_set.open_training_set(
+      cfg, assembler, held_out, writers.say, stop.check
+    )
   )
   for note, count in report.notes.items():
     writers.say(f'validation and test data: {count:,} {note}')
   _report_left_out(cfg, [*left_out, *report.messages])
   stop.check()
-  base = opened.load(mesh)
+  base = stop.run(lambda: opened.load(mesh))
   stop.check()
   rows = cfg.virtual_tokens.num_virtual_tokens
   kept = '' if base.quantize == 'none' else f', matrices in {base.quantize}'
@@ -159,7 +165,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
       writers.say(regime)
   prompter = Prompter(assembler, cfg.eval, cfg.seed)
   answerer = Answerer(base, mesh, cfg.eval, cfg.seed)
-  evaluator = Evaluator(answerer, prompter, stop.check_together)
+  evaluator = Evaluator(answerer, prompter, stop)
 
   def as_table(rows: np.ndarray) -> Table:
     return Table('table', rows, assembler)
@@ -169,8 +175,8 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   bare = [bare_arm(name) for name in cfg.eval.conditions]
   initial = as_table(distributed.fetch(state.table))
   most = tokens_arm(initial, max(cfg.eval.num_active))
-  prompter.check_fits(validation_set, [most], answers=True)
-  prompter.check_fits(test_set, [*bare, most])
+  stop.run(lambda: prompter.check_fits(validation_set, [most], answers=True))
+  stop.run(lambda: prompter.check_fits(test_set, [*bare, most]))
   # Only now: a mistake found above may be mended in the same directory.
   if distributed.is_first():
     writers.write_json(workdir / 'config.json', _identity(cfg))

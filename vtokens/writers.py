@@ -4,6 +4,9 @@ import contextlib
 import json
 import os
 import sys
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +17,11 @@ from etils import epath
 from vtokens import errors, paths
 
 _silent = False
+
+# Seconds after which a bar moves at least its clock: a batch may take minutes.
+_TICK = 1.5
+_bars: weakref.WeakSet[tqdm.tqdm] = weakref.WeakSet()
+_clock_runs = False
 
 
 def silence() -> None:
@@ -32,10 +40,39 @@ def say(text: str = '') -> None:
 def progress(**settings: Any) -> tqdm.tqdm:
   """A progress bar on standard error.
 
+  Its clock goes on while the program waits for a device.
+
   Args:
     **settings: of `tqdm.tqdm`.
   """
-  return tqdm.tqdm(dynamic_ncols=True, disable=_silent, **settings)
+  global _clock_runs
+  bar = tqdm.tqdm(dynamic_ncols=True, disable=_silent, **settings)
+  if not bar.disable:
+    _bars.add(bar)
+    if not _clock_runs:
+      _clock_runs = True
+      threading.Thread(target=_tick, name='clock', daemon=True).start()
+  return bar
+
+
+def close_bars() -> None:
+  """Takes bars away that belong to work that was left behind."""
+  for bar in list(_bars):
+    bar.close()
+
+
+def _tick() -> None:
+  """Shows bars again that nothing else has moved."""
+  while True:
+    time.sleep(_TICK)
+    for bar in list(_bars):
+      with bar.get_lock():
+        if bar.disable:  # It is closed.
+          _bars.discard(bar)
+        elif time.time() - bar.last_print_t >= _TICK:
+          # Nobody may read it any more.
+          with contextlib.suppress(OSError, ValueError):
+            bar.refresh(nolock=True)
 
 
 @contextlib.contextmanager

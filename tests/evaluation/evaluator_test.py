@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from vtokens import config, errors, generate, partitioning
+from vtokens import config, errors, generate, partitioning, stopping
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
@@ -431,12 +431,12 @@ def test_stops_when_asked(base, mesh, arms):
 
   cfg = make_config()
 
-  def check():
+  def among(unused_number):
     raise Enough
 
   prompter = Prompter(Assembler.for_run(base.tokenizer, cfg), cfg.eval, 0)
   answerer = Answerer(base, mesh, cfg.eval, 0)
-  evaluator = Evaluator(answerer, prompter, check)
+  evaluator = Evaluator(answerer, prompter, stopping.StopRequest(among))
   with pytest.raises(Enough):
     evaluator.answers(RECORDS, arms, label='')
 

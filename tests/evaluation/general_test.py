@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vtokens import config, errors, partitioning
+from vtokens import config, errors, partitioning, stopping
 from vtokens.evaluation import choices, general, task_prompts, tasks
 from vtokens.evaluation.tasks import Task
 from vtokens.models import base as base_lib
@@ -73,7 +73,12 @@ def run(base, settings, directory, **more):
     base,
     partitioning.make_mesh((-1, 1, 1)),
     loaded,
-    **{'batch_size': 4, 'directory': directory, **more},
+    **{
+      'batch_size': 4,
+      'directory': directory,
+      'stop': stopping.StopRequest(),
+      **more,
+    },
   )
 
 
@@ -161,12 +166,13 @@ def test_finished_tasks_are_not_computed_again(
 
   monkeypatch.setattr(choices, 'score', counts)
 
-  def stop_at_second():
+  def stop_at_second(number):
     if (out / 'facts.json').exists():
       raise Killed
+    return number
 
   with pytest.raises(Killed):
-    run(base, settings, out, check=stop_at_second)
+    run(base, settings, out, stop=stopping.StopRequest(stop_at_second))
   assert scored == [11]
   assert run(base, settings, out) == whole
   assert scored == [11, 4]

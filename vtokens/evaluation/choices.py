@@ -18,7 +18,14 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vtokens import distributed, errors, partitioning, steps, writers
+from vtokens import (
+  distributed,
+  errors,
+  partitioning,
+  steps,
+  stopping,
+  writers,
+)
 from vtokens.data.assemble import Ids
 from vtokens.evaluation import answering
 from vtokens.models.base import FrozenBase, OpenBase
@@ -204,7 +211,7 @@ def score(
   *,
   batch_size: int,
   label: str,
-  check: Callable[[], None] = lambda: None,
+  stop: stopping.StopRequest | None = None,
 ) -> list[Float[np.ndarray, 'C']]:
   """Log-probability of each option after its prompt.
 
@@ -216,12 +223,13 @@ def score(
     items: the questions.
     batch_size: of them at a time; see `num_rows`.
     label: of the progress bar.
-    check: called between batches; may raise to stop.
+    stop: drops the batch that is being scored.
 
   Returns:
     For each item the natural logarithm of the probability of each option,
     summed over its tokens, f64.
   """
+  stop = stop or stopping.StopRequest()
   scores: list[Float[np.ndarray, 'C']] = [np.zeros(0)] * len(items)
   with writers.progress(
     total=len(items),
@@ -231,19 +239,26 @@ def score(
   ) as bar:
     for group in _groups(items):
       common = common_start([items[i].prompt for i in group])
-      shared = encode_shared(base, items[group[0]].prompt[:common])
+      begin = functools.partial(
+        encode_shared, base, items[group[0]].prompt[:common]
+      )
+      shared = stop.run(begin)
       size = num_rows(mesh, len(group), batch_size)
       for index in batches(group, size, lambda i: len(items[i].prompt)):
-        check()
+        stop.check_together()
         rows = _collate([items[i] for i in index], common, size)
-        found = distributed.fetch(
-          _log_probs(
-            base.params,
-            shared,
-            partitioning.shard_rows(rows, mesh, size),
-            graph=base.graph,
+
+        def batch(rows=rows, shared=shared, size=size):
+          return distributed.fetch(
+            _log_probs(
+              base.params,
+              shared,
+              partitioning.shard_rows(rows, mesh, size),
+              graph=base.graph,
+            )
           )
-        ).astype(np.float64)
+
+        found = stop.run(batch).astype(np.float64)
         for row, i in zip(found, index, strict=False):
           ends = np.cumsum([len(ids) for ids in items[i].options])
           starts = [0, *ends[:-1]]

@@ -1,15 +1,16 @@
 """What answers cost: times of prefill and decoding, with and without tokens."""
 
 import dataclasses
+import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from vtokens import config
+from vtokens import config, stopping
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.evaluation.answering import Answerer
@@ -27,7 +28,7 @@ def measure(
   decode: config.Decode,
   *,
   repeats: int,
-  check: Callable[[], None] = lambda: None,
+  stop: stopping.StopRequest,
 ) -> list[dict[str, Any]]:
   """Times the same questions asked in several ways, each way by itself.
 
@@ -43,7 +44,7 @@ def measure(
     arms: ways to ask; the others are compared with the first.
     decode: how answers are generated.
     repeats: of each, after one that is not counted.
-    check: called between measurements; may raise to stop.
+    stop: drops the measurement.
 
   Returns:
     One dict of JSON values for each arm and batch size, with medians:
@@ -58,13 +59,17 @@ def measure(
     answerer = Answerer(base, mesh, settings, seed=0)
     first: dict[str, Any] = {}
     for arm in arms:
-      check()
+      stop.check_together()
       examples = [prompter.example(record, arm) for record in records[:size]]
       row: dict[str, Any] = {
         'condition': arm.name,
         'num_active': arm.num_active,
         'batch_size': answerer.batch_size,
-        **_time(answerer, examples, arm, base, decode, repeats),
+        **stop.run(
+          functools.partial(
+            _time, answerer, examples, arm, base, decode, repeats
+          )
+        ),
       }
       first = first or row
       for name in ('first_token', 'answer'):

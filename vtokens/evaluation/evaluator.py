@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import flax.nnx as nnx
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from vtokens import steps, writers
+from vtokens import steps, stopping, writers
 from vtokens.data import pipeline
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
@@ -47,19 +47,19 @@ class Evaluator:
   Args:
     answerer: of the frozen model.
     prompter: makes the examples.
-    check: called between batches; may raise to stop.
+    stop: looked at all the time; what was asked last is dropped then.
   """
 
   def __init__(
     self,
     answerer: Answerer,
     prompter: Prompter,
-    check: Callable[[], None] = lambda: None,
+    stop: stopping.StopRequest | None = None,
   ):
     self._answerer = answerer
     self._base = answerer.base
     self._prompter = prompter
-    self._check = check
+    self._stop = stop or stopping.StopRequest()
 
   def answers(
     self, records: Sequence[Record], arms: Sequence[Arm], *, label: str
@@ -103,13 +103,16 @@ class Evaluator:
         [self._prompter.example(records[i], arm) for arm in arms] for i in index
       ]
       if waiting is not None:
-        yield waiting()
-      self._check()
-      answers = self._answerer(
-        examples,
-        table,
-        ids=[records[i].id for i in index],
-        first_ids=first_ids,
+        yield self._stop.run(waiting)
+      self._stop.check_together()
+      answers = self._stop.run(
+        functools.partial(
+          self._answerer,
+          examples,
+          table,
+          ids=[records[i].id for i in index],
+          first_ids=first_ids,
+        )
       )
 
       def waiting(index=index, answers=answers):
@@ -119,7 +122,7 @@ class Evaluator:
         )
 
     if waiting is not None:
-      yield waiting()
+      yield self._stop.run(waiting)
 
   def validate(
     self, records: Sequence[Record], table: Table, num_active: int
@@ -130,36 +133,49 @@ class Evaluator:
       Nats per target token, and one answer for each record.
     """
     arm = tokens_arm(table, num_active)
-    first = self._base.config.vocab_size
     answers = [Answer('', 0, '')] * len(records)
     nll = tokens = 0.0
     with _progress(len(records), 'validation') as bar:
       for index in self._batches(records):
-        self._check()
-        examples = [
-          self._prompter.example(records[i], arm, records[i].answers[0])
-          for i in index
-        ]
-        cache = self._answerer.encode(examples)
-        asked = [
-          [dataclasses.replace(e, targets=e.targets[:0])] for e in examples
-        ]
-        ids = [records[i].id for i in index]
-        out = self._answerer.start(asked, cache, table.rows, ids, [first])
-        part = _nll(
-          self._base.params,
-          table.rows,
-          cache,
-          self._collate(examples),
-          graph=self._base.graph,
+        self._stop.check_together()
+        asked = functools.partial(
+          self._validate_batch, [records[i] for i in index], arm, table.rows
         )
-        nll += float(part[0])
-        tokens += float(part[1])
-        found = self._answerer.wait(out, asked)
-        for i, (answer,) in zip(index, found, strict=True):
+        # State is saved after a stop here, by all processes at the same point.
+        alone = jax.process_count() == 1
+        part, found = self._stop.run(asked) if alone else asked()
+        nll += part[0]
+        tokens += part[1]
+        for i, answer in zip(index, found, strict=True):
           answers[i] = answer
         bar.update(len(index))
     return nll / max(tokens, 1.0), answers
+
+  def _validate_batch(
+    self,
+    records: Sequence[Record],
+    arm: Arm,
+    rows: Float[np.ndarray, 'P D'],
+  ) -> tuple[tuple[float, float], list[Answer]]:
+    """Nats and target tokens of a batch, and its answers."""
+    examples = [
+      self._prompter.example(record, arm, record.answers[0])
+      for record in records
+    ]
+    cache = self._answerer.encode(examples)
+    asked = [[dataclasses.replace(e, targets=e.targets[:0])] for e in examples]
+    ids = [record.id for record in records]
+    first = self._base.config.vocab_size
+    out = self._answerer.start(asked, cache, rows, ids, [first])
+    nll, tokens = _nll(
+      self._base.params,
+      rows,
+      cache,
+      self._collate(examples),
+      graph=self._base.graph,
+    )
+    part = float(nll), float(tokens)
+    return part, [answer for (answer,) in self._answerer.wait(out, asked)]
 
   def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
     """Numbers of records of about equal length."""

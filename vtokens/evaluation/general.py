@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 from etils import epath
 
-from vtokens import distributed, json_files, writers
+from vtokens import distributed, json_files, stopping, writers
 from vtokens.evaluation import choices, reasoning, task_prompts
 from vtokens.evaluation.tasks import LoadedTask
 from vtokens.models.base import FrozenBase, OpenBase
@@ -30,7 +30,7 @@ def run_tasks(
   seed: int,
   batch_size: int,
   directory: epath.PathLike,
-  check: Callable[[], None] = lambda: None,
+  stop: stopping.StopRequest,
 ) -> dict[str, Any]:
   """Scores a base on general tasks.
 
@@ -45,7 +45,7 @@ def run_tasks(
     seed: of the questions and examples drawn.
     batch_size: questions at a time.
     directory: where results of this base are written.
-    check: called between batches; may raise to stop.
+    stop: drops the task that is being scored.
 
   Returns:
     {'tasks': one dict for each}, JSON values; accuracies and shares in
@@ -57,9 +57,9 @@ def run_tasks(
     identity = _identity(base, task, seed)
     result = _finished(directory, task, identity)
     if not distributed.from_first(functools.partial(bool, result)):
-      check()
+      stop.check_together()
       score = _numbers if task.settings.format == 'gsm8k' else _choices
-      result, rows = score(base, mesh, task, batch_size=batch_size, check=check)
+      result, rows = score(base, mesh, task, batch_size=batch_size, stop=stop)
       _write(directory, task, identity, result, rows)
     results.append(result)
   return {'tasks': results}
@@ -125,7 +125,7 @@ def _choices(
   task: LoadedTask,
   *,
   batch_size: int,
-  check: Callable[[], None],
+  stop: stopping.StopRequest,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Result and predictions of a multiple-choice task."""
   items = _items(base, task)
@@ -135,7 +135,7 @@ def _choices(
     items,
     batch_size=batch_size,
     label=task.name,
-    check=check,
+    stop=stop,
   )
   rows = []
   for question, item, sums in zip(task.questions, items, scores, strict=True):
@@ -193,7 +193,7 @@ def _numbers(
   task: LoadedTask,
   *,
   batch_size: int,
-  check: Callable[[], None],
+  stop: stopping.StopRequest,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
   """Result and predictions of gsm8k."""
   answers = reasoning.continue_prompts(
@@ -203,7 +203,7 @@ def _numbers(
     max_new_tokens=task.settings.max_new_tokens,
     batch_size=batch_size,
     label=task.name,
-    check=check,
+    stop=stop,
   )
   rows = []
   for question, answer in zip(task.questions, answers, strict=True):

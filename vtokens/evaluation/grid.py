@@ -8,14 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import tqdm
 from etils import epath
 
-from vtokens import config, distributed, table_file, writers
+from vtokens import config, distributed, stopping, table_file, writers
 from vtokens.data.records import Record
 from vtokens.evaluation import cost
 from vtokens.evaluation.answering import Answerer
@@ -162,21 +162,21 @@ class Grid:
     self,
     base: FrozenBase,
     mesh: jax.sharding.Mesh,
-    check: Callable[[], None] = lambda: None,
+    stop: stopping.StopRequest,
   ) -> None:
     """Generates what is missing, and keeps it batch by batch.
 
     Args:
       base: the model's weights.
       mesh: the devices.
-      check: called between batches; may raise to stop.
+      stop: drops the batch that is being answered.
     """
     answerer = Answerer(base, mesh, self._cfg.decode, self._cfg.seed)
     with writers.progress(
       total=self._num_missing(), desc=self._model.name, unit='answer'
     ) as bar:
       for group in self._groups:
-        evaluator = Evaluator(answerer, self._prompter(group), check)
+        evaluator = Evaluator(answerer, self._prompter(group), stop)
         for missing, arms in self._missing(group):
           self._answer(evaluator, group, missing, arms, bar)
 
@@ -184,7 +184,7 @@ class Grid:
     self,
     base: FrozenBase,
     mesh: jax.sharding.Mesh,
-    check: Callable[[], None] = lambda: None,
+    stop: stopping.StopRequest,
   ) -> list[dict[str, Any]]:
     """Times the conditions that show the main passages; see `cost.measure`.
 
@@ -213,7 +213,7 @@ class Grid:
       list({arm.name: arm for arm in arms}.values()),
       cfg.decode,
       repeats=cfg.cost.repeats,
-      check=check,
+      stop=stop,
     )
 
   def _prompter(self, group: Group) -> Prompter:

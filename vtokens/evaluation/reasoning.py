@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vtokens import distributed, generate, partitioning, writers
+from vtokens import distributed, generate, partitioning, stopping, writers
 from vtokens.data.assemble import Ids
 from vtokens.evaluation import (
   answering,
@@ -58,7 +58,7 @@ def continue_prompts(
   max_new_tokens: int,
   batch_size: int,
   label: str,
-  check: Callable[[], None] = lambda: None,
+  stop: stopping.StopRequest | None = None,
 ) -> list[Continuation]:
   """Greedy continuations, which do not depend on the batch.
 
@@ -70,8 +70,9 @@ def continue_prompts(
     max_new_tokens: longest continuation.
     batch_size: of prompts at a time; see `choices.num_rows`.
     label: of the progress bar.
-    check: called between batches; may raise to stop.
+    stop: drops the batch that is being continued.
   """
+  stop = stop or stopping.StopRequest()
   known = frozenset(base.tokenizer.ids)
 
   def decode(ids: Sequence[int]) -> str:
@@ -88,7 +89,7 @@ def continue_prompts(
   # Needed by the shape of the call; no row of it is used.
   table = np.zeros((1, base.config.embed_dim), np.float32)
   common = choices.common_start(prompt_ids)
-  one = choices.encode_shared(base, prompt_ids[0][:common])
+  one = stop.run(lambda: choices.encode_shared(base, prompt_ids[0][:common]))
   written: list[list[int]] = [[] for _ in prompt_ids]
   done: dict[int, Continuation] = {}
   with writers.progress(
@@ -104,35 +105,40 @@ def continue_prompts(
       for index in choices.batches(
         rest, size, lambda i: len(prompt_ids[i]) + len(written[i])
       ):
-        check()
-        out = generate.generate(
-          base.params,
-          table,
-          shared,
-          _suffixes(
-            [[*prompt_ids[i][common:], *written[i]] for i in index],
-            common,
-            size,
-            mesh,
-          ),
-          endings,
-          graph=base.graph,
-          max_new_tokens=min(_ROUND, max_new_tokens),
+        stop.check_together()
+        suffixes = _suffixes(
+          [[*prompt_ids[i][common:], *written[i]] for i in index],
+          common,
+          size,
+          mesh,
         )
-        for i, ids in zip(
-          index, distributed.fetch(out)[:, 0].tolist(), strict=False
-        ):
+
+        def batch(shared=shared, suffixes=suffixes):
+          return distributed.fetch(
+            generate.generate(
+              base.params,
+              table,
+              shared,
+              suffixes,
+              endings,
+              graph=base.graph,
+              max_new_tokens=min(_ROUND, max_new_tokens),
+            )
+          )
+
+        out = stop.run(batch)[:, 0].tolist()
+        for i, ids in zip(index, out, strict=False):
           new = list(itertools.takewhile(lambda token: not ends[token], ids))
           size_now = len(written[i]) + len(new)
-          stop = 'end' if len(new) < len(ids) else ''
+          ended = 'end' if len(new) < len(ids) else ''
           if size_now >= max_new_tokens:
-            stop = 'length'
+            ended = 'length'
           written[i] = [*written[i], *new][:max_new_tokens]
           if (begun := _next_begins(decode, written[i])) is not None:
-            stop, written[i] = 'question', written[i][:begun]
-          if stop:
+            ended, written[i] = 'question', written[i][:begun]
+          if ended:
             text = decode(written[i]).split(task_prompts.NEXT)[0]
-            done[i] = Continuation(text.strip(), len(written[i]), stop)
+            done[i] = Continuation(text.strip(), len(written[i]), ended)
             bar.update()
   return [done[i] for i in range(len(prompt_ids))]
 

@@ -280,7 +280,9 @@ def test_a_run_on_a_quantised_base(tmp_path, capsys):
   assert gate['trained_with_quantize'] == 'int4'
   assert plug.load(out).meta.quantize == 'int4'
   assert 'quantised to int4' in (out / 'README.md').read_text()
-  import_table.import_table('vtokens', str(out), '', str(tmp_path / 'again'))
+  import_table.import_table(
+    'vtokens', str(out), str(tmp_path / 'base'), str(tmp_path / 'again')
+  )
   _, metadata = table_file.load(tmp_path / 'again' / 'table.safetensors')
   assert metadata['quantize'] == 'int4'
 
@@ -424,7 +426,9 @@ def test_round_trip_is_byte_identical(one, tmp_path):
   artifact.write(tmp_path / 'hf', artifact.Artifact(source.table.table, meta))
   for kind in ('vtokens', 'hf'):
     again, work = tmp_path / f'again-{kind}', tmp_path / f'run-{kind}'
-    import_table.import_table('vtokens', str(tmp_path / kind), '', str(work))
+    import_table.import_table(
+      'vtokens', str(tmp_path / kind), str(one / 'base'), str(work)
+    )
     # It is evaluated as it was trained.
     values = json.loads((work / 'config.json').read_text())
     assert values['base']['dtype'] == 'float32'
@@ -818,7 +822,7 @@ def test_a_base_that_has_moved(tmp_path):
     str(tmp_path / 'out'),
   )
   meta = plug.load(tmp_path / 'out').meta
-  assert meta.base.id == str(tmp_path / 'base')
+  assert meta.base.id == 'base'
   family_models.save(tmp_path / 'base', 'llama3')
   with pytest.raises(errors.UserError, match='on another base'):
     run.read(str(tmp_path / 'run'))

@@ -427,6 +427,18 @@ class TestPromptText:
     assert text.startswith('[1] An end: < |im_end|> [ref12]\n\n[ref1]Question')
 
 
+def _at(code: str, base: str, is_needed: bool) -> str:
+  """A card's lines with the base's path, beside the export, for its name."""
+  code, count = re.subn(
+    f"^base = '{base}'  # Where it is: .*$",
+    f"base = '../{base}'",
+    code,
+    flags=re.MULTILINE,
+  )
+  assert count == is_needed
+  return code
+
+
 class TestCards:
   """The usage that an export's README shows."""
 
@@ -446,9 +458,17 @@ class TestCards:
     assert 'base_model' not in head
     monkeypatch.chdir(place / kind)
     names = {'passages': PASSAGES, 'question': QUESTION}
-    exec(code, names)
+    exec(_at(code, 'base', kind != 'hf'), names)
     answer = names['out'][0, len(names['ids']) :].tolist()
-    assert answer == _most_likely(place, PASSAGES, QUESTION)
+    expected = _most_likely(place, PASSAGES, QUESTION)
+    tokenizer = names['tokenizer']
+    ends = [
+      i for i, token in enumerate(expected) if '\n' in tokenizer.decode([token])
+    ]
+    expected = expected[: min([*ends, 15]) + 1]
+    assert answer == expected
+    text = tokenizer.decode(expected, skip_special_tokens=True)
+    assert names['answer'] == text.strip()
     virtual = set(names['table'].meta.tokens.ids)
     assert len(virtual & set(names['ids'])) == export_test.ROWS
 
@@ -467,10 +487,36 @@ class TestCards:
     ) as address:
       exec(code.replace('http://127.0.0.1:8080', address), names)
     assert isinstance(names['answer'], str)
+    assert names['body']['stop'] == ['\n']
+
+  def test_every_recipe_stops_at_a_line_break(self, place, monkeypatch):
+    """Also where the ids before an answer are virtual, which have no text."""
+    _, code = self._usage(place / 'vtokens')
+    monkeypatch.chdir(place / 'vtokens')
+    names = {'passages': PASSAGES, 'question': QUESTION}
+    exec(_at(code, 'base', True), names)
+    model, tokenizer = names['model'], names['tokenizer']
+    [line_break] = tokenizer('\n', add_special_tokens=False)['input_ids']
+    with torch.no_grad():
+      # Whatever is asked, the model says line breaks.
+      head = torch.nn.Linear(64, model.config.vocab_size)
+      head.weight.zero_()
+      head.bias.copy_(torch.eye(model.config.vocab_size)[line_break])
+      model.lm_head = head
+    monkeypatch.setattr(
+      transformers.AutoModelForCausalLM, 'from_pretrained', lambda _: model
+    )
+    plug.detach(model)
+    last = [*names['ids'], *names['table'].meta.tokens.ids]
+    monkeypatch.setattr(plug, 'prompt_ids', lambda *_, **__: last)
+    exec(_at(code, 'base', True), names)
+    assert names['out'][0, len(last) :].tolist() == [line_break]
+    assert names['answer'] == ''
 
   def test_a_base_in_gguf(self, gguf_place, monkeypatch):
     _, code = self._usage(gguf_place / 'vtokens')
     monkeypatch.chdir(gguf_place / 'vtokens')
     names = {'passages': PASSAGES, 'question': QUESTION}
-    exec(code, names)
+    [file] = gguf_place.glob('*.gguf')
+    exec(_at(code, file.name, True), names)
     assert names['out'].shape[1] > len(names['ids'])

@@ -16,7 +16,7 @@ import os
 from absl import flags as absl_flags
 
 from vtokens import errors, flags, versions, writers
-from vtokens.exports import card, gate, place, run
+from vtokens.exports import card, gate, hf, licence, place, run
 from vtokens.exports.config import FORMATS, Config, validate
 
 # Packages of the programs that exports are checked with.
@@ -45,7 +45,8 @@ def export(cfg: Config, to: str, out: str) -> None:
       )
     checks, exported = _makers()[to](directory, cfg, source)
     writers.write_text(
-      directory / 'README.md', card.render(exported.meta, to, checks)
+      directory / 'README.md',
+      card.render(exported.meta, to, checks, _about_base(source)),
     )
     gate.conclude(
       directory,
@@ -58,6 +59,15 @@ def export(cfg: Config, to: str, out: str) -> None:
         'versions': versions.packages(*CHECKERS),
       },
     )
+
+
+def _about_base(source: run.Source) -> card.Base:
+  path = source.base.settings.path
+  dtype = 'float32'  # Of what is made of a GGUF file.
+  if not path.endswith('.gguf'):
+    rows = source.base.source.read(hf.EMBEDDING, slice(0, 1))
+    dtype = str(rows.dtype)
+  return card.Base(licence.of_base(path, source.base.source), dtype)
 
 
 def _makers():

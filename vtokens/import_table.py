@@ -17,7 +17,7 @@ import huggingface_hub
 from absl import flags as absl_flags
 
 from vtokens import config, errors, flags, table_file, writers
-from vtokens.exports import artifact, place, prompts, run, spring
+from vtokens.exports import artifact, place, prompts, public, run, spring
 from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
 from vtokens.exports.config import NAMES
 from vtokens.models import base as base_lib
@@ -50,6 +50,8 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
   """The table, and the config of its run; see `import_table`."""
   if kind == 'vtokens':
     table = artifact.read(path)
+    if not base and public.is_local(table.meta):
+      _check_found(path, table.meta.base)
     settings = _settings(table, base)
     opened = base_lib.open_base(settings.base)
     for name, now in (
@@ -77,6 +79,16 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
       f'{settings.base.path} embeds tokens in {opened.config.embed_dim}'
     )
   return table, settings
+
+
+def _check_found(path: str, base: Base) -> None:
+  """Raises if a base is not where an earlier version's export says it is."""
+  if not pathlib.Path(base.id).exists():
+    raise errors.UserError(
+      f'--base: the path of {base.id} is needed, on which the table in {path} '
+      f'was trained (fingerprint {base.fingerprint}); the export has the '
+      'name alone'
+    )
 
 
 def _settings(table: Artifact, base: str) -> config.Config:

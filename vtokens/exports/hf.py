@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from vtokens.exports import rows, safetensors_file
+from vtokens.exports import public, rows, safetensors_file
 from vtokens.exports.artifact import Artifact, Tokens
 from vtokens.exports.json_file import read_json, write_json
 from vtokens.models.base import OpenBase
@@ -256,7 +256,7 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _write_config(base: pathlib.Path, out: pathlib.Path, plan: Plan) -> None:
-  values = read_json(base / 'config.json')
+  values = public.without_paths(read_json(base / 'config.json'))
   values['vocab_size'] = plan.num_rows
   values['tie_word_embeddings'] = False
   write_json(out / 'config.json', values)
@@ -309,7 +309,7 @@ def _write_tokenizer(base: pathlib.Path, out: pathlib.Path, plan: Plan) -> None:
   write_json(out / 'tokenizer.json', values, indent=None)
   file = base / 'tokenizer_config.json'
   if file.exists():
-    settings = read_json(file)
+    settings = public.without_paths(read_json(file))
     if 'added_tokens_decoder' in settings:
       settings['added_tokens_decoder'] |= {
         str(i): entry for i, entry in entries.items()

@@ -51,13 +51,14 @@ def write(
     opened: the base.
   """
   count = len(table.table)
-  base = opened.settings.path
+  base = table.meta.base
   ids = list(tokens.ids)
   trainable = peft.TrainableTokensConfig(
     token_indices=ids,
     target_modules=['embed_tokens'],
     task_type='CAUSAL_LM',
-    base_model_name_or_path=base,
+    base_model_name_or_path=base.id,
+    revision=base.revision or None,
     inference_mode=True,
   )
   names = [f'{hf.EMBEDDING.removesuffix(".weight")}.trainable_tokens_delta']
@@ -70,7 +71,8 @@ def write(
     lora_dropout=0.0,
     target_modules=['embed_tokens'],
     task_type='CAUSAL_LM',
-    base_model_name_or_path=base,
+    base_model_name_or_path=base.id,
+    revision=base.revision or None,
     inference_mode=True,
   )
   picks = np.zeros((count, opened.config.vocab_size), np.float32)

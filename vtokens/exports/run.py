@@ -15,7 +15,7 @@ from vtokens import (
   table_file,
   writers,
 )
-from vtokens.exports import artifact, prompts
+from vtokens.exports import artifact, prompts, public
 from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
 from vtokens.exports.config import NAMES
 from vtokens.models import base as base_lib
@@ -100,34 +100,39 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
       f'config.names: {names} gives two of the {rows} virtual tokens one name'
     )
   if known:
-    meta = dataclasses.replace(known, tokens=tokens)
+    meta = public.meta(dataclasses.replace(known, tokens=tokens))
     return Source(Artifact(table, meta), opened, cfg)
+  # Where it was then, unless the hub has a name for it now.
+  revision = base_lib.revision(cfg.base.path)
+  name = cfg.base.path if revision else trained_on
   summary = json_files.read(directory / 'summary.json')
   trained = cfg.virtual_tokens
   return Source(
     Artifact(
       table,
-      Meta(
-        format=artifact.FORMAT,
-        base=Base(
-          id=trained_on,
-          revision=base_lib.revision(cfg.base.path),
-          fingerprint=opened.fingerprint,
-          tokenizer_sha256=opened.tokenizer.sha256,
-          vocab_size=vocab_size,
-          scales_embeddings=opened.config.scale_embeddings,
-        ),
-        prompt=prompt,
-        tokens=tokens,
-        table_sha256=table_file.sha256(table),
-        shape=(rows, table.shape[1]),
-        num_trained=trained.num_active if trained.draw == 'fixed' else rows,
-        metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
-        training={
-          'config': values,
-          'data': json_files.read(directory / 'data.json'),
-        },
-        versions=_as_strings(metadata.get('versions', {})),
+      public.meta(
+        Meta(
+          format=artifact.FORMAT,
+          base=Base(
+            id=name,
+            revision=revision,
+            fingerprint=opened.fingerprint,
+            tokenizer_sha256=opened.tokenizer.sha256,
+            vocab_size=vocab_size,
+            scales_embeddings=opened.config.scale_embeddings,
+          ),
+          prompt=prompt,
+          tokens=tokens,
+          table_sha256=table_file.sha256(table),
+          shape=(rows, table.shape[1]),
+          num_trained=trained.num_active if trained.draw == 'fixed' else rows,
+          metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
+          training={
+            'config': values,
+            'data': json_files.read(directory / 'data.json'),
+          },
+          versions=_as_strings(metadata.get('versions', {})),
+        )
       ),
     ),
     opened,

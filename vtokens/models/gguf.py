@@ -90,6 +90,11 @@ class GGUFSource:
 
   # -- metadata --
 
+  def metadata(self, key: str) -> Any:
+    """A field of any type, as the file has it; None if it has not."""
+    field = self._reader.get_field(key)
+    return None if field is None else field.contents()
+
   def _field(self, key: str, default: Any = ...) -> Any:
     key = key.format(arch=getattr(self, 'architecture', ''))
     field = self._reader.get_field(key)

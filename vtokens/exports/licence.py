@@ -1,0 +1,108 @@
+"""The licence of a base, as its own files state it."""
+
+import contextlib
+import importlib.metadata
+import pathlib
+import re
+from typing import Any
+
+import huggingface_hub
+
+from vtokens.models import base as base_lib
+from vtokens.models import gguf
+from vtokens.models.weight_map import TensorSource
+
+_PACKAGE = 'package:'
+
+
+def of_base(path: str, source: TensorSource) -> dict[str, str]:
+  """The fields of a model card that say it; none if no file states it.
+
+  `license` is an identifier such as apache-2.0, or other; then `license_name`
+  and `license_link` may be there.
+
+  Looked for in a GGUF file's metadata, in the README.md of a directory or of a
+  base on the hub, and in the metadata of a Python package.
+
+  Args:
+    path: as `config.base.path`.
+    source: of its weights.
+  """
+  if isinstance(source, gguf.GGUFSource):
+    found = _of_gguf(source)
+  else:
+    local = base_lib.resolve(path)
+    found = _of_card(pathlib.Path(local) / 'README.md')
+    if not found and not pathlib.Path(path).exists():
+      found = _of_hub(path, local)
+  if not found and path.startswith(_PACKAGE):
+    found = _of_package(path)
+  return found
+
+
+def _fields(license: Any, name: Any, link: Any) -> dict[str, str]:
+  """The fields, of values of any type; none without an identifier."""
+  # The hub writes them in lower case.
+  found = _word(license).lower()
+  if not found:
+    return {}
+  fields = {'license': found}
+  if found == 'other':
+    if _word(name):
+      fields['license_name'] = _word(name)
+    if isinstance(link, str) and re.fullmatch(r'https?://[\x21-\x7e]+', link):
+      fields['license_link'] = link
+  return fields
+
+
+def _word(value: Any) -> str:
+  if isinstance(value, str) and re.fullmatch(r'[\w.+-]{1,60}', value.strip()):
+    return value.strip()
+  return ''
+
+
+def _of_gguf(source: gguf.GGUFSource) -> dict[str, str]:
+  return _fields(
+    *(
+      source.metadata(f'general.license{end}') for end in ('', '.name', '.link')
+    )
+  )
+
+
+def _of_card(path: pathlib.Path) -> dict[str, str]:
+  """Of the head of a model card."""
+  # It is the base's, and may be anything: whatever is wrong with it, it does
+  # not state a licence.
+  try:
+    values = huggingface_hub.metadata_load(path)
+  except Exception:
+    return {}
+  if not isinstance(values, dict):
+    return {}
+  return _fields(
+    *(values.get(f'license{end}') for end in ('', '_name', '_link'))
+  )
+
+
+def _of_hub(name: str, local: str) -> dict[str, str]:
+  """Of a base on the hub, whose card is not among the files of the model."""
+  try:
+    file = huggingface_hub.hf_hub_download(
+      name, 'README.md', revision=base_lib.commit(local) or None
+    )
+  # Offline, or there is none: each version of the hub's client has errors of
+  # its own and of its HTTP client's.
+  except Exception:
+    return {}
+  return _of_card(pathlib.Path(file))
+
+
+def _of_package(path: str) -> dict[str, str]:
+  module = path.removeprefix(_PACKAGE).partition('/')[0]
+  for name in importlib.metadata.packages_distributions().get(module, ()):
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      values = importlib.metadata.metadata(name).json
+      for field in ('license_expression', 'license'):
+        if found := _fields(values.get(field), None, None):
+          return found
+  return {}

@@ -200,8 +200,14 @@ FAMILIES = {
 }
 
 
-def save(directory: pathlib.Path, name: str, **changes) -> None:
-  """Writes a model of a family, with changes, in Hugging Face format."""
+def save(
+  directory: pathlib.Path, name: str, *, ascii_only: bool = False, **changes
+) -> None:
+  """Writes a model of a family, with changes, in Hugging Face format.
+
+  With `ascii_only` it says no token of other characters or of parts of them:
+  its answers are the same text whatever a program makes of broken UTF-8.
+  """
   family = FAMILIES[name]
   backend = family.backend()
   vocab = backend.get_vocab(with_added_tokens=True)
@@ -209,6 +215,10 @@ def save(directory: pathlib.Path, name: str, **changes) -> None:
   bos = vocab.get(family.config.get('bos_token', ''))
   first = max(vocab.values()) + 1
   special = backend.get_added_tokens_decoder().keys() - {bos, eos}
+  if ascii_only:
+    special |= {
+      i for i in {*vocab.values()} - {bos, eos} if not _is_ascii(backend, i)
+    }
   tiny_models.save(
     directory,
     quiet=[*sorted(special), *range(first, first + family.spare)],
@@ -241,12 +251,27 @@ def save(directory: pathlib.Path, name: str, **changes) -> None:
   (directory / 'tokenizer_config.json').write_text(json.dumps(values))
 
 
-def add_chat_template(directory: pathlib.Path) -> None:
-  """Qwen's form of a chat, for a model of `save`."""
+def _is_ascii(backend: tokenizers.Tokenizer, i: int) -> bool:
+  text = backend.decode([i], skip_special_tokens=False)
+  return text.isascii() and (text.isprintable() or text.isspace())
+
+
+def add_chat_template(directory: pathlib.Path, *, parts: bool = False) -> None:
+  """Qwen's form of a chat, for a model of `save`.
+
+  With `parts` it also takes content that is a list of parts, as Gemma 3's does.
+  """
   file = directory / 'tokenizer_config.json'
   values = json.loads(file.read_text())
+  content = "{{ m['content'] }}"
+  if parts:
+    content = (
+      "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
+      "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
+    )
   values['chat_template'] = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
-    '<|im_end|>\n{% endfor %}<|im_start|>assistant\n'
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    + content
+    + '<|im_end|>\n{% endfor %}<|im_start|>assistant\n'
   )
   file.write_text(json.dumps(values))

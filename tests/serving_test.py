@@ -1,7 +1,7 @@
 """Tests of what users copy: docs/serving.md, and the cards of exports.
 
-Programs that are not here (vLLM, SGLang, Ollama, TGI) are stood in for by a
-server that notes what it is sent.
+Programs that are not here (SGLang, Ollama, TGI) are stood in for by a server
+that notes what it is sent. vllm_test.py runs vLLM.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import types
 import export_gguf_test
 import export_test
 import family_models
-import huggingface_hub
 import pytest
+import recipes
 import torch
 import transformers
 import vllm_client_test
@@ -33,7 +33,6 @@ from vtokens.exports import (
   spring,
 )
 
-PAGE = pathlib.Path(__file__).parents[1] / 'docs' / 'serving.md'
 PASSAGES, QUESTION = export_test.PASSAGES, export_test.QUESTION
 
 # Ends that note requests.
@@ -108,29 +107,10 @@ def _most_likely(place, passages, question) -> list[int]:
   return ids
 
 
-def _section(heading: str) -> str:
-  """The lines of Python under a heading of the page, after the first ones."""
-  first, *sections = PAGE.read_text().split('\n## ')
-  [found] = [text for text in sections if text.startswith(heading)]
-  blocks = re.findall(r'```python\n(.*?)```', first + found, re.DOTALL)
-  assert len(blocks) == 2
-  # Tables here are smaller.
-  return '\n'.join(blocks).replace('k=50', 'k=5').replace(' 50,', ' 5,')
-
-
 def _run(place, kind, heading, monkeypatch, address='') -> dict:
   """What the lines leave behind, in a directory with `exported` and `base`."""
-  link = place / 'exported'
-  link.unlink(missing_ok=True)
-  link.symlink_to(kind)
-  monkeypatch.chdir(place)
-  code = _section(heading)
-  if address:
-    code, count = re.subn(r'http://127\.0\.0\.1:\d+', address, code)
-    assert count == 1
-  names: dict = {}
-  exec(code, names)
-  return names
+  recipes.enter(place, kind, monkeypatch)
+  return recipes.execute(heading, address)
 
 
 class TestTested:
@@ -193,37 +173,6 @@ class TestFromDocumentation:
     assert found['answer'] == '1859'
     return found, path, body
 
-  def test_vllm_with_embeddings(self, place, server, monkeypatch):
-    monkeypatch.setattr(huggingface_hub, 'snapshot_download', None)
-    found, path, body = self._sent(
-      place,
-      'vtokens',
-      'vLLM, with the unchanged base (from documentation)',
-      monkeypatch,
-      server,
-      {'choices': [{'text': '1859'}]},
-    )
-    assert path == '/v1/completions'
-    shown = json.loads(
-      re.search(r'```json\n(.*?)```', PAGE.read_text(), re.DOTALL)[1]
-    )
-    assert body.pop('prompt_embeds') and shown.pop('prompt_embeds')
-    assert body == shown
-    assert found['table'].meta.base.vocab_size == 370
-
-  def test_vllm(self, place, server, monkeypatch):
-    found, path, body = self._sent(
-      place,
-      'hf',
-      'vLLM, with hf (from documentation)',
-      monkeypatch,
-      server,
-      {'choices': [{'text': '1859'}]},
-    )
-    assert path == '/v1/completions'
-    assert body['prompt'] == found['ids']
-    assert body['repetition_penalty'] == 1
-
   def test_sglang(self, place, server, monkeypatch):
     found, path, body = self._sent(
       place,
@@ -263,15 +212,18 @@ class TestFromDocumentation:
 
 
 def test_every_recipe_is_run():
-  headings = re.findall(r'^## (.*)', PAGE.read_text(), re.MULTILINE)
-  here = pathlib.Path(__file__).read_text()
-  assert set(headings) == set(
-    re.findall(r"'([^'\n]* \((?:tested|from) [a-z]*\))'", here)
+  """By a test that names its heading."""
+  headings = set(recipes.headings())
+  tests = pathlib.Path(__file__).parent.glob('*_test.py')
+  said = '\n'.join(file.read_text() for file in tests)
+  assert headings <= set(
+    re.findall(r"'([^'\n]* \((?:tested|from) [a-z]*\))'", said)
   )
+  text = recipes.PAGE.read_text()
   known = {
     re.sub(r'[^\w -]', '', h).lower().replace(' ', '-') for h in headings
   }
-  assert set(re.findall(r'\]\(#([^)]*)\)', PAGE.read_text())) == known
+  assert set(re.findall(r'\]\(#([^)]*)\)', text)) == known
 
 
 class _Generator:
@@ -319,7 +271,8 @@ class TestFlashRAG:
     _write(source, root / 'base', 'spring-pt', root / 'spring-pt')
     (root / 'exported').symlink_to('spring-pt')
     monkeypatch.chdir(root)
-    code = _section('FlashRAG (from documentation)').replace('51', '6')
+    code = '\n'.join(recipes.python('FlashRAG (from documentation)'))
+    code = code.replace('51', '6')
     if name in ('llama3', 'qwen_untied'):
       # As its comments say.
       code = re.sub('^names = ', '# ', code, flags=re.MULTILINE)

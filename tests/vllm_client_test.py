@@ -145,20 +145,24 @@ def test_parts_of_a_chat(place, server):
 
 
 @pytest.mark.parametrize(
-  'template',
+  'content',
   [
-    "{% for m in messages %}{{ m['content'] }}{% endfor %}",
-    "{% for m in messages %}{{ m['content'] | trim }}{% endfor %}",
-    "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}",
-    "{% if messages[0]['content'] is not string %}"
-    "{{ raise_exception('text alone') }}{% endif %}hello",
+    "{{ m['content'] }}",
+    "{{ m['content'] | trim }}",
+    "{{ '' + m['content'] }}",
+    "{% if m['content'] is not string %}{{ raise_exception('text alone') }}"
+    "{% endif %}{{ m['content'] }}",
   ],
 )
-def test_a_chat_template_of_texts(place, server, template):
+def test_a_chat_template_of_texts(place, server, content):
   """vLLM would put line breaks around the virtual tokens."""
   url, handler = server
   client = _client(place, 'chat', url)
-  client._tokenizer.chat_template = template
+  client._tokenizer.chat_template = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    + content
+    + '<|im_end|>\n{% endfor %}<|im_start|>assistant\n'
+  )
   with pytest.raises(errors.UserError, match='not as a list of parts'):
     client.chat(PASSAGES, QUESTION, 3)
   assert not handler.requests

@@ -5,7 +5,6 @@ versions of packages that vtokens needs, too. Without it they are left out.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -13,14 +12,14 @@ import urllib.request
 
 import export_test
 import family_models
+import our_answers
 import pytest
 import recipes
 import server_process
 import transformers
 
-from vtokens import config, errors, export, plug, vllm_client
-from vtokens.data import training_set
-from vtokens.exports import artifact, reference, run
+from vtokens import errors, export, plug, vllm_client
+from vtokens.exports import artifact, run
 
 if not os.environ.get('VTOKENS_VLLM'):
   pytest.skip('VTOKENS_VLLM is not set: .ci/vllm', allow_module_level=True)
@@ -32,8 +31,6 @@ WITH_HF = 'vLLM, with hf (tested here)'
 UNCHANGED = 'vLLM, with the unchanged base (tested here)'
 # vLLM has attention on CPUs for heads of 32 and more.
 HEADS = {'num_attention_heads': 2, 'num_key_value_heads': 1}
-# Of an answer, as in the recipes.
-MOST = 16
 
 
 @pytest.fixture(scope='module')
@@ -44,6 +41,7 @@ def place(tmp_path_factory):
     root / 'base', 'qwen', ascii_only=True, max_shard_size='1GB', **HEADS
   )
   family_models.add_chat_template(root / 'base', parts=True)
+  family_models.say_line_breaks(root / 'base', 20.0)
   for name, chat in (('plain', False), ('chat', True)):
     export_test.write_run(root / name, root / 'base', chat=chat)
     artifact.write(root / f'{name}-out', run.read(str(root / name)).table)
@@ -56,42 +54,10 @@ def shards(tmp_path_factory):
   """A base in several files and its export."""
   root = tmp_path_factory.mktemp('shards')
   family_models.save(root / 'base', 'llama3', ascii_only=True, **HEADS)
+  family_models.say_line_breaks(root / 'base', 20.0)
   export_test.write_run(root / 'plain', root / 'base')
   export.export(export_test._quick(root / 'plain'), 'hf', str(root / 'hf'))
   return root
-
-
-def _asked(root: pathlib.Path, name: str, k: int) -> list[tuple]:
-  """Passages and question, and our answer with k tokens: its first line."""
-  source = run.read(str(root / name))
-  table = dataclasses.replace(
-    source.table, meta=dataclasses.replace(source.table.meta, num_trained=k)
-  )
-  records = training_set.read_held_out(
-    source.config, 'test', 12, training_set.bad_records(source.config.data)
-  ).records
-  decode = config.Decode(
-    batch_size=12, max_new_tokens=MOST, stop_at_newline=False
-  )
-  probes = reference.probe(
-    source.base,
-    table,
-    table.table,
-    records,
-    decode,
-    num_passages=2,
-    num_logits=0,
-    seed=0,
-  )
-  tokenizer = transformers.AutoTokenizer.from_pretrained(root / 'base')
-  return [
-    (
-      list(one.passages),
-      one.record.question,
-      tokenizer.decode(one.answer, skip_special_tokens=True).split('\n')[0],
-    )
-    for one in probes
-  ]
 
 
 @contextlib.contextmanager
@@ -118,13 +84,13 @@ def _serving(heading: str, log: pathlib.Path):
     yield address
 
 
-def _answers_to(asked: list[tuple], heading: str, address: str, k: int):
+def _answers_to(asked, heading: str, address: str, k: int) -> list[str]:
   """Those that the recipe's lines have."""
   return [
-    recipes.execute(heading, address, k, passages=passages, question=question)[
-      'answer'
-    ]
-    for passages, question, _ in asked
+    recipes.execute(
+      heading, address, k, passages=one.passages, question=one.question
+    )['answer']
+    for one in asked
   ]
 
 
@@ -136,10 +102,11 @@ def test_hf(files, request, monkeypatch, tmp_path):
   recipes.enter(root, 'hf', monkeypatch)
   with _serving(WITH_HF, tmp_path / 'log') as address:
     for k in (1, export_test.ROWS):
-      asked = _asked(root, 'plain', k)
-      assert _answers_to(asked, WITH_HF, address, k) == [a for *_, a in asked]
-    with urllib.request.urlopen(f'{address}/version') as found:
-      version = json.load(found)['version'].partition('+')[0]
+      asked = our_answers.ask(root / 'plain', k)
+      found = _answers_to(asked, WITH_HF, address, k)
+      assert found == [one.line for one in asked]
+    with urllib.request.urlopen(f'{address}/version') as answer:
+      version = json.load(answer)['version'].partition('+')[0]
   assert f'vLLM {version} ' in recipes.PAGE.read_text()
 
 
@@ -156,26 +123,21 @@ def test_the_unchanged_base(place, monkeypatch, tmp_path):
       for name in ('plain', 'chat')
     }
     settings = {
-      'max_tokens': MOST,
+      'max_tokens': 16,
       'temperature': 0,
       'repetition_penalty': 1.0,
       'stop': ['\n'],
     }
-    lines = []
     for k in (1, 3, export_test.ROWS):
-      asked = _asked(place, 'plain', k)
-      expected = [answer for *_, answer in asked]
-      assert _answers_to(asked, UNCHANGED, address, k) == expected
-      lines += expected
-      asked = _asked(place, 'chat', k)
-      expected = [answer for *_, answer in asked]
-      for ask in (clients['chat'].complete, clients['chat'].chat):
-        found = [ask(*one[:2], k, **settings) for one in asked]
-        assert found == expected
-      lines += expected
-    # Without them, and as a server says what it refuses.
-    passages, question, _ = asked[0]
-    assert clients['plain'].complete(passages, question, 0, **settings)
+      asked = our_answers.ask(place / 'plain', k)
+      found = _answers_to(asked, UNCHANGED, address, k)
+      assert found == [one.line for one in asked]
+      asked = our_answers.ask(place / 'chat', k)
+      for send in (clients['chat'].complete, clients['chat'].chat):
+        found = [
+          send(one.passages, one.question, k, **settings) for one in asked
+        ]
+        assert found == [one.line for one in asked]
+    # As a server refuses.
     with pytest.raises(errors.UserError, match='400'):
-      clients['plain'].complete(passages, question, 3, max_tokens=-1)
-  assert len(set(lines)) > len(lines) / 4
+      clients['plain'].complete(['One.'], 'Who?', 3, max_tokens=-1)

@@ -85,6 +85,17 @@ tokenizer = transformers.AutoTokenizer.from_pretrained('.')
 {ids}
 {generate}
 """,
+  'hf-base': """
+import torch, transformers
+from vtokens import plug
+
+table = plug.load('.')
+model = transformers.AutoModelForCausalLM.from_pretrained('.')
+tokenizer = transformers.AutoTokenizer.from_pretrained('.')
+plug.attach(model, table)
+{ids}
+{generate}
+""",
   'peft': """
 import peft, torch, transformers
 from vtokens import plug

@@ -5,7 +5,7 @@ import dataclasses
 from vtokens import schema
 
 NAMES = '[ref{i}]'
-FORMATS = ('vtokens', 'spring-pt', 'hf', 'peft', 'gguf')
+FORMATS = ('vtokens', 'spring-pt', 'hf', 'hf-base', 'peft', 'gguf')
 
 
 @dataclasses.dataclass

@@ -21,6 +21,7 @@ from vtokens.exports import (
   gate,
   gguf_file,
   hf,
+  hf_base,
   llama_gate,
   peft_adapter,
   reference,
@@ -191,6 +192,32 @@ def _write_hf(
   return checks, exported
 
 
+def _hf_base(
+  directory: pathlib.Path, cfg: Config, source: Source
+) -> tuple[list[gate.Check], Artifact]:
+  table, opened = source.table, source.base
+  path = base_lib.resolve(opened.settings.path)
+  hf_base.require_gguf(path)
+  llama_gate.require('hf-base')
+  probes, most = _probes(cfg, source, table.table)
+  hf_base.write(directory, opened)
+  artifact.write(directory, table)
+  model = torch_consumer.load_model(str(directory))
+  tokenizer = torch_consumer.load_tokenizer(str(directory))
+  plug.attach(model, table)
+  consumer = torch_consumer.TorchConsumer(
+    model, tokenizer, table.meta, sorted(opened.tokenizer.end_ids)
+  )
+  texts = [one.record.question for one in probes]
+  texts += [passage['text'] for one in probes for passage in one.passages]
+  checks = [
+    hf_base.same_tensors(directory, opened),
+    *hf_base.same_ids(tokenizer, path, texts),
+    *_all_checks(cfg, consumer, probes, table, most),
+  ]
+  return checks, table
+
+
 def _peft(
   directory: pathlib.Path, cfg: Config, source: Source
 ) -> tuple[list[gate.Check], Artifact]:
@@ -246,7 +273,7 @@ def _peft(
 def _gguf(
   directory: pathlib.Path, cfg: Config, source: Source
 ) -> tuple[list[gate.Check], Artifact]:
-  llama_gate.require()
+  llama_gate.require('gguf')
   path = base_lib.resolve(source.base.settings.path)
   plan = gguf_file.plan(source.table, source.base, path)
   exported = Artifact(
@@ -324,6 +351,7 @@ MAKERS: dict[str, Maker] = {
   'vtokens': _vtokens,
   'spring-pt': _spring,
   'hf': _hf,
+  'hf-base': _hf_base,
   'peft': _peft,
   'gguf': _gguf,
 }

@@ -37,15 +37,18 @@ _DRAWN = 16
 _LEAST = -80.0
 
 
-def require() -> None:
+def require(to: str) -> None:
   """Raises if llama.cpp is not installed.
+
+  Args:
+    to: format of the export.
 
   Raises:
     errors.UserError: it is not.
   """
   if importlib.util.find_spec('xllamacpp') is None:
     raise errors.UserError(
-      '--to gguf: the export is checked with llama.cpp; pip install xllamacpp'
+      f'--to {to}: the export is checked with llama.cpp; pip install xllamacpp'
     )
 
 

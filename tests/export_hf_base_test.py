@@ -1,0 +1,125 @@
+"""Tests of `--to hf-base`: a base in GGUF for what reads no GGUF."""
+
+import json
+import re
+
+import export_gguf_test
+import export_test
+import family_models
+import gguf
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from vtokens import errors, export, plug
+from vtokens.exports import artifact, hf_base, run
+from vtokens.models import gguf_tokenizer
+
+
+@pytest.mark.parametrize('case', ['llama_tied_q4_0', 'gemma3_tied_f16'])
+def test_exported(case, tmp_path):
+  base = export_gguf_test.save(tmp_path, case)
+  out = tmp_path / 'out'
+  settings = export_gguf_test._settings(tmp_path, questions=4, logits=2)
+  export.export(settings, 'hf-base', str(out))
+  found = json.loads((out / 'gate.json').read_text())
+  assert found['passed'] and len(found['checks']) == 8
+  # As transformers itself reads the file.
+  expected = transformers.AutoModelForCausalLM.from_pretrained(
+    base.parent, gguf_file=base.name, dtype=torch.float32
+  ).state_dict()
+  model = transformers.AutoModelForCausalLM.from_pretrained(out)
+  assert model.dtype == torch.float32
+  tensors = model.state_dict()
+  assert tensors.keys() == expected.keys()
+  for name, tensor in tensors.items():
+    torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0)
+  # No rows are added, and the table is beside it.
+  [rows] = [
+    int(tensor.shape[1])
+    for tensor in gguf.GGUFReader(base).tensors
+    if tensor.name == 'token_embd.weight'
+  ]
+  assert model.config.vocab_size == rows
+  table = plug.load(out)
+  assert table.meta.tokens.ids[0] == rows
+  np.testing.assert_array_equal(
+    table.table, run.read(str(tmp_path / 'run')).table.table
+  )
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  ids = plug.prompt_ids(
+    tokenizer, export_test.PASSAGES, export_test.QUESTION, 5, table.meta
+  )
+  assert ids == plug.prompt_ids(
+    gguf_tokenizer.read_tokenizer(base),
+    export_test.PASSAGES,
+    export_test.QUESTION,
+    5,
+    table.meta,
+  )
+  ends = model.generation_config.eos_token_id
+  assert tokenizer.eos_token_id in ([ends] if isinstance(ends, int) else ends)
+
+
+def test_a_directory_is_one_already(tmp_path):
+  family_models.save(tmp_path / 'base', 'llama2')
+  export_test.write_run(tmp_path / 'run', tmp_path / 'base')
+  with pytest.raises(errors.UserError, match='servers read as it is'):
+    export.export(
+      export_test._quick(tmp_path / 'run'), 'hf-base', str(tmp_path / 'out')
+    )
+  assert not (tmp_path / 'out').exists()
+
+
+class TestGate:
+  """What is not the base's is found."""
+
+  @pytest.fixture(scope='class')
+  def place(self, tmp_path_factory):
+    root = tmp_path_factory.mktemp('gate')
+    export_gguf_test.save(root, 'qwen2_f32_2_spare')
+    return root
+
+  @pytest.fixture
+  def written(self, place, tmp_path):
+    source = run.read(str(place / 'run'))
+    hf_base.write(tmp_path / 'out', source.base)
+    artifact.write(tmp_path / 'out', source.table)
+    return tmp_path / 'out', source.base
+
+  @pytest.mark.parametrize(
+    'change, said',
+    [
+      (lambda t: t['model.norm.weight'].add_(1e-6), '1 differ'),
+      (lambda t: t.pop('model.norm.weight'), '1 are missing'),
+      (lambda t: t.update(more=torch.zeros(1)), r"1 differ \['more'\]"),
+    ],
+  )
+  def test_tensors(self, written, change, said):
+    out, opened = written
+    assert hf_base.same_tensors(out, opened).passed
+    file = out / 'model.safetensors'
+    tensors = safetensors.torch.load_file(file)
+    change(tensors)
+    safetensors.torch.save_file(tensors, file, {'format': 'pt'})
+    check = hf_base.same_tensors(out, opened)
+    assert not check.passed
+    assert re.search(said, check.found)
+
+  def test_ids(self, written, place):
+    out, _ = written
+    file = out / 'tokenizer.json'
+    text = file.read_text()
+    path = str(place / 'base.gguf')
+
+    def passed():
+      tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+      return [c.passed for c in hf_base.same_ids(tokenizer, path, ['In 1859.'])]
+
+    assert passed() == [True, True]
+    values = json.loads(text)
+    values['normalizer'] = {'type': 'Lowercase'}
+    file.write_text(json.dumps(values))
+    assert passed() == [True, False]

@@ -59,10 +59,20 @@ CASES = {
 }
 
 
-def save(root, case):
-  """The base and a run of it; the base's file."""
-  architecture, family, kind, changes, metadata = CASES[case]
-  family_models.save(root / 'hf', family, **changes)
+def save(root, case, *, kind=None, line_breaks=0.0, **more):
+  """The base and a run of it; the base's file.
+
+  Args:
+    root: where to.
+    case: of CASES.
+    kind: of matrices, in place of the case's.
+    line_breaks: see `family_models.say_line_breaks`.
+    **more: changes of the model.
+  """
+  architecture, family, own, changes, metadata = CASES[case]
+  family_models.save(root / 'hf', family, **changes, **more)
+  if line_breaks:
+    family_models.say_line_breaks(root / 'hf', line_breaks)
   model = transformers.AutoModelForCausalLM.from_pretrained(
     root / 'hf', dtype=torch.float32
   )
@@ -80,7 +90,7 @@ def save(root, case):
     architecture,
     model,
     metadata,
-    kind=kind,
+    kind=own if kind is None else kind,
     tokenizer=gguf_models.tokenizer(family, model.config.vocab_size),
   )
   export_test.write_run(root / 'run', path)

@@ -10,6 +10,7 @@ import os
 import pathlib
 import urllib.request
 
+import export_gguf_test
 import export_test
 import family_models
 import our_answers
@@ -79,7 +80,7 @@ def _serving(heading: str, log: pathlib.Path):
   env.pop('PYTHONPATH', None)
   address = f'http://127.0.0.1:{port}'
   with server_process.running(
-    command, f'{address}/health', log, env=env, within=240
+    command, f'{address}/health', log, env=env, within=300
   ):
     yield address
 
@@ -108,6 +109,27 @@ def test_hf(files, request, monkeypatch, tmp_path):
     with urllib.request.urlopen(f'{address}/version') as answer:
       version = json.load(answer)['version'].partition('+')[0]
   assert f'vLLM {version} ' in recipes.PAGE.read_text()
+
+
+@pytest.mark.slow
+def test_a_base_in_gguf(tmp_path, monkeypatch):
+  """As `--to hf-base` writes it: base and table in one directory."""
+  export_gguf_test.save(
+    tmp_path,
+    'llama_tied_q4_0',
+    ascii_only=True,
+    line_breaks=20.0,
+    **HEADS,
+  )
+  settings = export_gguf_test._settings(tmp_path, questions=4, logits=1)
+  export.export(settings, 'hf-base', str(tmp_path / 'hf-base'))
+  (tmp_path / 'base').symlink_to('hf-base')
+  recipes.enter(tmp_path, 'hf-base', monkeypatch)
+  with _serving(UNCHANGED, tmp_path / 'log') as address:
+    for k in (1, export_test.ROWS):
+      asked = our_answers.ask(tmp_path / 'run', k)
+      found = _answers_to(asked, UNCHANGED, address, k)
+      assert found == [one.line for one in asked]
 
 
 @pytest.mark.slow

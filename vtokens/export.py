@@ -5,10 +5,11 @@ r"""Exports a table of virtual tokens to where models are served.
 
 Formats: vtokens (the source of truth, for vtokens.plug), spring-pt (the file of
 SPRING's authors), hf (a checkpoint for transformers and what reads the same
-files), peft (adapters), gguf (a file for llama.cpp). An export is first written
-beside its place and checked there by the programs that will read it; it is put
-in its place only if it does what the trained model does. `gate.json` in it has
-every check. See docs/export.md.
+files), hf-base (a base in GGUF as such a checkpoint, without the tokens), peft
+(adapters), gguf (a file for llama.cpp). An export is first written beside its
+place and checked there by the programs that will read it; it is put in its
+place only if it does what the trained model does. `gate.json` in it has every
+check. See docs/export.md.
 """
 
 import os

@@ -17,7 +17,7 @@ class Base:
 
   Attributes:
     licence: see `licence.of_base`.
-    dtype: of its weights in an `hf` export; '' if it is not known.
+    dtype: of its weights in an `hf` or `hf-base` export; '' if it is not known.
   """
 
   licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -29,6 +29,7 @@ _LIBRARY = {
   'vtokens': 'vtokens',
   'spring-pt': 'vtokens',
   'hf': 'transformers',
+  'hf-base': 'transformers',
   'peft': 'peft',
   'gguf': 'gguf',
 }
@@ -270,7 +271,7 @@ def _about_base(meta: Meta, base: Base) -> str:
 
 def _vllm(meta: Meta, to: str, base: Base) -> list[str]:
   """How vLLM serves it; nothing for what it does not serve."""
-  if to not in ('hf', 'vtokens') or meta.base.scales_embeddings:
+  if to not in ('hf', 'hf-base', 'vtokens') or meta.base.scales_embeddings:
     return []
   options = ''
   note = ''
@@ -288,9 +289,14 @@ def _vllm(meta: Meta, to: str, base: Base) -> list[str]:
       *('', markdown.block(command, 'sh'), '', text, ''),
       markdown.block(_VLLM.strip(), 'python'),
     ]
-  if meta.base.id.endswith('.gguf'):
-    return []
-  command = f'vllm serve BASE --enable-prompt-embeds{options}'
+  if to == 'vtokens' and meta.base.id.endswith('.gguf'):
+    text = (
+      'For vLLM, which does not read the base as vtokens does, `python -m '
+      'vtokens.export --to hf-base` writes it as a directory that it serves.'
+    )
+    return ['', text]
+  served = '.' if to == 'hf-base' else 'BASE'
+  command = f'vllm serve {served} --enable-prompt-embeds{options}'
   text = (
     f'{note}`vtokens.vllm_client` sends it the prompts; give `complete` '
     "`stop=['\\n']`, `temperature=0` and `repetition_penalty=1.0`."

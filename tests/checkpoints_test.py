@@ -410,6 +410,7 @@ def test_a_file_that_cannot_be_written(on_full_disks, limit):
     (directory / 'message').read_text(),
     re.DOTALL,
   )
+  assert _saved(directory / 'checkpoints') == ['2']
   again = checkpoints.Checkpoints(directory, 3)
   restored, metadata = again.restore(_state(0))
   assert metadata == {'step': 2}

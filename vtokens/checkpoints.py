@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,6 +134,8 @@ class _Series:
       known = isinstance(e, (OSError, ValueError)) or paths.is_of_a_store(e)
       if not known:
         raise
+      if distributed.is_first():
+        self._remove_failed(step)
       before = max(
         (s for s in self._manager.all_steps() if s != step), default=None
       )
@@ -143,6 +146,21 @@ class _Series:
         f'{"no space left on the device" if full else e}. Once it can, the '
         f'same command continues the run{kept}'
       ) from e
+
+  def _remove_failed(self, step: int) -> None:
+    """Frees the room of a checkpoint that could not be written.
+
+    What cannot be removed now, Orbax removes when the series is opened again.
+    """
+    # TensorStore's threads go on for a while, and make directories anew.
+    for _ in range(10):
+      with contextlib.suppress(Exception):
+        for path in self._directory.iterdir():
+          # STEP, or STEP.orbax-checkpoint-tmp.
+          is_step = path.name.partition('.')[0] == str(step)
+          if is_step and not (path / _MANIFEST).exists():
+            path.rmtree(missing_ok=True)
+      time.sleep(0.05)
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
     # What is whole decides the first process, whose word holds for all.

@@ -18,6 +18,7 @@ from absl import flags as absl_flags
 
 from vtokens import config, errors, flags, table_file, writers
 from vtokens.exports import artifact, place, prompts, public, run, spring
+from vtokens.exports import rows as rows_lib
 from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
 from vtokens.exports.config import NAMES
 from vtokens.models import base as base_lib
@@ -137,7 +138,7 @@ def _from_spring(
     max_prefix_tokens=settings.data.max_prefix_tokens,
     max_suffix_tokens=settings.data.max_suffix_tokens,
   )
-  first = opened.config.vocab_size
+  first = rows_lib.first_id(opened)
   ids = tuple(range(first, first + len(rows)))
   return Artifact(
     rows,
@@ -148,7 +149,7 @@ def _from_spring(
         revision=base_lib.revision(settings.base.path),
         fingerprint=opened.fingerprint,
         tokenizer_sha256=opened.tokenizer.sha256,
-        vocab_size=first,
+        vocab_size=opened.config.vocab_size,
         scales_embeddings=opened.config.scale_embeddings,
       ),
       prompt=prompt,

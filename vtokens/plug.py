@@ -122,7 +122,7 @@ def prompt_text(
     errors.UserError: see `prompt_ids`; or the virtual tokens do not stand
       between passages and question.
   """
-  _prepared(tokenizer, meta)
+  assembler = _prepared(tokenizer, meta)
   k = _checked(k, meta)
   if meta.prompt.position != 'middle':
     raise errors.UserError(
@@ -130,11 +130,7 @@ def prompt_text(
       'tokenizers read the text next to their names otherwise than in '
       'training; use prompt_ids'
     )
-  special = {
-    token.content
-    for token in tokenizer.added_tokens_decoder.values()
-    if token.special
-  }
+  special = assembler.encoder.tokenizer.special_texts
   read = special.union(meta.tokens.names)
   before, after = (
     prompts.broken(text, read)
@@ -166,7 +162,8 @@ def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
     )
   known = _PREPARED.get(tokenizer)
   if known is None or known[0] is not meta:
-    assembler = prompts.assembler(Tokenizer(tokenizer), meta.prompt)
+    known_ids = Tokenizer(tokenizer, num_rows=meta.base.vocab_size)
+    assembler = prompts.assembler(known_ids, meta.prompt)
     prompts.check(assembler, meta)
     _PREPARED[tokenizer] = known = meta, assembler
   return known[1]
@@ -181,7 +178,7 @@ def attach(model: 'PreTrainedModel', table: Artifact) -> None:
 
   Args:
     model: of the base, in torch.
-    table: with ids from the model's `vocab_size` on.
+    table: with ids after those of the model and of its tokenizer.
 
   Raises:
     errors.UserError: the table is of another model, or one is attached.
@@ -196,11 +193,7 @@ def attach(model: 'PreTrainedModel', table: Artifact) -> None:
       f'tokens were trained on {table.meta.base.id}, which has '
       f'{table.meta.base.vocab_size} and {table.meta.shape[1]}'
     )
-  if table.meta.tokens.ids != tuple(range(rows, rows + len(table.table))):
-    raise errors.UserError(
-      f'expected ids from {rows} on, as --to vtokens writes them, got '
-      f'{table.meta.tokens.ids[0]} to {table.meta.tokens.ids[-1]}'
-    )
+  prompts.check_ids(table.meta)
   _attach(module, table)
 
 
@@ -231,7 +224,7 @@ def _attach(module: Any, table: Artifact) -> None:
   import torch
 
   kind: Any = type(module)
-  first = len(module.weight)
+  size, first = len(module.weight), table.meta.tokens.ids[0]
 
   class WithVirtualTokens(kind):
     """The base's embedding, which knows the ids that follow its own, too."""
@@ -239,9 +232,9 @@ def _attach(module: Any, table: Artifact) -> None:
     before = kind
 
     def __call__(self, input: torch.Tensor) -> torch.Tensor:
-      if len(self.weight) != first:
+      if len(self.weight) != size:
         raise errors.UserError(
-          f'the embedding had {first} rows when virtual tokens were attached, '
+          f'the embedding had {size} rows when virtual tokens were attached, '
           f'and has {len(self.weight)} now, so that their ids are those of '
           'other tokens; detach them before resize_token_embeddings'
         )

@@ -105,7 +105,7 @@ class Client:
     url: of the server, without /v1. Requests go there alone: redirects are
       not followed.
     model: as the server calls it.
-    table: with ids from the base's `vocab_size` on, as `--to vtokens` writes.
+    table: with ids after those of the base, as `--to vtokens` writes them.
     tokenizer: of the base.
     embedding: of the base, `V D`; only `complete` needs it.
     key: API key, if the server wants one.
@@ -136,13 +136,8 @@ class Client:
         'differs from version to version and model to model (Gemma); use '
         '--to hf with transformers'
       )
-    first = base.vocab_size
-    if meta.tokens.ids != tuple(range(first, first + len(table.table))):
-      raise errors.UserError(
-        f'expected ids from {first} on, as --to vtokens writes them, got '
-        f'{meta.tokens.ids[0]} to {meta.tokens.ids[-1]}'
-      )
-    expected = (first, meta.shape[1])
+    prompts.check_ids(meta)
+    expected = (base.vocab_size, meta.shape[1])
     if embedding is not None and tuple(embedding.shape) != expected:
       raise errors.UserError(
         f'the embedding is {list(embedding.shape)}, but that of {base.id}, on '

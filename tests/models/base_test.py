@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+import tokenizers
+import transformers
 from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
@@ -235,10 +237,33 @@ def test_tokenizer_may_not_be_larger_than_the_matrix(
     return
   with pytest.raises(errors.UserError) as e:
     _load(tmp_path)
-  assert str(e.value) == (
-    f'{tmp_path}: the tokenizer has the id 258, but the embedding matrix only '
-    f'{rows} rows'
+  assert str(e.value).startswith(
+    f"{tmp_path}: a text ends with the token '<|eos|>' with the id 258, but "
+    f'the embedding matrix has only {rows} rows'
   )
+
+
+@pytest.mark.parametrize(
+  ('model_type', 'token', 'own'),
+  [
+    ('gemma3_text', '<image_soft_token>', tiny_models.GEMMA),
+    ('llama', '<pad>', {}),
+  ],
+)
+def test_a_token_without_a_row(model_type, token, own, tmp_path, no_hub):
+  """As in Gemma 3 1B, and in Llama 2 with padding added to its tokenizer."""
+  tiny_models.save(tmp_path, model_type=model_type, vocab_size=259, **own)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  theirs.add_tokens([tokenizers.AddedToken(token, special=True)])
+  theirs.pad_token = token
+  theirs.save_pretrained(tmp_path)
+  tokenizer = _load(tmp_path).tokenizer
+  assert theirs.convert_tokens_to_ids(token) == 259
+  assert tokenizer.max_id == 258
+  assert tokenizer.pad_id == tokenizer.eos_id == 258
+  # What inspects data without a model has the same.
+  settings = config_lib.Base(path=str(tmp_path))
+  assert base_lib.tokenizer_of(settings).sha256 == tokenizer.sha256
 
 
 def test_unsupported_model_is_named_with_its_file(tmp_path, tiny_dir, no_hub):

@@ -243,7 +243,7 @@ def test_every_field_is_used_refused_or_without_effect(model_type, tmp_path):
 def test_fields_without_effect(model_type):
   """In transformers' own model; ours does not look at them."""
   ids = torch.arange(2, 2 + LENGTH)[None]
-  found = []
+  found, weights = [], None
   for values in ({'pad_token_id': None}, WITHOUT_EFFECT):
     torch.manual_seed(0)
     config = transformers.AutoConfig.for_model(
@@ -254,9 +254,9 @@ def test_fields_without_effect(model_type):
     model = transformers.AutoModelForCausalLM.from_config(
       config, attn_implementation='eager'
     )
-    if found:
-      model.load_state_dict(first.state_dict())
-    first = model.eval()
+    if weights is not None:
+      model.load_state_dict(weights)
+    weights = model.eval().state_dict()
     with torch.no_grad():
       found.append(model(ids).logits)
   assert torch.equal(*found)

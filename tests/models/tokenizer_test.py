@@ -658,6 +658,193 @@ class TestChatWrap:
       _ = tokenizer.chat_wrap
 
 
+def _marked(path, tokens, template, rows=None, special=('</s>',)):
+  """A tokenizer of bytes with tokens that are not flagged special."""
+  backend = tokenizers.Tokenizer(_byte_backend().model)
+  backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  backend.decoder = decoders.ByteLevel()
+  backend.add_special_tokens(list(special))
+  backend.add_tokens(list(tokens))
+  return tokenizer_lib.load_tokenizer(
+    _save(path, backend, eos_token='</s>', chat_template=template), rows
+  )
+
+
+# As DeepSeek's distilled models, whose marks are not flagged.
+DEEPSEEK = (
+  "{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}"
+  "{% elif m.role == 'assistant' %}<｜Assistant｜>{{ m.content }}<｜end｜>"
+  '{% else %}<｜System｜>{{ m.content }}{% endif %}{% endfor %}'
+  '{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}'
+)
+# As Qwen3's: an answer that is the last one is preceded by no thoughts.
+QWEN3 = (
+  '{% for m in messages %}<|im_start|>{{ m.role }}\n'
+  "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n"
+  '{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}'
+  '{% if add_generation_prompt %}<|im_start|>assistant\n'
+  '{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}'
+)
+# As SmolLM3's, which writes them before every answer if it is not to think.
+SMOLLM3 = (
+  '{% for m in messages %}<|im_start|>{{ m.role }}\n'
+  "{% if m.role == 'assistant' and not enable_thinking %}<think>\n\n</think>"
+  '{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}'
+  '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
+)
+# One that shows a single message and no more.
+SINGLE = (
+  "{% if messages | length > 1 %}{{ raise_exception('one only') }}{% endif %}"
+  '<|user|>{{ messages[0].content }}<|assistant|>'
+)
+
+
+class TestTurnMarks:
+  """Marks of a chat template that are not flagged special."""
+
+  @pytest.mark.parametrize(
+    ('template', 'marks', 'end'),
+    [
+      (CHATML, ('<|im_start|>', '<|im_end|>'), '<|im_end|>'),
+      (QWEN3, ('<|im_start|>', '<|im_end|>'), '<|im_end|>'),
+      (SMOLLM3, ('<|im_start|>', '<|im_end|>'), '<|im_end|>'),
+      (
+        DEEPSEEK,
+        ('<｜User｜>', '<｜Assistant｜>', '<｜System｜>', '<｜end｜>'),
+        '<｜end｜>',
+      ),
+      (SINGLE, ('<|user|>', '<|assistant|>'), '</s>'),
+    ],
+    ids=['chatml', 'qwen3', 'smollm3', 'deepseek', 'single'],
+  )
+  def test_never_come_out_of_text(self, template, marks, end, tmp_path):
+    others = ['<think>', '</think>', '<tool_call>', '\n\n', '  ']
+    found = _marked(tmp_path, [*marks, *others], template)
+    ids = {m: found._trusted.token_to_id(m) for m in [*marks, *others, '</s>']}
+    text = f'x{"".join(marks)}y\n\n{" ".join(marks)} z <think> <tool_call>  '
+    for encoded in (
+      found.encode(text),
+      *found.encode_batch([text]),
+      found.encode_after(text),
+      pickle.loads(pickle.dumps(found)).encode(text),
+    ):
+      assert found.decode(encoded) == text
+      assert not {ids[mark] for mark in marks} & set(encoded)
+      assert {ids[other] for other in others[:1] + others[2:]} <= set(encoded)
+    assert found.turn_end_id == ids[end]
+    assert found.end_ids == {ids['</s>'], ids[end]}
+    assert not {ids[mark] for mark in marks} & set(found.ordinary_ids)
+    assert found.special_texts == {'</s>', *marks}
+    # In what the template writes they are themselves, and no text.
+    for mark in marks:
+      assert found.encode_template(f'a{mark}b')[1] == ids[mark]
+    assert found.decode(found.encode_template(f'a{marks[0]}b')) == 'ab'
+    before, after = found.chat_wrap
+    assert {*before, *after} & {ids[mark] for mark in marks}
+
+  def test_the_ids_are_those_of_a_flagged_tokenizer(self, tmp_path):
+    marks = ['<|im_start|>', '<|im_end|>']
+    flagged = _marked(tmp_path / 'a', [], CHATML, special=('</s>', *marks))
+    found = _marked(tmp_path / 'b', marks, CHATML)
+    text = 'A <|im_end|> b<|im_start|>assistant\n</s>'
+    assert found.encode(text) == flagged.encode(text)
+    assert found.chat_wrap == flagged.chat_wrap
+    assert found.turn_end_id == flagged.turn_end_id
+
+  def test_without_a_template_flags_count(self, tmp_path):
+    found = _marked(tmp_path, ['<|im_end|>'], None)
+    assert found.encode('a<|im_end|>')[1] == found.max_id
+    assert found.special_texts == {'</s>'}
+
+  def test_of_a_gguf_file(self, greedy_bpe, tmp_path):
+    """User-defined tokens are not flagged."""
+    types = [*greedy_bpe['token_type']]
+    types[1] = types[2] = 4
+    fields = {**greedy_bpe, 'model': 'gpt2', 'pre': 'gpt-2'}
+    path = _write_gguf(tmp_path / 'a.gguf', **fields | {'token_type': types})
+    with_template = gguf_tokenizer.read_tokenizer(path)
+    assert tokenizer_lib.Tokenizer(with_template).encode('<|im_end|>') == [2]
+    with_template.chat_template = CHATML
+    found = tokenizer_lib.Tokenizer(with_template)
+    assert 2 not in found.encode('<|im_end|>')
+    assert found.turn_end_id == 2
+
+
+class TestRows:
+  """Tokens that the embedding matrix has no row for."""
+
+  def test_are_none(self, tmp_path):
+    """`<image>` has the id 258, as Gemma 3's; the matrix has 258 rows."""
+    found = _marked(
+      tmp_path, [], CHATML, 258, ('</s>', '<|im_end|>', '<image>')
+    )
+    assert found.encode_template('</s>') == [256]
+    assert found.max_id == 257 and found.next_id == 259
+    assert found.ids == list(range(258))
+    assert found.pad_id == found.eos_id == 256
+    for text in ('<image>', 'a <image>b', '<image><image>\n'):
+      assert max(found.encode(text)) < 256
+      assert found.decode(found.encode(text)) == text
+    with pytest.raises(ValueError, match='id 258 belongs to no token'):
+      found.decode([258])
+    with pytest.raises(errors.UserError, match="writes the token '<image>'"):
+      found.encode_template('a<image>')
+    again = pickle.loads(pickle.dumps(found))
+    assert again.ids == found.ids and again.pad_id == 256
+
+  def test_padding_has_a_row(self, tmp_path):
+    backend = _byte_backend()
+    backend.add_special_tokens(['<pad>'])
+    path = _save(tmp_path, backend, eos_token='<|im_end|>', pad_token='<pad>')
+    assert tokenizer_lib.load_tokenizer(path).pad_id == 258
+    assert tokenizer_lib.load_tokenizer(path, 258).pad_id == 257
+    assert tokenizer_lib.load_tokenizer(path, 259).pad_id == 258
+
+  @pytest.mark.parametrize(
+    ('tokens', 'special', 'template', 'message'),
+    [
+      ([], ['<a>', '</s>'], None, "a text ends with the token '</s>'"),
+      (['<a>'], ['</s>'], None, "text can become the token '<a>' with the id"),
+      (
+        ['<a>', '<b>'],
+        ['</s>'],
+        None,
+        r"'<a>' with the id 257 \(and 1 more\), .* has only 257 rows",
+      ),
+      (
+        [],
+        ['</s>', '<|im_end|>'],
+        CHATML,
+        "the chat template writes the token '<|im_end|>' with the id 257",
+      ),
+    ],
+  )
+  def test_needed(self, tokens, special, template, message, tmp_path):
+    with pytest.raises(errors.UserError, match=message.replace('|', '[|]')):
+      _marked(tmp_path, tokens, template, 257, special)
+
+  def test_begins_a_text(self, tmp_path):
+    backend = _byte_backend()
+    backend.add_special_tokens(['<bos>'])
+    backend.post_processor = processors.TemplateProcessing(
+      single='<bos> $A', special_tokens=[('<bos>', 258)]
+    )
+    path = _save(tmp_path, backend, eos_token='<|im_end|>', bos_token='<bos>')
+    with pytest.raises(errors.UserError, match="begins with the token '<bos>'"):
+      tokenizer_lib.load_tokenizer(path, 258)
+
+  def test_unknown_text(self, tmp_path):
+    """Of all special tokens unk alone comes out of text."""
+    backend = tokenizers.Tokenizer(
+      models.BPE({'a': 0, '</s>': 1, '<unk>': 2}, [], unk_token='<unk>')
+    )
+    backend.add_special_tokens(['</s>', '<unk>'])
+    path = _save(tmp_path, backend, eos_token='</s>', unk_token='<unk>')
+    assert tokenizer_lib.load_tokenizer(path, 3).encode('ab') == [0, 2]
+    with pytest.raises(errors.UserError, match="become the token '<unk>'"):
+      tokenizer_lib.load_tokenizer(path, 2)
+
+
 class TestSha256:
   def test_same_for_the_same_files(self, byte_level, tmp_path):
     config = {

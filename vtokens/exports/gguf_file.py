@@ -166,6 +166,7 @@ def write(target: pathlib.Path, table: Artifact, plan: Plan, path: str) -> None:
     matrix = np.zeros((plan.num_rows, *head.data.shape[1:]), head.data.dtype)
     matrix[: len(head.data)] = head.data
     matrix[ids] = head.data[plan.unsaid[0]]
+    matrix[len(head.data) :] = head.data[plan.unsaid[0]]
     return matrix
 
   changed = {

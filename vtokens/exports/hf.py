@@ -236,8 +236,11 @@ def _made(names: Mapping[str, str], table: Artifact, plan: Plan) -> dict:
 
 def _head(matrix: np.ndarray, plan: Plan) -> np.ndarray:
   unsaid = matrix[plan.unsaid[0]].copy()
+  before = len(matrix)
   matrix = _grown(matrix, plan.num_rows)
   matrix[list(plan.tokens.ids)] = unsaid
+  # Of tokens of the tokenizer that the base has no rows for.
+  matrix[before:] = unsaid
   return matrix
 
 

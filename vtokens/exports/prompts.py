@@ -206,6 +206,20 @@ def probe(assembler: Assembler, virtual: Sequence[int]) -> tuple[int, ...]:
   return tuple(ids(whole, *PROBE, virtual[:2]))
 
 
+def check_ids(meta: Meta) -> None:
+  """Raises unless virtual tokens follow all ids of the base.
+
+  Raises:
+    errors.UserError: they have ids of the base, as in other formats.
+  """
+  ids, first = meta.tokens.ids, meta.base.vocab_size
+  if ids[0] < first or ids != tuple(range(ids[0], ids[0] + len(ids))):
+    raise errors.UserError(
+      f'expected ids from {first} on, as --to vtokens writes them, got '
+      f'{ids[0]} to {ids[-1]}'
+    )
+
+
 def check(assembler: Assembler, meta: Meta) -> None:
   """Raises if a tokenizer is not the one of the base.
 

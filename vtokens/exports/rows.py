@@ -37,6 +37,15 @@ def read_vocabulary(directory: str) -> dict[str, int]:
   return {**found, **added}
 
 
+def first_id(opened: OpenBase) -> int:
+  """Id of virtual token 0 outside of this program.
+
+  Inside it is the number of rows of the base's embedding matrix. A tokenizer
+  may have tokens without a row, whose ids these would be to other programs.
+  """
+  return max(opened.config.vocab_size, opened.tokenizer.next_id)
+
+
 def after_all(vocabulary: Mapping[str, int], tokens: Tokens) -> Tokens:
   """The tokens with the ids after the last one.
 
@@ -75,7 +84,9 @@ def inside(
   if rows - first >= count:
     return _placed(tokens, range(first, first + count), tokens.names)
   reserved = sorted(
-    (i, name) for name, i in vocabulary.items() if _RESERVED.match(name)
+    (i, name)
+    for name, i in vocabulary.items()
+    if i < rows and _RESERVED.match(name)
   )
   if len(reserved) < count:
     raise errors.UserError(

@@ -15,7 +15,7 @@ from vtokens import (
   table_file,
   writers,
 )
-from vtokens.exports import artifact, prompts, public
+from vtokens.exports import artifact, prompts, public, rows
 from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
 from vtokens.exports.config import NAMES
 from vtokens.models import base as base_lib
@@ -29,7 +29,7 @@ class Source:
   """A finished run.
 
   Attributes:
-    table: its tokens have the ids from the base's `vocab_size` on.
+    table: its tokens have the ids from `rows.first_id` on.
     base: that it was trained on, whose weights are not loaded.
     config: of the run.
   """
@@ -76,8 +76,8 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
         f'{workdir}: the table was trained on another base than '
         f'{cfg.base.path} is now: {name} {identity.get(name)} there, {now} now'
       )
-  rows, vocab_size = len(table), opened.config.vocab_size
-  ids = tuple(range(vocab_size, vocab_size + rows))
+  count, first = len(table), rows.first_id(opened)
+  ids = tuple(range(first, first + count))
   prompt = Prompt(
     templates=cfg.templates,
     position=cfg.virtual_tokens.position,
@@ -92,12 +92,12 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
     ids=ids,
     names=known.tokens.names
     if known and own and not names
-    else tuple((names or NAMES).format(i=i + 1) for i in range(rows)),
+    else tuple((names or NAMES).format(i=i + 1) for i in range(count)),
     probe=prompts.probe(prompts.assembler(opened.tokenizer, prompt), ids),
   )
-  if len(set(tokens.names)) < rows:
+  if len(set(tokens.names)) < count:
     raise errors.UserError(
-      f'config.names: {names} gives two of the {rows} virtual tokens one name'
+      f'config.names: {names} gives two of the {count} virtual tokens one name'
     )
   if known:
     meta = public.meta(dataclasses.replace(known, tokens=tokens))
@@ -118,14 +118,14 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
             revision=revision,
             fingerprint=opened.fingerprint,
             tokenizer_sha256=opened.tokenizer.sha256,
-            vocab_size=vocab_size,
+            vocab_size=opened.config.vocab_size,
             scales_embeddings=opened.config.scale_embeddings,
           ),
           prompt=prompt,
           tokens=tokens,
           table_sha256=table_file.sha256(table),
-          shape=(rows, table.shape[1]),
-          num_trained=trained.num_active if trained.draw == 'fixed' else rows,
+          shape=(count, table.shape[1]),
+          num_trained=trained.num_active if trained.draw == 'fixed' else count,
           metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
           training={
             'config': values,

@@ -113,12 +113,7 @@ def open_base(
   source, architecture = _open(path)
   # Of the base itself, so not of how long this run's sequences are.
   fingerprint = weights.fingerprint(source, architecture)
-  tokenizer = load_tokenizer(path)
-  if tokenizer.max_id >= architecture.vocab_size:
-    raise errors.UserError(
-      f'{path}: the tokenizer has the id {tokenizer.max_id}, but the '
-      f'embedding matrix only {architecture.vocab_size} rows'
-    )
+  tokenizer = load_tokenizer(path, architecture.vocab_size)
   return OpenBase(
     settings=settings,
     source=source,
@@ -147,7 +142,11 @@ def tokenizer_of(settings: config.Base) -> Tokenizer:
   Raises:
     errors.UserError: it is not found or not supported.
   """
-  return load_tokenizer(resolve(settings.path))
+  path = resolve(settings.path)
+  if path.endswith('.gguf'):
+    # llama.cpp takes no file with more tokens than rows.
+    return load_tokenizer(path)
+  return load_tokenizer(path, hf.read_config(path).vocab_size)
 
 
 def revision(path: str) -> str:

@@ -16,9 +16,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import tokenizers
-
 from vtokens import errors
+from vtokens.models import turn_marks
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
@@ -34,9 +33,6 @@ _FIXED_DATE = (
 
 # A text goes on after the first of these with which its start does not merge.
 _PROBES = ('x', '0', '.', '\n', ')', 'Q')
-
-# Letters only, so that no template's escaping changes it.
-_PLACEHOLDER = 'VTOKENSUSERMESSAGE'
 
 # Logged on import, before any verbosity can be set. It is the normal state
 # here; TRANSFORMERS_NO_ADVISORY_WARNINGS would silence real advice as well.
@@ -58,8 +54,10 @@ class Tokenizer:
       there is none.
     end_ids: all tokens that end an answer: these, and what
       generation_config.json lists.
-    pad_id: fills up batches; eos if the tokenizer has no padding token.
+    pad_id: fills up batches; eos if the tokenizer has no padding token, or one
+      without a row.
     max_id: the highest id of any token; a model's vocabulary may be larger.
+    next_id: the id after the last token, be it one without a row.
   """
 
   prefix_ids: tuple[int, ...]
@@ -68,36 +66,54 @@ class Tokenizer:
   end_ids: frozenset[int]
   pad_id: int
   max_id: int
+  next_id: int
 
   def __init__(
     self,
     tokenizer: 'PreTrainedTokenizerFast',
     more_end_ids: Sequence[int] = (),
+    num_rows: int | None = None,
   ):
     """Wraps a fast tokenizer, of which it keeps its own copies.
 
     Args:
       tokenizer: of transformers.
       more_end_ids: that the model is known to end an answer with.
+      num_rows: of the model's embedding matrix; None if it has one for each
+        token. Tokens beyond (`<image_soft_token>` of Gemma 3, which the models
+        for text have no row for) are none here: no method gives or takes their
+        ids, which are those of virtual tokens.
 
     Raises:
-      errors.UserError: there is no eos token, or the tokenizer reads a special
-        token out of ordinary text even when told not to.
+      errors.UserError: there is no eos token, the tokenizer reads a special
+        token out of ordinary text even when told not to, or a token without
+        a row is needed.
     """
     self._tokenizer = tokenizer
     self._name = tokenizer.name_or_path or 'tokenizer'
     # Whether special tokens are recognised is a property of the whole backend,
     # and transformers sets it anew on each call, so a thread could change it
     # under another. Hence two copies, set once.
-    self._trusted = _copy_backend(tokenizer, split_special_tokens=False)
-    self._plain = _copy_backend(tokenizer, split_special_tokens=True)
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.no_padding()
+    backend.no_truncation()
+    backend.encode_special_tokens = False
+    self._trusted = backend
+    self._num_rows = num_rows
+    if marks := self._unflagged_marks():
+      self._trusted = turn_marks.flagged(backend, marks)
+    self._plain = copy.deepcopy(self._trusted)
+    self._plain.encode_special_tokens = True
     if tokenizer.eos_token_id is None:
       raise errors.UserError(f'{self._name}: the tokenizer has no eos token')
     self.eos_id = tokenizer.eos_token_id
     self.pad_id = (
       self.eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     )
-    self.max_id = max(self._trusted.get_vocab().values())
+    if not self._has_row(self.pad_id):
+      self.pad_id = self.eos_id
+    self.max_id = max(self.ids)
+    self.next_id = max(self._trusted.get_vocab().values()) + 1
     # Marked are the tokens that the text itself did not ask for.
     some = self._trusted.encode('x')
     marked = zip(some.ids, some.special_tokens_mask, strict=True)
@@ -105,6 +121,7 @@ class Tokenizer:
       i for i, _ in itertools.takewhile(lambda pair: pair[1], marked)
     )
     self._check_plain()
+    self._check_rows()
     self.turn_end_id = self._find_turn_end()
     self._more_end_ids = tuple(more_end_ids)
     self.end_ids = frozenset(
@@ -129,9 +146,67 @@ class Tokenizer:
           'of ordinary text, so passages could forge it; not supported'
         )
 
+  def _has_row(self, i: int) -> bool:
+    return self._num_rows is None or i < self._num_rows
+
+  def _check_rows(self) -> None:
+    """Raises if bos, eos or plain text may be a token without a row.
+
+    A special token never comes out of plain text, but for unk.
+    """
+    if self._num_rows is None or self.next_id <= self._num_rows:
+      return
+    added = self._trusted.get_added_tokens_decoder()
+    unk = getattr(self._plain.model, 'unk_token', None)
+    readable = {
+      i: token
+      for token, i in self._trusted.get_vocab(with_added_tokens=False).items()
+    }
+    readable |= {
+      i: token.content
+      for i, token in added.items()
+      if not token.special or token.content == unk
+    }
+    for what, found in (
+      ('text can become', sorted(filter(self._lacks_row, readable))),
+      ('a text begins with', list(filter(self._lacks_row, self.prefix_ids))),
+      ('a text ends with', list(filter(self._lacks_row, [self.eos_id]))),
+    ):
+      if found:
+        raise self._no_row(what, found)
+
+  def _lacks_row(self, i: int) -> bool:
+    return not self._has_row(i)
+
+  def _no_row(self, what: str, ids: Sequence[int]) -> errors.UserError:
+    token = self._trusted.id_to_token(ids[0])
+    more = f' (and {len(ids) - 1} more)' if len(ids) > 1 else ''
+    return errors.UserError(
+      f'{self._name}: {what} the token {token!r} with the id {ids[0]}{more}, '
+      f'but the embedding matrix has only {self._num_rows} rows: the tokenizer '
+      'is of another model, or the model lacks rows for tokens that were added '
+      '(resize_token_embeddings)'
+    )
+
+  def _unflagged_marks(self) -> frozenset[int]:
+    """Turn marks of the chat template that are not flagged special."""
+    candidates = [
+      i
+      for i, token in self._trusted.get_added_tokens_decoder().items()
+      # Runs of spaces and line breaks are how a model reads text.
+      if not token.special and token.content.strip()
+    ]
+    if not candidates or not self.has_chat_template:
+      return frozenset()
+    return turn_marks.find(
+      self._render,
+      lambda text: self._trusted.encode(text, add_special_tokens=False).ids,
+      candidates,
+    )
+
   def __reduce__(self):
     # Pickling a backend forgets whether it recognises special tokens.
-    return type(self), (self._tokenizer, self._more_end_ids)
+    return type(self), (self._tokenizer, self._more_end_ids, self._num_rows)
 
   def save(self, directory: str | os.PathLike[str]) -> None:
     """Writes it in Hugging Face format, chat template included."""
@@ -155,8 +230,15 @@ class Tokenizer:
     return [encoding.ids for encoding in encodings]
 
   def encode_template(self, text: str) -> list[int]:
-    """As `encode`, but special tokens are recognised: for trusted text only."""
-    return self._trusted.encode(text, add_special_tokens=False).ids
+    """As `encode`, but special tokens are recognised: for trusted text only.
+
+    Raises:
+      errors.UserError: the text has a token for which the model has no row.
+    """
+    ids = self._trusted.encode(text, add_special_tokens=False).ids
+    if found := list(filter(self._lacks_row, ids)):
+      raise self._no_row('the chat template writes', found)
+    return ids
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of ids, without special tokens, spaces as they are.
@@ -166,7 +248,7 @@ class Tokenizer:
     """
     ids = [int(i) for i in ids]
     for i in ids:
-      if i < 0 or self._trusted.id_to_token(i) is None:
+      if i < 0 or self._lacks_row(i) or self._trusted.id_to_token(i) is None:
         raise ValueError(
           f'id {i} belongs to no token (the highest is {self.max_id}); '
           'virtual tokens have no text'
@@ -187,8 +269,14 @@ class Tokenizer:
 
   @property
   def ids(self) -> list[int]:
-    """Every id that belongs to a token, ascending."""
-    return sorted(self._trusted.get_vocab().values())
+    """Every id that belongs to a token with a row, ascending."""
+    return sorted(filter(self._has_row, self._trusted.get_vocab().values()))
+
+  @property
+  def special_texts(self) -> frozenset[str]:
+    """What stands for special tokens where a program reads them in text."""
+    added = self._trusted.get_added_tokens_decoder().values()
+    return frozenset(token.content for token in added if token.special)
 
   @functools.cached_property
   def chat_wrap(self) -> tuple[list[int], list[int]]:
@@ -211,14 +299,14 @@ class Tokenizer:
       )
     try:
       text = self._render(
-        [{'role': 'user', 'content': _PLACEHOLDER}], add_generation_prompt=True
+        [{'role': 'user', 'content': turn_marks.PLACEHOLDER}], ask=True
       )
     # A template is a program of the model's author; it can raise anything.
     except Exception as e:
       raise errors.UserError(
         f'{self._name}: the chat template fails on a single user message: {e}'
       ) from e
-    before, *rest = text.split(_PLACEHOLDER)
+    before, *rest = text.split(turn_marks.PLACEHOLDER)
     if len(rest) != 1:
       raise errors.UserError(
         f"{self._name}: the chat template shows the user's message "
@@ -233,15 +321,15 @@ class Tokenizer:
     )
 
   def _render(
-    self, messages: list[dict[str, str]], add_generation_prompt: bool
+    self, messages: list[dict[str, str]], ask: bool, think: bool = False
   ) -> str:
     """The text of a conversation; see `chat_wrap` for date and thinking."""
     text = self._tokenizer.apply_chat_template(
       messages,
       chat_template=_FIXED_DATE + self._tokenizer.get_chat_template(),
       tokenize=False,
-      add_generation_prompt=add_generation_prompt,
-      enable_thinking=False,
+      add_generation_prompt=ask,
+      enable_thinking=think,
     )
     assert isinstance(text, str)  # Since nothing is tokenised.
     return text
@@ -253,15 +341,15 @@ class Tokenizer:
       text = self._render(
         [
           {'role': 'user', 'content': 'x'},
-          {'role': 'assistant', 'content': _PLACEHOLDER},
+          {'role': 'assistant', 'content': turn_marks.PLACEHOLDER},
         ],
-        add_generation_prompt=False,
+        ask=False,
       )
     # As in chat_wrap, which tells of it when the template is used.
     except Exception:
       return self.eos_id
     added = self._trusted.get_added_tokens_decoder()
-    for i in self.encode_template(text.rpartition(_PLACEHOLDER)[2]):
+    for i in self.encode_template(text.rpartition(turn_marks.PLACEHOLDER)[2]):
       if i in added and added[i].special and i not in self.prefix_ids:
         return i
     return self.eos_id
@@ -303,12 +391,15 @@ class Tokenizer:
     ).hexdigest()
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(
+  path: str | os.PathLike[str], num_rows: int | None = None
+) -> Tokenizer:
   """Loads the tokenizer of a model.
 
   Args:
     path: a directory in Hugging Face format or a `.gguf` file; for a name on
       the hub see `base.resolve`.
+    num_rows: see `Tokenizer`.
 
   Raises:
     errors.UserError: there is no tokenizer, it has no fast version, or it is of
@@ -318,7 +409,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
   if path.endswith('.gguf'):
     from vtokens.models import gguf_tokenizer
 
-    return Tokenizer(gguf_tokenizer.read_tokenizer(path))
+    return Tokenizer(gguf_tokenizer.read_tokenizer(path), num_rows=num_rows)
   from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
   try:
@@ -340,7 +431,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     raise errors.UserError(
       f'{path}: {type(tokenizer).__name__} has no fast version (tokenizer.json)'
     )
-  return Tokenizer(tokenizer, _end_ids(pathlib.Path(path)))
+  return Tokenizer(tokenizer, _end_ids(pathlib.Path(path)), num_rows)
 
 
 def _end_ids(directory: pathlib.Path) -> list[int]:
@@ -368,13 +459,3 @@ def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
     if whole[: len(before)] == before:
       return whole[len(before) :]
   return encode(text)
-
-
-def _copy_backend(
-  tokenizer: 'PreTrainedTokenizerFast', split_special_tokens: bool
-) -> tokenizers.Tokenizer:
-  backend = copy.deepcopy(tokenizer.backend_tokenizer)
-  backend.no_padding()
-  backend.no_truncation()
-  backend.encode_special_tokens = split_special_tokens
-  return backend

@@ -12,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import peft
 import pytest
 import safetensors.numpy
 import tiny_models
 import torch
+import transformers
 import xla_flags
 from jax.sharding import AxisType
 
@@ -345,8 +347,80 @@ def test_index_may_not_leave_the_directory(tmp_path, tiny_dir, name):
 )
 def test_damaged_index(tmp_path, text):
   (tmp_path / INDEX).write_text(text, errors='surrogateescape')
-  with pytest.raises(errors.UserError, match=f'{INDEX}: not a readable index'):
+  with pytest.raises(errors.UserError, match=f'{INDEX}: ') as e:
     hf.SafetensorsSource(tmp_path)
+  assert str(e.value).endswith('; download or copy it again')
+
+
+def test_an_index_beside_a_single_file(tmp_path, tiny_dir, sharded_dir):
+  """transformers reads the single file, and others what the index names."""
+  shutil.copytree(sharded_dir, tmp_path, dirs_exist_ok=True)
+  shutil.copyfile(
+    tiny_dir / 'model.safetensors', tmp_path / 'model.safetensors'
+  )
+  with pytest.raises(errors.UserError, match='move one of them away'):
+    hf.SafetensorsSource(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['config.json', INDEX, 'x.safetensors'])
+def test_what_is_no_file(name, tmp_path, tiny_dir):
+  """A pipe would be read without end."""
+  shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
+  (tmp_path / name).unlink(missing_ok=True)
+  hf.check_files(tmp_path)
+  (tmp_path / name).mkdir()
+  with pytest.raises(errors.UserError, match=f'{name}: is a directory'):
+    hf.check_files(tmp_path)
+  (tmp_path / name).rmdir()
+  os.mkfifo(tmp_path / name)
+  with pytest.raises(errors.UserError, match=f'{name}: is no regular file'):
+    hf.check_files(tmp_path)
+
+
+def _adapter(directory):
+  """As PEFT saves it."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+  lora = peft.get_peft_model(
+    model,
+    peft.LoraConfig(r=2, target_modules=['q_proj'], init_lora_weights=False),
+  )
+  lora.save_pretrained(directory)
+  return lora
+
+
+def test_an_adapter_beside_the_weights(tmp_path, tiny_dir):
+  """transformers puts it on them; only its owner knows whether it should."""
+  shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
+  plain = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir)
+  lora = _adapter(tmp_path)
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+  ids = torch.arange(20)[None]
+  assert torch.equal(theirs(ids).logits, lora(ids).logits)
+  assert not torch.equal(theirs(ids).logits, plain(ids).logits)
+  with pytest.raises(errors.UserError) as e:
+    hf.SafetensorsSource(tmp_path)
+  assert str(e.value).startswith(
+    f'{tmp_path / "adapter_config.json"}: a LORA adapter beside the weights'
+  )
+  # Both of what the message offers.
+  merged = tmp_path / 'merged'
+  lora.merge_and_unload().save_pretrained(merged)
+  q = hf.SafetensorsSource(merged).read(Q)
+  (tmp_path / 'adapter_config.json').unlink()
+  before = hf.SafetensorsSource(tmp_path).read(Q)
+  assert np.array_equal(before, hf.SafetensorsSource(tiny_dir).read(Q))
+  assert not np.array_equal(before, q)
+
+
+def test_an_adapter_alone(tmp_path, tiny_dir):
+  shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
+  _adapter(tmp_path)
+  (tmp_path / 'model.safetensors').unlink()
+  with pytest.raises(errors.UserError) as e:
+    hf.SafetensorsSource(tmp_path)
+  assert str(e.value).startswith(
+    f'{tmp_path}: holds a LORA adapter alone, no model; merge it into '
+  )
 
 
 def test_missing_shards_are_named(tmp_path, sharded_dir):
@@ -378,13 +452,16 @@ def test_truncated_file(tmp_path, tiny_dir, keep):
   [
     (None, 'config.json: not found'),
     ('{"model_type": ', 'config.json: not JSON'),
-    ('[1]', 'config.json: holds a JSON list, expected an object'),
+    ('[1]', 'config.json: expected an object, got [1]'),
+    ('[' * 100_000, 'config.json: not JSON: nested too deeply'),
+    ('\udcff{}', 'config.json: not UTF-8'),
+    ('', 'config.json: not JSON'),
     ('{"model_type": "gpt2"}', "config.json: model_type is 'gpt2'"),
   ],
 )
 def test_bad_config_file(tmp_path, text, message):
   if text is not None:
-    (tmp_path / 'config.json').write_text(text)
+    (tmp_path / 'config.json').write_text(text, errors='surrogateescape')
   with pytest.raises(errors.UserError) as e:
     hf.read_config(tmp_path)
   assert str(e.value).startswith(f'{tmp_path}{os.sep}{message}')

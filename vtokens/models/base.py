@@ -111,6 +111,8 @@ def open_base(
   """
   path = resolve(settings.path)
   source, architecture = _open(path)
+  # Before anything is sized by a number of the config.
+  weights.check_shapes(source, architecture)
   # Of the base itself, so not of how long this run's sequences are.
   fingerprint = weights.fingerprint(source, architecture)
   tokenizer = load_tokenizer(path, architecture.vocab_size)
@@ -146,6 +148,7 @@ def tokenizer_of(settings: config.Base) -> Tokenizer:
   if path.endswith('.gguf'):
     # llama.cpp takes no file with more tokens than rows.
     return load_tokenizer(path)
+  hf.check_files(path)
   return load_tokenizer(path, hf.read_config(path).vocab_size)
 
 
@@ -176,6 +179,7 @@ def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
   if path.endswith('.gguf'):
     source = gguf.GGUFSource(path)
     return source, source.config
+  hf.check_files(path)
   return hf.SafetensorsSource(path), hf.read_config(path)
 
 

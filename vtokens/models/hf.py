@@ -1,13 +1,12 @@
 """Config and tensors of a Hugging Face directory."""
 
-import json
 import math
 import pathlib
 
 import numpy as np
 import safetensors
 
-from vtokens import errors
+from vtokens import errors, json_files
 from vtokens.models import families
 from vtokens.models.config import DecoderConfig
 from vtokens.models.weight_map import EVERY, spread
@@ -17,6 +16,25 @@ from vtokens.models.weights import INDEX_FILE, SINGLE_FILE
 _FLOATS = {'F16': 2, 'BF16': 2, 'F32': 4}
 # Tensors of at most so many values go into the fingerprint whole: all norms.
 _SMALL = 1 << 16
+# What makes transformers put an adapter on the weights.
+_ADAPTER = 'adapter_config.json'
+# What is read of a model besides its weights.
+_FILES = (
+  'config.json',
+  'generation_config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.jinja',
+  'chat_template.json',
+  'tokenizer.model',
+  'vocab.json',
+  'merges.txt',
+  INDEX_FILE,
+  _ADAPTER,
+)
+_AGAIN = 'download or copy it again'
 
 
 class SafetensorsSource:
@@ -28,7 +46,7 @@ class SafetensorsSource:
   Raises:
     errors.UserError: there are none, only pickled ones, or a file that the
       index names is missing, lies elsewhere, or cannot be read; a tensor is
-      quantised.
+      quantised; an adapter lies beside them.
   """
 
   def __init__(self, directory: str | pathlib.Path):
@@ -43,8 +61,8 @@ class SafetensorsSource:
             self._add(path, name, file.get_slice(name))
       except (OSError, safetensors.SafetensorError) as e:
         raise errors.UserError(
-          f'{path}: not a readable safetensors file ({e}); download or copy '
-          'it again'
+          f'{path}: not a readable safetensors file ({errors.shorten(e)}); '
+          f'{_AGAIN}'
         ) from e
 
   def _add(self, path: pathlib.Path, name: str, part) -> None:
@@ -88,20 +106,30 @@ class SafetensorsSource:
 
 def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   index = directory / INDEX_FILE
+  has_single = (directory / SINGLE_FILE).exists()
+  _check_adapter(directory, has_single or index.exists())
   if index.exists():
-    try:
-      names = sorted(set(json.loads(index.read_text())['weight_map'].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-      raise errors.UserError(
-        f'{index}: not a readable index of weight files ({e!r}); download or '
-        'copy it again'
-      ) from None
+    files = json_files.read(index, {'weight_map': {str: str}}, _AGAIN)
+    names = sorted(set(files['weight_map'].values()))
     for name in names:
-      if pathlib.PurePath(name).name != name or name in ('.', '..'):
+      if (
+        pathlib.PurePath(name).name != name
+        or name in ('.', '..')
+        or '\0' in name
+        or not name.endswith('.safetensors')
+      ):
         raise errors.UserError(
-          f'{index}: weight_map names {name!r}, expected a plain file name '
-          'inside the directory'
+          f'{index}: weight_map names {errors.shorten(repr(name))}, expected a '
+          'plain name of a .safetensors file inside the directory'
         )
+    if not names:
+      raise errors.UserError(f'{index}: weight_map is empty; {_AGAIN}')
+    if has_single and SINGLE_FILE not in names:
+      raise errors.UserError(
+        f'{directory}: holds {SINGLE_FILE} and {INDEX_FILE}, which names other '
+        'files: transformers would read the first, others the second; move '
+        'one of them away'
+      )
     paths = [directory / name for name in names]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
@@ -110,7 +138,7 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
         f'missing: {errors.several(missing)}; finish the download'
       )
     return paths
-  if (directory / SINGLE_FILE).is_file():
+  if has_single:
     return [directory / SINGLE_FILE]
   pickled = [*directory.glob('*.bin'), *directory.glob('*.pt')]
   if pickled:
@@ -124,6 +152,51 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   )
 
 
+def check_files(directory: str | pathlib.Path) -> None:
+  """Raises if a file of a model is a directory, a pipe or a device.
+
+  Raises:
+    errors.UserError: one is, which would be read without end, or not at all.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise errors.UserError(
+      f'{directory}: expected a Hugging Face model directory or a .gguf file'
+    )
+  for path in sorted(directory.iterdir()):
+    named = path.suffix == '.safetensors' or path.name in _FILES
+    if named and path.exists() and not path.is_file():
+      what = 'a directory' if path.is_dir() else 'no regular file'
+      raise errors.UserError(f'{path}: is {what}, expected a file; {_AGAIN}')
+
+
+def _check_adapter(directory: pathlib.Path, has_weights: bool) -> None:
+  """Raises if transformers would put an adapter on the weights.
+
+  Which of the two is meant, only its owner knows: PEFT leaves such files beside
+  weights that were merged, too.
+  """
+  path = directory / _ADAPTER
+  if not path.exists():
+    return
+  values = json_files.read(path)
+  kind = errors.shorten(values.get('peft_type') or 'PEFT', 40)
+  if has_weights:
+    raise errors.UserError(
+      f'{path}: a {kind} adapter beside the weights, which transformers puts '
+      'on them and vtokens does not. If it belongs to the model, merge it '
+      '(PeftModel.merge_and_unload, then save_pretrained into a new '
+      'directory) and name that directory; if the weights are meant as they '
+      f'are, e.g. merged already, move {_ADAPTER} out of the directory'
+    )
+  base = values.get('base_model_name_or_path') or 'its base'
+  raise errors.UserError(
+    f'{directory}: holds a {kind} adapter alone, no model; merge it into '
+    f'{errors.shorten(base)} (PeftModel.merge_and_unload, then save_pretrained '
+    'into a new directory, the tokenizer too) and name that directory'
+  )
+
+
 def read_config(directory: str | pathlib.Path) -> DecoderConfig:
   """The `DecoderConfig` of a Hugging Face directory.
 
@@ -131,16 +204,8 @@ def read_config(directory: str | pathlib.Path) -> DecoderConfig:
     errors.UserError: config.json is missing, not JSON, or not supported.
   """
   path = pathlib.Path(directory) / 'config.json'
-  try:
-    raw = json.loads(path.read_text())
-  except FileNotFoundError:
+  if not path.exists():
     raise errors.UserError(
       f'{path}: not found; expected a Hugging Face model directory'
-    ) from None
-  except ValueError as e:
-    raise errors.UserError(f'{path}: not JSON ({e})') from None
-  if not isinstance(raw, dict):
-    raise errors.UserError(
-      f'{path}: holds a JSON {type(raw).__name__}, expected an object'
     )
-  return families.from_hf(raw, str(path))
+  return families.from_hf(json_files.read(path, dict, _AGAIN), str(path))

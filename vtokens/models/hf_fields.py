@@ -56,7 +56,7 @@ class Fields:
     self, field: str, expected: str, found: Any = ...
   ) -> errors.UserError:
     found = self.values.get(field) if found is ... else found
-    found = 'missing' if found is None else _shown(found)
+    found = 'missing' if found is None else errors.shorten(repr(found))
     return errors.UserError(
       f'{self.where}: {field} is {found}, expected {expected}'
     )
@@ -305,12 +305,6 @@ class Fields:
     if default is None:
       default = self.number('hidden_size') // self.number('num_attention_heads')
     return self.number('head_dim', default=default)
-
-
-def _shown(value: Any) -> str:
-  """A value of a file in a message, however long it is."""
-  text = repr(value)
-  return text if len(text) <= 200 else f'{text[:200]}...'
 
 
 def _yarn_scale(found: Mapping[str, Any], factor: float) -> float:

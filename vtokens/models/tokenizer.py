@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from vtokens import errors
+from vtokens import errors, json_files
 from vtokens.models import turn_marks
 
 if TYPE_CHECKING:
@@ -439,15 +439,13 @@ def _end_ids(directory: pathlib.Path) -> list[int]:
   path = directory / 'generation_config.json'
   if not path.is_file():
     return []
-  try:
-    found = json.loads(path.read_text(encoding='utf-8')).get('eos_token_id')
-  except (ValueError, AttributeError) as e:
-    raise errors.UserError(f'{path}: not a JSON object ({e})') from None
+  found = json_files.read(path).get('eos_token_id')
   found = [] if found is None else found
   found = [found] if isinstance(found, int) else found
   if not isinstance(found, list) or not all(type(i) is int for i in found):
     raise errors.UserError(
-      f'{path}: eos_token_id is {found!r}, expected an id or a list of ids'
+      f'{path}: eos_token_id is {errors.shorten(repr(found))}, expected an id '
+      'or a list of ids'
     )
   return found
 

@@ -70,7 +70,7 @@ def load_decoder(
   Raises:
     errors.UserError: tensors are missing, surplus or misshapen (all listed).
   """
-  _check_shapes(source, config)
+  check_shapes(source, config)
   graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
   variables: dict[tuple, Any] = dict(nnx.to_flat_state(params))
   plan = []
@@ -185,7 +185,12 @@ def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param) -> Array:
   return jax.jit(zeros, out_shardings=_stacked_sharding(mesh, variable))()
 
 
-def _check_shapes(source: TensorSource, config: DecoderConfig) -> None:
+def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
+  """Compares the tensors of a source with those that the config needs.
+
+  Raises:
+    errors.UserError: tensors are missing, surplus or misshapen.
+  """
   expected = expected_shapes(config)
   found = source.shapes()
   # Rotary frequencies that older exports carry; ours follow from the config.

@@ -205,7 +205,9 @@ def test_what_does_not_exist(no_hub, path, message):
 
 def test_neither_directory_nor_gguf(tiny_dir, no_hub):
   path = tiny_dir / 'model.safetensors'
-  with pytest.raises(errors.UserError, match=f'{path}: found neither'):
+  with pytest.raises(
+    errors.UserError, match=f'{path}: expected a Hugging Face model dir'
+  ):
     _load(path)
 
 

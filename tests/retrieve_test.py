@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import pathlib
+import runpy
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import sys
 import pytest
 import retrieval_data
 
+from vtokens import errors, retrieve
 from vtokens.data import formats, records
 from vtokens.retrieval import config
 
@@ -276,6 +278,46 @@ def test_a_damaged_index_is_refused(case):
   result = run('--config', path)
   assert result.returncode == 1
   assert 'damaged: shards/00001/data.csc.index.npy has' in result.stderr
+  assert '--config.on_stale_index=rebuild' in result.stderr
+
+
+def flip(path: pathlib.Path) -> None:
+  """Changes the last bit of a file."""
+  data = bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(data)
+
+
+def test_one_flipped_bit_is_refused_in_an_index_and_mended_elsewhere(case):
+  path = case.config('flipped', 'flipped-index')
+  cfg = runpy.run_path(path)['get_config']()
+  first = retrieve.retrieve(cfg)
+  index = case.directory / 'flipped-index'
+  files = [
+    p
+    for name in ('corpus', 'bm25')
+    for p in sorted((index / name).rglob('*'))
+    if p.is_file() and p.stat().st_size and '00000' not in p.parts
+  ]
+  assert len(files) > 12
+  for file in files:
+    data = file.read_bytes()
+    flip(file)
+    with pytest.raises(errors.UserError, match='flipped-index'):
+      retrieve.retrieve(cfg)
+    file.write_bytes(data)
+  workdir = case.directory / 'flipped'
+  for name in (
+    'hits/bm25/00001.npz',
+    'parts/00002.ranks.json',
+    'records.jsonl.gz',
+  ):
+    flip(workdir / name)
+    assert retrieve.retrieve(cfg) == first
+    assert case.files('flipped') == case.files()
+  # And what is remembered of the corpus files.
+  (index / 'hashes.json').write_text('{"x": 3}')
+  assert retrieve.retrieve(cfg) == first
 
 
 @pytest.mark.parametrize(

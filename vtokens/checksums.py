@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from vtokens import writers
+
 _SEAL = 'sha256_of_the_rest'
 # More threads do not read a disk faster.
 _THREADS = 8
@@ -63,13 +65,24 @@ def problem(
   names = [name for name, file in files.items() if 'sha256' in file]
   # The largest first: the others are done meanwhile.
   names.sort(key=lambda name: -files[name]['bytes'])
-  with concurrent.futures.ThreadPoolExecutor(_num_threads()) as pool:
+  with (
+    concurrent.futures.ThreadPoolExecutor(_num_threads()) as pool,
+    writers.progress(
+      desc=f'checking {directory.name}',
+      total=sum(files[name]['bytes'] for name in names),
+      unit='B',
+      unit_scale=True,
+      leave=False,
+      delay=2,
+    ) as bar,
+  ):
     digests = pool.map(sha256, [directory / name for name in names])
     try:
       for name, digest in zip(names, digests, strict=True):
         if digest != files[name]['sha256']:
           pool.shutdown(cancel_futures=True)
           return f'the content of {name} has changed since it was written'
+        bar.update(files[name]['bytes'])
     except OSError as e:
       return f'a file cannot be read: {e}'
   return ''

@@ -1,5 +1,8 @@
 """Tests of vtokens.retrieval.claims."""
 
+import json
+import subprocess
+
 import pytest
 
 from vtokens import errors
@@ -50,18 +53,99 @@ def test_rebuild_keeps_what_fits(complete):
   assert (complete / 'data').exists()
 
 
+def _edit_complete(edit):
+  def damage(directory):
+    path = directory / 'complete.json'
+    path.write_text(edit(path.read_text()))
+
+  return damage
+
+
 @pytest.mark.parametrize(
   ('damage', 'expected'),
   [
-    (lambda p: p.write_text('123'), 'data has 3 bytes, expected 5 bytes'),
-    (lambda p: p.unlink(), 'data is missing, expected 5 bytes'),
+    (
+      lambda d: (d / 'data').write_text('123'),
+      'data has 3 bytes, expected 5 bytes',
+    ),
+    (lambda d: (d / 'data').unlink(), 'data is missing, expected 5 bytes'),
+    (
+      lambda d: (d / 'data').write_text('12344'),
+      'the content of data has changed',
+    ),
+    (
+      lambda d: (d / 'data').write_bytes(bytes(5)),
+      'the content of data has changed',
+    ),
+    (
+      lambda d: (d / 'identity.json').write_text('{'),
+      'identity.json has 1 bytes',
+    ),
+    (
+      lambda d: (d / 'identity.json').write_text(
+        (d / 'identity.json').read_text().replace('0.9', '1.9')
+      ),
+      'the content of identity.json has changed',
+    ),
+    (
+      _edit_complete(lambda text: text.replace('"words": 3', '"words": 7')),
+      'the content of complete.json has changed',
+    ),
   ],
 )
 def test_damage_is_refused(complete, damage, expected):
-  damage(complete / 'data')
-  with pytest.raises(errors.UserError, match=expected):
+  damage(complete)
+  with pytest.raises(errors.UserError) as e:
     claim(complete, k1=0.9, b=0.4)
+  assert str(e.value).startswith(f'{complete} holds an index, damaged: ')
+  assert expected in str(e.value)
+  assert str(e.value).endswith('Do this.')
   assert not claim(complete, k1=0.9, b=0.4, rebuild=True)
+  assert not (complete / 'data').exists()
+
+
+def test_an_index_without_checksums_gets_them(complete, capsys):
+  path = complete / 'complete.json'
+  content = json.loads(path.read_text())
+  for key in ('sha256', 'sha256_of_the_rest'):
+    del content[key]
+  path.write_text(json.dumps(content))
+  assert claim(complete, k1=0.9, b=0.4)
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith(f'{complete}: an earlier version')
+  assert claims.read_info(complete) == {'words': 3}
+  assert claim(complete, k1=0.9, b=0.4)
+  assert capsys.readouterr().out == ''
+  (complete / 'data').write_text('12344')
+  with pytest.raises(errors.UserError, match='the content of data has changed'):
+    claim(complete, k1=0.9, b=0.4)
+
+
+def test_damaged_parts_of_what_is_not_complete_are_removed(tmp_path, capsys):
+  directory = tmp_path / 'index'
+  claim(directory, a=1)
+  for name in ('0', '1', '2'):
+    with claims.new_part(directory / 'shards' / name) as part:
+      part.mkdir()
+      (part / 'x').write_text('12345')
+  for name in ('a', 'b', 'c'):
+    with claims.new_part(directory / 'hits' / name) as part:
+      part.write_text('12345')
+  (directory / 'shards' / '0' / 'x').write_text('12344')
+  (directory / 'shards' / '1' / 'x').unlink()
+  (directory / 'hits' / 'a').write_bytes(bytes(5))
+  (directory / 'hits' / 'b').unlink()
+  assert not claim(directory, a=1)
+  assert sorted(p.name for p in (directory / 'shards').iterdir()) == ['2']
+  left = sorted(p.name for p in (directory / 'hits').iterdir())
+  assert [name for name in left if name in 'abc'] == ['c']
+  lines = capsys.readouterr().out.splitlines()
+  assert sorted(line.partition(':')[0] for line in lines) == sorted(
+    str(directory / name) for name in ('shards/0', 'shards/1', 'hits/a')
+  )
+  # The format is that of a program that everybody has.
+  for where, sums in (('hits', 'c.sha256'), ('shards/2', 'SHA256SUMS')):
+    subprocess.run(['sha256sum', '-c', sums], cwd=directory / where, check=True)
 
 
 @pytest.mark.parametrize('rebuild', [False, True])
@@ -73,8 +157,9 @@ def test_a_directory_of_others_is_never_touched(tmp_path, rebuild):
 
 
 def test_an_unreadable_identity_is_one_message(complete):
+  (complete / 'complete.json').unlink()
   (complete / 'identity.json').write_text('{')
-  with pytest.raises(errors.UserError, match=r'identity\.json: cannot be read'):
+  with pytest.raises(errors.UserError, match=r'identity\.json: not JSON'):
     claim(complete, k1=0.9, b=0.4)
 
 
@@ -114,3 +199,11 @@ def test_leftovers_of_a_kill_are_removed(tmp_path):
   (part / 'x').write_text('1')
   assert not claim(directory, a=1)
   assert list((directory / 'shards').iterdir()) == []
+
+
+def test_a_kill_before_the_identity_is_no_directory_of_others(tmp_path):
+  directory = tmp_path / 'index'
+  directory.mkdir()
+  (directory / 'identity.json.partial').write_text('{"a"')
+  assert not claim(directory, a=1)
+  assert claims.read_identity(directory) == {'a': 1}

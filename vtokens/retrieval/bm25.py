@@ -72,8 +72,13 @@ class Bm25:
     """Writes the index of every shard; returns facts about it."""
     shards = range(len(corpus.shard_sizes))
     counts = directory / _COUNTS
+    frequencies = directory / _FREQUENCIES
     totals = directory / _TOTALS
-    if not totals.exists():
+
+    def is_done(shard: int) -> bool:
+      return store.shard_directory(directory, shard).exists()
+
+    if not (totals.exists() and all(map(is_done, shards))):
       execute.for_each(
         execution,
         functools.partial(
@@ -83,26 +88,26 @@ class Bm25:
         lambda shard: store.shard_directory(counts, shard).exists(),
         f'{label}: count words',
       )
-      _add_up(counts, directory / _FREQUENCIES, totals, shards, label)
+      if not totals.exists() or not all(
+        _frequencies(frequencies, shard).exists() for shard in shards
+      ):
+        _add_up(counts, frequencies, totals, shards, label)
     execute.for_each(
       execution,
       functools.partial(_score_shard, self.settings, directory),
       shards,
-      lambda shard: store.shard_directory(directory, shard).exists(),
+      is_done,
       f'{label}: index',
     )
-    for leftover in (counts, directory / _FREQUENCIES):
+    for leftover in (counts, frequencies):
       claims.remove(leftover)
     return json.loads(totals.read_text('utf-8'))
 
   def encode_questions(self, questions: Sequence[str], path: pathlib.Path):
     """Writes the questions' tokens."""
-    writers.write_text(
-      path,
-      json.dumps(
-        lexicon.tokenize(self.settings, questions), ensure_ascii=False
-      ),
-    )
+    tokens = lexicon.tokenize(self.settings, questions)
+    with claims.new_part(path) as part:
+      part.write_text(json.dumps(tokens, ensure_ascii=False), 'utf-8')
 
   def search(
     self,
@@ -204,19 +209,24 @@ def _add_up(
       'and stopwords'
     )
   for shard in shards:
+    if _frequencies(frequencies, shard).exists():
+      continue
     words = _words(store.shard_directory(counts, shard))
-    with claims.new_part(frequencies / f'{shard:05}.npy') as part:
+    with claims.new_part(_frequencies(frequencies, shard)) as part:
       with part.open('wb') as file:
         np.save(file, np.array([df[word] for word in words], np.int64))
   # Last: it says that this step is done.
-  writers.write_json(
-    totals,
-    {
+  with claims.new_part(totals) as part:
+    facts = {
       'num_passages': num_passages,
       'num_tokens': num_tokens,
       'num_words': len(df),
-    },
-  )
+    }
+    part.write_text(json.dumps(facts), 'utf-8')
+
+
+def _frequencies(directory: pathlib.Path, shard: int) -> pathlib.Path:
+  return directory / f'{shard:05}.npy'
 
 
 def _score_shard(
@@ -225,7 +235,7 @@ def _score_shard(
   """Writes the index of a shard, in the format of bm25s."""
   counts = store.shard_directory(directory / _COUNTS, shard)
   totals = json.loads((directory / _TOTALS).read_text('utf-8'))
-  df = np.load(directory / _FREQUENCIES / f'{shard:05}.npy')
+  df = np.load(_frequencies(directory / _FREQUENCIES, shard))
   lengths, indptr, indices, tf = (
     np.load(counts / f'{name}.npy')
     for name in ('lengths', 'indptr', 'indices', 'tf')

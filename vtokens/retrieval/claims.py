@@ -1,8 +1,14 @@
 """Directories that say what they hold, and are complete or visibly not.
 
 A directory gets `identity.json` before its first other file, and
-`complete.json`, with the size of every file, after its last. Parts of it are
-written beside their place and renamed, so that a part that is there is whole.
+`complete.json`, with the size and SHA-256 of every file, after its last. Parts
+of it are written beside their place and renamed, so that a part that is there
+is whole. Each has its SHA-256 beside it (of a file: `FILE.sha256`) or in it (of
+a directory: `SHA256SUMS`), in the format of sha256sum.
+
+`claim` compares all of them. A directory that is not complete loses the parts
+that are not as they were written, and work on it makes them again; one that is
+complete is refused.
 """
 
 import contextlib
@@ -12,14 +18,16 @@ import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vtokens import errors, json_files, schema, writers
+from vtokens import checksums, errors, json_files, schema, writers
 
 _IDENTITY = 'identity.json'
 _COMPLETE = 'complete.json'
 _PARTIAL = '.partial'
+_SUMS = 'SHA256SUMS'
+_SUM = '.sha256'
 
 
 @contextlib.contextmanager
@@ -70,6 +78,8 @@ def claim(
   """
   path = directory / _IDENTITY
   if not path.exists():
+    # A run may have been killed as it wrote the identity.
+    remove(path.with_name(f'{_IDENTITY}{_PARTIAL}'))
     if directory.exists() and any(directory.iterdir()):
       raise errors.UserError(
         f'{directory}: is not empty and holds no {what}; choose another '
@@ -77,7 +87,12 @@ def claim(
       )
     writers.write_json(path, identity)
     return False
-  problem = _difference(directory, identity, what) or _damage(directory, what)
+  complete = (directory / _COMPLETE).exists()
+  problem = (
+    _damage(directory, what, [_IDENTITY])
+    or _difference(directory, identity, what)
+    or _damage(directory, what)
+  )
   if problem:
     if not rebuild:
       raise errors.UserError(f'{problem}\n{advice}')
@@ -87,19 +102,32 @@ def claim(
     return False
   for leftover in directory.rglob(f'*{_PARTIAL}*'):
     remove(leftover)
-  return (directory / _COMPLETE).exists()
+  if not complete:
+    _remove_damaged_parts(directory)
+  elif not checksums.has_seal(_read(directory / _COMPLETE)):
+    writers.say(
+      f'{directory}: an earlier version of vtokens made it, without checksums: '
+      'only the sizes of its files were compared. Checksums are kept from now '
+      'on; delete it to have it made again'
+    )
+    finish(directory, read_info(directory))
+  return complete
 
 
 def finish(directory: pathlib.Path, info: dict[str, Any] | None = None) -> None:
   """Marks a directory as complete, with facts for `read_info`."""
-  files = {
-    str(path.relative_to(directory)): path.stat().st_size
+  names = [
+    str(path.relative_to(directory))
     for path in sorted(directory.rglob('*'))
-    if path.is_file()
+    if path.is_file() and path != directory / _COMPLETE
+  ]
+  files = checksums.of_files(directory, names)
+  content = {
+    'info': info or {},
+    'files': {name: file['bytes'] for name, file in files.items()},
+    'sha256': {name: file['sha256'] for name, file in files.items()},
   }
-  writers.write_json(
-    directory / _COMPLETE, {'info': info or {}, 'files': files}
-  )
+  writers.write_json(directory / _COMPLETE, checksums.seal(content))
 
 
 def read_info(directory: pathlib.Path) -> dict[str, Any]:
@@ -121,15 +149,20 @@ def num_bytes(directory: pathlib.Path) -> int:
 def new_part(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """A path to write a file or a directory to; it becomes `path` at the end.
 
-  If another worker has made `path` in the meantime, that one stays: both are
-  the same.
+  It gets its SHA-256. If another worker has made `path` in the meantime, that
+  one stays: both are the same.
   """
   partial = path.with_name(f'{path.name}{_PARTIAL}-{uuid.uuid4().hex}')
   path.parent.mkdir(parents=True, exist_ok=True)
   try:
     yield partial
-    if partial.is_dir() and path.exists():
-      return
+    if partial.is_dir():
+      if path.exists():
+        return
+      (partial / _SUMS).write_text(_sums(partial))
+    else:
+      sums = path.with_name(path.name + _SUM)
+      sums.write_text(f'{checksums.sha256(partial)}  {path.name}\n')
     os.replace(partial, path)
   finally:
     remove(partial)
@@ -148,20 +181,64 @@ def _difference(
   )
 
 
-def _damage(directory: pathlib.Path, what: str) -> str:
-  complete = directory / _COMPLETE
-  if not complete.exists():
+def _damage(
+  directory: pathlib.Path, what: str, names: Sequence[str] | None = None
+) -> str:
+  """What of a complete directory is not as it was written, '' for nothing.
+
+  Args:
+    directory: maybe complete.
+    what: it holds, for the message.
+    names: of files to look at; None for all.
+  """
+  path = directory / _COMPLETE
+  if not path.exists():
     return ''
-  for name, size in _read(complete)['files'].items():
-    path = directory / name
-    found = path.stat().st_size if path.exists() else None
-    if found != size:
-      state = 'is missing' if found is None else f'has {found:,} bytes'
-      return (
-        f'{directory} holds {what}, damaged: {name} {state}, expected '
-        f'{size:,} bytes'
-      )
-  return ''
+  content = _read(path)
+  sizes, digests = content['files'], content.get('sha256', {})
+  if checksums.has_seal(content) and not checksums.is_sealed(content):
+    problem = f'the content of {_COMPLETE} has changed since it was written'
+  else:
+    problem = checksums.problem(
+      directory,
+      {
+        name: {'bytes': sizes[name]}
+        | ({'sha256': digests[name]} if name in digests else {})
+        for name in (sizes if names is None else names)
+        if name in sizes
+      },
+    )
+  return problem and f'{directory} holds {what}, damaged: {problem}'
+
+
+def _remove_damaged_parts(directory: pathlib.Path) -> None:
+  """Removes the parts of a directory that are not as they were written."""
+  damaged = [
+    path.parent
+    for path in directory.rglob(_SUMS)
+    if path.read_bytes() != _sums(path.parent).encode()
+  ]
+  for sums in directory.rglob(f'*{_SUM}'):
+    path = sums.with_suffix('')
+    expected = (
+      f'{checksums.sha256(path)}  {path.name}\n' if path.exists() else ''
+    )
+    if expected and sums.read_bytes() != expected.encode():
+      damaged.append(path)
+  for path in damaged:
+    writers.say(f'{path}: not as it was written; making it again')
+    remove(path)
+
+
+def _sums(directory: pathlib.Path) -> str:
+  """SHA-256 of the files of a directory, as sha256sum prints them."""
+  names = sorted(
+    str(path.relative_to(directory))
+    for path in directory.rglob('*')
+    if path.is_file() and path.name != _SUMS
+  )
+  files = checksums.of_files(directory, names)
+  return ''.join(f'{files[name]["sha256"]}  {name}\n' for name in names)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -173,7 +250,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Deletes a file or a directory, if it is there."""
+  """Deletes a file with its SHA-256, or a directory, if it is there."""
+  path.with_name(path.name + _SUM).unlink(missing_ok=True)
   if path.is_dir():
     shutil.rmtree(path)
   else:

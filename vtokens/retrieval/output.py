@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
-from vtokens import writers
 from vtokens.data import containment, records
 from vtokens.retrieval import claims, config, execute, search, store
 
@@ -54,15 +53,16 @@ def write_records(
       data = gzip.compress(data, compresslevel=_LEVEL, mtime=0)
     with claims.new_part(part(chunk)) as path:
       path.write_bytes(data)
-    writers.write_json(ranks(chunk), found)
+    with claims.new_part(ranks(chunk)) as path:
+      path.write_text(json.dumps(found), 'utf-8')
 
   numbers = range(len(chunks))
-  if not whole.exists():
+  if not (whole.exists() and all(ranks(chunk).exists() for chunk in numbers)):
     execute.for_each(
       config.Execution(),
       write,
       numbers,
-      lambda chunk: ranks(chunk).exists(),
+      lambda chunk: part(chunk).exists() and ranks(chunk).exists(),
       'write records',
     )
     with claims.new_part(whole) as path, path.open('wb') as file:

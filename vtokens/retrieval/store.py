@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from vtokens import errors, paths, writers
+from vtokens import checksums, errors, paths, writers
 from vtokens.data import records
 from vtokens.retrieval import claims, config, inputs
 
@@ -194,7 +194,7 @@ def _hash_files(
 ) -> Iterator[str]:
   """SHA-256 of each file; of one unchanged since the last time, from then."""
   cache = index_dir / _HASHES
-  known = json.loads(cache.read_text('utf-8')) if cache.exists() else {}
+  known = _read_hashes(cache)
   for name in files:
     path = epath.Path(paths.resolve(name))
     try:
@@ -216,8 +216,18 @@ def _hash_files(
         f'config.corpus.paths: {name} cannot be read: {e}'
       ) from e
     known[str(path)] = entry
-    writers.write_json(cache, known)
+    writers.write_json(cache, checksums.seal({'files': known}))
     yield entry['sha256']
+
+
+def _read_hashes(path: pathlib.Path) -> dict[str, Any]:
+  """What is known of files; nothing if it is not as it was written."""
+  try:
+    values = json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError, RecursionError):
+    return {}
+  whole = isinstance(values, dict) and checksums.is_sealed(values)
+  return values['files'] if whole else {}
 
 
 def _hash_file(path: epath.Path, length: int) -> str:

@@ -127,9 +127,9 @@ def test_psgs_quoting_and_errors(tmp_path):
   ]
   assert report.messages == [
     f'{path}:4: row: found 2 fields, expected 3: id, text, title',
-    f'{path}:5: id: found an empty string, expected visible text',
-    f'{path}:6: text: found the character U+DCE9 (byte 0xe9) at position 4, '
-    'expected text without control characters and lone surrogates',
+    f'{path}:5: id or _id or docid: missing, found only text, title, expected '
+    'this key too',
+    f'{path}:6: text: found byte 0xe9 at position 4, expected UTF-8',
   ]
 
 
@@ -180,14 +180,7 @@ def test_kilt_pages_become_paragraphs(tmp_path):
       'malformed',
       'id and docid: found',
     ),
-    ({'id': 'x', 'text': ' '}, 'empty', 'text: found a blank string'),
-    (
-      {'id': 'x', 'contents': 'T\n '},
-      'empty',
-      'contents (after its first line)',
-    ),
     ({'id': '1', 'text': 'x'}, 'duplicate_id', 'id: found 1, which an earlier'),
-    ({'id': 'x', 'text': 'a\x00'}, 'control_character', 'text: found the char'),
     ({'id': 'x', 'text': 'é' * 60}, 'too_long', 'text: found a text of 120 by'),
     ([], 'wrong_type', 'record: found an array'),
   ],
@@ -201,6 +194,60 @@ def test_bad_passages(tmp_path, row, kind, message):
   found, report = read(path, on_bad_record='skip', max_text_bytes=100)
   assert [passage.id for passage in found] == ['1', '2']
   assert report.counts == {kind: 1}
+
+
+def test_control_characters_are_replaced_and_counted(tmp_path):
+  rows = [
+    # Broken UTF-8, of which some bytes were read as Latin-1.
+    {'id': '0', 'contents': 'The artist\xe2\x80\x99s mural.'},
+    {'id': 'a\x92', 'title': 'N\0', 'text': 'x\x81y\x85 \ud83d.'},
+    {'id': '2', 'text': 'one\u2028two\ufeff'},
+  ]
+  found, report = read(write(tmp_path / 'c.jsonl', lines(*rows)))
+  assert found == [
+    Passage('0', '', 'The artist\xe2\u20ac\u2122s mural.'),
+    Passage('a\u2019', 'N ', 'x y\u2026  .'),
+    Passage('2', '', 'one\u2028two\ufeff'),
+  ]
+  assert report.notes == {
+    'rows with control characters, which were replaced': 2
+  }
+
+
+NONE = 'documents without title and text left out of the corpus'
+
+
+@pytest.mark.parametrize('absent', ['', ' \t', '\x00', None])
+@pytest.mark.parametrize('key', ['text', 'contents'])
+def test_documents_without_a_text(tmp_path, absent, key):
+  rows = [
+    {'_id': 'd1', 'title': 'Murals of the town', 'text': absent},
+    {'_id': 'd2', 'title': absent, 'text': 'Town 2.'},
+    {'_id': 'd3', 'title': absent, 'text': absent},
+  ]
+  if key == 'contents':
+    rows[0] = {'_id': 'd1', 'contents': f'Murals of the town\n{absent or ""}'}
+    rows[2] = {'_id': 'd3', 'contents': f'{absent or ""}\n'}
+  path = write(tmp_path / 'c.jsonl', lines(*rows))
+  found, report = read(path)
+  # The title is all there is to find, and to show.
+  title = Passage('d1', '', 'Murals of the town')
+  assert [p.id for p in found] == ['d1', 'd2']
+  assert found[0] == title
+  assert found[1].text == 'Town 2.'
+  assert report.notes[NONE] == 1
+  assert report.num_good == 2
+  report = checks.BadRecords()
+  named = corpus.lookup([path], {'d1', 'd3'}, report)
+  assert named['d1'] == title
+  assert named['d3'].text.strip() == ''
+
+
+def test_a_document_has_a_text_key(tmp_path):
+  """A corpus whose texts are under another key is not empty."""
+  path = write(tmp_path / 'c.jsonl', lines({'id': '1', 'body': 'Text.'}))
+  with pytest.raises(RecordError, match=r':1: text: missing, found only id, b'):
+    read(path)
 
 
 def test_files_that_are_no_corpus(tmp_path):

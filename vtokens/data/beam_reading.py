@@ -5,6 +5,8 @@ runners, so that the user reads the same messages as without Beam.
 """
 
 import collections
+import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vtokens import errors
-from vtokens.data import reading, retrieval_qa
+from vtokens.data import names, reading, retrieval_qa
 from vtokens.data.build_config import Split
 from vtokens.data.reading import Counts
 from vtokens.data.records import Record
@@ -131,15 +133,28 @@ class _ReadSplit(beam.PTransform):
       | 'Read'
       >> beam.FlatMap(_read_source, split).with_outputs('notes', main='records')
     )
-    repeated = (
+    labels = [name.label for name in names.of(split.sources)]
+    same = (
       read.records
-      | 'Ids' >> beam.Map(lambda placed: (placed[1].id, placed[0]))
+      | 'Ids' >> beam.Map(lambda placed: (placed[1].id, _twin_key(placed)))
       | 'Equal ids' >> beam.GroupByKey()
-      | 'Repeated' >> beam.FlatMap(_repeated, split)
     )
-    first = read.records | 'First' >> beam.Filter(
-      lambda placed, later: placed[0] not in later,
-      later=beam.pvalue.AsDict(repeated),
+    repeated = same | 'Repeated' >> beam.FlatMap(_repeated, split, labels)
+    clashing = (
+      same
+      | 'Clashing' >> beam.FlatMap(_clashing, labels)
+      | 'Each once' >> beam.Distinct()
+      | 'By label' >> beam.Map(lambda label: (label, True))
+    )
+    first = (
+      read.records
+      | 'First'
+      >> beam.Filter(
+        lambda placed, later: placed[0] not in later,
+        later=beam.pvalue.AsDict(repeated),
+      )
+      | 'Tell apart'
+      >> beam.Map(_labelled, labels, beam.pvalue.AsDict(clashing))
     )
     answered = first | 'Answered' >> beam.Filter(
       lambda placed: reading.has_answer(placed[1], split)
@@ -223,18 +238,59 @@ def _read_source(
     yield beam.pvalue.TaggedOutput('notes', ('skipped', [index, 0, message]))
 
 
+def _twin_key(placed: _Placed) -> tuple[_Place, str, str]:
+  """What tells records of one id apart: source, data set and question."""
+  place, record = placed
+  digest = hashlib.blake2b(record.question.encode(), digest_size=12)
+  return place, record.dataset, digest.hexdigest()
+
+
 def _repeated(
-  item: tuple[str, Iterable[_Place]], split: Split
+  item: tuple[str, Iterable[tuple[_Place, str, str]]],
+  split: Split,
+  labels: Sequence[str],
 ) -> Iterator[tuple[_Place, str]]:
-  """All but the first of the records that have one id."""
-  id_, (first, *later) = item[0], sorted(item[1])
-  for index, number in later:
+  """The records that have the id of an earlier one and are not told apart."""
+  id_ = item[0]
+  kept: list[tuple[_Place, str, str]] = []
+  for place, *twin in sorted(item[1]):
+    index, number = place
+    first = next(
+      (
+        other
+        for other, *others_twin in kept
+        if labels[other[0]] == labels[index] or others_twin == twin
+      ),
+      None,
+    )
+    if first is None:
+      kept.append((place, twin[0], twin[1]))
+      continue
     yield (
-      (index, number),
+      place,
       f'{split.sources[index]}: record {number}: id: found {id_}, which '
       f'record {first[1]} of {split.sources[first[0]]} has too, expected an '
       'id of its own',
     )
+
+
+def _clashing(
+  item: tuple[str, Iterable[tuple[_Place, str, str]]], labels: Sequence[str]
+) -> set[str]:
+  """Labels of the sources that have one id, if they are several."""
+  found = {labels[place[0]] for place, *_ in item[1]}
+  return found if len(found) > 1 else set()
+
+
+def _labelled(
+  placed: _Placed, labels: Sequence[str], clashing: Mapping[str, bool]
+) -> _Placed:
+  """The record with its source's label in its id, if that is among those."""
+  place, record = placed
+  label = labels[place[0]]
+  if label in clashing:
+    record = dataclasses.replace(record, id=f'{label}/{record.id}')
+  return place, record
 
 
 def _draw_hash(placed: _Placed, seed: int) -> int:

@@ -4,9 +4,10 @@ A passage is a row (see `vtokens.data.files` for the shapes of files) with the
 keys of one of these, `id` being also called `_id` or `docid`, and a string or
 a whole number:
 
-    {id, text, title?}     jsonl, Parquet, or psgs_w100.tsv, whose header is
-                           id, text, title and whose quoting is that of CSV
+    {id, text, title?}     jsonl, Parquet, CSV, or psgs_w100.tsv, whose header
+                           is id, text, title and whose quoting is that of CSV
                            (facebookresearch/DPR dpr/data/retriever_data.py)
+    id, tab, text          MS MARCO's collection.tsv, without a header
     {id, contents}         FlashRAG, Pyserini: the first line is the title, if
                            there are more lines (RUC-NLPIR/FlashRAG README)
     {wikipedia_id, wikipedia_title, text: [paragraph]}
@@ -15,6 +16,9 @@ a whole number:
                            paragraph but the first, which is the title, and the
                            headings ('Section::::...'); its id is
                            'wikipedia_id:index of the paragraph'
+
+The text of a document with a title alone is its title. One with neither is left
+out and counted.
 """
 
 import array
@@ -35,9 +39,11 @@ _SHAPES = (
   files.Shape.LINES,
   files.Shape.ARRAY,
   files.Shape.TABLE,
+  files.Shape.COLLECTION,
   files.Shape.PARQUET,
 )
 _KILT_HEADING = 'Section::::'
+_BLANK = 'documents without title and text left out of the corpus'
 
 
 def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
@@ -60,8 +66,9 @@ def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
   for path in _resolve(paths):
     num_good = report.num_good
     for row in _rows(path):
+      notes: list[str] = []
       try:
-        passages = list(_passages(row, report.max_text_bytes))
+        passages = list(_passages(row, report.max_text_bytes, notes))
         for passage in passages:
           if seen.add(passage.id):
             raise BadRecord(
@@ -73,6 +80,7 @@ def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
         report.add(row.place, e)
         continue
       report.num_good += len(passages)
+      report.notes.update(notes)
       yield from passages
     if report.num_good == num_good:
       raise RecordError(f'{path}: found no passage, expected at least one')
@@ -88,7 +96,8 @@ def lookup(
 
   Args:
     paths: as for `read_corpus`.
-    ids: those wanted; what the corpus lacks, the result lacks.
+    ids: those wanted; what the corpus lacks, the result lacks. Of a document
+      that is blank the text is ''.
     report: what to do with rows that cannot be read, and with a wanted id
       that occurs twice.
 
@@ -104,8 +113,11 @@ def lookup(
     for path in _resolve(paths):
       for row in _rows(path):
         bar.update()
+        notes: list[str] = []
         try:
-          for passage in _passages(row, report.max_text_bytes, wanted):
+          for passage in _passages(
+            row, report.max_text_bytes, notes, wanted, blank=True
+          ):
             if passage.id in found:
               raise BadRecord(
                 Kind.DUPLICATE_ID,
@@ -115,6 +127,8 @@ def lookup(
             found[passage.id] = passage
         except BadRecord as e:
           report.add(row.place, e)
+          continue
+        report.notes.update(notes)
   return found
 
 
@@ -135,18 +149,34 @@ def _rows(path: str) -> Iterator[files.Row]:
   if shape not in _SHAPES:
     raise RecordError(
       f'{path}: found {shape.value}, expected a corpus: rows with id and text, '
-      'as JSON lines, a JSON array, TSV or Parquet'
+      'as JSON lines, a JSON array, a table or Parquet'
     )
   return files.rows(path, shape)
 
 
 def _passages(
-  row: files.Row, max_text_bytes: int, wanted: Collection[str] | None = None
+  row: files.Row,
+  max_text_bytes: int,
+  notes: list[str],
+  wanted: Collection[str] | None = None,
+  *,
+  blank: bool = False,
 ) -> Iterator[Passage]:
-  """The passages of a row, of the wanted ids only."""
+  """The passages of a row.
+
+  Args:
+    row: of the file.
+    max_text_bytes: longest text allowed.
+    notes: gets what was left out or replaced.
+    wanted: the ids wanted; None for all.
+    blank: also yield a document without title and text.
+
+  Raises:
+    BadRecord: the row breaks a rule.
+  """
   if isinstance(row.value, BadRecord):
     raise row.value
-  fields = Fields(row.value, '', max_text_bytes)
+  fields = Fields(row.value, '', max_text_bytes, notes)
   if 'wikipedia_id' in fields:
     yield from _page(fields, wanted)
     return
@@ -154,12 +184,17 @@ def _passages(
   if wanted is not None and passage_id not in wanted:
     return
   if 'contents' in fields:
-    title, text = split_contents(fields.text('contents'))
-    # 'Title\n' and nothing more.
-    fields.check_text(text, 'contents (after its first line)')
+    title, text = split_contents(fields.text('contents', ''))
   else:
-    title, text = fields.text('title', ''), fields.text('text')
-  yield Passage(id=passage_id, title=title, text=text)
+    title = fields.text('title', '')
+    # A title alone may have no text beside it.
+    text = fields.text('text', '') if title.strip() else fields.body('text')
+  if not text.strip():  # The title is all there is to find and to show.
+    title, text = '', title
+  if text.strip() or blank:
+    yield Passage(id=passage_id, title=title, text=text)
+  else:
+    notes.append(_BLANK)
 
 
 def _page(fields: Fields, wanted: Collection[str] | None) -> Iterator[Passage]:
@@ -167,7 +202,11 @@ def _page(fields: Fields, wanted: Collection[str] | None) -> Iterator[Passage]:
   title = fields.text('wikipedia_title', '')
   for i, text in enumerate(fields.array('text', 'paragraphs')):
     passage_id = kilt_id(page_id, i)
-    if i == 0 or (wanted is not None and passage_id not in wanted):
+    if (
+      i == 0
+      or text is None
+      or (wanted is not None and passage_id not in wanted)
+    ):
       continue
     text = fields.check_text(text, f'text[{i}]', blank=True)
     if text.strip() and not text.startswith(_KILT_HEADING):

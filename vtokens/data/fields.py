@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from vtokens import errors
+from vtokens.data import cells, cleaning
 from vtokens.data.checks import BadRecord, Kind, printable
 
-# Unicode's control characters (category Cc) but for \t \n \r, and surrogates:
-# json.loads makes a lone surrogate from '\ud800', and no tokenizer encodes it.
-_BAD_CHARACTER = re.compile(r'[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]')
+# A byte that is no UTF-8, in a file that is decoded with surrogateescape.
+_BAD_BYTE = re.compile('[\udc80-\udcff]')
 _TYPE_NAMES = {
   dict: 'an object',
   list: 'an array',
@@ -28,27 +28,52 @@ DUPLICATE = object()
 class Fields:
   """An object of a file: its values, checked when asked for.
 
+  A key whose value is null is absent: files in columns, and what is made of
+  them, have null under each key that a row lacks.
+
   Args:
     values: what the object holds.
     path: where in its record it lies, such as 'ctxs[3]'; '' for the record.
     max_text_bytes: longest text allowed, in bytes of UTF-8.
+    notes: gets what was left out or replaced; shared by the parts of a record.
+
+  Attributes:
+    values: the same, without what is null.
+    nulls: the keys whose value is null.
+    used: the keys that were asked for.
+    notes: the same, or a new list.
 
   Raises:
     BadRecord: by every method, with the key, what was found and expected.
   """
 
-  def __init__(self, values: Any, path: str, max_text_bytes: int):
+  def __init__(
+    self,
+    values: Any,
+    path: str,
+    max_text_bytes: int,
+    notes: list[str] | None = None,
+  ):
     if not isinstance(values, dict):
       raise wrong_type(path or 'record', values, 'one JSON object')
-    self.values: dict[str, Any] = values
+    self.values: dict[str, Any] = {
+      key: value for key, value in values.items() if value is not None
+    }
+    self.nulls = values.keys() - self.values.keys()
+    self.used: set[str] = set()
     self.path = path
     self.max_text_bytes = max_text_bytes
+    self.notes: list[str] = [] if notes is None else notes
     for key, value in values.items():
       if value is DUPLICATE:
         raise BadRecord(
           Kind.MALFORMED,
           f'{self.name(key)}: found more than once, expected once',
         )
+
+  def part(self, values: Any, path: str) -> 'Fields':
+    """An object within this one."""
+    return Fields(values, path, self.max_text_bytes, self.notes)
 
   def __contains__(self, key: str) -> bool:
     return key in self.values
@@ -78,11 +103,16 @@ class Fields:
       f'{self.name(key)}: missing, found only {keys}, expected this key too',
     )
 
+  def get(self, key: str, default: Any = None) -> Any:
+    """Whatever lies under a key; the default if it is absent."""
+    self.used.add(key)
+    return self.values.get(key, default)
+
   def value(self, key: str) -> Any:
     """Whatever lies under a key that must be there."""
     if key not in self.values:
       raise self.missing(key)
-    return self.values[key]
+    return self.get(key)
 
   def text(self, key: str, default: str | None = None) -> str:
     """Visible text; with a default the text may be blank, or no key there."""
@@ -100,58 +130,78 @@ class Fields:
       self.value(key), self.name(key), blank=default is not None
     )
 
+  def body(self, key: str) -> str:
+    """A text that may be blank; '' for null. The key must be there."""
+    return '' if key in self.nulls else self.text(key, '') or self.value(key)
+
   def score(self, key: str) -> float | None:
     """A finite number, or a string that reads as one; None if absent."""
-    return as_score(self.values.get(key), self.name(key))
+    return as_score(self.get(key), self.name(key))
 
   def texts(self, key: str) -> tuple[str, ...]:
     """A visible text, or an array of at least one."""
-    value, name = self.value(key), self.name(key)
+    value, name = self._parsed(key), self.name(key)
     if isinstance(value, str):
       return (self.check_text(value, name),)
     if not isinstance(value, list):
       raise wrong_type(name, value, 'a string or an array of strings')
-    if not value:
+    texts = tuple(
+      self.check_text(text, name) for name, text in self.items(key, 'strings')
+    )
+    if not texts:
       raise BadRecord(
         Kind.EMPTY,
         f'{name}: found an empty array, expected at least one answer',
       )
-    return tuple(
-      self.check_text(text, f'{name}[{i}]') for i, text in enumerate(value)
-    )
+    return texts
 
   def array(self, key: str, what: str) -> list[Any]:
     """An array of whatever."""
-    value = self.value(key)
+    value = self._parsed(key)
     if not isinstance(value, list):
       raise wrong_type(self.name(key), value, f'an array of {what}')
     return value
+
+  def items(self, key: str, what: str) -> list[tuple[str, Any]]:
+    """(name for messages, item) of an array, without those that are null."""
+    return [
+      (f'{self.name(key)}[{i}]', item)
+      for i, item in enumerate(self.array(key, what))
+      if item is not None
+    ]
 
   def objects(self, key: str, what: str) -> list['Fields']:
     """An array of objects; an object of arrays, all as long, will do.
 
     The latter is how TFDS and Parquet files of Hugging Face store the former.
     """
-    value = self.value(key)
-    if isinstance(value, dict):
-      columns = {k: v for k, v in value.items() if isinstance(v, list)}
-      lengths = {len(column) for column in columns.values()}
-      if len(columns) < len(value) or len(lengths) > 1:
-        raise wrong_type(self.name(key), value, f'an array of {what}')
-      value = [
-        dict(zip(columns, row, strict=True))
-        for row in zip(*columns.values(), strict=True)
-      ]
-    elif not isinstance(value, list):
+    value = self._parsed(key)
+    if not isinstance(value, dict):
+      return [self.part(item, name) for name, item in self.items(key, what)]
+    columns = {k: v for k, v in value.items() if isinstance(v, list)}
+    lengths = {len(column) for column in columns.values()}
+    others = [v for k, v in value.items() if k not in columns]
+    if any(v is not None for v in others) or len(lengths) > 1:
       raise wrong_type(self.name(key), value, f'an array of {what}')
     return [
-      Fields(item, f'{self.name(key)}[{i}]', self.max_text_bytes)
-      for i, item in enumerate(value)
+      self.part(dict(zip(columns, row, strict=True)), f'{self.name(key)}[{i}]')
+      for i, row in enumerate(zip(*columns.values(), strict=True))
     ]
 
   def object(self, key: str) -> 'Fields':
     """An object."""
-    return Fields(self.value(key), self.name(key), self.max_text_bytes)
+    return self.part(self._parsed(key), self.name(key))
+
+  def _parsed(self, key: str) -> Any:
+    """The value, or what a cell of a table spells."""
+    value = cells.parsed(self.value(key))
+    if isinstance(value, cells.Cell) and cells.is_like_an_array(value):
+      raise BadRecord(
+        Kind.MALFORMED,
+        f'{self.name(key)}: found {printable(value)}, expected an array as '
+        'JSON or Python writes it, with commas',
+      )
+    return value
 
   def check_id(self, value: Any, name: str, *, blank: bool = False) -> str:
     """Text, or the digits of a whole number."""
@@ -160,11 +210,19 @@ class Fields:
     return self.check_text(value, name, blank=blank)
 
   def check_text(self, value: Any, name: str, *, blank: bool = False) -> str:
-    """Text without control characters, within the limit."""
+    """Text within the limit, its control characters replaced."""
     if not isinstance(value, str):
       raise wrong_type(name, value, 'a string')
-    if bad := _BAD_CHARACTER.search(value):
-      raise _bad_character(name, bad)
+    if bad := _BAD_BYTE.search(value):
+      raise BadRecord(
+        Kind.INVALID_UTF8,
+        f'{name}: found byte 0x{ord(bad[0]) - 0xDC00:02x} at position '
+        f'{bad.start() + 1}, expected UTF-8',
+      )
+    cleaned = cleaning.clean(value)
+    if cleaned is not value and cleaning.NOTE not in self.notes:
+      self.notes.append(cleaning.NOTE)
+    value = str(cleaned)
     if not blank and not value.strip():
       raise BadRecord(
         Kind.EMPTY,
@@ -203,7 +261,8 @@ def as_score(value: Any, name: str) -> float | None:
 
 def wrong_type(name: str, value: Any, expected: str) -> BadRecord:
   """The error that a value is not what was expected."""
-  found = _TYPE_NAMES.get(type(value), type(value).__name__)
+  kind = str if isinstance(value, str) else type(value)
+  found = _TYPE_NAMES.get(kind, kind.__name__)
   if isinstance(value, bool | int | float | str):
     found += f' ({printable(json.dumps(value))})'
   return BadRecord(
@@ -214,19 +273,3 @@ def wrong_type(name: str, value: Any, expected: str) -> BadRecord:
 def unique(texts: Iterable[str]) -> tuple[str, ...]:
   """The texts in their order, each once."""
   return tuple(dict.fromkeys(texts))
-
-
-def _bad_character(name: str, bad: re.Match[str]) -> BadRecord:
-  code = ord(bad[0])
-  kind, what = Kind.CONTROL_CHARACTER, ''
-  if 0xDC80 <= code <= 0xDCFF:
-    # Files that are not read by the line are decoded with surrogateescape.
-    kind, what = Kind.INVALID_UTF8, f' (byte 0x{code - 0xDC00:02x})'
-  elif 0xD800 <= code <= 0xDFFF:
-    kind = Kind.LONE_SURROGATE
-  return BadRecord(
-    kind,
-    f'{name}: found the character U+{code:04X}{what} at position '
-    f'{bad.start() + 1}, expected text without control characters and '
-    'lone surrogates',
-  )

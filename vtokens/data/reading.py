@@ -54,7 +54,8 @@ def read_source(
   """Reads sources; the only place that knows which formats there are.
 
   Args:
-    sources: some or all of `split.sources`.
+    sources: some or all of `split.sources`; of some, ids that others have too
+      are not told apart.
     split: says how to read them.
     on_bad_record: error or skip.
     skipped: is appended a message for each record that is skipped.
@@ -74,6 +75,7 @@ def read_source(
     corpus=split.corpus,
     dataset=split.dataset,
     turns=split.turns,
+    among=split.sources,
   )
   skipped += report.messages
   notes.update(report.notes)

@@ -1,13 +1,11 @@
 """What a config calls a source: files, TFDS data sets, built datasets."""
 
+import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator, Sequence
 
-from etils import epath
-
 from vtokens import errors, paths
-from vtokens.data import catalogue, formats, store
+from vtokens.data import catalogue, files, formats, names, store
 from vtokens.data.checks import BadRecords
 from vtokens.data.records import Record
 
@@ -18,9 +16,13 @@ def groups(sources: Sequence[str]) -> list[tuple[str, ...]]:
   A built dataset, `records:DIRECTORY:SPLIT`, stands by itself. All others are
   one group, since runs and caches among them apply to the questions in others.
   """
-  others = tuple(s for s in sources if not s.startswith(store.SOURCE))
-  found = [(s,) for s in sources if s.startswith(store.SOURCE)]
+  others = tuple(s for s in sources if not _is_built(s))
+  found = [(s,) for s in sources if _is_built(s)]
   return [*([others] if others else []), *found]
+
+
+def _is_built(source: str) -> bool:
+  return names.split(source)[1].startswith(store.SOURCE)
 
 
 def read(
@@ -34,7 +36,8 @@ def read(
 
   Args:
     sources: see the module docstring of `vtokens.data.formats`; and
-      `records:DIRECTORY[:SPLIT]`, which `vtokens.data.build` made.
+      `records:DIRECTORY[:SPLIT]`, which `vtokens.data.build` made. NAME=
+      before one calls all its records' data set so.
     report: of bad records.
     corpus: files of passages, for sources that name passages by id only.
     turns: see `formats.read_records`.
@@ -43,12 +46,26 @@ def read(
     errors.UserError: a source or record is bad.
   """
   for group in groups(sources):
-    if group[0].startswith(store.SOURCE):
-      yield from store.open_store(group[0])
+    name, location = names.split(group[0])
+    if location.startswith(store.SOURCE):
+      for record in store.open_store(location):
+        yield dataclasses.replace(record, dataset=name) if name else record
     else:
       yield from formats.read_records(
         group, report=report, corpus=corpus, turns=turns
       )
+
+
+def called(sources: Sequence[str]) -> list[str]:
+  """What decides the data sets and ids of sources beside their content.
+
+  Of each but built ones, data set, start of default ids, and label.
+  """
+  others = [source for source in sources if not _is_built(source)]
+  return [
+    ' '.join([name.dataset, name.stem, name.label, name.given])
+    for name in names.of(others)
+  ]
 
 
 def identity(sources: Sequence[str], corpus: Sequence[str]) -> dict[str, str]:
@@ -68,24 +85,20 @@ def identity(sources: Sequence[str], corpus: Sequence[str]) -> dict[str, str]:
 def fingerprint(source: str) -> str:
   """What tells the content of one source from any other; see `identity`.
 
-  A directory of files counts as the names and contents in it. A source is
-  read once by a process.
+  A source is read once by a process.
 
   Raises:
-    errors.UserError: it is not there.
+    errors.UserError: it is not there, or no file.
   """
+  source = names.split(source)[1]
   if source.startswith(store.SOURCE):
     return store.open_store(source).fingerprint
   if catalogue.is_source(source):
     return catalogue.version(source)
-  path = epath.Path(paths.resolve(source))
+  path = paths.resolve(source)
+  files.check_is_file(path)
   try:
-    if not path.is_dir():
-      return store.sha256(str(path))
-    digest = hashlib.sha256()
-    for file in sorted(paths.files_below(path)):
-      digest.update(f'{store.sha256(str(file))} {file}\n'.encode())
-    return digest.hexdigest()
+    return store.sha256(path)
   except Exception as e:
     if not paths.makes_unreadable(e):
       raise

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from vtokens import config, distributed, errors, paths
-from vtokens.data import leaks, sources, tokens
+from vtokens.data import formats, leaks, sources, tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Mixture
@@ -138,6 +138,8 @@ def open_training_set(
         # In order, which decides what comes first and which of two records
         # with one id is the duplicate.
         'sources': [[s, sources.fingerprint(s)] for s in group],
+        'read': formats.VERSION,
+        'names': sources.called(group),
         'corpus': [[s, sources.fingerprint(s)] for s in data.corpus],
         'turns': data.turns,
         # What `skip` has left out is still an error to who wants none.

@@ -5,7 +5,6 @@ apply `choices`, `rationale`, `passages`, `subject` and `question_type`.
 """
 
 import dataclasses
-import hashlib
 import os
 import re
 import string
@@ -13,10 +12,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 import numpy as np
-from etils import epath
 
 from vtokens import errors, paths, schema
-from vtokens.data import files
+from vtokens.data import files, store
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
 
@@ -311,16 +309,15 @@ def _passages(fields: Fields) -> tuple[str, ...]:
   if 'passages' not in fields:
     return ()
   texts = []
-  for i, value in enumerate(fields.array('passages', 'passages')):
-    name = f'passages[{i}]'
+  for name, value in fields.items('passages', 'passages'):
     if isinstance(value, str):
-      texts.append(fields.check_text(value, name))
+      texts.append(fields.check_text(value, name, blank=True))
       continue
-    passage = Fields(value, name, _MAX_TEXT_BYTES)
-    title = passage.text('title', '')
-    text = passage.text('text')
-    texts.append(f'{title}\n{text}' if title else text)
-  return tuple(texts)
+    passage = fields.part(value, name)
+    title, text = passage.text('title', ''), passage.body('text')
+    # As in other data, one without a text is left out.
+    texts.append(f'{title}\n{text}' if title and text.strip() else text)
+  return tuple(text for text in texts if text.strip())
 
 
 def _without_leaks(
@@ -358,4 +355,4 @@ def _same_file(a: str, b: str) -> bool:
 
 
 def _sha256(path: str) -> str:
-  return hashlib.sha256(epath.Path(path).read_bytes()).hexdigest()
+  return store.sha256(path)

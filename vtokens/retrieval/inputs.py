@@ -28,6 +28,8 @@ def read_passages(
   report = BadRecords(on_bad_record, flag='--config.corpus.on_bad_record=skip')
   yield from corpus.read_corpus(files, report)
   skipped += report.messages
+  for note, count in report.notes.items():
+    writers.say(f'corpus: {count:,} {note}')
 
 
 def read_questions(

@@ -19,6 +19,7 @@ import tqdm
 from etils import epath
 
 from vtokens import checksums, errors, paths, writers
+from vtokens.data import files as data_files
 from vtokens.data import records
 from vtokens.retrieval import claims, config, inputs
 
@@ -197,6 +198,7 @@ def _hash_files(
   known = _read_hashes(cache)
   for name in files:
     path = epath.Path(paths.resolve(name))
+    data_files.check_is_file(str(path))
     try:
       stat = path.stat()
       entry = known.get(str(path))

@@ -74,7 +74,7 @@ def test_squad_2_unanswerable(tmp_path):
   assert found == [SQUAD_RECORD]
   assert report.counts == {'unanswerable': 1}
   where = f'{path}: data[0].paragraphs[1].qas[1]'
-  reason = 'answers: the source says that there is no answer'
+  reason = 'is_impossible: the source says that there is no answer'
   # It is no bad record, so there is no message of one.
   assert report.messages == []
   assert [(place, why) for place, _, why in report.skipped] == [(where, reason)]
@@ -108,7 +108,7 @@ def test_squad_bytes_that_are_no_utf8(tmp_path):
   found, report = counted(str(path), on_bad_record='skip')
   assert found == [SQUAD_RECORD]
   assert report.counts == {'invalid_utf8': 1}
-  assert 'id: found the character U+DCE9 (byte 0xe9)' in report.messages[0]
+  assert 'id: found byte 0xe9 at position 1, exp' in report.messages[0]
 
 
 def test_squad_rows_as_published_in_columns(tmp_path):
@@ -196,7 +196,7 @@ def test_hotpot(tmp_path):
   path = write(tmp_path / 'hotpot.json', [HOTPOT])
   found, report = counted(path)
   assert found == [HOTPOT_RECORD]
-  assert report.notes == {'blank paragraphs left out': 1}
+  assert report.notes == {'blank passages left out': 1}
 
 
 def test_2wiki(tmp_path):
@@ -534,3 +534,74 @@ def test_trivia_qa(tmp_path):
     )
   ]
   assert report.counts == {'unanswerable': 1}
+
+
+PARAGRAPHS_OF_MUSIQUE = [
+  {
+    'idx': i,
+    'title': f'Town {i}',
+    'paragraph_text': f'Town {i} lies on the Elbe.',
+    'is_supporting': i == 1,
+  }
+  for i in range(3)
+]
+MUSIQUE = {
+  'id': '2hop__1_2',
+  'paragraphs': PARAGRAPHS_OF_MUSIQUE,
+  'question': 'Which river passes the town of the mural?',
+  'question_decomposition': [
+    {'id': 1, 'question': 'mural >> town', 'answer': 'Town 1'}
+  ],
+  'answer': 'Elbe',
+  'answer_aliases': ['River Elbe', 'Labe'],
+  'answerable': True,
+}
+
+
+def test_musique(tmp_path):
+  path = tmp_path / 'musique.jsonl'
+  none = {**MUSIQUE, 'id': '2hop__3_4', 'answerable': False}
+  bare = {**MUSIQUE, 'id': '2hop__5_6', 'answer_aliases': []}
+  path.write_text(''.join(f'{json.dumps(r)}\n' for r in (MUSIQUE, none, bare)))
+  found, report = counted(str(path))
+  towns = tuple(
+    Passage('', f'Town {i}', f'Town {i} lies on the Elbe.') for i in range(3)
+  )
+  record = Record(
+    '2hop__1_2',
+    'musique',
+    MUSIQUE['question'],
+    ('Elbe', 'River Elbe', 'Labe'),
+    {'given': towns, 'gold': towns[1:2]},
+  )
+  assert found[0] == record
+  assert (found[1].id, found[1].answers) == ('2hop__5_6', ('Elbe',))
+  assert report.counts == {'unanswerable': 1}
+
+
+def test_trivia_qa_with_evidence_says_that_it_is_left_out(tmp_path):
+  row = {
+    'question': 'Who?',
+    'question_id': 'tc_1',
+    'answer': {'value': 'I', 'aliases': ['I']},
+    'entity_pages': {'title': ['A'], 'wiki_context': ['Long.']},
+    'search_results': {'title': [], 'search_context': []},
+  }
+  found, report = counted(write(tmp_path / 'trivia.jsonl', row))
+  assert found[0].passages == {}
+  note = 'records of TriviaQA whose evidence, whole documents, was left out'
+  assert report.notes == {note: 1, 'records without passages': 1}
+
+
+@pytest.mark.parametrize(
+  'extra',
+  [
+    # What Hugging Face, TFDS and the authors have beside what is read.
+    {'type': 'bridge', 'level': 'medium', 'evidences': [['a', 'b', 'c']]},
+    {'answer_id': 'Q1', 'evidences_id': [['Q1', 'P1', 'Q2']]},
+    {'entity_ids': 'Q1_Q2'},
+  ],
+)
+def test_annotations_of_2wiki_do_not_block(tmp_path, extra):
+  path = write(tmp_path / 'hotpot.json', [{**HOTPOT, **extra}])
+  assert formats.read_all([path]) == [HOTPOT_RECORD]

@@ -195,12 +195,11 @@ def test_flashrag_cache_of_other_questions_is_an_error(tmp_path):
 def test_flashrag_bad_entry_of_a_cache(tmp_path):
   path = write(tmp_path / 'test.jsonl', FLASHRAG)
   cache = tmp_path / 'retrieval_cache.json'
-  cache.write_text(json.dumps({FLASHRAG['question']: [{'contents': 'T\n'}]}))
+  cache.write_text(json.dumps({FLASHRAG['question']: [{'contents': 5}]}))
   with pytest.raises(RecordError) as error:
     formats.read_all([path, str(cache)])
   assert str(error.value).startswith(
-    f'{path}:1: its entry in {cache}: [0].contents (after its title): found an '
-    'empty string'
+    f'{path}:1: its entry in {cache}: [0].contents: found a number (5), exp'
   )
 
 
@@ -423,3 +422,177 @@ def test_bm25_twice_is_an_error(tmp_path):
   path = write(tmp_path / 'a.jsonl', row)
   with pytest.raises(RecordError, match=r':1: retrieved: found passages of bm'):
     formats.read_all([path])
+
+
+def test_training_files_of_dpr(tmp_path):
+  def ctx(text, **more):
+    return {'title': 'T', 'text': text, 'score': 1.5, 'title_score': 0, **more}
+
+  row = {
+    'dataset': 'nq_train_psgs_w100',
+    'question': 'who painted the mural',
+    'answers': ['Anna B'],
+    'positive_ctxs': [ctx('Anna B did.', passage_id='17'), ctx('')],
+    'negative_ctxs': [ctx('Dogs bark.', psg_id=3)],
+    'hard_negative_ctxs': [ctx('A fresco dries.', passage_id='99')],
+  }
+  path = write(tmp_path / 'biencoder-nq-dev.json', row, array=True)
+  report = formats.BadRecords()
+  gold = Passage('17', 'T', 'Anna B did.', 1.5)
+  assert formats.read_all([path], report=report) == [
+    Record(
+      'biencoder-nq-dev:1',
+      'nq_train_psgs_w100',
+      'who painted the mural',
+      ('Anna B',),
+      {
+        'given': (
+          gold,
+          Passage('99', 'T', 'A fresco dries.', 1.5),
+          Passage('3', 'T', 'Dogs bark.', 1.5),
+        ),
+        'gold': (gold,),
+      },
+    )
+  ]
+  assert report.notes == {'blank passages left out': 1}
+
+
+@pytest.mark.parametrize('answer', [None, 'What the system said.'])
+@pytest.mark.parametrize(
+  'truth',
+  [
+    {'ground_truth': '1931'},
+    {'ground_truths': ['1931']},
+    {'reference': '1931'},
+  ],
+)
+def test_ragas_takes_the_truth_for_the_answer(tmp_path, answer, truth):
+  row = {'question': 'When?', 'answer': answer, 'contexts': ['In 1931.', ' ']}
+  if 'reference' in truth:  # Of version 0.2.
+    row = {
+      'user_input': 'When?',
+      'response': answer,
+      'retrieved_contexts': ['In 1931.', None],
+      'reference_contexts': ['It was in 1931.'],
+    }
+  path = write(tmp_path / 'ragas.jsonl', {**row, **truth})
+  (record,) = formats.read_all([path])
+  assert (record.question, record.answers) == ('When?', ('1931',))
+  assert record.passages['given'] == (Passage('', '', 'In 1931.'),)
+  gold = (Passage('', '', 'It was in 1931.'),)
+  assert record.passages.get('gold') == (gold if 'reference' in truth else None)
+
+
+def test_a_systems_contexts_without_a_truth_are_no_data(tmp_path):
+  row = {'question': 'When?', 'answer': 'So it says.', 'contexts': ['x']}
+  path = write(tmp_path / 'ragas.jsonl', row)
+  with pytest.raises(RecordError, match=':1: contexts: found keys that look'):
+    formats.read_all([path])
+
+
+@pytest.mark.parametrize('key', ['query', 'question'])
+def test_rgb(tmp_path, key):
+  row = {
+    'id': 0,
+    key: 'When?',
+    'answer': ['1931', 'in 1931'],
+    'fakeanswer': '1950',
+    'positive': ['Painted in 1931.'],
+    'positive_wrong': ['Painted in 1950.'],
+    'negative': ['A fresco dries.'],
+  }
+  path = write(tmp_path / 'en_fact.json', row)
+  assert formats.read_all([path]) == [
+    Record(
+      '0',
+      'en_fact',
+      'When?',
+      ('1931', 'in 1931'),
+      {
+        'given': tuple(
+          Passage('', '', text)
+          for text in (
+            'Painted in 1931.',
+            'A fresco dries.',
+            'Painted in 1950.',
+          )
+        ),
+        'gold': (Passage('', '', 'Painted in 1931.'),),
+      },
+    )
+  ]
+
+
+def test_alce(tmp_path):
+  docs = [{'id': '5', 'title': 'T', 'text': 'x', 'score': 0.5, 'summary': 's'}]
+  asqa = {
+    'sample_id': '-7',
+    'question': 'Who?',
+    'qa_pairs': [{'question': 'Who first?', 'short_answers': ['Anna B']}],
+    'annotations': [{'long_answer': 'Anna.', 'knowledge': []}],
+    'wikipages': [],
+    'answer': 'Anna B did.',
+    'docs': docs,
+  }
+  qampari = {
+    'id': '3',
+    'question': 'Which?',
+    'answers': [['a', 'b'], ['c']],
+    'answer': 'a, c.',
+    'docs': docs,
+  }
+  path = write(tmp_path / 'alce.json', asqa, qampari, array=True)
+  given = {'given': (Passage('5', 'T', 'x', 0.5),)}
+  assert formats.read_all([path]) == [
+    Record('-7', 'alce', 'Who?', ('Anna B did.',), given),
+    Record('3', 'alce', 'Which?', ('a, c.',), given),
+  ]
+
+
+def test_crag(tmp_path):
+  row = {
+    'interaction_id': 'd1',
+    'query_time': '03/05/2024',
+    'domain': 'music',
+    'query': 'who sang?',
+    'answer': 'Anna',
+    'alt_ans': ['Anna B'],
+    'search_results': [
+      {
+        'page_name': 'Singers',
+        'page_url': 'http://a',
+        'page_snippet': 'Anna sang.',
+        'page_result': '<html>',
+      },
+      {'page_name': 'None', 'page_snippet': '', 'page_result': ''},
+    ],
+  }
+  path = write(tmp_path / 'crag.jsonl', row)
+  report = formats.BadRecords()
+  (record,) = formats.read_all([path], report=report)
+  assert record == Record(
+    'd1',
+    'crag',
+    'who sang?',
+    ('Anna', 'Anna B'),
+    {'given': (Passage('', 'Singers', 'Anna sang.'),)},
+  )
+  assert report.notes == {
+    'blank passages left out': 1,
+    'web pages of CRAG left out: their snippets are the passages': 1,
+  }
+
+
+def test_mirage(tmp_path):
+  row = {
+    'source': 'popqa',
+    'query_id': '7',
+    'query': 'Who?',
+    'doc_name': 'Anna',
+    'answer': ['Anna', 'Anna B'],
+  }
+  path = write(tmp_path / 'dataset.json', row, array=True)
+  assert formats.read_all([path]) == [
+    Record('7', 'dataset', 'Who?', ('Anna', 'Anna B'), {})
+  ]

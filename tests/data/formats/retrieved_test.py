@@ -93,7 +93,6 @@ def test_a_run_of_other_questions_is_an_error(tmp_path, questions, corpus):
       'q2 Q0 d1 1st 1.0 t',
       ':2: rank: found a string ("1st"), expected a whole',
     ),
-    ('q2 Q0 d1 1 1.0 b\x00', ':2: tag: found the character U+0000 at pos'),
     (
       'q2 Q0 d1 1 nan t',
       ':2: score: found a string ("nan"), expected a finite',
@@ -123,3 +122,55 @@ def test_two_runs_of_one_name_are_an_error(tmp_path, questions, corpus):
     RecordError, match=r'found those of (bm25|e5) here and in'
   ):
     formats.read_all([questions, *runs], corpus=[corpus])
+
+
+def test_qrels_of_beir(tmp_path, questions, corpus):
+  qrels = write(
+    tmp_path / 'test.tsv',
+    'query-id\tcorpus-id\tscore',
+    'q1\td1\t1',
+    'q1\td2\t0',
+    'q2\td3\t2',
+  )
+  found = formats.read_all([questions, qrels], corpus=[corpus])
+  assert [record.passages for record in found] == [
+    {'gold': (passage(1),)},
+    {'gold': (passage(3),)},
+    {},
+  ]
+  bad = write(tmp_path / 'bad.tsv', 'query-id\tcorpus-id\tscore', 'q1 d1 1')
+  with pytest.raises(RecordError, match=r"bad\.tsv:2: line: .* BEIR's qrels"):
+    formats.read_all([questions, bad], corpus=[corpus])
+
+
+def test_a_tag_with_control_characters(tmp_path, questions, corpus):
+  run = write(tmp_path / 'run.txt', 'q1 Q0 d2 1 14.5 b\x00m')
+  (first, *_) = formats.read_all([questions, run], corpus=[corpus])
+  assert first.passages == {'b m': (passage(2, 14.5),)}
+
+
+def test_runs_and_ids_that_several_files_have(tmp_path, corpus):
+  """A run names the file whose question it is for."""
+  paths = []
+  for name in ('nq', 'tqa'):
+    (tmp_path / name).mkdir()
+    row = {'id': 'q1', 'question': f'{name}?', 'answers': ['a']}
+    paths.append(write(tmp_path / name / 'dev.jsonl', json.dumps(row)))
+  run = write(tmp_path / 'run', 'tqa/q1 Q0 d2 1 1.0 bm25')
+  found = formats.read_all([*paths, run], corpus=[corpus])
+  assert [(r.id, r.passages) for r in found] == [
+    ('nq/q1', {}),
+    ('tqa/q1', {'bm25': (passage(2, 1.0),)}),
+  ]
+  run = write(tmp_path / 'run', 'q1 Q0 d2 1 1.0 bm25')
+  with pytest.raises(RecordError, match=r'equal ids, .* read as nq/ID'):
+    formats.read_all([*paths, run], corpus=[corpus])
+
+
+def test_a_blank_document_is_left_out_of_a_run(tmp_path, questions):
+  corpus = write(tmp_path / 'c.tsv', 'id\ttext\ttitle', 'd1\t\t', 'd2\tx\t')
+  run = write(tmp_path / 'run', 'q1 Q0 d1 1 2.0 t', 'q1 Q0 d2 2 1.0 t')
+  report = formats.BadRecords()
+  found = formats.read_all([questions, run], corpus=[corpus], report=report)
+  assert found[0].passages == {'t': (Passage('d2', '', 'x', 1.0),)}
+  assert report.notes['blank passages left out'] == 1

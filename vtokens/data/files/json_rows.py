@@ -3,13 +3,14 @@
 import codecs
 import itertools
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NoReturn
 
 from vtokens.data.checks import BadRecord, Kind, printable
 from vtokens.data.fields import DUPLICATE
-from vtokens.data.files.reading import Row, numbered_lines, opened
+from vtokens.data.files.reading import MAX_ROW, Row, numbered_lines, opened
 from vtokens.data.records import RecordError
 
 _CHUNK = 1 << 20  # bytes
@@ -21,8 +22,10 @@ def load_json(path: str) -> Any:
   Bytes that are not UTF-8 become surrogates, which checks of text find.
 
   Raises:
-    RecordError: the file cannot be read, or is no JSON.
+    RecordError: the file cannot be read, is no JSON, or is too large for the
+      memory.
   """
+  _check_size(path)
   with opened(path) as file:
     text = file.read().removeprefix(codecs.BOM_UTF8)
   try:
@@ -36,6 +39,28 @@ def load_json(path: str) -> Any:
     raise RecordError(
       f'{path}: found JSON that cannot be parsed ({e}), expected one value'
     ) from None
+
+
+def max_document() -> int:
+  """Bytes of the largest JSON document that is loaded whole.
+
+  Its values take several times as much memory.
+  """
+  return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') // 8
+
+
+def _check_size(path: str) -> None:
+  """Raises if a document is too large, before any of it is kept."""
+  limit, size = max_document(), 0
+  with opened(path) as file:
+    while size <= limit and (block := file.read(_CHUNK)):
+      size += len(block)
+  if size > limit:
+    raise RecordError(
+      f'{path}: found a JSON document of more than {limit:,} bytes, an eighth '
+      'of the memory, expected a smaller one, or one record a line, which is '
+      'read line by line'
+    )
 
 
 def json_lines(path: str) -> Iterator[Row]:
@@ -52,6 +77,11 @@ def _or_bad(parse: Callable[[Any], Any], raw: Any) -> Any | BadRecord:
 
 
 def _parse_line(line: bytes) -> Any:
+  if len(line) > MAX_ROW:
+    raise BadRecord(
+      Kind.TOO_LONG,
+      f'line: found more than {MAX_ROW:,} bytes, expected at most as many',
+    )
   if not line.strip():
     raise BadRecord(
       Kind.MALFORMED,
@@ -95,7 +125,37 @@ def _mark_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_mark_duplicates)
-_decode = _DECODER.decode
+# Bytes that are no UTF-8, as they are decoded; and escapes that look so then.
+_BAD_BYTE = re.compile('[\udc80-\udcff]')
+_ESCAPE = re.compile(r'\\u[dD][cC]')
+
+
+def _decode(text: str) -> Any:
+  return _tell_escapes(_DECODER.decode(text), text)
+
+
+def _tell_escapes(value: Any, text: str) -> Any:
+  """The value, in which lone surrogates cannot be taken for bad bytes.
+
+  Args:
+    value: of JSON.
+    text: the JSON. If it has bad bytes itself, nothing is changed.
+  """
+  if not _ESCAPE.search(text) or _BAD_BYTE.search(text):
+    return value
+  return _without_bytes(value)
+
+
+def _without_bytes(value: Any) -> Any:
+  if isinstance(value, str):
+    return _BAD_BYTE.sub('\ud800', value)
+  if isinstance(value, list):
+    return [_without_bytes(item) for item in value]
+  if isinstance(value, dict):
+    return {_without_bytes(k): _without_bytes(v) for k, v in value.items()}
+  return value
+
+
 _SPACE = re.compile(r'[ \t\n\r]*')
 _END = object()  # of an array
 
@@ -116,11 +176,14 @@ def array_items(path: str) -> Iterator[Row]:
           more = ''.join(itertools.islice(chunks, want))
           if not more:
             _bad_array(path, number, str(e))
-          text, at, want = text[at:] + more, 0, 2 * want
+          if len(text) - at + len(more) > MAX_ROW + want * _CHUNK:
+            _bad_array(path, number, f'an item of over {MAX_ROW:,} characters')
+          text, at = text[at:] + more, 0
+          want = min(2 * want, max(1, MAX_ROW // _CHUNK))
         except (RecursionError, ValueError) as e:
           _bad_array(path, number, str(e))
       if value is _END:
-        if text[at:].strip() or ''.join(chunks).strip():
+        if text[at:].strip() or any(chunk.strip() for chunk in chunks):
           _bad_array(path, number, 'something after the array')
         return
       yield Row(number + 1, f'{path}: [{number}]', value)
@@ -158,7 +221,7 @@ def _next_item(text: str, at: int, *, is_first: bool) -> tuple[Any, int]:
     raise _NotWholeError(str(e)) from None
   if end == len(text):  # A number may go on.
     raise _NotWholeError('the end of the file')
-  return value, end
+  return _tell_escapes(value, text[at:end]), end
 
 
 def _skip_space(text: str, at: int) -> int:

@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import lzma
 import os
+import stat
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -16,6 +17,11 @@ from etils import epath
 from vtokens.data.checks import BadRecord
 from vtokens.data.records import RecordError
 
+# Longest row, in bytes as unpacked or in characters. A row of a hundred
+# passages has some 65 kB; one that unpacks to gigabytes would fill the memory.
+MAX_ROW = 1 << 26
+_MAX_BLANK = 1000  # lines in a row
+_BLOCK = 1 << 20
 _DECOMPRESSORS: dict[str, Callable[..., Any]] = {
   '.gz': gzip.open,
   '.xz': lzma.open,
@@ -57,20 +63,62 @@ def text_lines(path: str) -> Iterator[tuple[int, str]]:
 def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
   """(number from 1, line) up to the last line that is not blank.
 
+  Of a line that is longer than `MAX_ROW`, one byte more than that is yielded,
+  and the rest is read past. A mark of byte order is no part of a line, as it is
+  where files were put together.
+
   Raises:
-    RecordError: the file cannot be read to its end.
+    RecordError: the file cannot be read to its end, or has thousands of blank
+      lines.
   """
-  blank = []
+  blank = number = 0
   with opened(path) as file:
-    for number, line in enumerate(file, start=1):
-      if number == 1:
-        line = line.removeprefix(codecs.BOM_UTF8)
-      if not line.strip():
-        blank.append((number, line))
-        continue
-      yield from blank
-      blank.clear()
-      yield number, line
+    while line := file.readline(MAX_ROW + 1):
+      number += 1
+      cut = len(line) > MAX_ROW
+      line = line.removeprefix(codecs.BOM_UTF8)
+      if cut or line.strip():
+        for earlier in range(number - blank, number):
+          yield earlier, b''
+        blank = 0
+        yield number, line
+      else:
+        blank += 1
+        if blank > _MAX_BLANK:
+          raise RecordError(
+            f'{path}:{number}: found {blank:,} blank lines, expected one JSON '
+            'value or row in each line'
+          )
+      while cut:
+        rest = file.readline(_BLOCK)
+        cut = bool(rest) and not rest.endswith(b'\n')
+
+
+def check_is_file(path: str) -> None:
+  """Raises unless a path is a file, or not of this machine, or not there.
+
+  Raises:
+    RecordError: it is a directory, a pipe or a device, none of which can be
+      read as often as data are.
+  """
+  if '://' in path:
+    return
+  try:
+    mode = os.stat(path).st_mode
+  except (OSError, ValueError):
+    return
+  if stat.S_ISREG(mode):
+    return
+  kinds = {
+    stat.S_IFDIR: 'a directory',
+    stat.S_IFIFO: 'a pipe',
+    stat.S_IFSOCK: 'a socket',
+  }
+  kind = kinds.get(stat.S_IFMT(mode), 'a device')
+  raise RecordError(
+    f'{path}: cannot be read: it is {kind}, expected a file, since data are '
+    'read more than once'
+  )
 
 
 @contextlib.contextmanager
@@ -78,8 +126,9 @@ def opened(path: str) -> Iterator[IO[bytes]]:
   """A file to be read, decompressed if its name ends in .gz, .xz or .bz2.
 
   Raises:
-    RecordError: the file cannot be read, at whatever point.
+    RecordError: the file cannot be read, at whatever point, or is no file.
   """
+  check_is_file(path)
   suffix = os.path.splitext(path)[1].lower()
   decompress: Callable[..., Any] = _DECOMPRESSORS.get(
     suffix, contextlib.nullcontext

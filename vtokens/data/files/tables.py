@@ -1,54 +1,105 @@
-"""Rows of tables: TSV and Parquet."""
+"""Rows of tables: tab- and comma-separated values, and Parquet."""
 
 import csv
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vtokens import errors
+from vtokens.data.cells import Cell
 from vtokens.data.checks import BadRecord, Kind
-from vtokens.data.files.reading import Row, numbered_lines, opened
+from vtokens.data.files import shapes
+from vtokens.data.files.reading import (
+  MAX_ROW,
+  Row,
+  numbered_lines,
+  opened,
+  text_lines,
+)
 from vtokens.data.records import RecordError
+
+_BATCH = 256  # rows of Parquet
+# Bytes of a batch as it is in memory: more than rows that are all as long as
+# one may be on average.
+_MAX_BATCH = 1 << 30
 
 
 def table_rows(path: str) -> Iterator[Row]:
-  """Rows as objects by the names in the header; all values are strings.
+  """Rows as objects by the names in the header; all values are cells.
 
-  Quoting is that of CSV files. A field may have up to 131,072 characters: a
-  quotation mark that is never closed swallows no more than that.
+  An empty cell is null. Quoting is that of CSV files. A field may have up to
+  131,072 characters: a quotation mark that is never closed swallows no more
+  than that.
+
+  Raises:
+    RecordError: the file cannot be read to its end, or its header has a name
+      twice.
   """
+  first = next((line for _, line in text_lines(path)), '')
+  reader = _separated(path, shapes.delimiter(first) or '\t')
+  header = next(reader).value
+  twice = [name for name in header if name and header.count(name) > 1]
+  if twice:
+    raise RecordError(
+      f'{path}: found the column {twice[0]} more than once, expected it once'
+    )
+  for row in reader:
+    yield _row_of(row, header)
+
+
+def question_rows(path: str) -> Iterator[Row]:
+  """DPR's questions: a question, and a list as Python or JSON writes it."""
+  for row in _separated(path, '\t'):
+    yield _row_of(row, ('question', 'answers'))
+
+
+def collection_rows(path: str) -> Iterator[Row]:
+  """MS MARCO's passages: an id, a tab, and a text without quoting."""
+  for number, line in numbered_lines(path):
+    fields = line.decode('utf-8', 'surrogateescape').rstrip('\r\n').split('\t')
+    yield _row_of(Row(number, f'{path}:{number}', fields), ('id', 'text'))
+
+
+def _separated(path: str, mark: str) -> Iterator[Row]:
+  """The fields of each row, or what is wrong with it."""
   lines = (
     line.decode('utf-8', 'surrogateescape') for _, line in numbered_lines(path)
   )
-  reader = csv.reader(lines, delimiter='\t')
-  header = next(reader)
-  start = reader.line_num + 1
+  reader = csv.reader(lines, delimiter=mark)
+  start = 1
   while True:
     value: Any
     try:
-      fields = next(reader)
+      value = next(reader)
     except StopIteration:
       return
     except csv.Error as e:
       value = BadRecord(Kind.MALFORMED, f'row: found bad quoting ({e})')
-    else:
-      value = _table_row(header, fields)
     yield Row(start, f'{path}:{start}', value)
     start = reader.line_num + 1
 
 
-def _table_row(header: list[str], fields: list[str]) -> Any | BadRecord:
+def _row_of(row: Row, header: Sequence[str]) -> Row:
+  fields = row.value
+  if isinstance(fields, BadRecord):
+    return row
+  value: Any
   if len(fields) != len(header):
-    return BadRecord(
+    value = BadRecord(
       Kind.MALFORMED,
       f'row: found {len(fields)} fields, expected {len(header)}: '
       f'{errors.several(header)}',
     )
-  return dict(zip(header, fields, strict=True))
+  else:
+    value = {
+      name: Cell(field) if field else None
+      for name, field in zip(header, fields, strict=True)
+    }
+  return Row(row.number, row.place, value)
 
 
 def parquet_rows(path: str) -> Iterator[Row]:
-  """Rows as objects, without the columns that are null in them.
+  """Rows as objects; a column that a row lacks is null in it.
 
   Raises:
     errors.UserError: pyarrow is not installed.
@@ -64,7 +115,11 @@ def parquet_rows(path: str) -> Iterator[Row]:
   with opened(path) as file:
     try:
       numbers = itertools.count(1)
-      for batch in pq.ParquetFile(file).iter_batches(batch_size=256):
+      parquet = pq.ParquetFile(file)
+      size = _batch_size(path, parquet.metadata)
+      for batch in parquet.iter_batches(batch_size=size):
+        if batch.nbytes > _MAX_BATCH:
+          raise _too_long(path, batch.nbytes // len(batch))
         for value in _batch_values(batch):
           number = next(numbers)
           yield Row(number, f'{path}: row {number}', value)
@@ -77,7 +132,7 @@ def parquet_rows(path: str) -> Iterator[Row]:
 
 def _batch_values(batch: Any) -> Iterable[Any | BadRecord]:
   try:
-    return [_without_nulls(value) for value in batch.to_pylist()]
+    return batch.to_pylist()
   except UnicodeDecodeError as e:
     if len(batch) > 1:
       halves = batch.slice(0, len(batch) // 2), batch.slice(len(batch) // 2)
@@ -87,10 +142,23 @@ def _batch_values(batch: Any) -> Iterable[Any | BadRecord]:
     ]
 
 
-def _without_nulls(value: Any) -> Any:
-  """A column that a row lacks is null in it."""
-  if isinstance(value, dict):
-    return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-  if isinstance(value, list):
-    return [_without_nulls(item) for item in value]
-  return value
+def _batch_size(path: str, metadata: Any) -> int:
+  """Rows of a batch, so that rows of the largest group fit the memory.
+
+  Raises:
+    RecordError: the rows of a group are too long.
+  """
+  longest = 1
+  for i in range(metadata.num_row_groups):
+    group = metadata.row_group(i)
+    longest = max(longest, group.total_byte_size // max(group.num_rows, 1))
+  if longest > MAX_ROW:
+    raise _too_long(path, longest)
+  return max(1, min(_BATCH, _MAX_BATCH // 4 // longest))
+
+
+def _too_long(path: str, size: int) -> RecordError:
+  return RecordError(
+    f'{path}: found rows of {size:,} bytes each, unpacked, expected at most '
+    f'{MAX_ROW:,}'
+  )

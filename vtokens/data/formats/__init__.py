@@ -8,7 +8,7 @@ r"""Reads question-answering data, whatever its format, as records.
 Our own format: a JSON object a line, with the keys
 
     id        optional; default '<file stem>:<line number>'
-    dataset   optional; default the file stem up to its first dot
+    dataset   optional; default as `vtokens.data.names` says
     question  a string; `query` means the same
     answers   a string or an array of strings; `target` means the same, and
               where there are both, that comes first
@@ -17,13 +17,20 @@ Our own format: a JSON object a line, with the keys
               by name of the retriever; `ret_passages` means the same
     retrieved [[id, score], ...], best first, by BM25, of passages of a corpus
 
-and any others, which are ignored. The file stem is the name without '.gz',
-'.xz' or '.bz2' and then without its last suffix. Texts are kept as they are;
-control characters other than \t \n \r and lone surrogates are refused. Blank
-lines are allowed at the end of a file only.
+and any others, which are ignored unless they look like passages or answers:
+`unread` refuses a row with such keys. The file stem is the name without '.gz',
+'.xz' or '.bz2' and then without its last suffix.
+
+In all formats, a key whose value is null, or a table's empty cell, is absent;
+texts are kept as they are but for control characters, see
+`vtokens.data.cleaning`; a blank passage is left out. All this is counted.
+Blank lines are allowed at the end of a file only.
 """
 
 from vtokens.data.checks import BadRecords
 from vtokens.data.formats.reader import read_all, read_records
 
-__all__ = ['BadRecords', 'read_all', 'read_records']
+# Of what is made of files; a token cache of another one is made again.
+VERSION = 2
+
+__all__ = ['VERSION', 'BadRecords', 'read_all', 'read_records']

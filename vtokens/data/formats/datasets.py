@@ -5,21 +5,24 @@ SQuAD, CoQA, NQ-open and TriviaQA; hotpotqa/hotpot README and
 Alab-NII/2wikimultihop README; microsoft/MSMARCO-Question-Answering
 Baseline/scripts/dataset.py and the data card of microsoft/ms_marco;
 AlexTMallen/adaptive-retrieval run_model.py and the data card of
-akariasai/PopQA; google-research-datasets/natural-questions nq_open README.
+akariasai/PopQA; google-research-datasets/natural-questions nq_open README;
+StonyBrookNLP/musique README.
 """
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
+from vtokens.data import cells
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
 from vtokens.data.formats import drafts
-from vtokens.data.formats.drafts import Draft, Passages
-from vtokens.data.records import GIVEN, GOLD, Passage
+from vtokens.data.formats.drafts import Draft
+from vtokens.data.records import GOLD, Passage
 
 _NO_ANSWER = 'No Answer Present.'  # MS MARCO
+_EVIDENCE = 'records of TriviaQA whose evidence, whole documents, was left out'
 _UNKNOWN_ANSWER = '<unk>'  # tfds:trivia_qa, in its test split
 
 # What stands before each utterance of a conversation.
@@ -85,28 +88,30 @@ def _said(turn: Any) -> Any:
 
 def squad(fields: Fields) -> Draft:
   """A question of SQuAD: its paragraph is gold."""
-  answers = fields.value('answers')
+  answers = cells.parsed(fields.value('answers'))
   if isinstance(answers, dict):  # columns, not always of one length
     column = fields.object('answers')
-    texts = column.texts('text') if column.values.get('text') else ()
+    texts = column.texts('text') if column.get('text') else ()
   else:
     texts = tuple(a.text('text') for a in fields.objects('answers', 'answers'))
-  if not texts or fields.values.get('is_impossible') is True:
+  if not texts:
     raise drafts.unanswerable('answers')
-  gold = Passage('', fields.text('title', ''), fields.text('context'))
+  gold = drafts.visible(
+    Passage('', fields.text('title', ''), fields.body('context')), fields
+  )
   return Draft(
     id=fields.id('id') if 'id' in fields else '',
     dataset='',
     question=fields.text('question'),
     answers=fields_lib.unique(texts),
-    passages={GOLD: [gold]},
+    passages={GOLD: [gold]} if gold else {},
   )
 
 
 def coqa(fields: Fields) -> Draft:
   """A round of CoQA, as `expand` makes it."""
-  gold = Passage('', '', fields.text('story'))
-  return drafts.make(fields, 'answers', passages={GOLD: [gold]})
+  gold = drafts.visible(Passage('', '', fields.body('story')), fields)
+  return drafts.make(fields, 'answers', passages={GOLD: [gold]} if gold else {})
 
 
 def hotpot(fields: Fields) -> Draft:
@@ -114,60 +119,72 @@ def hotpot(fields: Fields) -> Draft:
   facts = fields.value('supporting_facts')
   titles = _first_column(fields, 'supporting_facts', facts)
   supporting = set(titles)
-  notes, given = [], []
-  for i, (title, sentences) in enumerate(_paragraphs(fields)):
-    name = f'context[{i}]'
-    fields.check_text(title, f'{name}[0]')
+  given = []
+  for name, title, sentences in _paragraphs(fields):
+    title = fields.check_text(title, f'{name}[0]')
     if not isinstance(sentences, list):
       raise fields_lib.wrong_type(
         f'{name}[1]', sentences, 'an array of sentences'
       )
     text = ''
     for j, sentence in enumerate(sentences):
-      fields.check_text(sentence, f'{name}[1][{j}]', blank=True)
+      if sentence is None:
+        continue
+      sentence = fields.check_text(sentence, f'{name}[1][{j}]', blank=True)
       # HotpotQA's sentences start with a space, those of others do not.
       glue = text and not text[-1].isspace() and not sentence[:1].isspace()
       text += f' {sentence}' if glue else sentence
-    if text.strip():
-      given.append(Passage('', title, text.strip()))
-    else:
-      notes.append('blank paragraphs left out')
-  passages: Passages = {GIVEN: [*given]}
-  if gold := [p for p in given if p.title in supporting]:
-    passages[GOLD] = [*gold]
+    passage = drafts.visible(Passage('', title, text.strip()), fields)
+    if passage is not None:
+      given.append(passage)
+  gold = [p for p in given if p.title in supporting]
   id_key = '_id' if '_id' in fields else 'id'
   return Draft(
     id=fields.id(id_key) if id_key in fields else '',
     dataset='',
     question=fields.text('question'),
     answers=(fields.text('answer'),),
-    passages=passages,
-    notes=tuple(notes),
+    passages=drafts.with_gold(given, gold),
   )
 
 
-def _paragraphs(fields: Fields) -> list[tuple[Any, Any]]:
-  """[[title, sentences]], or columns of Parquet: {title, sentences}."""
-  context = fields.value('context')
+def _paragraphs(fields: Fields) -> list[tuple[str, Any, Any]]:
+  """(name, title, sentences) of [[title, sentences]].
+
+  Or of columns, as in Parquet: {title, sentences}.
+  """
+  context = cells.parsed(fields.value('context'))
   if isinstance(context, dict):
     rows = fields.objects('context', 'paragraphs')
-    return [(row.value('title'), row.value('sentences')) for row in rows]
-  pairs = fields.array('context', '[title, sentences]')
-  for i, pair in enumerate(pairs):
+    return [(r.path, r.value('title'), r.value('sentences')) for r in rows]
+  pairs = fields.items('context', '[title, sentences]')
+  for name, pair in pairs:
     if not isinstance(pair, list) or len(pair) != 2:
-      raise fields_lib.wrong_type(f'context[{i}]', pair, '[title, sentences]')
-  return [(pair[0], pair[1]) for pair in pairs]
+      raise fields_lib.wrong_type(name, pair, '[title, sentences]')
+  return [(name, pair[0], pair[1]) for name, pair in pairs]
 
 
 def _first_column(fields: Fields, key: str, value: Any) -> list[str]:
-  if isinstance(value, dict):
+  if isinstance(cells.parsed(value), dict):
     return [row.text('title') for row in fields.objects(key, 'facts')]
   titles = []
-  for i, pair in enumerate(fields.array(key, '[title, sentence]')):
+  for name, pair in fields.items(key, '[title, sentence]'):
     if not isinstance(pair, list) or len(pair) != 2:
-      raise fields_lib.wrong_type(f'{key}[{i}]', pair, '[title, sentence]')
-    titles.append(fields.check_text(pair[0], f'{key}[{i}][0]'))
+      raise fields_lib.wrong_type(name, pair, '[title, sentence]')
+    titles.append(fields.check_text(pair[0], f'{name}[0]'))
   return titles
+
+
+def musique(fields: Fields) -> Draft:
+  """MuSiQue: every paragraph given, the supporting ones gold."""
+  given = drafts.listed(fields, 'paragraphs', text='paragraph_text', id_='')
+  gold = [p for p, part in given if part and part.get('is_supporting') is True]
+  return drafts.make(
+    fields,
+    'answer',
+    'answer_aliases',
+    passages=drafts.with_gold([p for p, _ in given], gold),
+  )
 
 
 def ms_marco(fields: Fields) -> Draft:
@@ -177,13 +194,12 @@ def ms_marco(fields: Fields) -> Draft:
     raise drafts.unanswerable('answers')
   given, gold = [], []
   for row in fields.objects('passages', 'passages'):
-    passage = Passage('', '', row.text('passage_text'))
+    passage = drafts.visible(Passage('', '', row.body('passage_text')), row)
+    if passage is None:
+      continue
     given.append(passage)
-    if row.values.get('is_selected') == 1:
+    if row.get('is_selected') == 1:
       gold.append(passage)
-  passages: Passages = {GIVEN: [*given]}
-  if gold:
-    passages[GOLD] = [*gold]
   return Draft(
     id=fields.id('query_id') if 'query_id' in fields else '',
     dataset='',
@@ -191,7 +207,7 @@ def ms_marco(fields: Fields) -> Draft:
     answers=fields_lib.unique(
       a for a in fields.texts('answers') if a != _NO_ANSWER
     ),
-    passages=passages,
+    passages=drafts.with_gold(given, gold),
   )
 
 
@@ -201,27 +217,34 @@ def popqa(fields: Fields) -> Draft:
   if isinstance(text, str):
     try:
       answers = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
       raise fields_lib.wrong_type(
         'possible_answers', text, 'a JSON array of strings'
       ) from None
-    inner = {**fields.values, 'possible_answers': answers}
-    fields = Fields(inner, fields.path, fields.max_text_bytes)
+    fields.values['possible_answers'] = answers
   return drafts.make(fields, 'possible_answers')
 
 
 def nq_open(fields: Fields) -> Draft:
   """Question and `answer`, a string or an array of them."""
-  return drafts.make(fields, 'answer')
+  # MIRAGE has no other id.
+  id_ = 'query_id' if 'query' in fields and 'id' not in fields else 'id'
+  return drafts.make(fields, 'answer', id_=id_)
 
 
 def trivia_qa(fields: Fields) -> Draft:
   """TriviaQA without its evidence: the value and its aliases count."""
+  for key in ('entity_pages', 'search_results'):
+    documents = fields.get(key)
+    if isinstance(documents, dict):
+      documents = any(documents.values())
+    if documents:
+      fields.notes.append(_EVIDENCE)
   answer = fields.object('answer')
   value = answer.text('value')
   if value == _UNKNOWN_ANSWER:
     raise drafts.unanswerable('answer.value')
-  aliases = answer.texts('aliases') if answer.values.get('aliases') else ()
+  aliases = answer.texts('aliases') if answer.get('aliases') else ()
   return Draft(
     id=fields.id('question_id') if 'question_id' in fields else '',
     dataset='',

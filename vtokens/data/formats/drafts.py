@@ -1,11 +1,16 @@
 """Records on their way, whose passages may still lie in a corpus."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
+from vtokens.data import cells, corpus
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
-from vtokens.data.records import Passage
+from vtokens.data.records import GIVEN, GOLD, Passage
+
+BLANK = 'blank passages left out'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +42,7 @@ class Draft:
     question: never blank.
     answers: at least one, none blank.
     passages: by retriever, best first.
-    notes: what was left out that nobody would miss.
+    notes: what was left out or replaced.
   """
 
   id: str
@@ -60,26 +65,106 @@ def answers(fields: Fields) -> tuple[str, ...]:
 
 
 def make(
-  fields: Fields, key: str, *, passages: Passages | None = None
+  fields: Fields, *keys: str, passages: Passages | None = None, id_: str = 'id'
 ) -> Draft:
-  """A draft of a row with the keys `id`, `question`, and its answers' key."""
+  """A draft of a row with `question` (or `query`) and its answers' keys.
+
+  Args:
+    fields: the row.
+    *keys: of the answers; the first must be there, others may be absent or
+      empty.
+    passages: of the row.
+    id_: the key of the id.
+  """
+  texts = fields.texts(keys[0])
+  for key in keys[1:]:
+    if cells.parsed(fields.get(key)):
+      texts += fields.texts(key)
   return Draft(
-    id=fields.id('id') if 'id' in fields else '',
+    id=fields.id(id_) if id_ in fields else '',
     dataset='',
-    question=fields.text('question'),
-    answers=fields_lib.unique(fields.texts(key)),
+    question=fields.text(fields.only('question', 'query')),
+    answers=fields_lib.unique(texts),
     passages=passages or {},
   )
 
 
-def passage(fields: Fields) -> Passage:
-  """A passage with the keys {id?, title?, text, score?}."""
-  return Passage(
-    id=fields.id('id', ''),
+def passage(
+  fields: Fields, *, text: str = 'text', id_: str = 'id'
+) -> Passage | None:
+  """A passage {id?, title?, text, score?}; None, and a note, if it is blank.
+
+  Args:
+    fields: the passage.
+    text: the key of the text.
+    id_: the key of the id.
+  """
+  found = Passage(
+    id=fields.id(id_, ''),
     title=fields.text('title', ''),
-    text=fields.text('text'),
+    text=fields.body(text),
     score=fields.score('score'),
   )
+  return visible(found, fields)
+
+
+def contents(fields: Fields, key: str, id_: str) -> Passage | None:
+  """A passage whose title is the first line of its text; see `passage`."""
+  title, text = corpus.split_contents(fields.body(key))
+  found = Passage(fields.id(id_, ''), title, text, fields.score('score'))
+  return visible(found, fields)
+
+
+def visible(passage: Passage, fields: Fields) -> Passage | None:
+  """The passage; None, and a note among those of the row, if it is blank."""
+  if passage.text.strip():
+    return passage
+  fields.notes.append(BLANK)
+  return None
+
+
+def listed(
+  fields: Fields, key: str, *, text: str = 'text', id_: str = 'id'
+) -> list[tuple[Passage, Any]]:
+  """The passages of an array of strings and objects, without blank ones.
+
+  Args:
+    fields: the row.
+    key: of the array.
+    text: the key of an object's text.
+    id_: the key of an object's id.
+
+  Returns:
+    Each passage, with its object as Fields; None for a string.
+  """
+  found: list[tuple[Passage, Any]] = []
+  value = cells.parsed(fields.value(key))
+  if isinstance(value, dict):
+    items = [(f.path, f.values) for f in fields.objects(key, 'passages')]
+  else:
+    items = fields.items(key, 'passages')
+  for name, item in items:
+    part = None
+    if isinstance(item, str):
+      one = visible(
+        Passage('', '', fields.check_text(item, name, blank=True)), fields
+      )
+    elif isinstance(item, dict):
+      part = fields.part(item, name)
+      one = passage(part, text=text, id_=id_)
+    else:
+      raise fields_lib.wrong_type(name, item, 'a string or an object')
+    if one is not None:
+      found.append((one, part))
+  return found
+
+
+def with_gold(given: Sequence[Passage], gold: Sequence[Passage]) -> Passages:
+  """All passages as `GIVEN`, and those that are gold, if any, as `GOLD`."""
+  passages: Passages = {GIVEN: [*given]}
+  if gold:
+    passages[GOLD] = [*gold]
+  return passages
 
 
 def unanswerable(key: str) -> BadRecord:

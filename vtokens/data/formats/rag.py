@@ -1,14 +1,15 @@
 """Rows of retrieval-augmented question answering: they bring passages.
 
 Sources of the field lists: facebookresearch/DPR dense_retriever.py
-(save_results) and facebookresearch/FiD src/preprocess.py for `ctxs`;
+(save_results) and facebookresearch/FiD src/preprocess.py for `ctxs`, DPR
+dpr/data/biencoder_data.py (JsonQADataset) for its training files;
 facebookresearch/atlas preprocessing/prepare_qa.py and src/tasks/qa.py;
 facebookresearch/KILT README; castorini/pyserini
 pyserini/eval/convert_trec_run_to_dpr_retrieval_run.py; RUC-NLPIR/FlashRAG
 README and flashrag/retriever/retriever.py.
 """
 
-from vtokens.data import corpus
+from vtokens.data import cells, corpus
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
@@ -19,6 +20,7 @@ from vtokens.data.records import GIVEN, GOLD, Passage
 # What the lists [[id, score], ...] under `retrieved` come from.
 BM25 = 'bm25'
 _MAX_SPAN = 1000  # paragraphs of KILT
+_DPR_TRAINING = ('positive_ctxs', 'hard_negative_ctxs', 'negative_ctxs')
 
 
 def own(fields: Fields) -> Draft:
@@ -27,14 +29,15 @@ def own(fields: Fields) -> Draft:
   passages: Passages = {}
   if 'passages' in fields or 'ret_passages' in fields:
     key = fields.only('passages', 'ret_passages')
-    if isinstance(fields.values[key], dict):
+    value = cells.parsed(fields.get(key))
+    if isinstance(value, dict):
       by_retriever = fields.object(key)
       for name in by_retriever.values:
-        by_retriever.check_text(name, f'{key}: the name of a retriever')
-        passages[name] = [passage for passage, _ in _listed(by_retriever, name)]
+        named = by_retriever.check_text(name, f'{key}: the name of a retriever')
+        passages[named] = [p for p, _ in drafts.listed(by_retriever, name)]
     else:
-      listed = _listed(fields, key)
-      gold = [p for p, is_gold in listed if is_gold]
+      listed = drafts.listed(fields, key)
+      gold = [p for p, part in listed if _is_gold(part)]
       if gold:
         passages[GOLD] = [*gold]
       # The gold ones keep their place among others.
@@ -57,28 +60,16 @@ def own(fields: Fields) -> Draft:
   )
 
 
-def _listed(fields: Fields, key: str) -> list[tuple[Passage, bool]]:
-  """Passages that are strings or objects, and whether each is gold."""
-  listed = []
-  for i, value in enumerate(fields.array(key, 'passages')):
-    name = f'{fields.name(key)}[{i}]'
-    if isinstance(value, str):
-      listed.append((Passage('', '', fields.check_text(value, name)), False))
-      continue
-    if not isinstance(value, dict):
-      raise fields_lib.wrong_type(name, value, 'a string or an object')
-    passage = Fields(value, name, fields.max_text_bytes)
-    gold = passage.values.get('gold', False)
-    if not isinstance(gold, bool):
-      raise fields_lib.wrong_type(passage.name('gold'), gold, 'a boolean')
-    listed.append((drafts.passage(passage), gold))
-  return listed
+def _is_gold(passage: Fields | None) -> bool:
+  gold = passage is not None and passage.get('gold', False)
+  if not isinstance(gold, bool):
+    raise fields_lib.wrong_type(passage.name('gold'), gold, 'a boolean')
+  return gold
 
 
 def _retrieved(fields: Fields) -> list[Passage | Ref]:
   refs: list[Passage | Ref] = []
-  for i, pair in enumerate(fields.array('retrieved', '[id, score]')):
-    name = f'retrieved[{i}]'
+  for name, pair in fields.items('retrieved', '[id, score]'):
     if not isinstance(pair, list) or len(pair) != 2:
       raise fields_lib.wrong_type(name, pair, 'an array of id and score')
     score = fields_lib.as_score(pair[1], f'{name}[1]')
@@ -89,8 +80,8 @@ def _retrieved(fields: Fields) -> list[Passage | Ref]:
 def flashrag(fields: Fields) -> Draft:
   """A data set's line; what its intermediate_data.json adds is `output`."""
   passages: Passages = {}
-  output = fields.values.get('output')
-  if isinstance(output, dict) and 'retrieval_result' in output:
+  output = fields.get('output')
+  if isinstance(output, dict) and output.get('retrieval_result') is not None:
     passages[GIVEN] = cached(
       fields.object('output').objects('retrieval_result', 'passages')
     )
@@ -99,44 +90,61 @@ def flashrag(fields: Fields) -> Draft:
 
 def cached(results: list[Fields]) -> list[Passage | Ref]:
   """What FlashRAG keeps of retrieved passages: {id, contents, score}."""
-  found: list[Passage | Ref] = []
+  found: list[Passage | Ref | None] = []
   for result in results:
-    score = result.score('score')
-    if 'contents' in result:
-      title, text = corpus.split_contents(result.text('contents'))
-      text = result.check_text(text, result.name('contents (after its title)'))
-      found.append(Passage(result.id('id', ''), title, text, score))
-    elif 'text' in result:
+    if 'contents' in result or 'contents' in result.nulls:
+      found.append(drafts.contents(result, 'contents', 'id'))
+    elif 'text' in result or 'text' in result.nulls:
       found.append(drafts.passage(result))
     else:
+      score = result.score('score')
       found.append(Ref((result.id('id'),), score, result.path))
-  return found
+  return [passage for passage in found if passage is not None]
 
 
 def dpr(fields: Fields) -> Draft:
   """DPR's and FiD's: `ctxs`, whose scores may be strings."""
-  ctxs = fields.objects('ctxs', 'passages')
+  ctxs = [drafts.passage(ctx) for ctx in fields.objects('ctxs', 'passages')]
   return Draft(
     id=fields.id('id') if 'id' in fields else '',
     dataset='',
+    question=fields.text(fields.only('question', 'query')),
+    answers=fields_lib.unique(drafts.answers(fields)),
+    passages={GIVEN: [ctx for ctx in ctxs if ctx is not None]},
+  )
+
+
+def dpr_training(fields: Fields) -> Draft:
+  """What DPR trains its retriever on; the negatives are given too."""
+  found: dict[str, list[Passage]] = {}
+  for key in _DPR_TRAINING:
+    found[key] = []
+    for ctx in fields.objects(key, 'passages') if key in fields else ():
+      id_ = 'psg_id' if 'psg_id' in ctx else 'passage_id'
+      passage = drafts.passage(ctx, id_=id_)
+      if passage is not None:
+        found[key].append(passage)
+  given = [passage for passages in found.values() for passage in passages]
+  return Draft(
+    id=fields.id('id') if 'id' in fields else '',
+    dataset=fields.text('dataset') if 'dataset' in fields else '',
     question=fields.text('question'),
     answers=fields_lib.unique(drafts.answers(fields)),
-    passages={GIVEN: [drafts.passage(ctx) for ctx in ctxs]},
+    passages=drafts.with_gold(given, found['positive_ctxs']),
   )
 
 
 def pyserini(fields: Fields) -> Draft:
   """One question of Pyserini's DPR run; `text` is only there if asked for."""
-  given: list[Passage | Ref] = []
+  given: list[Passage | Ref | None] = []
   for context in fields.objects('contexts', 'passages'):
-    score = context.score('score')
-    if 'text' not in context:
+    if 'text' in context or 'text' in context.nulls:
+      given.append(drafts.contents(context, 'text', 'docid'))
+    else:
+      score = context.score('score')
       given.append(Ref((context.id('docid'),), score, context.path))
-      continue
-    title, text = corpus.split_contents(context.text('text'))
-    text = context.check_text(text, context.name('text (after its title)'))
-    given.append(Passage(context.id('docid', ''), title, text, score))
-  return drafts.make(fields, 'answers', passages={GIVEN: given})
+  passages: Passages = {GIVEN: [p for p in given if p is not None]}
+  return drafts.make(fields, 'answers', passages=passages)
 
 
 def kilt(fields: Fields) -> Draft:
@@ -167,11 +175,11 @@ def kilt(fields: Fields) -> Draft:
 
 def _span(source: Fields) -> tuple[str, ...]:
   """Ids of the paragraphs that a provenance names, if it names any."""
-  start = source.values.get('start_paragraph_id')
+  start = source.get('start_paragraph_id')
   if 'wikipedia_id' not in source or start is None:
     return ()
   page = source.id('wikipedia_id')
-  end = source.values.get('end_paragraph_id', start)
+  end = source.get('end_paragraph_id', start)
   for key, value in (('start', start), ('end', end)):
     if not isinstance(value, int) or isinstance(value, bool):
       name = source.name(f'{key}_paragraph_id')

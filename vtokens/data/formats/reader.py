@@ -1,10 +1,12 @@
 """From sources to records: the one way in."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from typing import NoReturn
 
 from vtokens import paths
-from vtokens.data import catalogue, checks, files
+from vtokens.data import catalogue, checks, files, names
 from vtokens.data import corpus as corpus_lib
 from vtokens.data.checks import BadRecord, BadRecords, Kind
 from vtokens.data.fields import Fields
@@ -23,12 +25,12 @@ class _Source:
 
   Attributes:
     path: as in messages.
-    stem: what default ids start with.
+    name: how it is called.
     shape: how the file holds rows; None for a data set of TFDS.
   """
 
   path: str
-  stem: str
+  name: names.Name
   shape: files.Shape | None
 
 
@@ -56,20 +58,25 @@ def read_records(
   corpus: Sequence[str] = (),
   dataset: str = '',
   turns: str = 'first',
+  among: Sequence[str] = (),
 ) -> Iterator[Record]:
   """Yields the records of all sources, one at a time.
 
   A source is a file (plain, .gz, .xz or .bz2; local or any path that
   etils.epath opens; package:NAME/FILE) or a prepared data set,
-  tfds:NAME[/CONFIG][:SPLIT]. Each row's format is told by its keys; see the
-  module docstring, and `rows`, `documents` and `retrieved` for what there is.
-  Runs, qrels and retrieval caches among the sources apply to the records of
+  tfds:NAME[/CONFIG][:SPLIT], with NAME= before it if its data set is to be
+  called so; see `vtokens.data.names`. Each row's format is told by its keys;
+  see the module docstring, and `rows`, `documents` and `retrieved`. Runs, qrels and retrieval caches among the sources apply to the records of
   all others, by id or by question.
+
+  Ids are unique in a file, or in the shards of a data set. Where several files
+  have an id, all ids of these files get the file's label before them:
+  'nq/train_0'. To find that out, several files are read twice.
 
   Memory: a row; an id and where it was for each record, some 120 bytes, to
   find ids that occur twice; documents of JSON are loaded whole; of a corpus,
-  the passages that records name by their ids. These are collected in a first
-  pass over all sources.
+  the passages that records name by their ids. These are collected in a pass
+  of their own over all sources.
 
   Args:
     sources: see above.
@@ -80,6 +87,8 @@ def read_records(
       stem up to its first dot.
     turns: of a conversation, 'first' makes its first question a record,
       'all' every one, with what was said before it.
+    among: all sources, where others of them are read elsewhere; names are
+      those among all, and ids that others have too stay as they are.
 
   Raises:
     RecordError: a record is bad and that is an error; a file cannot be read,
@@ -94,7 +103,9 @@ def read_records(
     raise ValueError(f"turns is {turns!r}, expected 'first' or 'all'")
   if not sources:
     raise RecordError('No files of records were given, expected at least one')
-  return _read(sources, report, corpus, dataset, turns)
+  called = dict(zip(among or sources, names.of(among or sources), strict=True))
+  named = [called[source] for source in sources]
+  return _read(named, report, corpus, dataset, turns)
 
 
 def read_all(
@@ -118,18 +129,20 @@ def read_all(
 
 
 def _read(
-  sources: Sequence[str],
+  named: Sequence[names.Name],
   report: BadRecords,
   corpus: Sequence[str],
   dataset: str,
   turns: str,
 ) -> Iterator[Record]:
-  questions, retrievals = _sort(sources, report)
+  questions, retrievals = _sort(named, report)
   passages: dict[str, Passage] | None = None
+  labelled = _clashing(questions, turns, report.max_text_bytes)
+  look = _Look(turns, report.max_text_bytes, retrievals, labelled)
   if corpus:
     ids: set[str] = set()
     for source in questions:
-      for found in _find(source, turns, report.max_text_bytes, retrievals):
+      for found in _find(source, look):
         ids.update(_named(found.draft))
     passages = corpus_lib.lookup(corpus, ids, report)
     for retrieval in retrievals:
@@ -139,14 +152,14 @@ def _read(
       f'{by_id[0].path}: found ids of passages, but no corpus was given, '
       'expected the files of the corpus too'
     )
-  seen: dict[str, _Places] = {}
+  seen = _Seen()
   num_good = report.num_good
   for source in questions:
     before, skipped = report.num_good, len(report.skipped)
-    for found in _find(source, turns, report.max_text_bytes, retrievals):
+    for found in _find(source, look):
       try:
         record = _finish(found, dataset, source, passages, report)
-        _check_id(record.id, found, source.path, seen)
+        seen.add(record, found, source)
       except BadRecord as e:
         report.add(found.place, e)
         continue
@@ -165,26 +178,41 @@ def _read(
         f'{retrieval.path}: nothing in it is for any of the '
         f'{report.num_good - num_good} records, expected the ids (of runs and '
         'qrels) or the questions (of caches) to be those of the records'
+        + _with_labels(labelled)
       )
 
 
+def _with_labels(labelled: Collection[str]) -> str:
+  if not labelled:
+    return ''
+  return (
+    '; several files have equal ids, which are therefore read as '
+    f'{min(labelled)}/ID'
+  )
+
+
 def _sort(
-  sources: Sequence[str], report: BadRecords
+  named: Sequence[names.Name], report: BadRecords
 ) -> tuple[list[_Source], list[retrieved.Retrieved]]:
   """Files of questions, and what was retrieved for those."""
   questions, retrievals = [], []
-  for source in sources:
-    if catalogue.is_source(source):
-      questions.append(_Source(source, catalogue.stem(source), None))
+  for name in named:
+    if catalogue.is_source(name.location):
+      questions.append(_Source(name.location, name, None))
       continue
-    path = paths.resolve(source)
+    path = paths.resolve(name.location)
     shape = files.shape(path)
     if shape is files.Shape.OBJECT_OF_ARRAYS:
       retrievals.append(retrieved.read_cache(path))
     elif shape in (files.Shape.TREC_RUN, files.Shape.TREC_QRELS):
       retrievals.append(retrieved.read_trec(path, shape, report))
+    elif shape is files.Shape.COLLECTION:
+      raise RecordError(
+        f'{path}: found {shape.value}, expected questions with answers; '
+        'passages are given as the corpus'
+      )
     else:
-      questions.append(_Source(path, files.stem(path), shape))
+      questions.append(_Source(path, name, shape))
   if not questions:
     raise RecordError(
       f'{retrievals[0].path}: found only what was retrieved for questions, '
@@ -204,19 +232,54 @@ def _rows(source: _Source) -> Iterator[files.Row]:
     yield from files.rows(source.path, source.shape)
 
 
-def _find(
-  source: _Source,
-  turns: str,
-  max_text_bytes: int,
-  retrievals: Sequence[retrieved.Retrieved],
-) -> Iterator[_Found]:
+def _clashing(
+  questions: Sequence[_Source], turns: str, max_text_bytes: int
+) -> frozenset[str]:
+  """Labels of the sources that have an id which another one has too."""
+  if len({source.name.label for source in questions}) < 2:
+    return frozenset()
+  look = _Look(turns, max_text_bytes, (), frozenset())
+  first: dict[str, str] = {}
+  clashing: set[str] = set()
+  for source in questions:
+    label = source.name.label
+    for found in _find(source, look):
+      if isinstance(found.draft, BadRecord):
+        continue
+      other = first.setdefault(found.draft.id or found.default_id, label)
+      if other != label:
+        clashing |= {other, label}
+  return frozenset(clashing)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Look:
+  """How sources are looked through.
+
+  Attributes:
+    turns: see `read_records`.
+    max_text_bytes: longest text allowed.
+    retrievals: what was retrieved for the records.
+    labelled: labels of the sources whose ids get them.
+  """
+
+  turns: str
+  max_text_bytes: int
+  retrievals: Sequence[retrieved.Retrieved]
+  labelled: Collection[str]
+
+
+def _find(source: _Source, look: _Look) -> Iterator[_Found]:
+  prefix = ''
+  if source.name.label in look.labelled:
+    prefix = f'{source.name.label}/'
   for row in _rows(source):
     line = row.number if row.place == f'{source.path}:{row.number}' else None
-    default_id = f'{source.stem}:{row.number}'
+    default_id = f'{prefix}{source.name.stem}:{row.number}'
     try:
       if isinstance(row.value, BadRecord):
         raise row.value
-      rounds = list(datasets.expand(row.value, turns))
+      rounds = list(datasets.expand(row.value, look.turns))
     except BadRecord as e:
       yield _Found(row.place, line, default_id, e)
       continue
@@ -228,23 +291,20 @@ def _find(
       )
       draft: drafts.Draft | BadRecord
       try:
-        draft = rows.convert(Fields(value, '', max_text_bytes))
-        draft = _add(draft, round_id, retrievals, max_text_bytes)
+        draft = rows.convert(Fields(value, '', look.max_text_bytes))
+        if draft.id and prefix:
+          draft = dataclasses.replace(draft, id=prefix + draft.id)
+        draft = _add(draft, round_id, look)
       except BadRecord as e:
         draft = e
       yield _Found(place, line if len(rounds) == 1 else None, round_id, draft)
 
 
-def _add(
-  draft: drafts.Draft,
-  default_id: str,
-  retrievals: Sequence[retrieved.Retrieved],
-  max_text_bytes: int,
-) -> drafts.Draft:
+def _add(draft: drafts.Draft, default_id: str, look: _Look) -> drafts.Draft:
   """The draft with what was retrieved for it."""
-  for retrieval in retrievals:
-    found = retrieval.passages(
-      draft.id or default_id, draft.question, max_text_bytes
+  for retrieval in look.retrievals:
+    found, notes = retrieval.passages(
+      draft.id or default_id, draft, look.max_text_bytes
     )
     for retriever in found.keys() & draft.passages.keys():
       raise BadRecord(
@@ -252,7 +312,7 @@ def _add(
         f'passages: found those of {checks.printable(retriever)} here and in '
         f'{retrieval.path}, expected them once',
       )
-    notes = draft.notes
+    notes = (*draft.notes, *notes)
     if not found:
       notes = (*notes, f'records for which nothing is in {retrieval.path}')
     draft = dataclasses.replace(
@@ -281,29 +341,35 @@ def _finish(
   draft = found.draft
   if isinstance(draft, BadRecord):
     raise draft
-  passages, num_left_out = {}, 0
+  passages, num_left_out, num_blank = {}, 0, 0
   for retriever, listed in draft.passages.items():
     texts: list[Passage] = []
+    before = num_left_out
     for passage in listed:
       if isinstance(passage, Passage):
         texts.append(passage)
       elif corpus is not None:
-        texts += _look_up(passage, corpus)
+        there = list(_look_up(passage, corpus))
+        texts += [one for one in there if one.text]
+        num_blank += sum(not one.text for one in there)
       else:
         num_left_out += 1
-    if texts or not listed:
+    # Without a corpus, a list of ids alone is no list.
+    if texts or not listed or num_left_out == before:
       passages[retriever] = tuple(texts)
   report.notes.update(draft.notes)
+  if num_blank:
+    report.notes[drafts.BLANK] += num_blank
   if num_left_out:
     report.notes[_NO_CORPUS] += num_left_out
   if not any(passages.values()):
     report.notes[_NO_PASSAGES] += 1
   return Record(
     id=draft.id or found.default_id,
-    dataset=draft.dataset
+    dataset=source.name.given
+    or draft.dataset
     or dataset
-    or source.stem.split('.')[0]
-    or source.stem,
+    or source.name.dataset,
     question=draft.question,
     answers=draft.answers,
     passages=passages,
@@ -322,21 +388,50 @@ def _look_up(ref: drafts.Ref, corpus: dict[str, Passage]) -> Iterator[Passage]:
     yield dataclasses.replace(passage, score=ref.score)
 
 
-def _check_id(
-  record_id: str, found: _Found, path: str, seen: dict[str, _Places]
-) -> None:
-  """Takes note of an id; raises if it is not the first."""
-  for other, places in seen.items():
-    if record_id in places:
-      place = places[record_id]
-      made = record_id == found.default_id
-      raise BadRecord(
-        Kind.DUPLICATE_ID,
-        f'id: found {checks.printable(record_id)}'
-        f'{" (made from file name and line number)" if made else ""}, '
-        f'which {f"{other}:{place}" if isinstance(place, int) else place} has '
-        'too, expected an id of its own',
+class _Seen:
+  """The ids of records, by the label of their source."""
+
+  def __init__(self) -> None:
+    self._places: dict[str, dict[str, _Places]] = {}
+    # Of records whose ids several sources have.
+    self._twins: dict[bytes, str] = {}
+
+  def add(self, record: Record, found: _Found, source: _Source) -> None:
+    """Takes note of a record.
+
+    Raises:
+      BadRecord: its source has the id already, or another source the same
+        question under this id, in the same data set.
+    """
+    label = source.name.label
+    files_of_label = self._places.setdefault(label, {})
+    for other, places in files_of_label.items():
+      if record.id in places:
+        place = places[record.id]
+        self._refuse(
+          record.id,
+          found,
+          f'{other}:{place}' if isinstance(place, int) else place,
+        )
+    prefix = f'{label}/'
+    if record.id.startswith(prefix):
+      text = '\0'.join(
+        [record.dataset, record.id.removeprefix(prefix), record.question]
       )
-  # An int takes less memory than the place written out.
-  places = seen.setdefault(path, {})
-  places[record_id] = found.place if found.line is None else found.line
+      key = hashlib.blake2b(text.encode(), digest_size=12).digest()
+      twin = self._twins.setdefault(key, found.place)
+      if twin != found.place:
+        self._refuse(record.id, found, f'{twin}, with the same question,')
+    # An int takes less memory than the place written out.
+    places = files_of_label.setdefault(source.path, {})
+    places[record.id] = found.place if found.line is None else found.line
+
+  def _refuse(self, record_id: str, found: _Found, place: str) -> NoReturn:
+    made = ''
+    if record_id == found.default_id:
+      made = ' (made from file name and line number)'
+    raise BadRecord(
+      Kind.DUPLICATE_ID,
+      f'id: found {checks.printable(record_id)}{made}, which {place} has too, '
+      'expected an id of its own',
+    )

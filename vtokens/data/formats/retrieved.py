@@ -5,8 +5,9 @@
   in memory.
 * A TREC run, lines of `qid Q0 docid rank score tag`: the passages are those
   of the retriever `tag`, in the order of their ranks.
-* TREC qrels, lines of `qid 0 docid relevance`: those with a relevance above 0
-  are gold.
+* TREC qrels, lines of `qid 0 docid relevance`, or BEIR's, whose header is
+  `query-id corpus-id score`, with tabs: those with a relevance above 0 are
+  gold.
 
 The ids of the last two are held in memory, a string for each question: about
 25 bytes for each passage.
@@ -16,7 +17,7 @@ import dataclasses
 import re
 from typing import Any
 
-from vtokens.data import checks, files
+from vtokens.data import checks, cleaning, files
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, BadRecords, Kind
 from vtokens.data.fields import Fields
@@ -25,6 +26,7 @@ from vtokens.data.records import GIVEN, GOLD, Passage, RecordError
 
 _RUN_LINE = re.compile(r'(\S+)\s+\S+\s+(\S+)\s+(\S+)\s+(\S+)\s+(\S+)\Z')
 _QRELS_LINE = re.compile(r'(\S+)\s+\S+\s+(\S+)\s+(-?\d+)\Z')
+_BEIR_LINE = re.compile(r'([^\t]+)\t([^\t]+)\t(-?\d+(?:\.\d+)?)\Z')
 
 
 @dataclasses.dataclass
@@ -44,26 +46,36 @@ class Retrieved:
   num_used: int = 0
 
   def passages(
-    self, record_id: str, question: str, max_text_bytes: int
-  ) -> drafts.Passages:
+    self, record_id: str, draft: drafts.Draft, max_text_bytes: int
+  ) -> tuple[drafts.Passages, tuple[str, ...]]:
     """What was retrieved for a record; nothing if it is not in the file.
+
+    Args:
+      record_id: of the record.
+      draft: the record.
+      max_text_bytes: longest text allowed.
+
+    Returns:
+      The passages, and notes on what was left out or replaced.
 
     Raises:
       BadRecord: something in it breaks a rule.
     """
     found: drafts.Passages = {}
-    results = self.by_question.get(question)
+    notes: list[str] = []
+    results = self.by_question.get(draft.question)
     if results is not None:
       fields = Fields({'': results}, '', max_text_bytes)
       try:
         found[GIVEN] = rag.cached(fields.objects('', 'passages'))
+        notes += fields.notes
       except BadRecord as e:
         raise BadRecord(e.kind, f'its entry in {self.path}: {e}') from None
     for retriever, by_id in self.by_id.items():
       if record_id in by_id:
         found[retriever] = self._refs(by_id[record_id])
     self.num_used += bool(found)
-    return found
+    return found, tuple(notes)
 
   def _refs(self, lines: str) -> list[Passage | drafts.Ref]:
     ranked = [line.split(' ', 2) for line in lines.splitlines()]
@@ -83,7 +95,8 @@ def read_cache(path: str) -> Retrieved:
   value = files.load_json(path)
   if not isinstance(value, dict):
     raise RecordError(f'{path}: expected an object: results by question')
-  return Retrieved(path, by_question=value)
+  by_question = {cleaning.clean(key): found for key, found in value.items()}
+  return Retrieved(path, by_question=by_question)
 
 
 def read_trec(path: str, shape: files.Shape, report: BadRecords) -> Retrieved:
@@ -95,11 +108,17 @@ def read_trec(path: str, shape: files.Shape, report: BadRecords) -> Retrieved:
   """
   is_run = shape is files.Shape.TREC_RUN
   retrieved = Retrieved(path)
+  parse = _run_line if is_run else _qrels_line
   for number, line in files.text_lines(path):
+    if tuple(line.split('\t')) == files.BEIR_QRELS:
+      parse = _beir_line
+      continue
     try:
-      retriever, qid, entry = (_run_line if is_run else _qrels_line)(line)
+      retriever, qid, entry = parse(line)
       if retriever not in retrieved.by_id:
-        Fields({}, '', report.max_text_bytes).check_text(retriever, 'tag')
+        fields = Fields({}, '', report.max_text_bytes)
+        retriever = fields.check_text(retriever, 'tag')
+        report.notes.update(fields.notes)
     except BadRecord as e:
       report.add(f'{path}:{number}', e)
       continue
@@ -135,3 +154,15 @@ def _qrels_line(line: str) -> tuple[str, str, str]:
     )
   qid, docid, relevance = match.groups()
   return GOLD, qid, f'0  {docid}\n' if int(relevance) > 0 else ''
+
+
+def _beir_line(line: str) -> tuple[str, str, str]:
+  match = _BEIR_LINE.match(line)
+  if not match:
+    raise BadRecord(
+      Kind.MALFORMED,
+      f'line: found {checks.printable(line)}, expected the three columns of '
+      "BEIR's qrels, with tabs: query-id corpus-id score",
+    )
+  qid, docid, score = match.groups()
+  return GOLD, qid, f'0  {docid}\n' if float(score) > 0 else ''

@@ -1,0 +1,61 @@
+"""Cells of tables, which are text whatever they stand for."""
+
+import ast
+import io
+import itertools
+import json
+import re
+import tokenize
+from typing import Any
+
+_ARRAY = re.compile(r"""\s*\[\s*(['"]).*['"]\s*\]\s*\Z""", re.DOTALL)
+
+
+class Cell(str):
+  """Text of a table without types, which may spell an array or an object.
+
+  Where an array is expected, `parsed` reads it as one; elsewhere it is text.
+  """
+
+  __slots__ = ()
+
+
+def parsed(value: Any) -> Any:
+  """What a cell spells if it is an array or object; other values as they are.
+
+  In JSON's spelling, or in that of Python, in which pandas writes columns of
+  lists.
+  """
+  if not isinstance(value, Cell) or not value.strip().startswith(('[', '{')):
+    return value
+  try:
+    found = json.loads(value)
+  except (ValueError, RecursionError):
+    found = _python(value)
+  return found if isinstance(found, list | dict) else value
+
+
+def is_like_an_array(text: str) -> bool:
+  """Whether a text looks like an array of strings."""
+  return bool(_ARRAY.match(text))
+
+
+def _python(text: str) -> Any:
+  """A literal of Python; None if it is not one.
+
+  NumPy prints arrays without commas, which Python takes for one string.
+  """
+  text = text.strip()
+  try:
+    value = ast.literal_eval(text)
+    strings = [
+      token.type == tokenize.STRING
+      for token in tokenize.generate_tokens(io.StringIO(text).readline)
+      if token.type not in (tokenize.NL, tokenize.COMMENT)
+    ]
+  except (ValueError, SyntaxError, MemoryError, RecursionError):
+    return None
+  except tokenize.TokenError:
+    return None
+  joined = any(a and b for a, b in itertools.pairwise(strings))
+  return None if joined else value

@@ -1,0 +1,105 @@
+"""Rows of sets that were made to evaluate retrieval-augmented generation.
+
+Sources of the field lists: princeton-nlp/ALCE README and run.py; chen700564/RGB
+README and evalue.py; explodinggradients/ragas docs (evaluation schema) of
+versions 0.1 and 0.2; facebookresearch/CRAG docs/dataset.md.
+"""
+
+from vtokens.data import fields as fields_lib
+from vtokens.data.checks import BadRecord, Kind
+from vtokens.data.fields import Fields
+from vtokens.data.formats import drafts
+from vtokens.data.formats.drafts import Draft, Passages
+from vtokens.data.records import GIVEN, GOLD, Passage
+
+_PAGES = 'web pages of CRAG left out: their snippets are the passages'
+
+
+def alce(fields: Fields) -> Draft:
+  """ALCE: `docs` are given, `answer` is what annotators wrote."""
+  given = [passage for passage, _ in drafts.listed(fields, 'docs')]
+  return drafts.make(
+    fields,
+    'answer' if 'answer' in fields else 'answers',
+    passages={GIVEN: [*given]},
+    id_='sample_id' if 'sample_id' in fields else 'id',
+  )
+
+
+def rgb(fields: Fields) -> Draft:
+  """RGB: positive passages are gold; all are given, false ones last."""
+  gold = [passage for passage, _ in drafts.listed(fields, 'positive')]
+  given = list(gold)
+  for key in ('negative', 'positive_wrong'):
+    if key in fields:
+      given += [passage for passage, _ in drafts.listed(fields, key)]
+  return drafts.make(fields, 'answer', passages=drafts.with_gold(given, gold))
+
+
+def ragas(fields: Fields) -> Draft:
+  """RAGAS: the truth is the answer; what a system answered is not read."""
+  keys = ('ground_truths', 'ground_truth', 'reference')
+  truths = [key for key in keys if key in fields]
+  passages: Passages = {}
+  for name, found in (
+    (GIVEN, ('contexts', 'retrieved_contexts')),
+    (GOLD, ('reference_contexts',)),
+  ):
+    for key in found:
+      if key in fields:
+        listed = [passage for passage, _ in drafts.listed(fields, key)]
+        passages[name] = [*passages.get(name, []), *listed]
+  answers = [text for key in truths for text in fields.texts(key)]
+  return Draft(
+    id=fields.id('id') if 'id' in fields else '',
+    dataset='',
+    question=fields.text(fields.only('question', 'user_input')),
+    answers=fields_lib.unique(answers),
+    passages=passages,
+  )
+
+
+def crag(fields: Fields) -> Draft:
+  """CRAG: the snippets of the pages found are given."""
+  given = []
+  for page in fields.objects('search_results', 'pages'):
+    title = page.text('page_name', '')
+    snippet = page.body('page_snippet')
+    passage = drafts.visible(
+      Passage('', title, snippet),
+      page,
+    )
+    if passage is not None:
+      given.append(passage)
+    if page.get('page_result'):
+      page.notes.append(_PAGES)
+  key = 'interaction_id'
+  return drafts.make(
+    fields,
+    'answer',
+    'alt_ans',
+    passages={GIVEN: [*given]},
+    id_=key if key in fields else 'id',
+  )
+
+
+def check_choices(fields: Fields, draft: Draft) -> None:
+  """Raises if the answer only names one of several choices.
+
+  Raises:
+    BadRecord: it is the letter of a choice.
+  """
+  key = next((k for k in ('options', 'choices') if fields.get(k)), None)
+  if key is None:
+    return
+  choices = fields.get(key)
+  texts = choices if isinstance(choices, list) else []
+  for answer in draft.answers:
+    letter = answer.strip('() .')
+    if len(letter) == 1 and letter.isalnum() and answer not in texts:
+      raise BadRecord(
+        Kind.MALFORMED,
+        f'{key}: found choices, and {letter} as the answer, expected its text: '
+        'a question is shown without choices here (config.tasks of '
+        'vtokens.evaluate has multiple choice)',
+      )

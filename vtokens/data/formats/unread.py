@@ -1,0 +1,138 @@
+"""Keys of a row that no reader used and that should not be lost in silence.
+
+A row is read as question and answer because it has these keys, whatever else
+it has. What else looks like passages or answers is an error: a set of another
+format would be trained on without its passages, or on wrong answers.
+"""
+
+import functools
+import re
+from typing import Any
+
+from vtokens.data import cells
+from vtokens.data.checks import BadRecord, Kind, printable
+from vtokens.data.fields import Fields
+
+
+def _words(text: str) -> frozenset[str]:
+  return frozenset(text.split())
+
+
+_PASSAGES = _words(
+  """
+  article articles background body chunk chunks content contents context
+  contexts ctx ctxs doc docs document documents evidence evidences excerpt
+  excerpts fact facts knowledge negative negatives page pages paragraph
+  paragraphs passage passages positive positives psg psgs reference references
+  retrieval retrieved search sentence sentences snippet snippets story support
+  supporting text texts
+  """
+)
+_ANSWERS = _words(
+  """
+  alias aliases ans answer answers gold golden groundtruth gt target targets
+  truth truths
+  """
+)
+# A last word that makes a key a property of passages or answers.
+_PROPERTIES = _words(
+  """
+  categories category class classes count counts date end ends entities entity
+  format hash id index indices kind lang language len length level name names
+  offset offsets precision prop quality rank ranks recall relevance relevancy
+  score scores source sources span spans start starts subset title titles type
+  types uri url urls version
+  """
+)
+# A first word of answers that are not gold, or gold ones once more.
+_OTHERS = _words(
+  """
+  baseline candidate fake false generated has incorrect invalid is llm model n
+  negated normalised normalized num number plausible pred predicted prediction
+  query question raw student system wrong
+  """
+)
+_NO_TEXT = re.compile(r'[-+.\deE]*|\[\s*\]|\{\s*\}|(?i:true|false)')
+_WORD = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+')
+
+# Known keys, by what a row of the format has: other forms of what is read, or
+# annotations that are no passages.
+_KNOWN = (
+  # SQuAD 2.0, 2WikiMultiHopQA, MS MARCO, PopQA, MuSiQue.
+  ({'context'}, {'plausible_answers'}),
+  (
+    {'supporting_facts', 'context'},
+    {'evidences', 'evidences_id', 'answer_id', 'answer_aliases'},
+  ),
+  ({'query_id', 'passages'}, {'wellFormedAnswers'}),
+  ({'possible_answers'}, {'s_aliases', 'o_aliases', 'obj'}),
+  # ALCE: of parts of the question, and what the passages were found with.
+  ({'docs'}, {'answers', 'annotations', 'wikipages', 'qa_pairs', 'claims'}),
+  ({'ground_truth'}, {'answer'}),
+  ({'ground_truths'}, {'answer'}),
+  ({'positive', 'answer'}, {'fakeanswer'}),
+)
+
+
+def check(fields: Fields) -> None:
+  """Raises if a key that was not asked for looks like passages or answers.
+
+  Raises:
+    BadRecord: with the names of such keys.
+  """
+  unused = fields.values.keys() - fields.used
+  for has, known in _KNOWN:
+    if has <= fields.values.keys():
+      unused -= known
+  keys = [
+    key
+    for key in fields.values
+    if key in unused
+    and _looks_like(key, isinstance(fields.values[key], list | cells.Cell))
+    and _has_text(fields.values[key])
+  ]
+  if not keys:
+    return
+  names = ', '.join(printable(key) for key in keys[:5])
+  if len(keys) > 5:
+    names += f' and {len(keys) - 5} more'
+  read = ', '.join(printable(key) for key in fields.values if key not in keys)
+  raise BadRecord(
+    Kind.UNREAD_KEY,
+    f'{names}: found keys that look like passages or answers and are not read '
+    f'together with {read}, expected a format that README lists, or question, '
+    'answers and passages: rename or remove them',
+  )
+
+
+@functools.lru_cache(maxsize=4096)
+def _looks_like(key: str, many: bool) -> bool:
+  words = [word.lower() for word in _WORD.findall(key)]
+  # Digits at the end number keys: answer_0.
+  while words and words[-1].isdigit():
+    words.pop()
+  if not words:
+    return False
+  about = set(words)
+  if words[-1] == 'ids':  # Passages named by their ids.
+    return many and bool(about & _PASSAGES)
+  if words[-1] in _PROPERTIES or words[0] in ('metadata', 'meta', 'has', 'is'):
+    return False
+  if about & _PASSAGES:
+    return words[0] not in ('num', 'n', 'question', 'query')
+  return bool(about & _ANSWERS) and words[0] not in _OTHERS
+
+
+def _has_text(value: Any) -> bool:
+  """Whether there is text in a value, at whatever depth."""
+  if isinstance(value, str):
+    text = value.strip()
+    if isinstance(value, cells.Cell):  # Numbers of a table are text.
+      return not _NO_TEXT.fullmatch(text)
+    return bool(text)
+  if isinstance(value, dict):
+    return any(map(_has_text, value.values()))
+  if isinstance(value, list):
+    return any(map(_has_text, value))
+  # Passages and answers can be numbers in an array alone: ids.
+  return False

@@ -118,7 +118,7 @@ def test_passages_are_cut_and_counted(tmp_path):
 
 def test_bad_records_are_counted_and_listed(tmp_path):
   first = write(tmp_path / 'a.jsonl', [row(0), '{', row(1)])
-  second = write(tmp_path / 'b.jsonl', [row(2), row(1, question='Again?')])
+  second = write(tmp_path / 'b.jsonl', [row(2), row(2, question='Again?')])
   cfg = config(tmp_path, [first, second])
   with pytest.raises(errors.UserError, match=r'a\.jsonl:2: line: found no'):
     build.build(cfg)
@@ -126,13 +126,51 @@ def test_bad_records_are_counted_and_listed(tmp_path):
   cfg.on_bad_record = 'skip'
   found, account = build_all(cfg)
   assert set(found) == {'r0', 'r1', 'r2'}
-  assert found['r1'].question == 'Which number is 1?'
+  assert found['r2'].question == 'Which number is 2?'
   assert account['skipped'] == 2
   listed = next((tmp_path / 'out').rglob('skipped-train.txt')).read_text()
   assert [line.split(': ')[0] for line in listed.splitlines()] == [
     f'{first}:2',
     f'{second}:2',
   ]
+
+
+def test_folders_and_shards(tmp_path):
+  """Equal ids in files of equal names, and a data set in two files."""
+  sources = []
+  for name, rows in (
+    ('nq/train.jsonl', [row(0), row(1)]),
+    ('tqa/train.jsonl', [row(0, question='Which?')]),
+    ('squad-00000-of-00002.jsonl', [row(2)]),
+    ('squad-00001-of-00002.jsonl', [row(3)]),
+  ):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    sources.append(write(tmp_path / name, rows))
+  bytes_of = []
+  for out, given in (('a', sources), ('b', sources[::-1])):
+    found, account = build_all(config(tmp_path, given, out=out))
+    bytes_of.append([shard['sha256'] for shard in account['shards']])
+    assert {i: r.dataset for i, r in found.items()} == {
+      'nq/r0': 'nq',
+      'nq/r1': 'nq',
+      'tqa/r0': 'tqa',
+      'r2': 'squad',
+      'r3': 'squad',
+    }
+    assert account['datasets'] == {'nq': 2, 'tqa': 1, 'squad': 2}
+  assert bytes_of[0] == bytes_of[1]
+
+
+def test_control_characters_keep_the_expected_size(tmp_path):
+  rows = [row(0), row(1, question='Who painted \x91The Ferry\x92?')]
+  source = write(tmp_path / 'a.jsonl', rows)
+  found, account = build_all(
+    config(tmp_path, [source], split={'expected_records': 2})
+  )
+  assert found['r1'].question == 'Who painted \u2018The Ferry\u2019?'
+  assert account['notes'] == {
+    'rows with control characters, which were replaced': 1
+  }
 
 
 def test_unanswerable_questions_are_left_out(tmp_path):

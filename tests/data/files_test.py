@@ -303,11 +303,11 @@ BOMBS = {'.gz': gzip.compress, '.xz': lzma.compress, '.bz2': bz2.compress}
 def test_rows_that_unpack_to_more_than_fits(
   tmp_path, monkeypatch, suffix, start, end, message
 ):
-  """16 MB of one letter, where a million are allowed."""
+  """32 MB of one letter, where a million are allowed."""
   for module in (reading, shapes, json_rows):
     monkeypatch.setattr(module, 'MAX_ROW', 1_000_000)
   monkeypatch.setattr(json_rows, 'max_document', lambda: 1_000_000)
-  content = f'{start}{"x" * 16_000_000}{end}'.encode()
+  content = f'{start}{"x" * 32_000_000}{end}'.encode()
   content = BOMBS.get(suffix, bytes)(content)
   path = write(tmp_path / f'a{suffix}', content)
   del content
@@ -316,7 +316,8 @@ def test_rows_that_unpack_to_more_than_fits(
     with pytest.raises(RecordError, match=message):
       formats.read_all([path])
 
-  assert peak(consume) < 12e6
+  # xz takes 8 MB for itself.
+  assert peak(consume) < 16e6
 
 
 def test_after_a_line_that_is_too_long(tmp_path, monkeypatch):

@@ -66,8 +66,9 @@ def read_records(
   etils.epath opens; package:NAME/FILE) or a prepared data set,
   tfds:NAME[/CONFIG][:SPLIT], with NAME= before it if its data set is to be
   called so; see `vtokens.data.names`. Each row's format is told by its keys;
-  see the module docstring, and `rows`, `documents` and `retrieved`. Runs, qrels and retrieval caches among the sources apply to the records of
-  all others, by id or by question.
+  see the module docstring, and `rows`, `documents` and `retrieved`. Runs, qrels
+  and retrieval caches among the sources apply to the records of all others, by
+  id or by question.
 
   Ids are unique in a file, or in the shards of a data set. Where several files
   have an id, all ids of these files get the file's label before them:

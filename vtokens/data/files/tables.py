@@ -37,7 +37,7 @@ def table_rows(path: str) -> Iterator[Row]:
   """
   first = next((line for _, line in text_lines(path)), '')
   reader = _separated(path, shapes.delimiter(first) or '\t')
-  header = next(reader).value
+  header: list[str] = next(reader).value  # type: ignore[assignment]
   twice = [name for name in header if name and header.count(name) > 1]
   if twice:
     raise RecordError(

@@ -61,7 +61,9 @@ def own(fields: Fields) -> Draft:
 
 
 def _is_gold(passage: Fields | None) -> bool:
-  gold = passage is not None and passage.get('gold', False)
+  if passage is None:
+    return False
+  gold = passage.get('gold', False)
   if not isinstance(gold, bool):
     raise fields_lib.wrong_type(passage.name('gold'), gold, 'a boolean')
   return gold

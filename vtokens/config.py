@@ -464,6 +464,35 @@ _POSITIVE = (
   'eval.batch_size',
   'eval.max_new_tokens',
 )
+# Beyond these a run would be stopped by memory or time, not by a message.
+_MOST = {
+  'seed': schema.MOST_SEED,
+  # A suffix has them all.
+  'virtual_tokens.num_virtual_tokens': 100_000,
+  'virtual_tokens.draws_per_example': 1024,
+  'virtual_tokens.draw_exponent': 100,
+  'virtual_tokens.init_std': 1e6,
+  # A record is held and written in one piece.
+  'data.max_text_bytes': 1 << 30,
+  'data.batch_size': schema.MOST_ROWS,
+  # Each is compiled.
+  'data.num_shapes': 256,
+  'data.shapes': 1 << 24,
+  'data.workers': 1024,
+  'data.passages.number': schema.MOST_PASSAGES,
+  'data.mixture.passages[].number': schema.MOST_PASSAGES,
+  # Of each the learning rate is held.
+  'train.num_steps': 10_000_000,
+  'optim.learning_rate': 1e6,
+  'optim.clip_norm': 1e30,
+  'optim.eps': 1e6,
+  'eval.batch_size': schema.MOST_ROWS,
+  'eval.num_passages': schema.MOST_PASSAGES,
+  'distributed.num_processes': 1_000_000,
+  # Seconds, of which a week has fewer.
+  'distributed.start_timeout': 1_000_000,
+  'distributed.failure_timeout': 1_000_000,
+}
 _NOT_NEGATIVE = (
   'virtual_tokens.draw_exponent',
   'seed',
@@ -486,7 +515,11 @@ def validate(config: Config) -> None:
       the message names the field as it is written on the command line.
   """
   values, fail = schema.check(
-    config, _CHOICES, positive=_POSITIVE, not_negative=_NOT_NEGATIVE
+    config,
+    _CHOICES,
+    positive=_POSITIVE,
+    not_negative=_NOT_NEGATIVE,
+    most=_MOST,
   )
   for field in ('workdir', 'base.path', 'data.train'):
     if not values[field]:

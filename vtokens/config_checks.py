@@ -21,6 +21,16 @@ _PLACEHOLDERS = {
 }
 
 
+# Tokens of a batch.
+_MOST_IN_BATCH = 1 << 31
+# Examples of a window.
+_MOST_IN_WINDOW = 1 << 20
+# Sizes of datasets are raised to the power of its inverse.
+_LEAST_TEMPERATURE = 0.05
+# Below it logits that are divided by it leave the range of float32.
+_LEAST_SAMPLING = 1e-3
+
+
 def check_templates(values: dict[str, Any], fail: Any) -> None:
   """Checks the section `templates`."""
   for field, names in _PLACEHOLDERS.items():
@@ -51,7 +61,9 @@ def check_devices(values: dict[str, Any], fail: Any) -> None:
 
 
 def check_top_p(values: dict[str, Any], section: str, fail: Any) -> None:
-  """Checks `Decode.top_p` of a section."""
+  """Checks `Decode.top_p` and `Decode.temperature` of a section."""
+  if 0 < values[f'{section}.temperature'] < _LEAST_SAMPLING:
+    fail(f'{section}.temperature', f'0 (greedy), or at least {_LEAST_SAMPLING}')
   if not 0 < values[f'{section}.top_p'] <= 1:
     fail(f'{section}.top_p', 'a number in (0, 1]')
 
@@ -97,6 +109,24 @@ def check_data(values: dict[str, Any], fail: Any) -> None:
       'data.mixture.weights',
       'a weight for each dataset with data.mixture.weighting=weights, and '
       'none without',
+    )
+  if values['data.mixture.temperature'] < _LEAST_TEMPERATURE:
+    fail('data.mixture.temperature', f'at least {_LEAST_TEMPERATURE}')
+  window = values['data.batch_size'] * values['data.window_batches']
+  if window > _MOST_IN_WINDOW:
+    fail(
+      'data.window_batches',
+      f'at most {_MOST_IN_WINDOW // values["data.batch_size"]:,} with '
+      f'data.batch_size={values["data.batch_size"]}: the examples of a window '
+      f'are in memory together, at most {_MOST_IN_WINDOW:,}',
+    )
+  longest = values['data.max_prefix_tokens'] + values['data.max_suffix_tokens']
+  if values['data.batch_size'] * longest > _MOST_IN_BATCH:
+    fail(
+      'data.batch_size',
+      f'at most {_MOST_IN_BATCH // longest:,} with data.max_prefix_tokens and '
+      f'data.max_suffix_tokens of {longest:,} together: the tokens of a batch '
+      f'are in memory, at most {_MOST_IN_BATCH:,}',
     )
   micro = values['train.accumulation_steps']
   per_row = values['data.examples_per_row']

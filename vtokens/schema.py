@@ -8,14 +8,27 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from vtokens import errors, paths
 
 _PATH = 'path'
+
+# Largest numbers of any field, but for those with less of their own. Devices
+# and file formats count in 32 bits, and compute in 32 bits of floating point.
+MOST_INT = 2**31 - 1
+MOST_FLOAT = 1e12
+# A random generator's seed has 32 bits; of a larger one it would drop the rest.
+MOST_SEED = 2**32 - 1
+# Questions or examples at a time: their rows are made in memory.
+MOST_ROWS = 65_536
+# Passages of a question or of an example.
+MOST_PASSAGES = 100_000
+_ENTRY = re.compile(r'\[[^]]*\]')
 
 
 def path(default: str | tuple[str, ...] = '') -> Any:
@@ -55,6 +68,7 @@ def check(
   *,
   positive: Sequence[str] = (),
   not_negative: Sequence[str] = (),
+  most: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], Callable[[str, str], NoReturn]]:
   """What every validation of settings begins with.
 
@@ -65,14 +79,16 @@ def check(
     choices: by field path, the values that are allowed.
     positive: fields of numbers above 0.
     not_negative: fields of numbers not below 0.
+    most: by field path, with `[]` for the name of an entry, the largest number
+      allowed, where it is less than `MOST_INT` or `MOST_FLOAT`.
 
   Returns:
     `flatten` of the settings, and `fail(field, expected)`, which raises an
     error that names field and value.
 
   Raises:
-    errors.UserError: a value has a wrong type, is not finite, or is not among
-      those allowed.
+    errors.UserError: a value has a wrong type, is not finite, too large, or
+      not among those allowed.
   """
   flatten(settings)
   _expand_paths(settings, 'config.')
@@ -84,6 +100,7 @@ def check(
   for field, value in values.items():
     if isinstance(value, float) and not math.isfinite(value):
       fail(field, 'a finite number')
+    _check_size(field, value, most or {}, fail)
   for field, allowed in choices.items():
     if values[field] not in allowed:
       fail(field, f'one of {", ".join(allowed)}')
@@ -94,6 +111,29 @@ def check(
     if values[field] < 0:
       fail(field, 'a number not below 0')
   return values, fail
+
+
+def _check_size(
+  field: str,
+  value: Any,
+  most: Mapping[str, float],
+  fail: Callable[[str, str], NoReturn],
+) -> None:
+  """Refuses numbers that are too large, in a tuple or dict as well."""
+  if isinstance(value, tuple):
+    items: Iterable[Any] = value
+  elif isinstance(value, dict):
+    items = value.values()
+  elif isinstance(value, (int, float)):
+    largest = MOST_INT if isinstance(value, int) else MOST_FLOAT
+    largest = most.get(_ENTRY.sub('[]', field), largest)
+    if abs(value) > largest:
+      fail(field, f'at most {largest:,}')
+    return
+  else:
+    return
+  for item in items:
+    _check_size(field, item, most, fail)
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

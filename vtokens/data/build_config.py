@@ -74,7 +74,15 @@ def validate(cfg: Config) -> None:
   Raises:
     errors.UserError: names the field, what it is and what was expected.
   """
-  schema.check(cfg, {})
+  schema.check(
+    cfg,
+    {},
+    most={
+      'num_shards': 100_000,  # Files, which are written at the same time.
+      'splits[].max_text_bytes': 1 << 30,
+      'splits[].seed': schema.MOST_SEED,
+    },
+  )
 
   def check(holds: object, field: str, value: object, expected: str) -> None:
     if not holds:

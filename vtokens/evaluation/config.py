@@ -163,6 +163,25 @@ _POSITIVE = (
   'report.resamples',
   'report.permutations',
 )
+# Beyond these an evaluation would be stopped by memory or time, not by a
+# message.
+_MOST = {
+  'seed': schema.MOST_SEED,
+  'data.max_text_bytes': 1 << 30,
+  'num_passages': schema.MOST_PASSAGES,
+  'decode.batch_size': schema.MOST_ROWS,
+  # They are timed in one batch.
+  'cost.questions': schema.MOST_ROWS,
+  'cost.repeats': 10_000,
+  'report.resamples': 1_000_000,
+  'report.permutations': 10_000_000,
+  # A page of so many is a file of a GB.
+  'report.page_questions': 1_000_000,
+  'tasks[].shots': 1000,
+  'distributed.num_processes': 1_000_000,
+  'distributed.start_timeout': 1_000_000,
+  'distributed.failure_timeout': 1_000_000,
+}
 _NOT_NEGATIVE = (
   'seed',
   'data.max_questions',
@@ -179,7 +198,11 @@ def validate(settings: Config) -> None:
     errors.UserError: a field has a wrong type or value, or two do not fit.
   """
   values, fail = schema.check(
-    settings, _CHOICES, positive=_POSITIVE, not_negative=_NOT_NEGATIVE
+    settings,
+    _CHOICES,
+    positive=_POSITIVE,
+    not_negative=_NOT_NEGATIVE,
+    most=_MOST,
   )
   if not values['workdir']:
     fail('workdir', 'to be set')

@@ -67,6 +67,13 @@ def validate(settings: Config) -> None:
     {},
     positive=('gate.questions', 'gate.sampled', 'gate.batch_size'),
     not_negative=('seed', 'gate.num_passages', 'gate.max_new_tokens'),
+    most={
+      'seed': schema.MOST_SEED,
+      'gate.num_passages': schema.MOST_PASSAGES,
+      'gate.batch_size': schema.MOST_ROWS,
+      # They are drawn in memory, from two models.
+      'gate.sampled': 10_000_000,
+    },
   )
   if not values['workdir']:
     fail('workdir', 'to be set')

@@ -176,6 +176,18 @@ _RETRIEVER_CHOICES = {
   'dense.dtype': ('float32', 'float16', 'bfloat16'),
   'dense.storage': ('float32', 'float16'),
 }
+# Beyond these a retrieval would be stopped by memory or time, not by a message.
+_MOST = {
+  'top_k': schema.MOST_PASSAGES,
+  # A shard has to fit memory, and so have the passages found for a chunk.
+  'corpus.shard_size': 100_000_000,
+  'questions.chunk_size': 1_000_000,
+  'retrievers[].bm25.k1': 1e6,
+  # A title is repeated so often.
+  'retrievers[].bm25.title_weight': 100,
+  'retrievers[].dense.max_length': 1 << 24,
+  'retrievers[].dense.batch_size': schema.MOST_ROWS,
+}
 # Names become directories next to these.
 _RESERVED = ('corpus', records.GIVEN)
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
@@ -188,7 +200,7 @@ def validate(config: Config) -> None:
     errors.UserError: a field has a wrong type or value; the message names it
       as it is written on the command line.
   """
-  values, fail = schema.check(config, _CHOICES)
+  values, fail = schema.check(config, _CHOICES, most=_MOST)
   for field in ('top_k', 'corpus.shard_size', 'questions.chunk_size'):
     if values[field] < 1:
       fail(field, 'a number above 0')

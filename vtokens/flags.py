@@ -21,6 +21,9 @@ from vtokens import aside, errors, paths, schema, stopping, streams, writers
 # quote what they found have none.
 _LONGEST = 6000
 
+# Bytes of a config file.
+_LARGEST_CONFIG = 16 << 20
+
 # `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
 
@@ -211,6 +214,9 @@ class _FileParser(flags.ArgumentParser):
     path, variant = argument, None
     if ':' in argument and not pathlib.Path(argument).exists():
       path, _, variant = argument.rpartition(':')
+    # What the shell makes of <(...) is a pipe, which is read from there alone.
+    if not path.startswith('/dev/fd/'):
+      paths.check_file(path, _LARGEST_CONFIG)
     try:
       source = pathlib.Path(path).read_bytes()
     except OSError as e:

@@ -25,6 +25,8 @@ from vtokens import errors, paths
 # Nothing that vtokens writes is nested half as deeply. More would end other
 # code, which follows the nesting by recursion.
 _MAX_DEPTH = 64
+# Bytes of a file: a report lists the questions of an evaluation.
+_LARGEST = 4 << 30
 
 
 def read(path: epath.PathLike, shape: Any = dict, advice: str = '') -> Any:
@@ -84,6 +86,7 @@ def read_bytes(path: epath.PathLike, advice: str = '') -> bytes:
   Raises:
     errors.UserError: it is missing or cannot be read.
   """
+  paths.check_file(path, _LARGEST)
   try:
     return epath.Path(path).read_bytes()
   except Exception as e:

@@ -11,6 +11,7 @@ import logging
 import os
 import pathlib
 import re
+import stat
 from collections.abc import Iterator
 
 import fsspec.config
@@ -32,6 +33,15 @@ logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 _CLIENTS = ('aiohttp', 'botocore', 'gcsfs', 'google')
 
 _PACKAGE = 'package:'
+
+# What a path can be other than a file.
+_KINDS = {
+  stat.S_ISDIR: 'a directory',
+  stat.S_ISFIFO: 'a pipe',
+  stat.S_ISCHR: 'a device',
+  stat.S_ISBLK: 'a device',
+  stat.S_ISSOCK: 'a socket',
+}
 
 # What may stand before the path of a data source, and a leading ~ or ~user.
 _HOME = re.compile(r'((?:[^/~=:]+=)?(?:records:)?)(~[^/]*)')
@@ -157,6 +167,38 @@ def reason(error: Exception) -> str:
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return f'{type(error).__name__}: {error}'
+
+
+def check_file(path: epath.PathLike, most: int) -> None:
+  """Raises unless a path, if it is there, is a file that can be read whole.
+
+  A pipe or a device (`/dev/zero`) would be read without end.
+
+  Args:
+    path: local or on an object store.
+    most: bytes that such a file may have.
+
+  Raises:
+    errors.UserError: it is something else, or larger.
+  """
+  if on_object_store(path):
+    with reading(path):
+      path = epath.Path(path)
+      size = path.stat().length if path.exists() else 0
+  else:
+    try:
+      found = os.stat(path)
+    except OSError:
+      return  # Who opens it says so.
+    for test, kind in _KINDS.items():
+      if test(found.st_mode):
+        raise errors.UserError(f'{path}: is {kind}, expected a file')
+    size = found.st_size
+  if size > most:
+    raise errors.UserError(
+      f'{path}: has {size:,} bytes, more than the {most:,} that such a file '
+      'may have; is it another one?'
+    )
 
 
 def exists(path: epath.Path) -> bool:

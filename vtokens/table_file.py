@@ -12,6 +12,8 @@ from etils import epath
 from vtokens import errors, json_files, paths, writers
 
 TENSOR = 'virtual_tokens'
+# Bytes of a file: 16,384 tokens of as many numbers.
+_LARGEST = 1 << 30
 # Headers are filled up with spaces to a multiple of it.
 _ALIGNMENT = 8
 
@@ -62,6 +64,7 @@ def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
   """
   if not paths.exists(epath.Path(path)):
     raise errors.UserError(f'{path}: not found')
+  paths.check_file(path, _LARGEST)
   with paths.reading(path):
     data = epath.Path(path).read_bytes()
   try:

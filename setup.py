@@ -94,7 +94,7 @@ setuptools.setup(
     'huggingface_hub>=1.0,<3',
     'importlib_resources>=6,<8',  # tensorflow-datasets does not declare it.
     'jax>=0.10,<0.13',
-    'jinja2>=3.1,<4',  # transformers renders chat templates with it.
+    'jinja2>=3.1.6,<4',  # Chat templates; before, its sandbox had holes.
     'jaxtyping>=0.3.3,<0.4',
     'matplotlib>=3.9,<4',
     'ml_collections>=1.1,<2',

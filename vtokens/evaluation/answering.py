@@ -61,7 +61,7 @@ class Answerer:
     newline, blank = _token_kinds(base)
     ends: Any = np.zeros_like(newline)
     # Files may list ids that this model does not have.
-    ends[[i for i in base.tokenizer.end_ids if i < len(ends)]] = True
+    ends[[i for i in base.tokenizer.end_ids if 0 <= i < len(ends)]] = True
     if not decode.stop_at_newline:
       newline = np.zeros_like(newline)
     eos_id: Any = np.int32(base.tokenizer.eos_id)

@@ -82,7 +82,7 @@ def continue_prompts(
   vocab_size = base.config.vocab_size
   ends: Any = np.zeros(vocab_size, bool)
   # Files may list ids that this model does not have.
-  ends[[i for i in base.tokenizer.end_ids if i < vocab_size]] = True
+  ends[[i for i in base.tokenizer.end_ids if 0 <= i < vocab_size]] = True
   nothing: Any = np.zeros_like(ends)
   eos_id: Any = np.int32(base.tokenizer.eos_id)
   endings = generate.Endings(eos_id, ends, nothing, nothing)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import pathlib
 import sys
 
@@ -16,10 +17,6 @@ from vtokens.models.config import DecoderConfig
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
 from vtokens.models.weight_map import TensorSource
-
-# Bytes of a file of JSON, a chat template or a tokenizer.
-_LARGEST_FILE = 1 << 30
-
 
 @dataclasses.dataclass(frozen=True)
 class FrozenBase:
@@ -187,28 +184,6 @@ def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
   return hf.SafetensorsSource(path), hf.read_config(path)
 
 
-def _check_files(path: pathlib.Path) -> None:
-  """Raises unless a path, or all in a directory, can be read to an end.
-
-  Raises:
-    errors.UserError: it is a pipe, a device or the like; or a file that is read
-      into memory is larger than any of a model.
-  """
-  if not path.is_dir() or path.suffix == '.gguf':
-    paths.check_file(path, sys.maxsize)
-    if path.suffix != '.gguf':
-      raise errors.UserError(
-        f'config.base.path: {path} is a file, expected a directory in Hugging '
-        'Face format or a .gguf file'
-      )
-    return
-  for file in path.iterdir():
-    if file.suffix in ('.json', '.jinja', '.model'):
-      paths.check_file(file, _LARGEST_FILE)
-    elif file.suffix == '.safetensors':
-      paths.check_file(file, sys.maxsize)
-
-
 def resolve(path: str) -> str:
   """The local directory or file that `config.base.path` means.
 
@@ -220,7 +195,8 @@ def resolve(path: str) -> str:
   """
   path = paths.resolve(path)
   if pathlib.Path(path).exists():
-    _check_files(pathlib.Path(path))
+    if path.endswith('.gguf') or not os.path.isdir(path):
+      paths.check_file(path, sys.maxsize)
     return path
   paths.check_on_disk(path)
   if path.endswith('.gguf') or path.count('/') != 1 or path.startswith('.'):

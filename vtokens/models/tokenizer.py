@@ -17,14 +17,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from vtokens import errors, json_files
-from vtokens.models import turn_marks
+from vtokens.models import chat_template, turn_marks
 
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-# Goes before a chat template, as a function of the same name: transformers
-# lets through no other. The empty output keeps a line break that begins the
-# template.
+# Goes before a chat template, in place of a function of that name. The empty
+# output keeps a line break that begins the template.
 _FIXED_DATE = (
   "{% macro strftime_now(format) %}{{ format | replace('%d', '26') | "
   "replace('%b', 'Jul') | replace('%B', 'July') | replace('%m', '07') | "
@@ -324,15 +323,17 @@ class Tokenizer:
     self, messages: list[dict[str, str]], ask: bool, think: bool = False
   ) -> str:
     """The text of a conversation; see `chat_wrap` for date and thinking."""
-    text = self._tokenizer.apply_chat_template(
-      messages,
-      chat_template=_FIXED_DATE + self._tokenizer.get_chat_template(),
-      tokenize=False,
-      add_generation_prompt=ask,
-      enable_thinking=think,
+    return chat_template.render(
+      _FIXED_DATE + self._tokenizer.get_chat_template(),
+      {
+        **self._tokenizer.special_tokens_map,
+        'messages': messages,
+        'tools': None,
+        'documents': None,
+        'add_generation_prompt': ask,
+        'enable_thinking': think,
+      },
     )
-    assert isinstance(text, str)  # Since nothing is tokenised.
-    return text
 
   def _find_turn_end(self) -> int:
     if not self._tokenizer.chat_template:

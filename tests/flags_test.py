@@ -99,7 +99,8 @@ _ERRORS = {
   'none': ([], '--config FILE is needed'),
   'no file name': (['--config'], 'Missing value for flag --config'),
   'missing file': (['--config=no.py'], '--config no.py: cannot be read: No'),
-  'directory': (['--config=.'], '--config .: cannot be read: Is a directory'),
+  'directory': (['--config=.'], '--config .: is a directory, expected a file'),
+  'device': (['--config=/dev/zero'], '--config /dev/zero: is a device'),
   # A bad config file.
   'no function': (['--config=no_function.py'], 'no function get_config()'),
   'no config': (['--config=no_config.py'], 'get_config() returned dict'),
@@ -211,6 +212,10 @@ _ERRORS = {
   ),
   # Anything else.
   'unknown flag': (['--config=good.py', '--lr=1'], "'lr'"),
+  'bytes that are no text': (
+    ['--config=good.py', b'--config.workdir=w\xff'],
+    r"argument 2: b'--config.workdir=w\xff' is not valid UTF-8",
+  ),
   'argument': (['--config=good.py', 'x', 'y'], 'unexpected arguments: x, y'),
 }
 

@@ -1,5 +1,6 @@
 """Tests of vtokens.paths."""
 
+import os
 import pathlib
 import pwd
 
@@ -95,3 +96,19 @@ def test_home_of_another_user():
 def test_home_of_nobody(path):
   with pytest.raises(errors.UserError, match='~no_such_user is not known'):
     paths.expand_home(path)
+
+
+def test_only_files_that_end_are_read(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'file').write_bytes(b'12345')
+  paths.check_file(tmp_path / 'file', 5)
+  paths.check_file(tmp_path / 'missing', 5)
+  for path, message in (
+    (tmp_path, 'is a directory, expected a file'),
+    (tmp_path / 'pipe', 'is a pipe, expected a file'),
+    ('/dev/zero', 'is a device, expected a file'),
+  ):
+    with pytest.raises(errors.UserError, match=f'^{path}: {message}$'):
+      paths.check_file(path, 5)
+  with pytest.raises(errors.UserError, match='has 5 bytes, more than the 4'):
+    paths.check_file(tmp_path / 'file', 4)

@@ -216,7 +216,7 @@ class _FileParser(flags.ArgumentParser):
       path, _, variant = argument.rpartition(':')
     # What the shell makes of <(...) is a pipe, which is read from there alone.
     if not path.startswith('/dev/fd/'):
-      paths.check_file(path, _LARGEST_CONFIG)
+      paths.check_file(path, _LARGEST_CONFIG, '--config ')
     try:
       source = pathlib.Path(path).read_bytes()
     except OSError as e:

@@ -169,7 +169,7 @@ def reason(error: Exception) -> str:
   return f'{type(error).__name__}: {error}'
 
 
-def check_file(path: epath.PathLike, most: int) -> None:
+def check_file(path: epath.PathLike, most: int, where: str = '') -> None:
   """Raises unless a path, if it is there, is a file that can be read whole.
 
   A pipe or a device (`/dev/zero`) would be read without end.
@@ -177,6 +177,7 @@ def check_file(path: epath.PathLike, most: int) -> None:
   Args:
     path: local or on an object store.
     most: bytes that such a file may have.
+    where: what names the path, such as `--config `, for messages.
 
   Raises:
     errors.UserError: it is something else, or larger.
@@ -192,11 +193,11 @@ def check_file(path: epath.PathLike, most: int) -> None:
       return  # Who opens it says so.
     for test, kind in _KINDS.items():
       if test(found.st_mode):
-        raise errors.UserError(f'{path}: is {kind}, expected a file')
+        raise errors.UserError(f'{where}{path}: is {kind}, expected a file')
     size = found.st_size
   if size > most:
     raise errors.UserError(
-      f'{path}: has {size:,} bytes, more than the {most:,} that such a file '
+      f'{where}{path}: has {size:,} bytes, more than the {most:,} that such a file '
       'may have; is it another one?'
     )
 

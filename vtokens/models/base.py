@@ -18,6 +18,7 @@ from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
 from vtokens.models.weight_map import TensorSource
 
+
 @dataclasses.dataclass(frozen=True)
 class FrozenBase:
   """A loaded base. Its weights never change.

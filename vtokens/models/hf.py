@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import safetensors
 
-from vtokens import errors, json_files
+from vtokens import errors, json_files, paths
 from vtokens.models import families
 from vtokens.models.config import DecoderConfig
 from vtokens.models.weight_map import EVERY, spread
@@ -34,6 +34,8 @@ _FILES = (
   INDEX_FILE,
   _ADAPTER,
 )
+# Bytes of each of these.
+_LARGEST = 1 << 30
 _AGAIN = 'download or copy it again'
 
 
@@ -153,10 +155,10 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_files(directory: str | pathlib.Path) -> None:
-  """Raises if a file of a model is a directory, a pipe or a device.
+  """Raises if a file of a model is none that can be read.
 
   Raises:
-    errors.UserError: one is, which would be read without end, or not at all.
+    errors.UserError: one is a directory, a pipe or a device, or far too large.
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
@@ -168,6 +170,8 @@ def check_files(directory: str | pathlib.Path) -> None:
     if named and path.exists() and not path.is_file():
       what = 'a directory' if path.is_dir() else 'no regular file'
       raise errors.UserError(f'{path}: is {what}, expected a file; {_AGAIN}')
+    if path.name in _FILES:
+      paths.check_file(path, _LARGEST)
 
 
 def _check_adapter(directory: pathlib.Path, has_weights: bool) -> None:

@@ -176,7 +176,7 @@ def test_every_number_has_a_limit(name):
   }
   assert any_number == _ANY[name]
   for path in paths:
-    assert _refused(name, path, 10**12 + 1), path
+    assert _refused(name, path, 10**31), path
 
 
 @pytest.mark.parametrize(

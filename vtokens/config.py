@@ -484,7 +484,7 @@ _MOST = {
   # Of each the learning rate is held.
   'train.num_steps': 10_000_000,
   'optim.learning_rate': 1e6,
-  'optim.clip_norm': 1e30,
+  'optim.clip_norm': 1e30,  # Of no gradient.
   'optim.eps': 1e6,
   'eval.batch_size': schema.MOST_ROWS,
   'eval.num_passages': schema.MOST_PASSAGES,

@@ -197,8 +197,8 @@ def check_file(path: epath.PathLike, most: int, where: str = '') -> None:
     size = found.st_size
   if size > most:
     raise errors.UserError(
-      f'{where}{path}: has {size:,} bytes, more than the {most:,} that such a file '
-      'may have; is it another one?'
+      f'{where}{path}: has {size:,} bytes, more than the {most:,} that such a '
+      'file may have; is it another one?'
     )
 
 

@@ -13,7 +13,7 @@ import recipes
 import server_process
 
 IN_PYTHON = 'llama-cpp-python (tested here)'
-SERVER = "llama-cpp-python's server (tested here)"
+SERVER = 'llama-cpp-python as a server (tested here)'
 
 
 @pytest.fixture(scope='module')

@@ -5,6 +5,7 @@ spelled out row by row, so a mistake would have to be made twice.
 """
 
 import pathlib
+import struct
 
 import gguf
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import AxisType
 
 from vtokens import errors
 from vtokens.models import gguf as gguf_lib
+from vtokens.models import gguf_tokenizer
 from vtokens.models import weights as weights_lib
 from vtokens.models.config import DecoderConfig, LayerKind, Rope
 
@@ -105,6 +107,10 @@ def _write(path, tensors, metadata=None, architecture='llama', **options):
         writer.add_string(key, value)
       case bool():
         writer.add_bool(key, value)
+      case int() if value < 0:
+        writer.add_int32(key, value)
+      case int() if value >> 32:
+        writer.add_uint64(key, value)
       case int():
         writer.add_uint32(key, value)
       case float():
@@ -497,7 +503,9 @@ def test_missing_embedding(tmp_path, tensors):
 def test_more_layers_than_the_metadata_says(tmp_path, tensors):
   path = _write(tmp_path / 'x.gguf', tensors, {'llama.block_count': 1})
   source = gguf_lib.GGUFSource(path)
-  with pytest.raises(errors.UserError, match=r'surplus: model\.layers\.1\.'):
+  with pytest.raises(
+    errors.UserError, match=r'surplus: 9 .* model\.layers\.1\.'
+  ):
     weights_lib.load_decoder(source, source.config, jnp.float32, _mesh())
 
 
@@ -523,6 +531,100 @@ def test_not_gguf(tmp_path, content):
   with pytest.raises(errors.UserError) as e:
     gguf_lib.GGUFSource(path)
   assert str(e.value).startswith(f'{path}: not a readable GGUF file (')
+
+
+@pytest.mark.parametrize(
+  'key',
+  [
+    'general.type',
+    'llama.block_count',
+    'llama.attention.head_count',
+    'llama.attention.layer_norm_rms_epsilon',
+    'llama.attention.sliding_window',
+    'llama.context_length',
+    'llama.rope.freq_base',
+    'llama.rope.scaling.factor',
+    'llama.rope.scaling.type',
+    'llama.rope.scale_linear',
+    'llama.rope.dimension_count',
+  ],
+)
+def test_metadata_of_a_wrong_type(tmp_path, tensors, key):
+  """One error that names the file."""
+  path = tmp_path / 'x.gguf'
+  for value in ('x', -1, 1 << 63, float('nan'), [1, 2], ['x'], True):
+    if value == 1 << 63 and key not in (
+      'llama.block_count',
+      'llama.attention.head_count',
+      'llama.attention.sliding_window',
+    ):
+      continue  # A large number, but a number.
+    _write(path, tensors, {key: value})
+    with pytest.raises(errors.UserError) as e:
+      source = gguf_lib.GGUFSource(path)
+      weights_lib.check_shapes(source, source.config)
+    assert str(e.value).startswith(f'{path}: '), value
+    assert len(str(e.value)) < 1500
+
+
+def test_an_architecture_that_is_no_text(tmp_path):
+  key = b'general.architecture'
+  field = struct.pack('<Q', len(key)) + key + struct.pack('<IIQ', 9, 4, 1)
+  path = tmp_path / 'x.gguf'
+  path.write_bytes(b'GGUF' + struct.pack('<IQQ', 3, 0, 1) + field + bytes(100))
+  with pytest.raises(errors.UserError, match=r'is \[0\], expected text'):
+    gguf_lib.GGUFSource(path)
+
+
+def test_a_layer_of_an_absurd_number(tmp_path, tensors):
+  """No table is made for so many."""
+  found = {
+    name.replace('blk.1.', 'blk.100000000.'): array
+    for name, array in tensors.items()
+  }
+  path = _write(tmp_path / 'x.gguf', found)
+  with pytest.raises(errors.UserError, match=r'tensor blk\.100000000\.\S+ is '):
+    gguf_lib.GGUFSource(path)
+
+
+def test_an_embedding_of_one_dimension(tmp_path, tensors):
+  found = {**tensors, 'token_embd.weight': np.zeros(64, np.float32)}
+  path = _write(tmp_path / 'x.gguf', found)
+  with pytest.raises(errors.UserError, match=r'token_embd\.weight has the dim'):
+    gguf_lib.GGUFSource(path)
+
+
+@pytest.mark.parametrize('at', [8, 16])
+@pytest.mark.parametrize('count', [10**6, 1 << 40, (1 << 64) - 1])
+def test_absurd_counts(tmp_path, tensors, at, count):
+  """Of tensors and of fields; the gguf package would go on without end."""
+  path = _write(tmp_path / 'x.gguf', tensors)
+  content = bytearray(path.read_bytes())
+  content[at : at + 8] = count.to_bytes(8, 'little')
+  path.write_bytes(content)
+  for read in (gguf_lib.GGUFSource, gguf_tokenizer.read_tokenizer):
+    with pytest.raises(errors.UserError, match='not a readable GGUF file'):
+      read(path)
+
+
+@pytest.mark.parametrize(
+  'value',
+  [
+    # An array of so many numbers, of so many texts, and of arrays in arrays.
+    struct.pack('<IIQ', 9, 4, 1 << 60),
+    struct.pack('<IIQ', 9, 8, 1 << 60),
+    struct.pack('<I', 9) + struct.pack('<IQ', 9, 1) * 5000,
+    struct.pack('<IQ', 8, 1 << 62),
+    struct.pack('<I', 99),
+  ],
+)
+def test_absurd_values(tmp_path, value):
+  path = tmp_path / 'x.gguf'
+  head = b'GGUF' + struct.pack('<IQQ', 3, 0, 1) + struct.pack('<Q', 1) + b'x'
+  path.write_bytes(head + value + bytes(100))
+  for read in (gguf_lib.GGUFSource, gguf_tokenizer.read_tokenizer):
+    with pytest.raises(errors.UserError, match='not a readable GGUF file'):
+      read(path)
 
 
 def test_metadata_that_is_no_text(tmp_path, tensors):

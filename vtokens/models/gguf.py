@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 
 from vtokens import errors
-from vtokens.models import families
+from vtokens.models import families, gguf_header
 from vtokens.models.config import DecoderConfig
 from vtokens.models.weight_map import EVERY, spread
 
@@ -55,18 +55,25 @@ class GGUFSource:
 
   def __init__(self, path: str | pathlib.Path):
     self.where = str(path)
+    gguf_header.check(path)
     try:
       self._reader = gguf.GGUFReader(path)
     except FileNotFoundError:
       raise errors.UserError(f'{path}: not found') from None
     # Depending on where a damaged file ends or goes wrong.
-    except (OSError, ValueError, IndexError, KeyError) as e:
+    except (OSError, ValueError, IndexError, KeyError, OverflowError) as e:
       raise errors.UserError(
         f'{path}: not a readable GGUF file ({e})'
       ) from None
     if self._reader.endianess != gguf.GGUFEndian.LITTLE:
       raise errors.UserError(f'{path}: big-endian GGUF is not supported')
-    self.architecture = self._field('general.architecture')
+    kind = self._field('general.type', 'model')
+    if kind != 'model':
+      raise errors.UserError(
+        f'{path}: general.type is {kind!r}, expected a model; an adapter has '
+        'to be merged into its base first'
+      )
+    self.architecture = self._text('general.architecture')
     if self.architecture not in _MODEL_TYPES:
       raise errors.UserError(
         f'{path}: general.architecture is {self.architecture!r}, not '
@@ -109,20 +116,30 @@ class GGUFSource:
         f'{self.where}: metadata {key} is no text ({e}): the file is damaged'
       ) from None
 
+  def _text(self, key: str, default: Any = ...) -> str:
+    value = self._field(key, default)
+    if not isinstance(value, str):
+      raise self._unexpected(key, value, 'text')
+    return value
+
+  def _unexpected(self, key: str, value: Any, what: str) -> errors.UserError:
+    key = key.format(arch=getattr(self, 'architecture', ''))
+    return errors.UserError(
+      f'{self.where}: metadata {key} is {errors.shorten(repr(value))}, '
+      f'expected {what}'
+    )
+
   def _number(self, key: str, kind: type = int, default: Any = ...) -> Any:
     value = self._field(key, default)
     # Some architectures have one value per layer; these have not.
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if not number or not value > 0:
-      raise errors.UserError(
-        f'{self.where}: metadata {key.format(arch=self.architecture)} is '
-        f'{value!r}, expected a positive {kind.__name__}'
-      )
+      raise self._unexpected(key, value, f'a positive {kind.__name__}')
     return kind(value)
 
   def _optional(self, key: str, kind: type) -> Any:
     """A number; None where it is missing or 0, which means none."""
-    return self._number(key, kind) if self._field(key, 0) else None
+    return None if self._field(key, 0) in (0, None) else self._number(key, kind)
 
   def _read_config(
     self, tensors: dict[str, gguf.ReaderTensor]
@@ -136,6 +153,12 @@ class GGUFSource:
       raise errors.UserError(
         f'{self.where}: tensor token_embd.weight is missing'
       )
+    embedding = tensors['token_embd.weight'].shape
+    if len(embedding) != 2:
+      raise errors.UserError(
+        f'{self.where}: tensor token_embd.weight has the dimensions '
+        f'{embedding.tolist()}, expected two'
+      )
     heads = self._number('{arch}.attention.head_count')
     embed_dim = self._number('{arch}.embedding_length')
     head_dim = self._number(
@@ -147,7 +170,7 @@ class GGUFSource:
     values: dict[str, Any] = {
       'model_type': _MODEL_TYPES[self.architecture],
       # GGUF lists dimensions fastest first: [D, V].
-      'vocab_size': int(tensors['token_embd.weight'].shape[1]),
+      'vocab_size': int(embedding[1]),
       'hidden_size': embed_dim,
       'intermediate_size': self._number('{arch}.feed_forward_length'),
       'num_hidden_layers': layers,
@@ -207,11 +230,12 @@ class GGUFSource:
   ) -> dict[str, Any] | None:
     # llama.cpp takes a factor without a type for linear scaling; 0 and 1
     # mean none.
-    factor = self._field('{arch}.rope.scaling.factor', 0) or self._field(
-      '{arch}.rope.scale_linear', 0
-    )
-    kind = self._field(
-      '{arch}.rope.scaling.type', 'linear' if factor not in (0, 1) else 'none'
+    factor = self._optional(
+      '{arch}.rope.scaling.factor', float
+    ) or self._optional('{arch}.rope.scale_linear', float)
+    kind = self._text(
+      '{arch}.rope.scaling.type',
+      'linear' if factor not in (None, 1) else 'none',
     )
     if {'rope_factors_short.weight', 'rope_factors_long.weight'} <= set(
       tensors
@@ -251,12 +275,16 @@ class GGUFSource:
           f'{self.where}: {self.architecture}.rope.scaling.{key} is '
           f'{found!r}, not supported; expected {neutral!r}'
         )
+    if kind in ('linear', 'yarn') and factor is None:
+      raise self._unexpected(
+        '{arch}.rope.scaling.factor', None, 'a positive float'
+      )
     if kind == 'linear':
-      return {'rope_type': 'linear', 'factor': float(factor)}
+      return {'rope_type': 'linear', 'factor': factor}
     if kind == 'yarn':
       return {
         'rope_type': 'yarn',
-        'factor': float(factor),
+        'factor': factor,
         'beta_fast': self._number(
           '{arch}.rope.scaling.yarn_beta_fast', float, 32.0
         ),
@@ -276,8 +304,9 @@ class GGUFSource:
 
   def _hf_names(self, tensors: dict[str, gguf.ReaderTensor]) -> dict[str, str]:
     """GGUF name -> Hugging Face name, by the gguf package's own table."""
-    layers = [int(m[1]) for m in map(_LAYER.match, tensors) if m]
-    count = max(layers, default=0) + 1
+    layers = {int(m[1]) for m in map(_LAYER.match, tensors) if m}
+    # A file has no more layers than tensors, whatever their numbers are.
+    count = min(max(layers, default=0) + 1, len(tensors))
     arch = gguf.MODEL_ARCH_NAMES
     kind = next(key for key, name in arch.items() if name == self.architecture)
     table = gguf.get_tensor_name_map(kind, count)
@@ -333,6 +362,8 @@ class GGUFSource:
 
 
 def _floats(tensor: gguf.ReaderTensor) -> list[float]:
+  if tensor.data.ndim != 1 or tensor.data.dtype.kind != 'f':
+    return []  # Refused with the number that there should be.
   return [float(value) for value in tensor.data]
 
 

@@ -24,6 +24,7 @@ from tokenizers import (
 )
 
 from vtokens import errors
+from vtokens.models import gguf_header
 
 # llama.h: llama_token_type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
@@ -93,6 +94,13 @@ _PRE = {name: pre for names, pre in _FAMILIES.items() for name in names}
 
 # GGUF value types: the fixed-size ones by their struct code.
 _STRING, _ARRAY = 8, 9
+_NAMES = {
+  str: 'text',
+  int: 'a whole number',
+  float: 'a number',
+  bool: 'true or false',
+  list: 'a list',
+}
 _SCALARS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))
 
 
@@ -111,14 +119,14 @@ def read_tokenizer(
       tokenizer or pre-tokenizer that is not supported.
   """
   metadata = _Metadata(os.fspath(path))
-  tokens = metadata.require('tokenizer.ggml.tokens')
-  types = metadata.require('tokenizer.ggml.token_type')
+  tokens = metadata.values_of('tokenizer.ggml.tokens', str)
+  types = metadata.values_of('tokenizer.ggml.token_type', int)
   if not len(set(tokens)) == len(tokens) == len(types):
     raise metadata.error(
       f'{len(tokens)} tokens, {len(set(tokens))} of them distinct, and '
       f'{len(types)} token types; expected three equal numbers'
     )
-  match metadata.require('tokenizer.ggml.model'):
+  match metadata.get('tokenizer.ggml.model', ..., str):
     case 'gpt2':
       special = _special_tokens(metadata, tokens, {})
       backend, add_bos = _byte_level(metadata, tokens)
@@ -141,7 +149,7 @@ def read_tokenizer(
     ]
   )
   bos = special.get('bos_token')
-  if bos and metadata.get('tokenizer.ggml.add_bos_token', add_bos):
+  if bos and metadata.get('tokenizer.ggml.add_bos_token', add_bos, bool):
     backend.post_processor = processors.TemplateProcessing(
       single=[bos, '$A'], special_tokens=[(bos, tokens.index(bos))]
     )
@@ -151,7 +159,7 @@ def read_tokenizer(
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend,
     name_or_path=metadata.path,
-    chat_template=metadata.get('tokenizer.chat_template'),
+    chat_template=metadata.get('tokenizer.chat_template', None, str),
     clean_up_tokenization_spaces=False,
     **special,
   )
@@ -169,10 +177,10 @@ def _special_tokens(
     ('pad_token', 'padding'),
   ):
     key = f'tokenizer.ggml.{role}_token_id'
-    index = metadata.get(key, defaults.get(role))
+    index = metadata.get(key, defaults.get(role), int)
     if index is None:
       continue
-    if index >= len(tokens):
+    if not 0 <= index < len(tokens):
       raise metadata.error(f'{key} is {index}, of {len(tokens)} tokens')
     special[name] = tokens[index]
   return special
@@ -182,14 +190,14 @@ def _byte_level(
   metadata: '_Metadata', tokens: list[str]
 ) -> tuple[Tokenizer, bool]:
   """Byte-level BPE, and whether bos goes first unless the file says."""
-  name = metadata.require('tokenizer.ggml.pre')
+  name = metadata.get('tokenizer.ggml.pre', ..., str)
   if name not in _PRE:
     raise metadata.error(
       f'tokenizer.ggml.pre is {name!r}, not supported; supported: '
       + ', '.join(sorted(_PRE))
     )
   pre = _PRE[name]
-  merges = metadata.require('tokenizer.ggml.merges')
+  merges = metadata.values_of('tokenizer.ggml.merges', str)
   pairs = (merge.partition(' ') for merge in merges)
   backend = metadata.bpe(
     tokens,
@@ -208,7 +216,7 @@ def _sentencepiece(
   metadata: '_Metadata', tokens: list[str], types: list[int], unk: str
 ) -> Tokenizer:
   """SentencePiece BPE, as the `tokenizer.json` of Llama 2 spells it."""
-  scores = metadata.require('tokenizer.ggml.scores')
+  scores = metadata.values_of('tokenizer.ggml.scores', float)
   if len(scores) != len(tokens):
     raise metadata.error(f'{len(tokens)} tokens but {len(scores)} scores')
   backend = metadata.bpe(
@@ -224,7 +232,7 @@ def _sentencepiece(
     decoders.ByteFallback(),
     decoders.Fuse(),
   ]
-  if metadata.get('tokenizer.ggml.add_space_prefix', True):
+  if metadata.get('tokenizer.ggml.add_space_prefix', True, bool):
     spaces.insert(0, normalizers.Prepend('▁'))
     steps.append(decoders.Strip(' ', 1, 0))
   backend.normalizer = normalizers.Sequence(spaces)
@@ -267,6 +275,7 @@ class _Metadata:
 
   def __init__(self, path: str):
     self.path = path
+    gguf_header.check(path)
     try:
       with (
         open(path, 'rb') as file,
@@ -282,13 +291,26 @@ class _Metadata:
   def error(self, message: str) -> errors.UserError:
     return errors.UserError(f'{self.path}: {message}')
 
-  def get(self, key: str, default: Any = None) -> Any:
-    return self._values.get(key, default)
-
-  def require(self, key: str) -> Any:
-    if key not in self._values:
+  def get(self, key: str, default: Any, kind: type) -> Any:
+    """A value of a type; `...` as the default raises where it is missing."""
+    value = self._values.get(key, default)
+    if value is ...:
       raise self.error(f'metadata {key} is missing')
-    return self._values[key]
+    if value is not default and type(value) is not kind:
+      raise self._unexpected(key, value, _NAMES[kind])
+    return value
+
+  def values_of(self, key: str, kind: type) -> list[Any]:
+    """A list of values of a type, which has to be there."""
+    values = self.get(key, ..., list)
+    odd = next((value for value in values if type(value) is not kind), None)
+    if odd is not None:
+      raise self._unexpected(key, odd, f'{_NAMES[kind]} in its list')
+    return values
+
+  def _unexpected(self, key: str, value: Any, what: str) -> errors.UserError:
+    found = errors.shorten(repr(value))
+    return self.error(f'metadata {key} is {found}, expected {what}')
 
   def bpe(
     self, tokens: list[str], merges: list[tuple[str, str]], **options: Any

@@ -158,7 +158,9 @@ def test_names_of_bases(path, revision, expected):
   assert public.base(path, revision) == expected
 
 
-@pytest.mark.parametrize('to', ['vtokens', 'spring-pt', 'hf', 'peft', 'gguf'])
+@pytest.mark.parametrize(
+  'to', ['vtokens', 'spring-pt', 'hf', 'hf-base', 'peft', 'gguf']
+)
 def test_a_card_of_awkward_names(place, to):
   """Of a base, of tokens, templates, conditions and checks: text and code."""
   meta = run.read(str(place / 'run')).table.meta
@@ -197,7 +199,8 @@ def test_a_card_of_awkward_names(place, to):
   assert json.loads(templates.content) == vars(meta.prompt.templates)
   code = next(token.content for token in blocks if token.info == 'python')
   compile(code, 'card', 'exec')
-  assert (f'base = {name!r}\n' in code) == (to not in ('hf', 'gguf'))
+  has_base = to in ('vtokens', 'spring-pt', 'peft')
+  assert (f'base = {name!r}\n' in code) == has_base
 
 
 @pytest.mark.parametrize('to', ['hf', 'vtokens'])

@@ -122,7 +122,7 @@ def prompt_text(
     errors.UserError: see `prompt_ids`; or the virtual tokens do not stand
       between passages and question.
   """
-  assembler = _prepared(tokenizer, meta)
+  _check_types(tokenizer, meta)
   k = _checked(k, meta)
   if meta.prompt.position != 'middle':
     raise errors.UserError(
@@ -130,6 +130,7 @@ def prompt_text(
       'tokenizers read the text next to their names otherwise than in '
       'training; use prompt_ids'
     )
+  assembler = _prepared(tokenizer, meta)
   special = assembler.encoder.tokenizer.special_texts
   read = special.union(meta.tokens.names)
   before, after = (
@@ -145,28 +146,43 @@ def _checked(k: int, meta: Meta) -> int:
   )
 
 
-def _check_meta(meta: Meta) -> None:
+def _check_types(tokenizer: Any, meta: Any) -> None:
   if not isinstance(meta, Meta):
     raise errors.UserError(
       f'meta: expected that of a table, as plug.load(...).meta, got '
       f'{type(meta).__name__}'
     )
-
-
-def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
-  _check_meta(meta)
   if not hasattr(tokenizer, 'backend_tokenizer'):
     raise errors.UserError(
       'tokenizer: expected a fast tokenizer of transformers, got '
       f'{type(tokenizer).__name__}'
     )
+
+
+def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
+  _check_types(tokenizer, meta)
   known = _PREPARED.get(tokenizer)
   if known is None or known[0] is not meta:
-    known_ids = Tokenizer(tokenizer, num_rows=meta.base.vocab_size)
-    assembler = prompts.assembler(known_ids, meta.prompt)
+    rows = _num_rows(tokenizer, meta)
+    assembler = prompts.assembler(
+      Tokenizer(tokenizer, num_rows=rows), meta.prompt
+    )
     prompts.check(assembler, meta)
     _PREPARED[tokenizer] = known = meta, assembler
   return known[1]
+
+
+def _num_rows(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> int:
+  """Rows of the model that a tokenizer is of.
+
+  That of an export has the virtual tokens, and its model has rows for them.
+  """
+  vocabulary = tokenizer.get_vocab()
+  found = map(vocabulary.get, meta.tokens.names)
+  rows = meta.base.vocab_size
+  if tuple(found) == tuple(meta.tokens.ids):
+    return max(rows, max(meta.tokens.ids) + 1)
+  return rows
 
 
 def attach(model: 'PreTrainedModel', table: Artifact) -> None:

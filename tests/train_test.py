@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import types
@@ -322,6 +323,38 @@ def test_killed_at_random_ends_the_same(place):
   assert done.returncode == 0, done.stderr
   assert 'continuing after step' in done.stdout
   tiny_run.assert_same_result(workdir, whole)
+
+
+def test_killed_at_changes_of_checkpoints(place, tmp_path):
+  """As often as VTOKENS_KILLS says; see aimed_kills.py."""
+  kills = int(os.environ.get('VTOKENS_KILLS', '4'))
+  done = subprocess.run(
+    [
+      sys.executable,
+      tiny_run.ROOT / 'tests' / 'aimed_kills.py',
+      place.root,
+      tmp_path,
+      str(kills),
+    ],
+    cwd=place.root,
+    env={
+      **place.env,
+      # With PyTorch, which the tiny models are written by.
+      'PYTHONPATH': f'{tiny_run.ROOT}:{tiny_run.ROOT / "tests"}',
+    },
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert found['wrong'] == []
+  assert found['kills'] >= kills
+  falling, rising = found['losses']['falling'], found['losses']['rising']
+  assert falling == sorted(falling, reverse=True)
+  assert rising[0] == min(rising)
+  for changes in found['changes'].values():
+    assert 'replace best/1/manifest.json' in changes
+    assert 'replace checkpoints/2/manifest.json' in changes
 
 
 def _last_checkpoint(workdir):

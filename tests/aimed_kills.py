@@ -129,7 +129,7 @@ def _result(workdir):
 
 
 def _plan(changes, number: int) -> list[int]:
-  """At which changes to kill: half of them around manifests, the rest evenly."""
+  """At which changes to kill: half of them at manifests, the rest evenly."""
   aimed = [at for at, text in enumerate(changes) if 'manifest' in text]
   aimed = aimed[: (number + 1) // 2]
   rest = number - len(aimed)

@@ -484,6 +484,89 @@ def test_directory_of_another_config(place, reference):
   assert _tree(workdir) == before
 
 
+def _half(reference, workdir):
+  """A copy of a finished run as if it had been killed after step 9."""
+  shutil.copytree(reference[0], workdir)
+  (workdir / 'summary.json').unlink()
+  (workdir / 'table.safetensors').unlink()
+  shutil.rmtree(workdir / 'checkpoints' / '12')
+  shutil.rmtree(workdir / 'best' / '12', ignore_errors=True)
+
+
+def test_files_that_moved(place, reference, tmp_path, capsys, monkeypatch):
+  """A run goes on with the same files elsewhere, relative or absolute."""
+  moved = tmp_path / 'moved'
+  moved.mkdir()
+  shutil.copytree(place.root / 'base1', moved / 'base')
+  for name in ('train', 'validation', 'test'):
+    shutil.copy(place.root / f'{name}.jsonl', moved)
+  monkeypatch.chdir(tmp_path)
+  workdir = tmp_path / 'run'
+  _half(reference, workdir)
+  data = {
+    name: (f'moved/{name}.jsonl',) for name in ('train', 'validation', 'test')
+  }
+  cfg = place.load(
+    workdir,
+    base={'path': str(moved / 'base')},
+    data={**data, 'on_bad_record': 'skip'},
+    train={'checkpoint_every': 2, 'keep_checkpoints': 5},
+    eval={'max_test': 8},
+  )
+  cfg.train.validate_every = 6
+  train.train(cfg, stopping.StopRequest())
+  said = capsys.readouterr().out
+  assert 'continuing after step 9' in said
+  for field, path in (
+    ('base.path', f"'{moved}/base'"),
+    ('data.train', "['moved/train.jsonl']"),
+    ('data.validation', "['moved/validation.jsonl']"),
+    ('data.test', "['moved/test.jsonl']"),
+  ):
+    (line,) = [x for x in said.splitlines() if x.startswith(f'config.{field}:')]
+    assert line.endswith(f' there, {path} now; the content is the same')
+  tiny_run.assert_same_result(workdir, reference[0])
+  kept = json.loads((workdir / 'config.json').read_text())
+  assert kept['base']['path'] == str(moved / 'base')
+  # Back again, and finished.
+  train.train(place.load(workdir), stopping.StopRequest())
+  assert f"there, '{place.root}/base' now" in capsys.readouterr().out
+
+
+def test_other_content_at_the_same_path(place, reference, tmp_path):
+  for name, line in (
+    ('train', 'config.data.train: {}: '),
+    ('validation', 'config.data.validation: '),
+    ('test', 'config.data.test: '),
+  ):
+    path = tmp_path / f'{name}.jsonl'
+    rows = [tiny_run.record(i) for i in range(60)]
+    rows[0]['answers'] = ['c']
+    tiny_run.write(path, rows)
+    cfg = place.load(reference[0], data={name: (str(path),)})
+    with pytest.raises(errors.UserError, match='other data') as e:
+      train.train(cfg, stopping.StopRequest())
+    assert f'\n  {line.format(path)}' in str(e.value)
+
+
+def test_data_json_of_an_earlier_version(place, reference, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(reference[0], workdir)
+  path = workdir / 'data.json'
+  now = json.loads(path.read_text())
+  (digest,) = now['train']
+  before = {
+    'train': {'/elsewhere/train.jsonl': digest},
+    **{name: now[name] for name in ('validation', 'test')},
+  }
+  path.write_text(json.dumps(before))
+  train.train(place.load(workdir), stopping.StopRequest())
+  for named in ({'/elsewhere/other.jsonl': digest}, {'train.jsonl': 'x'}, {}):
+    path.write_text(json.dumps(before | {'train': named}))
+    with pytest.raises(errors.UserError, match='other data'):
+      train.train(place.load(workdir), stopping.StopRequest())
+
+
 def test_directory_of_an_earlier_version(place, reference, tmp_path):
   workdir = tmp_path / 'earlier'
   shutil.copytree(reference[0], workdir)
@@ -844,10 +927,11 @@ def test_directory_of_other_data(place, tmp_path):
   cfg = place.load(run, data={'train': (str(data),)})
   run.mkdir()
   (run / 'data.json').write_text('{"train": "", "validation": "", "test": ""}')
-  with pytest.raises(errors.UserError, match=r'other data:\n  data\.') as e:
+  with pytest.raises(
+    errors.UserError, match=r'other data:\n  config\.data\.'
+  ) as e:
     train.train(cfg, stopping.StopRequest())
-  digest = hashlib.sha256(data.read_bytes()).hexdigest()
-  assert f"data.train.{data}: '(absent)' there, '{digest}' now" in str(e.value)
+  assert 'config.data.train: 0 there, 1 now' in str(e.value)
   assert {path.name for path in run.iterdir()} == {'.lock', 'data.json'}
 
 

@@ -184,23 +184,41 @@ def diff(
     absent: what fields are that `old` does not have, as those that came with a
       later version.
   """
+  there = flat(absent or {}) | flat(old)
+  return list(differences(there, flat(new), root).values())
 
-  def flat(values, prefix=''):
-    for key, value in values.items():
-      if isinstance(value, dict):
-        yield from flat(value, f'{prefix}{key}.')
-      else:
-        yield f'{prefix}{key}', value
 
-  def shown(values, field):
+def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Field path -> value, over the nested dicts of `to_dict`."""
+  found: dict[str, Any] = {}
+  for key, value in values.items():
+    if isinstance(value, dict):
+      found |= flat(value, f'{prefix}{key}.')
+    else:
+      found[f'{prefix}{key}'] = value
+  return found
+
+
+def differences(
+  there: Mapping[str, Any], now: Mapping[str, Any], root: str = 'config.'
+) -> dict[str, str]:
+  """A line for each field, by its path, in which results of `flat` differ.
+
+  Args:
+    there: what is there.
+    now: what it is compared with.
+    root: before each field's name.
+  """
+
+  def shown(values: Mapping[str, Any], field: str) -> str:
     return errors.shorten(repr(values.get(field, '(absent)')))
 
-  a, b = {**dict(flat(absent or {})), **dict(flat(old))}, dict(flat(new))
-  return [
-    f'{root}{field}: {shown(a, field)} there, {shown(b, field)} now'
-    for field in sorted(a.keys() | b.keys())
-    if a.get(field, ...) != b.get(field, ...)
-  ]
+  return {
+    field: f'{root}{field}: {shown(there, field)} there, '
+    f'{shown(now, field)} now'
+    for field in sorted(there.keys() | now.keys())
+    if there.get(field, ...) != now.get(field, ...)
+  }
 
 
 def as_section(kind: Any) -> type | None:

@@ -31,6 +31,7 @@ from vtokens import (
   partitioning,
   paths,
   plots,
+  run_identity,
   schema,
   steps,
   stopping,
@@ -41,7 +42,7 @@ from vtokens import (
   writers,
 )
 from vtokens.checkpoints import Checkpoints
-from vtokens.data import pipeline, records, sources, training_set
+from vtokens.data import pipeline, records, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.evaluation import scores
 from vtokens.evaluation.answering import Answerer
@@ -90,13 +91,11 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
 def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
   workdir = epath.Path(cfg.workdir)
-  _check_claim(
-    workdir / 'config.json',
-    _identity(cfg),
-    'another config',
-    # A run of an earlier version goes on: what came since is off by default.
-    absent=_identity(config.Config()),
+  claimed = _read_if_there(workdir / 'config.json', dict, _LOST)
+  blocking, moved = (
+    ([], []) if claimed is None else run_identity.compare(claimed, cfg)
   )
+  _refuse(workdir, 'another config', blocking)
   report = training_set.bad_records(cfg.data)
   held_out = [
     stop.run(
@@ -108,14 +107,14 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     )
   ]
   validation_set, test_set = (part.records for part in held_out)
-  hashes = {
-    'train': stop.run(
-      lambda: sources.identity(cfg.data.train, cfg.data.corpus)
-    ),
-    'validation': records.sha256(validation_set),
-    'test': records.sha256(test_set),
-  }
-  _check_claim(workdir / 'data.json', hashes, 'other data')
+  hashes = stop.run(lambda: run_identity.content(cfg, held_out))
+  claimed_data = _read_if_there(workdir / 'data.json', dict, _LOST)
+  if claimed_data is not None:
+    _refuse(
+      workdir,
+      'other data',
+      run_identity.compare_content(claimed_data, hashes, cfg),
+    )
   mesh = partitioning.make_mesh(cfg.mesh.shape)
   batch_rows = cfg.data.batch_size // cfg.data.examples_per_row
   partitioning.check_batch(mesh, batch_rows // cfg.train.accumulation_steps)
@@ -127,7 +126,12 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     'fingerprint': opened.fingerprint,
     'tokenizer_sha256': opened.tokenizer.sha256,
   }
-  _check_claim(workdir / 'base.json', identity, 'another base')
+  claimed_base = _read_if_there(workdir / 'base.json', {str: str}, _LOST)
+  if claimed_base is not None:
+    lines = schema.diff(claimed_base, identity, 'base.')
+    _refuse(workdir, 'another base', lines)
+  for line in moved:
+    writers.say(f'{line}; the content is the same')
   _check_base(cfg, opened)
   finished = _read_if_there(
     workdir / 'summary.json',
@@ -135,6 +139,9 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     'delete it to have the table scored again',
   )
   if finished is not None:
+    if moved and distributed.is_first():
+      # Where the base is now is what evaluations and exports read there.
+      writers.write_json(workdir / 'config.json', run_identity.to_dict(cfg))
     writers.say(f'{workdir} holds the finished run')
     return finished
   assembler = Assembler.for_run(opened.tokenizer, cfg)
@@ -143,6 +150,17 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
       cfg, assembler, held_out, writers.say, stop.check
     )
   )
+  hashes['datasets'] = list(mixture.names)
+  named = (claimed_data or {}).get('datasets', hashes['datasets'])
+  if named != hashes['datasets']:
+    _refuse(
+      workdir,
+      'other data',
+      [
+        f'data sets of config.data.train: {named} there, '
+        f'{hashes["datasets"]} now; they are called after the files'
+      ],
+    )
   for note, count in report.notes.items():
     writers.say(f'validation and test data: {count:,} {note}')
   _report_left_out(cfg, [*left_out, *report.messages])
@@ -179,13 +197,13 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   stop.run(lambda: prompter.check_fits(test_set, [*bare, most]))
   # Only now: a mistake found above may be mended in the same directory.
   if distributed.is_first():
-    writers.write_json(workdir / 'config.json', _identity(cfg))
+    writers.write_json(workdir / 'config.json', run_identity.to_dict(cfg))
     writers.write_json(workdir / 'data.json', hashes)
     writers.write_json(workdir / 'base.json', identity)
   checkpoints = Checkpoints(
     workdir,
     cfg.train.keep_checkpoints,
-    {**identity, 'config': _identity(cfg)},
+    {**identity, 'config': run_identity.to_dict(cfg)},
   )
 
   untrained = _score_untrained(cfg, evaluator, test_set, bare)
@@ -256,15 +274,6 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   return summary
 
 
-def _identity(cfg: config.Config) -> dict[str, Any]:
-  """The config but for where and how it runs, which a restart may change."""
-  values = schema.to_dict(cfg)
-  del values['workdir']
-  del values['data']['token_cache'], values['data']['workers']
-  del values['mesh'], values['distributed'], values['tracking']
-  return values
-
-
 def _read_if_there(path: epath.Path, shape: Any, advice: str = '') -> Any:
   """Content of a JSON file, or None; the first process decides.
 
@@ -278,31 +287,21 @@ def _read_if_there(path: epath.Path, shape: Any, advice: str = '') -> Any:
   )
 
 
-def _check_claim(
-  path: epath.Path,
-  found: dict[str, Any],
-  what: str,
-  absent: dict[str, Any] | None = None,
-) -> None:
-  """Compares what a run is with what the directory holds, if anything.
+def _refuse(workdir: epath.Path, what: str, lines: Sequence[str]) -> None:
+  """Raises if a work directory holds another run.
 
   Args:
-    path: where the directory has it.
-    found: what the run is.
-    what: the directory holds if they differ.
-    absent: see `schema.diff`.
+    workdir: of the run.
+    what: it holds.
+    lines: how that differs; none if it does not.
 
   Raises:
-    errors.UserError: they differ.
+    errors.UserError: there are such lines.
   """
-  claimed = _read_if_there(path, dict, _LOST)
-  if claimed is None:
-    return
-  lines = schema.diff(claimed, found, f'{path.stem}.', absent)
   if lines:
     raise errors.UserError(
-      f'{path.parent} holds a run of {what}:'
-      + errors.lines(lines)
+      f'{workdir} holds a run of {what}:\n  '
+      + '\n  '.join(lines)
       + '\nchoose another --config.workdir, or repeat the same command to '
       'continue that run'
     )
@@ -392,7 +391,11 @@ def _make_loop(
     checkpoints=checkpoints,
     tracker=lambda step, validated: (
       tracking.open_tracker(
-        cfg.workdir, cfg.tracking, _identity(cfg), step, validated
+        cfg.workdir,
+        cfg.tracking,
+        run_identity.to_dict(cfg),
+        step,
+        validated,
       )
       if distributed.is_first()
       else tracking.Tracker([])

@@ -68,24 +68,15 @@ def called(sources: Sequence[str]) -> list[str]:
   ]
 
 
-def identity(sources: Sequence[str], corpus: Sequence[str]) -> dict[str, str]:
-  """What tells the content of sources and corpus from any other.
-
-  Returns:
-    Source -> SHA-256 of a file, fingerprint of a built dataset, or version of
-    a TFDS data set.
-
-  Raises:
-    errors.UserError: a source is not there.
-  """
-  return {path: fingerprint(path) for path in [*sources, *corpus]}
-
-
 @functools.cache
 def fingerprint(source: str) -> str:
-  """What tells the content of one source from any other; see `identity`.
+  """What tells the content of one source from any other, wherever it lies.
 
   A source is read once by a process.
+
+  Returns:
+    SHA-256 of a file, fingerprint of a built dataset, or version of a TFDS
+    data set.
 
   Raises:
     errors.UserError: it is not there, or no file.

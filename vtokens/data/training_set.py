@@ -5,6 +5,7 @@ sources --sources.py--> records --tokens.py--> token sets
 """
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from vtokens import config, distributed, errors, paths
-from vtokens.data import formats, leaks, sources, tokens
+from vtokens.data import formats, leaks, names, sources, tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Mixture
@@ -137,10 +138,10 @@ def open_training_set(
       identity={
         # In order, which decides what comes first and which of two records
         # with one id is the duplicate.
-        'sources': [[s, sources.fingerprint(s)] for s in group],
+        'sources': _contents(group),
         'read': formats.VERSION,
         'names': sources.called(group),
-        'corpus': [[s, sources.fingerprint(s)] for s in data.corpus],
+        'corpus': _contents(data.corpus),
         'turns': data.turns,
         # What `skip` has left out is still an error to who wants none.
         'on_bad_record': data.on_bad_record,
@@ -174,6 +175,20 @@ def open_training_set(
       f'{sum(mixture.sizes):,} questions have no passages to show'
     )
   return mixture, messages
+
+
+def _contents(group: Sequence[str]) -> list[list[str]]:
+  """What sources are called by the config, and their fingerprints."""
+  return [[names.split(s)[0], sources.fingerprint(s)] for s in group]
+
+
+def hash_questions(held_out: Sequence[HeldOut]) -> str:
+  """Hash of what is asked in held-out data, used or not."""
+  digest = hashlib.sha256()
+  for part in held_out:
+    for name, keys in sorted(part.question_keys.items()):
+      digest.update(f'{name} {len(keys)}\n'.encode() + keys.tobytes())
+  return digest.hexdigest()
 
 
 def _token_cache(

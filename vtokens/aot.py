@@ -12,7 +12,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from vtokens import chips, errors, gpus, hlo
+from vtokens import aside, chips, errors, gpus, hlo, stopping
 
 # What Pallas' kernels are called in a program of TPUs and of GPUs.
 _KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
@@ -158,8 +158,11 @@ def compile_program(
   began = time.monotonic()
   tpu = target.devices[0].platform == 'tpu'
   try:
-    compiled = lowered.compile(
-      compiler_options=None if tpu else dict(_GPU_OPTIONS)
+    compiled = aside.call(
+      lambda: lowered.compile(
+        compiler_options=None if tpu else dict(_GPU_OPTIONS)
+      ),
+      stopping.check,
     )
   except jax.errors.JaxRuntimeError as e:
     message = str(e).splitlines()[0]

@@ -298,7 +298,8 @@ class Loop:
     # The loss first: a state after NaN must never be saved, nor one that the
     # last update broke, which only the next loss would show.
     self._report()
-    if not jnp.isfinite(self.state.table).all():
+    # On the host: a device may be at work on answers that were dropped.
+    if not np.isfinite(distributed.fetch(self.state.table)).all():
       raise errors.UserError(
         f'the table is not finite after step {self.step}; the last '
         'checkpoint is from before it. A lower --config.optim.learning_rate '

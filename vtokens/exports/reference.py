@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens import config, distributed, partitioning, virtual_tokens, writers
+from vtokens import (
+  aside,
+  config,
+  distributed,
+  partitioning,
+  stopping,
+  virtual_tokens,
+  writers,
+)
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.evaluation.answering import Answerer, round_up
@@ -85,14 +93,18 @@ def probe(
     for at in range(0, len(records), answerer.batch_size):
       batch = records[at : at + answerer.batch_size]
       examples = [prompter.example(record, arm) for record in batch]
-      out = answerer.start(
-        [[example] for example in examples],
-        answerer.encode(examples),
-        rows,
-        [record.id for record in batch],
-        [base.config.vocab_size],
-      )
-      answers = distributed.fetch(out)[: len(batch), 0].tolist()
+
+      def ask(batch=batch, examples=examples):
+        out = answerer.start(
+          [[example] for example in examples],
+          answerer.encode(examples),
+          rows,
+          [record.id for record in batch],
+          [base.config.vocab_size],
+        )
+        return distributed.fetch(out)[: len(batch), 0].tolist()
+
+      answers = aside.call(ask, stopping.check)
       for record, example, answer in zip(batch, examples, answers, strict=True):
         found.append(
           Probe(

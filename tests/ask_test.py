@@ -195,6 +195,19 @@ def test_no_run_there(tmp_path):
     ask.ask(str(tmp_path), 'what?', [])
 
 
+@pytest.mark.parametrize('width', [1, 31, 128])
+def test_a_table_of_another_width(workdir, table, tmp_path, width):
+  """Though it names this base."""
+  other = tmp_path / 'other'
+  other.mkdir()
+  (other / 'config.json').write_text((workdir / 'config.json').read_text())
+  _, metadata = table_file.load(workdir / 'table.safetensors')
+  rows = np.zeros((len(table.rows), width), np.float32)
+  table_file.save(other / 'table.safetensors', rows, metadata)
+  with pytest.raises(errors.UserError, match=f', {width}., expected a width'):
+    ask.ask(str(other), 'what?', ['big'])
+
+
 def test_another_base(workdir, table, tmp_path):
   other = tmp_path / 'other'
   other.mkdir()

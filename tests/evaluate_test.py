@@ -601,6 +601,15 @@ class TestBadInput:
     base = config.Base(path=str(tmp_path / 'other'), dtype='float32')
     self.fails(root, r'of a was trained on another base .* fing', base=base)
 
+  def test_a_table_of_another_width(self, root, tmp_path):
+    """Though it names this base."""
+    copied = tmp_path / 'w'
+    shutil.copytree(root / 'a', copied)
+    file = copied / 'table.safetensors'
+    rows, metadata = table_file.load(file)
+    table_file.save(file, rows[:, 1:], metadata)
+    self.fails(root, 'of w: .* expected a width of', runs=(str(copied),))
+
   def test_no_run(self, root, tmp_path):
     self.fails(root, 'holds no finished run', runs=(str(tmp_path),))
 

@@ -329,6 +329,18 @@ def test_a_base_that_has_changed(file, tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
+def test_a_table_of_another_width(tmp_path):
+  """Though it names this base."""
+  family_models.save(tmp_path / 'base', 'llama3')
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  file = tmp_path / 'run' / 'table.safetensors'
+  rows, metadata = table_file.load(file)
+  table_file.save(file, rows[:, 1:], metadata)
+  with pytest.raises(errors.UserError, match='expected a width of'):
+    export.export(_settings(tmp_path / 'run'), 'hf', str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.slow
 def test_a_base_in_gguf(smollm2_path, tmp_path):
   """The real SmolLM2, written for transformers; the tokenizer as well."""

@@ -119,6 +119,12 @@ def _spm(special: list[str], prepend: bool) -> tokenizers.Tokenizer:
   return backend
 
 
+def _padded(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+  """With a token for padding after all others."""
+  backend.add_special_tokens(['<pad>'])
+  return backend
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
   """A model and a tokenizer.
@@ -126,7 +132,8 @@ class Family:
   Attributes:
     backend: makes the tokenizer.
     config: of the tokenizer.
-    spare: rows that pad the embedding matrix.
+    spare: rows that pad the embedding matrix; -1 for a last token without
+      one.
     model: settings of `tiny_models.save`.
   """
 
@@ -141,6 +148,18 @@ FAMILIES = {
     lambda: _spm(['<unk>', '<s>', '</s>'], prepend=True),
     {'bos_token': '<s>', 'eos_token': '</s>', 'unk_token': '<unk>'},
     0,
+    {'model_type': 'llama'},
+  ),
+  # Its tokenizer has one token more than the matrix has rows.
+  'llama2_pad': Family(
+    lambda: _padded(_spm(['<unk>', '<s>', '</s>'], prepend=True)),
+    {
+      'bos_token': '<s>',
+      'eos_token': '</s>',
+      'unk_token': '<unk>',
+      'pad_token': '<pad>',
+    },
+    -1,
     {'model_type': 'llama'},
   ),
   'mistral': Family(
@@ -215,16 +234,18 @@ def save(
   eos = vocab[family.config['eos_token']]
   bos = vocab.get(family.config.get('bos_token', ''))
   first = max(vocab.values()) + 1
+  rows = first + family.spare
   special = backend.get_added_tokens_decoder().keys() - {bos, eos}
+  special = {i for i in special if i < rows}
   if ascii_only:
     special |= {
       i for i in {*vocab.values()} - {bos, eos} if not _is_ascii(backend, i)
     }
   tiny_models.save(
     directory,
-    quiet=[*sorted(special), *range(first, first + family.spare)],
+    quiet=[*sorted(special), *range(first, rows)],
     **{
-      'vocab_size': first + family.spare,
+      'vocab_size': rows,
       'num_hidden_layers': 2,
       'max_shard_size': '60KB',
       'bos_token_id': bos,

@@ -91,6 +91,7 @@ def bad_tables():
   nan[1, 3] = np.nan
   return {
     'shape': (np.zeros((N + 1, 64), np.float32), r'\[13, 64\].*\[12, 64\]'),
+    'width': (np.zeros((N, 65), np.float32), r'\[12, 65\].*\[12, 64\]'),
     'nan': (nan, 'NaN'),
   }
 

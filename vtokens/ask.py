@@ -70,19 +70,22 @@ def ask(
   prompts.check_question(question, '--question')
   shown = prompts.read_passages(passages)
   cfg = _read_config(workdir)
-  table, metadata = table_file.load(epath.Path(workdir) / 'table.safetensors')
+  file = epath.Path(workdir) / 'table.safetensors'
+  table, metadata = table_file.load(file)
   rows = table.shape[0]
   k = rows
   if num_active is not None:
     k = prompts.check_number(num_active, 1, rows, '--num_active')
   mesh = partitioning.make_mesh((-1, 1, 1))
-  base = base_lib.load_base(cfg.base, mesh, cfg.context_length)
-  if base.fingerprint != metadata['fingerprint']:
+  opened = base_lib.open_base(cfg.base, cfg.context_length)
+  if opened.fingerprint != metadata.get('fingerprint'):
     raise errors.UserError(
       f'{workdir}: the table was trained on another base than '
-      f'{cfg.base.path} is now: fingerprint {metadata["fingerprint"]} there, '
-      f'{base.fingerprint} now'
+      f'{cfg.base.path} is now: fingerprint {metadata.get("fingerprint")} '
+      f'there, {opened.fingerprint} now'
     )
+  table_file.check_width(table, file, cfg.base.path, opened.config.embed_dim)
+  base = opened.load(mesh)
   # All passages that were given, in the order given.
   cfg.eval.num_passages = len(shown)
   cfg.eval.batch_size = 1

@@ -90,6 +90,27 @@ def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
   return table, metadata
 
 
+def check_width(
+  table: np.ndarray, path: epath.PathLike, base: str, width: int
+) -> None:
+  """Raises unless a table is as wide as the embeddings of a base.
+
+  Args:
+    table: `P D`.
+    path: where it is from.
+    base: the base, as the config names it.
+    width: of its embeddings.
+
+  Raises:
+    errors.UserError: it is not.
+  """
+  if table.shape[1] != width:
+    raise errors.UserError(
+      f'{path}: holds a table of shape {list(table.shape)}, expected a width '
+      f'of {width}, that of the embeddings of {base}: it is of another base'
+    )
+
+
 def sha256(table: np.ndarray) -> str:
   """Hash of a table's values (f32, little-endian, row by row)."""
   data = np.ascontiguousarray(table, np.dtype('<f4')).tobytes()

@@ -122,6 +122,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   # Whatever is wrong should show before the long work of tokenising, and that
   # before the weights are loaded.
   opened = stop.run(lambda: base_lib.open_base(cfg.base, cfg.context_length))
+  virtual_tokens.check_init(cfg.virtual_tokens, opened.config.embed_dim)
   identity = {
     'fingerprint': opened.fingerprint,
     'tokenizer_sha256': opened.tokenizer.sha256,

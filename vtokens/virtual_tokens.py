@@ -31,6 +31,31 @@ def embed(
   return jnp.where(virtual[..., None], rows.astype(ordinary.dtype), ordinary)
 
 
+def check_init(settings: config.VirtualTokens, width: int) -> None:
+  """Checks a saved table to start from, before the base is loaded.
+
+  Args:
+    settings: see `initial_table`.
+    width: of the base's embeddings.
+
+  Raises:
+    errors.UserError: it has another shape, or cannot be read.
+  """
+  if settings.init == 'table':
+    _saved_table(settings, width)
+
+
+def _saved_table(settings: config.VirtualTokens, width: int) -> np.ndarray:
+  shape = (settings.num_virtual_tokens, width)
+  table, _ = table_file.load(settings.init_path)
+  if table.shape != shape:
+    raise errors.UserError(
+      f'config.virtual_tokens.init_path: {settings.init_path} holds a '
+      f'table of shape {list(table.shape)}, expected {list(shape)}'
+    )
+  return table
+
+
 def initial_table(
   settings: config.VirtualTokens,
   decoder: Decoder,
@@ -57,13 +82,7 @@ def initial_table(
     table = rng.normal(0.0, settings.init_std, shape)
     return table.astype(np.float32)
   if settings.init == 'table':
-    table, _ = table_file.load(settings.init_path)
-    if table.shape != shape:
-      raise errors.UserError(
-        f'config.virtual_tokens.init_path: {settings.init_path} holds a '
-        f'table of shape {list(table.shape)}, expected {list(shape)}'
-      )
-    return table
+    return _saved_table(settings, shape[1])
   if settings.init == 'text':
     # No bos: it belongs before the passages, not between them and the
     # question.

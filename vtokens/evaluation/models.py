@@ -145,6 +145,12 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
         f'than {one.path} is now: fingerprint {run.fingerprint} there, '
         f'{found} now'
       )
+    table_file.check_width(
+      run.rows,
+      f'config.runs: {run.name}',
+      one.path,
+      opened[one.path].config.embed_dim,
+    )
   models = []
   # A base that two runs call by two paths is one base.
   by_identity: dict[tuple[str, ...], base_lib.OpenBase] = {}

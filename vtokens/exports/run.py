@@ -76,6 +76,12 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
         f'{workdir}: the table was trained on another base than '
         f'{cfg.base.path} is now: {name} {identity.get(name)} there, {now} now'
       )
+  table_file.check_width(
+    table,
+    directory / 'table.safetensors',
+    cfg.base.path,
+    opened.config.embed_dim,
+  )
   count, first = len(table), rows.first_id(opened)
   ids = tuple(range(first, first + count))
   prompt = Prompt(

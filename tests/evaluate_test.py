@@ -608,7 +608,7 @@ class TestBadInput:
     file = copied / 'table.safetensors'
     rows, metadata = table_file.load(file)
     table_file.save(file, rows[:, 1:], metadata)
-    self.fails(root, 'of w: .* expected a width of', runs=(str(copied),))
+    self.fails(root, 'runs: w: .* expected a width of', runs=(str(copied),))
 
   def test_no_run(self, root, tmp_path):
     self.fails(root, 'holds no finished run', runs=(str(tmp_path),))

@@ -400,6 +400,28 @@ def test_attached_and_detached(one):
     plug.detach(model)
 
 
+def test_a_token_without_a_row_is_no_virtual_token(tmp_path):
+  """`<pad>` has the id that virtual token 0 has inside of this program."""
+  family_models.save(tmp_path / 'base', 'llama2_pad')
+  write_run(tmp_path / 'run', tmp_path / 'base')
+  table = run.read(str(tmp_path / 'run')).table
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
+  tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'base')
+  rows, pad = model.config.vocab_size, tokenizer.pad_token_id
+  assert pad == rows == len(tokenizer) - 1 == table.meta.base.vocab_size
+  assert table.meta.tokens.ids == tuple(range(rows + 1, rows + 1 + ROWS))
+  passages = [{'title': '<pad>', 'text': 'a<pad> <pad>'}]
+  ids = plug.prompt_ids(tokenizer, passages, '<pad>?', ROWS, table.meta)
+  assert pad not in ids
+  assert [i for i in ids if i >= rows] == list(table.meta.tokens.ids)
+  plug.attach(model, table)
+  found = model.get_input_embeddings()(torch.tensor(ids))
+  at = ids.index(rows + 1)
+  assert torch.equal(found[at : at + ROWS], torch.from_numpy(table.table))
+  with pytest.raises(IndexError):
+    model.get_input_embeddings()(torch.tensor([pad]))
+
+
 def test_prompt_ids_refuses(one, tmp_path):
   meta = run.read(str(one / 'run')).table.meta
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')

@@ -1,6 +1,9 @@
 """Tests of vtokens.unspaced."""
 
+import unicodedata
+
 import pytest
+import regex
 
 from vtokens import unspaced
 
@@ -57,5 +60,21 @@ def test_width():
 
 
 def test_has():
+  # Every character of these scripts, by the property.
+  scripts = ('Han', 'Hiragana', 'Katakana', 'Thai', 'Khmer', 'Lao', 'Myanmar')
+  names = ''.join(rf'\p{{{name}}}' for name in scripts)
+  pattern = regex.compile(f'[{names}ーｰ]')
+  kinds = ('L', 'M', 'N')
+  for code in range(0x32000):
+    if 0xD800 <= code < 0xE000:
+      continue
+    character = chr(code)
+    expected = (
+      pattern.match(character) is not None
+      and unicodedata.category(character)[0] in kinds
+    )
+    # Python's Unicode may be older than that of the package regex.
+    if unicodedata.category(character) != 'Cn':
+      assert unspaced.has(character) == expected, hex(code)
   assert unspaced.has('the name 北京')
   assert not unspaced.has('the naïve “name”')

@@ -40,7 +40,9 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
   questions, skipped = _read_questions(cfg)
   methods = {}
   for name, settings in cfg.retrievers.items():
-    methods[name] = search.make_method(settings, name)
+    methods[name] = search.make_method(
+      settings, name, (record.question for record in questions)
+    )
     writers.say(f'{name}: {methods[name].describe()}')
   corpus = store.prepare(cfg.corpus, index_dir, rebuild=rebuild)
   if num_skipped := claims.read_info(corpus.directory)['num_skipped']:

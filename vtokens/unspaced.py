@@ -6,6 +6,7 @@ here takes a *character* for a word: a letter or digit with the marks on it.
 Korean has spaces, and is not one of these scripts.
 """
 
+import re
 import unicodedata
 
 import regex
@@ -24,8 +25,12 @@ OTHER_WORD = rf'[[\p{{L}}\p{{N}}\p{{M}}]--[{_SCRIPTS}]]+'
 _IN_SCRIPTS = regex.compile(
   rf'[[{_SCRIPTS}]&&[\p{{L}}\p{{N}}\p{{M}}]]', regex.V1
 )
+# Has all of them and more. Searching it first is several times as fast.
+_MAYBE = re.compile(
+  '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u2e80-\ufaff'
+  '\uff00-\uffef\U00016fe0-\U0003ffff]'
+)
 _CHARACTER = regex.compile(CHARACTER, regex.V1)
-_LETTER = regex.compile(r'\p{L}', regex.V1)
 # Punctuation of East Asia, and forms as wide as a Han character.
 _WIDE = regex.compile(r'[\u3001-\u303f\uff01-\uffef]')
 _NARROW_LETTER = regex.compile(r'[\p{L}--[\uff01-\uffef]]', regex.V1)
@@ -46,7 +51,11 @@ _NARROW = {
 
 def has(text: str) -> bool:
   """Whether a text has a letter, digit or mark of these scripts."""
-  return not text.isascii() and bool(_IN_SCRIPTS.search(text))
+  return (
+    not text.isascii()
+    and _MAYBE.search(text) is not None
+    and _IN_SCRIPTS.search(text) is not None
+  )
 
 
 def is_written(text: str) -> bool:
@@ -55,21 +64,22 @@ def is_written(text: str) -> bool:
   English text that quotes a name, as in 'Beijing (北京)', is not. A text is
   if one of these holds:
 
-  - it has letters of these scripts, and also punctuation of East Asia or
-    full-width forms (U+3001 to U+303F, U+FF01 to U+FFEF);
-  - a letter or digit of another script stands directly beside Han or Kana;
   - at least half of its letters are of these scripts;
+  - at least a tenth are, and a letter or digit of another script stands
+    directly beside Han or Kana, or the text has punctuation of East Asia or
+    full-width forms (U+3001 to U+303F, U+FF01 to U+FFEF);
   - it is a number or a name in several full-width digits and letters.
   """
-  if text.isascii():
+  if text.isascii() or not _MAYBE.search(text):
     return False
   if not _IN_SCRIPTS.search(text):
     return bool(_FULL_WIDTH.search(text)) and not _NARROW_LETTER.search(text)
-  if _WIDE.search(text) or _MIXED.search(text):
+  num_letters = sum(map(str.isalpha, text))
+  own = sum(found[0].isalpha() for found in characters(text))
+  if 2 * own >= num_letters:
     return True
-  num_letters = len(_LETTER.findall(text))
-  own = sum(len(_LETTER.findall(found)) for found in characters(text))
-  return 2 * own >= num_letters
+  has_sign = _WIDE.search(text) or _MIXED.search(text)
+  return bool(has_sign) and 10 * own >= num_letters
 
 
 def characters(text: str) -> list[str]:

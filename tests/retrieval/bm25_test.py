@@ -10,7 +10,15 @@ import pytest
 import retrieval_data
 
 from vtokens import errors
-from vtokens.retrieval import bm25, config, lexicon, search, store, topk
+from vtokens.retrieval import (
+  bm25,
+  claims,
+  config,
+  lexicon,
+  search,
+  store,
+  topk,
+)
 
 QUESTIONS = [
   'berville kadals',
@@ -264,3 +272,112 @@ def test_bm25s_is_imported_without_jax():
     [sys.executable, '-c', program], capture_output=True, text=True, check=True
   )
   assert result.stdout.strip() == 'False'
+
+
+WITHOUT_SPACES = [
+  {'id': 'z1', 'title': '', 'text': '北京的壁画由安娜于一九三一年绘制。'},
+  {'id': 'z2', 'title': '易北河', 'text': '易北河流经小镇。'},
+  {'id': 'z3', 'title': '', 'text': '壁画在河边的市场。猫喜欢它。'},
+  {'id': 'e1', 'title': '', 'text': 'Town 2 lies on the Elbe (易北河).'},
+  {'id': 'c1', 'title': '', 'text': '使用CUDA编程很难。'},
+  {'id': 'c2', 'title': '', 'text': 'CUDA programs are compiled.'},
+  {'id': 'j1', 'title': '', 'text': '東京タワーは１９５８年に完成した。'},
+  {'id': 't1', 'title': '', 'text': 'กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย'},
+  {'id': 'k1', 'title': '', 'text': 'ភ្នំពេញជារាជធានីនៃប្រទេសកម្ពុជា'},
+  {'id': 'm1', 'title': '', 'text': 'နေပြည်တော်သည် မြန်မာနိုင်ငံ၏ မြို့တော်'},
+  {'id': 'l1', 'title': '', 'text': 'ວຽງຈັນເປັນນະຄອນຫຼວງຂອງປະເທດລາວ'},
+]
+
+
+@pytest.mark.parametrize('shard_size', [1000, 2])
+def test_scripts_without_spaces(tmp_path, shard_size):
+  expected = {
+    '谁绘制了壁画？': 'z1',
+    '哪条河流经小镇？': 'z2',
+    '猫吃什么？': 'z3',
+    '什么是CUDA？': 'c1',
+    '什么是 CUDA 编程': 'c1',
+    '東京ﾀﾜｰはいつ完成したか': 'j1',
+    '1958年': 'j1',
+    'เมืองหลวงของไทยคือ': 't1',
+    'រាជធានីនៃកម្ពុជា': 'k1',
+    'မြန်မာနိုင်ငံမြို့တော်': 'm1',
+    'ນະຄອນຫຼວງຂອງລາວ': 'l1',
+    'What does Town 2 lie on?': 'e1',
+  }
+  index, corpus = build(tmp_path, WITHOUT_SPACES, shard_size)
+  hits = find(index, corpus, list(expected), 5, tmp_path / 'q.json')
+  found = [corpus[row].id for row in hits.rows[:, 0]]
+  assert dict(zip(expected, found, strict=True)) == expected
+
+
+def test_scores_of_grams_by_hand(tmp_path):
+  """Written out for one corpus, without anything of the package."""
+  texts = ['甲乙丙', '甲乙', '丁 plain words', 'plain']
+  rows = [{'id': str(i), 'title': '', 'text': t} for i, t in enumerate(texts)]
+  index, corpus = build(tmp_path, rows, k1=0.9, b=0.4)
+  hits = find(index, corpus, ['甲乙'], 4, tmp_path / 'q.json')
+  grams = [['甲', '乙', '丙', '甲乙', '乙丙'], ['甲', '乙', '甲乙'], ['丁'], []]
+  average = (5 + 3 + 1) / 3
+  expected = []
+  for own in grams:
+    score = 0.0
+    for term in ('甲', '乙', '甲乙'):
+      df = sum(term in other for other in grams)
+      idf = np.log(1 + (4 - df + 0.5) / (df + 0.5))
+      tf = own.count(term)
+      score += idf * tf / (tf + 0.9 * (1 - 0.4 + 0.4 * len(own) / average))
+    expected.append(score)
+  assert hits.rows[0].tolist() == [1, 0, topk.NO_ROW, topk.NO_ROW]
+  np.testing.assert_allclose(
+    hits.scores[0, :2], [expected[1], expected[0]], rtol=1e-6
+  )
+
+
+def test_english_questions_get_the_same_bits(tmp_path):
+  """Next to an index without grams, of the same words by another pattern."""
+  rows = retrieval_data.passages(150)
+  asked = [q['question'] for q in retrieval_data.questions(rows, 30)]
+  for number, row in enumerate(rows):
+    row['text'] += ('', ' (北京市)', ' AKB48グループ', ' ｶﾞ１９')[number % 4]
+  asked += ['berville “kadals” (北京市)', 'the AKB48 berville kadals']
+  (tmp_path / 'plain').mkdir()
+  with_grams = build(tmp_path, rows)
+  plain = build(tmp_path / 'plain', rows, token_pattern=r'(?u)\b\w+\b(?:)')
+  found, expected = (
+    find(*one, asked, 20, tmp_path / 'q.json') for one in (with_grams, plain)
+  )
+  np.testing.assert_array_equal(found.rows, expected.rows)
+  np.testing.assert_array_equal(found.scores, expected.scores)
+  # A question that is written so finds more by grams than by words.
+  question = ['北京']
+  for one, number in ((with_grams, 20), (plain, 0)):
+    hits = find(*one, question, 20, tmp_path / 'q.json')
+    assert (hits.rows >= 0).sum() == number
+
+
+def test_an_index_of_words_alone_serves_questions_without_grams(tmp_path):
+  rows = retrieval_data.passages(20)
+  path = retrieval_data.write(tmp_path / 'corpus.jsonl', rows)
+  corpus = store.prepare(
+    config.Corpus(paths=(path,)), tmp_path / 'index', rebuild=False
+  )
+
+  def prepare(method):
+    return search.prepare_index(
+      'x', method, corpus, tmp_path / 'index', config.Execution(), rebuild=False
+    )
+
+  method = search.make_method(config.Retriever(), 'x', ['Where?'])
+  # As an earlier version claimed it.
+  identity = {'corpus': corpus.identity, **method.will_do()[0]}
+  assert 'scripts_without_spaces' not in identity
+  directory = tmp_path / 'index' / 'x'
+  claims.claim(directory, identity, 'an index', rebuild=False, advice='')
+  claims.finish(
+    directory, method.build(corpus, directory, config.Execution(), '')
+  )
+  assert prepare(method).digest == search.digest(identity)
+  wants = search.make_method(config.Retriever(), 'x', ['Where?', '在哪里？'])
+  with pytest.raises(errors.UserError, match='scripts_without_spaces'):
+    prepare(wants)

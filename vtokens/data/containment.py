@@ -8,9 +8,9 @@ character; an answer is contained if its tokens occur in a row. Titles do not
 count. This is not the normalisation of exact match: articles and punctuation
 stay.
 
-DPR's texts are English. Of scripts that are written without spaces each
-character, with its marks, is a token here, and full-width forms count as normal
-ones: see `vtokens.unspaced`.
+DPR's texts are English. In a text that is written without spaces
+(`unspaced.is_written`) each character, with its marks, is a token here, and
+full-width forms count as normal ones.
 """
 
 import unicodedata
@@ -21,7 +21,8 @@ import regex
 from vtokens import unspaced
 from vtokens.data import records
 
-_TOKEN = regex.compile(
+_TOKEN = regex.compile(r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]')
+_UNSPACED_TOKEN = regex.compile(
   rf'{unspaced.CHARACTER}|{unspaced.OTHER_WORD}|[^\p{{Z}}\p{{C}}]', regex.V1
 )
 
@@ -34,18 +35,35 @@ class Matcher:
   """
 
   def __init__(self, answers: Iterable[str]):
-    tokens = [_TOKEN.findall(_fold(answer)) for answer in answers]
-    self._answers = [(max(t, key=len), _join(t)) for t in tokens if t]
+    self._answers = list(answers)
+    self._tokens: dict[bool, list[tuple[str, str]]] = {}
 
   def contains(self, text: str) -> bool:
     """Whether a text contains an answer."""
-    text = _fold(text)
+    by_character = unspaced.is_written(text)
+    text = _fold(text, by_character)
     # Cutting into tokens is slow, and most texts lack the longest token.
-    candidates = [joined for token, joined in self._answers if token in text]
+    candidates = [
+      joined
+      for token, joined in self._tokens_of_answers(by_character)
+      if token in text
+    ]
     if not candidates:
       return False
-    joined_text = _join(_TOKEN.findall(text))
+    joined_text = _join(_cut(text, by_character))
     return any(joined in joined_text for joined in candidates)
+
+  def _tokens_of_answers(self, by_character: bool) -> list[tuple[str, str]]:
+    """Of each answer the longest token, and all of them."""
+    if by_character not in self._tokens:
+      tokens = [
+        _cut(_fold(answer, by_character), by_character)
+        for answer in self._answers
+      ]
+      self._tokens[by_character] = [
+        (max(t, key=len), _join(t)) for t in tokens if t
+      ]
+    return self._tokens[by_character]
 
   def first(self, passages: Iterable[records.Passage]) -> int:
     """The rank from 1 on of the first passage with an answer; 0 for none."""
@@ -55,8 +73,14 @@ class Matcher:
     return 0
 
 
-def _fold(text: str) -> str:
-  return unicodedata.normalize('NFD', unspaced.fold_width(text)).lower()
+def _fold(text: str, by_character: bool) -> str:
+  if by_character:
+    text = unspaced.fold_width(text)
+  return unicodedata.normalize('NFD', text).lower()
+
+
+def _cut(text: str, by_character: bool) -> list[str]:
+  return (_UNSPACED_TOKEN if by_character else _TOKEN).findall(text)
 
 
 def _join(tokens: Sequence[str]) -> str:

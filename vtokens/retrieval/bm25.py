@@ -8,8 +8,12 @@ The score is that of Lucene (Kamphuis et al., 2020, "Which BM25 Do You Mean?",
 ECIR): the sum over the question's tokens of
 
     ln(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * l / avg))
+
+Words and grams (see `lexicon`) have lengths l of their own, with an average
+over the passages that have any.
 """
 
+import bisect
 import collections
 import dataclasses
 import functools
@@ -39,12 +43,27 @@ class Bm25:
 
   Attributes:
     settings: of BM25.
+    wants_grams: whether a question has some.
   """
 
   settings: config.BM25
+  wants_grams: bool = True
 
   def identity(self) -> dict[str, Any]:
     """What, with the corpus, decides the index."""
+    if not lexicon.has_grams(self.settings):
+      return self._without_grams()
+    return {**self._without_grams(), 'scripts_without_spaces': 'characters'}
+
+  def will_do(self) -> list[dict[str, Any]]:
+    """Identities of other indices that give the questions the same passages.
+
+    An index of words alone, as earlier versions made, is one where no question
+    has grams.
+    """
+    return [] if self.wants_grams else [self._without_grams()]
+
+  def _without_grams(self) -> dict[str, Any]:
     versions = {'bm25s': _version('bm25s')}
     if self.settings.stemmer != 'none':
       versions['PyStemmer'] = _version('PyStemmer')
@@ -105,7 +124,7 @@ class Bm25:
 
   def encode_questions(self, questions: Sequence[str], path: pathlib.Path):
     """Writes the questions' tokens."""
-    tokens = lexicon.tokenize(self.settings, questions)
+    tokens = lexicon.question_tokens(self.settings, questions)
     with claims.new_part(path) as part:
       part.write_text(json.dumps(tokens, ensure_ascii=False), 'utf-8')
 
@@ -147,6 +166,7 @@ def _count_shard(
   passages = store.Passages.open(corpus)
   vocabulary: dict[str, int] = {}
   words, lengths = [], []
+  grams, gram_lengths = [], []
   with tqdm.tqdm(
     total=passages.shard_sizes[shard],
     desc=f'shard {shard}',
@@ -156,23 +176,29 @@ def _count_shard(
   ) as bar:
     for start in range(0, passages.shard_sizes[shard], _BATCH):
       batch = passages.shard(shard, start, start + _BATCH)
-      ids, own = lexicon.tokenize_ids(
-        settings, [_text(passage, settings.title_weight) for passage in batch]
-      )
+      texts = [_text(passage, settings.title_weight) for passage in batch]
+      ids, own = lexicon.tokenize_ids(settings, texts)
       to_shard = np.array(
         [vocabulary.setdefault(w, len(vocabulary)) for w in own], np.int32
       )
       flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32)
       words.append(to_shard[flat])
       lengths.append(np.array([len(text) for text in ids], np.int32))
+      found = lexicon.grams(settings, texts)
+      grams += [
+        vocabulary.setdefault(gram, len(vocabulary))
+        for gram in itertools.chain.from_iterable(found)
+      ]
+      gram_lengths += map(len, found)
       bar.update(len(batch))
   # In alphabetical order, which unlike that of bm25s is the same in each run.
   ordered = sorted(vocabulary)
   to_rank = np.empty(len(ordered), np.int64)
   to_rank[[vocabulary[word] for word in ordered]] = np.arange(len(ordered))
   length = np.concatenate(lengths)
-  keys = to_rank[np.concatenate(words)] << 32
-  keys |= np.repeat(np.arange(len(length)), length)
+  rows = np.arange(len(length))
+  keys = to_rank[np.concatenate([*words, np.array(grams, np.int32)])] << 32
+  keys |= np.concatenate([np.repeat(rows, n) for n in (length, gram_lengths)])
   keys, tf = np.unique(keys, return_counts=True)
   frequencies = np.bincount(keys >> 32, minlength=len(ordered))
   with claims.new_part(store.shard_directory(counts, shard)) as part:
@@ -181,6 +207,7 @@ def _count_shard(
       part / 'words.json', json.dumps(ordered, ensure_ascii=False)
     )
     np.save(part / 'lengths.npy', length)
+    np.save(part / 'gram_lengths.npy', np.array(gram_lengths, np.int32))
     np.save(part / 'indptr.npy', np.concatenate([[0], frequencies.cumsum()]))
     np.save(part / 'indices.npy', (keys & 0xFFFFFFFF).astype(np.int32))
     np.save(part / 'tf.npy', tf.astype(np.int32))
@@ -195,15 +222,18 @@ def _add_up(
 ) -> None:
   """Adds up the shards; writes for each its words' frequencies in them all."""
   df: collections.Counter[str] = collections.Counter()
-  num_passages = num_tokens = 0
+  num_passages = num_tokens = num_grams = num_with_grams = 0
   for shard in tqdm.tqdm(shards, f'{label}: add up', leave=False):
     directory = store.shard_directory(counts, shard)
     lengths = np.load(directory / 'lengths.npy')
     num_passages += len(lengths)
     num_tokens += int(lengths.sum(dtype=np.int64))
+    lengths = np.load(directory / 'gram_lengths.npy')
+    num_grams += int(lengths.sum(dtype=np.int64))
+    num_with_grams += int((lengths > 0).sum())
     own = np.diff(np.load(directory / 'indptr.npy')).tolist()
     df.update(dict(zip(_words(directory), own, strict=True)))
-  if not num_tokens:
+  if not num_tokens and not num_grams:
     raise errors.UserError(
       'config.retrievers[...].bm25: no passage has a token; see token_pattern '
       'and stopwords'
@@ -221,6 +251,8 @@ def _add_up(
       'num_passages': num_passages,
       'num_tokens': num_tokens,
       'num_words': len(df),
+      'num_grams': num_grams,
+      'num_passages_with_grams': num_with_grams,
     }
     part.write_text(json.dumps(facts), 'utf-8')
 
@@ -236,19 +268,26 @@ def _score_shard(
   counts = store.shard_directory(directory / _COUNTS, shard)
   totals = json.loads((directory / _TOTALS).read_text('utf-8'))
   df = np.load(_frequencies(directory / _FREQUENCIES, shard))
-  lengths, indptr, indices, tf = (
+  lengths, gram_lengths, indptr, indices, tf = (
     np.load(counts / f'{name}.npy')
-    for name in ('lengths', 'indptr', 'indices', 'tf')
+    for name in ('lengths', 'gram_lengths', 'indptr', 'indices', 'tf')
   )
   size = totals['num_passages']
-  average = totals['num_tokens'] / size
   idf = np.log(1 + (size - df + 0.5) / (df + 0.5)).astype(np.float32)
-  norm = settings.k1 * (1 - settings.b + settings.b * lengths / average)
+  words = _words(counts)
+  # Grams come first.
+  num_grams = bisect.bisect_left(words, chr(ord(lexicon.GRAM) + 1))
+  cut = indptr[num_grams]
   # In float32: a large shard has some 10^7 of these.
   scores = tf.astype(np.float32)
-  scores /= scores + norm.astype(np.float32)[indices]
+  for part, own, total, of in (
+    (slice(cut), gram_lengths, 'num_grams', 'num_passages_with_grams'),
+    (slice(cut, None), lengths, 'num_tokens', 'num_passages'),
+  ):
+    average = totals[total] / max(totals[of], 1)
+    norm = settings.k1 * (1 - settings.b + settings.b * own / (average or 1))
+    scores[part] /= scores[part] + norm.astype(np.float32)[indices[part]]
   scores *= np.repeat(idf, np.diff(indptr))
-  words = _words(counts)
   index = lexicon.load_bm25s().BM25(
     k1=settings.k1, b=settings.b, method='lucene'
   )

@@ -135,6 +135,11 @@ def read_info(directory: pathlib.Path) -> dict[str, Any]:
   return _read(directory / _COMPLETE)['info']
 
 
+def is_claimed(directory: pathlib.Path) -> bool:
+  """Whether a directory says what it is of."""
+  return (directory / _IDENTITY).exists()
+
+
 def read_identity(directory: pathlib.Path) -> dict[str, Any]:
   """What the directory was claimed for."""
   return _read(directory / _IDENTITY)

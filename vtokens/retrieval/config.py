@@ -53,7 +53,10 @@ class BM25:
     k1: saturation of term frequency.
     b: normalisation by passage length, 0 to 1.
     lower: lower case before everything else.
-    token_pattern: regular expression of a token.
+    token_pattern: regular expression of a token. With the default, text of
+      scripts without spaces (Han, Kana, Thai, Khmer, Lao, Burmese) is also
+      found by its characters and pairs of them; another pattern is all there
+      is.
     stopwords: words left out: english, english_plus, another language that
       bm25s has a list for, or none.
     stemmer: a language of the Snowball stemmers (PyStemmer), or none.

@@ -37,6 +37,10 @@ class Dense:
     """What, with the corpus, decides the index."""
     return {'dense': {**self.encoder.identity(), 'storage': self.storage}}
 
+  def will_do(self) -> list[dict[str, Any]]:
+    """Identities of other indices that do as well: there are none."""
+    return []
+
   def check(self) -> None:
     """Raises a UserError if a package is missing."""
     _faiss()

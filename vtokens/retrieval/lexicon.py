@@ -1,18 +1,37 @@
-"""Texts as words for BM25, and words as ids on disk."""
+"""Texts as words for BM25, and words as ids on disk.
+
+A text of scripts without spaces (see `vtokens.unspaced`) has *grams* besides:
+its characters, the pairs of neighbours among them, and words of other scripts
+that no space separates from them, such as the CUDA of 'CUDA编程'. Grams begin
+with `GRAM`, so that none is a word. Words are not touched by them: a question
+that has no grams gets the same passages and scores as without them.
+"""
 
 import bisect
 import functools
 import importlib
+import itertools
 import pathlib
 import sys
 import threading
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import regex
 
-from vtokens import errors
+from vtokens import errors, unspaced
 from vtokens.retrieval import config
+
+# Sorts before all that patterns of words match.
+GRAM = '\x01'
+_RUN = regex.compile(
+  rf'(?:{unspaced.CHARACTER}|{unspaced.OTHER_WORD})+', regex.V1
+)
+_PART = regex.compile(
+  rf'(?P<characters>(?:{unspaced.CHARACTER})+)|{unspaced.OTHER_WORD}', regex.V1
+)
 
 
 def tokenize(settings: config.BM25, texts: Sequence[str]) -> list[list[str]]:
@@ -45,6 +64,55 @@ def tokenize_ids(
     raise errors.UserError(
       f'config.retrievers[...].bm25.stopwords={stopwords!r}: {e}'
     ) from e
+
+
+def has_grams(settings: config.BM25) -> bool:
+  """Whether texts get grams: not where users say themselves what a token is."""
+  return settings.token_pattern == config.BM25.token_pattern
+
+
+def grams(settings: config.BM25, texts: Sequence[str]) -> list[list[str]]:
+  """Grams of each text; none of one that lacks the scripts."""
+  found: list[list[str]] = [[] for _ in texts]
+  if not has_grams(settings):
+    return found
+  others: dict[int, list[str]] = {}
+  for number, text in enumerate(texts):
+    if not unspaced.has(text):
+      continue
+    text = unicodedata.normalize('NFC', unspaced.fold_width(text))
+    for run in _RUN.findall(text.lower() if settings.lower else text):
+      if not unspaced.has(run):
+        continue
+      for part in _PART.finditer(run):
+        if part['characters']:
+          own = unspaced.characters(part[0])
+          found[number] += own
+          found[number] += map(''.join, itertools.pairwise(own))
+        else:
+          others.setdefault(number, []).append(part[0])
+  words = tokenize(settings, [' '.join(parts) for parts in others.values()])
+  for number, own in zip(others, words, strict=True):
+    found[number] += own
+  return [[GRAM + gram for gram in own] for own in found]
+
+
+def question_tokens(
+  settings: config.BM25, questions: Sequence[str]
+) -> list[list[str]]:
+  """Words of each question; grams too of one that is written without spaces.
+
+  Words of other scripts in it are looked for as both: in passages they stand
+  with spaces or without.
+  """
+  result = tokenize(settings, questions)
+  for number, own in enumerate(grams(settings, questions)):
+    if not own or not unspaced.is_written(questions[number]):
+      continue
+    words = [word for word in result[number] if not unspaced.has(word)]
+    inner = [gram[1:] for gram in own if not unspaced.has(gram)]
+    result[number] = [*words, *inner, *own, *(GRAM + word for word in words)]
+  return result
 
 
 class Vocabulary:

@@ -5,11 +5,12 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from vtokens import unspaced
 from vtokens.retrieval import (
   bm25,
   claims,
@@ -27,6 +28,9 @@ class Method(Protocol):
 
   def identity(self) -> dict[str, Any]:
     """What, with the corpus, decides the index."""
+
+  def will_do(self) -> list[dict[str, Any]]:
+    """Identities of other indices that are searched with the same result."""
 
   def check(self) -> None:
     """Raises a UserError if it cannot run here; done before long work."""
@@ -86,15 +90,23 @@ class Index:
   digest: str
 
 
-def make_method(settings: config.Retriever, name: str) -> Method:
+def make_method(
+  settings: config.Retriever, name: str, questions: Iterable[str] | None = None
+) -> Method:
   """A retriever of the config, checked.
+
+  Args:
+    settings: of the retriever.
+    name: of it.
+    questions: all that it will search for; None if they are not known.
 
   Raises:
     errors.UserError: it cannot be used here.
   """
   method: Method
   if settings.kind == 'bm25':
-    method = bm25.Bm25(settings.bm25)
+    wants_grams = questions is None or any(map(unspaced.is_written, questions))
+    method = bm25.Bm25(settings.bm25, wants_grams)
   else:
     encoder = encoders.settle(settings.dense, name)
     method = dense.Dense(encoder, settings.dense.storage)
@@ -127,6 +139,11 @@ def prepare_index(
   """
   directory = index_dir / name
   identity = {'corpus': corpus.identity, **method.identity()}
+  if claims.is_claimed(directory):
+    there = claims.read_identity(directory)
+    for other in method.will_do():
+      if there == json.loads(json.dumps({'corpus': corpus.identity, **other})):
+        identity = there
   complete = claims.claim(
     directory,
     identity,

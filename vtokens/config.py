@@ -187,7 +187,9 @@ class Data:
   """Examples and their batches.
 
   Attributes:
-    train: sources of records; docs/data.md lists what they can be.
+    train: sources of records, e.g. a path, or NAME=PATH to name its data set;
+      README lists what they can be, and docs/data.md says how data sets are
+      called.
     validation: likewise; scored while training.
     test: likewise; scored before and after training.
     corpus: files of passages, for sources that only name their ids.

@@ -120,6 +120,8 @@ def content(
     'format': 2,
     'train': [sources.fingerprint(path) for path in cfg.data.train],
     'corpus': [sources.fingerprint(path) for path in cfg.data.corpus],
+    # Draws go by data set; those called after their files are not listed.
+    'train_sets': sources.regrouped(cfg.data.train),
     **{
       name: records.sha256(part.records)
       for name, part in zip(('validation', 'test'), held_out, strict=True)
@@ -147,7 +149,8 @@ def compare_content(
   if 'format' not in claimed:
     claimed = _as_now(claimed, found, cfg)
   lines = []
-  for name in ('train', 'corpus'):
+  paths: Sequence[str]
+  for name in ('corpus', 'train'):
     there, now = claimed.get(name), found[name]
     paths = getattr(cfg.data, name)
     if not isinstance(there, list) or len(there) != len(now):
@@ -159,6 +162,13 @@ def compare_content(
       for path, old, new in zip(paths, there, now, strict=True)
       if old != new
     ]
+  old, new = claimed.get('train_sets') or {}, found['train_sets']
+  lines += [
+    f'config.data.train: {paths[int(i)]}: data set {old.get(i, "by its file")} '
+    f'there, {new.get(i, "by its file")} now (NAME=PATH names it)'
+    for i in sorted(old.keys() | new.keys(), key=int)
+    if old.get(i) != new.get(i) and int(i) < len(paths)
+  ]
   for key, what in _WHAT.items():
     if claimed.get(key) != found[key]:
       lines.append(f'{what}: {claimed.get(key)} there, {found[key]} now')
@@ -200,10 +210,12 @@ def _as_now(
       **claimed,
       'train': hashes[:number],
       'corpus': hashes[number:],
+      'train_sets': {},
     }
   return {
     **found,
     **claimed,
     'train': found['train'],
     'corpus': found['corpus'],
+    'train_sets': {},
   }

@@ -6,7 +6,7 @@ import pytest
 import tiny_models
 
 from vtokens import config, errors
-from vtokens.data import training_set
+from vtokens.data import sources, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.models.tokenizer import Tokenizer, load_tokenizer
@@ -88,6 +88,41 @@ def test_every_record_once(tokenizer, write, make_config):
     'b': ['q1', 'q3', 'q5', 'q7'],
   }
   assert left_out == said == []
+
+
+def test_data_sets_of_folders_shards_and_names(
+  tokenizer, write, make_config, tmp_path
+):
+  """Weights go by data set, and another name is another token cache."""
+  paths = []
+  for name, numbers in (
+    ('nq/train-00000-of-00002', [0, 1]),
+    ('nq/train-00001-of-00002', [2]),
+    ('tqa/train-00000-of-00001', [3]),
+  ):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    rows = [_row(i, id=f'train_{i % 3}') for i in numbers]
+    for row in rows:
+      del row['dataset']
+    paths.append(write(name, rows))
+  weights = {'nq': 3.0, 'tqa': 1.0}
+  mix = config.Mixture(weighting='weights', weights=weights)
+  cfg = make_config(train=tuple(paths), mixture=mix)
+  mixture, _, _ = _open(cfg, tokenizer)
+  expected = {
+    'nq': ['nq/train_0', 'nq/train_1', 'nq/train_2'],
+    'tqa': ['tqa/train_0'],
+  }
+  assert _ids(mixture) == expected
+  assert mixture.weights == [0.75, 0.25]
+  assert sources.regrouped(paths) == {'0': 'nq', '1': 'nq', '2': 'tqa'}
+  paths[2] = f'open={paths[2]}'
+  cfg = make_config(train=tuple(paths))
+  mixture, _, _ = _open(cfg, tokenizer)
+  assert _ids(mixture) == {'nq': expected['nq'], 'open': ['open/train_0']}
+  # One source keeps the name that it always had, and no run is refused.
+  assert sources.regrouped(['nq/train.jsonl']) == {}
+  assert sources.regrouped(['nq.train.jsonl', 'squad.train.jsonl']) == {}
 
 
 def test_tokenised_once(tokenizer, write, make_config, tmp_path):

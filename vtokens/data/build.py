@@ -18,7 +18,7 @@ import tqdm
 from etils import epath
 
 from vtokens import errors, flags, schema, stopping, writers
-from vtokens.data import files, names, reading, sources, store
+from vtokens.data import names, reading, sources, store
 from vtokens.data.build_config import Config, validate
 from vtokens.data.reading import Counts
 from vtokens.data.records import Record
@@ -86,7 +86,7 @@ def _built_from(cfg: Config) -> dict[str, Any]:
       values['splits'][name]['sources'], names.of(split.sources), strict=True
     ):
       # Most sources are called by their file's name.
-      if called.dataset != files.stem(called.location).split('.')[0]:
+      if called.dataset != names.by_file(called.location):
         value['dataset'] = called.dataset
     # It has no influence on what is built.
     del values['splits'][name]['expected_records']

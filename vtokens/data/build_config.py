@@ -14,11 +14,12 @@ class Split:
   """What goes into one split of a dataset.
 
   Attributes:
-    sources: files of questions, in the order that decides which of two
+    sources: files of questions, each perhaps as NAME=PATH with the name of its
+      data set (docs/data.md), in the order that decides which of two
       records with one id is the duplicate.
     corpus: files of passages, for sources that name passages by id only.
     dataset: name of the dataset, for sources that give none; '' takes it from
-      the file's name.
+      the names of file and folder.
     turns: of a conversation: first makes its first question a record, all
       every one, with what was said before it.
     max_text_bytes: a longer text makes a record bad.

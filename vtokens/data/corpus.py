@@ -186,9 +186,8 @@ def _passages(
   if 'contents' in fields:
     title, text = split_contents(fields.text('contents', ''))
   else:
-    title = fields.text('title', '')
-    # A title alone may have no text beside it.
-    text = fields.text('text', '') if title.strip() else fields.body('text')
+    # The key must be there: a text may be under another one.
+    title, text = fields.text('title', ''), fields.body('text')
   if not text.strip():  # The title is all there is to find and to show.
     title, text = '', title
   if text.strip() or blank:

@@ -59,6 +59,15 @@ def split(source: str) -> tuple[str, str]:
   return match[1], match[2]
 
 
+def by_file(location: str) -> str:
+  """The stem up to its first dot of a file or a data set of TFDS."""
+  if catalogue.is_source(location):
+    stem = catalogue.stem(location)
+  else:
+    stem = files.stem(location)
+  return stem.split('.')[0] or stem
+
+
 def of(sources: Sequence[str]) -> list[Name]:
   """The names of sources that are read together.
 

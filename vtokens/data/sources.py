@@ -68,6 +68,22 @@ def called(sources: Sequence[str]) -> list[str]:
   ]
 
 
+def regrouped(sources: Sequence[str]) -> dict[str, str]:
+  """The data sets of sources that are not called by their file's name alone.
+
+  Number of the source -> data set. Of one source there is nothing to tell: what
+  its data set is called changes no number of a training.
+  """
+  others = [source for source in sources if not _is_built(source)]
+  if len(others) < 2:
+    return {}
+  return {
+    str(i): name.dataset
+    for i, name in enumerate(names.of(others))
+    if name.given or name.dataset != names.by_file(name.location)
+  }
+
+
 @functools.cache
 def fingerprint(source: str) -> str:
   """What tells the content of one source from any other, wherever it lies.

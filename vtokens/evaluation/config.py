@@ -16,8 +16,8 @@ class Data:
   """Questions.
 
   Attributes:
-    sources: of records, as in `config.Data.train`; results are grouped by the
-      records' `dataset`.
+    sources: of records, as in `config.Data.train`; results are grouped by data
+      set, whose name docs/data.md explains.
     corpus: files of passages, for sources that only name their ids.
     turns: of a conversation; see `config.Data`.
     on_bad_record: error or skip; see `config.Data`.

@@ -20,7 +20,7 @@ from etils import epath
 
 from vtokens import checksums, errors, paths, writers
 from vtokens.data import files as data_files
-from vtokens.data import records
+from vtokens.data import formats, records
 from vtokens.retrieval import claims, config, inputs
 
 _FORMAT = 1
@@ -134,6 +134,8 @@ def _identity(
     },
     'shard_size': settings.shard_size,
     'on_bad_record': settings.on_bad_record,
+    # What an earlier version left out is read now.
+    **({'read': formats.VERSION} if settings.on_bad_record == 'skip' else {}),
   }
 
 

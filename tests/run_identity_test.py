@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from vtokens import config, run_identity, schema
+from vtokens.data import training_set
 
 # What a change of each field does to a run that has begun: nothing, if it has
 # no say in the numbers; "content", if what is there is compared instead.
@@ -193,3 +194,30 @@ def test_a_run_of_an_earlier_version():
   cfg = config.Config(base=dataclasses.replace(config.Base(), quantize='int8'))
   blocking, _ = run_identity.compare(values, cfg)
   assert blocking == ["config.base.quantize: 'none' there, 'int8' now"]
+
+
+def test_data_sets_of_an_earlier_version(tmp_path):
+  """Shards were data sets of their own: draws from them were others."""
+  paths = []
+  for i in range(2):
+    path = tmp_path / f'nq-0000{i}-of-00002.jsonl'
+    path.write_text(f'{i}')
+    paths.append(str(path))
+  cfg = config.Config(data=config.Data(train=tuple(paths)))
+  now = run_identity.content(cfg, [training_set.HeldOut([], {})] * 2)
+  assert run_identity.compare_content(now, now, cfg) == []
+  earlier = {
+    'train': dict(zip(paths, now['train'], strict=True)),
+    'validation': now['validation'],
+    'test': now['test'],
+  }
+  assert run_identity.compare_content(earlier, now, cfg) == [
+    f'config.data.train: {path}: data set by its file there, nq now '
+    '(NAME=PATH names it)'
+    for path in paths
+  ]
+  # Of one file, only the name is another.
+  cfg = config.Config(data=config.Data(train=(paths[0],)))
+  now = run_identity.content(cfg, [training_set.HeldOut([], {})] * 2)
+  earlier['train'] = {paths[0]: now['train'][0]}
+  assert run_identity.compare_content(earlier, now, cfg) == []

@@ -74,12 +74,13 @@ def regrouped(sources: Sequence[str]) -> dict[str, str]:
   Number of the source -> data set. Of one source there is nothing to tell: what
   its data set is called changes no number of a training.
   """
-  others = [source for source in sources if not _is_built(source)]
+  others = {i: s for i, s in enumerate(sources) if not _is_built(s)}
   if len(others) < 2:
     return {}
+  called_now = names.of(list(others.values()))
   return {
     str(i): name.dataset
-    for i, name in enumerate(names.of(others))
+    for i, name in zip(others, called_now, strict=True)
     if name.given or name.dataset != names.by_file(name.location)
   }
 

@@ -100,9 +100,12 @@ def has_seal(values: Mapping[str, Any]) -> bool:
 
 def is_sealed(values: Mapping[str, Any]) -> bool:
   """Whether JSON values are those that `seal` returned, read from a file."""
-  return values.get(_SEAL) == _digest(
-    {key: value for key, value in values.items() if key != _SEAL}
-  )
+  return values.get(_SEAL) == _digest(without_seal(values))
+
+
+def without_seal(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The values that were sealed."""
+  return {key: value for key, value in values.items() if key != _SEAL}
 
 
 def _digest(values: Mapping[str, Any]) -> str:

@@ -195,6 +195,14 @@ def test_finished_tasks_are_not_computed_again(
   run(base, settings, out)
   assert scored == [11, 4] * 3 + [5, 11]
   assert (out / 'facts.jsonl').read_bytes() == before
+  # A result that somebody changed.
+  path = out / 'facts.json'
+  text = path.read_text()
+  path.write_text(text.replace('"n": 11', '"n": 12'))
+  assert path.read_text() != text
+  run(base, settings, out)
+  assert scored == [11, 4] * 3 + [5, 11, 11]
+  assert path.read_text() == text
 
 
 def test_too_long_for_the_base(base, settings):

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 from etils import epath
 
-from vtokens import distributed, json_files, stopping, writers
+from vtokens import checksums, distributed, json_files, stopping, writers
 from vtokens.evaluation import choices, reasoning, task_prompts
 from vtokens.evaluation.tasks import LoadedTask
 from vtokens.models.base import FrozenBase, OpenBase
@@ -289,6 +289,8 @@ def _finished(
     'delete it to have the task done again',
   )
   predictions = directory / f'{task.name}.jsonl'
+  if checksums.has_seal(found) and not checksums.is_sealed(found):
+    return None
   if found['identity'] != identity or not predictions.exists():
     return None
   digest = hashlib.sha256(predictions.read_bytes()).hexdigest()
@@ -309,9 +311,11 @@ def _write(
   writers.write_text(directory / f'{task.name}.jsonl', text)
   writers.write_json(
     directory / f'{task.name}.json',
-    {
-      'identity': identity,
-      'predictions_sha256': hashlib.sha256(text.encode()).hexdigest(),
-      'result': result,
-    },
+    checksums.seal(
+      {
+        'identity': identity,
+        'predictions_sha256': hashlib.sha256(text.encode()).hexdigest(),
+        'result': result,
+      }
+    ),
   )

@@ -2,7 +2,8 @@
 
 The first line of a file says what decides its answers, the identity. The names
 of a base, a run and a data set are in it too, but decide nothing: they come
-from paths, which may change between two starts.
+from paths, which may change between two starts. Each further line has an answer
+and the SHA-256 of it; lines of earlier versions lack that and are believed.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from vtokens import errors, json_files, paths, writers
+from vtokens import checksums, errors, json_files, paths, writers
 from vtokens.evaluation.cells import Answer, Cell
 
 _NAMES = ('dataset', 'model', 'table')
@@ -108,7 +109,7 @@ class CellFile:
       # Those of a file with other names come along.
       answers = self.answers
     for name, answer in answers.items():
-      row = {'id': name, **dataclasses.asdict(answer)}
+      row = checksums.seal({'id': name, **dataclasses.asdict(answer)})
       lines.append(json.dumps(row, ensure_ascii=False))
     data = ''.join(f'{line}\n' for line in lines).encode()
     writers.append(self.path, self._size, data)
@@ -130,6 +131,12 @@ def _read(
   for number, (end, row) in enumerate(lines):
     size = end
     if number:
+      if checksums.has_seal(row) and not checksums.is_sealed(row):
+        raise errors.UserError(
+          f'{path}:{number + 1}: the answer has changed since it was written; '
+          f'{_ADVICE}'
+        )
+      row = checksums.without_seal(row)
       name = row.pop('id')
       shown = tuple(row.pop('shown'))
       try:

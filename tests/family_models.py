@@ -304,19 +304,31 @@ def _is_ascii(backend: tokenizers.Tokenizer, i: int) -> bool:
 def add_chat_template(directory: pathlib.Path, *, parts: bool = False) -> None:
   """Qwen's form of a chat, for a model of `save`.
 
-  With `parts` it also takes content that is a list of parts, as Gemma 3's does.
+  With `parts` it also takes content that is a list of parts, as Gemma 3's does,
+  says the date, as Llama 3's, and can do without thinking, as Qwen 3's.
   """
   file = directory / 'tokenizer_config.json'
   values = json.loads(file.read_text())
-  content = "{{ m['content'] }}"
+  before, content, after = '', "{{ m['content'] }}", ''
   if parts:
+    before = (
+      '{% if not date_string is defined %}{% set date_string = '
+      "strftime_now('%d %b %Y') %}{% endif %}"
+      '<|im_start|>system\n{{ date_string }}<|im_end|>\n'
+    )
     content = (
       "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
       "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
     )
+    after = (
+      '{% if enable_thinking is defined and enable_thinking is false %}'
+      'No thought.\n{% endif %}'
+    )
   values['chat_template'] = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    before
+    + "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     + content
     + '<|im_end|>\n{% endfor %}<|im_start|>assistant\n'
+    + after
   )
   file.write_text(json.dumps(values))

@@ -124,6 +124,10 @@ def test_parts_of_a_chat(place, server):
   [(path, _, body)] = handler.requests
   assert path == '/v1/chat/completions'
   assert body['max_tokens'] == 16
+  assert body['chat_template_kwargs'] == {
+    'enable_thinking': False,
+    'date_string': '26 Jul 2024',
+  }
   [message] = body['messages']
   before, tokens, after = message['content']
   assert message['role'] == 'user'
@@ -158,11 +162,10 @@ def test_a_chat_template_of_texts(place, server, content):
   """vLLM would put line breaks around the virtual tokens."""
   url, handler = server
   client = _client(place, 'chat', url)
-  client._tokenizer.chat_template = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
-    + content
-    + '<|im_end|>\n{% endfor %}<|im_start|>assistant\n'
-  )
+  template = client._tokenizer.chat_template
+  start = template.index("{% if m['content'] is string")
+  end = template.index('<|im_end|>\n{% endfor %}')
+  client._tokenizer.chat_template = template[:start] + content + template[end:]
   with pytest.raises(errors.UserError, match='not as a list of parts'):
     client.chat(PASSAGES, QUESTION, 3)
   assert not handler.requests

@@ -28,12 +28,16 @@ import safetensors
 from vtokens import errors, http_post, plug
 from vtokens.exports import prompts
 from vtokens.exports.artifact import Artifact
+from vtokens.models import chat_template
 
 if TYPE_CHECKING:
   import torch
   from transformers import PreTrainedTokenizerFast
 
 _EMBEDDING = 'model.embed_tokens.weight'
+# What chat templates were told in training; see `Tokenizer.chat_wrap`. A server
+# would tell today's date, and lets models think.
+_TRAINED_WITH = {'enable_thinking': False, 'date_string': '26 Jul 2024'}
 
 
 def encode_tensor(tensor: 'torch.Tensor') -> str:
@@ -234,6 +238,7 @@ class Client:
       'messages': [
         {'role': 'user', 'content': [part for part in content if _full(part)]}
       ],
+      'chat_template_kwargs': _TRAINED_WITH,
       **settings,
     }
 
@@ -303,13 +308,17 @@ def _takes_parts(tokenizer: 'PreTrainedTokenizerFast') -> bool:
   """Whether a chat template writes the parts of a message side by side."""
   parts = [{'type': 'text', 'text': text} for text in ('left-', '-right')]
   try:
-    text = tokenizer.apply_chat_template(
-      [{'role': 'user', 'content': parts}],
-      tokenize=False,
-      add_generation_prompt=True,
+    text = chat_template.render(
+      tokenizer.get_chat_template(),
+      {
+        **tokenizer.special_tokens_map,
+        **_TRAINED_WITH,
+        'messages': [{'role': 'user', 'content': parts}],
+        'add_generation_prompt': True,
+      },
     )
-  # Besides Jinja's, a template's own: it may add the list to a text.
-  except Exception:
+  # The template may add the list to a text, or look for a text in it.
+  except chat_template.TemplateError:
     return False
   return 'left--right' in text
 

@@ -322,7 +322,7 @@ def add_chat_template(directory: pathlib.Path, *, parts: bool = False) -> None:
     )
     after = (
       '{% if enable_thinking is defined and enable_thinking is false %}'
-      'No thought.\n{% endif %}'
+      'The answer: 1{% endif %}'
     )
   values['chat_template'] = (
     before

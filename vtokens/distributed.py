@@ -39,6 +39,8 @@ _TICK = 1.0
 _FAREWELL = 10.0
 _TPU_VM = 'TPU VM'
 _FOREVER_MS = 7 * 24 * 3600 * 1000
+# What a process says that was asked to stop, and leaves nothing to be saved.
+_CONTINUES = 'the same command continues'
 _ALIVE, _FAILED, _READ = 'vtokens/alive/', 'vtokens/failed/', 'vtokens/read/'
 
 
@@ -195,6 +197,19 @@ def _has_tpu() -> bool:
   )
 
 
+# Whether a `session` with others is open.
+_watched = False
+
+
+def may_leave() -> bool:
+  """Whether this process can stop by itself, at any point.
+
+  It is alone, or its `session` ends the others; they would wait for it for ever
+  where a script of the user's has brought them together.
+  """
+  return _watched or jax.process_count() == 1
+
+
 @contextlib.contextmanager
 def session(settings: config.Distributed) -> Iterator[None]:
   """Joins the other processes, if there are any, for as long as it is open.
@@ -209,6 +224,7 @@ def session(settings: config.Distributed) -> Iterator[None]:
   Raises:
     errors.UserError: the others cannot be reached.
   """
+  global _watched
   way = find_way(settings, os.environ)
   if way is None:
     yield
@@ -221,6 +237,7 @@ def session(settings: config.Distributed) -> Iterator[None]:
     writers.silence()
   watch = _Watch(settings.failure_timeout)
   watch.start()
+  _watched = True
   agreed = None
   try:
     yield
@@ -298,7 +315,7 @@ class _Watch(threading.Thread):
       except jax.errors.JaxRuntimeError:
         return
       if failed is not None and not self._stopped.is_set():
-        self._end(f'error: {failed}')
+        self._end(*failed)
 
   def leave_together(self) -> None:
     """Waits for the others to come as far, and takes leave of them."""
@@ -315,12 +332,15 @@ class _Watch(threading.Thread):
       # Communication fails here first when another process is killed: the
       # watch gets to know which, and ends this one.
       time.sleep(self._timeout + 10 * _TICK)
-    if not isinstance(failure, errors.UserError | stopping.Stopped):
-      traceback.print_exception(failure)
-    self._stopped.set()
     text = str(failure) or type(failure).__name__
     where = f'process {self._me} ({socket.gethostname()})'
-    self._note_failure(self._me, f'{where} failed: {text}')
+    self._stopped.set()
+    if isinstance(failure, stopping.Stopped):
+      self._note_failure(self._me, f'{where}: {text}; {_CONTINUES}', code)
+      self._end(f'{text}; {_CONTINUES}', code)
+    if not isinstance(failure, errors.UserError):
+      traceback.print_exception(failure)
+    self._note_failure(self._me, f'error: {where} failed: {text}', code)
     self._end(f'error: {text}', code)
 
   def _show_alive(self) -> None:
@@ -328,11 +348,12 @@ class _Watch(threading.Thread):
       f'{_ALIVE}{self._me}', str(next(self._signs)), allow_overwrite=True
     )
 
-  def _first_failure(self) -> str | None:
-    """What the first process that failed says, or is said of it."""
+  def _first_failure(self) -> tuple[str, int] | None:
+    """What the first process that failed says, and exits with."""
     failed = self._client.key_value_dir_get(_FAILED)
     if failed:
-      return failed[0][1]
+      code, _, message = failed[0][1].partition(' ')
+      return message, int(code)
     if self._me:
       return None
     now = time.monotonic()
@@ -343,16 +364,17 @@ class _Watch(threading.Thread):
     for number, (_, when) in self._seen.items():
       if now - when > self._timeout:
         message = (
-          f'process {number} has shown no sign of life for {now - when:.0f} s'
+          f'error: process {number} has shown no sign of life for '
+          f'{now - when:.0f} s'
         )
-        self._note_failure(number, message)
-        return message
+        self._note_failure(number, message, 1)
+        return message, 1
     return None
 
-  def _note_failure(self, number: int | str, message: str) -> None:
+  def _note_failure(self, number: int | str, message: str, code: int) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._client.key_value_set(
-        f'{_FAILED}{number}', message, allow_overwrite=True
+        f'{_FAILED}{number}', f'{code} {message}', allow_overwrite=True
       )
 
   def _end(self, message: str, code: int = 1) -> typing.NoReturn:

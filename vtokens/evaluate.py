@@ -237,7 +237,8 @@ def _prepare(cfg: Config) -> None:
 def main(cfg: Config) -> None:
   """Entry point."""
   with distributed.session(cfg.distributed):
-    with stopping.StopRequest(distributed.AnyProcess()) as stop:
+    among, may_leave = distributed.AnyProcess(), distributed.may_leave()
+    with stopping.StopRequest(among, may_leave=may_leave) as stop:
       found = evaluate(cfg, stop)
     if distributed.is_first():
       _say(cfg, found)

@@ -47,14 +47,21 @@ class StopRequest:
 
   signal: int = 0
 
-  def __init__(self, among: Callable[[int], int] = lambda number: number):
+  def __init__(
+    self,
+    among: Callable[[int], int] = lambda number: number,
+    *,
+    may_leave: bool = True,
+  ):
     """Remembers how to ask other processes.
 
     Args:
       among: told this process's signal, gives the one of any process; called
         by all at the same points. See `distributed.AnyProcess`.
+      may_leave: see `distributed.may_leave`.
     """
     self._among = among
+    self._may_leave = may_leave
 
   def __enter__(self) -> 'StopRequest':
     self._handling = _handling(self._note)
@@ -95,7 +102,8 @@ class StopRequest:
     """What a function returns, unless a signal comes to this process first.
 
     For what takes long and may be dropped: answers of a batch, the loading of
-    weights. See `aside.call`.
+    weights. See `aside.call`. Where other processes would wait for this one,
+    so does the signal for the function.
 
     Raises:
       Stopped: this process was asked to stop, whatever the others do.
@@ -105,7 +113,7 @@ class StopRequest:
       self.check()
       check()  # Of a program that handles signals by `at_once`.
 
-    return aside.call(function, look)
+    return aside.call(function, look) if self._may_leave else function()
 
 
 class Ended(SystemExit):

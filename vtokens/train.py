@@ -493,7 +493,8 @@ def _report(summary: dict[str, Any], workdir: str) -> None:
 def main(cfg: config.Config) -> None:
   """Entry point."""
   with distributed.session(cfg.distributed):
-    with stopping.StopRequest(distributed.AnyProcess()) as stop:
+    among, may_leave = distributed.AnyProcess(), distributed.may_leave()
+    with stopping.StopRequest(among, may_leave=may_leave) as stop:
       summary = train(cfg, stop)
     _report(summary, cfg.workdir)
 

@@ -122,10 +122,25 @@ def parse(
     raise _error(where, 'not JSON: nested too deeply', advice) from None
   if _depth(value) > _MAX_DEPTH:
     raise _error(where, f'nested more than {_MAX_DEPTH} deep', advice)
+  check(value, where, shape, advice)
+  return value
+
+
+def check(value: Any, where: str, shape: Any, advice: str = '') -> None:
+  """Raises if a value that was read is not of a shape.
+
+  Args:
+    value: of JSON.
+    where: it is from, for messages.
+    shape: what it has to be; see the module.
+    advice: how messages end: what to do about it.
+
+  Raises:
+    errors.UserError: it is something else.
+  """
   problem = _mismatch(value, shape, '')
   if problem:
     raise _error(where, problem, advice)
-  return value
 
 
 def _error(where: str, problem: str, advice: str) -> errors.UserError:

@@ -17,7 +17,7 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from vtokens import errors, flags, schema, stopping, writers
+from vtokens import errors, flags, json_files, schema, stopping, writers
 from vtokens.data import names, reading, sources, store
 from vtokens.data.build_config import Config, validate
 from vtokens.data.reading import Counts
@@ -193,7 +193,7 @@ def _finish(
 ) -> None:
   """Writes checksums, reports and, last, the manifest; then checks all."""
   # tfds's record of what it wrote.
-  info = json.loads(pathlib.Path(directory, 'dataset_info.json').read_text())
+  info = json_files.read(pathlib.Path(directory, 'dataset_info.json'))
   lengths = {
     split['name']: [int(n) for n in split['shardLengths']]
     for split in info['splits']
@@ -258,7 +258,17 @@ def _left_out(counts: Counts) -> str:
 def _report(path: str) -> None:
   """Says what a dataset holds."""
   manifest = store.read_manifest(path)
-  values = json.loads(pathlib.Path(path, store.MANIFEST).read_text())['splits']
+  counts = {
+    'skipped': int,
+    'no_answer': int,
+    'not_drawn': int,
+    'passages_cut': int,
+    'notes': {str: int},
+    'datasets': {str: int},
+  }
+  values = json_files.read(
+    pathlib.Path(path, store.MANIFEST), {'splits': {str: counts}}
+  )['splits']
   for name, shards in manifest.splits.items():
     split = values[name]
     size = sum(shard.num_bytes for shard in shards)

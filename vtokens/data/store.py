@@ -6,14 +6,13 @@ writes last: what it was built from, and each shard's size and SHA-256.
 
 import dataclasses
 import hashlib
-import json
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 from etils import epath
 
-from vtokens import errors, paths
+from vtokens import errors, json_files, paths
 from vtokens.data.records import Record
 
 SOURCE = 'records:'
@@ -21,6 +20,13 @@ MANIFEST = 'build.json'
 FORMAT = 1
 _REBUILD = 'build it again with python -m vtokens.data.build'
 _BLOCK = 1 << 20
+# What `build.json` has to hold.
+_SHARD = {'file': str, 'num_records': int, 'num_bytes': int, 'sha256': str}
+_MANIFEST = {
+  'fingerprint': str,
+  'built_from': dict,
+  'splits': {str: {'shards': [_SHARD], 'datasets': {str: int}}},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,34 +77,34 @@ def read_manifest(path: str) -> Manifest:
   directory = _directory(path)
   file = directory / MANIFEST
   try:
-    values = json.loads(file.read_text())
-    if values['format'] != FORMAT:
-      raise errors.UserError(
-        f'{file}: format {values["format"]}, this version reads {FORMAT}; '
-        f'{_REBUILD}'
-      )
-    return Manifest(
-      path=str(directory),
-      fingerprint=values['fingerprint'],
-      built_from=values['built_from'],
-      splits={
-        name: tuple(Shard(**shard) for shard in split['shards'])
-        for name, split in values['splits'].items()
-      },
-      datasets={
-        name: split['datasets'] for name, split in values['splits'].items()
-      },
-    )
+    data = file.read_bytes()
   except (OSError, ImportError) as e:
     raise errors.UserError(
       f'{path}: no finished dataset of records here: {MANIFEST} cannot be '
       f'read ({type(e).__name__}: {e}); check the path, or {_REBUILD}'
     ) from e
-  except (ValueError, KeyError, TypeError, AttributeError) as e:
+  values = json_files.parse(data, str(file), {'format': int}, _REBUILD)
+  if values['format'] != FORMAT:
     raise errors.UserError(
-      f'{file}: not as vtokens.data.build writes it ({type(e).__name__}: '
-      f'{e}); {_REBUILD}'
-    ) from e
+      f'{file}: format {values["format"]}, this version reads {FORMAT}; '
+      f'{_REBUILD}'
+    )
+  json_files.check(values, str(file), _MANIFEST, _REBUILD)
+  return Manifest(
+    path=str(directory),
+    fingerprint=values['fingerprint'],
+    built_from=values['built_from'],
+    splits={
+      name: tuple(
+        Shard(**{key: shard[key] for key in _SHARD})
+        for shard in split['shards']
+      )
+      for name, split in values['splits'].items()
+    },
+    datasets={
+      name: split['datasets'] for name, split in values['splits'].items()
+    },
+  )
 
 
 def _directory(path: str) -> epath.Path:

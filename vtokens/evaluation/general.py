@@ -279,22 +279,46 @@ def _identity(base: FrozenBase, task: LoadedTask, seed: int) -> dict[str, Any]:
 def _finished(
   directory: epath.Path, task: LoadedTask, identity: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-  """The result of a task if it was computed before."""
-  path = directory / f'{task.name}.json'
-  if not path.exists():
-    return None
-  found = json_files.read(
-    path,
-    {'identity': dict, 'predictions_sha256': str, 'result': dict},
-    'delete it to have the task done again',
-  )
-  predictions = directory / f'{task.name}.jsonl'
-  if checksums.has_seal(found) and not checksums.is_sealed(found):
-    return None
-  if found['identity'] != identity or not predictions.exists():
-    return None
-  digest = hashlib.sha256(predictions.read_bytes()).hexdigest()
-  return found['result'] if found['predictions_sha256'] == digest else None
+  """The result of a task if it was computed before.
+
+  Of another directory too: it is called after the base's path, which may have
+  changed.
+  """
+  others: list[epath.Path] = []
+  if paths.exists(directory.parent):
+    others = [d for d in sorted(directory.parent.iterdir()) if d != directory]
+  for place in (directory, *others):
+    path = place / f'{task.name}.json'
+    predictions = place / f'{task.name}.jsonl'
+    if not paths.exists(path) or not paths.exists(predictions):
+      continue
+    found = json_files.read(
+      path,
+      {'identity': dict, 'predictions_sha256': str, 'result': dict},
+      'delete it to have the task done again',
+    )
+    if checksums.has_seal(found) and not checksums.is_sealed(found):
+      continue
+    data = predictions.read_bytes()
+    if (
+      _by_content(found['identity']) == _by_content(identity)
+      and found['predictions_sha256'] == hashlib.sha256(data).hexdigest()
+    ):
+      if place != directory and distributed.is_first():
+        writers.write_bytes(directory / predictions.name, data)
+        writers.write_json(directory / path.name, found)
+      return {**found['result'], 'source': task.settings.source}
+  return None
+
+
+def _by_content(identity: Mapping[str, Any]) -> dict[str, Any]:
+  """An identity without paths: it has the hashes of the files."""
+  settings = {
+    key: value
+    for key, value in dict(identity.get('settings') or {}).items()
+    if key not in ('source', 'shots_source')
+  }
+  return {**identity, 'settings': settings}
 
 
 def _write(

@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from vtokens import errors
+from vtokens import json_files
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -13,10 +13,7 @@ def read_json(path: pathlib.Path) -> Any:
   Raises:
     errors.UserError: it is missing, or not JSON.
   """
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError) as e:
-    raise errors.UserError(f'{path}: cannot be read: {e}') from None
+  return json_files.read(path, object)
 
 
 def write_json(path: pathlib.Path, values: Any, indent: int | None = 2) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from vtokens import errors, writers
+from vtokens import errors, json_files, writers
 from vtokens.data import records
 from vtokens.retrieval import claims, config, execute, lexicon, store, topk
 
@@ -120,7 +120,7 @@ class Bm25:
     )
     for leftover in (counts, frequencies):
       claims.remove(leftover)
-    return json.loads(totals.read_text('utf-8'))
+    return _read_totals(totals)
 
   def encode_questions(self, questions: Sequence[str], path: pathlib.Path):
     """Writes the questions' tokens."""
@@ -142,7 +142,8 @@ class Bm25:
       store.shard_directory(directory, shard), digest
     )
     hits = []
-    for tokens in json.loads(questions.read_text('utf-8')):
+    advice = f'delete {questions} to have it made again'
+    for tokens in json_files.read(questions, [[str]], advice):
       ids = vocabulary.ids(tokens)
       # Without a known word bm25s would score every passage 0, or fail.
       scores = index.get_scores_from_ids(ids) if ids else np.zeros(0)
@@ -266,7 +267,7 @@ def _score_shard(
 ) -> None:
   """Writes the index of a shard, in the format of bm25s."""
   counts = store.shard_directory(directory / _COUNTS, shard)
-  totals = json.loads((directory / _TOTALS).read_text('utf-8'))
+  totals = _read_totals(directory / _TOTALS)
   df = np.load(_frequencies(directory / _FREQUENCIES, shard))
   lengths, gram_lengths, indptr, indices, tf = (
     np.load(counts / f'{name}.npy')
@@ -336,7 +337,13 @@ def _text(passage: records.Passage, title_weight: int) -> str:
 
 
 def _words(counts: pathlib.Path) -> list[str]:
-  return json.loads((counts / 'words.json').read_text('utf-8'))
+  advice = f'delete {counts} to make it again'
+  return json_files.read(counts / 'words.json', [str], advice)
+
+
+def _read_totals(path: pathlib.Path) -> dict[str, Any]:
+  shape = {'num_passages': int, 'num_tokens': int, 'num_words': int}
+  return json_files.read(path, shape, f'delete {path.parent} to make it again')
 
 
 def _version(package: str) -> str:

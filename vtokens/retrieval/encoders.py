@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from vtokens import errors, paths
+from vtokens import errors, json_files, paths
 from vtokens.retrieval import config
 
 
@@ -192,7 +191,7 @@ def _own_recipe(directory: pathlib.Path) -> dict[str, Any]:
 
   def read(name: str) -> Any:
     path = directory / name
-    return json.loads(path.read_text('utf-8')) if path.exists() else {}
+    return json_files.read(path, (dict, list)) if path.exists() else {}
 
   own: dict[str, Any] = {}
   modules = [m['type'].split('.')[-1] for m in read('modules.json') or []]

@@ -72,8 +72,10 @@ def write_records(
   for chunk in numbers:
     claims.remove(part(chunk))
   result: dict[str, list[int]] = {name: [] for name in names}
+  advice = f'delete {workdir} to have it made again'
   for chunk in numbers:
-    for name, found in json.loads(ranks(chunk).read_text('utf-8')).items():
+    ranked = json_files.read(ranks(chunk), {str: [int]}, advice)
+    for name, found in ranked.items():
       result[name] += found
   return result
 

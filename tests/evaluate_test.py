@@ -267,6 +267,63 @@ def test_more_values_of_an_axis_add_cells(whole, root, monkeypatch):
   assert len(more['cells']) == len(whole['cells']) + 4
 
 
+def test_runs_base_and_questions_that_moved(
+  whole, root, tiny_dir, tmp_path, monkeypatch
+):
+  """Answers are known by what decides them; nothing is computed again."""
+  for name in 'ab':
+    shutil.copytree(root / name, tmp_path / 'moved' / f'run-{name}')
+  shutil.copytree(tiny_dir, tmp_path / 'other' / 'base')
+  shutil.copy(root / 'questions.jsonl', tmp_path / 'asked.jsonl')
+  shutil.copytree(root / 'eval' / 'cells', tmp_path / 'eval' / 'cells')
+  before = cells_of(tmp_path / 'eval' / 'cells')
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(
+    base_lib.OpenBase, 'load', lambda *_: pytest.fail('the base is loaded')
+  )
+  cfg = make_config(
+    root,
+    workdir='eval',
+    runs=('moved/run-a', 'moved/run-b'),
+    base=config.Base(path='other/base', dtype='', quantize=''),
+  )
+  cfg.data = dataclasses.replace(cfg.data, sources=('asked.jsonl',))
+  found = run(cfg)
+  assert {c['table'] for c in found['cells']} == {'', 'run-a', 'run-b'}
+
+  def scores(report):
+    return [
+      (c['dataset'], c['condition'], c['table'][-1:], c['metrics'])
+      for c in report['cells']
+    ]
+
+  assert scores(found) == scores(whole)
+  # Nothing was to be added, so the files are those of before.
+  assert cells_of(tmp_path / 'eval' / 'cells') == before
+
+
+def test_answers_of_before_go_on_under_a_new_name(root, tmp_path):
+  """What is there is kept; only what is missing is computed."""
+  shutil.copytree(root / 'a', tmp_path / 'moved')
+  settings = {
+    'workdir': str(tmp_path / 'eval'),
+    'num_passages': (0,),
+    'num_active': (4,),
+  }
+  run(make_config(root, runs=(str(root / 'a'),), **settings))
+  cells = tmp_path / 'eval' / 'cells'
+  (path,) = cells.glob('one_*_tokens_a_*')
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b''.join(lines[:3]))
+  before = cells_of(cells)
+  run(make_config(root, runs=(str(tmp_path / 'moved'),), **settings))
+  assert before.items() <= cells_of(cells).items()
+  (new,) = cells.glob('one_*_tokens_moved_*')
+  assert sorted(new.read_bytes().splitlines(keepends=True)[1:]) == sorted(
+    lines[1:]
+  )
+
+
 @pytest.mark.parametrize(
   'change',
   [

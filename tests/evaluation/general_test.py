@@ -1,6 +1,7 @@
 """Runs of general tasks: results, files, and what is not computed again."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_interval_is_wilsons(base, settings, right, n):
 def test_finished_tasks_are_not_computed_again(
   base, settings, tmp_path, monkeypatch
 ):
-  out = tmp_path / 'out'
+  out = tmp_path / 'general' / 'out'
   whole = run(base, settings, tmp_path / 'whole')
 
   class Killed(Exception):
@@ -203,6 +204,35 @@ def test_finished_tasks_are_not_computed_again(
   run(base, settings, out)
   assert scored == [11, 4] * 3 + [5, 11, 11]
   assert path.read_text() == text
+
+
+def test_a_base_and_files_that_moved(base, settings, tmp_path, monkeypatch):
+  """The directory is called after the base's path; files count as content."""
+  before = run(base, settings, tmp_path / 'general' / 'a')
+  (tmp_path / 'moved').mkdir()
+  for task in settings.values():
+    for field in ('source', 'shots_source'):
+      if path := getattr(task, field):
+        moved = shutil.copy(path, tmp_path / 'moved')
+        setattr(task, field, moved)
+  monkeypatch.setattr(choices, 'score', None)
+  after = run(base, settings, tmp_path / 'general' / 'b')
+  for old, new in zip(before['tasks'], after['tasks'], strict=True):
+    assert new == old | {'source': settings[new['task']].source}
+  for path in (tmp_path / 'general' / 'a').iterdir():
+    other = tmp_path / 'general' / 'b' / path.name
+    assert other.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize('damage', ['', '[]', '{}', '[' * 100_000])
+def test_a_result_that_is_damaged(base, settings, tmp_path, damage):
+  (facts,) = [{'facts': settings['facts']}]
+  run(base, facts, tmp_path / 'a')
+  (tmp_path / 'a' / 'facts.json').write_text(damage)
+  with pytest.raises(
+    errors.UserError, match=r'facts\.json: .*; delete it to have the task'
+  ):
+    run(base, facts, tmp_path / 'a')
 
 
 def test_too_long_for_the_base(base, settings):

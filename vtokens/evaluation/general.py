@@ -12,7 +12,14 @@ import numpy as np
 import scipy.stats
 from etils import epath
 
-from vtokens import checksums, distributed, json_files, stopping, writers
+from vtokens import (
+  checksums,
+  distributed,
+  json_files,
+  paths,
+  stopping,
+  writers,
+)
 from vtokens.evaluation import choices, reasoning, task_prompts
 from vtokens.evaluation.tasks import LoadedTask
 from vtokens.models.base import FrozenBase, OpenBase

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Any
 
+from vtokens import json_files
 from vtokens.data import containment, records
 from vtokens.retrieval import claims, config, execute, search, store
 

@@ -270,6 +270,35 @@ def test_a_work_directory_of_another_run_is_refused(case):
   assert case.files()
 
 
+def test_another_chunk_size_changes_nothing(case):
+  before = case.files()
+  result = run('--config', case.config(), '--config.questions.chunk_size=7')
+  assert result.returncode == 0, result.stderr
+  assert 'config.questions.chunk_size: ' in result.stdout
+  assert case.files() == before
+
+
+def test_directories_that_cannot_be_written(case, tmp_path):
+  (tmp_path / 'file').write_text('')
+  for field in ('workdir', 'index_dir'):
+    path = tmp_path / 'file' / field
+    other = 'index_dir' if field == 'workdir' else 'workdir'
+    result = run(
+      '--config',
+      case.config(),
+      f'--config.{field}={path}',
+      f'--config.{other}={tmp_path / other}',
+    )
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(
+      f'error: {path}: cannot be written: Not a directory. Once it can, this '
+      'continues: python -m vtokens.retrieve '
+    )
+    assert 'Traceback' not in result.stderr
+  # Found before the index was made.
+  assert not list((tmp_path / 'index_dir').glob('*/complete.json'))
+
+
 def test_a_damaged_index_is_refused(case):
   path = case.config('damaged', 'damaged-index')
   assert run('--config', path).returncode == 0

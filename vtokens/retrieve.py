@@ -63,14 +63,15 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
       f'{time.monotonic() - began:.1f} s'
     )
     indices.append(index)
-  _claim_workdir(cfg, questions, indices)
+  chunk_size = _chunk_size(cfg)
+  _claim_workdir(cfg, chunk_size, questions, indices)
   if skipped:
     path = workdir / 'skipped_questions.txt'
     writers.write_text(path, ''.join(f'{line}\n' for line in skipped))
     writers.say(
       f'config.questions: skipped {len(skipped):,} bad records, see {path}'
     )
-  size = cfg.questions.chunk_size
+  size = chunk_size
   chunks = [
     questions[start : start + size] for start in range(0, len(questions), size)
   ]
@@ -105,8 +106,24 @@ def _read_questions(
   return questions, skipped
 
 
+def _chunk_size(cfg: config.Config) -> int:
+  """That of the run in the work directory, if there is one.
+
+  It decides where results lie, not what they are.
+  """
+  begun = claims.identity_if_there(pathlib.Path(cfg.workdir))
+  size = begun.get('chunk_size', cfg.questions.chunk_size)
+  if size != cfg.questions.chunk_size:
+    writers.say(
+      f'config.questions.chunk_size: {size} as {cfg.workdir} was begun with, '
+      f'not {cfg.questions.chunk_size}'
+    )
+  return size
+
+
 def _claim_workdir(
   cfg: config.Config,
+  chunk_size: int,
   questions: Sequence[records.Record],
   indices: Sequence[search.Index],
 ) -> None:
@@ -115,7 +132,7 @@ def _claim_workdir(
     pathlib.Path(cfg.workdir),
     {
       'questions': records.sha256(questions),
-      'chunk_size': cfg.questions.chunk_size,
+      'chunk_size': chunk_size,
       'top_k': cfg.top_k,
       'compress': cfg.compress,
       'indices': {index.name: index.digest for index in indices},
@@ -130,6 +147,8 @@ def _claim_workdir(
 def main(cfg: config.Config) -> None:
   """Entry point."""
   try:
+    # Before the index, which takes long.
+    claims.check_writable(pathlib.Path(cfg.workdir))
     with claims.locked(pathlib.Path(cfg.index_dir)):
       table = retrieve(cfg)
   # Whatever is on disk is whole at any time.

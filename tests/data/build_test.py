@@ -368,3 +368,13 @@ def test_bad_configs(field, value, message):
   setattr(cfg, field, value)
   with pytest.raises(errors.UserError, match=message):
     validate(cfg)
+
+
+def test_directory_that_cannot_be_written(tmp_path):
+  path = write(tmp_path / 'a.jsonl', [row(0)])
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(
+    errors.NotWrittenError,
+    match=r'^/.*/file/out: cannot be written: Not a directory$',
+  ):
+    build.build(config(tmp_path, [path], out='file/out'))

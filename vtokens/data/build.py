@@ -17,7 +17,15 @@ from typing import Any
 import tqdm
 from etils import epath
 
-from vtokens import errors, flags, json_files, schema, stopping, writers
+from vtokens import (
+  errors,
+  flags,
+  json_files,
+  paths,
+  schema,
+  stopping,
+  writers,
+)
 from vtokens.data import names, reading, sources, store
 from vtokens.data.build_config import Config, validate
 from vtokens.data.reading import Counts
@@ -48,9 +56,10 @@ def build(cfg: Config) -> str:
   if final.exists():
     _keep(str(final), fingerprint, built_from)
     return str(final)
-  writers.say(f'{cfg.name}: building in {final}')
   out = pathlib.Path(cfg.out)
-  out.mkdir(parents=True, exist_ok=True)
+  with paths.writing(out):
+    out.mkdir(parents=True, exist_ok=True)
+  writers.say(f'{cfg.name}: building in {final}')
   prefix = f'.building-{cfg.name}-'
   for left in sorted(out.glob(f'{prefix}*')):
     writers.say(

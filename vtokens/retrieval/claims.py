@@ -17,11 +17,12 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vtokens import checksums, errors, json_files, schema, writers
+from vtokens import checksums, errors, json_files, paths, schema, writers
 
 _IDENTITY = 'identity.json'
 _COMPLETE = 'complete.json'
@@ -35,13 +36,11 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
   """Keeps other processes of this machine out of a directory meanwhile.
 
   Raises:
-    errors.UserError: it cannot be written.
+    errors.NotWrittenError: it cannot be written.
   """
-  try:
+  with paths.writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
     (directory / '.lock').touch()
-  except OSError as e:
-    raise errors.UserError(f'{directory}: cannot be written: {e}') from e
   with open(directory / '.lock', 'w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -49,6 +48,18 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
       writers.say(f'{directory}: another run is at work here; waiting for it')
       fcntl.flock(file, fcntl.LOCK_EX)
     yield
+
+
+def check_writable(directory: pathlib.Path) -> None:
+  """Makes a directory, and raises if no file can be made in it.
+
+  Raises:
+    errors.NotWrittenError: it, or a file in it, cannot be written.
+  """
+  with paths.writing(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+      pass
 
 
 def claim(
@@ -143,6 +154,12 @@ def is_claimed(directory: pathlib.Path) -> bool:
 def read_identity(directory: pathlib.Path) -> dict[str, Any]:
   """What the directory was claimed for."""
   return _read(directory / _IDENTITY)
+
+
+def identity_if_there(directory: pathlib.Path) -> dict[str, Any]:
+  """Likewise; nothing where it was not claimed yet."""
+  there = (directory / _IDENTITY).exists()
+  return read_identity(directory) if there else {}
 
 
 def num_bytes(directory: pathlib.Path) -> int:

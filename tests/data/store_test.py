@@ -172,7 +172,9 @@ def test_several_versions(built, tmp_path):
 @pytest.mark.parametrize('text', ['{', '{}', '[]', '{"format": 1}'])
 def test_damaged_manifest(copy, text):
   (copy / store.MANIFEST).write_text(text)
-  with pytest.raises(errors.UserError, match=r'build\.json: .*; build it again with'):
+  with pytest.raises(
+    errors.UserError, match=r'build\.json: .*; build it again with'
+  ):
     store.RecordStore(str(copy), 'train')
 
 

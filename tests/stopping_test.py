@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -139,6 +140,27 @@ def test_an_exit_that_is_lost_on_its_way(error):
       if error:
         raise error
   assert stopped.value.code == 128 + signal.SIGTERM
+
+
+def test_an_exit_that_is_lost_is_raised_again():
+  """But not while it is on its way, however long cleaning up takes."""
+  steps = []
+  began = time.monotonic()
+  with pytest.raises(SystemExit) as stopped:
+    with stopping.at_once():
+      try:
+        with contextlib.suppress(SystemExit):
+          os.kill(os.getpid(), signal.SIGTERM)
+        steps.append('lost')
+        time.sleep(30)
+        steps.append('went on')
+      finally:
+        time.sleep(2.5)
+        steps.append('cleaned up')
+  assert steps == ['lost', 'cleaned up']
+  assert stopped.value.code == 128 + signal.SIGTERM
+  assert time.monotonic() - began < 20
+  assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 def test_an_error_without_a_signal():

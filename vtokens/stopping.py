@@ -11,12 +11,15 @@ import os
 import signal
 import threading
 import typing
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 from vtokens import aside, streams
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds after which an exit that was lost is raised again.
+_AGAIN = 1.0
 
 T = typing.TypeVar('T')
 
@@ -131,7 +134,8 @@ class _AtOnce:
   """
 
   signal: int = 0
-  _raised: bool = False
+  # The exit that was raised last, for as long as it is on its way.
+  _exit: Callable[[], Ended | None] = staticmethod(lambda: None)
 
   def note(self, number: int) -> None:
     """Ends the program."""
@@ -142,17 +146,29 @@ class _AtOnce:
         _end_now(number)
       self.signal = number
       streams.notice(f'\n{signal.Signals(number).name}: stopped\n')
-    # In another thread it would end that one alone; once, since cleaning up
-    # may print.
-    main = threading.current_thread() is threading.main_thread()
-    if main and not self._raised:
-      self._raised = True
-      self.check()
+    self.insist()
+
+  def insist(self) -> None:
+    """Raises the exit unless it is on its way, and sees to it later too.
+
+    While it is on its way, what cleans up must not be disturbed.
+    """
+    # In another thread it would end that one alone.
+    if threading.current_thread() is threading.main_thread():
+      signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+      if self._exit() is None:
+        self.check()
 
   def check(self) -> None:
     """Raises `Ended` if a signal has come."""
     if self.signal:
-      raise Ended(128 + self.signal)
+      ended = Ended(128 + self.signal)
+      self._exit = weakref.ref(ended)
+      try:
+        raise ended
+      finally:
+        # Its traceback has this frame, which would keep it.
+        del ended
 
 
 _at_once: _AtOnce | None = None
@@ -166,8 +182,9 @@ def at_once() -> Iterator[None]:
   number; a second signal ends it without cleaning up. Compiled code that
   calls back into Python may lose the exit on its way and raise an error of its
   own (dm-tree, which tensorflow-datasets is built on, a bare TypeError), or
-  none: however the block ends after a signal, it is that exit. So `check` is to
-  be called before what the block has made is put in its place.
+  none: then it is raised again a second later, and however the block ends after
+  a signal, it is that exit. `check` is to be called before what the block has
+  made is put in its place.
   """
   global _at_once
   if threading.current_thread() is not threading.main_thread():
@@ -180,11 +197,15 @@ def at_once() -> Iterator[None]:
   _at_once = ours = _AtOnce()
   try:
     with _handling(ours.note):
+      alarm = signal.signal(signal.SIGALRM, lambda *_: ours.insist())
       try:
         yield
       except Exception:
         if not ours.signal:
           raise
+      finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
   finally:
     _at_once = None
   ours.check()

@@ -58,7 +58,7 @@ def test_a_second_signal_ends_at_once(block, second):
   assert done.stdout == ''
   first, line = done.stderr.split('\n\n')
   assert first.startswith('\nSIGTERM: stop')
-  assert line == f'{second}: the second signal, ended at once\n'
+  assert line == f'{second}: ended at once\n'
 
 
 def test_signals_are_given_back():
@@ -161,6 +161,32 @@ def test_an_exit_that_is_lost_is_raised_again():
   assert stopped.value.code == 128 + signal.SIGTERM
   assert time.monotonic() - began < 20
   assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+_IN_A_CALLBACK = """
+import gc, os, signal, sys, time
+from vtokens import stopping
+
+def call(phase, info):
+  gc.callbacks.clear()
+  os.kill(os.getpid(), signal.SIGTERM)
+  time.sleep(0.1)
+
+with stopping.at_once():
+  gc.callbacks.append(call)
+  gc.collect()
+  print('lost', flush=True)
+  time.sleep(30)
+"""
+
+
+def test_an_exit_that_python_loses():
+  done = subprocess.run(
+    [sys.executable, '-c', _IN_A_CALLBACK], capture_output=True, text=True
+  )
+  assert done.returncode == 128 + signal.SIGTERM
+  assert done.stdout == 'lost\n'
+  assert done.stderr == '\nSIGTERM: stopped\n'
 
 
 def test_an_error_without_a_signal():

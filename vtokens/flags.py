@@ -167,6 +167,7 @@ def run(
 def _start() -> None:
   """What comes before anything that can fail or print."""
   streams.guard()
+  stopping.end_now_outside()
   logging.get_absl_handler().python_handler.setStream(sys.stderr)
   for number, argument in enumerate(sys.argv):
     try:

@@ -9,11 +9,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import typing
 import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from vtokens import aside, streams
 
@@ -198,6 +200,7 @@ def at_once() -> Iterator[None]:
   try:
     with _handling(ours.note):
       alarm = signal.signal(signal.SIGALRM, lambda *_: ours.insist())
+      hook, sys.unraisablehook = sys.unraisablehook, _without_exit
       try:
         yield
       except Exception:
@@ -206,9 +209,16 @@ def at_once() -> Iterator[None]:
       finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = hook
   finally:
     _at_once = None
   ours.check()
+
+
+def _without_exit(lost: Any) -> None:
+  """Python's hook for exceptions that are lost, but for the exit."""
+  if not isinstance(lost.exc_value, Ended):
+    sys.__unraisablehook__(lost)
 
 
 def check() -> None:
@@ -236,10 +246,21 @@ def _handling(told: Callable[[int], None]) -> Iterator[None]:
       signal.signal(number, handler)
 
 
+def end_now_outside() -> None:
+  """Has signals outside of all blocks end the program as a second one does.
+
+  For programs: before their work begins and after it has ended, Python would
+  show where it was.
+  """
+  for number in _SIGNALS:
+    found = signal.getsignal(number)
+    if found in (signal.SIG_DFL, signal.default_int_handler):
+      signal.signal(number, lambda number, _: _end_now(number))
+
+
 def _end_now(number: int) -> None:
   """Ends the program as a kill would, but for a line."""
-  name = signal.Signals(number).name
-  streams.notice(f'\n{name}: the second signal, ended at once\n')
+  streams.notice(f'\n{signal.Signals(number).name}: ended at once\n')
   # They would outlive it.
   with contextlib.suppress(Exception):
     for child in multiprocessing.active_children():

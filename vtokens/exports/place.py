@@ -47,7 +47,11 @@ def new(out: str) -> Iterator[pathlib.Path]:
       # Fails if a directory with content has come there meanwhile.
       os.rename(partial, target)
     # Libraries write as well: safetensors has an exception of its own.
-    except (OSError, safetensors.SafetensorError) as e:
+    except (
+      OSError,
+      errors.NotWrittenError,
+      safetensors.SafetensorError,
+    ) as e:
       raise errors.UserError(f'--out: {out}: not written: {e}') from e
     finally:
       shutil.rmtree(partial, ignore_errors=True)

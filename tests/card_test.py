@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import export_test
@@ -34,7 +35,16 @@ def place(tmp_path_factory):
     values = json.loads((base / name).read_text())
     values |= {'_name_or_path': str(base), 'name_or_path': str(base)}
     values['special_tokens_map_file'] = f'{root}/special_tokens_map.json'
+    values['section'] = [{'_name_or_path': f'{_SECRET}/checkpoint-5', 'a': 1}]
     (base / name).write_text(json.dumps(values))
+  (base / 'generation_config.json').write_text(
+    json.dumps({'eos_token_id': 330, '_name_or_path': str(base)})
+  )
+  # What other programs leave beside a model that they have trained.
+  for name in ('trainer_state.json', 'all_results.json', 'run.log', 'notes'):
+    (base / name).write_text(json.dumps({'best_model_checkpoint': str(base)}))
+  for name in ('LICENSE.txt', 'NOTICE', 'vocab.json'):
+    (base / name).write_text(name)
   export_test.write_run(root / 'run', base)
   file = root / 'run' / 'config.json'
   values = json.loads(file.read_text())
@@ -99,6 +109,11 @@ def test_no_file_has_a_local_path(place, kind):
   assert "pip install '.[export]'" in text
   code = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
   assert r"stop_strings=['\n']" in code
+  if kind == 'hf':
+    for name in ('LICENSE.txt', 'NOTICE', 'vocab.json'):
+      assert (out / name).read_text() == name
+    values = json.loads((out / 'config.json').read_text())
+    assert values['section'] == [{'a': 1}]
   if kind == 'peft':
     for form in ('trainable_tokens', 'embedding_lora'):
       config = peft.PeftConfig.from_pretrained(out / form)
@@ -260,6 +275,11 @@ def test_the_dtype_of_an_export(tmp_path):
 def test_licences_of_cards(tmp_path, text, expected):
   (tmp_path / 'README.md').write_text(text)
   assert licence.of_base(str(tmp_path), None) == expected
+
+
+def test_a_card_that_is_a_pipe(tmp_path):
+  os.mkfifo(tmp_path / 'README.md')
+  assert licence.of_base(str(tmp_path), None) == {}
 
 
 def test_licences_of_packages(smollm2_path):

@@ -219,7 +219,10 @@ def test_exported(case, tmp_path):
     'tokenizer.ggml.suppress_tokens',
     size,
   }
-  assert fields.keys() == {*old_fields, 'tokenizer.ggml.suppress_tokens'}
+  assert b'/home/maker' in base.read_bytes()
+  assert b'/home/maker' not in (out / 'model.gguf').read_bytes()
+  kept = {name for name in old_fields if not name.startswith('quantize.')}
+  assert fields.keys() == {*kept, 'tokenizer.ggml.suppress_tokens'}
   assert fields['tokenizer.ggml.suppress_tokens'].value == ids
   for name in fields.keys() - changed:
     assert fields[name] == old_fields[name]

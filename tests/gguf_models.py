@@ -71,6 +71,9 @@ def write(
     **(metadata or {}),
   }
   writer = gguf.GGUFWriter(path, architecture)
+  # Where its maker had them: llama.cpp's quantiser writes it.
+  writer.add_string('quantize.imatrix.file', '/home/maker/imatrix.dat')
+  writer.add_string('quantize.imatrix.dataset', '/home/maker/data.txt')
   for key, value in values.items():
     match value:
       case str():

@@ -81,12 +81,12 @@ def test_what_is_of_another_shape(value, shape, message):
 
 def test_files_that_cannot_be_read(tmp_path):
   for path, reason in (
-    (tmp_path / 'none', 'No such file or directory'),
-    (tmp_path, 'Is a directory'),
+    (tmp_path / 'none', 'cannot be read: No such file or directory'),
+    (tmp_path, 'is a directory, expected a file'),
   ):
     with pytest.raises(errors.UserError) as e:
       json_files.read(path)
-    assert str(e.value) == f'{path}: cannot be read: {reason}'
+    assert str(e.value) == f'{path}: {reason}'
 
 
 def test_lines(tmp_path):

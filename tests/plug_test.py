@@ -1,8 +1,10 @@
 """Tests of vtokens.plug: what programs give it, and models that it is on."""
 
 import copy
+import io
 import pathlib
 
+import accelerate
 import export_test
 import family_models
 import numpy as np
@@ -97,6 +99,28 @@ def test_a_table_moves_with_the_model(one, tmp_path):
   assert [name for name, _ in embedding.named_buffers()] == []
 
 
+@pytest.mark.parametrize('name', ['llama2', 'gemma'])
+@pytest.mark.parametrize('buffers', [False, True])
+def test_a_model_whose_weights_are_brought_when_needed(name, buffers, tmp_path):
+  """Accelerate keeps no values in such a model between calls."""
+  base = tmp_path / 'base'
+  family_models.save(base, name)
+  export_test.write_run(tmp_path / 'run', base)
+  table = run.read(str(tmp_path / 'run')).table
+  ids = torch.tensor([[1, 2, *table.meta.tokens.ids[:2], 3]])
+  model = transformers.AutoModelForCausalLM.from_pretrained(base)
+  plug.attach(model, table)
+  expected = model(ids).logits
+  plug.detach(model)
+  accelerate.cpu_offload(
+    model, execution_device=torch.device('cpu'), offload_buffers=buffers
+  )
+  assert model.get_input_embeddings().weight.is_meta
+  plug.attach(model, table)
+  assert torch.equal(model(ids).logits, expected)
+  plug.detach(model)
+
+
 def test_an_embedding_that_was_resized(one, tmp_path):
   """Ids of virtual tokens are then those of random rows."""
   table, _ = one
@@ -114,6 +138,9 @@ def test_an_embedding_that_was_resized(one, tmp_path):
   'passages',
   [
     *('one passage', b'one passage', None, 7, {'text': 'one passage'}),
+    # Without an order, lines of a file, arrays of another shape.
+    *({'one', 'two'}, io.StringIO('one\ntwo\n')),
+    *(np.array('one'), np.array([['id', 'text']]), torch.zeros(1, 2)),
     *([None], [7], [b'text'], [['text']], [{}], [{'contents': 'text'}]),
     *([{'text': None}], [{'text': 7}], [{'text': 'a', 'title': 7}]),
     *(
@@ -168,7 +195,8 @@ def test_what_passages_may_be(one):
     table.meta,
   )
   several = ['One.', {'title': 'T', 'text': 'Two.', 'score': 1.0}]
-  for passages in (several, tuple(several), iter(several)):
+  array = np.array(several, dtype=object)
+  for passages in (several, tuple(several), iter(several), array):
     found = plug.prompt_ids(
       tokenizer, passages, QUESTION, np.int64(3), table.meta
     )

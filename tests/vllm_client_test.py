@@ -8,6 +8,7 @@ import dataclasses
 import http.server
 import io
 import json
+import os
 import threading
 from typing import ClassVar
 
@@ -341,6 +342,22 @@ def test_an_index_of_weights_that_is_none(tmp_path, index):
   with pytest.raises(errors.UserError, match='expected a model') as e:
     vllm_client.read_embedding(str(tmp_path))
   assert len(str(e.value)) < 1000
+
+
+def test_an_index_of_weights_that_is_a_pipe(tmp_path):
+  os.mkfifo(tmp_path / 'model.safetensors.index.json')
+  with pytest.raises(errors.UserError, match='is a pipe, expected a file'):
+    vllm_client.read_embedding(str(tmp_path))
+
+
+def test_an_embedding_in_the_home_directory(tmp_path, monkeypatch):
+  tensor = torch.ones(3, 2)
+  safetensors.torch.save_file(
+    {'model.embed_tokens.weight': tensor}, tmp_path / 'model.safetensors'
+  )
+  monkeypatch.setenv('HOME', str(tmp_path.parent))
+  found = vllm_client.read_embedding(f'~/{tmp_path.name}')
+  assert torch.equal(found, tensor)
 
 
 def test_an_embedding_of_another_shape(tmp_path):

@@ -262,7 +262,10 @@ def _attach(module: Any, table: Artifact) -> None:
 
   # Gemma's embedding multiplies by sqrt(D) what it has looked up.
   scale = getattr(module, 'embed_scale', None)
-  rows = torch.from_numpy(table.table.copy()).to(module.weight)
+  rows = torch.from_numpy(table.table.copy()).to(module.weight.dtype)
+  # accelerate keeps weights that it brings when they are needed without values.
+  if not module.weight.is_meta:
+    rows = rows.to(module.weight.device)
   # It moves with the model, and is not saved with it.
   module.register_buffer(
     'virtual_tokens',

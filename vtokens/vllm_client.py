@@ -18,6 +18,7 @@ small. tests/vllm_test.py compares both with our own model on a server of vLLM.
 import base64
 import io
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import safetensors
 
-from vtokens import errors, http_post, plug
+from vtokens import errors, http_post, json_files, paths, plug
 from vtokens.exports import prompts
 from vtokens.exports.artifact import Artifact
 from vtokens.models import chat_template
@@ -64,14 +65,13 @@ def read_embedding(directory: str) -> 'torch.Tensor':
     errors.UserError: it is not there; or its index is broken, or names a file
       outside the directory.
   """
-  path = pathlib.Path(directory)
+  path = pathlib.Path(paths.expand_home(os.fspath(directory)))
   index = path / 'model.safetensors.index.json'
   file = 'model.safetensors'
   try:
     if index.exists():
-      file = json.loads(index.read_text(encoding='utf-8'))['weight_map'][
-        _EMBEDDING
-      ]
+      shape = {'weight_map': {_EMBEDDING: str}}
+      file = json_files.read(index, shape)['weight_map'][_EMBEDDING]
       # The file itself may be a link, as in the hub's cache.
       if pathlib.PurePath(file).name != file or '\0' in file:
         raise ValueError(
@@ -83,12 +83,8 @@ def read_embedding(directory: str) -> 'torch.Tensor':
     with safetensors.safe_open(path / file, framework='pt') as tensors:
       found = tensors.get_tensor(_EMBEDDING)
   except (
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    RecursionError,
-    safetensors.SafetensorError,
+    *(OSError, ValueError),
+    *(errors.UserError, safetensors.SafetensorError),
   ) as e:
     raise errors.UserError(
       f'{directory}: expected a model in safetensors with {_EMBEDDING}: '

@@ -14,6 +14,7 @@ from etils import epath
 
 from vtokens import (
   config,
+  config_checks,
   errors,
   json_files,
   paths,
@@ -30,6 +31,32 @@ META = 'vtokens.json'
 TABLE = 'virtual_tokens/table.safetensors'
 # Where earlier versions wrote it.
 _OLD_TABLE = 'vtokens.safetensors'
+_ADVICE = 'it is not as vtokens.export writes it'
+# Of `vtokens.json`; see `json_files`.
+_SHAPE = {
+  'base': {
+    'id': str,
+    'revision': str,
+    'fingerprint': str,
+    'tokenizer_sha256': str,
+    'vocab_size': int,
+    'scales_embeddings': bool,
+  },
+  'prompt': {
+    'templates': dict,
+    'position': str,
+    'max_prefix_tokens': int,
+    'max_suffix_tokens': int,
+  },
+  'tokens': {'ids': [int], 'names': [str], 'probe': [int]},
+  'table_sha256': str,
+  'shape': [int],
+  'num_trained': int,
+  'metrics': {str: {str: {'em': float, 'f1': float}}},
+  # Of a run, and of an imported table.
+  'training': ({'config': {'base': {str: object}}}, {'imported': dict}),
+  'versions': {str: str},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +215,11 @@ def read_meta(path: epath.Path) -> Meta:
       f'{path}: expected "format": {FORMAT}, which this version reads, got '
       f'{found!r}'
     )
+  json_files.check(values, str(path), _SHAPE, _ADVICE)
   try:
     prompt = dict(values['prompt'])
     templates = schema.build(config.Templates, prompt.pop('templates'))
-    schema.flatten(templates)
+    _check_prompt(templates, **prompt)
     tokens = dict(values['tokens'])
     meta = Meta(
       **{
@@ -202,20 +230,45 @@ def read_meta(path: epath.Path) -> Meta:
         'shape': tuple(values['shape']),
       }
     )
-  except (KeyError, TypeError, ValueError, errors.UserError) as e:
-    raise errors.UserError(
-      f'{path}: not as vtokens.export writes it ({e})'
-    ) from None
+  # TypeError: of a field that is not known.
+  except (TypeError, errors.UserError) as e:
+    raise errors.UserError(f'{path}: {e}; {_ADVICE}') from None
   rows = len(meta.tokens.ids)
   if not rows == len(meta.tokens.names) == (*meta.shape, 0)[0]:
     raise errors.UserError(
       f'{path}: {rows} ids and {len(meta.tokens.names)} names for a table '
       f'{list(meta.shape)}'
     )
-  trained = meta.num_trained
-  if not isinstance(trained, int) or not 1 <= trained <= rows:
-    raise errors.UserError(
-      f'{path}: num_trained: expected a number from 1 to {rows}, got '
-      f'{trained!r}'
-    )
+  for name, value, most in (
+    ('num_trained', meta.num_trained, rows),
+    ('base.vocab_size', meta.base.vocab_size, schema.MOST_INT),
+  ):
+    if not 1 <= value <= most:
+      raise errors.UserError(
+        f'{path}: {name}: expected a number from 1 to {most}, got {value}'
+      )
+  ids, names = meta.tokens.ids, meta.tokens.names
+  if min(ids) < 0 or len(set(ids)) < rows:
+    raise errors.UserError(f'{path}: tokens.ids: one is below 0 or there twice')
+  if '' in names or len(set(names)) < rows:
+    raise errors.UserError(f'{path}: tokens.names: one is empty or there twice')
   return meta
+
+
+def _check_prompt(templates: config.Templates, **prompt: Any) -> None:
+  """Checks templates and the other fields of `Prompt` as those of a run.
+
+  Raises:
+    errors.UserError: a value cannot be one.
+  """
+  settings = config.Config(templates=templates)
+  settings.virtual_tokens.position = prompt['position']
+  limits = ('max_prefix_tokens', 'max_suffix_tokens')
+  for name in limits:
+    setattr(settings.data, name, prompt[name])
+  values, fail = schema.check(
+    settings,
+    {'virtual_tokens.position': config.POSITIONS},
+    positive=tuple(f'data.{name}' for name in limits),
+  )
+  config_checks.check_templates(values, fail)

@@ -228,7 +228,8 @@ def render(
     lines += ['', '## Scores of the training run, in percent', '']
     lines += ['| | EM | F1 | questions |', '| --- | --: | --: | --: |']
     rows = [
-      (markdown.text(name), row, row['n']) for name, row in scores.items()
+      (markdown.text(name), row, row.get('n', ''))
+      for name, row in scores.items()
     ]
     rows += [
       (f'tokens, k = {markdown.text(k)}', row, '')
@@ -264,7 +265,8 @@ def _about_base(meta: Meta, base: Base) -> str:
     parts.append(f'Its licence, {markdown.code(name)}{link}, holds here, too.')
   else:
     parts.append(
-      'Its files do not state a licence: find it out before this is published.'
+      'Its model card and metadata give no single identifier of a licence: '
+      'find out what holds before this is published.'
     )
   return ' '.join(parts)
 

@@ -38,6 +38,8 @@ _TOKENS, _TYPES, _SCORES = (
 )
 # Ids that llama.cpp never samples; it reads the list since b9495 (2026).
 _SUPPRESS = 'tokenizer.ggml.suppress_tokens'
+# Where the base's maker had files for its quantisation.
+_PLACES = ('quantize.imatrix.file', 'quantize.imatrix.dataset')
 # What stands for a virtual token is recognised where special tokens are, and
 # left out of texts.
 KIND = gguf.TokenType.CONTROL
@@ -284,7 +286,7 @@ def _changed_fields(
   fields: dict[str, gguf_copy.Field], plan: Plan
 ) -> dict[str, gguf_copy.Field]:
   """Metadata of the export, of that of the base."""
-  grown = dict(fields)
+  grown = {name: fields[name] for name in fields if name not in _PLACES}
   for name, fill, values in (
     (_TOKENS, None, [text.encode() for text in plan.tokens.names]),
     (_TYPES, gguf.TokenType.UNUSED.value, KIND.value),

@@ -31,11 +31,13 @@ from vtokens.models.base import OpenBase
 from vtokens.models.hf import INDEX_FILE, SINGLE_FILE
 
 EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
-# What else than the model may lie in a directory that was downloaded.
-_LEFT_OUT = re.compile(
-  r'\..*|.*\.(safetensors|bin|pt|pth|ckpt|gguf|h5|msgpack|ot|index\.json)'
-  r'|.*\.(onnx|onnx_data|tflite|mlmodel)'
-  r'|README\.md|consolidated.*'
+# What belongs to the model besides the files that are written here. Others may
+# be weights in another format, or tell of the base's training and of paths.
+_COPIED = re.compile(
+  r'.*licen[cs]e.*|notice.*|copying.*|use_policy.*'
+  r'|.*\.model|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json'
+  r'|chat_template\.(jinja|json)|.*\.py',
+  re.IGNORECASE,
 )
 # Names of tokens that no model is trained to say.
 _UNSAID = re.compile(
@@ -160,9 +162,7 @@ def write(
   for other in sorted(base.iterdir()):
     target = out / other.name
     if (
-      other.is_file()
-      and not _LEFT_OUT.fullmatch(other.name)
-      and not target.exists()
+      other.is_file() and _COPIED.fullmatch(other.name) and not target.exists()
     ):
       shutil.copyfile(other, target)
 
@@ -276,7 +276,7 @@ def _write_generation_config(
 ) -> None:
   file = base / 'generation_config.json'
   if file.exists():
-    values = read_json(file)
+    values = public.without_paths(read_json(file))
   else:
     config = read_json(base / 'config.json')
     names = ('bos_token_id', 'eos_token_id', 'pad_token_id')

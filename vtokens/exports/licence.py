@@ -72,7 +72,9 @@ def _of_gguf(source: gguf.GGUFSource) -> dict[str, str]:
 def _of_card(path: pathlib.Path) -> dict[str, str]:
   """Of the head of a model card."""
   # It is the base's, and may be anything: whatever is wrong with it, it does
-  # not state a licence.
+  # not state a licence. A pipe would be read without end.
+  if not path.is_file():
+    return {}
   try:
     values = huggingface_hub.metadata_load(path)
   except Exception:

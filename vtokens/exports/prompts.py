@@ -1,9 +1,10 @@
 """The ids of prompts, outside of training. Needs no JAX."""
 
 import dataclasses
+import io
 import numbers
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from vtokens import errors
@@ -98,8 +99,11 @@ def read_passages(passages: Any) -> list[Passage]:
   Raises:
     errors.UserError: they are something else.
   """
-  if isinstance(passages, (str, bytes, Mapping)) or not isinstance(
-    passages, Iterable
+  # A set has no order. Arrays of NumPy and tables of pandas have dimensions.
+  if (
+    isinstance(passages, (str, bytes, Mapping, Set, io.IOBase))
+    or not isinstance(passages, Iterable)
+    or getattr(passages, 'ndim', 1) != 1
   ):
     raise errors.UserError(
       'passages: expected a list of texts or of dicts with "text", got '

@@ -24,6 +24,13 @@ _PATHS = frozenset(
 )
 # Fields whose text is no path, whatever it begins with.
 _TEXTS = frozenset(('templates', 'init_text'))
+# Fields of a base's files, likewise.
+_PLACES = frozenset(
+  (
+    *('_name_or_path', 'name_or_path', 'special_tokens_map_file'),
+    *('tokenizer_file', 'vocab_file', 'merges_file'),
+  )
+)
 # Sources that are no paths: of Python packages, catalogues and the hub.
 _NAMED = ('package:', 'tfds:', 'hub:')
 _BUILT = 'records:'
@@ -67,19 +74,20 @@ def meta(values: Meta) -> Meta:
   )
 
 
-def without_paths(values: Mapping[str, Any]) -> dict[str, Any]:
+def without_paths(value: Any) -> Any:
   """A base's JSON file without the places where others once had it.
 
-  transformers' older versions write them.
+  transformers' older versions write them, in sections as well.
   """
-  places = ('_name_or_path', 'name_or_path', 'special_tokens_map_file')
-  return {
-    key: value
-    for key, value in values.items()
-    if key not in (*places, 'tokenizer_file')
-    or not isinstance(value, str)
-    or not _LOCAL.match(value)
-  }
+  if isinstance(value, Mapping):
+    return {
+      key: without_paths(part)
+      for key, part in value.items()
+      if key not in _PLACES
+    }
+  if isinstance(value, list):
+    return [without_paths(part) for part in value]
+  return value
 
 
 def _names(value: Any, *, is_path: bool) -> Any:

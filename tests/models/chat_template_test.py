@@ -67,11 +67,11 @@ def test_renders_as_transformers(name):
 
 _BAD = {
   'memory': ("{{ ('x' * 4000000000) | length }}", '1,073,741,824 bytes'),
-  'output': ("{{ 'x' * 2000000 }}", 'more than 1,048,576 characters'),
+  'output': ("{{ 'x' * 2000000 }}", 'more than 262,144 characters'),
   'endless output': (
     '{% for i in range(99999) %}{% for j in range(99999) %}{{ "x" * 9 }}'
     '{% endfor %}{% endfor %}',
-    'more than 1,048,576 characters',
+    'more than 262,144 characters',
   ),
   'recursion': (
     '{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}',

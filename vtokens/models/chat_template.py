@@ -21,7 +21,7 @@ _CHILD = pathlib.Path(__file__).with_name('template_child.py')
 _SECONDS = 5
 _PATIENCE = 60
 _MEMORY = 1 << 30
-_LENGTH = 1 << 20
+_LENGTH = 1 << 18
 # Characters of the template itself.
 _LONGEST = 4 << 20
 
@@ -45,7 +45,7 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
 
   Raises:
     TemplateError: the template fails, runs longer than 5 s, takes more than
-      1 GiB (macOS does not limit this) or writes more than a million
+      1 GiB (macOS does not limit this) or writes more than 262,144
       characters.
   """
   text, error = _render(template, json.dumps(variables))

@@ -17,8 +17,9 @@ class Corpus:
   """The passages to search.
 
   Attributes:
-    paths: JSONL files of {id, title, text}, plain or .gz/.xz/.bz2; they are
-      one corpus, in this order.
+    paths: files of passages, in any format that `vtokens.data.corpus` lists,
+      such as JSON lines of {id, title, text}; they are one corpus, in this
+      order.
     shard_size: passages per shard. A shard is what one worker indexes, what
       is kept if a run is killed, and what has to fit memory.
     on_bad_record: error stops at the first bad line; skip leaves such lines
@@ -35,7 +36,8 @@ class Questions:
   """The questions to find passages for.
 
   Attributes:
-    paths: files of records. Passages that they have already are kept.
+    paths: files of records, each perhaps as NAME=PATH with the name of its data
+      set (docs/data.md). Passages that they have already are kept.
     on_bad_record: as for the corpus.
     chunk_size: questions searched together; what is kept if a run is killed.
   """

@@ -178,6 +178,22 @@ def test_damaged_manifest(copy, text):
     store.RecordStore(str(copy), 'train')
 
 
+def test_changed_manifest(copy):
+  text = (copy / store.MANIFEST).read_text()
+  values = json.loads(text)
+  number = values['splits']['train']['shards'][0]['num_records']
+  assert number > 1
+  changed = text.replace(f'"num_records": {number},', '"num_records": 1,', 1)
+  assert changed != text
+  (copy / store.MANIFEST).write_text(changed)
+  with pytest.raises(errors.UserError, match=r'build\.json: .* has changed'):
+    store.RecordStore(str(copy), 'train')
+  # One of an earlier version.
+  del values['sha256_of_the_rest']
+  (copy / store.MANIFEST).write_text(json.dumps(values))
+  assert len(store.RecordStore(str(copy), 'test')) == 4
+
+
 def test_format_of_another_version(copy):
   values = json.loads((copy / store.MANIFEST).read_text())
   (copy / store.MANIFEST).write_text(json.dumps({**values, 'format': 2}))

@@ -18,6 +18,7 @@ import tqdm
 from etils import epath
 
 from vtokens import (
+  checksums,
   errors,
   flags,
   json_files,
@@ -246,7 +247,7 @@ def _finish(
     'splits': splits,
   }
   pathlib.Path(directory, store.MANIFEST).write_text(
-    json.dumps(manifest, indent=1) + '\n', encoding='utf-8'
+    json.dumps(checksums.seal(manifest), indent=1) + '\n', encoding='utf-8'
   )
   store.verify(store.read_manifest(directory))
 

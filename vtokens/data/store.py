@@ -12,7 +12,7 @@ from typing import Any, SupportsIndex
 
 from etils import epath
 
-from vtokens import errors, json_files, paths
+from vtokens import checksums, errors, json_files, paths
 from vtokens.data.records import Record
 
 SOURCE = 'records:'
@@ -88,6 +88,11 @@ def read_manifest(path: str) -> Manifest:
     raise errors.UserError(
       f'{file}: format {values["format"]}, this version reads {FORMAT}; '
       f'{_REBUILD}'
+    )
+  # Earlier versions did not seal it.
+  if checksums.has_seal(values) and not checksums.is_sealed(values):
+    raise errors.UserError(
+      f'{file}: the content has changed since it was written; {_REBUILD}'
     )
   json_files.check(values, str(file), _MANIFEST, _REBUILD)
   return Manifest(

@@ -167,7 +167,8 @@ def _count_shard(
   passages = store.Passages.open(corpus)
   vocabulary: dict[str, int] = {}
   words, lengths = [], []
-  grams, gram_lengths = [], []
+  grams: list[int] = []
+  gram_lengths: list[int] = []
   with tqdm.tqdm(
     total=passages.shard_sizes[shard],
     desc=f'shard {shard}',
@@ -281,13 +282,13 @@ def _score_shard(
   cut = indptr[num_grams]
   # In float32: a large shard has some 10^7 of these.
   scores = tf.astype(np.float32)
-  for part, own, total, of in (
+  for own, sizes, total, of in (
     (slice(cut), gram_lengths, 'num_grams', 'num_passages_with_grams'),
     (slice(cut, None), lengths, 'num_tokens', 'num_passages'),
   ):
     average = totals[total] / max(totals[of], 1)
-    norm = settings.k1 * (1 - settings.b + settings.b * own / (average or 1))
-    scores[part] /= scores[part] + norm.astype(np.float32)[indices[part]]
+    norm = settings.k1 * (1 - settings.b + settings.b * sizes / (average or 1))
+    scores[own] /= scores[own] + norm.astype(np.float32)[indices[own]]
   scores *= np.repeat(idf, np.diff(indptr))
   index = lexicon.load_bm25s().BM25(
     k1=settings.k1, b=settings.b, method='lucene'

@@ -16,7 +16,7 @@ from etils import epath
 from rich.console import Console
 from rich.text import Text
 
-from vtokens import config, errors, flags
+from vtokens import aside, config, errors, flags, stopping
 from vtokens.data import (
   inspect_examples,
   inspect_plots,
@@ -147,8 +147,11 @@ def _show_training(
     )
   ]
   notes: list[str] = []
-  mixture, left_out = training_set.open_training_set(
-    cfg, assembler, held_out, notes.append
+  mixture, left_out = aside.call(
+    lambda: training_set.open_training_set(
+      cfg, assembler, held_out, notes.append, stopping.check
+    ),
+    stopping.check,
   )
   batches = pipeline.TrainBatches(
     mixture,

@@ -257,7 +257,9 @@ def test_tables_with_commas(tmp_path):
     ',id,question,answers,passages,answer_in_retrieved\n'
     """0,q1,"Which, ""so""?","['Elbe', None]","[{'text': 'x'}]",3\n"""
     '1,,"Two\nlines?",Elbe,,\n'
-    '2,q3,Cited?,[citation needed],[],0\n',
+    '2,q3,Cited?,[citation needed],[],0\n'
+    """3,q4,Two?,"('a', 'b')",,\n4,q5,A set?,"{'b', 'a'}",,\n"""
+    '5,q6,When?,"(1, 2)",,\n',
   )
   found = formats.read_all([path])
   given = {'given': (records.Passage('', '', 'x'),)}
@@ -265,6 +267,9 @@ def test_tables_with_commas(tmp_path):
     ('q1', 'Which, "so"?', ('Elbe',), given),
     ('a:3', 'Two\nlines?', ('Elbe',), {}),
     ('q3', 'Cited?', ('[citation needed]',), {'given': ()}),
+    ('q4', 'Two?', ('a', 'b'), {}),
+    ('q5', 'A set?', ('a', 'b'), {}),
+    ('q6', 'When?', ('(1, 2)',), {}),
   ]
   assert all(type(r.question) is str for r in found)
   path = write(tmp_path / 'b.csv', 'question,answer,answer\na,b,c\n')

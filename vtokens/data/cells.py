@@ -24,14 +24,21 @@ def parsed(value: Any) -> Any:
   """What a cell spells if it is an array or object; other values as they are.
 
   In JSON's spelling, or in that of Python, in which pandas writes columns of
-  lists.
+  lists. A tuple or set of strings is an array too.
   """
-  if not isinstance(value, Cell) or not value.strip().startswith(('[', '{')):
+  if not isinstance(value, Cell) or not value.strip().startswith(
+    ('[', '{', '(')
+  ):
     return value
   try:
     found = json.loads(value)
   except (ValueError, RecursionError):
     found = _python(value)
+    if isinstance(found, tuple | set) and all(
+      isinstance(item, str) for item in found
+    ):
+      # A set has no order of its own.
+      found = sorted(found) if isinstance(found, set) else list(found)
   return found if isinstance(found, list | dict) else value
 
 

@@ -93,8 +93,8 @@ def claim(
     remove(path.with_name(f'{_IDENTITY}{_PARTIAL}'))
     if directory.exists() and any(directory.iterdir()):
       raise errors.UserError(
-        f'{directory}: is not empty and holds no {what}; choose another '
-        'directory'
+        f'{directory}: is not empty and does not hold {what}; choose '
+        'another directory'
       )
     writers.write_json(path, identity)
     return False

@@ -129,6 +129,22 @@ def test_squad_rows_as_published_in_columns(tmp_path):
   assert report.counts == {'unanswerable': 1}
 
 
+@pytest.mark.parametrize('answers', ['Broncos', ['Broncos', None, 'B']])
+def test_mrqa_has_texts_for_answers(tmp_path, answers):
+  row = {'context': 'The Broncos won.', 'question': 'Who?', 'answers': answers}
+  path = write(tmp_path / 'mrqa.jsonl', row)
+  (record,) = formats.read_all([path])
+  assert record.answers[0] == 'Broncos'
+  assert record.passages == {'gold': (Passage('', '', 'The Broncos won.'),)}
+
+
+@pytest.mark.parametrize('answers', [5, [5], [{'text': 'x'}, 'y']])
+def test_squad_answers_of_another_type(tmp_path, answers):
+  row = {'context': 'c', 'question': 'Who?', 'answers': answers}
+  with pytest.raises(RecordError, match='answers.*: found '):
+    formats.read_all([write(tmp_path / 'mrqa.jsonl', row)])
+
+
 @pytest.mark.parametrize(
   ('document', 'message'),
   [
@@ -209,6 +225,17 @@ def test_2wiki(tmp_path):
     'entity_ids': 'Q1_Q2',
   }
   path = write(tmp_path / 'hotpot.json', [row], indent=1)
+  assert formats.read_all([path]) == [HOTPOT_RECORD]
+
+
+def test_2wiki_with_json_as_text(tmp_path):
+  """As its Parquet files have it."""
+  row = {
+    **HOTPOT,
+    **{key: json.dumps(HOTPOT[key]) for key in ('context', 'supporting_facts')},
+    'evidences': '[]',
+  }
+  path = write(tmp_path / 'hotpot.jsonl', row)
   assert formats.read_all([path]) == [HOTPOT_RECORD]
 
 
@@ -334,6 +361,13 @@ def test_popqa(tmp_path):
   assert second.answers == ('a "b"',)
 
 
+def test_popqa_as_python_writes_it(tmp_path):
+  path = tmp_path / 'popQA.tsv'
+  path.write_text(popqa("['politician', 'a \"b\"']"))
+  (record,) = formats.read_all([str(path)])
+  assert record.answers == ('politician', 'a "b"')
+
+
 def test_popqa_errors(tmp_path):
   path = tmp_path / 'popQA.tsv'
   lines = popqa('["a"]', '[a]', '"a', '["a", 5]', '["a"]').splitlines(True)
@@ -407,6 +441,12 @@ def test_coqa_first_round(tmp_path):
       {'gold': (STORY,)},
     )
   ]
+
+
+def test_coqa_without_an_id(tmp_path):
+  path = write(tmp_path / 'coqa.jsonl', {**coqa()['data'][0], 'id': None})
+  (record,) = formats.read_all([path])
+  assert record.id == 'coqa:1-1'
 
 
 def test_coqa_all_rounds_with_history(tmp_path):

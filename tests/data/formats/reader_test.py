@@ -746,6 +746,10 @@ def test_keys_that_no_reader_uses(tmp_path, extra, keys):
     {'type': 'bridge', 'level': 'hard', 'source': 'web', 'choices': ['a', 'b']},
     {'rationale': 'x', 'question_decomposition': [{'answer': 'x'}]},
     {'fakeanswer': 'x', 'wrong_answers': ['y'], 'doc_url': 'z'},
+    {'search_query': 'x', 'search_queries': ['y'], 'search_time': 'z'},
+    {'retrieval_method': 'x', 'retrieval_model': 'y', 'answerKey': 'A'},
+    {'knowledge_cutoff': '2021', 'page_views': 'many', 'fact_checked': 'no'},
+    {'story': None},
   ],
 )
 def test_metadata_does_not_block(tmp_path, extra):

@@ -9,7 +9,6 @@ akariasai/PopQA; google-research-datasets/natural-questions nq_open README;
 StonyBrookNLP/musique README.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,7 +36,7 @@ def expand(value: Any, turns: str) -> Iterator[tuple[str, Any]]:
     turns: 'first', or 'all': then the question is the whole conversation so
       far, a line for each utterance.
   """
-  if not (isinstance(value, dict) and 'story' in value):
+  if not isinstance(value, dict) or value.get('story') is None:
     yield '', value
     return
   yield from _rounds(value, turns)
@@ -76,7 +75,7 @@ def _rounds(value: dict[str, Any], turns: str) -> Iterator[tuple[str, Any]]:
       'question': question,
       'answers': [answer, *more_answers],
     }
-    if 'id' in value:
+    if value.get('id') is not None:
       row['id'] = f'{value["id"]}-{i + 1}'
     yield f'-{i + 1}', row
     said = f'{question}\n{AGENT}{answer}\n'
@@ -87,11 +86,15 @@ def _said(turn: Any) -> Any:
 
 
 def squad(fields: Fields) -> Draft:
-  """A question of SQuAD: its paragraph is gold."""
+  """A question of SQuAD or MRQA: its paragraph is gold."""
   answers = cells.parsed(fields.value('answers'))
   if isinstance(answers, dict):  # columns, not always of one length
     column = fields.object('answers')
     texts = column.texts('text') if column.get('text') else ()
+  elif isinstance(answers, str) or (
+    isinstance(answers, list) and any(isinstance(a, str) for a in answers)
+  ):
+    texts = fields.texts('answers')  # MRQA
   else:
     texts = tuple(a.text('text') for a in fields.objects('answers', 'answers'))
   if not texts:
@@ -116,6 +119,10 @@ def coqa(fields: Fields) -> Draft:
 
 def hotpot(fields: Fields) -> Draft:
   """HotpotQA and 2WikiMultiHopQA: every paragraph given, some of them gold."""
+  for key in ('supporting_facts', 'context'):
+    # Parquet files of 2WikiMultiHopQA have JSON as text in these columns.
+    if isinstance(text := fields.value(key), str):
+      fields.values[key] = cells.Cell(text)
   facts = fields.value('supporting_facts')
   titles = _first_column(fields, 'supporting_facts', facts)
   supporting = set(titles)
@@ -212,15 +219,14 @@ def ms_marco(fields: Fields) -> Draft:
 
 
 def popqa(fields: Fields) -> Draft:
-  """PopQA: `possible_answers` is JSON within a column."""
+  """PopQA: `possible_answers` is an array spelled as text."""
   text = fields.value('possible_answers')
   if isinstance(text, str):
-    try:
-      answers = json.loads(text)
-    except (ValueError, RecursionError):
+    answers = cells.parsed(cells.Cell(text))
+    if not isinstance(answers, list):
       raise fields_lib.wrong_type(
         'possible_answers', text, 'a JSON array of strings'
-      ) from None
+      )
     fields.values['possible_answers'] = answers
   return drafts.make(fields, 'possible_answers')
 

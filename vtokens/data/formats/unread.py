@@ -37,11 +37,12 @@ _ANSWERS = _words(
 # A last word that makes a key a property of passages or answers.
 _PROPERTIES = _words(
   """
-  categories category class classes count counts date end ends entities entity
-  format hash id index indices kind lang language len length level name names
-  offset offsets precision prop quality rank ranks recall relevance relevancy
-  score scores source sources span spans start starts subset title titles type
-  types uri url urls version
+  categories category checked class classes count counts cutoff date end ends
+  engine entities entity format hash id index indices key kind lang language
+  latency len length level method model name names offset offsets precision prop
+  quality queries query rank ranks recall relevance relevancy score scores
+  source sources span spans start starts subset time timestamp title titles type
+  types uri url urls version views
   """
 )
 # A first word of answers that are not gold, or gold ones once more.

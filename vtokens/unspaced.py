@@ -31,6 +31,7 @@ _MAYBE = re.compile(
   '\uff00-\uffef\U00016fe0-\U0003ffff]'
 )
 _CHARACTER = regex.compile(CHARACTER, regex.V1)
+_OTHER_WORD = regex.compile(OTHER_WORD, regex.V1)
 # Punctuation of East Asia, and forms as wide as a Han character.
 _WIDE = regex.compile(r'[\u3001-\u303f\uff01-\uffef]')
 _NARROW_LETTER = regex.compile(r'[\p{L}--[\uff01-\uffef]]', regex.V1)
@@ -65,6 +66,7 @@ def is_written(text: str) -> bool:
   if one of these holds:
 
   - at least half of its letters are of these scripts;
+  - it has four characters of these scripts for each other word;
   - at least a tenth are, and a letter or digit of another script stands
     directly beside Han or Kana, or the text has punctuation of East Asia or
     full-width forms (U+3001 to U+303F, U+FF01 to U+FFEF);
@@ -76,7 +78,8 @@ def is_written(text: str) -> bool:
     return bool(_FULL_WIDTH.search(text)) and not _NARROW_LETTER.search(text)
   num_letters = sum(map(str.isalpha, text))
   own = sum(found[0].isalpha() for found in characters(text))
-  if 2 * own >= num_letters:
+  # 'Transformer 模型是谁提出的?' has more letters of the one English word.
+  if 2 * own >= num_letters or own >= 4 * len(_OTHER_WORD.findall(text)):
     return True
   has_sign = _WIDE.search(text) or _MIXED.search(text)
   return bool(has_sign) and 10 * own >= num_letters

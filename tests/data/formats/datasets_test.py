@@ -141,7 +141,7 @@ def test_mrqa_has_texts_for_answers(tmp_path, answers):
 @pytest.mark.parametrize('answers', [5, [5], [{'text': 'x'}, 'y']])
 def test_squad_answers_of_another_type(tmp_path, answers):
   row = {'context': 'c', 'question': 'Who?', 'answers': answers}
-  with pytest.raises(RecordError, match='answers.*: found '):
+  with pytest.raises(RecordError, match=r'answers.*: found '):
     formats.read_all([write(tmp_path / 'mrqa.jsonl', row)])
 
 

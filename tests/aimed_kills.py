@@ -71,10 +71,12 @@ def _watch(workdir: pathlib.Path, at: int, *, after: bool) -> None:
       print(f'{name} {os.path.relpath(path, workdir)}', file=log, flush=True)
       if hit and not after:
         os.kill(os.getpid(), signal.SIGKILL)
-      value = old(*args, **kwargs)
-      if hit:
-        os.kill(os.getpid(), signal.SIGKILL)
-      return value
+      try:
+        return old(*args, **kwargs)
+      finally:
+        # Also where there was nothing to be removed.
+        if hit:
+          os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(module, name, new)
 

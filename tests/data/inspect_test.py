@@ -16,6 +16,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import tiny_models
+import transformers
 from rich.console import Console
 
 from vtokens import config
@@ -112,6 +113,16 @@ TEST = [{**train_record('gamma', i), 'answers': ['one', 'two']} for i in (1, 2)]
 def root(tmp_path_factory) -> pathlib.Path:
   root = tmp_path_factory.mktemp('inspect')
   tiny_models.save_tokenizer(root / 'base')
+  # No weights: they are not looked at.
+  transformers.LlamaConfig(
+    vocab_size=tiny_models.VOCAB_SIZE,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    tie_word_embeddings=False,
+  ).save_pretrained(root / 'base')
   (root / 'tiny.py').write_text(_CONFIG.format(root=str(root)))
   for name, rows in {
     'train': TRAIN,

@@ -560,7 +560,7 @@ def test_colour_only_where_it_is_wanted(root):
       ['--split=test', '--config.data.test=()'],
       'config.data.test: no records',
     ),
-    (['--out=/proc/none'], '--out: /proc/none'),
+    (['--out=/proc/none'], '/proc/none/train.png: cannot be written'),
     (['--config.data.on_bad_record=error'], 'train.jsonl:19'),
   ],
 )

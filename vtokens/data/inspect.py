@@ -83,10 +83,7 @@ def main(cfg: config.Config) -> None:
   out = epath.Path(_OUT.value or epath.Path(cfg.workdir) / 'inspect')
   path = out / f'{_SPLIT.value}.png'
   title = f'{_SPLIT.value}: {stats.examples:,} examples'
-  try:
-    inspect_plots.plot_lengths(path, stats, title)
-  except OSError as e:
-    raise errors.UserError(f'--out: {path} cannot be written: {e}') from e
+  inspect_plots.plot_lengths(path, stats, title)
   console.print(Text(f'\npicture: {path}'), soft_wrap=True)
 
 

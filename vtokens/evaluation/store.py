@@ -73,8 +73,9 @@ class CellFiles:
     for path in sorted(self._directory.iterdir()):
       if path.suffix == '.jsonl':
         head = next(json_files.read_lines(path, object, _ADVICE), None)
-        if head is not None:
-          found[_content(head[1])] = path
+        content = '' if head is None else _content(head[1])
+        if content:
+          found[content] = path
     return found
 
 

@@ -57,8 +57,11 @@ def several(items: Iterable[object], none: str = 'none') -> str:
 
 
 def lines(items: Iterable[object]) -> str:
-  """As `several`, each item on an indented line of its own."""
-  shown, more = _cut(items)
+  """As `several`, each item on an indented line of its own.
+
+  There it may be longer: a line compares two values of bounded length.
+  """
+  shown, more = _cut(items, 3 * _LENGTH)
   if more:
     shown.append(f'and {more:,} more')
   return ''.join(f'\n  {item}' for item in shown)
@@ -76,8 +79,8 @@ def common_prefix(names: Sequence[str]) -> str:
   return ''.join(f'{part}.' for part, _ in shared)
 
 
-def _cut(items: Iterable[object]) -> tuple[list[str], int]:
+def _cut(items: Iterable[object], most: int = _LENGTH) -> tuple[list[str], int]:
   """The items that are shown, and the number of the others."""
   items = list(items)
   shown = items if len(items) <= _WHOLE else items[:_CUT]
-  return [shorten(item) for item in shown], len(items) - len(shown)
+  return [shorten(item, most) for item in shown], len(items) - len(shown)

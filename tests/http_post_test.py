@@ -135,8 +135,8 @@ def test_a_server_that_drips(start, byte):
     assert time.monotonic() - begin < 5
     # The connection is given up, and the thread that reads it with it.
     assert ended.wait(10)
-  names = [t for t in threading.enumerate() if 'work' in t.name]
-  for thread in names:
+  readers = [t for t in threading.enumerate() if t.name == 'http_post']
+  for thread in readers:
     thread.join(timeout=10)
     assert not thread.is_alive()
 

@@ -1,13 +1,17 @@
 """Tests of vtokens.streams: programs whose output nobody reads."""
 
+import fcntl
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from vtokens import streams
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _ENV = {**os.environ, 'PYTHONPATH': str(_ROOT)}
@@ -158,3 +162,20 @@ def test_what_a_slow_reader_gets_is_whole(tmp_path):
   status, shown = _shell(line, 'slow', tmp_path)
   assert status == '0'
   assert shown == 'line 4999 ' + 'é' * 20 + '\n'
+
+
+def test_a_notice_to_a_descriptor_of_a_high_number(monkeypatch):
+  """select() would refuse it."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  number = 1500
+  if soft <= number:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number + 100, hard))
+  reader, writer = os.pipe()
+  high = fcntl.fcntl(writer, fcntl.F_DUPFD, number)
+  with os.fdopen(high, 'w') as stream:
+    monkeypatch.setattr(sys, 'stderr', stream)
+    streams.notice('stopping')
+    monkeypatch.undo()
+  assert os.read(reader, 100) == b'stopping'
+  os.close(reader)
+  os.close(writer)

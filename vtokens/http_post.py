@@ -24,6 +24,7 @@ from vtokens import errors
 # Bytes of a reply: a thousand times an ordinary one.
 MAX_REPLY = 16 << 20
 _MAX_SECONDS = 1_000_000
+_THREAD = 'http_post'
 # Characters of a reply that a message shows.
 _SHOWN = 300
 
@@ -122,7 +123,7 @@ def post(url: str, body: Mapping[str, Any], key: str, timeout: float) -> bytes:
       found.put(e)
 
   # In a thread of its own, since a look-up of a host cannot be interrupted.
-  threading.Thread(target=work, daemon=True).start()
+  threading.Thread(target=work, name=_THREAD, daemon=True).start()
   try:
     result = found.get(timeout=timeout)
   except queue.Empty:

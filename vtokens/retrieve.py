@@ -38,6 +38,8 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
   workdir, index_dir = pathlib.Path(cfg.workdir), pathlib.Path(cfg.index_dir)
   rebuild = cfg.on_stale_index == 'rebuild'
   questions, skipped = _read_questions(cfg)
+  # Before the index, which takes long.
+  claims.check_writable(workdir)
   methods = {}
   for name, settings in cfg.retrievers.items():
     methods[name] = search.make_method(
@@ -147,8 +149,6 @@ def _claim_workdir(
 def main(cfg: config.Config) -> None:
   """Entry point."""
   try:
-    # Before the index, which takes long.
-    claims.check_writable(pathlib.Path(cfg.workdir))
     with claims.locked(pathlib.Path(cfg.index_dir)):
       table = retrieve(cfg)
   # Whatever is on disk is whole at any time.

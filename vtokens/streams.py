@@ -100,11 +100,19 @@ def notice(text: str) -> None:
   """
   try:
     number = sys.stderr.fileno()
-    if select.select([], [number], [], 0)[1]:
+    if _is_ready(number):
       os.write(number, text.encode()[: select.PIPE_BUF])
   # No such stream, or none with a number, or nobody reads it.
   except (AttributeError, OSError, ValueError):
     pass
+
+
+def _is_ready(number: int, seconds: float = 0.0) -> bool:
+  """Whether a write to a descriptor would not wait, now or within a time."""
+  # Not select(), which refuses numbers from 1,024 on.
+  waiting = select.poll()
+  waiting.register(number, select.POLLOUT)
+  return bool(waiting.poll(1000 * seconds))
 
 
 class _Patient(io.RawIOBase):
@@ -158,7 +166,7 @@ class _Patient(io.RawIOBase):
         return written
       if _deadline is not None and time.monotonic() > _deadline:
         return len(data)
-      select.select([], [self._number], [], _TICK)
+      _is_ready(self._number, _TICK)
     if _broken:
       on_broken()
     return len(data)
@@ -175,7 +183,7 @@ class _Patient(io.RawIOBase):
           raise
         self._flag = 0  # Of an older kernel.
     with _lock:
-      if select.select([], [self._number], [], 0)[1]:
+      if _is_ready(self._number):
         return os.write(self._number, data)
     return 0
 

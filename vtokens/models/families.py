@@ -489,6 +489,8 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
       _FULL: _rope_parameters(rope),
       _SLIDING: _rope_parameters(local[0]),
     }
+    # transformers would add it to them.
+    values.pop('rope_scaling', None)
   if family == 'smollm3':
     values['no_rope_layers'] = [int(kind.rope is not None) for kind in kinds]
   return values

@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import dataclasses
 import gzip
+import io
 import lzma
 import os
 import stat
@@ -134,7 +135,11 @@ def opened(path: str) -> Iterator[IO[bytes]]:
     suffix, contextlib.nullcontext
   )
   try:
-    with epath.Path(path).open('rb') as raw, decompress(raw) as file:
+    with (
+      epath.Path(path).open('rb') as raw,
+      _buffered(raw) as whole,
+      decompress(whole) as file,
+    ):
       yield file
   # ImportError: the path is remote and its client (gcsfs, s3fs) is missing.
   except (OSError, EOFError, ImportError, zlib.error, lzma.LZMAError) as e:
@@ -142,3 +147,13 @@ def opened(path: str) -> Iterator[IO[bytes]]:
       f'{path}: cannot be read to its end: {type(e).__name__}: {e}. '
       'Check the path, or make or copy the file again'
     ) from e
+
+
+def _buffered(file: Any) -> IO[bytes]:
+  """The file itself, or one around it: files of fsspec read whole lines only.
+
+  Their `readline` takes no size.
+  """
+  if isinstance(file, io.BufferedIOBase):
+    return file  # type: ignore[return-value]
+  return io.BufferedReader(file, _BLOCK)

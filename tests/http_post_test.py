@@ -166,7 +166,7 @@ def test_a_refusal_is_shown_in_short():
     with pytest.raises(errors.UserError) as e:
       _post(url)
   assert str(e.value).startswith(
-    f'{url}: 404: \ufffd[31mno such model \ufffdxx'
+    f'{url}: 404: \\x1b[31mno such model\\n\ufffdxx'
   )
   assert len(str(e.value)) < 500
 

@@ -25,8 +25,8 @@ from vtokens import errors
 MAX_REPLY = 16 << 20
 _MAX_SECONDS = 1_000_000
 _THREAD = 'http_post'
-# Characters of a reply that a message shows.
-_SHOWN = 300
+# Bytes of a refusal that are read.
+_MAX_REFUSAL = 1200
 
 
 def check_url(url: Any) -> str:
@@ -36,7 +36,7 @@ def check_url(url: Any) -> str:
     errors.UserError: it is no http(s) URL of a host alone, maybe with a path.
   """
   # Not shown where it may hold a password.
-  shown = '' if '@' in str(url) else f', got {shorten(repr(url))}'
+  shown = '' if '@' in str(url) else f', got {errors.shorten(repr(url))}'
   bad = errors.UserError(
     'url: expected http://HOST[:PORT] or https://HOST[:PORT], maybe with a '
     f'path, without user, ? or #{shown}'
@@ -138,13 +138,6 @@ def post(url: str, body: Mapping[str, Any], key: str, timeout: float) -> bytes:
   return result
 
 
-def shorten(text: str) -> str:
-  """The beginning of a text as one line without control characters."""
-  text = ' '.join(text[: 4 * _SHOWN].split())
-  text = ''.join(c if c.isprintable() else '\ufffd' for c in text)
-  return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
-
-
 def _exchange(
   opener: urllib.request.OpenerDirector,
   request: urllib.request.Request,
@@ -158,10 +151,10 @@ def _exchange(
     with e:
       raise errors.UserError(f'{url}: {e.code}: {_refusal(e)}') from None
   except urllib.error.URLError as e:
-    raise errors.UserError(f'{url}: {shorten(str(e.reason))}') from None
+    raise errors.UserError(f'{url}: {errors.shorten(str(e.reason))}') from None
   # Whatever breaks while the answer is read; a host that cannot be encoded.
   except (http.client.HTTPException, OSError, ValueError) as e:
-    text = shorten(str(e)) or type(e).__name__
+    text = errors.shorten(str(e)) or type(e).__name__
     raise errors.UserError(f'{url}: {text}') from None
   if len(reply) > MAX_REPLY:
     raise errors.UserError(
@@ -172,13 +165,13 @@ def _exchange(
 
 def _refusal(error: urllib.error.HTTPError) -> str:
   if 300 <= error.code < 400:
-    target = shorten(str(error.headers.get('Location', 'nowhere')))
+    target = errors.shorten(str(error.headers.get('Location', 'nowhere')))
     return (
       f'the server redirects to {target}, which is not followed, since the '
       'request holds the API key; give the URL of the server itself'
     )
   try:
-    return shorten(error.read(4 * _SHOWN).decode(errors='replace'))
+    return errors.shorten(error.read(_MAX_REFUSAL).decode(errors='replace'))
   except (http.client.HTTPException, OSError):
     return 'without an explanation'
 

@@ -88,7 +88,7 @@ def read_embedding(directory: str) -> 'torch.Tensor':
   ) as e:
     raise errors.UserError(
       f'{directory}: expected a model in safetensors with {_EMBEDDING}: '
-      f'{http_post.shorten(str(e) or repr(e))}'
+      f'{errors.shorten(str(e) or repr(e))}'
     ) from None
   if found.ndim != 2 or not found.is_floating_point():
     raise errors.UserError(
@@ -294,8 +294,8 @@ class Client:
       answer.encode()
     except (ValueError, LookupError, TypeError, RecursionError) as e:
       raise errors.UserError(
-        f'{url}: no answer as vLLM gives it ({http_post.shorten(repr(e))}): '
-        f'{http_post.shorten(found[:2000].decode(errors="replace"))}'
+        f'{url}: no answer as vLLM gives it ({errors.shorten(repr(e))}): '
+        f'{errors.shorten(found[:2000].decode(errors="replace"))}'
       ) from None
     return answer
 

@@ -79,7 +79,7 @@ setuptools.setup(
   package_data={
     'vtokens.data.open_qa': ['*.gz', '*.md'],
     'vtokens.data.quickstart': ['*.gz', '*.md'],
-    'vtokens.evaluation': ['*.css', '*.html', '*.js'],
+    'vtokens.evaluation.reporting': ['*.css', '*.html', '*.js'],
   },
   install_requires=[
     'PyStemmer>=3,<4',

@@ -28,10 +28,11 @@ import torch
 import transformers
 from absl import app, flags
 
-from vtokens import config, partitioning
+from vtokens import config
 from vtokens.data.assemble import Example
-from vtokens.evaluation.answering import Answerer
-from vtokens.models import base as base_lib
+from vtokens.devices import partitioning
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.models import frozen_base
 
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the figures.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed turns; medians count.')
@@ -79,7 +80,7 @@ def main(argv):
   rng = np.random.default_rng(0)
   mesh = partitioning.make_mesh((-1, 1, 1))
   path = _path()
-  base = base_lib.load_base(config.Base(str(path), 'float32'), mesh)
+  base = frozen_base.load_base(config.Base(str(path), 'float32'), mesh)
   ids = _examples(rng, base.config.vocab_size)
   width = base.config.embed_dim
   # Of the size of embeddings.

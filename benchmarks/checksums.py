@@ -15,7 +15,7 @@ import time
 
 import numpy as np
 
-from vtokens import checksums, json_files
+from vtokens.host import checksums, json_files
 
 _BLOCK = 1 << 24
 

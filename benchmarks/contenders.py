@@ -135,17 +135,17 @@ def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
   import jax
   import jax.numpy as jnp
 
-  from vtokens import partitioning
-  from vtokens.models import gguf, hf
-  from vtokens.models import weights as weights_lib
+  from vtokens.devices import partitioning
+  from vtokens.models.files import gguf_weights, hf_directory
+  from vtokens.models.files import weights as weights_lib
 
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   if path.endswith('.gguf'):
-    source = gguf.GGUFSource(path)
+    source = gguf_weights.GGUFSource(path)
     architecture = source.config
   else:
-    source = hf.SafetensorsSource(path)
-    architecture = hf.read_config(path)
+    source = hf_directory.SafetensorsSource(path)
+    architecture = hf_directory.read_config(path)
   decoder = weights_lib.load_decoder(
     source, architecture, jnp.dtype(dtype), mesh
   )
@@ -171,12 +171,15 @@ def make_vtokens_step(
   import jax.numpy as jnp
   import optax
 
-  from vtokens import abstract, config, losses, optim, partitioning, steps
-  from vtokens import virtual_tokens as virtual
+  from vtokens import config
   from vtokens.data import assemble, batching, pipeline
+  from vtokens.devices import partitioning
+  from vtokens.method import losses, optim, steps
+  from vtokens.method import virtual_tokens as virtual
+  from vtokens.planning import abstract_step
 
   architecture = dataclasses.replace(architecture, kernels=task.kernels)
-  graph, params = abstract.base(architecture, jnp.dtype(task.dtype), mesh)
+  graph, params = abstract_step.base(architecture, jnp.dtype(task.dtype), mesh)
   vocab_size = architecture.vocab_size
   texts = make_texts(task, vocab_size)
   none = np.zeros(0, np.int32)
@@ -267,7 +270,7 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
   import jax
   import jax.numpy as jnp
 
-  from vtokens import partitioning
+  from vtokens.devices import partitioning
 
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   architecture, params = load_vtokens(task.model, task.dtype)
@@ -366,7 +369,8 @@ def _joined(batch: Any) -> Any:
           own = np.isin(batch.target_index[r], slots)
           index[r, own] = batch.target_index[r, own] - slots[0] + at
         at = stop
-  return batch.replace(
+  return dataclasses.replace(
+    batch,
     prefix=ids[:, :0],
     prefix_positions=ids[:, :0],
     prefix_segments=None,

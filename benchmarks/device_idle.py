@@ -51,10 +51,12 @@ def main():
   import jax
   import optax
 
-  from vtokens import config, partitioning, steps, train
+  from vtokens import config, train
   from vtokens.data import pipeline, training_set
   from vtokens.data.assemble import Assembler
-  from vtokens.models import base as base_lib
+  from vtokens.devices import partitioning
+  from vtokens.method import steps
+  from vtokens.models import frozen_base
 
   with tempfile.TemporaryDirectory() as directory:
     cfg = config.Config(
@@ -78,7 +80,7 @@ def main():
       ),
     )
     mesh = partitioning.make_mesh((-1, 1, 1))
-    opened = base_lib.open_base(cfg.base, cfg.context_length)
+    opened = frozen_base.open_base(cfg.base, cfg.context_length)
     assembler = Assembler.for_run(opened.tokenizer, cfg)
     mixture, _ = training_set.open_training_set(cfg, assembler, [], print)
     base = opened.load(mesh)

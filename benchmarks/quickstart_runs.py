@@ -9,14 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vtokens import config, optim, partitioning, steps, virtual_tokens
+from vtokens import config
 from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
-from vtokens.evaluation import scores
-from vtokens.evaluation.answering import Answerer
-from vtokens.evaluation.evaluator import Evaluator
-from vtokens.evaluation.prompts import Arm, Prompter
-from vtokens.models import base as base_lib
+from vtokens.devices import partitioning
+from vtokens.evaluation.asking import run_scores
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.evaluator import Evaluator
+from vtokens.evaluation.asking.prompter import Arm, Prompter
+from vtokens.method import optim, steps, virtual_tokens
+from vtokens.models import frozen_base
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 
@@ -53,7 +55,7 @@ class Setting:
     config.validate(cfg)
     self.cfg = cfg
     self.mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
-    self.opened = base_lib.open_base(cfg.base, cfg.context_length)
+    self.opened = frozen_base.open_base(cfg.base, cfg.context_length)
     self.assembler = Assembler.for_run(self.opened.tokenizer, cfg)
     report = training_set.bad_records(cfg.data)
     self._held_out = [
@@ -78,11 +80,11 @@ class Setting:
       self.cfg.seed,
     )
 
-  def load(self) -> base_lib.FrozenBase:
+  def load(self) -> frozen_base.FrozenBase:
     """The weights."""
     return self.opened.load(self.mesh)
 
-  def initial_table(self, base: base_lib.FrozenBase) -> np.ndarray:
+  def initial_table(self, base: frozen_base.FrozenBase) -> np.ndarray:
     """The table before the first step, `P D` f32."""
     return virtual_tokens.initial_table(
       self.cfg.virtual_tokens, base.decoder(), base.tokenizer, self.cfg.seed
@@ -115,5 +117,5 @@ class Setting:
       records, arms, label='scoring'
     )
     return [
-      scores.scores_of(records, answers[arm.name]).as_dict() for arm in arms
+      run_scores.scores_of(records, answers[arm.name]).as_dict() for arm in arms
     ]

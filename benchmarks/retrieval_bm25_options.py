@@ -12,7 +12,13 @@ import json
 import pathlib
 import time
 
-from vtokens.retrieval import config, inputs, recall, search, store
+from vtokens.retrieval import (
+  passage_store,
+  recall,
+  retrieval_config,
+  retrieval_inputs,
+  search,
+)
 
 BASE = {'stopwords': 'english', 'stemmer': 'english', 'title_weight': 1}
 VARIANTS = {
@@ -41,10 +47,12 @@ def main():
   args = parser.parse_args()
   questions = []
   for path in sorted(args.data.glob('qa/*.train.jsonl.gz')):
-    own = inputs.read_questions([str(path)], on_bad_record='skip').records
+    own = retrieval_inputs.read_questions(
+      [str(path)], on_bad_record='skip'
+    ).records
     questions += own[:: max(1, len(own) // PER_SET)][:PER_SET]
-  corpus = store.prepare(
-    config.Corpus(
+  corpus = passage_store.prepare(
+    retrieval_config.Corpus(
       paths=tuple(map(str, sorted(args.data.glob('corpus/*')))),
       on_bad_record='skip',
     ),
@@ -61,14 +69,18 @@ def main():
     slug = ''.join(c if c.isalnum() else '-' for c in name)
     index = search.prepare_index(
       slug,
-      search.make_method(config.Retriever(bm25=config.BM25(**values)), slug),
+      search.make_method(
+        retrieval_config.Retriever(bm25=retrieval_config.BM25(**values)), slug
+      ),
       corpus,
       args.work,
-      config.Execution(),
+      retrieval_config.Execution(),
       rebuild=False,
     )
     built = time.monotonic()
-    search.search(index, corpus, [texts], args.work, config.Execution(), TOP_K)
+    search.search(
+      index, corpus, [texts], args.work, retrieval_config.Execution(), TOP_K
+    )
     searched = time.monotonic()
     hits = search.read_hits(args.work, slug, 0)
     ranks = [

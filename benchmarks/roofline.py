@@ -4,10 +4,10 @@ r"""Where the time of a training step must go: a floor for each of its parts.
       --chip 'NVIDIA H100 80GB HBM3' --batch 16 --prefix 900 --suffix 110
 
 Arithmetic over the peak of the chip's products, and bytes over the bandwidth of
-its memory, of the data sheet (`vtokens/chips.py`); a part cannot take less than
-the larger of the two. Nothing is measured. Of what lies between the products,
-every array is taken to be written once and read once by what follows, as XLA
-does where it fuses all that can be fused.
+its memory, from data sheets (`vtokens/devices/chips.py`); a part cannot take
+less than the larger of the two. Nothing is measured. Between the products,
+every array is assumed to be written once and read once, as XLA does where it
+fuses all that it can.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ import pathlib
 
 from absl import app, flags
 
-from vtokens import chips, flops
-from vtokens.models import known
-from vtokens.models.config import DecoderConfig
-from vtokens.models.families import from_hf
+from vtokens.devices import chips
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families.registry import from_hf
+from vtokens.planning import flops, known_models
 
 _MODEL = flags.DEFINE_string(
   'model', 'mistralai/Mistral-7B-Instruct-v0.1', 'Of those known by name.'
@@ -132,9 +132,9 @@ def parts(
 
 def main(argv: list[str]) -> None:
   del argv
-  values = known.find(_MODEL.value)
+  values = known_models.find(_MODEL.value)
   if values is None:
-    raise SystemExit(f'--model: one of {", ".join(known.CONFIGS)}')
+    raise SystemExit(f'--model: one of {", ".join(known_models.CONFIGS)}')
   chip = chips.find(_CHIP.value)
   if chip is None:
     raise SystemExit(f'--chip: begins with one of {", ".join(chips.CHIPS)}')

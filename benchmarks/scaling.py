@@ -22,7 +22,10 @@ from typing import Any
 
 import jax
 
-from vtokens import aot, chips, errors, flops, hlo, plan, recipes, writers
+from vtokens import plan, recipes
+from vtokens.devices import chips
+from vtokens.host import errors, writers
+from vtokens.planning import aot, flops, hlo
 
 MODELS = {
   'Mistral 7B': 'mistralai/Mistral-7B-Instruct-v0.1',

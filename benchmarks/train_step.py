@@ -36,9 +36,11 @@ from typing import Any
 import contenders
 from absl import app, flags
 
-from vtokens import chips, config, flops
-from vtokens.models import gguf, hf, known
-from vtokens.models.config import DecoderConfig
+from vtokens import config
+from vtokens.devices import chips
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.files import gguf_weights, hf_directory
+from vtokens.planning import flops, known_models
 
 MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
 DTYPE = flags.DEFINE_enum(
@@ -334,7 +336,7 @@ def model_settings(name: str) -> Any:
   if name not in _SHAPES:
     raise SystemExit(f'--model: smollm2 or one of {", ".join(_SHAPES)}')
   path, changes = _SHAPES[name]
-  values = {**(known.find(path) or {}), **changes}
+  values = {**(known_models.find(path) or {}), **changes}
   settings = transformers.AutoConfig.for_model(values.pop('model_type'))
   return type(settings)(**values)
 
@@ -367,8 +369,8 @@ def _smollm2() -> str:
 def read_architecture(model: str) -> DecoderConfig:
   """Of a directory in Hugging Face's format or a GGUF file."""
   if model.endswith('.gguf'):
-    return gguf.GGUFSource(model).config
-  return hf.read_config(model)
+    return gguf_weights.GGUFSource(model).config
+  return hf_directory.read_config(model)
 
 
 def versions() -> dict[str, str]:

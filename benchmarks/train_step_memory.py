@@ -29,8 +29,9 @@ from absl import app, flags
 from torch._subclasses import fake_tensor
 from torch.utils import _python_dispatch, _pytree
 
-from vtokens import aot, partitioning
-from vtokens.models.config import DecoderConfig
+from vtokens.devices import partitioning
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.planning import aot
 
 _TOPOLOGY = flags.DEFINE_string('topology', 'h200:1', 'As of vtokens.plan.')
 

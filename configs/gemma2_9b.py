@@ -1,7 +1,7 @@
 """Gemma 2 9B, instruction-tuned.
 
 With `:paper` after its name, the paper's hyperparameters; see
-`vtokens/recipes.py`.
+`vtokens/recipes/spring_training.py`.
 """
 
 from vtokens import config, recipes

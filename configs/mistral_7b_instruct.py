@@ -1,7 +1,7 @@
 """Mistral 7B Instruct v0.1, a base of the paper.
 
 With `:paper` after its name, the paper's hyperparameters; see
-`vtokens/recipes.py`.
+`vtokens/recipes/spring_training.py`.
 """
 
 from vtokens import config, recipes

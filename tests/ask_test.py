@@ -8,21 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from vtokens import (
-  ask,
-  config,
-  errors,
-  partitioning,
-  schema,
-  table_file,
-)
+from vtokens import ask, config
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
-from vtokens.evaluation.answering import Answerer
+from vtokens.devices import partitioning
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.evaluator import Evaluator
+from vtokens.evaluation.asking.prompter import Prompter, bare_arm, tokens_arm
 from vtokens.evaluation.conditions import Table
-from vtokens.evaluation.evaluator import Evaluator
-from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
-from vtokens.models import base as base_lib
+from vtokens.host import errors
+from vtokens.models import frozen_base
+from vtokens.serving import table_file
+from vtokens.settings import schema
 
 N = 4
 RECORD = Record(
@@ -60,8 +57,8 @@ def mesh() -> jax.sharding.Mesh:
 
 
 @pytest.fixture(scope='module')
-def base(tiny_dir, mesh) -> base_lib.FrozenBase:
-  return base_lib.load_base(
+def base(tiny_dir, mesh) -> frozen_base.FrozenBase:
+  return frozen_base.load_base(
     config.Base(path=str(tiny_dir), dtype='float32'), mesh
   )
 

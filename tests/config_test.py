@@ -9,7 +9,9 @@ import typing
 
 import pytest
 
-from vtokens import config, errors, schema
+from vtokens import config
+from vtokens.host import errors
+from vtokens.settings import schema
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 

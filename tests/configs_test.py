@@ -5,13 +5,15 @@ import pathlib
 import pytest
 
 from vtokens import config as config_lib
-from vtokens import errors, flags
-from vtokens.models import families, known
+from vtokens.host import errors
 from vtokens.models.decoder import num_params
+from vtokens.models.families import registry
+from vtokens.planning import known_models
+from vtokens.settings import flags
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
-PUBLISHED = known.CONFIGS
+PUBLISHED = known_models.CONFIGS
 BASES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BASES.remove('quickstart')
 
@@ -29,7 +31,7 @@ def test_each_config_is_valid(name, variant):
   # Only these have no chat template.
   plain = name in ('mistral_7b', 'llama2_7b', 'llama2_13b')
   assert ('chat_prompt' in cfg.eval.conditions) == (not plain)
-  longest = families.from_hf(PUBLISHED[cfg.base.path][0]).longest_sequence
+  longest = registry.from_hf(PUBLISHED[cfg.base.path][0]).longest_sequence
   assert cfg.context_length <= longest
   # Five passages of 100 words at 2 tokens each, with titles, are not cut.
   assert cfg.data.max_prefix_tokens >= 5 * 200
@@ -48,13 +50,13 @@ def test_no_two_configs_share_a_base_or_work_directory():
 @pytest.mark.parametrize('base', PUBLISHED)
 def test_parameter_counts_are_the_published_ones(base):
   config, count = PUBLISHED[base]
-  assert num_params(families.from_hf(config)) == count
+  assert num_params(registry.from_hf(config)) == count
 
 
 @pytest.mark.parametrize('base', PUBLISHED)
 def test_published_configs_there_and_back(base):
-  config = families.from_hf(PUBLISHED[base][0])
-  assert families.from_hf(families.to_hf(config)) == config
+  config = registry.from_hf(PUBLISHED[base][0])
+  assert registry.from_hf(registry.to_hf(config)) == config
 
 
 def test_hyperparameters_of_the_paper():

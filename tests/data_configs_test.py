@@ -8,8 +8,11 @@ import sys
 
 import pytest
 
-from vtokens import errors, recipes, recipes_data
-from vtokens.data import build_config, store
+from vtokens import recipes
+from vtokens.data import built_datasets
+from vtokens.data.build import build_config
+from vtokens.host import errors
+from vtokens.recipes import spring_data
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = ROOT / 'configs/data'
@@ -42,16 +45,16 @@ def load(name):
 
 def test_there_is_a_file_for_each_set():
   assert set(SETS) == set(SIZES)
-  assert set(recipes_data.TRAIN) == {
+  assert set(spring_data.TRAIN) == {
     n for n, (train, _) in SIZES.items() if train
   }
-  assert set(recipes_data.TEST) == set(SIZES)
+  assert set(spring_data.TEST) == set(SIZES)
   assert sum(train or 0 for train, _ in SIZES.values()) == (
     recipes.PAPER_QUESTIONS
   )
 
 
-@pytest.mark.parametrize('variant', recipes_data.VARIANTS)
+@pytest.mark.parametrize('variant', spring_data.VARIANTS)
 @pytest.mark.parametrize('name', SETS)
 def test_sizes_are_the_papers(name, variant):
   cfg = load(name)['get_config'](variant)
@@ -71,14 +74,14 @@ def test_files_are_documented(name):
   cfg = load(name)['get_config']('raw')
   for section in cfg.splits.values():
     for source in section.sources:
-      assert source.removeprefix(f'{recipes_data.RAW}/') in documented
+      assert source.removeprefix(f'{spring_data.RAW}/') in documented
 
 
 def test_no_two_share_a_file_or_a_name():
   configs = [
     load(name)['get_config'](variant)
     for name in SETS
-    for variant in recipes_data.VARIANTS
+    for variant in spring_data.VARIANTS
   ]
   sources = [s for c in configs for x in c.splits.values() for s in x.sources]
   assert len(set(sources)) == len(sources)
@@ -95,7 +98,7 @@ def test_paper_mix_names_what_the_others_build():
   assert (len(train), len(test)) == (8, 12)
   for sources, split in ((train, 'train'), (test, 'test')):
     for source in sources:
-      path, found = store.parse_source(source)
+      path, found = built_datasets.parse_source(source)
       cfg = load(pathlib.Path(path).name)['get_config']()
       assert found == split and split in cfg.splits
       assert path == f'{cfg.out}/retrieval_qa/{cfg.name}'
@@ -113,7 +116,9 @@ def test_example(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   source = done.stdout.split('use it as ')[1].strip()
-  records = store.open_store(str(source).replace(':data', f':{tmp_path}/data'))
+  records = built_datasets.open_store(
+    str(source).replace(':data', f':{tmp_path}/data')
+  )
   assert len(records) == 3_000
   assert records.datasets == {'entityquestions': 1_500, 'squad': 1_500}
 

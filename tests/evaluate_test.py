@@ -16,19 +16,14 @@ import pytest
 import tiny_models
 import xla_flags
 
-from vtokens import (
-  config,
-  errors,
-  evaluate,
-  schema,
-  stopping,
-  table_file,
-  writers,
-)
-from vtokens.evaluation import config as eval_config
-from vtokens.evaluation import models as eval_models
-from vtokens.evaluation import store, tasks
-from vtokens.models import base as base_lib
+from vtokens import config, evaluate
+from vtokens.evaluation import eval_config, tasks
+from vtokens.evaluation.asking import cell_files
+from vtokens.evaluation.asking import evaluated_models as eval_models
+from vtokens.host import errors, stopping, writers
+from vtokens.models import frozen_base
+from vtokens.serving import table_file
+from vtokens.settings import schema
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS = 4
@@ -74,7 +69,7 @@ def write_run(path: pathlib.Path, base: pathlib.Path, seed: int, **settings):
   del values['workdir']
   (path / 'config.json').write_text(json.dumps(values))
   table = np.random.default_rng(seed).normal(size=(ROWS, 64))
-  fingerprint = base_lib.open_base(cfg.base).fingerprint
+  fingerprint = frozen_base.open_base(cfg.base).fingerprint
   table_file.save(
     path / 'table.safetensors',
     table.astype(np.float32),
@@ -226,13 +221,13 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
   whole, root, tmp_path, monkeypatch
 ):
   answered = []
-  append = store.CellFile.append
+  append = cell_files.CellFile.append
 
   def counted(self, answers):
     answered.append(len(answers))
     append(self, answers)
 
-  monkeypatch.setattr(store.CellFile, 'append', counted)
+  monkeypatch.setattr(cell_files.CellFile, 'append', counted)
   cfg = make_config(root, workdir=str(tmp_path))
   total = sum(c['n'] for c in whole['cells'])
   for batches in (2, 5):
@@ -279,7 +274,7 @@ def test_runs_base_and_questions_that_moved(
   before = cells_of(tmp_path / 'eval' / 'cells')
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(
-    base_lib.OpenBase, 'load', lambda *_: pytest.fail('the base is loaded')
+    frozen_base.OpenBase, 'load', lambda *_: pytest.fail('the base is loaded')
   )
   cfg = make_config(
     root,
@@ -382,7 +377,7 @@ def command(root, *arguments, devices=1):
 KILLED = """
 import os, runpy, signal, sys
 left = int(sys.argv.pop(1))
-from vtokens.evaluation import store
+from vtokens.evaluation.asking import cell_files as store
 append = store.CellFile.append
 def append_or_die(self, answers):
   global left

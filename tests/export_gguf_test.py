@@ -14,19 +14,23 @@ import pytest
 import torch
 import transformers
 
-from vtokens import errors, export, plug, table_file
+from vtokens import export
 from vtokens.data import records
-from vtokens.exports import config as export_config
 from vtokens.exports import (
+  export_config,
+  reference,
+  torch_consumer,
+  trained_table,
+)
+from vtokens.exports.gguf import (
   gguf_copy,
   gguf_file,
   llama_consumer,
   llama_gate,
-  reference,
-  run,
-  torch_consumer,
 )
-from vtokens.models import gguf_tokenizer
+from vtokens.host import errors
+from vtokens.models.tokenizers import gguf_tokenizer
+from vtokens.serving import plug, table_file
 
 ROWS = export_test.ROWS
 Type = gguf.GGMLQuantizationType
@@ -306,7 +310,7 @@ def test_types_that_only_llama_cpp_writes(kind, tied, tmp_path):
     ],
   )
   export_test.write_run(tmp_path / 'run', base)
-  source = run.read(str(tmp_path / 'run'), '[ref{i}]')
+  source = trained_table.read(str(tmp_path / 'run'), '[ref{i}]')
   plan = gguf_file.plan(source.table, source.base, str(base))
   out = tmp_path / 'out.gguf'
   gguf_file.write(out, source.table, plan, str(base))

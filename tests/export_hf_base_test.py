@@ -13,9 +13,11 @@ import safetensors.torch
 import torch
 import transformers
 
-from vtokens import errors, export, plug
-from vtokens.exports import artifact, hf_base, run
-from vtokens.models import gguf_tokenizer
+from vtokens import export
+from vtokens.exports import hf_base, trained_table
+from vtokens.host import errors
+from vtokens.models.tokenizers import gguf_tokenizer
+from vtokens.serving import artifact, plug
 
 
 @pytest.mark.parametrize('case', ['llama_tied_q4_0', 'gemma3_tied_f16'])
@@ -46,7 +48,7 @@ def test_exported(case, tmp_path):
   table = plug.load(out)
   assert table.meta.tokens.ids[0] == rows
   np.testing.assert_array_equal(
-    table.table, run.read(str(tmp_path / 'run')).table.table
+    table.table, trained_table.read(str(tmp_path / 'run')).table.table
   )
   tokenizer = transformers.AutoTokenizer.from_pretrained(out)
   ids = plug.prompt_ids(
@@ -84,7 +86,7 @@ class TestGate:
 
   @pytest.fixture
   def written(self, place, tmp_path):
-    source = run.read(str(place / 'run'))
+    source = trained_table.read(str(place / 'run'))
     hf_base.write(tmp_path / 'out', source.base)
     artifact.write(tmp_path / 'out', source.table)
     return tmp_path / 'out', source.base

@@ -20,21 +20,18 @@ import torch
 import transformers
 from huggingface_hub import constants
 
-from vtokens import (
-  config,
-  errors,
-  evaluate,
-  export,
-  import_table,
-  plug,
-  schema,
-  stopping,
-  table_file,
+from vtokens import config, evaluate, export, import_table
+from vtokens.evaluation import eval_config
+from vtokens.exports import (
+  export_config,
+  hf_checkpoint,
+  spring_file,
+  trained_table,
 )
-from vtokens.evaluation import config as eval_config
-from vtokens.exports import artifact, hf, run, spring
-from vtokens.exports import config as export_config
-from vtokens.models import base as base_lib
+from vtokens.host import errors, stopping
+from vtokens.models import frozen_base
+from vtokens.serving import artifact, plug, table_file
+from vtokens.settings import schema
 
 ROWS = 5
 PASSAGES = [
@@ -84,7 +81,7 @@ def write_run(
   values = schema.to_dict(cfg)
   del values['workdir']
   (directory / 'config.json').write_text(json.dumps(values))
-  opened = base_lib.open_base(cfg.base)
+  opened = frozen_base.open_base(cfg.base)
   rng = np.random.default_rng(0)
   table = rng.normal(0, 0.2, (ROWS, opened.config.embed_dim))
   table[:, 0] = tiny_models.LEVEL
@@ -363,7 +360,7 @@ def test_a_base_in_gguf(smollm2_path, tmp_path):
 
 
 def test_attached_and_detached(one):
-  table = run.read(str(one / 'run')).table
+  table = trained_table.read(str(one / 'run')).table
   model = transformers.AutoModelForCausalLM.from_pretrained(one / 'base')
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
   embedding = model.get_input_embeddings()
@@ -404,7 +401,7 @@ def test_a_token_without_a_row_is_no_virtual_token(tmp_path):
   """`<pad>` has the id that virtual token 0 has inside of this program."""
   family_models.save(tmp_path / 'base', 'llama2_pad')
   write_run(tmp_path / 'run', tmp_path / 'base')
-  table = run.read(str(tmp_path / 'run')).table
+  table = trained_table.read(str(tmp_path / 'run')).table
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'base')
   rows, pad = model.config.vocab_size, tokenizer.pad_token_id
@@ -423,7 +420,7 @@ def test_a_token_without_a_row_is_no_virtual_token(tmp_path):
 
 
 def test_prompt_ids_refuses(one, tmp_path):
-  meta = run.read(str(one / 'run')).table.meta
+  meta = trained_table.read(str(one / 'run')).table.meta
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
   with pytest.raises(errors.UserError, match='whole number from 0 to 5'):
     plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 6, meta)
@@ -454,8 +451,10 @@ def test_round_trip_is_byte_identical(one, tmp_path):
   first = tmp_path / 'vtokens'
   export.export(_quick(one / 'run', names=names), 'vtokens', str(first))
   # Ids are others there.
-  source = run.read(str(one / 'run'), names)
-  tokens = hf.plan(source.table, source.base, str(one / 'base')).tokens
+  source = trained_table.read(str(one / 'run'), names)
+  tokens = hf_checkpoint.plan(
+    source.table, source.base, str(one / 'base')
+  ).tokens
   meta = dataclasses.replace(source.table.meta, tokens=tokens)
   artifact.write(tmp_path / 'hf', artifact.Artifact(source.table.table, meta))
   for kind in ('vtokens', 'hf'):
@@ -469,7 +468,7 @@ def test_round_trip_is_byte_identical(one, tmp_path):
     if kind == 'vtokens':
       export.export(_quick(work, data=questions), 'vtokens', str(again))
     else:
-      artifact.write(again, run.read(str(work)).table)
+      artifact.write(again, trained_table.read(str(work)).table)
     for name in (artifact.TABLE, artifact.META):
       assert (again / name).read_bytes() == (first / name).read_bytes()
 
@@ -478,8 +477,8 @@ def test_the_file_of_the_authors(one, tmp_path):
   out = tmp_path / 'out'
   export.export(_quick(one / 'run'), 'spring-pt', str(out))
   table, _ = table_file.load(one / 'run' / 'table.safetensors')
-  file = out / spring.FILE
-  np.testing.assert_array_equal(spring.read(str(file)), table)
+  file = out / spring_file.FILE
+  np.testing.assert_array_equal(spring_file.read(str(file)), table)
   read = torch.load(file, weights_only=True)
   assert read.dtype == torch.float32
   assert list(read.shape) == [ROWS, 64]
@@ -503,7 +502,7 @@ class TestSpring:
   def test_read(self, make, tmp_path):
     tensor = make(torch.randn(50, 4096))
     torch.save(tensor, tmp_path / 'a.pt')
-    found = spring.read(str(tmp_path / 'a.pt'))
+    found = spring_file.read(str(tmp_path / 'a.pt'))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, tensor.detach().float().numpy())
 
@@ -553,20 +552,20 @@ class TestSpring:
   def test_refused(self, value, message, tmp_path):
     torch.save(value(), tmp_path / 'a.pt')
     with pytest.raises(errors.UserError, match=message):
-      spring.read(str(tmp_path / 'a.pt'))
+      spring_file.read(str(tmp_path / 'a.pt'))
 
   def test_no_torch_file(self, tmp_path):
     (tmp_path / 'a.pt').write_bytes(b'text')
     with pytest.raises(errors.UserError, match='not a tensor'):
-      spring.read(str(tmp_path / 'a.pt'))
+      spring_file.read(str(tmp_path / 'a.pt'))
     with pytest.raises(errors.UserError, match='not found'):
-      spring.read(str(tmp_path / 'b.pt'))
+      spring_file.read(str(tmp_path / 'b.pt'))
 
   def test_too_large(self, tmp_path):
     with (tmp_path / 'a.pt').open('wb') as file:
       file.truncate(1 << 30)
     with pytest.raises(errors.UserError, match='more than any table'):
-      spring.read(str(tmp_path / 'a.pt'))
+      spring_file.read(str(tmp_path / 'a.pt'))
 
   def test_larger_once_unpacked(self, tmp_path):
     torch.save(torch.zeros(50, 4096), tmp_path / 'a.pt')
@@ -579,12 +578,12 @@ class TestSpring:
     assert (tmp_path / 'b.pt').stat().st_size < 5000
     assert torch.load(tmp_path / 'b.pt').shape == (50, 4096)
     with pytest.raises(errors.UserError, match='in it is compressed'):
-      spring.read(str(tmp_path / 'b.pt'))
+      spring_file.read(str(tmp_path / 'b.pt'))
 
   def test_as_written_before_pytorch_1_6(self, tmp_path):
     tensor = torch.randn(50, 64)
     torch.save(tensor, tmp_path / 'a.pt', _use_new_zipfile_serialization=False)
-    found = spring.read(str(tmp_path / 'a.pt'))
+    found = spring_file.read(str(tmp_path / 'a.pt'))
     np.testing.assert_array_equal(found, tensor.numpy())
 
   def test_a_pytorch_that_may_run_code(self, tmp_path, monkeypatch):
@@ -592,7 +591,7 @@ class TestSpring:
     version = type(torch.__version__)('2.9.1+cpu')
     monkeypatch.setattr(torch, '__version__', version)
     with pytest.raises(errors.UserError, match=r'pip install .torch>=2\.10'):
-      spring.read(str(tmp_path / 'a.pt'))
+      spring_file.read(str(tmp_path / 'a.pt'))
 
   def test_other_width(self, one, tmp_path):
     torch.save(torch.zeros(50, 4096), tmp_path / 'a.pt')
@@ -615,22 +614,24 @@ class TestGate:
     assert not list(tmp_path.iterdir())
 
   def test_rows_that_differ(self, one, tmp_path, monkeypatch):
-    monkeypatch.setattr(hf.Plan, 'stored', lambda self, table: table * 1.01)
+    monkeypatch.setattr(
+      hf_checkpoint.Plan, 'stored', lambda self, table: table * 1.01
+    )
     self._refused(one, 'hf', 'logits at answer positions', tmp_path)
 
   def test_rows_in_the_wrong_order(self, one, tmp_path, monkeypatch):
-    grown = hf._grown
+    grown = hf_checkpoint._grown
 
     def swapped(matrix, rows):
       return np.ascontiguousarray(grown(matrix, rows)[:, ::-1])
 
-    monkeypatch.setattr(hf, '_grown', swapped)
+    monkeypatch.setattr(hf_checkpoint, '_grown', swapped)
     self._refused(one, 'hf', 'that differ from the base', tmp_path)
 
   def test_names_that_get_lost(self, one, tmp_path, monkeypatch):
     # As tokenizer.add_tokens does it, which is how the authors' recipe loses
     # all of them.
-    write_json = hf.write_json
+    write_json = hf_checkpoint.write_json
 
     def normalized(path, values, indent=2):
       for token in [
@@ -641,18 +642,18 @@ class TestGate:
           token['normalized'] = True
       write_json(path, values, indent)
 
-    monkeypatch.setattr(hf, 'write_json', normalized)
+    monkeypatch.setattr(hf_checkpoint, 'write_json', normalized)
     self._refused(one, 'hf', 'names of virtual tokens recognised', tmp_path)
 
   def test_tokens_that_would_be_said(self, one, tmp_path, monkeypatch):
-    head = hf._head
+    head = hf_checkpoint._head
 
     def loud(matrix, plan):
       found = head(matrix, plan)
       found[list(plan.tokens.ids)] = 10 * found[5:10]
       return found
 
-    monkeypatch.setattr(hf, '_head', loud)
+    monkeypatch.setattr(hf_checkpoint, '_head', loud)
     self._refused(
       one,
       'hf',
@@ -662,19 +663,19 @@ class TestGate:
     )
 
   def test_a_head_of_old_rows_that_differ(self, one, tmp_path, monkeypatch):
-    head = hf._head
+    head = hf_checkpoint._head
 
     def changed(matrix, plan):
       found = head(matrix, plan)
       found[7, 3] = np.nextafter(found[7, 3], np.float32(9))
       return found
 
-    monkeypatch.setattr(hf, '_head', changed)
+    monkeypatch.setattr(hf_checkpoint, '_head', changed)
     self._refused(one, 'hf', 'that differ from the base', tmp_path)
 
   def test_tokens_that_are_not_suppressed(self, one, tmp_path, monkeypatch):
     monkeypatch.setattr(
-      hf,
+      hf_checkpoint,
       '_write_generation_config',
       lambda base, out, plan: (out / 'generation_config.json').write_text('{}'),
     )
@@ -682,7 +683,7 @@ class TestGate:
 
   def test_answers_that_do_not_end(self, one, tmp_path, monkeypatch):
     monkeypatch.setattr(
-      hf,
+      hf_checkpoint,
       '_write_generation_config',
       lambda base, out, plan: (out / 'generation_config.json').write_text(
         json.dumps({'suppress_tokens': plan.tokens.ids, 'eos_token_id': 1})
@@ -718,10 +719,10 @@ class TestCheckpoint:
   """Files of a base as they may be; without the gate."""
 
   def _write(self, root):
-    source = run.read(str(root / 'run'))
-    plan = hf.plan(source.table, source.base, str(root / 'base'))
+    source = trained_table.read(str(root / 'run'))
+    plan = hf_checkpoint.plan(source.table, source.base, str(root / 'base'))
     (root / 'out').mkdir()
-    hf.write(root / 'out', source.table, plan, str(root / 'base'))
+    hf_checkpoint.write(root / 'out', source.table, plan, str(root / 'base'))
     return root / 'out', plan
 
   @pytest.fixture
@@ -849,7 +850,7 @@ def test_a_base_that_has_moved(tmp_path):
   write_run(tmp_path / 'run', tmp_path / 'base')
   (tmp_path / 'base').rename(tmp_path / 'elsewhere')
   with pytest.raises(errors.UserError, match='base does not exist'):
-    run.read(str(tmp_path / 'run'))
+    trained_table.read(str(tmp_path / 'run'))
   export.export(
     _quick(tmp_path / 'run', base=str(tmp_path / 'elsewhere')),
     'vtokens',
@@ -859,7 +860,7 @@ def test_a_base_that_has_moved(tmp_path):
   assert meta.base.id == 'base'
   family_models.save(tmp_path / 'base', 'llama3')
   with pytest.raises(errors.UserError, match='on another base'):
-    run.read(str(tmp_path / 'run'))
+    trained_table.read(str(tmp_path / 'run'))
 
 
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
@@ -898,7 +899,8 @@ _FULL = """
 import pathlib, resource, signal, sys
 import export_gguf_test, export_test, family_models
 import numpy as np
-from vtokens import errors, export
+from vtokens.host import errors
+from vtokens import export
 from vtokens.exports import reference
 
 def probe(opened, *_, **unused):
@@ -960,7 +962,7 @@ def test_a_full_disk(tmp_path):
 class TestArtifact:
   @pytest.fixture
   def exported(self, one, tmp_path):
-    artifact.write(tmp_path, run.read(str(one / 'run')).table)
+    artifact.write(tmp_path, trained_table.read(str(one / 'run')).table)
     return tmp_path
 
   def _change(self, exported, change):

@@ -669,7 +669,7 @@ class TestJobSet:
     assert 'parallelism: 4\n' in done.stdout
 
   def test_the_mesh_of_several_slices_is_said(self, stubs):
-    """What vtokens.partitioning.make_mesh would refuse."""
+    """What vtokens.devices.partitioning.make_mesh would refuse."""
     docs = (tiny_run.ROOT / 'docs' / 'devices.md').read_text()
     _, _, starting = docs.partition('## Starting it')
     texts = [

@@ -6,12 +6,13 @@ import typing
 
 import pytest
 
-from vtokens import config, errors, schema
-from vtokens.data import build_config
-from vtokens.evaluation import config as eval_config
-from vtokens.evaluation import tasks
-from vtokens.exports import config as export_config
-from vtokens.retrieval import config as retrieval_config
+from vtokens import config
+from vtokens.data.build import build_config
+from vtokens.evaluation import eval_config, tasks
+from vtokens.exports import export_config
+from vtokens.host import errors
+from vtokens.retrieval import retrieval_config
+from vtokens.settings import schema
 
 _HUGE = 2**31 - 1
 

@@ -14,19 +14,12 @@ import pytest
 import tiny_run
 from etils import epath
 
-from vtokens import (
-  ask,
-  config,
-  errors,
-  evaluate,
-  paths,
-  stopping,
-  table_file,
-  writers,
-)
-from vtokens.checkpoints import Checkpoints
-from vtokens.evaluation import config as eval_config
-from vtokens.steps import TrainState
+from vtokens import ask, config, evaluate
+from vtokens.evaluation import eval_config
+from vtokens.host import errors, paths, stopping, writers
+from vtokens.method.steps import TrainState
+from vtokens.run.checkpoints import Checkpoints
+from vtokens.serving import table_file
 
 
 @pytest.fixture(scope='module')

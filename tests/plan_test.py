@@ -11,23 +11,12 @@ import pytest
 import tiny_run
 import xla_flags
 
-from vtokens import (
-  abstract,
-  aot,
-  chips,
-  config,
-  errors,
-  flops,
-  gpus,
-  hlo,
-  optim,
-  partitioning,
-  plan,
-  recipes,
-  steps,
-)
-from vtokens.models import known
-from vtokens.models.config import DecoderConfig
+from vtokens import config, plan, recipes
+from vtokens.devices import chips, partitioning
+from vtokens.host import errors
+from vtokens.method import optim, steps
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.planning import abstract_step, aot, flops, gpus, hlo, known_models
 
 
 def _run(tmp_path, topology, *overrides, config_file='tiny.py', timeout=900):
@@ -80,7 +69,7 @@ def test_bases_of_the_paper(tmp_path, file, base, topology, mesh):
   assert train['pallas_kernels'] >= 1
   assert found['programs']['passages']['pallas_kernels'] >= 1
   # Weights in two bytes, cut over all devices, are most of the arguments.
-  _, count = known.CONFIGS[base or found['base']]
+  _, count = known_models.CONFIGS[base or found['base']]
   assert 1 <= train['bytes']['arguments'] / (2 * count / 16) < 1.05
   for program in found['programs'].values():
     assert program['bytes']['peak'] < found['memory_bytes']
@@ -150,7 +139,7 @@ def test_one_chip_holds_a_quantised_base(base, topology, most):
   assert sizes['peak'] < most
   # A byte for each weight of the matrices, two for each other.
   architecture = plan.read_architecture(base)
-  _, count = known.CONFIGS[base]
+  _, count = known_models.CONFIGS[base]
   matrices = flops.matrix_weights(architecture)
   assert sizes['arguments'] == pytest.approx(2 * count - matrices, rel=0.01)
   # Keys and values of the passages, and little else: no weights again.
@@ -179,12 +168,14 @@ def test_no_stack_of_matrices_is_laid_out_anew(method):
   target = aot.find_target('v5e:1x1')
   assert len(target.devices) == 1
   mesh = partitioning.make_mesh((1, 1, 1), target.devices)
-  graph, params = abstract.base(base, jnp.dtype('bfloat16'), mesh, method)
+  graph, params = abstract_step.base(base, jnp.dtype('bfloat16'), mesh, method)
   optimizer = optim.make_optimizer(config.Optim(), 1000)
-  state = abstract.state(optimizer, (16, 1024), mesh)
+  state = abstract_step.state(optimizer, (16, 1024), mesh)
   compiled = (
     steps.jit_train_step(graph, optimizer, state, config.Train(remat=True))
-    .lower(state, params, abstract.batch(1, (128, 64), 8, mesh, packed=False))
+    .lower(
+      state, params, abstract_step.batch(1, (128, 64), 8, mesh, packed=False)
+    )
     .compile()
   )
   stack = 24 * 1024 * 1024 / {'int8': 1, 'int4': 2}[method]
@@ -334,15 +325,17 @@ def test_only_the_table_goes_between_slices(accumulation):
     head_dim=64,
     mlp_dim=512,
   )
-  graph, params = abstract.base(base, jnp.dtype('bfloat16'), mesh)
+  graph, params = abstract_step.base(base, jnp.dtype('bfloat16'), mesh)
   optimizer = optim.make_optimizer(config.Optim(), 1000)
-  state = abstract.state(optimizer, (16, 512), mesh)
+  state = abstract_step.state(optimizer, (16, 512), mesh)
   settings = config.Train(remat=True, accumulation_steps=accumulation)
   # As where a base in float32 was loaded before this one.
   with jax.default_matmul_precision('highest'):
     compiled = (
       steps.jit_train_step(graph, optimizer, state, settings)
-      .lower(state, params, abstract.batch(16, (128, 64), 8, mesh, packed=True))
+      .lower(
+        state, params, abstract_step.batch(16, (128, 64), 8, mesh, packed=True)
+      )
       .compile()
     )
   found = hlo.collectives(compiled.as_text())

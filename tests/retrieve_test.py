@@ -12,9 +12,10 @@ import sys
 import pytest
 import retrieval_data
 
-from vtokens import errors, retrieve
+from vtokens import retrieve
 from vtokens.data import formats, records
-from vtokens.retrieval import config
+from vtokens.host import errors
+from vtokens.retrieval import retrieval_config
 
 ROOT = pathlib.Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -37,7 +38,7 @@ runpy.run_module('vtokens.retrieve', run_name='__main__')
 """
 
 CONFIG = """
-from vtokens.retrieval import config
+from vtokens.retrieval import retrieval_config as config
 
 def get_config():
   return config.Config(
@@ -354,19 +355,19 @@ def test_one_flipped_bit_is_refused_in_an_index_and_mended_elsewhere(case):
   [
     (lambda c: c.retrievers.clear(), 'config.retrievers: expected to be set'),
     (
-      lambda c: c.retrievers.update(gold=config.Retriever()),
+      lambda c: c.retrievers.update(gold=retrieval_config.Retriever()),
       "config.retrievers: 'gold' cannot be the name",
     ),
     (
-      lambda c: c.retrievers.update({'a/b': config.Retriever()}),
+      lambda c: c.retrievers.update({'a/b': retrieval_config.Retriever()}),
       "config.retrievers: 'a/b' cannot be the name",
     ),
     (
-      lambda c: c.retrievers.update(d=config.Retriever(kind='dense')),
+      lambda c: c.retrievers.update(d=retrieval_config.Retriever(kind='dense')),
       r'config.retrievers\[d\].dense.model: expected to be set',
     ),
     (
-      lambda c: c.retrievers.update(d=config.Retriever(kind='bm52')),
+      lambda c: c.retrievers.update(d=retrieval_config.Retriever(kind='bm52')),
       r'config.retrievers\[d\].kind: expected one of bm25, dense',
     ),
     (
@@ -397,17 +398,17 @@ def test_one_flipped_bit_is_refused_in_an_index_and_mended_elsewhere(case):
   ],
 )
 def test_bad_settings_are_refused(change, message):
-  cfg = config.Config(
+  cfg = retrieval_config.Config(
     workdir='w',
     index_dir='i',
-    corpus=config.Corpus(paths=('c',)),
-    questions=config.Questions(paths=('q',)),
-    retrievers={'b': config.Retriever()},
+    corpus=retrieval_config.Corpus(paths=('c',)),
+    questions=retrieval_config.Questions(paths=('q',)),
+    retrievers={'b': retrieval_config.Retriever()},
   )
-  config.validate(cfg)
+  retrieval_config.validate(cfg)
   change(cfg)
   with pytest.raises(Exception, match=message):
-    config.validate(cfg)
+    retrieval_config.validate(cfg)
 
 
 def test_passages_of_the_same_name_are_refused(case):
@@ -489,7 +490,7 @@ def test_the_example(tmp_path):
 def test_configs_are_valid(path):
   namespace: dict = {'__file__': str(path)}
   exec(path.read_text(), namespace)
-  config.validate(namespace['get_config']())
+  retrieval_config.validate(namespace['get_config']())
 
 
 @pytest.mark.slow

@@ -23,21 +23,16 @@ import safetensors.numpy
 import tiny_models
 import tiny_run
 
-from vtokens import (
-  checkpoints,
-  config,
-  errors,
-  metrics,
-  optim,
-  partitioning,
-  steps,
-  stopping,
-  table_file,
-  train,
-)
+from vtokens import config, train
 from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
-from vtokens.models import tokenizer as tokenizer_lib
+from vtokens.devices import partitioning
+from vtokens.host import errors, stopping
+from vtokens.method import optim, steps
+from vtokens.models.tokenizers import tokenizer as tokenizer_lib
+from vtokens.run import checkpoints
+from vtokens.scoring import metrics
+from vtokens.serving import table_file
 
 _ROOT = pathlib.Path(__file__).parents[1]
 # Two examples to a row, each with two suffixes.

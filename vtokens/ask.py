@@ -9,24 +9,18 @@ from collections.abc import Sequence
 from absl import flags as absl_flags
 from etils import epath
 
-from vtokens import (
-  config,
-  errors,
-  flags,
-  json_files,
-  partitioning,
-  paths,
-  table_file,
-  writers,
-)
+from vtokens import config
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import GIVEN, Record
-from vtokens.evaluation.answering import Answerer
+from vtokens.devices import partitioning
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.evaluator import Evaluator
+from vtokens.evaluation.asking.prompter import Prompter, bare_arm, tokens_arm
 from vtokens.evaluation.conditions import Table
-from vtokens.evaluation.evaluator import Evaluator
-from vtokens.evaluation.prompts import Prompter, bare_arm, tokens_arm
-from vtokens.exports import prompts
-from vtokens.models import base as base_lib
+from vtokens.host import errors, json_files, paths, writers
+from vtokens.models import frozen_base
+from vtokens.serving import prompt_ids, table_file
+from vtokens.settings import flags
 
 _WORKDIR = flags.define_path(
   'workdir', None, 'Work directory of a finished run.'
@@ -67,17 +61,17 @@ def ask(
     errors.UserError: there is no finished run, its base has changed, question
       or passages are no text, or the question does not fit.
   """
-  prompts.check_question(question, '--question')
-  shown = prompts.read_passages(passages)
+  prompt_ids.check_question(question, '--question')
+  shown = prompt_ids.read_passages(passages)
   cfg = _read_config(workdir)
   file = epath.Path(workdir) / 'table.safetensors'
   table, metadata = table_file.load(file)
   rows = table.shape[0]
   k = rows
   if num_active is not None:
-    k = prompts.check_number(num_active, 1, rows, '--num_active')
+    k = prompt_ids.check_number(num_active, 1, rows, '--num_active')
   mesh = partitioning.make_mesh((-1, 1, 1))
-  opened = base_lib.open_base(cfg.base, cfg.context_length)
+  opened = frozen_base.open_base(cfg.base, cfg.context_length)
   if opened.fingerprint != metadata.get('fingerprint'):
     raise errors.UserError(
       f'{workdir}: the table was trained on another base than '

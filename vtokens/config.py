@@ -7,7 +7,7 @@ be overridden on the command line as `--config.section.field=value`.
 import dataclasses
 from typing import Any
 
-from vtokens import config_checks, schema
+from vtokens.settings import config_checks, schema
 
 # The authors' sentence (arXiv 2405.19670, section 3.2): it starts the table,
 # and it is the instruction of the untrained condition.

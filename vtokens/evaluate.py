@@ -3,9 +3,9 @@ r"""How good virtual tokens are, against what, on what, and at what cost.
     python -m vtokens.evaluate --config configs/eval/x.py \
       --config.workdir=runs/evaluation
 
-Fields are documented in `vtokens/evaluation/config.py`, what is measured and
-written in docs/evaluation.md. The same command continues an evaluation that
-was stopped or killed; answers that are there are not generated again.
+`vtokens/evaluation/eval_config.py` documents the fields, docs/evaluation.md
+what is measured and written. The same command continues an evaluation that was
+stopped or killed; it generates no answer twice.
 """
 
 import platform
@@ -16,31 +16,22 @@ import jax
 from absl import flags as absl_flags
 from etils import epath
 
-from vtokens import (
-  distributed,
-  flags,
-  partitioning,
-  schema,
-  stopping,
-  versions,
-  writers,
-)
 from vtokens.data.records import Record
-from vtokens.evaluation import (
-  config,
+from vtokens.devices import distributed, partitioning
+from vtokens.evaluation import eval_config, general, tasks, untouched
+from vtokens.evaluation.asking import (
+  cell_plan,
   cost,
-  general,
-  models,
-  plan,
+  evaluated_models,
   questions,
-  report,
-  rules,
-  tasks,
-  untouched,
 )
-from vtokens.evaluation.cells import Answer, Cell, CellResult, Results
-from vtokens.evaluation.config import UNTOUCHED, Config
-from vtokens.evaluation.grid import Grid
+from vtokens.evaluation.asking.cells import Answer, Cell, CellResult, Results
+from vtokens.evaluation.asking.grid import Grid
+from vtokens.evaluation.eval_config import UNTOUCHED, Config
+from vtokens.evaluation.reporting import report
+from vtokens.host import stopping, versions, writers
+from vtokens.scoring import answer_rules
+from vtokens.settings import flags, schema
 
 
 def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
@@ -57,13 +48,15 @@ def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
   Raises:
     errors.UserError: bad input, or a base that did not stay what it was.
   """
-  runs = models.read_runs(cfg.runs)
-  opened = stop.run(lambda: models.open_models(cfg, runs))
+  runs = evaluated_models.read_runs(cfg.runs)
+  opened = stop.run(lambda: evaluated_models.open_models(cfg, runs))
   records = stop.run(lambda: questions.read(cfg, writers.say))
   # Whatever is wrong should show before the weights are loaded.
   grids = {}
   for model in opened:
-    grid = Grid(cfg, model, plan.groups(cfg, model, list(records)), records)
+    grid = Grid(
+      cfg, model, cell_plan.groups(cfg, model, list(records)), records
+    )
     stop.run(grid.check)
     grids[model.name] = grid
   loaded = [
@@ -115,7 +108,7 @@ def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
 
 def _run(
   cfg: Config,
-  model: models.Model,
+  model: evaluated_models.Model,
   loaded: Sequence[tasks.LoadedTask],
   grid: Grid,
   mesh: jax.sharding.Mesh,
@@ -180,13 +173,13 @@ def _run(
 
 def _results(
   cfg: Config,
-  opened: Sequence[models.Model],
+  opened: Sequence[evaluated_models.Model],
   records: Mapping[str, Sequence[Record]],
   answered: Mapping[Cell, Sequence[Answer]],
 ) -> Results:
   cells = {}
   for cell, answers in answered.items():
-    values = rules.score_questions(
+    values = answer_rules.score_questions(
       cfg.data.rules.get(cell.dataset, 'text'),
       [answer.text for answer in answers],
       [record.answers for record in records[cell.dataset]],
@@ -208,7 +201,7 @@ def _results(
 
 
 def _versions(
-  opened: Sequence[models.Model], runs: Sequence[models.Run]
+  opened: Sequence[evaluated_models.Model], runs: Sequence[evaluated_models.Run]
 ) -> dict[str, Any]:
   """What the numbers depend on, beside the settings."""
   found: dict[str, Any] = {
@@ -231,7 +224,7 @@ def _prepare(cfg: Config) -> None:
     cfg.conditions = tuple(absl_flags.FLAGS.conditions)
     if cfg.conditions == (UNTOUCHED,):
       cfg.data.sources = ()
-  config.validate(cfg)
+  eval_config.validate(cfg)
 
 
 def main(cfg: Config) -> None:

@@ -16,9 +16,10 @@ import os
 
 from absl import flags as absl_flags
 
-from vtokens import errors, flags, versions, writers
-from vtokens.exports import card, gate, hf, licence, place, run
-from vtokens.exports.config import FORMATS, Config, validate
+from vtokens.exports import card, gate, hf_checkpoint, licence, trained_table
+from vtokens.exports.export_config import FORMATS, Config, validate
+from vtokens.host import errors, versions, whole_directory, writers
+from vtokens.settings import flags
 
 # Packages of the programs that exports are checked with.
 CHECKERS = ('torch', 'peft', 'gguf', 'xllamacpp')
@@ -35,8 +36,8 @@ def export(cfg: Config, to: str, out: str) -> None:
   Raises:
     errors.UserError: bad input, or a check failed.
   """
-  with place.new(out) as directory:
-    source = run.read(cfg.workdir, cfg.names, cfg.base)
+  with whole_directory.new(out) as directory:
+    source = trained_table.read(cfg.workdir, cfg.names, cfg.base)
     method = source.table.meta.quantize
     if method != 'none':
       writers.say(
@@ -62,11 +63,11 @@ def export(cfg: Config, to: str, out: str) -> None:
     )
 
 
-def _about_base(source: run.Source) -> card.Base:
+def _about_base(source: trained_table.Source) -> card.Base:
   path = source.base.settings.path
   dtype = 'float32'  # Of what is made of a GGUF file.
   if not path.endswith('.gguf'):
-    rows = source.base.source.read(hf.EMBEDDING, slice(0, 1))
+    rows = source.base.source.read(hf_checkpoint.EMBEDDING, slice(0, 1))
     dtype = str(rows.dtype)
   return card.Base(licence.of_base(path, source.base.source), dtype)
 
@@ -74,13 +75,13 @@ def _about_base(source: run.Source) -> card.Base:
 def _makers():
   """`formats.MAKERS`; the programs that check an export need PyTorch."""
   try:
-    from vtokens.exports import formats
+    from vtokens.exports import export_formats
   except ImportError as e:
     raise errors.UserError(
       f'exports are checked with PyTorch and PEFT ({e}); pip install '
       "'vtokens[export]'"
     ) from None
-  return formats.MAKERS
+  return export_formats.MAKERS
 
 
 def main(cfg: Config) -> None:

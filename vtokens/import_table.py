@@ -16,12 +16,19 @@ from collections.abc import Sequence
 import huggingface_hub
 from absl import flags as absl_flags
 
-from vtokens import config, errors, flags, table_file, writers
-from vtokens.exports import artifact, place, prompts, public, run, spring
-from vtokens.exports import rows as rows_lib
-from vtokens.exports.artifact import Artifact, Base, Meta, Prompt, Tokens
-from vtokens.exports.config import NAMES
-from vtokens.models import base as base_lib
+from vtokens import config
+from vtokens.exports import (
+  public_names,
+  spring_file,
+  trained_table,
+  vocabulary_rows,
+)
+from vtokens.exports.export_config import NAMES
+from vtokens.host import errors, whole_directory, writers
+from vtokens.models import frozen_base
+from vtokens.serving import artifact, prompt_ids, table_file
+from vtokens.serving.artifact import Artifact, Base, Meta, Prompt, Tokens
+from vtokens.settings import flags
 
 _HUB = 'hub:'
 FORMATS = ('vtokens', 'spring-pt')
@@ -41,9 +48,9 @@ def import_table(kind: str, path: str, base: str, out: str) -> None:
   Raises:
     errors.UserError: bad input, or another base than the table's.
   """
-  with place.new(out) as directory:
+  with whole_directory.new(out) as directory:
     table, settings = _read(kind, path, base)
-    run.write(directory, table, settings)
+    trained_table.write(directory, table, settings)
   writers.say(f'{len(table.table)} virtual tokens written to {out}')
 
 
@@ -51,10 +58,10 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
   """The table, and the config of its run; see `import_table`."""
   if kind == 'vtokens':
     table = artifact.read(path)
-    if not base and public.is_local(table.meta):
+    if not base and public_names.is_local(table.meta):
       _check_found(path, table.meta.base)
     settings = _settings(table, base)
-    opened = base_lib.open_base(settings.base)
+    opened = frozen_base.open_base(settings.base)
     for name, now in (
       ('fingerprint', opened.fingerprint),
       ('tokenizer_sha256', opened.tokenizer.sha256),
@@ -68,11 +75,11 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
         )
   else:
     file = _local(path)
-    rows = spring.read(file)
+    rows = spring_file.read(file)
     if not base:
       raise errors.UserError('--base: spring-pt does not say which base it is')
     settings = config.Config(base=config.Base(path=base), data=_no_data())
-    opened = base_lib.open_base(settings.base)
+    opened = frozen_base.open_base(settings.base)
     table = _from_spring(rows, path, file, settings, opened)
   if table.table.shape[1] != opened.config.embed_dim:
     raise errors.UserError(
@@ -129,7 +136,11 @@ def _with_rows(
 
 
 def _from_spring(
-  rows, path: str, file: str, settings: config.Config, opened: base_lib.OpenBase
+  rows,
+  path: str,
+  file: str,
+  settings: config.Config,
+  opened: frozen_base.OpenBase,
 ) -> Artifact:
   _with_rows(settings, len(rows), len(rows))
   prompt = Prompt(
@@ -138,7 +149,7 @@ def _from_spring(
     max_prefix_tokens=settings.data.max_prefix_tokens,
     max_suffix_tokens=settings.data.max_suffix_tokens,
   )
-  first = rows_lib.first_id(opened)
+  first = vocabulary_rows.first_id(opened)
   ids = tuple(range(first, first + len(rows)))
   return Artifact(
     rows,
@@ -146,7 +157,7 @@ def _from_spring(
       format=artifact.FORMAT,
       base=Base(
         id=settings.base.path,
-        revision=base_lib.revision(settings.base.path),
+        revision=frozen_base.revision(settings.base.path),
         fingerprint=opened.fingerprint,
         tokenizer_sha256=opened.tokenizer.sha256,
         vocab_size=opened.config.vocab_size,
@@ -156,7 +167,9 @@ def _from_spring(
       tokens=Tokens(
         ids=ids,
         names=tuple(NAMES.format(i=i + 1) for i in range(len(rows))),
-        probe=prompts.probe(prompts.assembler(opened.tokenizer, prompt), ids),
+        probe=prompt_ids.probe(
+          prompt_ids.assembler(opened.tokenizer, prompt), ids
+        ),
       ),
       table_sha256=table_file.sha256(rows),
       shape=rows.shape,
@@ -165,7 +178,7 @@ def _from_spring(
       training={
         'imported': {
           'from': path,
-          'revision': base_lib.commit(file),
+          'revision': frozen_base.commit(file),
           'sha256': hashlib.sha256(pathlib.Path(file).read_bytes()).hexdigest(),
         }
       },

@@ -24,26 +24,16 @@ import jax.numpy as jnp
 from absl import flags as absl_flags
 from etils import epath
 
-from vtokens import (
-  abstract,
-  aot,
-  chips,
-  config,
-  errors,
-  flags,
-  flops,
-  generate,
-  hlo,
-  optim,
-  partitioning,
-  paths,
-  steps,
-  writers,
-)
-from vtokens.evaluation import answering
-from vtokens.models import gguf, hf, known
-from vtokens.models.config import DecoderConfig
-from vtokens.models.families import from_hf
+from vtokens import config
+from vtokens.devices import chips, partitioning
+from vtokens.evaluation.asking import answering
+from vtokens.host import errors, paths, writers
+from vtokens.method import generate, optim, steps
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families.registry import from_hf
+from vtokens.models.files import gguf_weights, hf_directory
+from vtokens.planning import abstract_step, aot, flops, hlo, known_models
+from vtokens.settings import flags
 
 # Share of the peak that large matrix products and what is between them reach
 # together, by platform. MaxText's published runs of 16B to 128B models on
@@ -67,10 +57,10 @@ def read_architecture(path: str) -> DecoderConfig:
   path = paths.resolve(path)
   paths.check_on_disk(path)
   if path.endswith('.gguf'):
-    return gguf.GGUFSource(path).config
+    return gguf_weights.GGUFSource(path).config
   if epath.Path(path).exists():
-    return hf.read_config(path)
-  values = known.find(path)
+    return hf_directory.read_config(path)
+  values = known_models.find(path)
   if values is not None:
     return from_hf(values, path)
   try:
@@ -80,9 +70,9 @@ def read_architecture(path: str) -> DecoderConfig:
     raise errors.UserError(
       f'config.base.path: {path} is no local path, its config.json cannot be '
       f'had from the hub ({str(e).splitlines()[0]}), and it is not among the '
-      f'models known here: {", ".join(known.CONFIGS)}'
+      f'models known here: {", ".join(known_models.CONFIGS)}'
     ) from e
-  return hf.read_config(epath.Path(file).parent)
+  return hf_directory.read_config(epath.Path(file).parent)
 
 
 def plan(
@@ -109,7 +99,7 @@ def plan(
   mesh = partitioning.make_mesh(cfg.mesh.shape, target.devices)
   rows = cfg.data.batch_size // cfg.data.examples_per_row
   partitioning.check_batch(mesh, rows // cfg.train.accumulation_steps)
-  graph, params = abstract.base(
+  graph, params = abstract_step.base(
     base, jnp.dtype(cfg.base.dtype), mesh, cfg.base.quantize
   )
   lowered = _lower_train(cfg, base, graph, params, mesh)
@@ -163,11 +153,11 @@ def _lower_train(
   per_row = cfg.data.examples_per_row
   draws = cfg.virtual_tokens.draws_per_example
   size = (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim)
-  state = abstract.state(optimizer, size, mesh)
+  state = abstract_step.state(optimizer, size, mesh)
   return steps.jit_train_step(graph, optimizer, state, cfg.train).lower(
     state,
     params,
-    abstract.batch(
+    abstract_step.batch(
       cfg.data.batch_size // per_row,
       row_shape(cfg),
       per_row * draws * cfg.data.max_answer_tokens,
@@ -192,7 +182,7 @@ def _compile_decoding(
   prefix, suffix = answering.ROUND
   prefix = answering.round_up(cfg.data.max_prefix_tokens, prefix)
   longest = min(branches * cfg.data.max_suffix_tokens, answering.SUFFIX_BUDGET)
-  batch = abstract.batch(
+  batch = abstract_step.batch(
     rows,
     (prefix, answering.round_up(longest, suffix)),
     branches,
@@ -294,7 +284,9 @@ def estimate(
   seconds = {
     'arithmetic_seconds': done / mesh.size / (efficiency * chip.flops),
     'hbm_seconds': passes
-    * abstract.matrix_bytes(base, jnp.dtype(cfg.base.dtype), cfg.base.quantize)
+    * abstract_step.matrix_bytes(
+      base, jnp.dtype(cfg.base.dtype), cfg.base.quantize
+    )
     / mesh.shape['tensor']
     / chip.bandwidth,
     'interconnect_seconds': moved

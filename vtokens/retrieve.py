@@ -2,28 +2,31 @@ r"""Finds passages for questions.
 
     python -m vtokens.retrieve --config configs/retrieve/x.py
 
-Fields are documented in `vtokens/retrieval/config.py`, what lies where in
-docs/retrieval.md. The same command continues a run that was stopped or killed.
+`vtokens/retrieval/retrieval_config.py` documents the fields, docs/retrieval.md
+the files. The same command continues a run that was stopped or killed.
 """
 
 import pathlib
 import time
 from collections.abc import Sequence
 
-from vtokens import errors, flags, stopping, writers
 from vtokens.data import records
+from vtokens.host import errors, stopping, writers
 from vtokens.retrieval import (
   claims,
-  config,
-  inputs,
-  output,
+  passage_store,
   recall,
+  retrieval_config,
+  retrieval_inputs,
+  retrieved_records,
   search,
-  store,
 )
+from vtokens.settings import flags
 
 
-def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
+def retrieve(
+  cfg: retrieval_config.Config,
+) -> dict[str, dict[str, dict[str, float]]]:
   """Runs or continues a retrieval.
 
   Args:
@@ -46,11 +49,11 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
       settings, name, (record.question for record in questions)
     )
     writers.say(f'{name}: {methods[name].describe()}')
-  corpus = store.prepare(cfg.corpus, index_dir, rebuild=rebuild)
+  corpus = passage_store.prepare(cfg.corpus, index_dir, rebuild=rebuild)
   if num_skipped := claims.read_info(corpus.directory)['num_skipped']:
     writers.say(
       f'config.corpus: skipped {num_skipped:,} bad passages, see '
-      f'{corpus.directory}/{store.SKIPPED}'
+      f'{corpus.directory}/{passage_store.SKIPPED}'
     )
   indices = []
   for name, method in methods.items():
@@ -83,7 +86,7 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
     without = search.count_without(workdir, index.name, len(chunks))
     if without:
       writers.say(f'{index.name}: {without:,} questions have no passage')
-  ranks = output.write_records(
+  ranks = retrieved_records.write_records(
     chunks, list(methods), corpus, workdir, compress=cfg.compress
   )
   table = recall.table([r.dataset for r in questions], ranks, cfg.top_k)
@@ -93,10 +96,10 @@ def retrieve(cfg: config.Config) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _read_questions(
-  cfg: config.Config,
+  cfg: retrieval_config.Config,
 ) -> tuple[list[records.Record], list[str]]:
   """The records, and a message for each that was left out."""
-  questions, skipped = inputs.read_questions(
+  questions, skipped = retrieval_inputs.read_questions(
     cfg.questions.paths, on_bad_record=cfg.questions.on_bad_record
   )
   for record in questions:
@@ -108,7 +111,7 @@ def _read_questions(
   return questions, skipped
 
 
-def _chunk_size(cfg: config.Config) -> int:
+def _chunk_size(cfg: retrieval_config.Config) -> int:
   """That of the run in the work directory, if there is one.
 
   It decides where results lie, not what they are.
@@ -124,7 +127,7 @@ def _chunk_size(cfg: config.Config) -> int:
 
 
 def _claim_workdir(
-  cfg: config.Config,
+  cfg: retrieval_config.Config,
   chunk_size: int,
   questions: Sequence[records.Record],
   indices: Sequence[search.Index],
@@ -146,7 +149,7 @@ def _claim_workdir(
   )
 
 
-def main(cfg: config.Config) -> None:
+def main(cfg: retrieval_config.Config) -> None:
   """Entry point."""
   try:
     with claims.locked(pathlib.Path(cfg.index_dir)):
@@ -165,5 +168,8 @@ def main(cfg: config.Config) -> None:
 
 if __name__ == '__main__':
   flags.run_config(
-    main, config.Config, config.validate, 'configs/retrieve/example.py'
+    main,
+    retrieval_config.Config,
+    retrieval_config.validate,
+    'configs/retrieve/example.py',
   )

@@ -18,41 +18,38 @@ import numpy as np
 import optax
 from etils import epath
 
-from vtokens import (
-  abstract,
-  chips,
-  config,
-  distributed,
-  errors,
-  flags,
-  flops,
-  json_files,
-  optim,
-  partitioning,
-  paths,
-  plots,
-  run_identity,
-  schema,
-  steps,
-  stopping,
-  table_file,
-  tracking,
-  versions,
-  virtual_tokens,
-  writers,
-)
-from vtokens.checkpoints import Checkpoints
+from vtokens import config
 from vtokens.data import pipeline, records, training_set
 from vtokens.data.assemble import Assembler
-from vtokens.evaluation import scores
-from vtokens.evaluation.answering import Answerer
+from vtokens.devices import chips, distributed, partitioning
+from vtokens.evaluation.asking import run_scores
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.evaluator import Evaluator
+from vtokens.evaluation.asking.prompter import (
+  Arm,
+  Prompter,
+  bare_arm,
+  tokens_arm,
+)
 from vtokens.evaluation.conditions import Table
-from vtokens.evaluation.evaluator import Evaluator
-from vtokens.evaluation.prompts import Arm, Prompter, bare_arm, tokens_arm
-from vtokens.loop import Loop
-from vtokens.models import base as base_lib
-from vtokens.models import rope
+from vtokens.host import (
+  errors,
+  json_files,
+  paths,
+  plots,
+  stopping,
+  versions,
+  writers,
+)
+from vtokens.method import optim, steps, virtual_tokens
+from vtokens.models import frozen_base, rope
 from vtokens.models.decoder import num_params
+from vtokens.planning import abstract_step, flops
+from vtokens.run import run_identity, tracking
+from vtokens.run.checkpoints import Checkpoints
+from vtokens.run.loop import Loop
+from vtokens.serving import table_file
+from vtokens.settings import flags, schema
 
 # Of JSON files of a run that are read again.
 _SCORES = {'em': float, 'f1': float, 'n': int}
@@ -121,7 +118,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   stop.check()
   # Whatever is wrong should show before the long work of tokenising, and that
   # before the weights are loaded.
-  opened = stop.run(lambda: base_lib.open_base(cfg.base, cfg.context_length))
+  opened = stop.run(lambda: frozen_base.open_base(cfg.base, cfg.context_length))
   virtual_tokens.check_init(cfg.virtual_tokens, opened.config.embed_dim)
   identity = {
     'fingerprint': opened.fingerprint,
@@ -320,7 +317,7 @@ def _report_left_out(cfg: config.Config, messages: Sequence[str]) -> None:
     writers.write_text(path, ''.join(f'{line}\n' for line in messages))
 
 
-def _check_base(cfg: config.Config, base: base_lib.OpenBase) -> None:
+def _check_base(cfg: config.Config, base: frozen_base.OpenBase) -> None:
   """Raises if the base cannot do what the config asks of it."""
   if cfg.context_length > base.config.longest_sequence:
     raise errors.UserError(
@@ -346,14 +343,14 @@ def _check_base(cfg: config.Config, base: base_lib.OpenBase) -> None:
 def _initial_state(
   cfg: config.Config,
   mesh: jax.sharding.Mesh,
-  base: base_lib.FrozenBase,
+  base: frozen_base.FrozenBase,
   optimizer: optax.GradientTransformation,
 ) -> steps.TrainState:
   """The state before the first step, every leaf a global array."""
   rows = virtual_tokens.initial_table(
     cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
   )
-  shapes = abstract.state(optimizer, rows.shape, mesh)
+  shapes = abstract_step.state(optimizer, rows.shape, mesh)
   where = jax.tree.map(lambda x: x.sharding, shapes)
   table = jax.device_put(rows, where.table)
   return steps.TrainState(
@@ -366,7 +363,7 @@ def _initial_state(
 def _make_loop(
   cfg: config.Config,
   mesh: jax.sharding.Mesh,
-  base: base_lib.FrozenBase,
+  base: frozen_base.FrozenBase,
   optimizer: optax.GradientTransformation,
   state: steps.TrainState,
   evaluator: Evaluator,
@@ -427,7 +424,7 @@ def _score_untrained(
     if distributed.is_first():
       writers.write_json(path, found)
   if found:
-    writers.say(scores.format_scores('before training', found))
+    writers.say(run_scores.format_scores('before training', found))
   return found
 
 
@@ -455,12 +452,12 @@ def _score(
   found = {}
   for name, answers in evaluator.answers(test, arms, label=label).items():
     if distributed.is_first():
-      scores.write_predictions(
+      run_scores.write_predictions(
         epath.Path(cfg.workdir) / 'predictions' / f'{name}.jsonl',
         test,
         answers,
       )
-    found[name] = scores.scores_of(test, answers).as_dict()
+    found[name] = run_scores.scores_of(test, answers).as_dict()
   return found
 
 
@@ -480,7 +477,7 @@ def _report(summary: dict[str, Any], workdir: str) -> None:
     for k, values in summary['k'].items()
   }
   if by_k:
-    writers.say(scores.format_scores('result', {**untrained, **by_k}))
+    writers.say(run_scores.format_scores('result', {**untrained, **by_k}))
   writers.say(
     f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
     f'{summary["total_seconds"]:.0f} s in all, peak memory '

@@ -1,6 +1,6 @@
 """Builds the questions that come with vtokens, those of the quickstart."""
 
-from vtokens.data import build_config
+from vtokens.data.build import build_config
 
 _DATA = 'package:vtokens/data/quickstart'
 _SIZES = {'train': 3_000, 'validation': 200, 'test': 300}

@@ -4,10 +4,10 @@ docs/data.md says where its files are to be had. With `:raw` after its
 name, the published files without retrieved passages.
 """
 
-from vtokens import recipes_data
-from vtokens.data import build_config
+from vtokens.data.build import build_config
+from vtokens.recipes import spring_data
 
 
 def get_config(variant: str = '') -> build_config.Config:
-  """Sizes are the paper's; see `vtokens/recipes_data.py`."""
-  return recipes_data.paper_set('fermi', variant)
+  """Sizes are the paper's; see `vtokens/recipes/spring_data.py`."""
+  return spring_data.paper_set('fermi', variant)

@@ -3,9 +3,9 @@
 Build each with `python -m vtokens.data.build --config configs/data/NAME.py`.
 """
 
-from vtokens import recipes_data
+from vtokens.recipes import spring_data
 
 
 def get_sources() -> tuple[tuple[str, ...], tuple[str, ...]]:
   """For data.train and for data.test of a training config."""
-  return recipes_data.paper_mix()
+  return spring_data.paper_mix()

@@ -5,7 +5,7 @@ answer; see vtokens/data/open_qa/README.md.
 """
 
 from vtokens import config
-from vtokens.evaluation import config as eval_config
+from vtokens.evaluation import eval_config
 
 
 def get_config() -> eval_config.Config:

@@ -9,13 +9,14 @@ passages and retrievers, over the twelve test sets that configs/data/ builds
 from what configs/retrieve/wiki_paper.py found.
 """
 
-from vtokens import config, recipes, recipes_data
-from vtokens.evaluation import config as eval_config
+from vtokens import config, recipes
+from vtokens.evaluation import eval_config
+from vtokens.recipes import spring_data
 
 
 def get_config() -> eval_config.Config:
   """Three passages of E5-large and all tokens, each axis varied by itself."""
-  _, test = recipes_data.paper_mix()
+  _, test = spring_data.paper_mix()
   return eval_config.Config(
     workdir='runs/paper-eval',
     runs=('runs/Mistral-7B-Instruct-v0.1-paper',),

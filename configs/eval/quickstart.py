@@ -1,7 +1,7 @@
 """The table of configs/quickstart.py, on its 300 test questions."""
 
 from vtokens import config
-from vtokens.evaluation import config as eval_config
+from vtokens.evaluation import eval_config
 
 
 def get_config() -> eval_config.Config:

@@ -7,19 +7,21 @@ vtokens/data/quickstart/README.md.
 
 import pathlib
 
-from vtokens.retrieval import config
+from vtokens.retrieval import retrieval_config
 
 
-def get_config() -> config.Config:
+def get_config() -> retrieval_config.Config:
   """Takes seconds."""
   here = pathlib.Path(__file__).parent
-  return config.Config(
+  return retrieval_config.Config(
     workdir='runs/retrieve_example',
     index_dir='runs/retrieve_example_index',
     top_k=20,
-    corpus=config.Corpus(paths=(str(here / 'example_corpus.jsonl.gz'),)),
-    questions=config.Questions(
+    corpus=retrieval_config.Corpus(
+      paths=(str(here / 'example_corpus.jsonl.gz'),)
+    ),
+    questions=retrieval_config.Questions(
       paths=('package:vtokens/data/quickstart/test.jsonl.gz',)
     ),
-    retrievers={'bm25': config.Retriever()},
+    retrievers={'bm25': retrieval_config.Retriever()},
   )

@@ -3,15 +3,15 @@
 docs/retrieval.md says what it takes, and where the files come from.
 """
 
-from vtokens.retrieval import config
+from vtokens.retrieval import retrieval_config
 
 
-def get_config() -> config.Config:
+def get_config() -> retrieval_config.Config:
   """Put your files under data/."""
-  return config.Config(
+  return retrieval_config.Config(
     workdir='runs/wiki_bm25',
     index_dir='data/wiki_index',
-    corpus=config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
-    questions=config.Questions(paths=('data/questions.jsonl.gz',)),
-    retrievers={'bm25': config.Retriever()},
+    corpus=retrieval_config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
+    questions=retrieval_config.Questions(paths=('data/questions.jsonl.gz',)),
+    retrievers={'bm25': retrieval_config.Retriever()},
   )

@@ -3,23 +3,23 @@
 For an accelerator: docs/retrieval.md says what it takes.
 """
 
-from vtokens.retrieval import config
+from vtokens.retrieval import retrieval_config
 
 
-def get_config() -> config.Config:
+def get_config() -> retrieval_config.Config:
   """Put your files under data/."""
-  return config.Config(
+  return retrieval_config.Config(
     workdir='runs/wiki_e5',
     index_dir='data/wiki_index',
-    corpus=config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
+    corpus=retrieval_config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
     # Each chunk reads all of the index once.
-    questions=config.Questions(
+    questions=retrieval_config.Questions(
       paths=('data/questions.jsonl.gz',), chunk_size=10_000
     ),
     retrievers={
-      'e5-large': config.Retriever(
+      'e5-large': retrieval_config.Retriever(
         kind='dense',
-        dense=config.Dense(
+        dense=retrieval_config.Dense(
           model='intfloat/e5-large-v2',
           dtype='float16',
           storage='float16',

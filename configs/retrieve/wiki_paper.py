@@ -4,7 +4,7 @@ BM25, BGE-base, E5-base and E5-large over DPR's Wikipedia. The paper does not
 say which versions it used: these are the ones in use at its time.
 """
 
-from vtokens.retrieval import config
+from vtokens.retrieval import retrieval_config
 
 _MODELS = {
   'bge-base': 'BAAI/bge-base-en-v1.5',
@@ -13,21 +13,21 @@ _MODELS = {
 }
 
 
-def get_config() -> config.Config:
+def get_config() -> retrieval_config.Config:
   """Put your files under data/."""
-  retrievers = {'bm25': config.Retriever()}
+  retrievers = {'bm25': retrieval_config.Retriever()}
   for name, model in _MODELS.items():
-    retrievers[name] = config.Retriever(
+    retrievers[name] = retrieval_config.Retriever(
       kind='dense',
-      dense=config.Dense(
+      dense=retrieval_config.Dense(
         model=model, dtype='float16', storage='float16', batch_size=256
       ),
     )
-  return config.Config(
+  return retrieval_config.Config(
     workdir='runs/wiki_paper',
     index_dir='data/wiki_index',
-    corpus=config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
-    questions=config.Questions(
+    corpus=retrieval_config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
+    questions=retrieval_config.Questions(
       paths=('data/questions.jsonl.gz',), chunk_size=10_000
     ),
     retrievers=retrievers,

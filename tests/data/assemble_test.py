@@ -21,11 +21,12 @@ from tokenizers import (
   trainers,
 )
 
-from vtokens import config, errors
+from vtokens import config
 from vtokens.data import assemble, formats, records
 from vtokens.data.assemble import Assembler, Encoder, Example
 from vtokens.data.records import Passage, Record
-from vtokens.models.tokenizer import Tokenizer, load_tokenizer
+from vtokens.host import errors
+from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 V = 1000
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from vtokens import errors
 from vtokens.data import catalogue, formats
 from vtokens.data.records import Passage, Record
+from vtokens.host import errors
 
 NAMES = [
   'squad',

@@ -14,7 +14,13 @@ import pytest
 from hypothesis import strategies as st
 
 from vtokens.data import checks, corpus, files, formats, records, sources
-from vtokens.data.files import Shape, json_rows, reading, shapes, tables
+from vtokens.data.files import (
+  Shape,
+  compressed_lines,
+  file_shapes,
+  json_rows,
+  table_rows,
+)
 from vtokens.data.records import RecordError
 
 JSON = st.recursive(
@@ -309,7 +315,7 @@ def test_rows_that_unpack_to_more_than_fits(
   tmp_path, monkeypatch, suffix, start, end, message
 ):
   """32 MB of one letter, where a million are allowed."""
-  for module in (reading, shapes, json_rows):
+  for module in (compressed_lines, file_shapes, json_rows):
     monkeypatch.setattr(module, 'MAX_ROW', 1_000_000)
   monkeypatch.setattr(json_rows, 'max_document', lambda: 1_000_000)
   content = f'{start}{"x" * 32_000_000}{end}'.encode()
@@ -326,7 +332,7 @@ def test_rows_that_unpack_to_more_than_fits(
 
 
 def test_after_a_line_that_is_too_long(tmp_path, monkeypatch):
-  for module in (reading, shapes, json_rows):
+  for module in (compressed_lines, file_shapes, json_rows):
     monkeypatch.setattr(module, 'MAX_ROW', 1000)
   other = ROW.replace('"1"', '"2"')
   path = write(tmp_path / 'a.jsonl', f'{ROW}\n{"x" * 5000}\n{other}')
@@ -347,7 +353,7 @@ def test_many_blank_lines(tmp_path):
 def test_rows_of_parquet_that_unpack_to_more_than_fits(tmp_path, monkeypatch):
   import pyarrow.parquet as pq
 
-  monkeypatch.setattr(tables, 'MAX_ROW', 1_000_000)
+  monkeypatch.setattr(table_rows, 'MAX_ROW', 1_000_000)
   rows = [{'id': str(i), 'text': 'x' * 4_000_000} for i in range(4)]
   path = str(tmp_path / 'a.parquet')
   table = pa.Table.from_pylist(rows)

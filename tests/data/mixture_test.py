@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import tiny_models
 
-from vtokens import config, errors
-from vtokens.data import tokens
+from vtokens import config
+from vtokens.data import token_cache as tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Mixture
 from vtokens.data.records import GOLD, Passage, Record
-from vtokens.models.tokenizer import load_tokenizer
+from vtokens.host import errors
+from vtokens.models.tokenizers.tokenizer import load_tokenizer
 
 N = 300
 

@@ -14,11 +14,12 @@ import pytest
 import tiny_models
 from absl import flags
 
-from vtokens import config, errors
+from vtokens import config
 from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import GOLD, Passage, Record, RecordError
-from vtokens.models.tokenizer import load_tokenizer
+from vtokens.host import errors
+from vtokens.models.tokenizers.tokenizer import load_tokenizer
 
 V = 1000
 

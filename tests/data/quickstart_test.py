@@ -11,10 +11,10 @@ import runpy
 
 import pytest
 
-from vtokens import metrics
 from vtokens.data import assemble, formats, records
-from vtokens.data.quickstart import build
-from vtokens.models.tokenizer import load_tokenizer
+from vtokens.data.quickstart import build_quickstart
+from vtokens.models.tokenizers.tokenizer import load_tokenizer
+from vtokens.scoring import metrics
 
 _CONFIG = pathlib.Path(__file__).parents[2] / 'configs/quickstart.py'
 SPLITS = ('train', 'validation', 'test')
@@ -151,7 +151,7 @@ def test_choice_of_passages(golds, retrieved, expected):
     'retrieved': [[id_, 1.0] for id_ in retrieved],
     'answer_in_retrieved': 0,
   }
-  record = build.to_record(row, CORPUS)
+  record = build_quickstart.to_record(row, CORPUS)
   if expected is None:
     assert record is None
     return
@@ -213,8 +213,8 @@ def _paragraphs(row):
 
 
 def test_selection(source):
-  splits = build.build(
-    build.read_questions(source),
+  splits = build_quickstart.build(
+    build_quickstart.read_questions(source),
     source,
     num_train=12,
     num_validation=4,
@@ -240,8 +240,8 @@ def test_selection(source):
 
 def test_too_few_questions_is_an_error(source):
   with pytest.raises(ValueError, match=r'^10 questions fit, .* 11$'):
-    build.build(
-      build.read_questions(source),
+    build_quickstart.build(
+      build_quickstart.read_questions(source),
       source,
       num_train=12,
       num_validation=4,
@@ -251,12 +251,12 @@ def test_too_few_questions_is_an_error(source):
 
 def test_the_script_writes_the_same_bytes_again(source, monkeypatch, capsys):
   arguments = dict.fromkeys(('num_train', 'num_validation', 'num_test'), 2)
-  monkeypatch.setattr(build.build, '__kwdefaults__', arguments)
+  monkeypatch.setattr(build_quickstart.build, '__kwdefaults__', arguments)
   contents = []
   for name in ('one', 'two'):
     out = source / name
     out.mkdir()
-    build.main(
+    build_quickstart.main(
       ['--qa', str(source), '--corpus', str(source), '--out', str(out)]
     )
     contents.append([(out / f'{s}.jsonl.gz').read_bytes() for s in SPLITS])

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from vtokens import errors
 from vtokens.data import records
+from vtokens.host import errors
 
 A, B, C = (records.Passage(name, '', f'Text {name}.') for name in 'abc')
 

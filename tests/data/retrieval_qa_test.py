@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorflow_datasets.core import example_serializer
 
-from vtokens import errors
 from vtokens.data import retrieval_qa
 from vtokens.data.records import Passage, Record
+from vtokens.host import errors
 
 TEXT = st.text(
   st.characters(blacklist_categories=('Cs', 'Cc')), min_size=1, max_size=20

@@ -5,11 +5,12 @@ import json
 import pytest
 import tiny_models
 
-from vtokens import config, errors
+from vtokens import config
 from vtokens.data import sources, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
-from vtokens.models.tokenizer import Tokenizer, load_tokenizer
+from vtokens.host import errors
+from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
 @pytest.fixture(scope='module')

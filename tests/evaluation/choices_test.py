@@ -10,9 +10,11 @@ import torch
 import transformers
 import xla_flags
 
-from vtokens import config, errors, partitioning
+from vtokens import config
+from vtokens.devices import partitioning
 from vtokens.evaluation import choices
-from vtokens.models import base as base_lib
+from vtokens.host import errors
+from vtokens.models import frozen_base
 
 HEADER = 'The following are multiple choice questions about tides.\n'
 # Prompts that begin alike, and one that is only that beginning.
@@ -30,7 +32,7 @@ ALONE = ('?', ['true', 'false'])
 
 
 def load(path):
-  return base_lib.load_base(
+  return frozen_base.load_base(
     config.Base(path=str(path), dtype='float32'),
     partitioning.make_mesh((-1, 1, 1)),
   )
@@ -157,8 +159,9 @@ SHARDED = """
 import sys
 import numpy as np
 import vtokens.evaluation.choices as choices
-from vtokens import config, partitioning
-from vtokens.models import base as base_lib
+from vtokens import config
+from vtokens.devices import partitioning
+from vtokens.models import frozen_base as base_lib
 mesh = partitioning.make_mesh((2, 2, 2))
 base = base_lib.load_base(config.Base(path=sys.argv[1], dtype='float32'), mesh)
 items = [

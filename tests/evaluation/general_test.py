@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from vtokens import config, errors, partitioning, stopping
+from vtokens import config
+from vtokens.devices import partitioning
 from vtokens.evaluation import choices, general, task_prompts, tasks
 from vtokens.evaluation.tasks import Task
-from vtokens.models import base as base_lib
+from vtokens.host import errors, stopping
+from vtokens.models import frozen_base
 
 
 @pytest.fixture(scope='module')
 def base(tiny_dir):
-  return base_lib.load_base(
+  return frozen_base.load_base(
     config.Base(path=str(tiny_dir), dtype='float32'),
     partitioning.make_mesh((-1, 1, 1)),
   )

@@ -5,16 +5,17 @@ import pytest
 import torch
 import transformers
 
-from vtokens import config, partitioning
+from vtokens import config
+from vtokens.devices import partitioning
 from vtokens.evaluation import choices, reasoning
-from vtokens.models import base as base_lib
+from vtokens.models import frozen_base
 
 TEXTS = ['Question: 2 + 3? Answer:', 'Question: 1? Answer:', 'Question: x']
 
 
 @pytest.fixture(scope='module')
 def base(tiny_dir):
-  return base_lib.load_base(
+  return frozen_base.load_base(
     config.Base(path=str(tiny_dir), dtype='float32'),
     partitioning.make_mesh((-1, 1, 1)),
   )

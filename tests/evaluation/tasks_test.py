@@ -9,9 +9,9 @@ import re
 
 import pytest
 
-from vtokens import errors
 from vtokens.evaluation import task_prompts, tasks
 from vtokens.evaluation.tasks import Task
+from vtokens.host import errors
 
 DATA = pathlib.Path(__file__).parents[2].parent / 'shared/data/general'
 

@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import xla_flags
 
-from vtokens import config, errors, generate, partitioning, virtual_tokens
+from vtokens import config
+from vtokens.devices import partitioning
 from vtokens.evaluation import untouched
-from vtokens.models import base as base_lib
+from vtokens.host import errors
+from vtokens.method import generate, virtual_tokens
+from vtokens.models import frozen_base
 
 
 def load(path, dtype='float32'):
-  return base_lib.load_base(
+  return frozen_base.load_base(
     config.Base(path=str(path), dtype=dtype),
     partitioning.make_mesh((-1, 1, 1)),
   )
@@ -44,7 +47,7 @@ def with_one_bit_flipped(base, name):
   params = jax.tree.unflatten(
     jax.tree.structure(base.params), jax.tree.leaves(flipped)
   )
-  return base_lib.FrozenBase(
+  return frozen_base.FrozenBase(
     base.path,
     base.config,
     base.graph,
@@ -172,9 +175,10 @@ import jax
 port, number, path, out = sys.argv[1:]
 jax.distributed.initialize(f'localhost:{port}', 2, int(number))
 import numpy as np
-from vtokens import config, partitioning
+from vtokens import config
+from vtokens.devices import partitioning
 from vtokens.evaluation import choices, untouched
-from vtokens.models import base as base_lib
+from vtokens.models import frozen_base as base_lib
 mesh = partitioning.make_mesh((1, 2, 2))
 load = lambda: base_lib.load_base(
   config.Base(path=path, dtype='float32'), mesh

@@ -14,13 +14,13 @@ import torch
 import transformers
 
 from vtokens import config as config_lib
-from vtokens import generate, partitioning
 from vtokens.data import formats, records
-from vtokens.models import base as base_lib
-from vtokens.models import hf
-from vtokens.models import weights as weights_lib
-from vtokens.models.config import DecoderConfig
+from vtokens.devices import partitioning
+from vtokens.method import generate
+from vtokens.models import frozen_base
 from vtokens.models.decoder import abstract_decoder
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.files import hf_directory, weights
 
 # What differs from a tiny Llama with 4 query heads on 2 key heads, an untied
 # head and a head width of D / N.
@@ -61,9 +61,9 @@ def _forward(model, ids, positions, *caches, segments=None):
 
 
 def _load(directory):
-  return weights_lib.load_decoder(
-    hf.SafetensorsSource(directory),
-    hf.read_config(directory),
+  return weights.load_decoder(
+    hf_directory.SafetensorsSource(directory),
+    hf_directory.read_config(directory),
     jnp.float32,
     partitioning.make_mesh((-1, 1, 1)),
   )
@@ -339,7 +339,7 @@ def test_remat_changes_neither_values_nor_gradients(tiny):
 
 @pytest.fixture(scope='module')
 def smollm2(smollm2_path):
-  return base_lib.load_base(
+  return frozen_base.load_base(
     config_lib.Base(path=str(smollm2_path), dtype='float32'),
     partitioning.make_mesh((-1, 1, 1)),
   )

@@ -18,11 +18,15 @@ import tiny_models
 import tiny_run
 import xla_flags
 
-from vtokens import abstract, errors, partitioning, steps
-from vtokens.models import hf, layers, quantize
-from vtokens.models import weights as weights_lib
-from vtokens.models.config import DecoderConfig
+from vtokens.devices import partitioning
+from vtokens.host import errors
+from vtokens.method import steps
+from vtokens.models import layers, quantize
 from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.files import hf_directory
+from vtokens.models.files import weights as weights_lib
+from vtokens.planning import abstract_step
 
 METHODS = ('int8', 'int4')
 CONFIG = DecoderConfig(
@@ -153,10 +157,10 @@ def test_products_with_float_weights_keep_their_bits(monkeypatch):
 
 def _step(method, remat, config=CONFIG):
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
-  graph, base = abstract.base(config, jnp.dtype('float32'), mesh, method)
+  graph, base = abstract_step.base(config, jnp.dtype('float32'), mesh, method)
   optimizer = optax.adam(1e-3)
-  state = abstract.state(optimizer, (4, config.embed_dim), mesh)
-  batch = abstract.batch(2, (16, 8), 4, mesh, packed=False)
+  state = abstract_step.state(optimizer, (4, config.embed_dim), mesh)
+  batch = abstract_step.batch(2, (16, 8), 4, mesh, packed=False)
   step = steps.make_train_step(graph, optimizer, remat=remat)
   return step, (state, base, batch)
 
@@ -257,8 +261,8 @@ def test_the_loaded_model_does_not_depend_on_the_dtype(tmp_path):
     return dict(
       weights_lib.iter_arrays(
         weights_lib.load_decoder(
-          hf.SafetensorsSource(tmp_path),
-          hf.read_config(tmp_path),
+          hf_directory.SafetensorsSource(tmp_path),
+          hf_directory.read_config(tmp_path),
           jnp.dtype(dtype),
           mesh,
           'int4',
@@ -279,15 +283,19 @@ _LOAD = (
 import dataclasses, json, sys
 import flax.nnx as nnx
 import jax, jax.numpy as jnp, numpy as np, optax
-from vtokens import abstract, errors, partitioning, steps
-from vtokens.models import hf, weight_map, weights
+from vtokens.data import batch as batch_lib
+from vtokens.planning import abstract_step as abstract
+from vtokens.host import errors
+from vtokens.devices import partitioning
+from vtokens.method import steps
+from vtokens.models.files import hf_directory as hf, weight_map, weights
 
 # Layer by layer, and a layer in parts.
 weights.BLOCK_BYTES = weight_map.BLOCK_BYTES = 1 << 18
 directory, method = sys.argv[1:]
 config = hf.read_config(directory)
 rng = np.random.default_rng(0)
-batch = steps.Batch(
+batch = batch_lib.Batch(
   prefix=rng.integers(0, 320, (8, 24), np.int32),
   prefix_positions=np.tile(np.arange(24, dtype=np.int32), (8, 1)),
   prefix_segments=None,
@@ -403,7 +411,7 @@ def test_meshes_are_refused_as_without(tmp_path):
   mesh = jax.sharding.AbstractMesh((1, 1, 8), partitioning.MESH_AXES)
   for method in ('none', *METHODS):
     with pytest.raises(errors.UserError, match='kv_heads'):
-      abstract.base(
+      abstract_step.base(
         dataclasses.replace(CONFIG, num_heads=8),
         jnp.dtype('float32'),
         mesh,
@@ -416,7 +424,7 @@ def test_bytes_of_the_matrices():
   outputs = 8 * (4 * 32 + 2 * 2 * 32 + 128 + 2 * 320 + 128)
 
   def found(method):
-    return abstract.matrix_bytes(CONFIG, jnp.dtype('bfloat16'), method)
+    return abstract_step.matrix_bytes(CONFIG, jnp.dtype('bfloat16'), method)
 
   assert found('none') == 2 * weights
   assert found('int8') == weights + 4 * outputs

@@ -6,8 +6,9 @@ import pytest
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from vtokens.models import families, rope
-from vtokens.models.config import Rope
+from vtokens.models import rope
+from vtokens.models.decoder_config import Rope
+from vtokens.models.families import registry
 
 _FACTORS = {
   'short_factor': [1.0 + i / 10 for i in range(32)],
@@ -65,7 +66,7 @@ def test_frequencies_equal_those_of_transformers(name, length):
     'max_position_embeddings': 131_072,
     'rope_parameters': dict(SCALINGS[name]),
   }
-  (kind,) = families.from_hf(fields).layer_pattern
+  (kind,) = registry.from_hf(fields).layer_pattern
   theirs = transformers.LlamaConfig(**fields)
   function = ROPE_INIT_FUNCTIONS[SCALINGS[name]['rope_type']]
   expected, scale = function(theirs, seq_len=length)

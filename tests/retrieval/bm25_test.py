@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import retrieval_data
 
-from vtokens import errors
+from vtokens.host import errors
 from vtokens.retrieval import (
   bm25,
   claims,
-  config,
   lexicon,
+  passage_store,
+  retrieval_config,
   search,
-  store,
   topk,
 )
 
@@ -33,16 +33,16 @@ def build(tmp_path, rows, shard_size=1000, name='bm25', **settings):
   """The index of some passages, and the corpus."""
   path = retrieval_data.write(tmp_path / 'corpus.jsonl', rows)
   index_dir = tmp_path / f'index{shard_size}'
-  corpus = store.prepare(
-    config.Corpus(paths=(path,), shard_size=shard_size),
+  corpus = passage_store.prepare(
+    retrieval_config.Corpus(paths=(path,), shard_size=shard_size),
     index_dir,
     rebuild=False,
   )
   method = search.make_method(
-    config.Retriever(bm25=config.BM25(**settings)), name
+    retrieval_config.Retriever(bm25=retrieval_config.BM25(**settings)), name
   )
   index = search.prepare_index(
-    name, method, corpus, index_dir, config.Execution(), rebuild=False
+    name, method, corpus, index_dir, retrieval_config.Execution(), rebuild=False
   )
   return index, corpus
 
@@ -80,7 +80,9 @@ def test_scores_are_those_of_bm25s(tmp_path, shard_size, k1, b):
   rows = retrieval_data.passages(150 if shard_size > 1 else 20)
   index, corpus = build(tmp_path, rows, shard_size, k1=k1, b=b)
   hits = find(index, corpus, QUESTIONS, len(rows), tmp_path / 'q.json')
-  expected = reference_scores(rows, QUESTIONS, config.BM25(k1=k1, b=b))
+  expected = reference_scores(
+    rows, QUESTIONS, retrieval_config.BM25(k1=k1, b=b)
+  )
   for i in range(len(QUESTIONS)):
     found = hits.rows[i] >= 0
     assert set(hits.rows[i][found]) == set(np.flatnonzero(expected[i]))
@@ -110,7 +112,9 @@ def test_another_process_finds_each_questions_own_passages(tmp_path):
   asked = [row['text'] for row in rows[::20]]
   program = (
     'import json, pathlib, sys; import numpy as np;'
-    'from vtokens.retrieval import bm25, config, store, topk;'
+    'from vtokens.retrieval import bm25, topk;'
+    'from vtokens.retrieval import retrieval_config as config;'
+    'from vtokens.retrieval import passage_store as store;'
     'directory, path, asked = map(json.loads, sys.argv[1:]);'
     'directory = pathlib.Path(directory); path = pathlib.Path(path);'
     'method = bm25.Bm25(config.BM25());'
@@ -138,7 +142,9 @@ def test_the_index_is_the_same_bytes_in_each_process(tmp_path):
     tmp_path / 'corpus.jsonl', retrieval_data.passages(100)
   )
   program = (
-    'import pathlib, sys; from vtokens.retrieval import config, search, store;'
+    'import pathlib, sys; from vtokens.retrieval import search;'
+    'from vtokens.retrieval import retrieval_config as config;'
+    'from vtokens.retrieval import passage_store as store;'
     'd = pathlib.Path(sys.argv[2]);'
     'c = store.prepare(config.Corpus(paths=(sys.argv[1],), shard_size=40), d,'
     ' rebuild=False);'
@@ -168,16 +174,16 @@ def test_the_index_is_the_same_bytes_in_each_process(tmp_path):
 def test_bm25s_itself_reads_a_shard(tmp_path):
   rows = retrieval_data.passages(50)
   index, _ = build(tmp_path, rows)
-  shard = store.shard_directory(index.directory, 0)
+  shard = passage_store.shard_directory(index.directory, 0)
   loaded = lexicon.load_bm25s().BM25.load(shard, show_progress=False)
-  tokens = lexicon.tokenize(config.BM25(), [rows[7]['text']])
+  tokens = lexicon.tokenize(retrieval_config.BM25(), [rows[7]['text']])
   found, _ = loaded.retrieve(tokens, k=3, show_progress=False)
   assert found[0, 0] == 7
 
 
 def test_a_vocabulary_of_another_index_is_refused(tmp_path):
   index, corpus = build(tmp_path, retrieval_data.passages(50))
-  shard = store.shard_directory(index.directory, 0)
+  shard = passage_store.shard_directory(index.directory, 0)
   lexicon.Vocabulary.save(shard, ['a', 'b'])
   with pytest.raises(errors.UserError, match=r'2 words for .* columns'):
     find(index, corpus, QUESTIONS, 3, tmp_path / 'q.json')
@@ -201,7 +207,7 @@ def test_a_corpus_without_words_is_refused(tmp_path):
 
 def test_the_settings_of_text():
   def words(text, **settings):
-    return lexicon.tokenize(config.BM25(**settings), [text])[0]
+    return lexicon.tokenize(retrieval_config.BM25(**settings), [text])[0]
 
   plain = {'stemmer': 'none', 'stopwords': 'none'}
   assert words('The Cities of É 7!', **plain) == [
@@ -242,13 +248,15 @@ def test_titles_count_as_often_as_they_should(tmp_path):
 )
 def test_unknown_languages_are_refused(settings, message):
   with pytest.raises(errors.UserError, match=message):
-    search.make_method(config.Retriever(bm25=config.BM25(**settings)), 'x')
+    search.make_method(
+      retrieval_config.Retriever(bm25=retrieval_config.BM25(**settings)), 'x'
+    )
 
 
 def test_identity_has_all_that_matters():
-  identity = bm25.Bm25(config.BM25()).identity()
+  identity = bm25.Bm25(retrieval_config.BM25()).identity()
   assert set(identity['versions']) == {'bm25s', 'PyStemmer'}
-  other = bm25.Bm25(config.BM25(stemmer='none', b=0.5)).identity()
+  other = bm25.Bm25(retrieval_config.BM25(stemmer='none', b=0.5)).identity()
   assert set(other['versions']) == {'bm25s'}
   assert other['bm25']['b'] == 0.5
 
@@ -359,25 +367,32 @@ def test_english_questions_get_the_same_bits(tmp_path):
 def test_an_index_of_words_alone_serves_questions_without_grams(tmp_path):
   rows = retrieval_data.passages(20)
   path = retrieval_data.write(tmp_path / 'corpus.jsonl', rows)
-  corpus = store.prepare(
-    config.Corpus(paths=(path,)), tmp_path / 'index', rebuild=False
+  corpus = passage_store.prepare(
+    retrieval_config.Corpus(paths=(path,)), tmp_path / 'index', rebuild=False
   )
 
   def prepare(method):
     return search.prepare_index(
-      'x', method, corpus, tmp_path / 'index', config.Execution(), rebuild=False
+      'x',
+      method,
+      corpus,
+      tmp_path / 'index',
+      retrieval_config.Execution(),
+      rebuild=False,
     )
 
-  method = search.make_method(config.Retriever(), 'x', ['Where?'])
+  method = search.make_method(retrieval_config.Retriever(), 'x', ['Where?'])
   # As an earlier version claimed it.
   identity = {'corpus': corpus.identity, **method.will_do()[0]}
   assert 'scripts_without_spaces' not in identity
   directory = tmp_path / 'index' / 'x'
   claims.claim(directory, identity, 'an index', rebuild=False, advice='')
   claims.finish(
-    directory, method.build(corpus, directory, config.Execution(), '')
+    directory, method.build(corpus, directory, retrieval_config.Execution(), '')
   )
   assert prepare(method).digest == search.digest(identity)
-  wants = search.make_method(config.Retriever(), 'x', ['Where?', '在哪里？'])
+  wants = search.make_method(
+    retrieval_config.Retriever(), 'x', ['Where?', '在哪里？']
+  )
   with pytest.raises(errors.UserError, match='scripts_without_spaces'):
     prepare(wants)

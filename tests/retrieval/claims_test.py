@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from vtokens import errors
+from vtokens.host import errors
 from vtokens.retrieval import claims
 
 

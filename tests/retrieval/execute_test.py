@@ -5,11 +5,11 @@ import pathlib
 
 import pytest
 
-from vtokens.retrieval import config, execute
+from vtokens.retrieval import execute, retrieval_config
 
-LOOP = config.Execution()
-BEAM = config.Execution(runner='beam')
-WORKERS = config.Execution(
+LOOP = retrieval_config.Execution()
+BEAM = retrieval_config.Execution(runner='beam')
+WORKERS = retrieval_config.Execution(
   runner='beam',
   beam_options=(
     '--runner=DirectRunner',

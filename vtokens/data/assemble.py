@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vtokens import errors
 from vtokens.config import Config, Templates
 from vtokens.data.records import Passage
-from vtokens.models.tokenizer import Tokenizer
+from vtokens.host import errors
+from vtokens.models.tokenizers.tokenizer import Tokenizer
 
 Ids = Int[np.ndarray, 'T']
 

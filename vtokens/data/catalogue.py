@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from vtokens import errors
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.files import Row
+from vtokens.host import errors
 
 _PREFIX = 'tfds:'
 

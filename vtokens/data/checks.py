@@ -5,8 +5,8 @@ import enum
 
 from etils import epath
 
-from vtokens import writers
 from vtokens.data.records import RecordError
+from vtokens.host import writers
 
 _UNANSWERABLE = 'questions left out: their source says they have no answer'
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Sequence
 
 import regex
 
-from vtokens import unspaced
 from vtokens.data import records
+from vtokens.scoring import unspaced
 
 _TOKEN = regex.compile(r'[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]')
 _UNSPACED_TOKEN = regex.compile(

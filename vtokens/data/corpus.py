@@ -29,11 +29,11 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import tqdm
 
-from vtokens import paths as paths_lib
 from vtokens.data import checks, files
 from vtokens.data.checks import BadRecord, BadRecords, Kind
 from vtokens.data.fields import Fields
 from vtokens.data.records import Passage, RecordError
+from vtokens.host import paths as paths_lib
 
 _SHAPES = (
   files.Shape.LINES,

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from vtokens import errors
-from vtokens.data import cells, cleaning
+from vtokens.data import cleaning, table_cells
 from vtokens.data.checks import BadRecord, Kind, printable
+from vtokens.host import errors
 
 # A byte that is no UTF-8, in a file that is decoded with surrogateescape.
 _BAD_BYTE = re.compile('[\udc80-\udcff]')
@@ -194,8 +194,10 @@ class Fields:
 
   def _parsed(self, key: str) -> Any:
     """The value, or what a cell of a table spells."""
-    value = cells.parsed(self.value(key))
-    if isinstance(value, cells.Cell) and cells.is_like_an_array(value):
+    value = table_cells.parsed(self.value(key))
+    if isinstance(value, table_cells.Cell) and table_cells.is_like_an_array(
+      value
+    ):
       raise BadRecord(
         Kind.MALFORMED,
         f'{self.name(key)}: found {printable(value)}, expected an array as '

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from vtokens import metrics
+from vtokens.scoring import metrics
 
 
 def question_key(question: str) -> str:

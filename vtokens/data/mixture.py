@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 import grain
 import numpy as np
 
-from vtokens import config, errors
+from vtokens import config
 from vtokens.data.assemble import Assembler, PassageIds
 from vtokens.data.records import GOLD
-from vtokens.data.tokens import TokenSet
+from vtokens.data.token_cache import TokenSet
+from vtokens.host import errors
 
 # Streams of random numbers derived from one seed. `order` has those that are
 # numbered like the data sets; of these only the first state is ever used, as

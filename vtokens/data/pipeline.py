@@ -16,10 +16,11 @@ import numpy as np
 
 from vtokens import config
 from vtokens.data import assemble, batching
+from vtokens.data import batch as batch_lib
 from vtokens.data.assemble import Assembler, Example
+from vtokens.data.batch import Batch
 from vtokens.data.mixture import Draw, Member, Mixture
 from vtokens.data.records import Passage, Record
-from vtokens.steps import Batch
 
 # Streams of random numbers derived from one seed; see mixture.py for others.
 _WINDOW, _EVAL = 3, 4
@@ -197,14 +198,16 @@ def collate(
         target_at[r, t:t_stop] = np.arange(first, first + t_stop - t)
         s, t, suffixes = s_stop, t_stop, suffixes + 1
       p = p_stop
-  return Batch(
+  return batch_lib.make(
+    packed=packed,
+    draws=draws,
     prefix=prefix,
     prefix_positions=prefix_at,
-    prefix_segments=prefix_segments if packed else None,
+    prefix_segments=prefix_segments,
     suffix=suffix,
     suffix_positions=suffix_at,
-    suffix_segments=suffix_segments if packed or draws > 1 else None,
-    suffix_parents=suffix_parents if packed and draws > 1 else None,
+    suffix_segments=suffix_segments,
+    suffix_parents=suffix_parents,
     targets=targets,
     target_index=target_at,
   )

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
-from vtokens import errors
+from vtokens.host import errors
 
 # Under this name lie the passages that annotators marked, if any.
 GOLD = 'gold'

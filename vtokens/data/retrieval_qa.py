@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from vtokens import errors
 from vtokens.data.records import Passage, Record
+from vtokens.host import errors
 
 try:
   import tensorflow_datasets as tfds

@@ -4,10 +4,16 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
-from vtokens import errors, paths
-from vtokens.data import catalogue, files, formats, names, store
+from vtokens.data import (
+  built_datasets,
+  catalogue,
+  dataset_names,
+  files,
+  formats,
+)
 from vtokens.data.checks import BadRecords
 from vtokens.data.records import Record
+from vtokens.host import errors, paths
 
 
 def groups(sources: Sequence[str]) -> list[tuple[str, ...]]:
@@ -22,7 +28,7 @@ def groups(sources: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def _is_built(source: str) -> bool:
-  return names.split(source)[1].startswith(store.SOURCE)
+  return dataset_names.split(source)[1].startswith(built_datasets.SOURCE)
 
 
 def read(
@@ -46,9 +52,9 @@ def read(
     errors.UserError: a source or record is bad.
   """
   for group in groups(sources):
-    name, location = names.split(group[0])
-    if location.startswith(store.SOURCE):
-      for record in store.open_store(location):
+    name, location = dataset_names.split(group[0])
+    if location.startswith(built_datasets.SOURCE):
+      for record in built_datasets.open_store(location):
         yield dataclasses.replace(record, dataset=name) if name else record
     else:
       yield from formats.read_records(
@@ -64,7 +70,7 @@ def called(sources: Sequence[str]) -> list[str]:
   others = [source for source in sources if not _is_built(source)]
   return [
     ' '.join([name.dataset, name.stem, name.label, name.given])
-    for name in names.of(others)
+    for name in dataset_names.of(others)
   ]
 
 
@@ -77,11 +83,11 @@ def regrouped(sources: Sequence[str]) -> dict[str, str]:
   others = {i: s for i, s in enumerate(sources) if not _is_built(s)}
   if len(others) < 2:
     return {}
-  called_now = names.of(list(others.values()))
+  called_now = dataset_names.of(list(others.values()))
   return {
     str(i): name.dataset
     for i, name in zip(others, called_now, strict=True)
-    if name.given or name.dataset != names.by_file(name.location)
+    if name.given or name.dataset != dataset_names.by_file(name.location)
   }
 
 
@@ -98,15 +104,15 @@ def fingerprint(source: str) -> str:
   Raises:
     errors.UserError: it is not there, or no file.
   """
-  source = names.split(source)[1]
-  if source.startswith(store.SOURCE):
-    return store.open_store(source).fingerprint
+  source = dataset_names.split(source)[1]
+  if source.startswith(built_datasets.SOURCE):
+    return built_datasets.open_store(source).fingerprint
   if catalogue.is_source(source):
     return catalogue.version(source)
   path = paths.resolve(source)
   files.check_is_file(path)
   try:
-    return store.sha256(path)
+    return built_datasets.sha256(path)
   except Exception as e:
     if not paths.makes_unreadable(e):
       raise

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from vtokens import config, distributed, errors, paths
-from vtokens.data import formats, leaks, names, sources, tokens
+from vtokens import config
+from vtokens.data import dataset_names, formats, leaks, sources
+from vtokens.data import token_cache as tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Mixture
 from vtokens.data.records import Record
+from vtokens.devices import distributed
+from vtokens.host import errors, paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +182,7 @@ def open_training_set(
 
 def _contents(group: Sequence[str]) -> list[list[str]]:
   """What sources are called by the config, and their fingerprints."""
-  return [[names.split(s)[0], sources.fingerprint(s)] for s in group]
+  return [[dataset_names.split(s)[0], sources.fingerprint(s)] for s in group]
 
 
 def hash_questions(held_out: Sequence[HeldOut]) -> str:

@@ -18,19 +18,14 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vtokens import (
-  distributed,
-  errors,
-  partitioning,
-  steps,
-  stopping,
-  writers,
-)
 from vtokens.data.assemble import Ids
-from vtokens.evaluation import answering
-from vtokens.models.base import FrozenBase, OpenBase
+from vtokens.devices import distributed, partitioning
+from vtokens.evaluation.asking import answering
+from vtokens.host import errors, stopping, writers
+from vtokens.method import steps
+from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.models.kv_cache import KVCache
-from vtokens.models.tokenizer import Tokenizer
+from vtokens.models.tokenizers.tokenizer import Tokenizer
 
 # Lengths are padded to multiples of these, so that few shapes are compiled.
 _PROMPT_ROUND, _OPTIONS_ROUND = 64, 32

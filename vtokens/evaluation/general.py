@@ -12,17 +12,11 @@ import numpy as np
 import scipy.stats
 from etils import epath
 
-from vtokens import (
-  checksums,
-  distributed,
-  json_files,
-  paths,
-  stopping,
-  writers,
-)
+from vtokens.devices import distributed
 from vtokens.evaluation import choices, reasoning, task_prompts
 from vtokens.evaluation.tasks import LoadedTask
-from vtokens.models.base import FrozenBase, OpenBase
+from vtokens.host import checksums, json_files, paths, stopping, writers
+from vtokens.models.frozen_base import FrozenBase, OpenBase
 
 # How the log-probability of an option is normalised before options are
 # compared; the first is the paper's.

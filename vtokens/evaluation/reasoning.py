@@ -15,15 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vtokens import distributed, generate, partitioning, stopping, writers
 from vtokens.data.assemble import Ids
-from vtokens.evaluation import (
-  answering,
-  choices,
-  task_prompts,
-  tasks,
-)
-from vtokens.models.base import FrozenBase
+from vtokens.devices import distributed, partitioning
+from vtokens.evaluation import choices, task_prompts, tasks
+from vtokens.evaluation.asking import answering
+from vtokens.host import stopping, writers
+from vtokens.method import generate
+from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
 # New tokens of a round.

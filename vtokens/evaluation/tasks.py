@@ -13,10 +13,11 @@ from typing import NoReturn
 
 import numpy as np
 
-from vtokens import errors, paths, schema
-from vtokens.data import files, store
+from vtokens.data import built_datasets, files
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
+from vtokens.host import errors, paths
+from vtokens.settings import schema
 
 FORMATS = ('boolq', 'commonsenseqa', 'mmlu', 'gsm8k')
 # What golds of boolq may be, and what they mean.
@@ -355,4 +356,4 @@ def _same_file(a: str, b: str) -> bool:
 
 
 def _sha256(path: str) -> str:
-  return store.sha256(path)
+  return built_datasets.sha256(path)

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens import distributed, errors, generate, steps, virtual_tokens
-from vtokens.models import weights
-from vtokens.models.base import FrozenBase
+from vtokens.devices import distributed
+from vtokens.host import errors
+from vtokens.method import generate, steps, virtual_tokens
 from vtokens.models.decoder import num_params
+from vtokens.models.files import weights
+from vtokens.models.frozen_base import FrozenBase
 
 # What the logits are compared on: texts of many kinds.
 PROBE = (

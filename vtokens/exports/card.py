@@ -5,10 +5,10 @@ import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 
-from vtokens import markdown
-from vtokens.exports import public
-from vtokens.exports.artifact import Meta
+from vtokens.exports import public_names
 from vtokens.exports.gate import Check
+from vtokens.host import markdown
+from vtokens.serving.artifact import Meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ model = peft.PeftModel.from_pretrained(model, 'embedding_lora')
 # llama-server --model model.gguf --port 8080
 import json, urllib.request
 from vtokens import plug
-from vtokens.models import gguf_tokenizer
+from vtokens.models.tokenizers import gguf_tokenizer
 
 table = plug.load('.')
 tokenizer = gguf_tokenizer.read_tokenizer('model.gguf')
@@ -310,13 +310,14 @@ def _usage(meta: Meta, to: str) -> str:
   gguf = meta.base.id.endswith('.gguf')
   imports = (
     'import pathlib, torch, transformers\n'
-    'from vtokens import paths, plug\n'
-    'from vtokens.models import gguf_tokenizer'
+    'from vtokens import plug\n'
+    'from vtokens.host import paths\n'
+    'from vtokens.models.tokenizers import gguf_tokenizer'
     if gguf
     else 'import torch, transformers\nfrom vtokens import plug'
   )
   what = 'the file' if gguf else 'a directory or a name on the hub'
-  where = _WHERE.format(what=what) if public.is_local(meta) else ''
+  where = _WHERE.format(what=what) if public_names.is_local(meta) else ''
   more = '\n  suppress_tokens=list(table.meta.tokens.ids),' * (to == 'peft')
   return (
     _USAGE[to]

@@ -3,9 +3,9 @@
 import dataclasses
 import pathlib
 
-from vtokens import partitioning
-from vtokens.models import weights
-from vtokens.models.base import OpenBase
+from vtokens.devices import partitioning
+from vtokens.models.files import weights
+from vtokens.models.frozen_base import OpenBase
 
 
 def to_directory(opened: OpenBase, directory: pathlib.Path) -> None:

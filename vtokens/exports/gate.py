@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float
 
-from vtokens import errors, writers
 from vtokens.exports.reference import Probe
+from vtokens.host import errors, writers
 
 FILE = 'gate.json'
 # Of logits, relative to their largest: float32 summed in another order.

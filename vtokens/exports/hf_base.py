@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from vtokens import errors
-from vtokens.exports import convert, gate, llama_consumer
+from vtokens.exports import convert, gate
 from vtokens.exports.gate import Check
+from vtokens.exports.gguf import llama_consumer
 from vtokens.exports.json_file import write_json
-from vtokens.models import gguf_tokenizer
-from vtokens.models.base import OpenBase
+from vtokens.host import errors
+from vtokens.models.frozen_base import OpenBase
+from vtokens.models.tokenizers import gguf_tokenizer
 
 # Tokens of a text; the server's memory grows with it.
 _CONTEXT = 512

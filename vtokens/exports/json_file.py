@@ -4,7 +4,7 @@ import json
 import pathlib
 from typing import Any
 
-from vtokens import json_files
+from vtokens.host import json_files
 
 
 def read_json(path: pathlib.Path) -> Any:

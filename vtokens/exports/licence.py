@@ -8,9 +8,9 @@ from typing import Any
 
 import huggingface_hub
 
-from vtokens.models import base as base_lib
-from vtokens.models import gguf
-from vtokens.models.weight_map import TensorSource
+from vtokens.models import frozen_base
+from vtokens.models.files import gguf_weights
+from vtokens.models.files.weight_map import TensorSource
 
 _PACKAGE = 'package:'
 
@@ -28,10 +28,10 @@ def of_base(path: str, source: TensorSource) -> dict[str, str]:
     path: as `config.base.path`.
     source: of its weights.
   """
-  if isinstance(source, gguf.GGUFSource):
+  if isinstance(source, gguf_weights.GGUFSource):
     found = _of_gguf(source)
   else:
-    local = base_lib.resolve(path)
+    local = frozen_base.resolve(path)
     found = _of_card(pathlib.Path(local) / 'README.md')
     if not found and not pathlib.Path(path).exists():
       found = _of_hub(path, local)
@@ -61,7 +61,7 @@ def _word(value: Any) -> str:
   return ''
 
 
-def _of_gguf(source: gguf.GGUFSource) -> dict[str, str]:
+def _of_gguf(source: gguf_weights.GGUFSource) -> dict[str, str]:
   return _fields(
     *(
       source.metadata(f'general.license{end}') for end in ('', '.name', '.link')
@@ -90,7 +90,7 @@ def _of_hub(name: str, local: str) -> dict[str, str]:
   """Of a base on the hub, whose card is not among the files of the model."""
   try:
     file = huggingface_hub.hf_hub_download(
-      name, 'README.md', revision=base_lib.commit(local) or None
+      name, 'README.md', revision=frozen_base.commit(local) or None
     )
   # Offline, or there is none: each version of the hub's client has errors of
   # its own and of its HTTP client's.

@@ -16,9 +16,9 @@ import numpy as np
 import peft
 import safetensors.numpy
 
-from vtokens.exports import hf, rows
-from vtokens.exports.artifact import Artifact, Tokens
-from vtokens.models.base import OpenBase
+from vtokens.exports import hf_checkpoint, vocabulary_rows
+from vtokens.models.frozen_base import OpenBase
+from vtokens.serving.artifact import Artifact, Tokens
 
 FORMS = ('trainable_tokens', 'embedding_lora')
 _WEIGHTS = 'adapter_model.safetensors'
@@ -31,7 +31,9 @@ def place(table: Artifact, opened: OpenBase, directory: str) -> Tokens:
   Raises:
     errors.UserError: there are too few that no text uses.
   """
-  return rows.inside(rows.read_vocabulary(directory), table.meta.tokens, opened)
+  return vocabulary_rows.inside(
+    vocabulary_rows.read_vocabulary(directory), table.meta.tokens, opened
+  )
 
 
 def in_head(form: str, opened: OpenBase) -> bool:
@@ -61,7 +63,9 @@ def write(
     revision=base.revision or None,
     inference_mode=True,
   )
-  names = [f'{hf.EMBEDDING.removesuffix(".weight")}.trainable_tokens_delta']
+  names = [
+    f'{hf_checkpoint.EMBEDDING.removesuffix(".weight")}.trainable_tokens_delta'
+  ]
   if in_head(FORMS[0], opened):
     names.append('lm_head.trainable_tokens_delta')
   _write(out / FORMS[0], trainable, dict.fromkeys(names, table.table))
@@ -79,11 +83,13 @@ def write(
   picks[np.arange(count), ids] = 1.0
   before = np.stack(
     [
-      np.asarray(opened.source.read(hf.EMBEDDING, slice(i, i + 1))[0], 'f4')
+      np.asarray(
+        opened.source.read(hf_checkpoint.EMBEDDING, slice(i, i + 1))[0], 'f4'
+      )
       for i in ids
     ]
   )
-  module = hf.EMBEDDING.removesuffix('.weight')
+  module = hf_checkpoint.EMBEDDING.removesuffix('.weight')
   _write(
     out / FORMS[1],
     lora,

@@ -9,23 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens import (
-  aside,
-  config,
-  distributed,
-  partitioning,
-  stopping,
-  virtual_tokens,
-  writers,
-)
+from vtokens import config
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
-from vtokens.evaluation.answering import Answerer, round_up
+from vtokens.devices import distributed, partitioning
+from vtokens.evaluation.asking.answering import Answerer, round_up
+from vtokens.evaluation.asking.prompter import Prompter, tokens_arm
 from vtokens.evaluation.conditions import Table
-from vtokens.evaluation.prompts import Prompter, tokens_arm
-from vtokens.exports import prompts
-from vtokens.exports.artifact import Artifact
-from vtokens.models.base import FrozenBase, OpenBase
+from vtokens.host import aside, stopping, writers
+from vtokens.method import virtual_tokens
+from vtokens.models.frozen_base import FrozenBase, OpenBase
+from vtokens.serving import prompt_ids
+from vtokens.serving.artifact import Artifact
 
 # Prompts are padded to multiples of it, so that few shapes are compiled.
 _ROUND = 64
@@ -76,7 +71,7 @@ def probe(
   """
   mesh = partitioning.make_mesh((-1, 1, 1))
   base = opened.load(mesh)
-  assembler = prompts.assembler(opened.tokenizer, table.meta.prompt)
+  assembler = prompt_ids.assembler(opened.tokenizer, table.meta.prompt)
   shown = config.Eval(
     num_passages=num_passages,
     shuffle_passages=False,

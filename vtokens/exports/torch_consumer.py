@@ -8,10 +8,10 @@ import numpy as np
 import torch
 import transformers
 
-from vtokens import plug
-from vtokens.exports import gate, hf
-from vtokens.exports.artifact import Meta
-from vtokens.models import gguf_tokenizer
+from vtokens.exports import gate, hf_checkpoint
+from vtokens.models.tokenizers import gguf_tokenizer
+from vtokens.serving import plug
+from vtokens.serving.artifact import Meta
 
 # Tokens that are drawn one after the other; more are drawn side by side.
 _LONGEST = 16
@@ -169,7 +169,7 @@ def settings(
   """Of the generation config: what is never said, and what ends an answer."""
   found = transformers.GenerationConfig.from_pretrained(path).to_dict()
   never = len(set(found['suppress_tokens'] or []) & set(ids))
-  ends = hf.end_ids(found)
+  ends = hf_checkpoint.end_ids(found)
   return [
     gate.Check(
       'virtual tokens in suppress_tokens of generation_config.json',

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vtokens import partitioning
-from vtokens.models import flash, layers, rope, splash
-from vtokens.models.config import DecoderConfig
+from vtokens.devices import partitioning
+from vtokens.models import layers, rope
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.kernels import flash, splash
 from vtokens.models.kv_cache import KVCache
 
 # Queries attended at a time. Later ones of the same call cannot be seen, so

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens import partitioning
+from vtokens.devices import partitioning
 from vtokens.models import layers, quantize, rope
 from vtokens.models.attention import Attention
-from vtokens.models.config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 
 # Of the residual stream, for many tokens to a row and for one.

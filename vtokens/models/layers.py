@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import quantize
-from vtokens.models.config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig
 
 
 def param(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens.models.config import Rope
+from vtokens.models.decoder_config import Rope
 
 TYPES = ('default', 'linear', 'dynamic', 'yarn', 'llama3', 'longrope')
 

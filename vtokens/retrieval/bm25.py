@@ -27,9 +27,16 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from vtokens import errors, json_files, writers
 from vtokens.data import records
-from vtokens.retrieval import claims, config, execute, lexicon, store, topk
+from vtokens.host import errors, json_files, writers
+from vtokens.retrieval import (
+  claims,
+  execute,
+  lexicon,
+  passage_store,
+  retrieval_config,
+  topk,
+)
 
 _BATCH = 4096  # Passages tokenised together.
 _COUNTS = 'counts'
@@ -46,7 +53,7 @@ class Bm25:
     wants_grams: whether a question has some.
   """
 
-  settings: config.BM25
+  settings: retrieval_config.BM25
   wants_grams: bool = True
 
   def identity(self) -> dict[str, Any]:
@@ -83,9 +90,9 @@ class Bm25:
 
   def build(
     self,
-    corpus: store.Passages,
+    corpus: passage_store.Passages,
     directory: pathlib.Path,
-    execution: config.Execution,
+    execution: retrieval_config.Execution,
     label: str,
   ) -> dict[str, Any]:
     """Writes the index of every shard; returns facts about it."""
@@ -95,7 +102,7 @@ class Bm25:
     totals = directory / _TOTALS
 
     def is_done(shard: int) -> bool:
-      return store.shard_directory(directory, shard).exists()
+      return passage_store.shard_directory(directory, shard).exists()
 
     if not (totals.exists() and all(map(is_done, shards))):
       execute.for_each(
@@ -104,7 +111,7 @@ class Bm25:
           _count_shard, self.settings, corpus.directory, counts
         ),
         shards,
-        lambda shard: store.shard_directory(counts, shard).exists(),
+        lambda shard: passage_store.shard_directory(counts, shard).exists(),
         f'{label}: count words',
       )
       if not totals.exists() or not all(
@@ -139,7 +146,7 @@ class Bm25:
   ) -> topk.Hits:
     """The best passages of one shard; see `search.Method`."""
     index, vocabulary = _open_shard(
-      store.shard_directory(directory, shard), digest
+      passage_store.shard_directory(directory, shard), digest
     )
     hits = []
     advice = f'delete {questions} to have it made again'
@@ -155,7 +162,7 @@ class Bm25:
 
 
 def _count_shard(
-  settings: config.BM25,
+  settings: retrieval_config.BM25,
   corpus: pathlib.Path,
   counts: pathlib.Path,
   shard: int,
@@ -164,7 +171,7 @@ def _count_shard(
 
   The matrix [words, passages] lies as CSR: `indptr`, `indices`, `tf`.
   """
-  passages = store.Passages.open(corpus)
+  passages = passage_store.Passages.open(corpus)
   vocabulary: dict[str, int] = {}
   words, lengths = [], []
   grams: list[int] = []
@@ -203,7 +210,7 @@ def _count_shard(
   keys |= np.concatenate([np.repeat(rows, n) for n in (length, gram_lengths)])
   keys, tf = np.unique(keys, return_counts=True)
   frequencies = np.bincount(keys >> 32, minlength=len(ordered))
-  with claims.new_part(store.shard_directory(counts, shard)) as part:
+  with claims.new_part(passage_store.shard_directory(counts, shard)) as part:
     part.mkdir()
     writers.write_text(
       part / 'words.json', json.dumps(ordered, ensure_ascii=False)
@@ -226,7 +233,7 @@ def _add_up(
   df: collections.Counter[str] = collections.Counter()
   num_passages = num_tokens = num_grams = num_with_grams = 0
   for shard in tqdm.tqdm(shards, f'{label}: add up', leave=False):
-    directory = store.shard_directory(counts, shard)
+    directory = passage_store.shard_directory(counts, shard)
     lengths = np.load(directory / 'lengths.npy')
     num_passages += len(lengths)
     num_tokens += int(lengths.sum(dtype=np.int64))
@@ -243,7 +250,7 @@ def _add_up(
   for shard in shards:
     if _frequencies(frequencies, shard).exists():
       continue
-    words = _words(store.shard_directory(counts, shard))
+    words = _words(passage_store.shard_directory(counts, shard))
     with claims.new_part(_frequencies(frequencies, shard)) as part:
       with part.open('wb') as file:
         np.save(file, np.array([df[word] for word in words], np.int64))
@@ -264,10 +271,10 @@ def _frequencies(directory: pathlib.Path, shard: int) -> pathlib.Path:
 
 
 def _score_shard(
-  settings: config.BM25, directory: pathlib.Path, shard: int
+  settings: retrieval_config.BM25, directory: pathlib.Path, shard: int
 ) -> None:
   """Writes the index of a shard, in the format of bm25s."""
-  counts = store.shard_directory(directory / _COUNTS, shard)
+  counts = passage_store.shard_directory(directory / _COUNTS, shard)
   totals = _read_totals(directory / _TOTALS)
   df = np.load(_frequencies(directory / _FREQUENCIES, shard))
   lengths, gram_lengths, indptr, indices, tf = (
@@ -301,7 +308,7 @@ def _score_shard(
   }
   index.nonoccurrence_array = None
   index.vocab_dict = {word: i for i, word in enumerate(words)}
-  with claims.new_part(store.shard_directory(directory, shard)) as part:
+  with claims.new_part(passage_store.shard_directory(directory, shard)) as part:
     index.save(part, show_progress=False)
     lexicon.Vocabulary.save(part, words)
 

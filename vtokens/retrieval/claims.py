@@ -22,7 +22,8 @@ import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vtokens import checksums, errors, json_files, paths, schema, writers
+from vtokens.host import checksums, errors, json_files, paths, writers
+from vtokens.settings import schema
 
 _IDENTITY = 'identity.json'
 _COMPLETE = 'complete.json'

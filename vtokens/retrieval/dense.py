@@ -15,7 +15,14 @@ import numpy as np
 import tqdm
 
 from vtokens.data import records
-from vtokens.retrieval import claims, config, encoders, execute, store, topk
+from vtokens.retrieval import (
+  claims,
+  encoders,
+  execute,
+  passage_store,
+  retrieval_config,
+  topk,
+)
 
 _BATCH = 2048  # Passages between two moves of the progress bar.
 _INDEX = 'index.faiss'
@@ -54,9 +61,9 @@ class Dense:
 
   def build(
     self,
-    corpus: store.Passages,
+    corpus: passage_store.Passages,
     directory: pathlib.Path,
-    execution: config.Execution,
+    execution: retrieval_config.Execution,
     label: str,
   ) -> dict[str, Any]:
     """Writes the index of every shard; returns facts about it."""
@@ -64,7 +71,7 @@ class Dense:
       execution,
       functools.partial(_index_shard, self, corpus.directory, directory),
       range(len(corpus.shard_sizes)),
-      lambda shard: store.shard_directory(directory, shard).exists(),
+      lambda shard: passage_store.shard_directory(directory, shard).exists(),
       f'{label}: encode',
     )
     # Not compared: a new version may change the last bits of an embedding,
@@ -87,7 +94,7 @@ class Dense:
     k: int,
   ) -> topk.Hits:
     """The best passages of one shard; see `search.Method`."""
-    index = _open_shard(store.shard_directory(directory, shard), digest)
+    index = _open_shard(passage_store.shard_directory(directory, shard), digest)
     scores, rows = index.search(np.load(questions), min(k, index.ntotal))
     rows = rows + first_row
     order = np.lexsort((rows, -scores), axis=1)
@@ -100,7 +107,7 @@ class Dense:
 def _index_shard(
   method: Dense, corpus: pathlib.Path, directory: pathlib.Path, shard: int
 ) -> None:
-  passages = store.Passages.open(corpus)
+  passages = passage_store.Passages.open(corpus)
   size = passages.shard_sizes[shard]
   faiss = _faiss()
   index = None
@@ -114,7 +121,7 @@ def _index_shard(
         index = _new_index(faiss, vectors.shape[1], method.storage)
       index.add(vectors)
       bar.update(len(vectors))
-  with claims.new_part(store.shard_directory(directory, shard)) as part:
+  with claims.new_part(passage_store.shard_directory(directory, shard)) as part:
     part.mkdir()
     faiss.write_index(index, str(part / _INDEX))
 

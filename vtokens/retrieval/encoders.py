@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from vtokens import errors, json_files, paths
-from vtokens.retrieval import config
+from vtokens.host import errors, json_files, paths
+from vtokens.retrieval import retrieval_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Encoder:
     return vectors
 
 
-def settle(settings: config.Dense, name: str) -> Encoder:
+def settle(settings: retrieval_config.Dense, name: str) -> Encoder:
   """Finds the model and fills in what the config leaves to it.
 
   Args:
@@ -131,7 +131,7 @@ def settle(settings: config.Dense, name: str) -> Encoder:
   sources = []
   for field in dataclasses.fields(Recipe):
     value = getattr(settings, field.name)
-    if value not in (config.AUTO, 0):
+    if value not in (retrieval_config.AUTO, 0):
       source = 'the config'
     elif known is not None:
       value, source = getattr(known, field.name), 'what is known of it'
@@ -155,7 +155,7 @@ def settle(settings: config.Dense, name: str) -> Encoder:
   )
 
 
-def _find(settings: config.Dense, name: str) -> pathlib.Path:
+def _find(settings: retrieval_config.Dense, name: str) -> pathlib.Path:
   field = f'config.retrievers[{name}].dense.model'
   if settings.model.startswith('package:'):
     # Packages are searched for files.
@@ -250,7 +250,7 @@ def _load(directory: str, recipe: Recipe, dtype: str, device: str) -> Any:
   if recipe.normalize == 'yes':
     layers.append(modules.Normalize())
   return sentence_transformers.SentenceTransformer(
-    modules=layers, device=None if device == config.AUTO else device
+    modules=layers, device=None if device == retrieval_config.AUTO else device
   )
 
 

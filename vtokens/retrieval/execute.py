@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import tqdm
 
-from vtokens import errors
-from vtokens.retrieval import config
+from vtokens.host import errors
+from vtokens.retrieval import retrieval_config
 
 Item = TypeVar('Item')
 Part = TypeVar('Part')
@@ -22,7 +22,7 @@ Key = TypeVar('Key', bound=Hashable)
 
 
 def for_each(
-  settings: config.Execution,
+  settings: retrieval_config.Execution,
   work: Callable[[Item], None],
   items: Sequence[Item],
   is_done: Callable[[Item], bool],
@@ -50,7 +50,7 @@ def for_each(
 
 
 def map_reduce(
-  settings: config.Execution,
+  settings: retrieval_config.Execution,
   work: Callable[[Part, Key], Any],
   parts: Sequence[Part],
   combine: Callable[[Sequence[Any]], Any],
@@ -126,7 +126,7 @@ def _watch(
       thread.join()
 
 
-def _pipeline(beam: Any, settings: config.Execution) -> Any:
+def _pipeline(beam: Any, settings: retrieval_config.Execution) -> Any:
   from apache_beam.options import pipeline_options
 
   return beam.Pipeline(

@@ -1,10 +1,10 @@
 """Texts as words for BM25, and words as ids on disk.
 
-A text of scripts without spaces (see `vtokens.unspaced`) has *grams* besides:
-its characters, the pairs of neighbours among them, and words of other scripts
-that no space separates from them, such as the CUDA of 'CUDA编程'. Grams begin
-with `GRAM`, so that none is a word. Words are not touched by them: a question
-that has no grams gets the same passages and scores as without them.
+A text of scripts without spaces (see `vtokens.scoring.unspaced`) also has
+*grams*: its characters, the pairs of neighbouring characters, and words of
+other scripts that no space separates from them, such as CUDA in 'CUDA编程'.
+Grams begin with `GRAM`, so that no gram equals a word. Words do not change: a
+question without grams gets the same passages and scores as before.
 """
 
 import bisect
@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import regex
 
-from vtokens import errors, unspaced
-from vtokens.retrieval import config
+from vtokens.host import errors
+from vtokens.retrieval import retrieval_config
+from vtokens.scoring import unspaced
 
 # Sorts before all that patterns of words match.
 GRAM = '\x01'
@@ -34,7 +35,9 @@ _PART = regex.compile(
 )
 
 
-def tokenize(settings: config.BM25, texts: Sequence[str]) -> list[list[str]]:
+def tokenize(
+  settings: retrieval_config.BM25, texts: Sequence[str]
+) -> list[list[str]]:
   """Tokens of each text: the same function for passages and questions.
 
   Raises:
@@ -46,7 +49,7 @@ def tokenize(settings: config.BM25, texts: Sequence[str]) -> list[list[str]]:
 
 
 def tokenize_ids(
-  settings: config.BM25, texts: Sequence[str]
+  settings: retrieval_config.BM25, texts: Sequence[str]
 ) -> tuple[list[list[int]], dict[str, int]]:
   """As `tokenize`, but ids of tokens, and the tokens by id from 0 on."""
   bm25s = load_bm25s()
@@ -66,12 +69,14 @@ def tokenize_ids(
     ) from e
 
 
-def has_grams(settings: config.BM25) -> bool:
+def has_grams(settings: retrieval_config.BM25) -> bool:
   """Whether texts get grams: not where users say themselves what a token is."""
-  return settings.token_pattern == config.BM25.token_pattern
+  return settings.token_pattern == retrieval_config.BM25.token_pattern
 
 
-def grams(settings: config.BM25, texts: Sequence[str]) -> list[list[str]]:
+def grams(
+  settings: retrieval_config.BM25, texts: Sequence[str]
+) -> list[list[str]]:
   """Grams of each text; none of one that lacks the scripts."""
   found: list[list[str]] = [[] for _ in texts]
   if not has_grams(settings):
@@ -98,7 +103,7 @@ def grams(settings: config.BM25, texts: Sequence[str]) -> list[list[str]]:
 
 
 def question_tokens(
-  settings: config.BM25, questions: Sequence[str]
+  settings: retrieval_config.BM25, questions: Sequence[str]
 ) -> list[list[str]]:
   """Words of each question; grams too of one that is written without spaces.
 

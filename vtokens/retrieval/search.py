@@ -10,17 +10,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vtokens import unspaced
 from vtokens.retrieval import (
   bm25,
   claims,
-  config,
   dense,
   encoders,
   execute,
-  store,
+  passage_store,
+  retrieval_config,
   topk,
 )
+from vtokens.scoring import unspaced
 
 
 class Method(Protocol):
@@ -40,9 +40,9 @@ class Method(Protocol):
 
   def build(
     self,
-    corpus: store.Passages,
+    corpus: passage_store.Passages,
     directory: pathlib.Path,
-    execution: config.Execution,
+    execution: retrieval_config.Execution,
     label: str,
   ) -> dict[str, Any]:
     """Writes the index of every shard that is missing; returns facts."""
@@ -91,7 +91,9 @@ class Index:
 
 
 def make_method(
-  settings: config.Retriever, name: str, questions: Iterable[str] | None = None
+  settings: retrieval_config.Retriever,
+  name: str,
+  questions: Iterable[str] | None = None,
 ) -> Method:
   """A retriever of the config, checked.
 
@@ -117,9 +119,9 @@ def make_method(
 def prepare_index(
   name: str,
   method: Method,
-  corpus: store.Passages,
+  corpus: passage_store.Passages,
   index_dir: pathlib.Path,
-  execution: config.Execution,
+  execution: retrieval_config.Execution,
   *,
   rebuild: bool,
 ) -> Index:
@@ -172,10 +174,10 @@ def chunk_path(
 
 def search(
   index: Index,
-  corpus: store.Passages,
+  corpus: passage_store.Passages,
   chunks: Sequence[Sequence[str]],
   workdir: pathlib.Path,
-  execution: config.Execution,
+  execution: retrieval_config.Execution,
   top_k: int,
 ) -> None:
   """Writes the best passages for each chunk of questions that lacks them.
@@ -196,7 +198,7 @@ def search(
     chunk_path, workdir, 'hits', index.name, suffix='.npz'
   )
   execute.for_each(
-    config.Execution(),  # A model is loaded once.
+    retrieval_config.Execution(),  # A model is loaded once.
     lambda chunk: index.method.encode_questions(chunks[chunk], encoded(chunk)),
     numbers,
     lambda chunk: encoded(chunk).exists() or found(chunk).exists(),
@@ -247,7 +249,7 @@ def _search_shard(
 
 
 def _first_row(corpus: pathlib.Path, shard: int) -> int:
-  return store.Passages.open(corpus).first_row(shard)
+  return passage_store.Passages.open(corpus).first_row(shard)
 
 
 def _write_hits(

@@ -14,8 +14,8 @@ import pytest
 from etils import epath
 from hypothesis import strategies as st
 
-from vtokens import errors
 from vtokens.data import formats, records
+from vtokens.host import errors
 
 GOOD = {
   'id': 'q1',

@@ -6,10 +6,15 @@ is, its content says; its name says only whether it is compressed.
 
 from collections.abc import Iterator
 
-from vtokens.data.files import json_rows, tables
+from vtokens.data.files import json_rows, table_rows
+from vtokens.data.files.compressed_lines import (
+  Row,
+  check_is_file,
+  stem,
+  text_lines,
+)
+from vtokens.data.files.file_shapes import BEIR_QRELS, Shape, shape
 from vtokens.data.files.json_rows import load_json
-from vtokens.data.files.reading import Row, check_is_file, stem, text_lines
-from vtokens.data.files.shapes import BEIR_QRELS, Shape, shape
 from vtokens.data.records import RecordError
 
 __all__ = [
@@ -27,10 +32,10 @@ __all__ = [
 _READERS = {
   Shape.LINES: json_rows.json_lines,
   Shape.ARRAY: json_rows.array_items,
-  Shape.TABLE: tables.table_rows,
-  Shape.QUESTIONS: tables.question_rows,
-  Shape.COLLECTION: tables.collection_rows,
-  Shape.PARQUET: tables.parquet_rows,
+  Shape.TABLE: table_rows.table_rows,
+  Shape.QUESTIONS: table_rows.question_rows,
+  Shape.COLLECTION: table_rows.collection_rows,
+  Shape.PARQUET: table_rows.parquet_rows,
 }
 
 

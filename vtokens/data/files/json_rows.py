@@ -10,7 +10,12 @@ from typing import IO, Any, NoReturn
 
 from vtokens.data.checks import BadRecord, Kind, printable
 from vtokens.data.fields import DUPLICATE
-from vtokens.data.files.reading import MAX_ROW, Row, numbered_lines, opened
+from vtokens.data.files.compressed_lines import (
+  MAX_ROW,
+  Row,
+  numbered_lines,
+  opened,
+)
 from vtokens.data.records import RecordError
 
 _CHUNK = 1 << 20  # bytes

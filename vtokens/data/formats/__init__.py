@@ -8,7 +8,7 @@ r"""Reads question-answering data, whatever its format, as records.
 Our own format: a JSON object a line, with the keys
 
     id        optional; default '<file stem>:<line number>'
-    dataset   optional; default as `vtokens.data.names` says
+    dataset   optional; default as `vtokens.data.dataset_names` says
     question  a string; `query` means the same
     answers   a string or an array of strings; `target` means the same, and
               where there are both, that comes first

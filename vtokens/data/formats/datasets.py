@@ -12,8 +12,8 @@ StonyBrookNLP/musique README.
 from collections.abc import Iterator
 from typing import Any
 
-from vtokens.data import cells
 from vtokens.data import fields as fields_lib
+from vtokens.data import table_cells
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
 from vtokens.data.formats import drafts
@@ -87,7 +87,7 @@ def _said(turn: Any) -> Any:
 
 def squad(fields: Fields) -> Draft:
   """A question of SQuAD or MRQA: its paragraph is gold."""
-  answers = cells.parsed(fields.value('answers'))
+  answers = table_cells.parsed(fields.value('answers'))
   if isinstance(answers, dict):  # columns, not always of one length
     column = fields.object('answers')
     texts = column.texts('text') if column.get('text') else ()
@@ -122,7 +122,7 @@ def hotpot(fields: Fields) -> Draft:
   for key in ('supporting_facts', 'context'):
     # Parquet files of 2WikiMultiHopQA have JSON as text in these columns.
     if isinstance(text := fields.value(key), str):
-      fields.values[key] = cells.Cell(text)
+      fields.values[key] = table_cells.Cell(text)
   facts = fields.value('supporting_facts')
   titles = _first_column(fields, 'supporting_facts', facts)
   supporting = set(titles)
@@ -160,7 +160,7 @@ def _paragraphs(fields: Fields) -> list[tuple[str, Any, Any]]:
 
   Or of columns, as in Parquet: {title, sentences}.
   """
-  context = cells.parsed(fields.value('context'))
+  context = table_cells.parsed(fields.value('context'))
   if isinstance(context, dict):
     rows = fields.objects('context', 'paragraphs')
     return [(r.path, r.value('title'), r.value('sentences')) for r in rows]
@@ -172,7 +172,7 @@ def _paragraphs(fields: Fields) -> list[tuple[str, Any, Any]]:
 
 
 def _first_column(fields: Fields, key: str, value: Any) -> list[str]:
-  if isinstance(cells.parsed(value), dict):
+  if isinstance(table_cells.parsed(value), dict):
     return [row.text('title') for row in fields.objects(key, 'facts')]
   titles = []
   for name, pair in fields.items(key, '[title, sentence]'):
@@ -222,7 +222,7 @@ def popqa(fields: Fields) -> Draft:
   """PopQA: `possible_answers` is an array spelled as text."""
   text = fields.value('possible_answers')
   if isinstance(text, str):
-    answers = cells.parsed(cells.Cell(text))
+    answers = table_cells.parsed(table_cells.Cell(text))
     if not isinstance(answers, list):
       raise fields_lib.wrong_type(
         'possible_answers', text, 'a JSON array of strings'

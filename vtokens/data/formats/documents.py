@@ -10,10 +10,10 @@ pyserini/eval/convert_trec_run_to_dpr_retrieval_run.py.
 from collections.abc import Iterator
 from typing import Any
 
-from vtokens import errors
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import DUPLICATE
 from vtokens.data.records import RecordError
+from vtokens.host import errors
 
 _MS_MARCO_COLUMNS = ('query', 'query_id', 'passages', 'answers')
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from vtokens.data import cells, corpus
+from vtokens.data import corpus, table_cells
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
@@ -78,7 +78,7 @@ def make(
   """
   texts = fields.texts(keys[0])
   for key in keys[1:]:
-    if cells.parsed(fields.get(key)):
+    if table_cells.parsed(fields.get(key)):
       texts += fields.texts(key)
   return Draft(
     id=fields.id(id_) if id_ in fields else '',
@@ -138,7 +138,7 @@ def listed(
     Each passage, with its object as Fields; None for a string.
   """
   found: list[tuple[Passage, Any]] = []
-  value = cells.parsed(fields.value(key))
+  value = table_cells.parsed(fields.value(key))
   if isinstance(value, dict):
     items = [(f.path, f.values) for f in fields.objects(key, 'passages')]
   else:

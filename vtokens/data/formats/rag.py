@@ -9,7 +9,7 @@ pyserini/eval/convert_trec_run_to_dpr_retrieval_run.py; RUC-NLPIR/FlashRAG
 README and flashrag/retriever/retriever.py.
 """
 
-from vtokens.data import cells, corpus
+from vtokens.data import corpus, table_cells
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import Fields
@@ -29,7 +29,7 @@ def own(fields: Fields) -> Draft:
   passages: Passages = {}
   if 'passages' in fields or 'ret_passages' in fields:
     key = fields.only('passages', 'ret_passages')
-    value = cells.parsed(fields.get(key))
+    value = table_cells.parsed(fields.get(key))
     if isinstance(value, dict):
       by_retriever = fields.object(key)
       for name in by_retriever.values:

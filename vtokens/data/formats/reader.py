@@ -5,13 +5,19 @@ import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import NoReturn
 
-from vtokens import paths
-from vtokens.data import catalogue, checks, files, names
+from vtokens.data import catalogue, checks, dataset_names, files
 from vtokens.data import corpus as corpus_lib
 from vtokens.data.checks import BadRecord, BadRecords, Kind
 from vtokens.data.fields import Fields
-from vtokens.data.formats import datasets, documents, drafts, retrieved, rows
+from vtokens.data.formats import (
+  datasets,
+  documents,
+  drafts,
+  retrieved,
+  row_formats,
+)
 from vtokens.data.records import Passage, Record, RecordError
+from vtokens.host import paths
 
 _NO_CORPUS = 'passages left out: named by id alone, and no corpus was given'
 _NO_PASSAGES = 'records without passages'
@@ -30,7 +36,7 @@ class _Source:
   """
 
   path: str
-  name: names.Name
+  name: dataset_names.Name
   shape: files.Shape | None
 
 
@@ -65,10 +71,10 @@ def read_records(
   A source is a file (plain, .gz, .xz or .bz2; local or any path that
   etils.epath opens; package:NAME/FILE) or a prepared data set,
   tfds:NAME[/CONFIG][:SPLIT], with NAME= before it if its data set is to be
-  called so; see `vtokens.data.names`. Each row's format is told by its keys;
-  see the module docstring, and `rows`, `documents` and `retrieved`. Runs, qrels
-  and retrieval caches among the sources apply to the records of all others, by
-  id or by question.
+  called so; see `vtokens.data.dataset_names`. The keys of a row tell its
+  format; see the module docstring, `row_formats`, `documents` and `retrieved`.
+  Runs, qrels and retrieval caches among the sources apply to the records of all
+  others, by id or by question.
 
   Ids are unique in a file, or in the shards of a data set. Where several files
   have an id, all ids of these files get the file's label before them:
@@ -104,7 +110,9 @@ def read_records(
     raise ValueError(f"turns is {turns!r}, expected 'first' or 'all'")
   if not sources:
     raise RecordError('No files of records were given, expected at least one')
-  called = dict(zip(among or sources, names.of(among or sources), strict=True))
+  called = dict(
+    zip(among or sources, dataset_names.of(among or sources), strict=True)
+  )
   named = [called[source] for source in sources]
   return _read(named, report, corpus, dataset, turns)
 
@@ -130,7 +138,7 @@ def read_all(
 
 
 def _read(
-  named: Sequence[names.Name],
+  named: Sequence[dataset_names.Name],
   report: BadRecords,
   corpus: Sequence[str],
   dataset: str,
@@ -193,7 +201,7 @@ def _with_labels(labelled: Collection[str]) -> str:
 
 
 def _sort(
-  named: Sequence[names.Name], report: BadRecords
+  named: Sequence[dataset_names.Name], report: BadRecords
 ) -> tuple[list[_Source], list[retrieved.Retrieved]]:
   """Files of questions, and what was retrieved for those."""
   questions, retrievals = [], []
@@ -292,7 +300,7 @@ def _find(source: _Source, look: _Look) -> Iterator[_Found]:
       )
       draft: drafts.Draft | BadRecord
       try:
-        draft = rows.convert(Fields(value, '', look.max_text_bytes))
+        draft = row_formats.convert(Fields(value, '', look.max_text_bytes))
         if draft.id and prefix:
           draft = dataclasses.replace(draft, id=prefix + draft.id)
         draft = _add(draft, round_id, look)

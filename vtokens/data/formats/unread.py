@@ -9,7 +9,7 @@ import functools
 import re
 from typing import Any
 
-from vtokens.data import cells
+from vtokens.data import table_cells
 from vtokens.data.checks import BadRecord, Kind, printable
 from vtokens.data.fields import Fields
 
@@ -89,7 +89,9 @@ def check(fields: Fields) -> None:
     key
     for key in fields.values
     if key in unused
-    and _looks_like(key, isinstance(fields.values[key], list | cells.Cell))
+    and _looks_like(
+      key, isinstance(fields.values[key], list | table_cells.Cell)
+    )
     and _has_text(fields.values[key])
   ]
   if not keys:
@@ -128,7 +130,7 @@ def _has_text(value: Any) -> bool:
   """Whether there is text in a value, at whatever depth."""
   if isinstance(value, str):
     text = value.strip()
-    if isinstance(value, cells.Cell):  # Numbers of a table are text.
+    if isinstance(value, table_cells.Cell):  # Numbers of a table are text.
       return not _NO_TEXT.fullmatch(text)
     return bool(text)
   if isinstance(value, dict):

@@ -1,0 +1,526 @@
+"""Arms, answers and losses of the evaluator on a tiny random base."""
+
+import collections
+import dataclasses
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from vtokens import config
+from vtokens.data import pipeline
+from vtokens.data.assemble import Assembler
+from vtokens.data.records import Passage, Record
+from vtokens.devices import partitioning
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.cells import Answer
+from vtokens.evaluation.asking.evaluator import Evaluator
+from vtokens.evaluation.asking.prompter import (
+  Arm,
+  Prompter,
+  bare_arm,
+  tokens_arm,
+)
+from vtokens.evaluation.conditions import CONDITIONS, Table
+from vtokens.host import errors, stopping
+from vtokens.method import generate
+from vtokens.models import frozen_base
+
+N = 4
+RECORDS = [
+  Record(
+    id=f'r{i}',
+    dataset='d',
+    question='what' + ' is' * (i % 2) + '?',
+    answers=('yes', 'no'),
+    passages={
+      'bm25': tuple(
+        Passage('', '', f'{word} ' * (1 + i)) for word in ('big', 'small')
+      )
+    },
+  )
+  for i in range(7)
+]
+
+
+@pytest.fixture(scope='module')
+def mesh() -> jax.sharding.Mesh:
+  return partitioning.make_mesh((1, 1, -1))
+
+
+@pytest.fixture(scope='module')
+def base(tiny_dir, mesh) -> frozen_base.FrozenBase:
+  return frozen_base.load_base(
+    config.Base(path=str(tiny_dir), dtype='float32'), mesh
+  )
+
+
+@pytest.fixture(scope='module')
+def table(base) -> Table:
+  rng = np.random.default_rng(0)
+  rows = rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
+  return Table('a', rows, Assembler.for_run(base.tokenizer, make_config()))
+
+
+def make_config(**settings) -> config.Config:
+  return config.Config(
+    # Tokens are bytes: a short one makes short suffixes.
+    templates=config.Templates(instruction='Do {question}'),
+    data=config.Data(
+      max_prefix_tokens=200, max_suffix_tokens=220, max_answer_tokens=16
+    ),
+    eval=config.Eval(
+      **{
+        'batch_size': 4,
+        'num_passages': 2,
+        'shuffle_passages': True,
+        'max_new_tokens': 6,
+        'stop_at_newline': False,
+        **settings,
+      }
+    ),
+  )
+
+
+def shown(record: Record) -> tuple[tuple[int, Passage], ...]:
+  return pipeline.shown_passages(record, make_config().eval, 0)
+
+
+def make_prompter(base, **settings) -> Prompter:
+  cfg = make_config(**settings)
+  return Prompter(Assembler.for_run(base.tokenizer, cfg), cfg.eval, seed=0)
+
+
+def make_evaluator(base, mesh, **settings) -> Evaluator:
+  prompter = make_prompter(base, **settings)
+  decode = make_config(**settings).eval
+  return Evaluator(Answerer(base, mesh, decode, seed=0), prompter)
+
+
+def texts_of(answers) -> dict[str, list[str]]:
+  return {name: [a.text for a in found] for name, found in answers.items()}
+
+
+BARE = ('closed_book', 'concat', 'plain', 'prompt', 'chat_prompt')
+
+
+@pytest.fixture(scope='module')
+def arms(table) -> list[Arm]:
+  named = ('tokens_closed_book', 'tokens_prompt', 'tokens_first', 'tokens_last')
+  return [
+    *map(bare_arm, BARE),
+    *(tokens_arm(table, k) for k in (1, 2, N)),
+    *(Arm(name, CONDITIONS[name], table, N) for name in named),
+  ]
+
+
+@pytest.fixture(scope='module')
+def answers(base, mesh, arms):
+  return make_evaluator(base, mesh).answers(RECORDS, arms, label='')
+
+
+def test_answers_are_those_of_torch(base, tiny_dir, table, arms, answers):
+  """Each arm against transformers: embeddings of the ids, generate."""
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+  rows = torch.cat(
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table.rows)]
+  )
+  for arm in arms:
+    condition = arm.condition
+    for record, answer in zip(RECORDS, answers[arm.name], strict=True):
+      example = table.assembler(
+        shown(record) if condition.passages else (),
+        record.question,
+        num_active=arm.num_active,
+        prompt=condition.template,
+        chat=condition.chat,
+        position=condition.position,
+      )
+      ids = [*example.prefix, *example.suffix(base.config.vocab_size)]
+      with torch.no_grad():
+        out = model.generate(
+          inputs_embeds=rows[torch.tensor(ids)][None],
+          attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+          max_new_tokens=6,
+          do_sample=False,
+          pad_token_id=0,
+          eos_token_id=sorted(base.tokenizer.end_ids),
+        )[0].tolist()
+      ended = out[-1] in base.tokenizer.end_ids
+      out = list(
+        itertools.takewhile(lambda i: i not in base.tokenizer.end_ids, out)
+      )
+      known = set(base.tokenizer.ids)
+      text = base.tokenizer.decode([i for i in out if i in known]).strip()
+      ending = 'end' if ended else 'length'
+      ranks = tuple(rank for rank, _ in shown(record))
+      expected = Answer(
+        text, len(out), ending, ranks if condition.passages else ()
+      )
+      assert answer == expected, (arm.name, record.id)
+
+
+def test_a_prefix_is_encoded_once_for_all_that_share_it(
+  base, mesh, arms, monkeypatch
+):
+  calls = []
+  encode = generate.encode_prefix
+
+  def counted(*arguments, **options):
+    calls.append(1)
+    return encode(*arguments, **options)
+
+  monkeypatch.setattr(generate, 'encode_prefix', counted)
+  evaluator = make_evaluator(base, mesh)
+  shared = {'concat', 'plain', 'prompt', 'tokens_k1', 'tokens_k4'}
+  evaluator.answers(
+    RECORDS[:1], [arm for arm in arms if arm.name in shared], label=''
+  )
+  assert len(calls) == 1
+  # Besides: without passages, in the chat template, tokens before passages
+  # (which has the prefix of no passages).
+  calls.clear()
+  evaluator.answers(RECORDS[:1], arms, label='')
+  assert len(calls) == 3
+
+
+def test_arms_alone_answer_as_together(base, mesh, arms, answers):
+  evaluator = make_evaluator(base, mesh)
+  names = ('closed_book', 'concat', 'tokens_k2', 'tokens_last')
+  for arm in arms:
+    if arm.name not in names:
+      continue
+    alone = evaluator.answers(RECORDS, [arm], label='')
+    assert alone[arm.name] == answers[arm.name], arm.name
+
+
+def test_tables_side_by_side(base, mesh, table, answers):
+  other = dataclasses.replace(table, name='b', rows=-table.rows[:2])
+  evaluator = make_evaluator(base, mesh)
+  arms = [
+    Arm('b', CONDITIONS['tokens'], other, 2),
+    Arm('a', CONDITIONS['tokens'], table, N),
+  ]
+  together = evaluator.answers(RECORDS, arms, label='')
+  assert together['a'] == answers[f'tokens_k{N}']
+  assert together['b'] == evaluator.answers(RECORDS, arms[:1], label='')['b']
+  assert together['b'] != answers['tokens_k2']
+
+
+def test_a_table_keeps_the_position_and_templates_it_was_trained_with(
+  base, mesh, table, answers
+):
+  moved = dataclasses.replace(table.assembler, position='last')
+  last = dataclasses.replace(table, assembler=moved)
+  evaluator = make_evaluator(base, mesh)
+  found = evaluator.answers(
+    RECORDS,
+    [
+      Arm('own', CONDITIONS['tokens'], last, N),
+      Arm('middle', CONDITIONS['tokens_middle'], last, N),
+    ],
+    label='',
+  )
+  assert found['own'] == answers['tokens_last']
+  assert found['middle'] == answers[f'tokens_k{N}']
+  cfg = make_config()
+  cfg.templates.prompt = 'Q: {question}'
+  other = Assembler.for_run(base.tokenizer, cfg)
+  again = evaluator.answers(
+    RECORDS,
+    [tokens_arm(dataclasses.replace(table, assembler=other), N)],
+    label='',
+  )
+  assert again[f'tokens_k{N}'] != answers[f'tokens_k{N}']
+
+
+def test_arms_differ(arms, answers):
+  assert len({tuple(found) for found in answers.values()}) == len(arms)
+
+
+class TestSampling:
+  def draw(self, base, mesh, arms, records=RECORDS, seed=0, **settings):
+    cfg = make_config(**{'temperature': 1.0, **settings})
+    assembler = Assembler.for_run(base.tokenizer, cfg)
+    prompter = Prompter(assembler, cfg.eval, seed)
+    evaluator = Evaluator(Answerer(base, mesh, cfg.eval, seed), prompter)
+    return evaluator.answers(records, arms, label='')
+
+  def test_repeats_with_the_seed_whatever_the_batch(self, base, mesh, table):
+    arms = [bare_arm('closed_book'), tokens_arm(table, N)]
+    found = self.draw(base, mesh, arms)
+    assert found == self.draw(base, mesh, arms)
+    reverse = self.draw(base, mesh, arms, RECORDS[::-1], batch_size=3)
+    assert {k: v[::-1] for k, v in reverse.items()} == found
+    assert (
+      self.draw(base, mesh, arms[:1])['closed_book'] == (found['closed_book'])
+    )
+    # The order of passages is drawn by the seed, too, but not shown here.
+    other = self.draw(base, mesh, arms[:1], seed=1)
+    assert other['closed_book'] != found['closed_book']
+
+  def test_little_heat_or_probability_is_greedy(
+    self, base, mesh, table, answers
+  ):
+    arm = tokens_arm(table, N)
+    for settings in ({'temperature': 1e-4}, {'top_p': 1e-4}):
+      found = self.draw(base, mesh, [arm], **settings)
+      assert found[arm.name] == answers[arm.name]
+
+  def test_draws_follow_the_models_distribution(
+    self, base, mesh, tiny_dir, table
+  ):
+    """First tokens of 3,000 draws against torch's probabilities."""
+    many = [dataclasses.replace(RECORDS[1], id=f'q{i}') for i in range(3000)]
+    arm = bare_arm('closed_book')
+    settings = {'max_new_tokens': 1, 'batch_size': 500, 'top_p': 0.6}
+    found = self.draw(base, mesh, [arm], many, temperature=1.5, **settings)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+    example = table.assembler((), RECORDS[1].question)
+    ids = [*example.prefix, *example.suffix(base.config.vocab_size)]
+    with torch.no_grad():
+      logits = model(torch.tensor([ids])).logits[0, -1] / 1.5
+    kept = transformers.TopPLogitsWarper(0.6)(None, logits[None])[0]
+    expected: collections.Counter[str] = collections.Counter()
+    for i, p in enumerate(torch.softmax(kept, -1).tolist()):
+      ordinary = i in base.tokenizer.ids and i not in base.tokenizer.end_ids
+      text = base.tokenizer.decode([i]).strip() if ordinary else ''
+      expected[text] += p
+    seen = collections.Counter(answer.text for answer in found[arm.name])
+    assert set(seen) <= {text for text, p in expected.items() if p}
+    for text, p in expected.items():
+      error = math.sqrt(p * (1 - p) / len(many))
+      assert abs(seen[text] / len(many) - p) <= 4.5 * error, text
+
+
+@pytest.fixture(scope='module')
+def two_retrievers() -> list[Record]:
+  """The same passages as `bm25`, and others."""
+  return [
+    dataclasses.replace(
+      record,
+      passages={
+        **record.passages,
+        'dense': (Passage('', '', 'wide'), Passage('', '', 'narrow')),
+        'gold': (Passage('', '', 'golden'),),
+      },
+    )
+    for record in RECORDS
+  ]
+
+
+def test_passages_are_those_of_the_retriever_that_is_asked_for(
+  base, mesh, table, answers, two_retrievers
+):
+  arms = [bare_arm('concat'), tokens_arm(table, N)]
+  found = {
+    name: make_evaluator(base, mesh, retriever=name).answers(
+      two_retrievers, arms, label=''
+    )
+    for name in ('bm25', 'dense', 'gold')
+  }
+  for arm in arms:
+    assert found['bm25'][arm.name] == answers[arm.name]
+  assert len({tuple(x[f'tokens_k{N}']) for x in found.values()}) == 3
+
+
+def test_one_of_several_retrievers_has_to_be_named(base, arms, two_retrievers):
+  prompter = make_prompter(base)
+  with pytest.raises(errors.UserError, match=r'record r0 .* bm25, dense; say'):
+    prompter.check_fits(two_retrievers, arms)
+  # Where no passages are shown, it does not matter.
+  prompter.check_fits(two_retrievers, [bare_arm('closed_book')])
+  make_prompter(base, retriever='dense').check_fits(two_retrievers, arms)
+
+
+def test_order_and_number_of_passages(base):
+  """What the arms show, read back from the prefix."""
+  record = dataclasses.replace(
+    RECORDS[0],
+    passages={'bm25': tuple(Passage('', '', w) for w in ('a', 'b', 'c', 'd'))},
+  )
+  records = [dataclasses.replace(record, id=f'r{i}') for i in range(30)]
+
+  def letters(**settings):
+    prompter = make_prompter(base, **settings)
+    examples = [prompter.example(r, bare_arm('prompt')) for r in records]
+    return [
+      ''.join(c for c in base.tokenizer.decode(e.prefix) if c in 'abcd')
+      for e in examples
+    ]
+
+  assert set(letters(num_passages=3, shuffle_passages=False)) == {'abc'}
+  shuffled = letters(num_passages=3, shuffle_passages=True)
+  assert {''.join(sorted(text)) for text in shuffled} == {'abc'}
+  assert len(set(shuffled)) == 6
+  assert letters(num_passages=3, shuffle_passages=True) == shuffled
+  assert set(letters(num_passages=9, shuffle_passages=False)) == {'abcd'}
+  assert set(letters(num_passages=0)) == {''}
+
+
+def test_a_question_that_does_not_fit_is_found_before(base, arms):
+  long = dataclasses.replace(RECORDS[1], question='why? ' * 40)
+  answer = dataclasses.replace(RECORDS[2], answers=('x' * 30, 'y'))
+  prompter = make_prompter(base)
+  prompter.check_fits([*RECORDS, answer], arms)
+  with pytest.raises(errors.UserError, match=r'record r1: .*max_suffix_tokens'):
+    prompter.check_fits([*RECORDS, long], arms)
+  with pytest.raises(errors.UserError, match=r'record r2: .*max_answer_tokens'):
+    prompter.check_fits([*RECORDS, answer], arms, answers=True)
+
+
+@pytest.mark.parametrize('batch_size', [1, 5])
+def test_answers_do_not_depend_on_the_batch(
+  base, mesh, arms, answers, batch_size
+):
+  evaluator = make_evaluator(base, mesh, batch_size=batch_size)
+  names = ('concat', 'tokens_k1', 'tokens_k4', 'tokens_first')
+  some = [arm for arm in arms if arm.name in names]
+  again = evaluator.answers(RECORDS[::-1], some, label='')
+  assert set(again) == set(names)
+  for name, found in again.items():
+    assert found[::-1] == answers[name]
+
+
+def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
+  poisoned = dataclasses.replace(table, rows=np.full_like(table.rows, np.nan))
+  arms = [bare_arm('prompt'), Arm('none', CONDITIONS['tokens'], poisoned, 0)]
+  again = make_evaluator(base, mesh).answers(RECORDS, arms, label='')
+  assert again['prompt'] == answers['prompt']
+  assert again['none'] == answers['plain']
+
+
+def test_only_the_first_k_rows_count(base, mesh, table, answers):
+  rows = table.rows.copy()
+  rows[1:] = 7.0
+  arm = tokens_arm(dataclasses.replace(table, rows=rows), 1)
+  again = make_evaluator(base, mesh).answers(RECORDS, [arm], label='')
+  assert again['tokens_k1'] == answers['tokens_k1']
+
+
+@pytest.mark.parametrize(
+  ('position', 'arm'),
+  [('first', 'tokens_first'), ('middle', 'tokens_k4'), ('last', 'tokens_last')],
+)
+def test_validation_loss_is_that_of_torch(
+  base, mesh, table, tiny_dir, answers, position, arm
+):
+  moved = dataclasses.replace(table.assembler, position=position)
+  table = dataclasses.replace(table, assembler=moved)
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+  rows = torch.cat(
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table.rows)]
+  )
+  nll, count = 0.0, 0
+  for record in RECORDS:
+    example = table.assembler(
+      shown(record), record.question, answer='yes', num_active=N
+    )
+    ids = [*example.prefix, *example.suffix(base.config.vocab_size)]
+    with torch.no_grad():
+      logits = model(inputs_embeds=rows[torch.tensor(ids)][None]).logits[0]
+    targets = torch.from_numpy(example.targets).long()
+    nll += torch.nn.functional.cross_entropy(
+      logits[-len(targets) :], targets, reduction='sum'
+    ).item()
+    count += len(targets)
+  loss, found = make_evaluator(base, mesh).validate(RECORDS, table, N)
+  np.testing.assert_allclose(loss, nll / count, rtol=1e-5)
+  assert found == answers[arm]
+
+
+def test_stops_when_asked(base, mesh, arms):
+  class Enough(Exception):
+    pass
+
+  cfg = make_config()
+
+  def among(unused_number):
+    raise Enough
+
+  prompter = Prompter(Assembler.for_run(base.tokenizer, cfg), cfg.eval, 0)
+  answerer = Answerer(base, mesh, cfg.eval, 0)
+  evaluator = Evaluator(answerer, prompter, stopping.StopRequest(among))
+  with pytest.raises(Enough):
+    evaluator.answers(RECORDS, arms, label='')
+
+
+def test_compiles_once_for_each_shape(base, mesh, table, arms, answers):
+  double = dataclasses.replace(table, rows=2 * table.rows)
+  again = [
+    arm if arm.table is None else dataclasses.replace(arm, table=double)
+    for arm in arms
+  ]
+
+  def sizes():
+    return generate.generate._cache_size(), generate.encode_prefix._cache_size()
+
+  before = sizes()
+  make_evaluator(base, mesh).answers(RECORDS, again, label='')
+  assert sizes() == before
+
+
+def test_more_tokens_than_rows_is_an_error(base, table):
+  arm = tokens_arm(table, N + 1)
+  with pytest.raises(errors.UserError, match=r'5 virtual tokens .* a has 4'):
+    make_prompter(base).check_fits(RECORDS, [arm])
+
+
+def test_cut_passages_are_reported(base, mesh, table, capsys):
+  evaluator = make_evaluator(base, mesh)
+  long = dataclasses.replace(
+    RECORDS[0],
+    passages={'bm25': (Passage('', '', 'a' * 150), Passage('', '', 'b' * 150))},
+  )
+  longer = dataclasses.replace(
+    RECORDS[0],
+    id='longer',
+    passages={'bm25': (Passage('', '', 'a' * 250), Passage('', '', 'b'))},
+  )
+  arms = [tokens_arm(table, 1), bare_arm('closed_book')]
+  found = evaluator.answers([long, RECORDS[1], longer], arms, label='test')
+  assert 'test: passages that did not fit' in (out := capsys.readouterr().out)
+  assert '1 dropped, 2 cut' in out
+  # Each answer has what its own prompt had.
+  told = [
+    (sorted(a.shown), a.passages_dropped, a.passages_cut)
+    for a in found[arms[0].name]
+  ]
+  assert told == [([0, 1], 0, 1), ([0, 1], 0, 0), ([0], 1, 1)]
+  assert {a.shown for a in found['closed_book']} == {()}
+
+
+def test_passages_are_encoded_once_for_all_arms(base, arms, monkeypatch):
+  prompter = make_prompter(base)
+  encoded = []
+  original = base.tokenizer.encode_batch_after
+
+  def count(texts):
+    encoded.extend(texts)
+    return original(texts)
+
+  monkeypatch.setattr(
+    type(base.tokenizer), 'encode_batch_after', staticmethod(count)
+  )
+  first = prompter.example(RECORDS[0], bare_arm('prompt'))
+  size = len(encoded)
+  assert size
+  second = prompter.example(RECORDS[0], bare_arm('concat'))
+  assert len(encoded) == size
+  np.testing.assert_array_equal(first.prefix, second.prefix)
+  other = prompter.example(RECORDS[1], bare_arm('prompt'))
+  assert len(encoded) > size
+  assert not np.array_equal(other.prefix, first.prefix)
+
+
+def test_base_is_not_changed_by_answers(base, mesh, arms):
+  def digest():
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(base.params)]
+
+  before = digest()
+  make_evaluator(base, mesh).answers(RECORDS, arms, label='')
+  assert digest() == before

@@ -1,0 +1,264 @@
+"""Every field that transformers reads of a config: used, refused or without
+effect.
+
+A field that a new version of transformers adds fails these tests until someone
+has decided what it means here.
+"""
+
+import copy
+import dataclasses
+import inspect
+import re
+
+import pytest
+import torch
+import transformers
+
+from vtokens.host import errors
+from vtokens.models.families import registry
+
+LENGTH = 24  # Of a text; windows are shorter.
+_FULL, _SLIDING = 'full_attention', 'sliding_attention'
+_SMALL = {
+  'vocab_size': 64,
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'num_hidden_layers': 4,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 8,
+  'max_position_embeddings': 64,
+  'rms_norm_eps': 1e-5,
+}
+# In which every field below has a meaning.
+BASES = {
+  model_type: {'model_type': model_type, **_SMALL, **own}
+  for model_type, own in {
+    'llama': {},
+    'mistral': {'sliding_window': 8},
+    'ministral': {'sliding_window': 8},
+    'qwen2': {
+      'use_sliding_window': True,
+      'sliding_window': 8,
+      'max_window_layers': 2,
+    },
+    'qwen3': {
+      'use_sliding_window': True,
+      'sliding_window': 8,
+      'max_window_layers': 2,
+    },
+    'phi3': {
+      'sliding_window': 8,
+      'original_max_position_embeddings': 16,
+      'rope_parameters': {
+        'rope_type': 'longrope',
+        'short_factor': [1.0] * 4,
+        'long_factor': [2.0] * 4,
+      },
+    },
+    'gemma': {'hidden_act': 'gelu_pytorch_tanh'},
+    'gemma2': {'sliding_window': 8},
+    'gemma3_text': {'sliding_window': 8, 'sliding_window_pattern': 2},
+    'smollm3': {'use_sliding_window': True, 'sliding_window': 8},
+    'olmo2': {},
+    'olmo3': {'sliding_window': 8},
+  }.items()
+}
+# Another value of each field that is used or refused.
+CHANGES = {
+  'vocab_size': 65,
+  'hidden_size': 64,
+  'intermediate_size': 64,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 2,
+  'num_key_value_heads': 1,
+  'head_dim': 16,
+  'max_position_embeddings': 32,
+  'original_max_position_embeddings': 32,
+  'rms_norm_eps': 1e-3,
+  'tie_word_embeddings': None,  # Its opposite; see `_changed`.
+  'hidden_act': 'relu',
+  'hidden_activation': 'relu',
+  'attention_bias': True,
+  'mlp_bias': True,
+  'rope_parameters': {
+    'rope_type': 'linear',
+    'factor': 2.0,
+    _FULL: {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1e4},
+  },
+  'rope_theta': 7e5,
+  'partial_rotary_factor': 0.5,
+  'default_rope_type': 'linear',
+  'attribute_map': {'sliding_window': 'hidden_size'},
+  'rope_scaling': {'rope_type': 'linear', 'factor': 2.0},
+  'rope_local_base_freq': 5e5,
+  'sliding_window_pattern': 3,
+  'sliding_window': 6,
+  'use_sliding_window': False,
+  'max_window_layers': 1,
+  'layer_types': [_SLIDING, _FULL, _FULL, _SLIDING],
+  'no_rope_layers': [0, 1, 1, 0],
+  'no_rope_layer_interval': 2,
+  'query_pre_attn_scalar': 64,
+  'attn_logit_softcapping': 5.0,
+  'final_logit_softcapping': 5.0,
+  'pretraining_tp': 2,
+  'use_bidirectional_attention': True,
+  'is_causal': False,
+  'is_encoder_decoder': True,
+  'quantization_config': {'quant_method': 'bitsandbytes'},
+  'per_layer_config': {'0': {'intermediate_size': 64}},
+  'fusion_config': {'rms_norm': True},
+  'transformers_weights': 'other.safetensors',
+  'attention_chunk_size': 8,
+  'kv_sharing_modes': ['reuse'] * 4,
+  'text_config': {'hidden_size': 64},
+  'text_encoder': {'hidden_size': 64},
+  'decoder': {'hidden_size': 64},
+  'generator': {'hidden_size': 64},
+}
+# Values, under which a text must have the very same logits in transformers, of
+# fields that concern training, generation or other models.
+WITHOUT_EFFECT = {
+  'architectures': ['LlamaForSequenceClassification'],
+  'transformers_version': '4.31.0',
+  'initializer_range': 0.5,
+  'attention_dropout': 0.5,
+  'resid_pdrop': 0.5,
+  'embd_pdrop': 0.5,
+  'use_cache': False,
+  'bos_token_id': 7,
+  'eos_token_id': 8,
+  'pad_token_id': 9,
+  'sep_token_id': 9,
+  'output_hidden_states': True,
+  'output_attentions': True,
+  'return_dict': True,  # Without it there is a tuple.
+  'chunk_size_feed_forward': 3,
+  'gradient_checkpointing': True,
+  'tie_last_hidden_states': True,
+  'id2label': {'0': 'a', '1': 'b', '2': 'c'},
+  'label2id': {'a': 0, 'b': 1, 'c': 2},
+  'num_labels': 3,
+  'problem_type': 'regression',
+  'name_or_path': 'some/where',
+  '_commit_hash': '0' * 40,
+  'vision_aspect_ratio': 'anyres',
+  'vision_feature_layer': 3,
+  'vision_feature_select_strategy': 'full',
+  # How it is computed and kept, not what.
+  'dtype': 'float32',
+  'torch_dtype': 'float32',
+  'attn_implementation': 'eager',
+  'experts_implementation': 'eager',
+  'distributed_config': None,
+}
+# Of the class, no fields.
+_OF_THE_CLASS = {
+  'model_type',
+  'base_model_tp_plan',
+  'base_model_fsdp_plan',
+  'base_model_pp_plan',
+  'base_model_ep_plan',
+  'sub_configs',
+  'is_heterogeneous',
+  'extra_files',
+}
+
+
+def _changed(model_type, field):
+  base = BASES[model_type]
+  value = CHANGES[field]
+  if field == 'tie_word_embeddings':
+    value = not registry.from_hf(base).tie_embeddings
+  return {**base, field: value}
+
+
+def _given(model_type):
+  """The fields of a base; a copy, since transformers adds to those given."""
+  values = copy.deepcopy(BASES[model_type])
+  del values['model_type']
+  return values
+
+
+def _fields_read(model_type, directory):
+  """What building, loading and running a model asks its config for."""
+  cls = transformers.CONFIG_MAPPING[model_type]
+  given = _given(model_type)
+  config = cls(**given, pad_token_id=None)
+  model = transformers.AutoModelForCausalLM.from_config(config)
+  model.save_pretrained(directory)
+  read = set()
+
+  class Recording(cls):
+    def __getattribute__(self, name):
+      read.add(name)
+      return super().__getattribute__(name)
+
+  config.__class__ = Recording
+  model = type(model).from_pretrained(directory, config=config).eval()
+  ids = torch.arange(2, 2 + LENGTH)[None]
+  # At once, and with a cache as in generation.
+  cache = model(ids[:, :-1], use_cache=True).past_key_values
+  model(ids[:, -1:], past_key_values=cache)
+  return {
+    name
+    for name in read
+    if not name.startswith('_') and not callable(getattr(cls, name, None))
+  }
+
+
+def _fields_known(model_type):
+  """Those of the config's class, and old ones that it still takes."""
+  cls = transformers.CONFIG_MAPPING[model_type]
+  known = {field.name for field in dataclasses.fields(cls)}
+  known |= set(cls.attribute_map)
+  for name in ('__post_init__', 'convert_rope_params_to_dict'):
+    for one in cls.__mro__:
+      if name in vars(one):
+        source = inspect.getsource(vars(one)[name])
+        known |= set(re.findall(r'kwargs\.(?:get|pop)\(\s*"(\w+)"', source))
+  return known
+
+
+@pytest.mark.parametrize('model_type', registry.FAMILIES)
+def test_every_field_is_used_refused_or_without_effect(model_type, tmp_path):
+  fields = _fields_read(model_type, tmp_path) | _fields_known(model_type)
+  unknown = fields - set(CHANGES) - set(WITHOUT_EFFECT) - _OF_THE_CLASS
+  assert not unknown
+  assert fields > {'vocab_size', 'rope_parameters', 'is_causal', 'head_dim'}
+  ours = registry.from_hf(BASES[model_type])
+  ignored = []
+  for field in sorted(fields & set(CHANGES)):
+    try:
+      changed = registry.from_hf(_changed(model_type, field))
+    except errors.UserError:
+      continue
+    if changed == ours:
+      ignored.append(field)
+  assert not ignored
+
+
+@pytest.mark.parametrize('model_type', registry.FAMILIES)
+def test_fields_without_effect(model_type):
+  """In transformers' own model; ours does not look at them."""
+  ids = torch.arange(2, 2 + LENGTH)[None]
+  found, weights = [], None
+  for values in ({'pad_token_id': None}, WITHOUT_EFFECT):
+    torch.manual_seed(0)
+    config = transformers.AutoConfig.for_model(
+      model_type, **_given(model_type), **values
+    )
+    # The width of random weights is one of the fields.
+    config.initializer_range = 0.2
+    model = transformers.AutoModelForCausalLM.from_config(
+      config, attn_implementation='eager'
+    )
+    if weights is not None:
+      model.load_state_dict(weights)
+    weights = model.eval().state_dict()
+    with torch.no_grad():
+      found.append(model(ids).logits)
+  assert torch.equal(*found)
+  base = registry.from_hf(BASES[model_type])
+  assert registry.from_hf({**BASES[model_type], **WITHOUT_EFFECT}) == base

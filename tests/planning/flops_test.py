@@ -1,0 +1,130 @@
+"""Tests of vtokens.planning.flops, against products counted one by one."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from vtokens.devices import chips
+from vtokens.method import losses
+from vtokens.models.decoder import Decoder
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.planning import flops
+
+_CONFIG = DecoderConfig(
+  vocab_size=96,
+  embed_dim=64,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=16,
+  mlp_dim=128,
+)
+
+
+def test_matrix_weights():
+  params = nnx.state(Decoder(_CONFIG, jnp.float32, nnx.Rngs(0)))
+  sizes = {
+    jax.tree_util.keystr(path): leaf.size
+    for path, leaf in jax.tree.leaves_with_path(params)
+  }
+  layers = [
+    size
+    for name, size in sizes.items()
+    if 'layers' in name and 'norm' not in name
+  ]
+  assert flops.matrix_weights(_CONFIG) == sum(layers)
+
+
+def _products(jaxpr) -> float:
+  """FLOPs of all matrix products of a program, loops by their length."""
+  total = 0.0
+  for eqn in jaxpr.eqns:
+    times = eqn.params.get('length', 1) if eqn.primitive.name == 'scan' else 1
+    for value in eqn.params.values():
+      for part in value if isinstance(value, tuple | list) else [value]:
+        inner = getattr(part, 'jaxpr', part)
+        if hasattr(inner, 'eqns'):
+          total += times * _products(inner)
+    if eqn.primitive.name == 'dot_general':
+      (contract, _), _ = eqn.params['dimension_numbers']
+      left, out = eqn.invars[0].aval, eqn.outvars[0].aval
+      size = 2.0
+      for axis in contract:
+        size *= left.shape[axis]
+      for axis in out.shape:
+        size *= axis
+      total += size
+  return total
+
+
+def test_a_step_without_passages():
+  """Forward and backward of a suffix that sees only itself.
+
+  The program computes all pairs of a block, where only those at or below the
+  diagonal are needed; of few tokens that is a small part.
+  """
+  length, targets = 16, 5
+  decoder = Decoder(_CONFIG, jnp.float32, nnx.Rngs(0))
+  graph, params = nnx.split(decoder)
+
+  def loss(x):
+    model = nnx.merge(graph, jax.lax.stop_gradient(params))
+    hidden, _ = model(x, jnp.arange(length)[None])
+    logits = model.logits(hidden[:, :targets])
+    ids = jnp.zeros((1, targets), jnp.int32)
+    return losses.masked_nll(logits, ids, ids == 0)[0]
+
+  x = jnp.zeros((1, length, _CONFIG.embed_dim))
+  counted = _products(jax.make_jaxpr(jax.grad(loss))(x).jaxpr)
+  pair = 4 * _CONFIG.num_layers * _CONFIG.num_heads * _CONFIG.head_dim
+  above = length * length - length * (length + 1) / 2
+  expected = flops.train_flops(_CONFIG, [(0, 0, length, targets)])
+  assert counted == expected + 3 * pair * above
+
+
+def test_examples_add_up():
+  one = flops.train_flops(_CONFIG, [(100, 100, 20, 5)])
+  other = flops.train_flops(_CONFIG, [(7, 7, 3, 1)])
+  both = flops.train_flops(_CONFIG, [(100, 100, 20, 5), (7, 7, 3, 1)])
+  assert both == one + other
+
+
+def test_a_shared_prefix_counts_once():
+  alone = flops.train_flops(_CONFIG, [(100, 100, 20, 5)])
+  again = flops.train_flops(_CONFIG, [(0, 100, 20, 5)])
+  prefix = flops.train_flops(_CONFIG, [(100, 100, 0, 0)])
+  assert again == alone - prefix
+  assert again > flops.train_flops(_CONFIG, [(0, 0, 20, 5)])
+
+
+def test_what_a_token_costs():
+  """2 M for one of a passage, 4 M for one behind it, attention apart."""
+  products = flops.matrix_weights(_CONFIG)
+  # A model without attention's pairs: differences of long and short differ by
+  # them alone.
+  pair = 4.0 * _CONFIG.num_layers * _CONFIG.num_heads * _CONFIG.head_dim
+  prefix = flops.train_flops(_CONFIG, [(1, 1, 0, 0)])
+  assert prefix == 2 * products + pair
+  suffix = flops.train_flops(_CONFIG, [(0, 0, 1, 0)])
+  assert suffix == 4 * products + 3 * pair
+  head = flops.train_flops(_CONFIG, [(0, 0, 0, 1)])
+  assert head == 4 * _CONFIG.embed_dim * _CONFIG.vocab_size
+
+
+@pytest.mark.parametrize(
+  'kind, name',
+  [
+    ('TPU v4', 'v4'),
+    ('TPU v5 lite', 'v5e'),
+    ('TPU v5', 'v5p'),
+    ('TPU v5p', 'v5p'),
+    ('TPU v6 lite', 'v6e'),
+    ('NVIDIA H100 80GB HBM3', 'H100 SXM'),
+    ('NVIDIA H200', 'H200 SXM'),
+    ('cpu', None),
+  ],
+)
+def test_chips(kind, name):
+  found = chips.find(kind)
+  assert (found and found.name) == name

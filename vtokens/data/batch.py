@@ -1,0 +1,70 @@
+"""Batches of token ids, as the training step takes them.
+
+Data workers import this module: it needs neither the model nor optax.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+  """Token ids of a batch of examples, one or several to a row.
+
+  A row has two parts. One holds the prefixes of its examples, one after the
+  other; the other holds their suffixes. A prefix can have several suffixes
+  (config.virtual_tokens.draws_per_example). Padding is at the end of each part.
+
+  Attributes:
+    prefix: ids before any virtual token, int32 array of shape [R, P]: the
+      passages, unless virtual tokens stand before them.
+    prefix_positions: position of each id in its example, int32 array of shape
+      [R, P]; -1 for padding.
+    prefix_segments: number of the prefix in the row, int32 array of shape
+      [R, P]; None where each row has one prefix.
+    suffix: ids from the first virtual token on, int32 array of shape [R, S];
+      virtual token i is the id `vocab_size + i`.
+    suffix_positions: position of each id in its example, int32 array of shape
+      [R, S], counted on from the end of the prefix; -1 for padding.
+    suffix_segments: number of the suffix in the row, int32 array of shape
+      [R, S]; None where each row has one suffix.
+    suffix_parents: number of the prefix before the suffix, int32 array of
+      shape [R, S]; None where it equals `suffix_segments` or each row has one
+      prefix.
+    targets: ids of answers and eos, int32 array of shape [R, A].
+    target_index: index in the suffix of the token that predicts each target,
+      int32 array of shape [R, A]; -1 for padding.
+  """
+
+  prefix: Int[Array, 'R P']
+  prefix_positions: Int[Array, 'R P']
+  prefix_segments: Int[Array, 'R P'] | None = None
+  suffix: Int[Array, 'R S']
+  suffix_positions: Int[Array, 'R S']
+  suffix_segments: Int[Array, 'R S'] | None = None
+  suffix_parents: Int[Array, 'R S'] | None = None
+  targets: Int[Array, 'R A']
+  target_index: Int[Array, 'R A']
+
+
+def make(*, packed: bool, draws: int, **arrays: Any) -> Batch:
+  """A batch with the segments that its rows need, and no others.
+
+  The fields that are None decide which program is compiled.
+
+  Args:
+    packed: whether a row can have several prefixes.
+    draws: the most suffixes that a prefix can have.
+    **arrays: all fields of `Batch`.
+  """
+  if not packed:
+    arrays['prefix_segments'] = None
+  if not packed and draws == 1:
+    arrays['suffix_segments'] = None
+  if not packed or draws == 1:
+    arrays['suffix_parents'] = None
+  return Batch(**arrays)

@@ -1,0 +1,1 @@
+"""Builds datasets of records: `python -m vtokens.data.build`."""

@@ -1,0 +1,16 @@
+"""Builds a dataset of records: python -m vtokens.data.build --config FILE.
+
+Its fields are documented in `vtokens/data/build/build_config.py`, what is
+written in docs/data.md.
+"""
+
+from vtokens.data.build import build_command, build_config
+from vtokens.settings import flags
+
+if __name__ == '__main__':
+  flags.run_config(
+    build_command.main,
+    build_config.Config,
+    build_config.validate,
+    'configs/data/example.py',
+  )

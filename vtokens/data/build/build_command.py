@@ -1,0 +1,307 @@
+"""Builds a dataset of records: python -m vtokens.data.build --config FILE.
+
+The result, in array_record, can be read by `vtokens.data.built_datasets` and by
+tensorflow-datasets. docs/data.md tells more.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import tqdm
+from etils import epath
+
+from vtokens.data import built_datasets, dataset_names, sources
+from vtokens.data.build import split_reading
+from vtokens.data.build.build_config import Config
+from vtokens.data.build.split_reading import Counts
+from vtokens.data.records import Record
+from vtokens.host import checksums, errors, json_files, paths, stopping, writers
+from vtokens.settings import schema
+
+
+def build(cfg: Config) -> str:
+  """Builds a dataset, or keeps it if it is there.
+
+  Nothing is under the final name before all is written and checked.
+
+  Args:
+    cfg: a valid config.
+
+  Returns:
+    The dataset's directory.
+
+  Raises:
+    errors.UserError: bad input, or another dataset is under this name.
+  """
+  from vtokens.data import retrieval_qa
+
+  final = pathlib.Path(
+    cfg.out, retrieval_qa.NAME, cfg.name, retrieval_qa.VERSION
+  )
+  built_from = _built_from(cfg)
+  fingerprint = _fingerprint(built_from)
+  if final.exists():
+    _keep(str(final), fingerprint, built_from)
+    return str(final)
+  out = pathlib.Path(cfg.out)
+  with paths.writing(out):
+    out.mkdir(parents=True, exist_ok=True)
+  writers.say(f'{cfg.name}: building in {final}')
+  prefix = f'.building-{cfg.name}-'
+  for left in sorted(out.glob(f'{prefix}*')):
+    writers.say(
+      f'{left}: left by a build of {cfg.name} that was killed; delete it, if '
+      'none is running'
+    )
+  with tempfile.TemporaryDirectory(prefix=prefix, dir=out) as work:
+    written, counts = _write(cfg, work)
+    _finish(written, cfg, counts, fingerprint, built_from)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    stopping.check()
+    try:
+      os.rename(written, final)
+    except OSError as e:
+      raise errors.UserError(
+        f'{final}: the dataset cannot be moved here: {e}'
+      ) from e
+  return str(final)
+
+
+def _built_from(cfg: Config) -> dict[str, Any]:
+  """All that the content depends on."""
+  values = schema.to_dict(cfg)
+  for name in ('out', 'runner', 'beam_options', 'on_bad_record'):
+    del values[name]
+  for name, split in cfg.splits.items():
+    for field in ('sources', 'corpus'):
+      values['splits'][name][field] = [
+        {'name': epath.Path(path).name, 'sha256': sources.fingerprint(path)}
+        for path in getattr(split, field)
+      ]
+    for value, called in zip(
+      values['splits'][name]['sources'],
+      dataset_names.of(split.sources),
+      strict=True,
+    ):
+      # Most sources are called by their file's name.
+      if called.dataset != dataset_names.by_file(called.location):
+        value['dataset'] = called.dataset
+    # It has no influence on what is built.
+    del values['splits'][name]['expected_records']
+  return values
+
+
+def _fingerprint(built_from: Mapping[str, Any]) -> str:
+  return hashlib.sha256(
+    json.dumps(built_from, sort_keys=True).encode()
+  ).hexdigest()
+
+
+def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
+  """Checks that what is there is what would be built.
+
+  Raises:
+    errors.UserError: it is something else, or damaged.
+  """
+  manifest = built_datasets.read_manifest(path)
+  if manifest.fingerprint != fingerprint:
+    differences = schema.diff(dict(manifest.built_from), built_from)
+    raise errors.UserError(
+      f'{path}: a dataset that was built from something else is here:'
+      + errors.lines(differences)
+      + '\nGive this one another --config.name, or delete that one'
+    )
+  built_datasets.verify(manifest)
+  writers.say(
+    f'{path}: is there, built from the same inputs and settings; all SHA-256 '
+    'are right; kept'
+  )
+
+
+def _write(cfg: Config, work: str) -> tuple[str, dict[str, Counts]]:
+  """Writes the shards below `work`; returns where, and the splits' counts."""
+  from vtokens.data import retrieval_qa
+
+  write = functools.partial(
+    retrieval_qa.write,
+    work,
+    cfg.name,
+    num_shards=cfg.num_shards,
+  )
+  if cfg.runner == 'beam':
+    from vtokens.data.build import beam_reading
+
+    options = beam_reading.pipeline_options(cfg.beam_options)
+    counts, splits = beam_reading.read_splits(
+      cfg.splits,
+      max_passages=cfg.max_passages,
+      on_bad_record=cfg.on_bad_record,
+      directory=work,
+      options=options,
+    )
+    for name in cfg.splits:
+      _check_number(cfg, name, counts[name])
+    return write(splits, beam_options=options), counts
+  counts = {name: Counts() for name in cfg.splits}
+  generators: dict[str, Callable[[], Iterator[Record]]] = {
+    name: functools.partial(_read_split, cfg, name, counts[name])
+    for name in cfg.splits
+  }
+  return write(generators), counts
+
+
+def _read_split(cfg: Config, name: str, counts: Counts) -> Iterator[Record]:
+  yield from tqdm.tqdm(
+    split_reading.read_split(
+      cfg.splits[name],
+      max_passages=cfg.max_passages,
+      on_bad_record=cfg.on_bad_record,
+      counts=counts,
+    ),
+    desc=name,
+    unit=' records',
+    disable=None,
+  )
+  # While no shard is written yet.
+  _check_number(cfg, name, counts)
+
+
+def _check_number(cfg: Config, name: str, counts: Counts) -> None:
+  expected = cfg.splits[name].expected_records
+  if expected and counts.kept != expected:
+    raise errors.UserError(
+      f'config.splits[{name}]: {counts.kept:,} records, expected_records says '
+      f'{expected:,} ({_left_out(counts)}). Check that the sources are whole '
+      'and of the right version, or set expected_records=0'
+    )
+  least = max(1, cfg.num_shards)
+  if counts.kept < least:
+    raise errors.UserError(
+      f'config.splits[{name}]: {counts.kept} records, expected at least '
+      f'{least} ({_left_out(counts)}): no split may be empty, and no shard'
+    )
+
+
+def _finish(
+  directory: str,
+  cfg: Config,
+  counts: Mapping[str, Counts],
+  fingerprint: str,
+  built_from: dict[str, Any],
+) -> None:
+  """Writes checksums, reports and, last, the manifest; then checks all."""
+  # tfds's record of what it wrote.
+  info = json_files.read(pathlib.Path(directory, 'dataset_info.json'))
+  lengths = {
+    split['name']: [int(n) for n in split['shardLengths']]
+    for split in info['splits']
+  }
+  splits: dict[str, Any] = {}
+  for name in cfg.splits:
+    files = sorted(pathlib.Path(directory).glob(f'*-{name}.array_record-*'))
+    shards = []
+    for file, num_records in zip(files, lengths[name], strict=True):
+      sha256 = built_datasets.sha256(str(file))
+      # As sha256sum writes it.
+      file.with_name(f'{file.name}.sha256').write_text(
+        f'{sha256}  {file.name}\n'
+      )
+      shards.append(
+        built_datasets.Shard(
+          file.name, num_records, file.stat().st_size, sha256
+        )
+      )
+    count = counts[name]
+    if sum(lengths[name]) != count.kept:
+      raise errors.UserError(
+        f'{directory}: {sum(lengths[name])} records written to the split '
+        f'{name}, {count.kept} read; this is a fault of this program'
+      )
+    if count.skipped:
+      pathlib.Path(directory, f'skipped-{name}.txt').write_text(
+        '\n'.join(count.skipped) + '\n', encoding='utf-8'
+      )
+    splits[name] = {
+      'shards': [dataclasses.asdict(shard) for shard in shards],
+      'datasets': dict(sorted(count.datasets.items())),
+      'skipped': len(count.skipped),
+      'no_answer': count.no_answer,
+      'not_drawn': count.not_drawn,
+      'passages_cut': count.passages_cut,
+      'notes': dict(sorted(count.notes.items())),
+    }
+  manifest = {
+    'format': built_datasets.FORMAT,
+    'fingerprint': fingerprint,
+    'built_from': built_from,
+    'splits': splits,
+  }
+  pathlib.Path(directory, built_datasets.MANIFEST).write_text(
+    json.dumps(checksums.seal(manifest), indent=1) + '\n', encoding='utf-8'
+  )
+  built_datasets.verify(built_datasets.read_manifest(directory))
+
+
+def _left_out(counts: Counts) -> str:
+  parts = [
+    f'{number:,} {what}'
+    for number, what in (
+      (len(counts.skipped), 'bad records skipped'),
+      (counts.no_answer, 'without an answer'),
+      (counts.not_drawn, 'not drawn'),
+    )
+    if number
+  ]
+  return ', '.join(parts) + ' left out' if parts else 'none left out'
+
+
+def _report(path: str) -> None:
+  """Says what a dataset holds."""
+  manifest = built_datasets.read_manifest(path)
+  counts = {
+    'skipped': int,
+    'no_answer': int,
+    'not_drawn': int,
+    'passages_cut': int,
+    'notes': {str: int},
+    'datasets': {str: int},
+  }
+  values = json_files.read(
+    pathlib.Path(path, built_datasets.MANIFEST), {'splits': {str: counts}}
+  )['splits']
+  for name, shards in manifest.splits.items():
+    split = values[name]
+    size = sum(shard.num_bytes for shard in shards)
+    number = sum(shard.num_records for shard in shards)
+    writers.say(
+      f'{name}: {number:,} records, {size / 2**20:.1f} MiB in {len(shards)} '
+      f'shard{"s" if len(shards) > 1 else ""}, {size / number:,.0f} bytes a '
+      'record; '
+      + ', '.join(f'{key} {n:,}' for key, n in split['datasets'].items())
+    )
+    for key, what in (
+      ('skipped', f'bad records left out: {path}/skipped-{name}.txt'),
+      ('no_answer', 'records left out for drop_answers'),
+      ('not_drawn', 'records left out for max_records'),
+      ('passages_cut', 'passages left out for max_passages'),
+    ):
+      if split[key]:
+        writers.say(f'{name}: {split[key]:,} {what}')
+    for note, count in split['notes'].items():
+      writers.say(f'{name}: {count:,} {note}')
+  writers.say(
+    f'use it as {built_datasets.SOURCE}{path}:{next(iter(manifest.splits))}'
+  )
+
+
+def main(cfg: Config) -> None:
+  """Entry point."""
+  with stopping.at_once():
+    _report(build(cfg))

@@ -1,0 +1,175 @@
+"""From a split's sources to the records that are built, with counts."""
+
+import collections
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+
+from vtokens.data import formats
+from vtokens.data.build.build_config import Split
+from vtokens.data.checks import BadRecords
+from vtokens.data.records import Record
+
+
+@dataclasses.dataclass
+class Counts:
+  """What became of the records of a split.
+
+  Attributes:
+    skipped: one message for each that broke a rule and was left out.
+    no_answer: left out for `drop_answers`.
+    not_drawn: left out for `max_records`.
+    passages_cut: passages beyond `max_passages` of a retriever.
+    datasets: records kept, by dataset.
+    notes: how often something else happened that should be known.
+  """
+
+  skipped: list[str] = dataclasses.field(default_factory=list)
+  no_answer: int = 0
+  not_drawn: int = 0
+  passages_cut: int = 0
+  datasets: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+
+  notes: collections.Counter[str] = dataclasses.field(
+    default_factory=collections.Counter
+  )
+
+  @property
+  def kept(self) -> int:
+    """Records of the split."""
+    return self.datasets.total()
+
+
+def read_source(
+  sources: Sequence[str],
+  split: Split,
+  on_bad_record: str,
+  skipped: list[str],
+  notes: collections.Counter[str],
+) -> Iterator[Record]:
+  """Reads sources; the only place that knows which formats there are.
+
+  Args:
+    sources: some or all of `split.sources`; of some, ids that others have too
+      are not told apart.
+    split: says how to read them.
+    on_bad_record: error or skip.
+    skipped: is appended a message for each record that is skipped.
+    notes: is added how often something else happened that should be known.
+
+  Raises:
+    errors.UserError: a file that cannot be read, or a bad record in it.
+  """
+  report = BadRecords(
+    on_bad_record,
+    max_text_bytes=split.max_text_bytes,
+    flag='--config.on_bad_record=skip',
+  )
+  yield from formats.read_records(
+    sources,
+    report=report,
+    corpus=split.corpus,
+    dataset=split.dataset,
+    turns=split.turns,
+    among=split.sources,
+  )
+  skipped += report.messages
+  notes.update(report.notes)
+
+
+def read_split(
+  split: Split, *, max_passages: int, on_bad_record: str, counts: Counts
+) -> Iterator[Record]:
+  """Yields the records of a split, in the order of its sources.
+
+  Args:
+    split: what to read; its sources are read twice if it has `max_records`.
+    max_passages: kept of each retriever.
+    on_bad_record: error or skip.
+    counts: is brought up to date.
+
+  Raises:
+    errors.UserError: see `read_source`.
+  """
+  chosen: Callable[[str], bool] = bool
+  if split.max_records:
+    ids = (
+      record.id
+      for record in read_source(
+        split.sources, split, on_bad_record, [], collections.Counter()
+      )
+      if has_answer(record, split)
+    )
+    chosen = Draw.of(ids, split)
+  for record in read_source(
+    split.sources, split, on_bad_record, counts.skipped, counts.notes
+  ):
+    if not has_answer(record, split):
+      counts.no_answer += 1
+    elif not chosen(record.id):
+      counts.not_drawn += 1
+    else:
+      counts.datasets[record.dataset] += 1
+      record, cut = cut_passages(record, max_passages)
+      counts.passages_cut += cut
+      yield record
+
+
+def has_answer(record: Record, split: Split) -> bool:
+  """Whether an answer is not among `drop_answers`."""
+  return any(answer not in split.drop_answers for answer in record.answers)
+
+
+def cut_passages(record: Record, max_passages: int) -> tuple[Record, int]:
+  """The first passages of each retriever, and how many were cut."""
+  cut = sum(
+    max(0, len(ranked) - max_passages) for ranked in record.passages.values()
+  )
+  if cut:
+    record = dataclasses.replace(
+      record,
+      passages={
+        name: ranked[:max_passages] for name, ranked in record.passages.items()
+      },
+    )
+  return record, cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """A random choice of ids that does not depend on their order.
+
+  An id is chosen if its hash, of 63 bits, is among the smallest.
+
+  Attributes:
+    seed: see `Split`.
+    largest: the largest hash chosen.
+  """
+
+  seed: int
+  largest: int
+
+  @classmethod
+  def of(cls, ids: Iterable[str], split: Split) -> 'Draw':
+    """Chooses `split.max_records` of these, or all if there are not more."""
+    hashes = np.fromiter(
+      (draw_hash(id_, split.seed) for id_ in ids), dtype=np.uint64
+    )
+    if len(hashes) <= split.max_records:
+      return cls(split.seed, 2**63 - 1)
+    last = split.max_records - 1
+    return cls(split.seed, int(np.partition(hashes, last)[last]))
+
+  def __call__(self, id_: str) -> bool:
+    return draw_hash(id_, self.seed) <= self.largest
+
+
+def draw_hash(id_: str, seed: int) -> int:
+  """63 bits that are as good as random."""
+  digest = hashlib.blake2b(f'{seed}:{id_}'.encode(), digest_size=8)
+  # Beam's integers have a sign.
+  return int.from_bytes(digest.digest(), 'big') >> 1

@@ -1,0 +1,1 @@
+"""Shows what training sees: `python -m vtokens.data.inspect`."""

@@ -1,0 +1,562 @@
+"""Tokenised records on disk: made once, read at random by all processes.
+
+  DIR/<key>/meta.json  what was tokenised, and how; says that it is complete;
+                       sizes and SHA-256 of the arrays, and of itself
+            *.npy      flat arrays, mapped into memory
+  DIR/<key>.part/      the same while it is made: one file for some thousand
+                       records, so that what was done is not done again
+
+The key covers all that the ids depend on: the sources' content, the tokenizer
+and the templates. Of a record there are, one after the other, the ids of its
+question, of each answer, and of each passage.
+
+A set that is not as it was written is made again. A program checks that when it
+starts; processes that it starts itself map the files without another look.
+"""
+
+import dataclasses
+import fcntl
+import functools
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vtokens.data import leaks
+from vtokens.data.assemble import Encoder, Ids, PassageIds
+from vtokens.data.checks import BadRecords
+from vtokens.data.containment import Matcher
+from vtokens.data.records import GOLD, Passage, Record
+from vtokens.host import checksums, errors, writers
+
+# Of the key. What changes how a set is stored, or what is known of its passages
+# (see `containment`), changes the format instead: the old one is replaced.
+_VERSION = 1
+_FORMAT = 2
+# Records of one partial file: some seconds of work.
+_CHUNK = 2048
+# Where they are put together, in the directory that holds them.
+_JOINED = 'joined'
+_HAS_ANSWER, _IS_GOLD = 1, 2
+
+_Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Slots:
+  """The passages of a record, in stored order: by retriever, then rank.
+
+  Attributes:
+    retriever: number of the retriever, `N` uint32; see `TokenSet.retrievers`.
+    has_answer: whether the text contains an answer, `N` bool.
+    is_gold: whether annotators marked it, `N` bool.
+  """
+
+  retriever: np.ndarray
+  has_answer: np.ndarray
+  is_gold: np.ndarray
+
+
+class TokenSet:
+  """Tokenised records of one source, mapped into memory.
+
+  Cheap to pickle: another process maps the files itself.
+
+  Args:
+    path: a directory that `tokenize` made.
+
+  Attributes:
+    datasets: names that records are grouped by.
+    retrievers: names of the retrievers.
+    dataset: number of each record's dataset, `N` uint32.
+    question_key: of each question, `N` uint64; see `leaks.hash_questions`.
+    meta: content of meta.json.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self.meta = json.loads((path / 'meta.json').read_text(encoding='utf-8'))
+    self.datasets: list[str] = self.meta['datasets']
+    self.retrievers: list[str] = self.meta['retrievers']
+    # As plain arrays: slices of a memmap object take 20 times as long to make.
+    arrays = {
+      name: np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray)
+      for name in _FIELDS
+    }
+    self._tokens = arrays['tokens']
+    self._ids = arrays['id_bytes']
+    self._id_start = arrays['id_start']
+    self._sequence_start = arrays['sequence_start']
+    self._record_sequence = arrays['record_sequence']
+    self._record_passage = arrays['record_passage']
+    self.dataset = arrays['dataset']
+    self.question_key = arrays['question_key']
+    self._end_len = arrays['end_len']
+    self._last_end_len = arrays['last_end_len']
+    self._retriever = arrays['retriever']
+    self._flags = arrays['flags']
+
+  def __reduce__(self):
+    return type(self), (self._path,)
+
+  def __len__(self) -> int:
+    return len(self.dataset)
+
+  def id(self, i: int) -> str:
+    """The record's id."""
+    start, stop = self._id_start[i : i + 2]
+    return self._ids[start:stop].tobytes().decode()
+
+  def prompt(self, i: int) -> Ids:
+    """Ids of the question."""
+    return self._sequence(self._record_sequence[i])
+
+  def answer(self, i: int, j: int) -> Ids:
+    """Ids of the j-th answer, with its end."""
+    return self._sequence(self._record_sequence[i] + 1 + j)
+
+  def slots(self, i: int) -> Slots:
+    """What is known of the record's passages."""
+    start, stop = self._record_passage[i : i + 2]
+    flags = self._flags[start:stop]
+    return Slots(
+      retriever=self._retriever[start:stop],
+      has_answer=(flags & _HAS_ANSWER) > 0,
+      is_gold=(flags & _IS_GOLD) > 0,
+    )
+
+  def has_passages(self, retrievers: Sequence[int]) -> np.ndarray:
+    """Whether each record has passages of one of these retrievers, bool."""
+    found = np.isin(self._retriever, retrievers)
+    total = np.concatenate([[0], np.cumsum(found)])
+    return np.diff(total[self._record_passage]) > 0
+
+  def passage(self, i: int, slot: int) -> PassageIds:
+    """Ids of a passage."""
+    ids = self._sequence(self._passage_sequence(i, slot))
+    end, last = self._ends(i, slot)
+    body = len(ids) - end - last
+    return PassageIds(
+      body=ids[:body], end=ids[body : body + end], last_end=ids[body + end :]
+    )
+
+  def passage_lens(self, i: int, slot: int) -> tuple[int, int, int]:
+    """Lengths of a passage's body, end and last_end."""
+    sequence = self._passage_sequence(i, slot)
+    start, stop = self._sequence_start[sequence : sequence + 2]
+    end, last = self._ends(i, slot)
+    return int(stop - start) - end - last, end, last
+
+  def prompt_len(self, i: int) -> int:
+    """Length of the question."""
+    return self._len(self._record_sequence[i])
+
+  def answer_len(self, i: int, j: int) -> int:
+    """Length of the j-th answer with its end."""
+    return self._len(self._record_sequence[i] + 1 + j)
+
+  def answer_lens(self, i: int) -> np.ndarray:
+    """Length of each answer with its end."""
+    first, stop = self._record_sequence[i : i + 2]
+    stop -= self._num_passages(i)
+    return np.diff(self._sequence_start[first + 1 : stop + 1])
+
+  def all_lens(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lengths over all records.
+
+    Returns:
+      Of each question, `N`; of each answer, `M`; and which record each answer
+      belongs to, `M`.
+    """
+    passages = np.diff(self._record_passage)
+    answers = np.diff(self._record_sequence) - 1 - passages
+    counts = np.stack([np.ones_like(answers), answers, passages], axis=1)
+    kinds = np.repeat(np.tile([0, 1, 2], len(self)), counts.ravel())
+    lens = np.diff(self._sequence_start)
+    owners = np.repeat(np.arange(len(self)), answers)
+    return lens[kinds == 0], lens[kinds == 1], owners
+
+  def _num_passages(self, i: int) -> int:
+    start, stop = self._record_passage[i : i + 2]
+    return int(stop - start)
+
+  def _passage_sequence(self, i: int, slot: int) -> int:
+    return self._record_sequence[i + 1] - self._num_passages(i) + slot
+
+  def _ends(self, i: int, slot: int) -> tuple[int, int]:
+    at = self._record_passage[i] + slot
+    return int(self._end_len[at]), int(self._last_end_len[at])
+
+  def _len(self, sequence: int) -> int:
+    start, stop = self._sequence_start[sequence : sequence + 2]
+    return int(stop - start)
+
+  def _sequence(self, sequence: int) -> Ids:
+    start, stop = self._sequence_start[sequence : sequence + 2]
+    return self._tokens[start:stop].astype(np.int32)
+
+
+def tokenize(
+  records: Iterable[Record],
+  report: BadRecords,
+  encoder: Encoder,
+  *,
+  depth: int,
+  directory: pathlib.Path,
+  identity: Mapping[str, Any],
+  label: str,
+  check: Callable[[], None] = lambda: None,
+  run: str = '',
+) -> TokenSet:
+  """Opens the tokenised form of a source, making it first if need be.
+
+  One that is there is compared with its checksums, and made again if it is not
+  as it was written. A run that is killed meanwhile goes on after the last
+  partial file.
+
+  Args:
+    records: of the source; read only if there is something to do.
+    report: what reading them fills; what it leaves out is kept in the set.
+    encoder: of the run.
+    depth: passages of each retriever that are kept.
+    directory: where such sets lie; made if absent.
+    identity: what tells the records from others.
+    label: of the progress bar.
+    check: called after each partial file; may raise to stop.
+    run: a name that the processes of one run share, and no other run has: what
+      one of them has checked, the others on the same disk believe. '' to
+      believe nobody.
+
+  Returns:
+    The set.
+
+  Raises:
+    errors.UserError: bad records, as reading them says; a directory that
+      cannot be written.
+  """
+  key = cache_key(encoder, depth, identity)
+  final = directory / key
+  # Without the lock: a directory may be one that can only be read.
+  if not run and _problem(final) == '':
+    return TokenSet(final)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / f'{key}.lock', 'a+') as lock:
+      # Another process may be making it: wait, then find it done.
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      lock.seek(0)
+      if not run or lock.read() != run or not final.exists():
+        problem = _problem(final)
+        if problem:
+          writers.say(
+            f'{final}: tokenised data are not as they were written '
+            f'({problem}); making them again'
+          )
+          shutil.rmtree(final)
+        if problem != '':
+          part = directory / f'{key}.part'
+          part.mkdir(exist_ok=True)
+          count = _write_chunks(records, encoder, depth, part, label, check)
+          try:
+            _finish(part, count, final, dict(identity), report)
+          finally:
+            shutil.rmtree(part / _JOINED, ignore_errors=True)
+        lock.truncate(0)
+        lock.write(run)
+  except OSError as e:
+    problem = _problem(final)
+    if problem == '':
+      return TokenSet(final)
+    damage = f'tokenised data are damaged ({problem}), and ' if problem else ''
+    raise errors.UserError(
+      f'config.data.token_cache: {damage}{directory} cannot be written: {e}'
+    ) from e
+  return TokenSet(final)
+
+
+def _problem(path: pathlib.Path) -> str | None:
+  """What is wrong with a set, '' for nothing, None where there is none."""
+  if not path.exists():
+    return None
+  try:
+    meta = json.loads((path / 'meta.json').read_text(encoding='utf-8'))
+    if not isinstance(meta, dict):
+      return 'meta.json holds no object'
+    if not checksums.has_seal(meta):
+      return 'an earlier version of vtokens made them, without checksums'
+    if not checksums.is_sealed(meta):
+      return 'the content of meta.json has changed since it was written'
+    if meta['format'] != _FORMAT:
+      return f'format {meta["format"]}, this version reads {_FORMAT}'
+    return checksums.problem(path, meta['files'])
+  except (OSError, ValueError, RecursionError) as e:
+    return f'meta.json cannot be read: {type(e).__name__}: {e}'
+
+
+def cache_key(encoder: Encoder, depth: int, identity: Mapping[str, Any]) -> str:
+  """Name of the directory: equal names, equal content."""
+  content = {
+    'version': _VERSION,
+    'tokenizer': encoder.tokenizer.sha256,
+    'templates': dataclasses.asdict(encoder.templates),
+    'depth': depth,
+    'identity': dict(identity),
+  }
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+# Arrays of a set. The first kind is put together by appending; starts are
+# written with lengths, which are summed up at the end.
+_FIELDS = {
+  'tokens': 'tokens',
+  'id_bytes': 'id_bytes',
+  'dataset': 'dataset',
+  'question_key': 'question_key',
+  'end_len': 'end_len',
+  'last_end_len': 'last_end_len',
+  'retriever': 'retriever',
+  'flags': 'flags',
+  'sequence_start': 'sequence_len',
+  'record_sequence': 'record_sequences',
+  'record_passage': 'record_passages',
+  'id_start': 'id_len',
+}
+# Numbers of names; each partial file has its own, and the names as JSON.
+_NAMED = ('dataset', 'retriever')
+_CHUNK_FIELDS = {*_FIELDS.values(), *(f'{name}_names' for name in _NAMED)}
+_STARTS = ('sequence_start', 'record_sequence', 'record_passage', 'id_start')
+
+
+def _write_chunks(
+  records: Iterable[Record],
+  encoder: Encoder,
+  depth: int,
+  part: pathlib.Path,
+  label: str,
+  check: Callable[[], None],
+) -> int:
+  """Writes the partial files that are not there; returns how many there are."""
+  number = 0
+  with writers.progress(desc=label, unit='ex', leave=False) as bar:
+    for number, chunk in enumerate(_chunks(records), start=1):
+      path = _chunk_path(part, number)
+      if not _is_whole(path):
+        _save_npz(path, _encode_chunk(chunk, encoder, depth))
+      bar.update(len(chunk))
+      check()
+  return number
+
+
+def _chunk_path(part: pathlib.Path, number: int) -> pathlib.Path:
+  return part / f'{number - 1:06d}.npz'
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+  """Whether a partial file is there, with all arrays as they were written."""
+  if not path.exists():
+    return False
+  try:
+    with np.load(path) as file:
+      # Each array has a checksum of the zip format, which reading compares.
+      whole = {name for name in file.files if file[name] is not None}
+  # What damaged zip files raise is not documented.
+  except Exception:
+    whole = set()
+  if whole == _CHUNK_FIELDS:
+    return True
+  writers.say(f'{path}: not as it was written; making it again')
+  return False
+
+
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+  iterator = iter(records)
+  while chunk := list(itertools.islice(iterator, _CHUNK)):
+    yield chunk
+
+
+def _encode_chunk(
+  records: Sequence[Record], encoder: Encoder, depth: int
+) -> _Arrays:
+  """All arrays of some records."""
+  chat = encoder.templates.chat
+  kept = [
+    [
+      (name, passage)
+      for name, ranked in record.passages.items()
+      for passage in ranked[:depth]
+    ]
+    for record in records
+  ]
+  answers = iter(
+    encoder.answers([a for r in records for a in r.answers], chat=chat)
+  )
+  passages = encoder.passages([p for row in kept for _, p in row])
+  next_passage = iter(passages)
+  sequences: list[Ids] = []
+  for record, row in zip(records, kept, strict=True):
+    sequences.append(encoder.prompt(record.question, name='prompt', chat=chat))
+    sequences += itertools.islice(answers, len(record.answers))
+    sequences += [
+      np.concatenate([ids.body, ids.end, ids.last_end])
+      for ids in itertools.islice(next_passage, len(row))
+    ]
+  flags = [
+    flag
+    for record, row in zip(records, kept, strict=True)
+    for flag in _flags(record, row)
+  ]
+  num_passages = np.array([len(row) for row in kept], np.int64)
+  num_answers = np.array([len(r.answers) for r in records], np.int64)
+  ids = [record.id.encode() for record in records]
+  retriever, retriever_names = _number(name for row in kept for name, _ in row)
+  dataset, dataset_names = _number(record.dataset for record in records)
+  return {
+    'tokens': np.concatenate(sequences).astype(np.uint32),
+    'sequence_len': np.array([len(s) for s in sequences], np.int64),
+    'record_sequences': 1 + num_answers + num_passages,
+    'record_passages': num_passages,
+    'end_len': np.array([len(p.end) for p in passages], np.uint32),
+    'last_end_len': np.array([len(p.last_end) for p in passages], np.uint32),
+    'retriever': retriever,
+    'retriever_names': retriever_names,
+    'flags': np.array(flags, np.uint8),
+    'dataset': dataset,
+    'dataset_names': dataset_names,
+    'question_key': leaks.hash_questions(r.question for r in records),
+    'id_bytes': np.frombuffer(b''.join(ids), np.uint8),
+    'id_len': np.array([len(name) for name in ids], np.int64),
+  }
+
+
+def _number(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Numbers of names, `N` uint32, and the names by number as JSON, uint8.
+
+  An array of strings would give each of them the room of the longest.
+  """
+  numbers: dict[str, int] = {}
+  codes = [numbers.setdefault(name, len(numbers)) for name in names]
+  text = json.dumps(list(numbers)).encode()
+  return np.array(codes, np.uint32), np.frombuffer(text, np.uint8)
+
+
+def _flags(
+  record: Record, passages: Sequence[tuple[str, Passage]]
+) -> Iterator[int]:
+  golds = record.passages.get(GOLD, ())
+  ids = {passage.id for passage in golds} - {''}
+  texts = {passage.text for passage in golds}
+  matcher = Matcher(record.answers)
+  for _, passage in passages:
+    has_answer = matcher.contains(passage.text)
+    is_gold = passage.id in ids or passage.text in texts
+    yield has_answer * _HAS_ANSWER + is_gold * _IS_GOLD
+
+
+def _save_npz(path: pathlib.Path, arrays: _Arrays) -> None:
+  buffer = io.BytesIO()
+  np.savez(buffer, **arrays)  # type: ignore[arg-type]
+  writers.write_bytes(path, buffer.getvalue())
+
+
+def _finish(
+  part: pathlib.Path,
+  count: int,
+  final: pathlib.Path,
+  identity: dict[str, Any],
+  report: BadRecords,
+) -> None:
+  """Joins the partial files into flat arrays; the directory appears whole."""
+  paths = [_chunk_path(part, number) for number in range(1, count + 1)]
+  temporary = part / _JOINED
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  names = {
+    field: sorted({name for path in paths for name in _names(path, field)})
+    for field in _NAMED
+  }
+  number_of = {
+    field: {name: number for number, name in enumerate(names[field])}
+    for field in _NAMED
+  }
+  for field, source in _FIELDS.items():
+    is_start = field in _STARTS
+    sizes = [len(_read(path, source)) for path in paths]
+    shape = (sum(sizes) + is_start,)
+    out = np.lib.format.open_memmap(
+      temporary / f'{field}.npy', 'w+', _dtype(field), shape
+    )
+    _reserve(temporary / f'{field}.npy')
+    at, total = int(is_start), 0
+    for path, size in zip(paths, sizes, strict=True):
+      values = _read(path, source)
+      if is_start:
+        values = total + np.cumsum(values)
+        total = int(values[-1]) if size else total
+      elif field in names:
+        own = [number_of[field][name] for name in _names(path, field)]
+        values = np.array(own, np.uint32)[values]
+      out[at : at + size] = values
+      at += size
+    out.flush()
+  meta = {
+    'format': _FORMAT,
+    'identity': identity,
+    'datasets': names['dataset'],
+    'retrievers': names['retriever'],
+    'skipped': report.messages,
+    'notes': dict(report.notes),
+    'files': checksums.of_files(temporary, [f'{f}.npy' for f in _FIELDS]),
+  }
+  (temporary / 'meta.json').write_text(
+    json.dumps(checksums.seal(meta), indent=2, ensure_ascii=False),
+    encoding='utf-8',
+  )
+  os.replace(temporary, final)
+  shutil.rmtree(part)
+
+
+def _reserve(path: pathlib.Path) -> None:
+  """Takes the room of a file that is mapped, as far as the system can.
+
+  Raises:
+    OSError: the disk is full. Without this, writing to the mapped memory would
+      kill the process (SIGBUS).
+  """
+  if not hasattr(os, 'posix_fallocate'):
+    return
+  with open(path, 'r+b') as file:
+    os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+
+
+@functools.lru_cache(maxsize=1)
+def _open_npz(path: pathlib.Path) -> Any:
+  return np.load(path)
+
+
+def _read(path: pathlib.Path, name: str) -> np.ndarray:
+  return _open_npz(path)[name]
+
+
+def _names(path: pathlib.Path, field: str) -> list[str]:
+  return json.loads(_read(path, f'{field}_names').tobytes())
+
+
+def _dtype(field: str) -> type:
+  return {
+    'tokens': np.uint32,
+    'id_bytes': np.uint8,
+    'dataset': np.uint32,
+    'question_key': np.uint64,
+    'end_len': np.uint32,
+    'last_end_len': np.uint32,
+    'retriever': np.uint32,
+    'flags': np.uint8,
+  }.get(field, np.int64)

@@ -1,0 +1,1 @@
+"""Meshes of devices, several processes, and what chips can do."""

@@ -1,0 +1,1 @@
+"""Asks every question of an evaluation and keeps the answers."""

@@ -1,0 +1,314 @@
+"""Answers to examples: the engine of every evaluation.
+
+A question is asked in several ways, its branches. Branches whose prefixes are
+the same ids share one cache of it and are answered together; see
+`vtokens.method.generate`.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vtokens import config
+from vtokens.data.assemble import Example
+from vtokens.devices import distributed, partitioning
+from vtokens.evaluation.asking.cells import Answer
+from vtokens.method import generate
+from vtokens.models.frozen_base import FrozenBase
+from vtokens.models.kv_cache import KVCache
+
+# Prefixes and suffixes are padded to multiples of these, so that few shapes are
+# compiled. On a CPU it is the computing that takes long.
+ROUND, _ROUND_CPU = (128, 32), (32, 16)
+# Suffix tokens of the branches answered together, unless one alone has more:
+# they see one another's slots only to mask them.
+SUFFIX_BUDGET = 1024
+
+
+class Answerer:
+  """Answers batches of examples.
+
+  An answer depends on its own example, not on the batch: rows and branches
+  do not see one another, and each row has random numbers of its own.
+
+  Args:
+    base: the frozen model.
+    mesh: the devices; rows of a batch lie over data and fsdp.
+    decode: how answers are generated.
+    seed: of sampling.
+
+  Attributes:
+    base: the model.
+    batch_size: most examples at a time: `decode.batch_size`, rounded up to a
+      multiple of the devices along data and fsdp.
+  """
+
+  def __init__(
+    self,
+    base: FrozenBase,
+    mesh: jax.sharding.Mesh,
+    decode: config.Decode,
+    seed: int,
+  ):
+    self.base = base
+    self._mesh = mesh
+    self._decode = decode
+    self._seed = seed
+    self._known = frozenset(base.tokenizer.ids)
+    newline, blank = _token_kinds(base)
+    ends: Any = np.zeros_like(newline)
+    # Files may list ids that this model does not have.
+    ends[[i for i in base.tokenizer.end_ids if 0 <= i < len(ends)]] = True
+    if not decode.stop_at_newline:
+      newline = np.zeros_like(newline)
+    eos_id: Any = np.int32(base.tokenizer.eos_id)
+    self._endings = generate.Endings(eos_id, ends, newline, blank)
+    self.batch_size = partitioning.round_up_rows(mesh, decode.batch_size)
+
+  def __call__(
+    self,
+    examples: Sequence[Sequence[Example]],
+    table: Float[np.ndarray, 'P D'],
+    *,
+    ids: Sequence[str],
+    first_ids: Sequence[int] | None = None,
+  ) -> Callable[[], list[list[Answer]]]:
+    """Starts answering a batch.
+
+    Args:
+      examples: the branches of each question, without targets; as many for
+        each question, and at most `batch_size` questions.
+      table: virtual tokens, of which a branch uses k from its first one on.
+      ids: of the questions; with the seed, they decide what is drawn.
+      first_ids: id of each branch's virtual token 0; `vocab_size` for all if
+        not given.
+
+    Returns:
+      A function that waits for the answers: of each question, of each branch.
+      Until it is called the device works while the caller prepares what is
+      next.
+    """
+    branches = len(examples[0])
+    if first_ids is None:
+      first_ids = [self.base.config.vocab_size] * branches
+    started = []
+    for shared in _same_prefix(examples):
+      cache = self.encode([row[shared[0]] for row in examples])
+      for group in _within_budget(examples, shared):
+        part = [[row[b] for b in group] for row in examples]
+        firsts = [first_ids[b] for b in group]
+        started.append((group, self.start(part, cache, table, ids, firsts)))
+
+    def wait() -> list[list[Answer]]:
+      answers = [[Answer('', 0, '')] * branches for _ in examples]
+      for group, out in started:
+        part = [[row[b] for b in group] for row in examples]
+        for answered, found in zip(answers, self.wait(out, part), strict=True):
+          for branch, answer in zip(group, found, strict=True):
+            answered[branch] = answer
+      return answers
+
+    return wait
+
+  def encode(self, examples: Sequence[Example]) -> KVCache:
+    """The cache of a batch's prefixes."""
+    longest = max(len(example.prefix) for example in examples)
+    shape = (self.batch_size, round_prefix(longest))
+    prefix, positions = _full(shape, 0), _full(shape, -1)
+    for r, example in enumerate(examples):
+      size = len(example.prefix)
+      prefix[r, :size] = example.prefix
+      positions[r, :size] = np.arange(size)
+    return generate.encode_prefix(
+      self.base.params,
+      *self.put((prefix, positions)),
+      graph=self.base.graph,
+    )
+
+  def start(
+    self,
+    examples: Sequence[Sequence[Example]],
+    cache: KVCache,
+    table: Float[np.ndarray, 'P D'],
+    ids: Sequence[str],
+    first_ids: Sequence[int],
+    *,
+    forced: int = 0,
+  ) -> Int[Array, 'B C max_new_tokens']:
+    """Starts answering branches that all follow one cache.
+
+    Args:
+      examples: the branches of each question.
+      cache: see `encode`.
+      table: see `__call__`; likewise ids and first_ids.
+      ids: of the questions.
+      first_ids: of the branches.
+      forced: so many tokens exactly, whatever they are, to time it; 0 for
+        answers as they come.
+    """
+    endings = self._endings
+    if forced:
+      never: Any = np.zeros_like(endings.is_end)
+      endings = dataclasses.replace(endings, is_end=never, is_newline=never)
+    return generate.generate(
+      self.base.params,
+      table,
+      cache,
+      self._suffixes(examples, first_ids),
+      endings,
+      self._sampling(ids) if self._decode.temperature else None,
+      graph=self.base.graph,
+      max_new_tokens=forced or self._decode.max_new_tokens,
+    )
+
+  def wait(
+    self,
+    out: Int[Array, 'B C max_new_tokens'],
+    examples: Sequence[Sequence[Example]],
+  ) -> list[list[Answer]]:
+    """Answers to the examples that `start` was given, once they are there."""
+    # Rows that fill up the batch are no examples.
+    rows = zip(distributed.fetch(out).tolist(), examples, strict=False)
+    return [
+      [self._answer(*pair) for pair in zip(row, asked, strict=True)]
+      for row, asked in rows
+    ]
+
+  def put(self, arrays: Any) -> Any:
+    """Global arrays of arrays of all rows."""
+    return partitioning.shard_rows(arrays, self._mesh, self.batch_size)
+
+  def _suffixes(
+    self,
+    examples: Sequence[Sequence[Example]],
+    first_ids: Sequence[int],
+  ) -> generate.Suffixes:
+    longest = max(sum(e.suffix_len for e in row) for row in examples)
+    shape = (self.batch_size, round_suffix(longest))
+    ids, positions = _full(shape, 0), _full(shape, -1)
+    segments = _full(shape, -1)
+    last = _full((self.batch_size, len(first_ids)), -1)
+    for r, row in enumerate(examples):
+      stop = 0
+      for number, example in enumerate(row):
+        suffix = example.suffix(first_ids[number])
+        start, stop = stop, stop + len(suffix)
+        ids[r, start:stop] = suffix
+        begin = len(example.prefix)
+        positions[r, start:stop] = np.arange(begin, begin + len(suffix))
+        segments[r, start:stop] = number
+        last[r, number] = stop - 1
+    return self.put(
+      generate.Suffixes(
+        ids=ids,
+        positions=positions,
+        segments=segments if len(first_ids) > 1 else None,
+        last=last,
+      )
+    )
+
+  def _sampling(self, ids: Sequence[str]) -> generate.Sampling:
+    keys = np.zeros((self.batch_size, 2), np.uint32)
+    for r, name in enumerate(ids):
+      digest = hashlib.sha256(f'{self._seed} {name}'.encode()).digest()
+      keys[r] = np.frombuffer(digest[:8], np.uint32)
+    temperature: Any = np.float32(self._decode.temperature)
+    top_p: Any = None
+    if self._decode.top_p < 1:
+      top_p = np.float32(self._decode.top_p)
+    return generate.Sampling(self.put(keys), temperature, top_p)
+
+  def _answer(self, tokens: list[int], example: Example) -> Answer:
+    stop, begun, size = 'length', False, len(tokens)
+    for i, token in enumerate(tokens):
+      begun |= not self._endings.is_blank[token]
+      newline = begun and self._endings.is_newline[token]
+      if self._endings.is_end[token] or newline:
+        stop, size = ('newline' if newline else 'end'), i
+        # The token with the line break may have text before it.
+        tokens = tokens[: i + newline]
+        break
+    # A padded embedding matrix has rows, so logits, of ids without a token.
+    text = self.base.tokenizer.decode([i for i in tokens if i in self._known])
+    text = text.strip()
+    if self._endings.is_newline.any():
+      text = text.split('\n')[0].strip()
+    return Answer(
+      text=text,
+      num_tokens=size,
+      stop=stop,
+      shown=example.shown,
+      passages_dropped=example.passages_dropped,
+      passages_cut=example.passages_cut,
+    )
+
+
+def _full(shape: tuple[int, int], fill: int) -> Any:
+  return np.full(shape, fill, np.int32)
+
+
+def round_prefix(size: int) -> int:
+  """Length that a prefix is padded to; 1 if it is empty or only bos."""
+  return round_up(size, _rounding()[0]) if size > 1 else 1
+
+
+def round_suffix(size: int) -> int:
+  """Length that a suffix is padded to."""
+  return round_up(size, _rounding()[1])
+
+
+def _rounding() -> tuple[int, int]:
+  return _ROUND_CPU if jax.default_backend() == 'cpu' else ROUND
+
+
+def round_up(size: int, multiple: int) -> int:
+  """The next multiple, at least one."""
+  return max(1, -(-size // multiple)) * multiple
+
+
+def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:
+  """Numbers of the branches, grouped by what all of their prefixes are."""
+  groups: list[list[int]] = []
+  for branch in range(len(examples[0])):
+    for group in groups:
+      if all(
+        np.array_equal(row[group[0]].prefix, row[branch].prefix)
+        for row in examples
+      ):
+        group.append(branch)
+        break
+    else:
+      groups.append([branch])
+  return groups
+
+
+def _within_budget(
+  examples: Sequence[Sequence[Example]], branches: Sequence[int]
+) -> list[list[int]]:
+  """Cuts a list of branches where their suffixes become too long together."""
+  groups: list[list[int]] = []
+  room = 0
+  for branch in branches:
+    size = max(row[branch].suffix_len for row in examples)
+    if size > room:
+      groups.append([])
+      room = SUFFIX_BUDGET
+    groups[-1].append(branch)
+    room -= size
+  return groups
+
+
+def _token_kinds(base: FrozenBase) -> tuple[Any, Any]:
+  """Which ids have a line break in their text, and which only white space."""
+  newline = np.zeros(base.config.vocab_size, bool)
+  blank = np.zeros(base.config.vocab_size, bool)
+  for i in base.tokenizer.ids:
+    text = base.tokenizer.decode([i])
+    newline[i] = '\n' in text
+    blank[i] = not text.strip()
+  return newline, blank

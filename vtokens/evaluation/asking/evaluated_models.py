@@ -1,0 +1,252 @@
+"""Which bases are evaluated, and the tables trained on each."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from vtokens import config
+from vtokens.data.assemble import Assembler
+from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.eval_config import Config
+from vtokens.host import errors, json_files, paths
+from vtokens.models import frozen_base
+from vtokens.serving import table_file
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A finished training run.
+
+  Attributes:
+    name: unique in an evaluation.
+    config: of the run.
+    rows: its table, `P D` f32.
+    fingerprint: of the base that it was trained on.
+    quantize: how that one's matrices were kept; see `config.Base`.
+  """
+
+  name: str
+  config: config.Config
+  rows: np.ndarray
+  fingerprint: str
+  quantize: str = 'none'
+
+  @property
+  def sha256(self) -> str:
+    """Hash of the table's values."""
+    return table_file.sha256(self.rows)
+
+  @property
+  def num_trained(self) -> int:
+    """Rows that training has changed: the most virtual tokens to be used."""
+    tokens = self.config.virtual_tokens
+    return tokens.num_active if tokens.draw == 'fixed' else len(self.rows)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+  """A base and what was trained on it.
+
+  Attributes:
+    name: unique in an evaluation.
+    base: all but its weights.
+    assembler: for conditions without tokens.
+    tables: by name, with the assemblers of their runs.
+  """
+
+  name: str
+  base: frozen_base.OpenBase
+  assembler: Assembler
+  tables: dict[str, Table]
+
+
+def read_runs(workdirs: Sequence[str]) -> list[Run]:
+  """Reads the tables of finished runs.
+
+  Args:
+    workdirs: of the runs.
+
+  Raises:
+    errors.UserError: there is no finished run, or its files are broken.
+  """
+  names = unique_names(workdirs)
+  return [
+    _read_run(name, path) for name, path in zip(names, workdirs, strict=True)
+  ]
+
+
+def _read_run(name: str, path: str) -> Run:
+  settings = epath.Path(path) / 'config.json'
+  table = epath.Path(path) / 'table.safetensors'
+  for file in (settings, table):
+    if not paths.exists(file):
+      raise errors.UserError(
+        f'config.runs: {path} holds no finished run of vtokens.train: it has '
+        f'no {file.name}'
+      )
+  values = json_files.read(settings)
+  rows, metadata = table_file.load(table)
+  if 'fingerprint' not in metadata:
+    raise errors.UserError(
+      f'config.runs: {table} does not say which base it was trained on'
+    )
+  return Run(
+    name=name,
+    config=config.from_dict({**values, 'workdir': path}),
+    rows=rows,
+    fingerprint=str(metadata['fingerprint']),
+    quantize=str(metadata.get('quantize', 'none')),
+  )
+
+
+def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
+  """Opens each base once.
+
+  Args:
+    cfg: of the evaluation.
+    runs: whose tables are used.
+
+  Returns:
+    The bases in the order of their first runs, or the one of config.base.
+
+  Raises:
+    errors.UserError: a base is not found, not supported, or not the one that
+      a table was trained on; or a table has too few rows.
+  """
+  most = max(cfg.num_active, default=0)
+  for run in runs:
+    if most > run.num_trained:
+      raise errors.UserError(
+        f'config.num_active: {most} virtual tokens asked for, but the table '
+        f'of {run.name} has {run.num_trained}'
+        + (' that were trained' if run.num_trained < len(run.rows) else '')
+      )
+  opened: dict[str, frozen_base.OpenBase] = {}
+  settings = [_base_settings(cfg, run) for run in runs]
+  alone = dataclasses.replace(cfg.base, quantize=cfg.base.quantize or 'none')
+  for one in settings or [alone]:
+    for field in ('dtype', 'quantize'):
+      if one.path in opened and (
+        getattr(opened[one.path].settings, field) != getattr(one, field)
+      ):
+        raise errors.UserError(
+          f'config.runs: runs on {one.path} have different settings of '
+          f'{field}; choose one by config.base.{field}'
+        )
+    if one.path not in opened:
+      opened[one.path] = frozen_base.open_base(one, cfg.context_length)
+      _check_length(cfg, opened[one.path])
+  for run, one in zip(runs, settings, strict=True):
+    found = opened[one.path].fingerprint
+    if found != run.fingerprint:
+      raise errors.UserError(
+        f'config.runs: the table of {run.name} was trained on another base '
+        f'than {one.path} is now: fingerprint {run.fingerprint} there, '
+        f'{found} now'
+      )
+    table_file.check_width(
+      run.rows,
+      f'config.runs: {run.name}',
+      one.path,
+      opened[one.path].config.embed_dim,
+    )
+  models = []
+  # A base that two runs call by two paths is one base.
+  by_identity: dict[tuple[str, ...], frozen_base.OpenBase] = {}
+  for base in opened.values():
+    by_identity.setdefault(_identity(base), base)
+  names = unique_names([base.settings.path for base in by_identity.values()])
+  for name, (key, base) in zip(names, by_identity.items(), strict=True):
+    models.append(
+      Model(
+        name=name,
+        base=base,
+        assembler=_assembler(cfg, base, cfg.templates, 'middle'),
+        tables={
+          run.name: Table(
+            name=run.name,
+            # Rows that no step has trained are not to be used.
+            rows=run.rows[: run.num_trained],
+            assembler=_assembler(
+              cfg,
+              base,
+              run.config.templates,
+              run.config.virtual_tokens.position,
+            ),
+          )
+          for run, one in zip(runs, settings, strict=True)
+          if _identity(opened[one.path]) == key
+        },
+      )
+    )
+  return models
+
+
+def _identity(base: frozen_base.OpenBase) -> tuple[str, ...]:
+  settings = base.settings
+  return (
+    base.fingerprint,
+    base.tokenizer.sha256,
+    settings.dtype,
+    settings.quantize,
+  )
+
+
+def _base_settings(cfg: Config, run: Run) -> config.Base:
+  return config.Base(
+    path=cfg.base.path or run.config.base.path,
+    dtype=cfg.base.dtype or run.config.base.dtype,
+    quantize=cfg.base.quantize or run.config.base.quantize,
+    attention=cfg.base.attention,
+  )
+
+
+def _assembler(
+  cfg: Config,
+  base: frozen_base.OpenBase,
+  templates: config.Templates,
+  position: str,
+) -> Assembler:
+  # Answers are generated, never given.
+  limits = config.Config(
+    templates=templates,
+    data=config.Data(
+      max_prefix_tokens=cfg.data.max_prefix_tokens,
+      max_suffix_tokens=cfg.data.max_suffix_tokens,
+    ),
+    virtual_tokens=config.VirtualTokens(position=position),
+  )
+  return Assembler.for_run(base.tokenizer, limits)
+
+
+def _check_length(cfg: Config, base: frozen_base.OpenBase) -> None:
+  if cfg.context_length > base.config.longest_sequence:
+    raise errors.UserError(
+      'config.data.max_prefix_tokens, max_suffix_tokens and '
+      f'config.decode.max_new_tokens together make {cfg.context_length} '
+      f'tokens, more than the {base.config.longest_sequence} that '
+      f'{base.settings.path} was trained for'
+    )
+
+
+def unique_names(paths: Sequence[str]) -> list[str]:
+  """The last parts of paths; of those that have it in common, more of them."""
+  if not paths:
+    return []
+  # `.` and `..` are no names.
+  parts = [
+    (os.path.abspath(path) if os.path.exists(path) else path.rstrip('/')).split(
+      '/'
+    )
+    for path in paths
+  ]
+  for size in range(1, max(map(len, parts)) + 1):
+    names = ['/'.join(part[-size:]) for part in parts]
+    if len(set(names)) == len(names):
+      return names
+  raise errors.UserError(
+    f'config.runs: {errors.several(paths)}: expected each only once'
+  )

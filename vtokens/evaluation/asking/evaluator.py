@@ -1,0 +1,240 @@
+"""Records asked in several ways, in length-sorted static batches."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import flax.nnx as nnx
+import jax
+import numpy as np
+import tqdm
+from jaxtyping import Float
+
+from vtokens.data import pipeline
+from vtokens.data.assemble import Example
+from vtokens.data.batch import Batch
+from vtokens.data.records import Record
+from vtokens.evaluation.asking import answering
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.cells import Answer
+from vtokens.evaluation.asking.prompter import Arm, Prompter, tokens_arm
+from vtokens.evaluation.conditions import Table
+from vtokens.host import stopping, writers
+from vtokens.method import steps
+from vtokens.models.decoder_config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class AnsweredBatch:
+  """Answers to some of the records.
+
+  Attributes:
+    index: numbers of the records.
+    answers: by name of the arm, one for each of them.
+  """
+
+  index: list[int]
+  answers: dict[str, list[Answer]]
+
+
+@functools.partial(jax.jit, static_argnames='graph')
+def _nll(base, table, cache, batch, *, graph):
+  return steps.suffix_nll(table, nnx.merge(graph, base), cache, batch)
+
+
+class Evaluator:
+  """Asks records in several ways.
+
+  Args:
+    answerer: of the frozen model.
+    prompter: makes the examples.
+    stop: looked at all the time; what was asked last is dropped then.
+  """
+
+  def __init__(
+    self,
+    answerer: Answerer,
+    prompter: Prompter,
+    stop: stopping.StopRequest | None = None,
+  ):
+    self._answerer = answerer
+    self._base = answerer.base
+    self._prompter = prompter
+    self._stop = stop or stopping.StopRequest()
+
+  def answers(
+    self, records: Sequence[Record], arms: Sequence[Arm], *, label: str
+  ) -> dict[str, list[Answer]]:
+    """Answers to all records.
+
+    Args:
+      records: the questions.
+      arms: ways to ask them.
+      label: of the progress bar.
+
+    Returns:
+      By name of the arm, one answer for each record, in order.
+    """
+    found: dict[str, list[Answer]] = {
+      arm.name: [Answer('', 0, '')] * len(records) for arm in arms
+    }
+    with _progress(len(records), label) as bar:
+      for batch in self.stream(records, arms):
+        for name, answers in batch.answers.items():
+          for i, answer in zip(batch.index, answers, strict=True):
+            found[name][i] = answer
+        bar.update(len(batch.index))
+    report_cuts(label, itertools.chain.from_iterable(found.values()))
+    return found
+
+  def stream(
+    self, records: Sequence[Record], arms: Sequence[Arm]
+  ) -> Iterator[AnsweredBatch]:
+    """Answers to all records, batch by batch, longest first.
+
+    Args:
+      records: the questions.
+      arms: ways to ask them.
+    """
+    table, first_ids = stack_tables(arms, self._base.config)
+    waiting = None
+    for index in self._batches(records):
+      # Made while the device answers the batch before.
+      examples = [
+        [self._prompter.example(records[i], arm) for arm in arms] for i in index
+      ]
+      if waiting is not None:
+        yield self._stop.run(waiting)
+      self._stop.check_together()
+      answers = self._stop.run(
+        functools.partial(
+          self._answerer,
+          examples,
+          table,
+          ids=[records[i].id for i in index],
+          first_ids=first_ids,
+        )
+      )
+
+      def waiting(index=index, answers=answers):
+        columns = zip(*answers(), strict=True)
+        return AnsweredBatch(
+          index, {a.name: list(c) for a, c in zip(arms, columns, strict=True)}
+        )
+
+    if waiting is not None:
+      yield self._stop.run(waiting)
+
+  def validate(
+    self, records: Sequence[Record], table: Table, num_active: int
+  ) -> tuple[float, list[Answer]]:
+    """Mean loss of the records' first answers, and generated answers.
+
+    Returns:
+      Nats per target token, and one answer for each record.
+    """
+    arm = tokens_arm(table, num_active)
+    answers = [Answer('', 0, '')] * len(records)
+    nll = tokens = 0.0
+    with _progress(len(records), 'validation') as bar:
+      for index in self._batches(records):
+        self._stop.check_together()
+        asked = functools.partial(
+          self._validate_batch, [records[i] for i in index], arm, table.rows
+        )
+        # State is saved after a stop here, by all processes at the same point.
+        alone = jax.process_count() == 1
+        part, found = self._stop.run(asked) if alone else asked()
+        nll += part[0]
+        tokens += part[1]
+        for i, answer in zip(index, found, strict=True):
+          answers[i] = answer
+        bar.update(len(index))
+    return nll / max(tokens, 1.0), answers
+
+  def _validate_batch(
+    self,
+    records: Sequence[Record],
+    arm: Arm,
+    rows: Float[np.ndarray, 'P D'],
+  ) -> tuple[tuple[float, float], list[Answer]]:
+    """Nats and target tokens of a batch, and its answers."""
+    examples = [
+      self._prompter.example(record, arm, record.answers[0])
+      for record in records
+    ]
+    cache = self._answerer.encode(examples)
+    asked = [[dataclasses.replace(e, targets=e.targets[:0])] for e in examples]
+    ids = [record.id for record in records]
+    first = self._base.config.vocab_size
+    out = self._answerer.start(asked, cache, rows, ids, [first])
+    nll, tokens = _nll(
+      self._base.params,
+      rows,
+      cache,
+      self._collate(examples),
+      graph=self._base.graph,
+    )
+    part = float(nll), float(tokens)
+    return part, [answer for (answer,) in self._answerer.wait(out, asked)]
+
+  def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
+    """Numbers of records of about equal length."""
+    prompter = self._prompter
+    # Longest first: memory that is too small shows at once.
+    order = sorted(
+      range(len(records)), key=lambda i: -prompter.length(records[i])
+    )
+    size = self._answerer.batch_size
+    for start in range(0, len(order), size):
+      yield order[start : start + size]
+
+  def _collate(self, examples: Sequence[Example]) -> Batch:
+    size = self._answerer.batch_size
+    batch = pipeline.collate(
+      [[[example]] for example in examples],
+      shape=(
+        answering.round_prefix(max(len(e.prefix) for e in examples)),
+        answering.round_suffix(max(e.suffix_len for e in examples)),
+      ),
+      num_targets=self._prompter.max_targets,
+      vocab_size=self._base.config.vocab_size,
+      num_rows=size,
+    )
+    return self._answerer.put(batch)
+
+
+def stack_tables(
+  arms: Sequence[Arm], config: DecoderConfig
+) -> tuple[Float[np.ndarray, 'P D'], list[int]]:
+  """All tables under one another, and the id of each arm's virtual token 0."""
+  rows: list[np.ndarray] = []
+  starts: dict[int, int] = {}
+  for arm in arms:
+    if arm.table is not None and id(arm.table) not in starts:
+      starts[id(arm.table)] = sum(map(len, rows))
+      rows.append(arm.table.rows)
+  if not rows:
+    # A table is needed by the shape of the call; no row of it is used.
+    rows = [np.zeros((1, config.embed_dim), np.float32)]
+  return np.concatenate(rows), [
+    config.vocab_size + starts.get(id(arm.table), 0) for arm in arms
+  ]
+
+
+def _progress(total: int, label: str) -> tqdm.tqdm:
+  return writers.progress(total=total, desc=label, unit='question', leave=False)
+
+
+def report_cuts(label: str, answers: Iterable[Answer]) -> None:
+  """Says how many passages did not fit, if any."""
+  dropped = cut = 0
+  for answer in answers:
+    dropped += answer.passages_dropped
+    cut += answer.passages_cut
+  if dropped or cut:
+    writers.say(
+      f'{label}: passages that did not fit the longest prefix: {dropped} '
+      f'dropped, {cut} cut'
+    )

@@ -1,0 +1,280 @@
+"""Answers every cell of an evaluation that has none yet.
+
+plan.py: groups of cells --store.py: what is already there--> evaluator.py:
+answers, batch by batch --store.py--> disk
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import tqdm
+from etils import epath
+
+from vtokens import config
+from vtokens.data.records import Record
+from vtokens.devices import distributed
+from vtokens.evaluation.asking import cost
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.cell_files import CellFile, CellFiles
+from vtokens.evaluation.asking.cell_plan import Group
+from vtokens.evaluation.asking.cells import Answer, Cell
+from vtokens.evaluation.asking.evaluated_models import Model
+from vtokens.evaluation.asking.evaluator import Evaluator, report_cuts
+from vtokens.evaluation.asking.prompter import Arm, Prompter, bare_arm
+from vtokens.evaluation.eval_config import Config
+from vtokens.host import stopping, writers
+from vtokens.models.frozen_base import FrozenBase
+from vtokens.serving import table_file
+
+# Of the lines of a cell's file.
+_FORMAT = 1
+
+
+class Grid:
+  """The cells of one base.
+
+  Args:
+    cfg: of the evaluation.
+    model: the base, its weights apart, and its tables.
+    groups: of its cells.
+    records: dataset -> its questions.
+  """
+
+  def __init__(
+    self,
+    cfg: Config,
+    model: Model,
+    groups: Sequence[Group],
+    records: Mapping[str, Sequence[Record]],
+  ):
+    self._cfg = cfg
+    self._model = model
+    self._groups = groups
+    self._records = records
+    self._files: dict[Cell, CellFile] | None = None
+
+  def check(self) -> None:
+    """Raises a `UserError` if a question is impossible or does not fit.
+
+    At the start, rather than hours into the run.
+    """
+    # Cells that differ in passages alone ask alike, and most tokens need most
+    # room.
+    longest: dict[tuple[Any, ...], tuple[Group, Arm]] = {}
+    for group in self._groups:
+      for cell, arm in group.arms.items():
+        key = (cell.dataset, cell.condition, cell.table)
+        if key not in longest or arm.num_active > longest[key][1].num_active:
+          longest[key] = group, arm
+    for group, arm in longest.values():
+      self._prompter(group).check_fits(self._records[group.dataset], [arm])
+
+  def open(self) -> None:
+    """Reads the answers that are there; to be called before all below.
+
+    Raises:
+      errors.UserError: a file is broken.
+    """
+    files = CellFiles(epath.Path(self._cfg.workdir) / 'cells')
+    self._files = {
+      cell: files.open(cell, self._identity(cell, arm, asked))
+      for group in self._groups
+      for asked in [self._hash_asked(group)]
+      for cell, arm in group.arms.items()
+    }
+
+  @property
+  def files(self) -> dict[Cell, CellFile]:
+    """The file of each cell."""
+    assert self._files is not None, 'open() comes first'
+    return self._files
+
+  def has_missing(self) -> bool:
+    """Whether answers are still to be generated."""
+    return distributed.from_first(lambda: self._num_missing() > 0)
+
+  def _num_missing(self) -> int:
+    return sum(
+      len(self._records[cell.dataset]) - len(file.answers)
+      for cell, file in self.files.items()
+    )
+
+  def _hash_asked(self, group: Group) -> str:
+    """Hash of the questions of a group and the passages that are shown.
+
+    Not of the accepted answers, nor of passages that other groups show: a
+    correction of the one, or more of the other, costs no answer.
+    """
+    prompter = self._prompter(group)
+    digest = hashlib.sha256()
+    for record in self._records[group.dataset]:
+      shown = [
+        (rank, passage.title, passage.text)
+        for rank, passage in prompter.shown(record)
+      ]
+      line = json.dumps([record.id, record.question, shown])
+      digest.update(line.encode() + b'\n')
+    return digest.hexdigest()
+
+  def _identity(self, cell: Cell, arm: Arm, asked: str) -> dict[str, Any]:
+    """All that decides the answers of a cell, but for the programs' versions.
+
+    The seed and quantisation only where they have a say.
+    """
+    cfg = self._cfg
+    settings = self._model.base.settings
+    table: dict[str, Any] = {}
+    assembler = self._model.assembler
+    if arm.table is not None:
+      assembler = arm.table.assembler
+      table = {
+        'table_sha256': table_file.sha256(arm.table.rows),
+        'position': arm.condition.position or assembler.position,
+      }
+    decode = dataclasses.asdict(cfg.decode)
+    # How many are answered at a time does not change what they are.
+    del decode['batch_size']
+    condition = dataclasses.asdict(arm.condition)
+    del condition['text']
+    return {
+      'format': _FORMAT,
+      'cell': dataclasses.asdict(cell),
+      'condition': condition,
+      'base_fingerprint': self._model.base.fingerprint,
+      'tokenizer_sha256': self._model.base.tokenizer.sha256,
+      'dtype': settings.dtype,
+      **(
+        {'quantize': settings.quantize} if settings.quantize != 'none' else {}
+      ),
+      **table,
+      'templates': dataclasses.asdict(assembler.encoder.templates),
+      'max_prefix_tokens': cfg.data.max_prefix_tokens,
+      # Some rotary embeddings depend on it.
+      'context_length': cfg.context_length,
+      'decode': decode,
+      **({'seed': cfg.seed} if cfg.decode.temperature else {}),
+      'asked_sha256': asked,
+    }
+
+  def run(
+    self,
+    base: FrozenBase,
+    mesh: jax.sharding.Mesh,
+    stop: stopping.StopRequest,
+  ) -> None:
+    """Generates what is missing, and keeps it batch by batch.
+
+    Args:
+      base: the model's weights.
+      mesh: the devices.
+      stop: drops the batch that is being answered.
+    """
+    answerer = Answerer(base, mesh, self._cfg.decode, self._cfg.seed)
+    with writers.progress(
+      total=self._num_missing(), desc=self._model.name, unit='answer'
+    ) as bar:
+      for group in self._groups:
+        evaluator = Evaluator(answerer, self._prompter(group), stop)
+        for missing, arms in self._missing(group):
+          self._answer(evaluator, group, missing, arms, bar)
+
+  def measure(
+    self,
+    base: FrozenBase,
+    mesh: jax.sharding.Mesh,
+    stop: stopping.StopRequest,
+  ) -> list[dict[str, Any]]:
+    """Times the conditions that show the main passages; see `cost.measure`.
+
+    The base in the very text that surrounds the tokens comes first, whether or
+    not it is among the conditions.
+    """
+    cfg = self._cfg
+    main = next(
+      (
+        group
+        for group in self._groups
+        if group.num_passages == cfg.num_passages[0]
+        and group.retriever in ('', cfg.retrievers[0])
+      ),
+      None,
+    )
+    if main is None:
+      return []
+    arms = [bare_arm('plain'), *main.arms.values()]
+    records = self._records[main.dataset][: cfg.cost.questions]
+    return cost.measure(
+      base,
+      mesh,
+      self._prompter(main),
+      records,
+      list({arm.name: arm for arm in arms}.values()),
+      cfg.decode,
+      repeats=cfg.cost.repeats,
+      stop=stop,
+    )
+
+  def _prompter(self, group: Group) -> Prompter:
+    shown = config.Shown(
+      num_passages=group.num_passages,
+      retriever=group.retriever,
+      shuffle_passages=self._cfg.shuffle_passages,
+    )
+    return Prompter(self._model.assembler, shown, self._cfg.seed)
+
+  def _missing(
+    self, group: Group
+  ) -> Iterator[tuple[list[Record], dict[Cell, Arm]]]:
+    """Records without an answer, and the cells that lack just these."""
+    records = self._records[group.dataset]
+    parts: dict[tuple[int, ...], dict[Cell, Arm]] = {}
+    for cell, arm in group.arms.items():
+      lacking = distributed.from_first(
+        functools.partial(self._lacking, cell, records)
+      )
+      parts.setdefault(tuple(lacking), {})[cell] = arm
+    for wanted, arms in parts.items():
+      if wanted:
+        yield [records[i] for i in wanted], arms
+
+  def _lacking(self, cell: Cell, records: Sequence[Record]) -> list[int]:
+    """Numbers of the records that the cell has no answer to."""
+    answers = self.files[cell].answers
+    return [i for i, record in enumerate(records) if record.id not in answers]
+
+  def _answer(
+    self,
+    evaluator: Evaluator,
+    group: Group,
+    records: Sequence[Record],
+    arms: Mapping[Cell, Arm],
+    bar: tqdm.tqdm,
+  ) -> None:
+    bar.set_postfix_str(
+      f'{group.dataset}, {group.num_passages} passages {group.retriever}'
+    )
+    told: list[Answer] = []
+    for batch in evaluator.stream(records, list(arms.values())):
+      ids = [records[i].id for i in batch.index]
+      for cell, arm in arms.items():
+        answers = dict(zip(ids, batch.answers[arm.name], strict=True))
+        if distributed.is_first():
+          self.files[cell].append(answers)
+        bar.update(len(answers))
+        told += answers.values()
+    report_cuts(f'{group.dataset}, {group.num_passages} passages', told)
+
+  def results(self) -> dict[Cell, list[Answer]]:
+    """The answers of every cell, all of which are there.
+
+    In the order of the dataset's records.
+    """
+    return {
+      cell: [file.answers[r.id] for r in self._records[cell.dataset]]
+      for cell, file in self.files.items()
+    }

@@ -1,0 +1,54 @@
+"""Scores of a training run, as files and as a small table."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from vtokens.data.records import Record
+from vtokens.evaluation.asking.cells import Answer
+from vtokens.host import writers
+from vtokens.scoring import metrics
+
+
+def write_predictions(
+  path: epath.PathLike,
+  records: Sequence[Record],
+  answers: Sequence[Answer],
+) -> None:
+  """Writes one JSON object per question: id, prediction, answers, EM, F1."""
+  lines = []
+  for record, answer in zip(records, answers, strict=True):
+    row = {
+      'id': record.id,
+      'dataset': record.dataset,
+      'question': record.question,
+      'prediction': answer.text,
+      'answers': record.answers,
+      'em': metrics.exact_match(answer.text, record.answers),
+      'f1': metrics.token_f1(answer.text, record.answers),
+    }
+    lines.append(json.dumps(row, ensure_ascii=False) + '\n')
+  writers.write_text(path, ''.join(lines))
+
+
+def scores_of(
+  records: Sequence[Record], answers: Sequence[Answer]
+) -> metrics.Scores:
+  """EM and F1 of answers."""
+  return metrics.score(
+    [answer.text for answer in answers],
+    [record.answers for record in records],
+  )
+
+
+def format_scores(title: str, scores: dict[str, dict[str, Any]]) -> str:
+  """A small table: one line per condition, EM and F1 in percent."""
+  width = max(map(len, [title, *scores]))
+  lines = [f'{title:<{width}}     EM     F1      n']
+  for name, row in scores.items():
+    lines.append(
+      f'{name:<{width}}  {row["em"]:5.1f}  {row["f1"]:5.1f}  {row["n"]:5d}'
+    )
+  return '\n'.join(lines)

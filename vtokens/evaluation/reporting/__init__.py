@@ -1,0 +1,1 @@
+"""Turns the answers of an evaluation into tables, pictures and a page."""

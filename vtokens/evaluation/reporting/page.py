@@ -1,0 +1,285 @@
+"""One HTML page, complete in itself, for people to read through answers."""
+
+import base64
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from vtokens.data import containment
+from vtokens.data.records import Passage
+from vtokens.evaluation.asking.cells import Cell, CellResult, Results
+from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.evaluation.reporting import columns as columns_lib
+from vtokens.evaluation.reporting import report_tables
+from vtokens.evaluation.reporting.report_tables import Table
+
+_FILES = importlib.resources.files('vtokens.evaluation.reporting')
+
+
+def render(
+  summary: dict[str, Any],
+  results: Results,
+  *,
+  main_tables: Sequence[Table],
+  more_tables: Sequence[Table],
+  pictures: Mapping[str, tuple[str, bytes]],
+  settings: dict[str, Any],
+  max_questions: int,
+) -> str:
+  """The page.
+
+  It asks nothing of any server, and a policy in it forbids that it could. All
+  text reaches it as JSON in which `<` is escaped and is shown as text nodes.
+
+  Args:
+    summary: of `summary.summarize`.
+    results: that it is of.
+    main_tables: shown at once.
+    more_tables: shown folded.
+    pictures: of `report_plots.draw`.
+    settings: any JSON object, shown folded.
+    max_questions: most questions to embed, see `chosen`; the page says so if
+      there are more.
+
+  Returns:
+    HTML.
+  """
+  mains = columns_lib.mains(summary)
+  data = {
+    'facts': _facts(summary),
+    'cards': _cards(summary),
+    'tables': [_table(table) for table in main_tables],
+    'more': [_table(table) for table in more_tables],
+    'pictures': [
+      {
+        'text': text,
+        'src': f'data:image/png;base64,{base64.b64encode(png).decode()}',
+      }
+      for text, png in pictures.values()
+    ],
+    'conditions': list(summary['conditions'].items()),
+    'settings': json.dumps(settings, indent=2, ensure_ascii=False),
+    'columns': columns_lib.labels(mains),
+    'pair': _pair(summary, mains),
+    'total': sum(summary['datasets'].values()),
+    **_questions(results, mains, max_questions),
+  }
+  style = (_FILES / 'page.css').read_text(encoding='utf-8')
+  script = (_FILES / 'page.js').read_text(encoding='utf-8')
+  environment = jinja2.Environment(autoescape=True)
+  environment.policies['json.dumps_kwargs'] = {'separators': (',', ':')}
+  template = environment.from_string(
+    (_FILES / 'page.html').read_text(encoding='utf-8')
+  )
+  return template.render(
+    style=style,
+    script=script,
+    style_hash=_csp_hash(style),
+    script_hash=_csp_hash(script),
+    data=data,
+  )
+
+
+def chosen(sizes: Mapping[str, int], most: int) -> dict[str, int]:
+  """How many questions of each dataset to embed, its first ones.
+
+  As equally many as there are, and all if they are not more than `most`.
+
+  Args:
+    sizes: questions of each dataset.
+    most: of all datasets together.
+  """
+  numbers = dict.fromkeys(sizes, 0)
+  left = min(most, sum(sizes.values()))
+  # The smallest first: what they do not use is for the others.
+  for i, name in enumerate(sorted(sizes, key=lambda name: sizes[name])):
+    numbers[name] = min(sizes[name], left // (len(sizes) - i))
+    left -= numbers[name]
+  return numbers
+
+
+def _questions(
+  results: Results, mains: Sequence[dict[str, Any]], most: int
+) -> dict[str, Any]:
+  """Questions with all that was said to them, and a pool of passages."""
+  sizes = {name: len(records) for name, records in results.records.items()}
+  numbers = chosen(sizes, most)
+  pool: dict[tuple[str, str, str], int] = {}
+  questions = []
+  for name, records in results.records.items():
+    cells = [
+      results.cells.get(Cell(dataset=name, **_coordinates(column)))
+      for column in mains
+    ]
+    for i, record in enumerate(records[: numbers[name]]):
+      matcher = containment.Matcher(record.answers)
+
+      def passage(shown: Passage, matcher=matcher) -> dict[str, Any]:
+        key = shown.id, shown.title, shown.text
+        return {
+          'passage': pool.setdefault(key, len(pool)),
+          'answer': matcher.contains(shown.text),
+        }
+
+      questions.append(
+        {
+          'id': record.id,
+          'dataset': name,
+          'question': record.question,
+          'answers': record.answers,
+          'said': [cell and _said(cell, i) for cell in cells],
+          'shown': [
+            {
+              'columns': columns,
+              'passages': [
+                {'rank': rank + 1, **passage(record.ranked(retriever)[rank])}
+                for rank in ranks
+              ],
+            }
+            for (retriever, ranks), columns in _shown(cells, i).items()
+          ],
+        }
+      )
+  return {
+    'questions': questions,
+    'passages': list(pool),
+    'numbers': [[name, numbers[name], sizes[name]] for name in sizes],
+  }
+
+
+def _shown(
+  cells: Sequence[CellResult | None], i: int
+) -> dict[tuple[str, tuple[int, ...]], list[int]]:
+  """Retriever and ranks shown to a question -> the columns that had them."""
+  shown: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+  for column, result in enumerate(cells):
+    if result is not None and CONDITIONS[result.cell.condition].passages:
+      key = result.cell.retriever, result.answers[i].shown
+      shown.setdefault(key, []).append(column)
+  return shown
+
+
+def _said(result: CellResult, i: int) -> dict[str, Any]:
+  answer = result.answers[i]
+  return {
+    'text': answer.text,
+    'tokens': answer.num_tokens,
+    'stop': answer.stop,
+    'right': bool(result.values['em'][i] == 1),
+    'f1': 100 * float(result.values['f1'][i]),
+    'others': {
+      report_tables.METRICS[name]: 100 * float(result.values[name][i])
+      for name in report_tables.METRICS
+      if name in result.values and name not in ('em', 'f1')
+    },
+  }
+
+
+def _coordinates(column: dict[str, Any]) -> dict[str, Any]:
+  return {key: column[key] for key in columns_lib.KEYS}
+
+
+def _pair(
+  summary: dict[str, Any], mains: Sequence[dict[str, Any]]
+) -> list[int]:
+  """The two columns that are compared at first: reference and tokens."""
+  if len(mains) < 2:
+    return []
+  firsts = [
+    i
+    for i, column in enumerate(mains)
+    if column['condition'] == summary['reference']
+  ]
+  first = [*firsts, 0][0]
+
+  def fitness(i: int) -> tuple[bool, ...]:
+    return (
+      i != first,
+      bool(mains[i]['table']),
+      CONDITIONS[mains[i]['condition']].passages,
+      mains[i]['model'] == mains[first]['model'],
+    )
+
+  return [first, max(range(len(mains)), key=fitness)]
+
+
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+  columns = summary['columns']
+  main = summary['main']
+  questions = sum(summary['datasets'].values())
+
+  def values(key: str) -> list[str]:
+    return list(dict.fromkeys(str(c[key]) for c in columns if c[key]))
+
+  facts = [
+    ('model', ', '.join(values('model'))),
+    (
+      'virtual tokens',
+      ', '.join(f'{t} (k = {k})' for t, k in main['num_active'].items()),
+    ),
+    (
+      'questions',
+      f'{questions:,}: '
+      + ', '.join(f'{name} {n:,}' for name, n in summary['datasets'].items()),
+    ),
+    ('passages', f'{main["num_passages"]} {main["retriever"]}'.strip()),
+  ]
+  return [(name, text) for name, text in facts if text]
+
+
+def _cards(summary: dict[str, Any]) -> list[dict[str, Any]]:
+  """Tokens next to the reference, averaged, for the top of the page."""
+  mains = columns_lib.mains(summary)
+  labels = dict(
+    zip(map(columns_lib.key_of, mains), columns_lib.labels(mains), strict=True)
+  )
+  cards = []
+  for comparison in summary['comparisons']:
+    a, b = comparison['a'], comparison['b']
+    if (
+      comparison['dataset']
+      or b['condition'] != summary['reference']
+      or not CONDITIONS[a['condition']].tokens
+      # Without passages it is no rival of a reference that has them.
+      or CONDITIONS[a['condition']].passages
+      != CONDITIONS[b['condition']].passages
+    ):
+      continue
+    ours = columns_lib.find(summary, a, columns_lib.AVERAGE)
+    theirs = columns_lib.find(summary, b, columns_lib.AVERAGE)
+    if ours is None or theirs is None:
+      continue
+    value = comparison['metrics']['em']
+    cards.append(
+      {
+        'label': labels[columns_lib.key_of(a)],
+        'em': f'{ours["metrics"]["em"]["mean"]:.1f}',
+        'f1': f'{ours["metrics"]["f1"]["mean"]:.1f}',
+        'difference': f'EM {report_tables.signed_interval(value)}, '
+        f'p {report_tables.p_equals(report_tables.p_text(value["p_value"]))}',
+        'reference': f'compared with {labels[columns_lib.key_of(b)]}, '
+        f'EM {theirs["metrics"]["em"]["mean"]:.1f}, '
+        f'F1 {theirs["metrics"]["f1"]["mean"]:.1f}',
+      }
+    )
+  return cards
+
+
+def _table(table: Table) -> dict[str, Any]:
+  return {
+    'title': table.title,
+    'header': table.header,
+    'rows': table.rows,
+    'labels': table.num_labels,
+    'note': table.note,
+  }
+
+
+def _csp_hash(text: str) -> str:
+  """As a Content-Security-Policy names an inline script or style."""
+  digest = hashlib.sha256(text.encode()).digest()
+  return f'sha256-{base64.b64encode(digest).decode()}'

@@ -1,0 +1,1 @@
+"""Writes and checks a trained table in the formats of other programs."""

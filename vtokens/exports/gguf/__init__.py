@@ -1,0 +1,1 @@
+"""GGUF files with virtual tokens, and their checks in llama.cpp."""

@@ -1,0 +1,317 @@
+"""A GGUF file for llama.cpp, with the virtual tokens in it.
+
+The base's file, but for what has to change:
+
+- the embedding matrix gets the table's rows, at the ids after the last token;
+  rows that pad the matrix (unused tokens at the end of the list) are used up
+  before it grows. A quantised matrix cannot hold them as they are, and a matrix
+  has one type: its old rows are written out as the very numbers that llama.cpp
+  makes of them, so that neither they nor the table are rounded;
+- the head gets rows as many, each the copy of one that the model never says.
+  Rows are made of whole blocks, so the old ones stay as they are, bit for bit.
+  A head that is the embedding matrix itself becomes one of its own, in the type
+  that the matrix had;
+- the virtual tokens join the list of those that are never sampled, which older
+  versions of llama.cpp do not read;
+- the list of tokens gets their names, as control tokens: text becomes them only
+  where a program asks for special tokens to be read.
+"""
+
+import dataclasses
+import itertools
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import gguf
+import numpy as np
+
+from vtokens.exports import hf_checkpoint
+from vtokens.exports import vocabulary_rows as rows
+from vtokens.exports.gguf import gguf_copy
+from vtokens.host import errors
+from vtokens.models.frozen_base import OpenBase
+from vtokens.serving.artifact import Artifact, Tokens
+
+FILE = 'model.gguf'
+EMBEDDING, HEAD = 'token_embd.weight', 'output.weight'
+_TOKENS, _TYPES, _SCORES = (
+  f'tokenizer.ggml.{name}' for name in ('tokens', 'token_type', 'scores')
+)
+# Ids that llama.cpp never samples; it reads the list since b9495 (2026).
+_SUPPRESS = 'tokenizer.ggml.suppress_tokens'
+# Where the base's maker had files for its quantisation.
+_PLACES = ('quantize.imatrix.file', 'quantize.imatrix.dataset')
+# What stands for a virtual token is recognised where special tokens are, and
+# left out of texts.
+KIND = gguf.TokenType.CONTROL
+# What llama.cpp's converter gives to added tokens. Texts are not cut by it.
+_SCORE = -1000.0
+# Rows that are dequantised at a time.
+_ROWS = 4096
+
+Type = gguf.GGMLQuantizationType
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Where the virtual tokens go.
+
+  Attributes:
+    tokens: their ids in the export.
+    num_rows: of its embedding matrix and its head.
+    unsaid: ids of rows of the head that hardly ever win; the virtual tokens'
+      rows copy the first.
+    dtype: of the embedding matrix: one that holds all of its rows exactly.
+  """
+
+  tokens: Tokens
+  num_rows: int
+  unsaid: tuple[int, ...]
+  dtype: np.dtype
+
+  def stored(self, table: np.ndarray) -> np.ndarray:
+    """The table as the export has it, f32."""
+    return table.astype(self.dtype).astype(np.float32)
+
+
+def plan(table: Artifact, opened: OpenBase, path: str) -> Plan:
+  """Finds places for the virtual tokens.
+
+  Args:
+    table: what is exported.
+    opened: the base.
+    path: of the base's file.
+
+  Raises:
+    errors.UserError: the base is no GGUF file, is of an architecture without a
+      head of its own, or has a token of one of the names.
+  """
+  if not path.endswith('.gguf'):
+    raise errors.UserError(
+      f'--to gguf: the base {path} is no GGUF file, and this format adds to '
+      "one. Export with --to hf and convert that with llama.cpp's "
+      'convert_hf_to_gguf.py; or convert the base, and train on the file'
+    )
+  reader = gguf.GGUFReader(path)
+  architecture = reader.fields[gguf_copy.ARCHITECTURE].contents()
+  known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+  if gguf.MODEL_TENSOR.OUTPUT not in gguf.MODEL_TENSORS[known[architecture]]:
+    raise errors.UserError(
+      f'--to gguf: {path}: llama.cpp takes the embedding matrix of an '
+      f'architecture {architecture} for its head and no other, so that virtual '
+      'tokens would be answers; use --to hf'
+    )
+  names = reader.fields[_TOKENS].contents()
+  types = reader.fields[_TYPES].contents()
+  first = len(names)
+  while first and types[first - 1] == gguf.TokenType.UNUSED:
+    first -= 1
+  vocabulary = {name: i for i, name in enumerate(names[:first])}
+  tokens = rows.after_all(vocabulary, table.meta.tokens)
+  (embedding,) = (t for t in reader.tensors if t.name == EMBEDDING)
+  return Plan(
+    tokens=tokens,
+    num_rows=max(opened.config.vocab_size, tokens.ids[-1] + 1),
+    unsaid=hf_checkpoint.unsaid(vocabulary, opened, first),
+    dtype=_exact_dtype(embedding, table.table),
+  )
+
+
+def _exact_dtype(
+  embedding: gguf.ReaderTensor, table: np.ndarray
+) -> np.dtype[Any]:
+  """The smaller type that holds every row of the matrix and the table."""
+  for some in itertools.chain([table], _dequantised(embedding)):
+    with np.errstate(over='ignore'):
+      half = some.astype(np.float16)
+    if (half.astype(np.float32) != some).any():
+      return np.dtype(np.float32)
+  return np.dtype(np.float16)
+
+
+def _dequantised(tensor: gguf.ReaderTensor) -> Iterator[np.ndarray]:
+  """The rows of a matrix, f32, some at a time."""
+  for at in range(0, len(tensor.data), _ROWS):
+    yield gguf.dequantize(tensor.data[at : at + _ROWS], tensor.tensor_type)
+
+
+def write(target: pathlib.Path, table: Artifact, plan: Plan, path: str) -> None:
+  """Writes the export, a tensor at a time.
+
+  Args:
+    target: the file.
+    table: what is exported.
+    plan: where its tokens go.
+    path: of the base's file.
+
+  Raises:
+    errors.UserError: the base's file has metadata that cannot be copied.
+  """
+  reader = gguf.GGUFReader(path)
+  base = {tensor.name: tensor for tensor in reader.tensors}
+  ids = list(plan.tokens.ids)
+  kind = Type.F16 if plan.dtype == np.float16 else Type.F32
+  width = table.table.shape[1]
+
+  def embedding() -> np.ndarray:
+    matrix = np.zeros((plan.num_rows, width), plan.dtype)
+    at = 0
+    for some in _dequantised(base[EMBEDDING]):
+      matrix[at : at + len(some)] = some
+      at += len(some)
+    matrix[ids] = table.table
+    return matrix
+
+  # Of a base without a head, the embedding matrix is the head.
+  head = base.get(HEAD, base[EMBEDDING])
+
+  def grown_head() -> np.ndarray:
+    matrix = np.zeros((plan.num_rows, *head.data.shape[1:]), head.data.dtype)
+    matrix[: len(head.data)] = head.data
+    matrix[ids] = head.data[plan.unsaid[0]]
+    matrix[len(head.data) :] = head.data[plan.unsaid[0]]
+    return matrix
+
+  changed = {
+    EMBEDDING: gguf_copy.Tensor(
+      EMBEDDING, kind, (plan.num_rows, width), plan.dtype, embedding
+    ),
+    HEAD: gguf_copy.Tensor(
+      HEAD,
+      head.tensor_type,
+      (plan.num_rows, *head.data.shape[1:]),
+      head.data.dtype,
+      grown_head,
+    ),
+  }
+  names = dict.fromkeys([*base, HEAD])
+  gguf_copy.save(
+    target,
+    reader,
+    _changed_fields(gguf_copy.read_fields(reader, path), plan),
+    [changed.get(name) or gguf_copy.as_it_is(base[name]) for name in names],
+  )
+
+
+def write_float32(target: pathlib.Path, source: pathlib.Path) -> None:
+  """Writes a file with the same numbers as another, all of them as f32.
+
+  llama.cpp rounds activations to the precision of quantised weights; to those
+  of f32 it does not.
+  """
+  reader = gguf.GGUFReader(source)
+  tensors = []
+  for tensor in reader.tensors:
+    if tensor.tensor_type in (Type.F32, Type.I8, Type.I16, Type.I32, Type.I64):
+      tensors.append(gguf_copy.as_it_is(tensor))
+      continue
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+
+    def read(tensor: gguf.ReaderTensor = tensor) -> np.ndarray:
+      return gguf.dequantize(tensor.data, tensor.tensor_type)
+
+    dtype: np.dtype = np.dtype(np.float32)
+    tensors.append(gguf_copy.Tensor(tensor.name, Type.F32, shape, dtype, read))
+  gguf_copy.save(
+    target, reader, gguf_copy.read_fields(reader, str(source)), tensors
+  )
+
+
+def differences(
+  target: pathlib.Path, plan: Plan, table: np.ndarray, path: str
+) -> list[str]:
+  """What a written file has otherwise than it should, read once more.
+
+  Args:
+    target: the file.
+    plan: by which it was written.
+    table: that it has to hold.
+    path: of the base's file.
+
+  Returns:
+    Names of metadata and of tensors; empty if all is as it should be.
+  """
+  base, export = gguf.GGUFReader(path), gguf.GGUFReader(target)
+  before = _changed_fields(gguf_copy.read_fields(base, path), plan)
+  after = gguf_copy.read_fields(export, str(target))
+  found = [
+    name
+    for name in {**before, **after}
+    if _bits(before.get(name)) != _bits(after.get(name))
+  ]
+  theirs = {tensor.name: tensor for tensor in base.tensors}
+  ours = {tensor.name: tensor for tensor in export.tensors}
+  ids = list(plan.tokens.ids)
+  old = np.setdiff1d(np.arange(plan.num_rows), ids)
+  for name in {**theirs, HEAD: None, **ours}:
+    want, have = theirs.get(name, theirs[EMBEDDING]), ours.get(name)
+    if have is None or (name not in theirs and name != HEAD):
+      same = False
+    elif name == EMBEDDING:
+      same = _same_values(have, want, old) and np.array_equal(
+        have.data[ids].astype(np.float32), table
+      )
+    elif name == HEAD:
+      same = (
+        have.tensor_type == want.tensor_type
+        and np.array_equal(have.data[old], want.data[old])
+        and bool((have.data[ids] == want.data[plan.unsaid[0]]).all())
+      )
+    else:
+      same = have.tensor_type == want.tensor_type and np.array_equal(
+        have.data.view(np.uint8), want.data.view(np.uint8)
+      )
+    if not same:
+      found.append(name)
+  return found
+
+
+def _same_values(
+  have: gguf.ReaderTensor, want: gguf.ReaderTensor, rows: np.ndarray
+) -> bool:
+  return all(
+    np.array_equal(
+      gguf.dequantize(have.data[some], have.tensor_type),
+      gguf.dequantize(want.data[some], want.tensor_type),
+    )
+    for some in np.array_split(rows, -(-len(rows) // _ROWS))
+  )
+
+
+def _bits(field: gguf_copy.Field | None) -> Any:
+  """Something equal for equal fields, be a value NaN."""
+  return field and repr(field)
+
+
+def _changed_fields(
+  fields: dict[str, gguf_copy.Field], plan: Plan
+) -> dict[str, gguf_copy.Field]:
+  """Metadata of the export, of that of the base."""
+  grown = {name: fields[name] for name in fields if name not in _PLACES}
+  for name, fill, values in (
+    (_TOKENS, None, [text.encode() for text in plan.tokens.names]),
+    (_TYPES, gguf.TokenType.UNUSED.value, KIND.value),
+    (_SCORES, _SCORE, _SCORE),
+  ):
+    if name not in fields:
+      continue
+    found = list(fields[name].value)
+    # llama.cpp takes no matrix of more rows than there are tokens.
+    found += [
+      f'[PAD{i}]'.encode() if fill is None else fill
+      for i in range(len(found), plan.num_rows)
+    ]
+    for row, i in enumerate(plan.tokens.ids):
+      found[i] = values[row] if isinstance(values, list) else values
+    grown[name] = dataclasses.replace(fields[name], value=found)
+  before = fields[_SUPPRESS].value if _SUPPRESS in fields else []
+  grown[_SUPPRESS] = gguf_copy.Field(
+    [*before, *plan.tokens.ids],
+    gguf.GGUFValueType.ARRAY,
+    gguf.GGUFValueType.INT32,
+  )
+  size = f'{fields[gguf_copy.ARCHITECTURE].value.decode()}.vocab_size'
+  if size in fields:
+    grown[size] = dataclasses.replace(fields[size], value=plan.num_rows)
+  return grown

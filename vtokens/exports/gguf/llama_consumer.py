@@ -1,0 +1,198 @@
+"""Exports as users of llama.cpp run them: through its server."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vtokens.exports.gguf import llama_server
+from vtokens.host import errors
+from vtokens.serving import plug
+from vtokens.serving.artifact import Meta
+
+# Seconds that one request may take: a prompt on a slow machine.
+_PATIENCE = 1800
+# Not through a proxy that the environment may name.
+_open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+
+
+class LlamaConsumer:
+  """A model in llama.cpp; see `gate.Consumer`.
+
+  Args:
+    address: of a server, as `serve` starts it.
+    tokenizer: of the export.
+    meta: of the export: its ids.
+  """
+
+  def __init__(self, address: str, tokenizer: Any, meta: Meta):
+    self._address = address
+    self._tokenizer = tokenizer
+    self._meta = meta
+
+  def prompt_ids(
+    self, passages: Sequence[dict[str, str]], question: str
+  ) -> list[int]:
+    """See `gate.Consumer`."""
+    k = self._meta.num_trained
+    return plug.prompt_ids(self._tokenizer, passages, question, k, self._meta)
+
+  def virtual_ids(self) -> list[int]:
+    """See `gate.Consumer`."""
+    return list(self._meta.tokens.ids)
+
+  def tokenize(self, text: str) -> list[int]:
+    """Ids of a text in which special tokens are read, without bos."""
+    return post(
+      self._address, '/tokenize', {'content': text, 'parse_special': True}
+    )['tokens']
+
+  def answer(self, ids: Sequence[int], most: int) -> list[int]:
+    """See `gate.Consumer`."""
+    return self.complete(ids, most, temperature=0)['tokens']
+
+  def sample(self, ids: Sequence[int], number: int, seed: int) -> list[int]:
+    """See `gate.Consumer`."""
+    found = self.complete(
+      ids,
+      number,
+      temperature=1,
+      samplers=['temperature'],
+      seed=seed,
+      ignore_eos=True,
+    )
+    return found['tokens']
+
+  def complete(
+    self, ids: Sequence[int], most: int, **settings: Any
+  ) -> dict[str, Any]:
+    """The answer of `/completion` to a prompt of ids."""
+    return post(
+      self._address,
+      '/completion',
+      {
+        'prompt': list(ids),
+        'n_predict': most,
+        'return_tokens': True,
+        # Equal prompts are computed in equal steps, whatever was asked before.
+        'cache_prompt': False,
+        **settings,
+      },
+    )
+
+  def log_probabilities(
+    self, ids: Sequence[int], count: int, size: int
+  ) -> Float[np.ndarray, 'T V']:
+    """Of all ids of the vocabulary, after each of the last `count` tokens.
+
+    Args:
+      ids: of a text.
+      count: of its tokens, T.
+      size: of the vocabulary, V.
+    """
+    logs = np.full((count, size), -np.inf)
+    for row, end in zip(logs, range(len(ids) - count, len(ids)), strict=True):
+      # One position at a time, with a token that is always eos: the server
+      # leaves out those where the text ends within a character. The logs are
+      # those before the bias.
+      found = self.complete(
+        ids[: end + 1],
+        1,
+        temperature=0,
+        n_probs=size,
+        logit_bias=[[self._tokenizer.eos_token_id, 1e6]],
+        cache_prompt=True,
+      )
+      (position,) = found['completion_probabilities']
+      for one in position['top_logprobs']:
+        row[one['id']] = one['logprob']
+    return logs
+
+  def hidden(self, ids: Sequence[int]) -> Float[np.ndarray, 'T D']:
+    """What the head is given at each token, f32, bit by bit."""
+    found = post(self._address, '/embedding', {'content': list(ids)})
+    return np.array(found[0]['embedding'], np.float32)
+
+
+@contextlib.contextmanager
+def serve(path: pathlib.Path, context: int, mode: str) -> Iterator[str]:
+  """Runs llama.cpp's server, and gives its address.
+
+  Args:
+    path: a GGUF file.
+    context: most tokens of prompt and answer.
+    mode: see `llama_server.main`.
+
+  Raises:
+    errors.UserError: it does not start, or dies.
+  """
+  command = [sys.executable, '-m', llama_server.__name__]
+  with tempfile.TemporaryFile('w+') as log:
+    process = subprocess.Popen(
+      [*command, str(path), str(context), mode],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=log,
+      text=True,
+      # Threads that wait by spinning are slow where others need the cores.
+      env={'OMP_WAIT_POLICY': 'passive', **os.environ},
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+      for line in process.stdout:
+        if line.startswith(llama_server.READY):
+          yield line.removeprefix(llama_server.READY).strip()
+          break
+      else:
+        raise _Died
+    except _Died:
+      code = process.wait()
+      log.seek(0)
+      said = log.read().strip().splitlines()[-3:]
+      raise errors.UserError(
+        f'{path}: llama.cpp fails on it (status {code}): ' + ' | '.join(said)
+      ) from None
+    finally:
+      process.stdin.close()
+      try:
+        process.wait(timeout=30)
+      except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+      process.stdout.close()
+
+
+class _Died(Exception):
+  """The server is gone."""
+
+
+def post(address: str, route: str, body: dict[str, Any]) -> Any:
+  """A server's answer.
+
+  Raises:
+    errors.UserError: it refuses.
+  """
+  request = urllib.request.Request(
+    address + route,
+    data=json.dumps(body).encode(),
+    headers={'Content-Type': 'application/json'},
+  )
+  try:
+    with _open(request, timeout=_PATIENCE) as response:
+      return json.load(response)
+  except urllib.error.HTTPError as e:
+    text = e.read().decode(errors='replace')
+    raise errors.UserError(f'llama.cpp refuses {route}: {text[:300]}') from None
+  except (OSError, ValueError):
+    # Of a connection that ends: the process has.
+    raise _Died from None

@@ -1,0 +1,178 @@
+"""From a finished training run to what is exported."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from etils import epath
+
+from vtokens import config
+from vtokens.exports import public_names, vocabulary_rows
+from vtokens.exports.export_config import NAMES
+from vtokens.host import errors, json_files, paths, writers
+from vtokens.models import frozen_base
+from vtokens.serving import artifact, prompt_ids, table_file
+from vtokens.serving.artifact import Artifact, Base, Meta, Prompt, Tokens
+from vtokens.settings import schema
+
+# What vtokens.train says of the base that it trained on.
+BASE = 'base.json'
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+  """A finished run.
+
+  Attributes:
+    table: its tokens have the ids from `rows.first_id` on.
+    base: that it was trained on, whose weights are not loaded.
+    config: of the run.
+  """
+
+  table: Artifact
+  base: frozen_base.OpenBase
+  config: config.Config
+
+
+def read(workdir: str, names: str = '', base: str = '') -> Source:
+  """The table of a finished or imported run, and its base.
+
+  Args:
+    workdir: of the run.
+    names: of the virtual tokens, {i} being 1, 2, ...; '' for those that an
+      imported table had, or else `NAMES`.
+    base: where the base is now; '' for where the run's config says.
+
+  Raises:
+    errors.UserError: there is no finished run, its base or that one's tokenizer
+      is not what it was trained with, or two names are equal.
+  """
+  directory = epath.Path(workdir)
+  if not paths.exists(directory / 'summary.json'):
+    raise errors.UserError(
+      f'config.workdir: {workdir} holds no finished run (no summary.json)'
+    )
+  values = json_files.read(directory / 'config.json')
+  cfg = config.from_dict({**values, 'workdir': workdir})
+  trained_on = cfg.base.path
+  if base:
+    cfg = dataclasses.replace(
+      cfg, base=dataclasses.replace(cfg.base, path=base)
+    )
+  opened = frozen_base.open_base(cfg.base, cfg.context_length)
+  table, metadata = table_file.load(directory / 'table.safetensors')
+  identity = json_files.read(directory / BASE, {str: str})
+  for name, now in (
+    ('fingerprint', opened.fingerprint),
+    ('tokenizer_sha256', opened.tokenizer.sha256),
+  ):
+    if identity.get(name) != now:
+      raise errors.UserError(
+        f'{workdir}: the table was trained on another base than '
+        f'{cfg.base.path} is now: {name} {identity.get(name)} there, {now} now'
+      )
+  table_file.check_width(
+    table,
+    directory / 'table.safetensors',
+    cfg.base.path,
+    opened.config.embed_dim,
+  )
+  count, first = len(table), vocabulary_rows.first_id(opened)
+  ids = tuple(range(first, first + count))
+  prompt = Prompt(
+    templates=cfg.templates,
+    position=cfg.virtual_tokens.position,
+    max_prefix_tokens=cfg.data.max_prefix_tokens,
+    max_suffix_tokens=cfg.data.max_suffix_tokens,
+  )
+  imported = directory / artifact.META
+  # What it was imported from knows more than this directory.
+  known = artifact.read_meta(imported) if paths.exists(imported) else None
+  own = known and min(known.tokens.ids) > opened.tokenizer.max_id
+  tokens = Tokens(
+    ids=ids,
+    names=known.tokens.names
+    if known and own and not names
+    else tuple((names or NAMES).format(i=i + 1) for i in range(count)),
+    probe=prompt_ids.probe(prompt_ids.assembler(opened.tokenizer, prompt), ids),
+  )
+  if len(set(tokens.names)) < count:
+    raise errors.UserError(
+      f'config.names: {names} gives two of the {count} virtual tokens one name'
+    )
+  if known:
+    meta = public_names.meta(dataclasses.replace(known, tokens=tokens))
+    return Source(Artifact(table, meta), opened, cfg)
+  # Where it was then, unless the hub has a name for it now.
+  revision = frozen_base.revision(cfg.base.path)
+  name = cfg.base.path if revision else trained_on
+  summary = json_files.read(directory / 'summary.json')
+  trained = cfg.virtual_tokens
+  return Source(
+    Artifact(
+      table,
+      public_names.meta(
+        Meta(
+          format=artifact.FORMAT,
+          base=Base(
+            id=name,
+            revision=revision,
+            fingerprint=opened.fingerprint,
+            tokenizer_sha256=opened.tokenizer.sha256,
+            vocab_size=opened.config.vocab_size,
+            scales_embeddings=opened.config.scale_embeddings,
+          ),
+          prompt=prompt,
+          tokens=tokens,
+          table_sha256=table_file.sha256(table),
+          shape=(count, table.shape[1]),
+          num_trained=trained.num_active if trained.draw == 'fixed' else count,
+          metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
+          training={
+            'config': values,
+            'data': json_files.read(directory / 'data.json'),
+          },
+          versions=_as_strings(metadata.get('versions', {})),
+        )
+      ),
+    ),
+    opened,
+    cfg,
+  )
+
+
+def write(
+  directory: pathlib.Path, table: Artifact, settings: config.Config
+) -> None:
+  """Writes an imported table as a finished run, to evaluate and export.
+
+  Args:
+    directory: where to.
+    table: what was imported.
+    settings: of the run: base, templates and position are those of the table.
+  """
+  values = schema.to_dict(settings)
+  del values['workdir']
+  writers.write_json(directory / 'config.json', values)
+  table_file.save(
+    directory / 'table.safetensors',
+    table.table,
+    {
+      'fingerprint': table.meta.base.fingerprint,
+      'quantize': table.meta.quantize,
+      'imported': True,
+    },
+  )
+  writers.write_json(
+    directory / BASE,
+    {
+      'fingerprint': table.meta.base.fingerprint,
+      'tokenizer_sha256': table.meta.base.tokenizer_sha256,
+    },
+  )
+  writers.write_json(directory / artifact.META, dataclasses.asdict(table.meta))
+  writers.write_json(directory / 'summary.json', dict(table.meta.metrics))
+
+
+def _as_strings(values: Any) -> dict[str, str]:
+  return {str(k): str(v) for k, v in dict(values).items()}

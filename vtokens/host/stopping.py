@@ -1,0 +1,268 @@
+"""Ending a program when the user or the machine asks for it.
+
+Asked is by Ctrl-C, by SIGTERM, or by going away: a program whose output nobody
+reads any more ends as if by SIGPIPE. (That signal itself is off in Python, as
+it would come from network connections too.)
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import typing
+import weakref
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+from vtokens.host import aside, streams
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds after which an exit that was lost is raised again.
+_AGAIN = 1.0
+
+T = typing.TypeVar('T')
+
+
+class Stopped(Exception):
+  """A run was asked to stop.
+
+  Attributes:
+    exit_code: what programs that a signal ends exit with.
+    agreed: whether all processes of the run stop at the same point.
+  """
+
+  def __init__(self, number: int, *, agreed: bool):
+    super().__init__(f'stopped by {signal.Signals(number).name}')
+    self.exit_code = 128 + number
+    self.agreed = agreed
+
+
+class StopRequest:
+  """Turns Ctrl-C and SIGTERM into a flag that the loops look at.
+
+  A second signal ends the program at once, for a run that hangs. Use as a
+  context manager, in the main thread.
+
+  Attributes:
+    signal: number of the signal that came, or 0.
+  """
+
+  signal: int = 0
+
+  def __init__(
+    self,
+    among: Callable[[int], int] = lambda number: number,
+    *,
+    may_leave: bool = True,
+  ):
+    """Remembers how to ask other processes.
+
+    Args:
+      among: told this process's signal, gives the one of any process; called
+        by all at the same points. See `distributed.AnyProcess`.
+      may_leave: see `distributed.may_leave`.
+    """
+    self._among = among
+    self._may_leave = may_leave
+
+  def __enter__(self) -> 'StopRequest':
+    self._handling = _handling(self._note)
+    self._handling.__enter__()
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._handling.__exit__(None, None, None)
+
+  def _note(self, number: int) -> None:
+    if number == signal.SIGPIPE:
+      # Another signal may have ended the reader and this program together.
+      self.signal = self.signal or number
+      return
+    if self.signal in _SIGNALS:
+      _end_now(number)
+    self.signal = number
+    streams.notice(
+      f'\n{signal.Signals(number).name}: stopping as soon as the state is '
+      'safe\n'
+    )
+
+  def check(self) -> None:
+    """Raises `Stopped` if a signal has come to this process."""
+    if self.signal:
+      raise Stopped(self.signal, agreed=False)
+
+  def check_together(self) -> None:
+    """Raises `Stopped` on all processes if a signal has come to any.
+
+    To be called by all at the same points.
+    """
+    number = self._among(self.signal)
+    if number:
+      raise Stopped(number, agreed=True)
+
+  def run(self, function: Callable[[], T]) -> T:
+    """What a function returns, unless a signal comes to this process first.
+
+    For what takes long and may be dropped: answers of a batch, the loading of
+    weights. See `aside.call`. Where other processes would wait for this one,
+    so does the signal for the function.
+
+    Raises:
+      Stopped: this process was asked to stop, whatever the others do.
+    """
+
+    def look() -> None:
+      self.check()
+      check()  # Of a program that handles signals by `at_once`.
+
+    return aside.call(function, look) if self._may_leave else function()
+
+
+class Ended(SystemExit):
+  """What a signal raises within `at_once`.
+
+  No `Exception`, of which libraries catch any.
+  """
+
+
+class _AtOnce:
+  """See `at_once`.
+
+  Attributes:
+    signal: number of the signal that came, or 0.
+  """
+
+  signal: int = 0
+  # The exit that was raised last, for as long as it is on its way.
+  _exit: Callable[[], Ended | None] = staticmethod(lambda: None)
+
+  def note(self, number: int) -> None:
+    """Ends the program."""
+    if number == signal.SIGPIPE:
+      self.signal = self.signal or number
+    else:
+      if self.signal in _SIGNALS:
+        _end_now(number)
+      self.signal = number
+      streams.notice(f'\n{signal.Signals(number).name}: stopped\n')
+    self.insist()
+
+  def insist(self) -> None:
+    """Raises the exit unless it is on its way, and sees to it later too.
+
+    While it is on its way, what cleans up must not be disturbed.
+    """
+    # In another thread it would end that one alone.
+    if threading.current_thread() is threading.main_thread():
+      signal.setitimer(signal.ITIMER_REAL, _AGAIN)
+      if self._exit() is None:
+        self.check()
+
+  def check(self) -> None:
+    """Raises `Ended` if a signal has come."""
+    if self.signal:
+      ended = Ended(128 + self.signal)
+      self._exit = weakref.ref(ended)
+      try:
+        raise ended
+      finally:
+        # Its traceback has this frame, which would keep it.
+        del ended
+
+
+_at_once: _AtOnce | None = None
+
+
+@contextlib.contextmanager
+def at_once() -> Iterator[None]:
+  """Lets Ctrl-C and SIGTERM end the program, cleaning up on the way.
+
+  For what is done anew and not continued. It exits with 128 and the signal's
+  number; a second signal ends it without cleaning up. Compiled code that
+  calls back into Python may lose the exit on its way and raise an error of its
+  own (dm-tree, which tensorflow-datasets is built on, a bare TypeError), or
+  none: then it is raised again a second later, and however the block ends after
+  a signal, it is that exit. `check` is to be called before what the block has
+  made is put in its place.
+  """
+  global _at_once
+  if threading.current_thread() is not threading.main_thread():
+    yield  # Others cannot be told of signals.
+    return
+  if _at_once is not None:
+    yield
+    _at_once.check()
+    return
+  _at_once = ours = _AtOnce()
+  try:
+    with _handling(ours.note):
+      alarm = signal.signal(signal.SIGALRM, lambda *_: ours.insist())
+      hook, sys.unraisablehook = sys.unraisablehook, _without_exit
+      try:
+        yield
+      except Exception:
+        if not ours.signal:
+          raise
+      finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = hook
+  finally:
+    _at_once = None
+  ours.check()
+
+
+def _without_exit(lost: Any) -> None:
+  """Python's hook for exceptions that are lost, but for the exit."""
+  if not isinstance(lost.exc_value, Ended):
+    sys.__unraisablehook__(lost)
+
+
+def check() -> None:
+  """Raises `Ended` if a signal has come within `at_once`."""
+  if _at_once is not None:
+    _at_once.check()
+
+
+@contextlib.contextmanager
+def _handling(told: Callable[[int], None]) -> Iterator[None]:
+  """Has a function told of signals, by their numbers."""
+
+  def note(number: int, unused_frame: FrameType | None = None) -> None:
+    streams.hurry()
+    told(number)
+
+  broken = streams.on_broken
+  previous = {number: signal.signal(number, note) for number in _SIGNALS}
+  streams.on_broken = lambda: note(signal.SIGPIPE)
+  try:
+    yield
+  finally:
+    streams.on_broken = broken
+    for number, handler in previous.items():
+      signal.signal(number, handler)
+
+
+def end_now_outside() -> None:
+  """Has signals outside of all blocks end the program as a second one does.
+
+  For programs: before their work begins and after it has ended, Python would
+  show where it was.
+  """
+  for number in _SIGNALS:
+    found = signal.getsignal(number)
+    if found in (signal.SIG_DFL, signal.default_int_handler):
+      signal.signal(number, lambda number, _: _end_now(number))
+
+
+def _end_now(number: int) -> None:
+  """Ends the program as a kill would, but for a line."""
+  streams.notice(f'\n{signal.Signals(number).name}: ended at once\n')
+  # They would outlive it.
+  with contextlib.suppress(Exception):
+    for child in multiprocessing.active_children():
+      child.kill()
+  os._exit(128 + number)

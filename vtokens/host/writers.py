@@ -1,0 +1,218 @@
+"""What a run tells people and programs: lines, files, metrics."""
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import filelock
+import tqdm
+from etils import epath
+
+from vtokens.host import errors, paths
+
+_silent = False
+
+# Seconds after which a bar moves at least its clock: a batch may take minutes.
+_TICK = 1.5
+_bars: weakref.WeakSet[tqdm.tqdm] = weakref.WeakSet()
+_clock_runs = False
+
+
+def silence() -> None:
+  """Makes `say` and `progress` show nothing: another process does."""
+  global _silent
+  _silent = True
+
+
+def say(text: str = '') -> None:
+  """Prints a line to standard output, above any progress bar."""
+  if not _silent:
+    tqdm.tqdm.write(text, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def progress(**settings: Any) -> tqdm.tqdm:
+  """A progress bar on standard error.
+
+  Its clock goes on while the program waits for a device.
+
+  Args:
+    **settings: of `tqdm.tqdm`.
+  """
+  global _clock_runs
+  bar = tqdm.tqdm(dynamic_ncols=True, disable=_silent, **settings)
+  if not bar.disable:
+    _bars.add(bar)
+    if not _clock_runs:
+      _clock_runs = True
+      threading.Thread(target=_tick, name='clock', daemon=True).start()
+  return bar
+
+
+def close_bars() -> None:
+  """Takes bars away that belong to work that was left behind."""
+  for bar in list(_bars):
+    bar.close()
+
+
+def _tick() -> None:
+  """Shows bars again that nothing else has moved."""
+  while True:
+    time.sleep(_TICK)
+    for bar in list(_bars):
+      with bar.get_lock():
+        if bar.disable:  # It is closed.
+          _bars.discard(bar)
+        elif time.time() - bar.last_print_t >= _TICK:
+          # Nobody may read it any more.
+          with contextlib.suppress(OSError, ValueError):
+            bar.refresh(nolock=True)
+
+
+@contextlib.contextmanager
+def sole_writer(directory: epath.PathLike) -> Iterator[None]:
+  """Makes a directory and refuses it to others that ask likewise meanwhile.
+
+  The lock goes with the process, however it ends. On an object store, which
+  has none, it is only found out whether one can write there.
+
+  Raises:
+    errors.UserError: another one writes there, or it is not writable.
+  """
+  directory = epath.Path(directory)
+  if paths.on_object_store(directory):
+    _check_writable(directory)
+    yield
+    return
+  # Not the file system's own substitute, which would outlive a killed process.
+  lock = filelock.FileLock(directory / '.lock', fallback_to_soft=False)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    lock.acquire(timeout=0)
+  except filelock.Timeout:
+    raise errors.UserError(
+      f'config.workdir: another program is writing to {directory}; wait for it '
+      'to end, or choose another directory'
+    ) from None
+  except OSError as e:
+    raise errors.UserError(
+      f'config.workdir: cannot write to {directory}: {e.strerror}'
+    ) from None
+  try:
+    yield
+  finally:
+    lock.release()
+
+
+def _check_writable(directory: epath.Path) -> None:
+  """Raises if no object can be written there."""
+  try:
+    (directory / '.writable').write_text('')
+    (directory / '.writable').unlink()
+  # Each store has exceptions of its own, and so have its credentials.
+  except Exception as e:
+    raise errors.UserError(
+      f'config.workdir: cannot write to {directory}: {type(e).__name__}: {e}'
+    ) from e
+
+
+def write_json(path: epath.PathLike, value: Any) -> None:
+  """Writes a JSON file, whole or not at all."""
+  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+  """Writes a UTF-8 file, whole or not at all."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, data: bytes) -> None:
+  """Writes a file, whole or not at all.
+
+  Raises:
+    errors.NotWrittenError: it cannot be written.
+  """
+  path = epath.Path(path)
+  with paths.writing(path):
+    if paths.on_object_store(path):
+      path.write_bytes(data)
+      return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as partial:
+      partial.write_bytes(data)
+
+
+@contextlib.contextmanager
+def whole(path: epath.PathLike) -> Iterator[epath.Path]:
+  """A path beside a file on a disk, to write to; it becomes the file.
+
+  Whatever ends the block early (a full disk, Ctrl-C), nothing is left there.
+  """
+  path = epath.Path(path)
+  partial = path.with_name(path.name + '.partial')
+  try:
+    yield partial
+    partial.replace(path)
+  except BaseException:
+    with contextlib.suppress(OSError):
+      partial.unlink(missing_ok=True)
+    raise
+
+
+def append(path: epath.PathLike, size: int, data: bytes) -> None:
+  """Writes data after the first bytes of a file, in place of what follows.
+
+  An object store cannot append: there the whole file is written anew.
+
+  Args:
+    path: the file; need not be there if size is 0.
+    size: how many bytes stay.
+    data: what follows them.
+
+  Raises:
+    errors.UserError: the file has not so many bytes, or cannot be written.
+  """
+  path = epath.Path(path)
+  with paths.writing(path):
+    if paths.on_object_store(path):
+      kept = path.read_bytes()[:size] if size and path.exists() else b''
+      _check_length(path, len(kept), size)
+      path.write_bytes(kept + data)
+      return
+    there = path.exists()
+    _check_length(path, os.path.getsize(path) if there else 0, size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, 'r+b' if there else 'wb') as file:
+      file.truncate(size)
+      file.seek(size)
+      file.write(data)
+
+
+def sync(path: epath.PathLike) -> None:
+  """Waits until a file's content is on the disk.
+
+  Raises:
+    errors.NotWrittenError: it cannot be brought there.
+  """
+  with paths.writing(path), open(path, 'r+b') as file:
+    os.fsync(file.fileno())
+
+
+def _check_length(path: epath.Path, length: int, expected: int) -> None:
+  if length < expected:
+    raise errors.UserError(
+      f'{path}: has {length:,} bytes, but {expected:,} were written: another '
+      'program has changed or moved it'
+    )
+
+
+def copy_files(source: epath.Path, target: epath.Path) -> None:
+  """Copies the files of a directory and of those in it."""
+  for path in paths.files_below(source):
+    write_bytes(target / path.relative_to(source), path.read_bytes())

@@ -1,0 +1,1 @@
+"""The method: virtual tokens, the split training step, generation."""

@@ -1,0 +1,182 @@
+"""The training step and the loss: pure functions of arrays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from vtokens import config
+from vtokens.method import losses, virtual_tokens
+from vtokens.models.decoder import Decoder
+from vtokens.models.kv_cache import KVCache
+
+
+@struct.dataclass
+class TrainState:
+  """All that training changes.
+
+  Attributes:
+    table: the virtual tokens' embeddings, `P D` f32.
+    opt_state: optax state for the table.
+    step: number of updates done, int32 scalar.
+  """
+
+  table: Float[Array, 'P D']
+  opt_state: optax.OptState
+  step: Int[Array, '']
+
+
+def encode_prefix(
+  decoder: Decoder,
+  prefix: Int[Array, 'R P'],
+  positions: Int[Array, 'R P'],
+  segments: Int[Array, 'R P'] | None = None,
+) -> KVCache:
+  """Runs the passages forward; nothing flows back through the result.
+
+  The passages precede the virtual tokens and the model is causal, so their
+  keys and values do not depend on the table.
+  """
+  cache = decoder.encode(decoder.embed(prefix), positions, segments=segments)
+  return jax.lax.stop_gradient(cache)
+
+
+def suffix_nll(
+  table: Float[Array, 'P D'],
+  decoder: Decoder,
+  cache: KVCache,
+  batch: Batch,
+  *,
+  remat: bool = False,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Negative log-likelihood of the answers, summed over their tokens.
+
+  Args:
+    table: the virtual tokens.
+    decoder: the frozen base.
+    cache: of the batch's prefix; see `encode_prefix`.
+    batch: the examples.
+    remat: see `Decoder.__call__`.
+
+  Returns:
+    The sum in nats, f32, and the number of target tokens, f32.
+  """
+  x = virtual_tokens.embed(decoder, table, batch.suffix)
+  hidden, _ = decoder(
+    x,
+    batch.suffix_positions,
+    [cache],
+    segments=batch.suffix_segments,
+    parents=batch.suffix_parents,
+    remat=remat,
+  )
+  # Only answer positions meet the vocabulary: at 49k rows and 80 suffix
+  # tokens the head would otherwise cost as much as ten layers.
+  where = jnp.maximum(batch.target_index, 0)
+  picked = jnp.take_along_axis(hidden, where[..., None], axis=1)
+  return losses.masked_nll(
+    decoder.logits(picked), batch.targets, batch.target_index >= 0
+  )
+
+
+def make_train_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  *,
+  accumulation_steps: int = 1,
+  remat: bool = False,
+) -> Callable[
+  [TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Any]]
+]:
+  """Builds `(state, base, batch) -> (state, metrics)`, to be jitted.
+
+  Args:
+    graph: structure of the decoder whose weights are passed as `base`.
+    optimizer: of the table.
+    accumulation_steps: microbatches that the batch is cut into; the update is
+      that of the whole batch.
+    remat: see `Decoder.__call__`; for the suffix.
+
+  Returns:
+    The step. Its metrics are scalars: `loss` (mean nats per target token),
+    `grad_norm` (before clipping), `tokens` (targets).
+  """
+
+  def loss_fn(table, base, batch):
+    decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
+    cache = encode_prefix(
+      decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+    )
+    return suffix_nll(table, decoder, cache, batch, remat=remat)
+
+  def step(state, base, batch):
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    if accumulation_steps == 1:
+      (nll, tokens), grad = grad_fn(state.table, base, batch)
+    else:
+      # Every n-th row, so that each microbatch has rows of every device.
+      micro = jax.tree.map(
+        lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(
+          0, 1
+        ),
+        batch,
+      )
+
+      def add(total, part):
+        return jax.tree.map(
+          jnp.add, total, grad_fn(state.table, base, part)
+        ), None
+
+      zero = jnp.zeros((), jnp.float32)
+      ((nll, tokens), grad), _ = jax.lax.scan(
+        add, ((zero, zero), jnp.zeros_like(state.table)), micro
+      )
+    tokens_or_one = jnp.maximum(tokens, 1.0)
+    grad = grad / tokens_or_one
+    updates, opt_state = optimizer.update(grad, state.opt_state, state.table)
+    new = TrainState(
+      table=optax.apply_updates(state.table, updates),
+      opt_state=opt_state,
+      step=state.step + 1,
+    )
+    metrics = {
+      'loss': nll / tokens_or_one,
+      'grad_norm': optax.tree.norm(grad),
+      'tokens': tokens,
+    }
+    return new, metrics
+
+  return step
+
+
+def jit_train_step(
+  graph: nnx.GraphDef,
+  optimizer: optax.GradientTransformation,
+  like: TrainState,
+  settings: config.Train,
+) -> Any:
+  """The jitted `make_train_step`, whose result lies as its input does.
+
+  Args:
+    graph: see `make_train_step`.
+    optimizer: of the table.
+    like: a state, or its shapes, with shardings; its step is on every device.
+    settings: accumulation_steps and remat.
+  """
+  return jax.jit(
+    make_train_step(
+      graph,
+      optimizer,
+      accumulation_steps=settings.accumulation_steps,
+      remat=settings.remat,
+    ),
+    out_shardings=(
+      jax.tree.map(lambda x: x.sharding, like),
+      like.step.sharding,
+    ),
+  )

@@ -1,0 +1,1 @@
+"""Reads weights from Hugging Face directories and GGUF files."""

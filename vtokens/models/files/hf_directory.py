@@ -1,0 +1,215 @@
+"""Config and tensors of a Hugging Face directory."""
+
+import math
+import pathlib
+
+import numpy as np
+import safetensors
+
+from vtokens.host import errors, json_files, paths
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families import registry
+from vtokens.models.files.weight_map import EVERY, spread
+from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
+
+# Bytes of a value by the name of its type in safetensors.
+_FLOATS = {'F16': 2, 'BF16': 2, 'F32': 4}
+# Tensors of at most so many values go into the fingerprint whole: all norms.
+_SMALL = 1 << 16
+# What makes transformers put an adapter on the weights.
+_ADAPTER = 'adapter_config.json'
+# What is read of a model besides its weights.
+_FILES = (
+  'config.json',
+  'generation_config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template.jinja',
+  'chat_template.json',
+  'tokenizer.model',
+  'vocab.json',
+  'merges.txt',
+  INDEX_FILE,
+  _ADAPTER,
+)
+# Bytes of each of these.
+_LARGEST = 1 << 30
+_AGAIN = 'download or copy it again'
+
+
+class SafetensorsSource:
+  """The safetensors files of a directory.
+
+  A file is opened for each read: what was read of one that stays open counts
+  to the memory of the process.
+
+  Raises:
+    errors.UserError: there are none, only pickled ones, or a file that the
+      index names is missing, lies elsewhere, or cannot be read; a tensor is
+      quantised; an adapter lies beside them.
+  """
+
+  def __init__(self, directory: str | pathlib.Path):
+    self.where = str(directory)
+    self._path_of: dict[str, pathlib.Path] = {}
+    self._shapes: dict[str, tuple[int, ...]] = {}
+    self._nbytes: dict[str, int] = {}
+    for path in _weight_files(pathlib.Path(directory)):
+      try:
+        with safetensors.safe_open(path, framework='numpy') as file:
+          for name in file.keys():  # noqa: SIM118 (not a mapping)
+            self._add(path, name, file.get_slice(name))
+      except (OSError, safetensors.SafetensorError) as e:
+        raise errors.UserError(
+          f'{path}: not a readable safetensors file ({errors.shorten(e)}); '
+          f'{_AGAIN}'
+        ) from e
+
+  def _add(self, path: pathlib.Path, name: str, part) -> None:
+    kind = part.get_dtype()
+    if kind not in _FLOATS:
+      raise errors.UserError(
+        f'{path}: tensor {name} is {kind}, expected one of '
+        f'{", ".join(_FLOATS)} (quantised safetensors are not supported)'
+      )
+    self._path_of[name] = path
+    self._shapes[name] = tuple(part.get_shape())
+    self._nbytes[name] = math.prod(part.get_shape()) * _FLOATS[kind]
+
+  def shapes(self) -> dict[str, tuple[int, ...]]:
+    """See `weight_map.TensorSource`."""
+    return self._shapes
+
+  def nbytes(self, name: str) -> int:
+    """See `weight_map.TensorSource`."""
+    return self._nbytes[name]
+
+  def read(
+    self, name: str, rows: slice = EVERY, columns: slice = EVERY
+  ) -> np.ndarray:
+    """See `weight_map.TensorSource`."""
+    index = (rows, columns)[: len(self._shapes[name])]
+    with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
+      return file.get_slice(name)[index]
+
+  def sample(self, name: str) -> bytes:
+    """See `weight_map.TensorSource`."""
+    shape = self._shapes[name]
+    with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
+      part = file.get_slice(name)
+      if math.prod(shape) <= _SMALL:
+        return part[:].tobytes()
+      picks = sorted({int(i) for i in np.linspace(0, shape[0] - 1, 4)})
+      rows = [np.ascontiguousarray(part[i : i + 1]) for i in picks]
+    return b''.join(spread(row.view(np.uint8).reshape(-1)) for row in rows)
+
+
+def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+  index = directory / INDEX_FILE
+  has_single = (directory / SINGLE_FILE).exists()
+  _check_adapter(directory, has_single or index.exists())
+  if index.exists():
+    files = json_files.read(index, {'weight_map': {str: str}}, _AGAIN)
+    names = sorted(set(files['weight_map'].values()))
+    for name in names:
+      if (
+        pathlib.PurePath(name).name != name
+        or name in ('.', '..')
+        or '\0' in name
+        or not name.endswith('.safetensors')
+      ):
+        raise errors.UserError(
+          f'{index}: weight_map names {errors.shorten(repr(name))}, expected a '
+          'plain name of a .safetensors file inside the directory'
+        )
+    if not names:
+      raise errors.UserError(f'{index}: weight_map is empty; {_AGAIN}')
+    if has_single and SINGLE_FILE not in names:
+      raise errors.UserError(
+        f'{directory}: holds {SINGLE_FILE} and {INDEX_FILE}, which names other '
+        'files: transformers would read the first, others the second; move '
+        'one of them away'
+      )
+    paths = [directory / name for name in names]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+      raise errors.UserError(
+        f'{directory}: {len(missing)} of {len(paths)} weight files are '
+        f'missing: {errors.several(missing)}; finish the download'
+      )
+    return paths
+  if has_single:
+    return [directory / SINGLE_FILE]
+  pickled = [*directory.glob('*.bin'), *directory.glob('*.pt')]
+  if pickled:
+    raise errors.UserError(
+      f'{directory}: only pickled weights ({pickled[0].name}), which can run '
+      'code when read; convert them to safetensors with '
+      'save_pretrained(..., safe_serialization=True)'
+    )
+  raise errors.UserError(
+    f'{directory}: found neither {SINGLE_FILE} nor {INDEX_FILE}'
+  )
+
+
+def check_files(directory: str | pathlib.Path) -> None:
+  """Raises if a file of a model is none that can be read.
+
+  Raises:
+    errors.UserError: one is a directory, a pipe or a device, or far too large.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    raise errors.UserError(
+      f'{directory}: expected a Hugging Face model directory or a .gguf file'
+    )
+  for path in sorted(directory.iterdir()):
+    named = path.suffix == '.safetensors' or path.name in _FILES
+    if named and path.exists() and not path.is_file():
+      what = 'a directory' if path.is_dir() else 'no regular file'
+      raise errors.UserError(f'{path}: is {what}, expected a file; {_AGAIN}')
+    if path.name in _FILES:
+      paths.check_file(path, _LARGEST)
+
+
+def _check_adapter(directory: pathlib.Path, has_weights: bool) -> None:
+  """Raises if transformers would put an adapter on the weights.
+
+  Which of the two is meant, only its owner knows: PEFT leaves such files beside
+  weights that were merged, too.
+  """
+  path = directory / _ADAPTER
+  if not path.exists():
+    return
+  values = json_files.read(path)
+  kind = errors.shorten(values.get('peft_type') or 'PEFT', 40)
+  if has_weights:
+    raise errors.UserError(
+      f'{path}: a {kind} adapter beside the weights, which transformers puts '
+      'on them and vtokens does not. If it belongs to the model, merge it '
+      '(PeftModel.merge_and_unload, then save_pretrained into a new '
+      'directory) and name that directory; if the weights are meant as they '
+      f'are, e.g. merged already, move {_ADAPTER} out of the directory'
+    )
+  base = values.get('base_model_name_or_path') or 'its base'
+  raise errors.UserError(
+    f'{directory}: holds a {kind} adapter alone, no model; merge it into '
+    f'{errors.shorten(base)} (PeftModel.merge_and_unload, then save_pretrained '
+    'into a new directory, the tokenizer too) and name that directory'
+  )
+
+
+def read_config(directory: str | pathlib.Path) -> DecoderConfig:
+  """The `DecoderConfig` of a Hugging Face directory.
+
+  Raises:
+    errors.UserError: config.json is missing, not JSON, or not supported.
+  """
+  path = pathlib.Path(directory) / 'config.json'
+  if not path.exists():
+    raise errors.UserError(
+      f'{path}: not found; expected a Hugging Face model directory'
+    )
+  return registry.from_hf(json_files.read(path, dict, _AGAIN), str(path))

@@ -1,0 +1,362 @@
+"""Weights: loading shard by shard, saving, and what identifies them.
+
+tensor in a file --read a block of rows--> cast, transposed --> shard of some
+layers on its device (--> quantised there, over all shards) --> written into the
+stacked parameter in place.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Array
+
+from vtokens.devices import partitioning
+from vtokens.host import errors, writers
+from vtokens.models import quantize
+from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families import registry
+from vtokens.models.files.weight_map import (
+  BLOCK_BYTES,
+  TensorSource,
+  Weight,
+  expected_shapes,
+  weights_of,
+)
+
+INDEX_FILE = 'model.safetensors.index.json'
+SINGLE_FILE = 'model.safetensors'
+# Tensors that an error gives a line each.
+_LISTED = 8
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layers(stacked: Array, layers: Array, start: Array) -> Array:
+  return jax.lax.dynamic_update_slice_in_dim(stacked, layers, start, 0)
+
+
+def load_decoder(
+  source: TensorSource,
+  config: DecoderConfig,
+  dtype: jnp.dtype,
+  mesh: jax.sharding.Mesh,
+  method: str = 'none',
+) -> Decoder:
+  """Builds the decoder and fills it from a source.
+
+  The host holds a few layers of one parameter at a time, and each process
+  reads only what its own devices hold. Where matrices are quantised, that is
+  all that there ever is of them in float, on the host and on the devices.
+
+  Args:
+    source: the tensors.
+    config: the architecture.
+    dtype: of the weights on the device.
+    mesh: over which `partitioning.LOGICAL_AXIS_RULES` lays the weights.
+    method: by which matrices of layers are quantised, from the stored values
+      whatever the dtype; see `config.Base.quantize`.
+
+  Returns:
+    The decoder.
+
+  Raises:
+    errors.UserError: tensors are missing, surplus or misshapen (all listed).
+  """
+  check_shapes(source, config)
+  graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
+  variables: dict[tuple, Any] = dict(nnx.to_flat_state(params))
+  plan = []
+  total = 0
+  for path, (weight, variable) in weights_of(config).items():
+    axes = variable.get_metadata('axes')
+    partitioning.check_divisible(mesh, axes, weight.shape, weight.names[0])
+    sharding = partitioning.named_sharding(mesh, axes)
+    places = sharding.addressable_devices_indices_map(weight.shape)
+    if weight.stacked:
+      sharding = partitioning.named_sharding(mesh, ('layers', *axes))
+    if path not in variables:
+      scales = variables[*path, 'scales']
+      partitioning.check_divisible(
+        mesh,
+        scales.get_metadata('axes'),
+        scales.shape[1:],
+        f'{weight.names[0]}, quantised to {method}: its scales',
+      )
+    devices: dict[tuple, list[jax.Device]] = {}
+    for device, index in places.items():
+      spans = tuple(
+        part.indices(size)[:2]
+        for part, size in zip(index or (), weight.shape, strict=True)
+      )
+      devices.setdefault(spans, []).append(device)
+    plan.append((path, weight, sharding, devices))
+    for spans in devices:
+      part = math.prod(b - a for a, b in spans) / math.prod(
+        source.shapes()[weight.names[0]]
+      )
+      total += sum(round(source.nbytes(n) * part) for n in weight.names)
+
+  if config.tie_embeddings:
+    _check_tied_head(source, config)
+  loaded: list[tuple[tuple, nnx.Param]] = []
+  with writers.progress(
+    total=total,
+    desc='loading the base',
+    unit='B',
+    unit_scale=True,
+    leave=False,
+  ) as bar:
+
+    def parts(weight, kind, sharding, devices, first, last) -> Array:
+      """Layers of a parameter, or a whole one that is not stacked."""
+      shards = []
+      for spans, places in devices.items():
+        index = tuple(slice(*span) for span in spans)
+        sizes = [b - a for a, b in spans]
+        # Filled in place: a list of layers to be stacked would hold all twice.
+        part = np.empty((last - first, *sizes), kind)
+        for number, layer in enumerate(part, first):
+          weight.read(source, number, index, layer, bar.update)
+        if not weight.stacked:
+          (part,) = part
+        shards += [jax.device_put(part, device) for device in places]
+      shape = (last - first, *weight.shape) if weight.stacked else weight.shape
+      return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    for path, weight, sharding, devices in plan:
+      count = len(weight.names)
+      arrays: tuple[Array, ...]
+      if path in variables:
+        kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
+      else:
+        # Exact, whatever is stored: scales are those of the model itself.
+        kind = np.dtype(np.float32)
+        paths = [(*path, 'values'), (*path, 'scales')]
+        # On the devices, where the scales of a matrix that is cut along what
+        # they are for come out as they would of a whole one.
+        convert = jax.jit(
+          quantize.stacked(weight.inputs, method),
+          out_shardings=tuple(
+            _stacked_sharding(mesh, variables[p]) for p in paths
+          ),
+        )
+      size = math.prod(weight.shape) * kind.itemsize
+      # Small parameters whole; of large ones so many layers at a time.
+      step = min(count, max(1, BLOCK_BYTES // size))
+      if step == count:
+        arrays = convert(parts(weight, kind, sharding, devices, 0, count))
+      else:
+        arrays = tuple(_zeros(mesh, variables[p]) for p in paths)
+        for first in range(0, count, step):
+          last = min(first + step, count)
+          block = convert(parts(weight, kind, sharding, devices, first, last))
+          arrays = tuple(
+            _put_layers(array, layers, first)
+            for array, layers in zip(arrays, block, strict=True)
+          )
+          # Otherwise the host runs ahead and holds every layer at once.
+          jax.block_until_ready(arrays)
+      loaded += [
+        (p, variables[p].replace(array))
+        for p, array in zip(paths, arrays, strict=True)
+      ]
+  return nnx.merge(graph, nnx.from_flat_state(loaded))
+
+
+def _stacked_sharding(
+  mesh: jax.sharding.Mesh, variable: nnx.Param
+) -> jax.sharding.NamedSharding:
+  """That of a parameter of all layers."""
+  axes = variable.get_metadata('axes')
+  return partitioning.named_sharding(mesh, ('layers', *axes))
+
+
+def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param) -> Array:
+  """What layers are written into."""
+  zeros = functools.partial(jnp.zeros, variable.shape, variable.dtype)
+  return jax.jit(zeros, out_shardings=_stacked_sharding(mesh, variable))()
+
+
+def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
+  """Compares the tensors of a source with those that the config needs.
+
+  Raises:
+    errors.UserError: tensors are missing, surplus or misshapen.
+  """
+  expected = expected_shapes(config)
+  found = source.shapes()
+  # Rotary frequencies that older exports carry; ours follow from the config.
+  ignored = {name for name in found if name.endswith('.rotary_emb.inv_freq')}
+  if config.tie_embeddings:
+    # Some exports write the tied head a second time.
+    ignored.add(registry.FAMILIES[config.model_type].names['head'])
+  missing = sorted(set(expected) - set(found))
+  surplus = sorted(set(found) - set(expected) - ignored)
+  misshapen = [
+    f'{name}: shape {list(found[name])}, expected {list(shape)}'
+    for name, shape in sorted(expected.items())
+    if name in found and found[name] != shape
+  ]
+  if missing or surplus or misshapen:
+    raise errors.UserError(
+      f'{source.where}: the weights do not fit the config:'
+      + _listed('missing', missing)
+      + _listed('surplus', surplus)
+      + errors.lines(misshapen)
+      + _renamed(missing, surplus)
+    )
+
+
+def _listed(kind: str, names: Sequence[str]) -> str:
+  """A line for each tensor, or one for all of many."""
+  if len(names) <= _LISTED:
+    return ''.join(f'\n  {kind}: {errors.shorten(name)}' for name in names)
+  prefix = errors.common_prefix(names)
+  common = f', all beginning with {errors.shorten(prefix)}' if prefix else ''
+  return f'\n  {kind}: {len(names):,} tensors{common}: {errors.several(names)}'
+
+
+def _renamed(missing: Sequence[str], surplus: Sequence[str]) -> str:
+  """What to do if the tensors only have other names."""
+  if not missing or not surplus:
+    return ''
+  prefix = errors.common_prefix(surplus)
+  if prefix and {n.removeprefix(prefix) for n in surplus} >= set(missing):
+    return (
+      f'\nThe missing tensors are there with {errors.shorten(prefix)} before '
+      'their names; rename them in the files'
+    )
+  prefix = errors.common_prefix([n for n in missing if n.count('.') > 1])
+  if prefix and {prefix + n for n in surplus} <= set(missing):
+    return (
+      f'\nThe surplus tensors are missing ones without {prefix} before their '
+      'names: the model was saved without its head; save it as a causal '
+      'language model (AutoModelForCausalLM)'
+    )
+  return ''
+
+
+def _check_tied_head(source: TensorSource, config: DecoderConfig) -> None:
+  """Raises if a tied head is stored as well and is another matrix."""
+  names = registry.FAMILIES[config.model_type].names
+  embedding, head = names['embedding'], names['head']
+  if head not in source.shapes():
+    return
+  step = max(1, BLOCK_BYTES // (4 * config.embed_dim))
+  for start in range(0, config.vocab_size, step):
+    rows = slice(start, min(start + step, config.vocab_size))
+    if not np.array_equal(
+      source.read(head, rows), source.read(embedding, rows)
+    ):
+      raise errors.UserError(
+        f'{source.where}: tie_word_embeddings is true, but {head} and '
+        f'{embedding} differ; if the head was trained by itself, set it to '
+        'false in config.json'
+      )
+
+
+def save_decoder(
+  model: Decoder,
+  directory: str | pathlib.Path,
+  extra: Mapping[str, Any],
+  *,
+  max_shard_bytes: int = 5 << 30,
+) -> None:
+  """Writes weights and config.json as transformers does, in their dtype.
+
+  Args:
+    model: the decoder, none of whose matrices are quantised.
+    directory: where to; made if missing.
+    extra: fields of config.json that are no matter of the decoder: the ids of
+      bos, eos and padding, for which transformers has defaults that seldom
+      fit.
+    max_shard_bytes: files are begun anew before they grow beyond it.
+  """
+  directory = pathlib.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  config = model.config
+  _, params = nnx.split(model)
+  arrays = dict(nnx.to_flat_state(params))
+  parts: dict[str, list[tuple[Weight, int, tuple]]] = {}
+  for path, (weight, _) in weights_of(config).items():
+    for i, name in enumerate(weight.names):
+      parts.setdefault(name, []).append((weight, i, path))
+
+  def tensor(name: str) -> np.ndarray:
+    rows = []
+    for weight, i, path in parts[name]:
+      value = arrays[path][...]
+      value = jax.device_get(value[i] if weight.stacked else value)
+      rows.append(weight.write(np.asarray(value)))
+    return np.concatenate(rows) if len(rows) > 1 else rows[0]
+
+  itemsize = arrays[next(iter(arrays))][...].dtype.itemsize
+  shapes = expected_shapes(config)
+  files: list[list[str]] = [[]]
+  size = 0
+  for name in parts:
+    grown = math.prod(shapes[name]) * itemsize
+    if files[-1] and size + grown > max_shard_bytes:
+      files.append([])
+      size = 0
+    files[-1].append(name)
+    size += grown
+  # Without it transformers does not know whose tensors these are.
+  metadata = {'format': 'pt'}
+  file_of = {}
+  for number, names in enumerate(files, 1):
+    file = SINGLE_FILE
+    if len(files) > 1:
+      file = f'model-{number:05d}-of-{len(files):05d}.safetensors'
+    file_of.update(dict.fromkeys(names, file))
+    safetensors.numpy.save_file(
+      {name: tensor(name) for name in names}, directory / file, metadata
+    )
+  if len(files) > 1:
+    total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
+    _write_json(
+      directory / INDEX_FILE,
+      {'metadata': {'total_size': total}, 'weight_map': file_of},
+    )
+  dtype = str(arrays[next(iter(arrays))][...].dtype)
+  _write_json(
+    directory / 'config.json',
+    {**registry.to_hf(config), **extra, 'torch_dtype': dtype},
+  )
+
+
+def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+  path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
+
+
+def fingerprint(source: TensorSource, config: DecoderConfig) -> str:
+  """Identifies a base: its config, and name, shape and samples of each tensor.
+
+  Independent of how the tensors are spread over files and of the dtype they
+  are loaded to. Samples, not all bytes: a fine-tune changes every tensor,
+  and a 70B model would take minutes to hash.
+
+  Returns:
+    64 hexadecimal digits.
+  """
+  digest = hashlib.sha256(repr(config).encode())
+  for name, shape in sorted(source.shapes().items()):
+    digest.update(f'{name}{shape}'.encode())
+    digest.update(source.sample(name))
+  return digest.hexdigest()
+
+
+def iter_arrays(model: Decoder) -> Iterator[tuple[str, jax.Array]]:
+  """Name and array of every parameter, in a fixed order."""
+  for path, variable in nnx.to_flat_state(nnx.state(model)):
+    yield '.'.join(map(str, path)), variable[...]

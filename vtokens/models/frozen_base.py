@@ -1,0 +1,220 @@
+"""The frozen base: weights, tokenizer and identity, from wherever it lies."""
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import sys
+
+import flax.nnx as nnx
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+
+from vtokens import config
+from vtokens.host import errors, paths
+from vtokens.models.decoder import Decoder
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.files import gguf_weights, hf_directory, weights
+from vtokens.models.files.weight_map import TensorSource
+from vtokens.models.kernels import kernel_check
+from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenBase:
+  """A loaded base. Its weights never change.
+
+  Attributes:
+    path: as the config names it.
+    config: its architecture.
+    graph: structure of the `Decoder`.
+    params: its weights.
+    tokenizer: its tokenizer.
+    fingerprint: see `weights.fingerprint`; of the files, so the same however
+      the matrices are kept.
+    quantize: how they are; see `config.Base`.
+  """
+
+  path: str
+  config: DecoderConfig
+  graph: nnx.GraphDef
+  params: nnx.State
+  tokenizer: Tokenizer
+  fingerprint: str
+  quantize: str = 'none'
+
+  def decoder(self) -> Decoder:
+    """The model itself."""
+    return nnx.merge(self.graph, self.params)
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenBase:
+  """A base of which all is known but the weights, which are not loaded.
+
+  Attributes:
+    settings: where it is, its dtype and how its matrices are kept.
+    source: of its weights.
+    config: see `FrozenBase`; likewise the rest.
+  """
+
+  settings: config.Base
+  source: TensorSource
+  config: DecoderConfig
+  tokenizer: Tokenizer
+  fingerprint: str
+
+  def load(self, mesh: jax.sharding.Mesh) -> FrozenBase:
+    """Loads the weights.
+
+    With dtype float32 the default precision of matrix products is raised to
+    that of float32 for the whole program: GPUs and TPUs would otherwise use
+    fewer bits.
+
+    Args:
+      mesh: over which they are sharded.
+
+    Raises:
+      errors.UserError: they are broken, or the GPUs' kernels are.
+    """
+    if self.settings.dtype == 'float32':
+      jax.config.update('jax_default_matmul_precision', 'highest')
+    dtype = jnp.dtype(self.settings.dtype)
+    kernel_check.check(self.config, dtype, mesh)
+    decoder = weights.load_decoder(
+      self.source,
+      self.config,
+      dtype,
+      mesh,
+      self.settings.quantize,
+    )
+    graph, params = nnx.split(decoder)
+    return FrozenBase(
+      path=self.settings.path,
+      config=self.config,
+      graph=graph,
+      params=params,
+      tokenizer=self.tokenizer,
+      fingerprint=self.fingerprint,
+      quantize=self.settings.quantize,
+    )
+
+
+def open_base(
+  settings: config.Base, context_length: int | None = None
+) -> OpenBase:
+  """Finds a base and reads all but its weights.
+
+  Args:
+    settings: see `OpenBase`.
+    context_length: longest sequence that will be run; see `DecoderConfig`.
+
+  Raises:
+    errors.UserError: it is not found, not supported, or broken.
+  """
+  path = resolve(settings.path)
+  source, architecture = _open(path)
+  # Before anything is sized by a number of the config.
+  weights.check_shapes(source, architecture)
+  # Of the base itself, so not of how long this run's sequences are.
+  fingerprint = weights.fingerprint(source, architecture)
+  tokenizer = load_tokenizer(path, architecture.vocab_size)
+  return OpenBase(
+    settings=settings,
+    source=source,
+    config=dataclasses.replace(
+      architecture,
+      context_length=context_length,
+      kernels=settings.attention == 'auto',
+    ),
+    tokenizer=tokenizer,
+    fingerprint=fingerprint,
+  )
+
+
+def load_base(
+  settings: config.Base,
+  mesh: jax.sharding.Mesh,
+  context_length: int | None = None,
+) -> FrozenBase:
+  """`open_base` and then `OpenBase.load`."""
+  return open_base(settings, context_length).load(mesh)
+
+
+def tokenizer_of(settings: config.Base) -> Tokenizer:
+  """The base's tokenizer alone.
+
+  Raises:
+    errors.UserError: it is not found or not supported.
+  """
+  path = resolve(settings.path)
+  if path.endswith('.gguf'):
+    # llama.cpp takes no file with more tokens than rows.
+    return load_tokenizer(path)
+  hf_directory.check_files(path)
+  return load_tokenizer(path, hf_directory.read_config(path).vocab_size)
+
+
+def revision(path: str) -> str:
+  """The commit of a base on the hub that `config.base.path` means; '' if local.
+
+  Raises:
+    errors.UserError: there is nothing there.
+  """
+  return '' if pathlib.Path(path).exists() else commit(resolve(path))
+
+
+def commit(path: str) -> str:
+  """That of what huggingface_hub has in its cache; '' for other paths.
+
+  Args:
+    path: as huggingface_hub gave it, of a repository or a file in it.
+  """
+  parts = pathlib.Path(path).parts
+  # models--ORG--NAME/snapshots/COMMIT/...
+  for before, at in itertools.pairwise(parts):
+    if before == 'snapshots':
+      return at
+  return ''
+
+
+def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
+  if path.endswith('.gguf'):
+    source = gguf_weights.GGUFSource(path)
+    return source, source.config
+  hf_directory.check_files(path)
+  return hf_directory.SafetensorsSource(path), hf_directory.read_config(path)
+
+
+def resolve(path: str) -> str:
+  """The local directory or file that `config.base.path` means.
+
+  A hub id is downloaded (safetensors and tokenizer only) or, offline, found
+  in the cache.
+
+  Raises:
+    errors.UserError: there is nothing there.
+  """
+  path = paths.resolve(path)
+  if pathlib.Path(path).exists():
+    if path.endswith('.gguf') or not os.path.isdir(path):
+      paths.check_file(path, sys.maxsize)
+    return path
+  paths.check_on_disk(path)
+  if path.endswith('.gguf') or path.count('/') != 1 or path.startswith('.'):
+    raise errors.UserError(f'config.base.path: {path} does not exist')
+  try:
+    return huggingface_hub.snapshot_download(
+      path,
+      allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja'],
+      # Mistral's and Meta's own form of the same weights.
+      ignore_patterns=['consolidated*', 'original/*'],
+    )
+  # Besides the hub's own errors, those of its HTTP client, which is another
+  # package from version to version.
+  except Exception as e:
+    raise errors.UserError(
+      f'config.base.path: {path} is no local path, and as a Hugging Face id '
+      f'it cannot be had: {e}'
+    ) from e

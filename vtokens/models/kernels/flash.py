@@ -1,0 +1,187 @@
+"""Attention over caches and new tokens: Pallas kernels for GPUs."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from vtokens.devices.partitioning import (
+  LOGICAL_AXIS_RULES,
+  is_divisible,
+  platform,
+)
+from vtokens.models.kernels import flash_kernels, flash_masks
+from vtokens.models.kv_cache import KVCache
+
+_BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
+_QUERIES = PartitionSpec(*_BATCH, None, LOGICAL_AXIS_RULES['heads'], None)
+_KEYS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
+_SUMS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None)
+# Fewer new tokens are left to the matrix products of `attention.attend`.
+_FEWEST = 32
+# What the kernels were compiled for.
+_CARDS = ('NVIDIA A100', 'NVIDIA H100', 'NVIDIA H200')
+
+
+def is_for(mesh: Mesh, rows: int, length: int, dtype: jnp.dtype) -> bool:
+  """Whether the kernels can and should be used.
+
+  On GPUs with units for products in bfloat16, in that, for rows that devices
+  can share evenly, of new tokens that are not too few.
+
+  Args:
+    mesh: the devices.
+    rows: their number.
+    length: new tokens of a row.
+    dtype: of queries and keys.
+  """
+  return (
+    platform(mesh) == 'gpu'
+    and mesh.devices.flat[0].device_kind.startswith(_CARDS)
+    and is_divisible(mesh, 'batch', rows)
+    and length >= _FEWEST
+    and dtype == jnp.bfloat16
+  )
+
+
+def attend(
+  q: Float[Array, 'B T N H'],
+  new: KVCache,
+  caches: Sequence[KVCache],
+  mesh: Mesh,
+  *,
+  scale: float,
+  softcap: float | None = None,
+  window: Int[Array, ''] | int | None = None,
+  parents: Int[Array, 'B T'] | None = None,
+  interpret: bool = False,
+) -> Float[Array, 'B T N H']:
+  """`attention.attend`, of which nothing flows back into the caches.
+
+  FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): a block of queries
+  goes over the blocks of keys that its segments have, first those of the caches
+  and then the new ones, and no score is written to memory. Gradients are those
+  of q and of the new keys and values; the caches are of a frozen prefix, from
+  which `Decoder` cuts gradients off.
+
+  Args:
+    q: rotated queries.
+    new: keys, values and positions of the same tokens; see `attention.attend`.
+      In each segment of a row, slots are in the order of positions.
+    caches: what came before them; see `attention.attend`.
+    mesh: the devices; rows lie over batch, heads over heads.
+    scale: multiplies the scores.
+    softcap: see `layers.softcap`; of the scores.
+    window: how many positions a query sees, its own included; None for all.
+    parents: see `attention.attend`.
+    interpret: run the kernels on another device, slowly.
+
+  Returns:
+    Attended values in q's dtype. Rows whose position is -1 hold garbage, which
+    is finite.
+  """
+  context = _Context(
+    positions=new.positions,
+    segments=new.segments,
+    caches=tuple(caches),
+    parents=new.segments if parents is None else parents,
+    window=None if window is None else jnp.reshape(jnp.int32(window), 1),
+  )
+  settings = flash_kernels.Settings(scale, softcap, interpret)
+  return _attend(settings, mesh, q, new.k, new.v, context)
+
+
+@struct.dataclass
+class _Context:
+  """What nothing flows back into.
+
+  Attributes:
+    positions: of the new tokens, `B T` int32.
+    segments: of the new tokens, `B T` int32; see `KVCache`.
+    caches: see `attend`.
+    parents: segments of the caches, `B T` int32; see `attend`.
+    window: see `attend`; `1` int32.
+  """
+
+  positions: Int[Array, 'B T']
+  segments: Int[Array, 'B T'] | None
+  caches: tuple[KVCache, ...]
+  parents: Int[Array, 'B T'] | None
+  window: Int[Array, '1'] | None
+
+  def specs(self) -> '_Context':
+    """How each lies over the mesh."""
+    by_rank = {1: PartitionSpec(), 2: _BATCH, 4: _KEYS}
+    return jax.tree.map(lambda x: by_rank[x.ndim], self)
+
+  def parts(
+    self, new: KVCache
+  ) -> tuple[tuple[flash_kernels.Keys, ...], flash_masks.Masks]:
+    """Keys and values of all parts, and which of them are seen."""
+    masks = [
+      flash_masks.make_part(new, self.parents, cache, self.window, own=False)
+      for cache in self.caches
+    ]
+    own = flash_masks.make_part(new, self.segments, new, self.window, own=True)
+    return (
+      tuple({'k': x.k, 'v': x.v} for x in (*self.caches, new)),
+      flash_masks.make_masks(self.positions, (*masks, own), self.window),
+    )
+
+
+# Of the whole over the mesh, so that no `shard_map` has to be differentiated.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(settings, mesh, q, k, v, context):
+  out, _ = _forward(settings, mesh, q, k, v, context)
+  return out
+
+
+def _keep(settings, mesh, q, k, v, context):
+  out, sums = _forward(settings, mesh, q, k, v, context)
+  return out, (q, k, v, context, out, sums)
+
+
+def _pull_back(settings, mesh, kept, gradient):
+  q, k, v, context, out, sums = kept
+
+  def shard(q, k, v, context, *rest):
+    new = KVCache(k, v, context.positions, context.segments)
+    of_q, of_new = flash_kernels.backward(
+      settings, q, *context.parts(new), *rest
+    )
+    return of_q, of_new['k'], of_new['v']
+
+  gradients = jax.shard_map(
+    shard,
+    mesh=mesh,
+    in_specs=(
+      *(_QUERIES, _KEYS, _KEYS, context.specs()),
+      *(_QUERIES, _SUMS, _QUERIES),
+    ),
+    out_specs=(_QUERIES, _KEYS, _KEYS),
+    check_vma=False,
+  )(q, k, v, context, out, sums, gradient)
+  return *gradients, None
+
+
+_attend.defvjp(_keep, _pull_back)
+
+
+def _forward(settings, mesh, q, k, v, context):
+  """See `flash_kernels.forward`."""
+
+  def shard(q, k, v, context):
+    new = KVCache(k, v, context.positions, context.segments)
+    return flash_kernels.forward(settings, q, *context.parts(new))
+
+  return jax.shard_map(
+    shard,
+    mesh=mesh,
+    in_specs=(_QUERIES, _KEYS, _KEYS, context.specs()),
+    out_specs=(_QUERIES, _SUMS),
+    check_vma=False,
+  )(q, k, v, context)

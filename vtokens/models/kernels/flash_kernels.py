@@ -1,0 +1,472 @@
+"""The programs of `flash` and how they are run, on one shard."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jaxtyping import Array, Float
+
+from vtokens.models import layers
+from vtokens.models.kernels import flash_masks
+from vtokens.models.kernels.flash_masks import BLOCK, Masks
+
+_WARPS = 4
+# Blocks of keys and values that are under way, forward and backward, and bytes
+# for them: a program can have 163 KiB on A100, 227 on H100, of which blocks of
+# queries take a quarter to a half as many.
+_STAGES, _STAGES_BACKWARD = 3, 2
+_STAGED, _STAGED_BACKWARD = 2**17, 2**16
+_LOWEST = float(jnp.finfo(jnp.float32).min)
+_LOG2_E = math.log2(math.e)
+
+# k and v, as of a `KVCache`.
+Keys = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What is known of a call when it is compiled; see `flash.attend`."""
+
+  scale: float
+  softcap: float | None
+  interpret: bool
+
+
+def forward(
+  settings: Settings,
+  q: Float[Array, 'B T N H'],
+  parts: tuple[Keys, ...],
+  masks: Masks,
+) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
+  """Attends (algorithm 1).
+
+  Args:
+    settings: of the call.
+    q: the queries.
+    parts: keys and values of caches and, last, of the new tokens.
+    masks: which are seen.
+
+  Returns:
+    Attended values, and the logarithms, in powers of two, of the sums that they
+    were divided by.
+  """
+  b, t, n, _ = q.shape
+  return _call(
+    _forward_kernel,
+    settings,
+    {'q': q},
+    {},
+    parts,
+    masks,
+    (
+      jax.ShapeDtypeStruct(q.shape, q.dtype),
+      jax.ShapeDtypeStruct((b, n, t), jnp.float32),
+    ),
+    _stages(_STAGES, _STAGED, q),
+  )
+
+
+def backward(
+  settings: Settings,
+  q: Float[Array, 'B T N H'],
+  parts: tuple[Keys, ...],
+  masks: Masks,
+  out: Float[Array, 'B T N H'],
+  sums: Float[Array, 'B N T'],
+  gradient: Float[Array, 'B T N H'],
+) -> tuple[Float[Array, 'B T N H'], Keys]:
+  """The gradients of the queries, and of the last part's keys and values.
+
+  Algorithm 2, from what `forward` gave and the gradient of its values.
+  """
+  # D of algorithm 2.
+  taken = jnp.einsum(
+    'btnh,btnh->bnt', gradient, out, preferred_element_type=jnp.float32
+  )
+  wide = {'q': q, 'gradient': gradient}
+  narrow = {'sums': sums, 'taken': taken}
+  of_q = _call(
+    _queries_kernel,
+    settings,
+    wide,
+    narrow,
+    parts,
+    masks,
+    jax.ShapeDtypeStruct(q.shape, q.dtype),
+    _stages(_STAGES_BACKWARD, _STAGED_BACKWARD, q),
+  )
+  return of_q, _call_of_keys(settings, wide, narrow, parts[-1], masks)
+
+
+def _stages(most: int, size: int, q: Float[Array, 'B T N H']) -> int:
+  """How many blocks of keys and values fit into so many bytes; at least one."""
+  block = 2 * BLOCK * pl.next_power_of_2(q.shape[-1]) * q.dtype.itemsize
+  return max(1, min(most, size // block))
+
+
+def _call(
+  kernel: Callable[..., None],
+  settings: Settings,
+  wide: Mapping[str, Float[Array, 'B T N H']],
+  narrow: Mapping[str, Float[Array, 'B N T']],
+  parts: tuple[Keys, ...],
+  masks: Masks,
+  results: Any,
+  stages: int,
+) -> Any:
+  """Runs a program for each block of queries of each head of each row.
+
+  Args:
+    kernel: the program.
+    settings: of it.
+    wide: arrays like the queries, these among them.
+    narrow: those of one number for each query and head.
+    parts: keys and values.
+    masks: which are seen.
+    results: shapes, like wide or narrow arrays.
+    stages: blocks of keys under way.
+  """
+  b, length, n, h = wide['q'].shape
+  groups = n // parts[0]['k'].shape[1]
+  # Blocks have sizes of powers of two; what is beyond is masked.
+  width = pl.next_power_of_2(h)
+
+  def like_queries(x):
+    if len(x.shape) == 4:
+      return pl.BlockSpec(
+        (None, BLOCK, None, width), lambda i, b, n: (b, i, n, 0)
+      )
+    return pl.BlockSpec((None, None, BLOCK), lambda i, b, n: (b, n, i))
+
+  def of_keys(part):
+    slots = part['k'].shape[-1]
+
+    def of_head(*shape):
+      return pl.BlockSpec(
+        (None, None, *shape), lambda i, b, n: (b, n // groups, 0, 0)
+      )
+
+    return {'k': of_head(width, slots), 'v': of_head(slots, width)}
+
+  return _pallas_call(
+    kernel,
+    settings,
+    _Sizes(length, h),
+    (pl.cdiv(length, BLOCK), b, n),
+    (wide, narrow, parts, masks),
+    (
+      jax.tree.map(like_queries, wide),
+      jax.tree.map(like_queries, narrow),
+      tuple(map(of_keys, parts)),
+      _mask_specs(masks),
+    ),
+    results,
+    jax.tree.map(like_queries, results),
+    stages,
+  )
+
+
+def _call_of_keys(
+  settings: Settings,
+  wide: Mapping[str, Float[Array, 'B T N H']],
+  narrow: Mapping[str, Float[Array, 'B N T']],
+  new: Keys,
+  masks: Masks,
+) -> Keys:
+  """Runs a program for each block of new keys of each of their heads."""
+  b, length, n, h = wide['q'].shape
+  heads = new['k'].shape[1]
+  groups = n // heads
+  width = pl.next_power_of_2(h)
+
+  def of_group(x):
+    if x.ndim == 4:
+      return pl.BlockSpec(
+        (None, length, groups, width), lambda j, b, n: (b, 0, n, 0)
+      )
+    return pl.BlockSpec((None, groups, length), lambda j, b, n: (b, n, 0))
+
+  specs = {
+    'k': pl.BlockSpec((None, None, width, BLOCK), lambda j, b, n: (b, n, 0, j)),
+    'v': pl.BlockSpec((None, None, BLOCK, width), lambda j, b, n: (b, n, j, 0)),
+  }
+  own = dataclasses.replace(masks, parts=masks.parts[-1:])
+  return _pallas_call(
+    _keys_kernel,
+    settings,
+    _Sizes(length, h),
+    (pl.cdiv(length, BLOCK), b, heads),
+    (wide, narrow, new, own),
+    (
+      jax.tree.map(of_group, wide),
+      jax.tree.map(of_group, narrow),
+      specs,
+      _mask_specs(own),
+    ),
+    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(new)),
+    specs,
+    _stages(_STAGES_BACKWARD, _STAGED_BACKWARD, wide['q']),
+  )
+
+
+def _mask_specs(masks: Masks) -> Masks:
+  def whole(x):
+    if x.ndim == 1:
+      return pl.BlockSpec(x.shape, lambda i, b, n: (0,))
+    return pl.BlockSpec((None, x.shape[1]), lambda i, b, n: (b, 0))
+
+  return jax.tree.map(whole, masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+  """Queries of a row, and the width of a head; blocks can be beyond both."""
+
+  length: int
+  head_dim: int
+
+
+def _pallas_call(
+  kernel: Callable[..., None],
+  settings: Settings,
+  sizes: _Sizes,
+  grid: tuple[int, int, int],
+  operands: tuple[Any, ...],
+  specs: tuple[Any, ...],
+  results: Any,
+  result_specs: Any,
+  stages: int,
+) -> Any:
+  # It needs parts of JAX that not every platform's build has.
+  from jax.experimental.pallas import triton
+
+  return pl.pallas_call(
+    functools.partial(kernel, _Program(triton, settings, sizes)),
+    grid=grid,
+    in_specs=specs,
+    out_specs=result_specs,
+    out_shape=results,
+    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=stages),
+    interpret=settings.interpret,
+    name=f'attend{kernel.__name__}',
+  )(*operands)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """What the kernels have in common."""
+
+  triton: Any
+  settings: Settings
+  sizes: _Sizes
+
+  def load(self, ref: Any, *masks: Array | None) -> Array:
+    """A block; 0 where a mask of one of its axes is false."""
+    mask = _outer(*masks)
+    other = None if mask is None else 0.0
+    return self.triton.load(ref, mask=mask, other=other)
+
+  def store(self, ref: Any, value: Array, *masks: Array | None) -> None:
+    """Writes a block where the masks of its axes are true."""
+    mask = _outer(*masks)
+    self.triton.store(ref, value.astype(ref.dtype), mask=mask)
+
+  def tokens(self, block: Array) -> Array | None:
+    """Which of a block's tokens exist; None for all."""
+    return _beyond(block, self.sizes.length)
+
+  def width(self) -> Array | None:
+    """Which elements of a block's width exist; None for all."""
+    width = pl.next_power_of_2(self.sizes.head_dim)
+    if width == self.sizes.head_dim:
+      return None
+    return jnp.arange(width) < self.sizes.head_dim
+
+  def scores(self, q: Array, k: Array) -> Array:
+    """Of queries and keys, nothing masked."""
+    scores = self.triton.dot(q, k) * self.settings.scale
+    return layers.softcap(scores, self.settings.softcap)
+
+  def through_scores(self, of_scores: Array, scores: Array) -> Array:
+    """The gradient of q times k, from that of what `scores` made of it.
+
+    Without the scale, by which the sum is multiplied in the end.
+    """
+    cap = self.settings.softcap
+    if cap is not None:
+      of_scores *= 1 - jnp.square(scores / cap)
+    return of_scores
+
+  def over_keys(
+    self,
+    q: Array,
+    parts: tuple[Keys, ...],
+    masks: Masks,
+    add: Callable[..., Any],
+    carry: Any,
+  ) -> Any:
+    """Goes over the blocks of keys that a block of queries needs.
+
+    Args:
+      q: the queries.
+      parts: refs of keys and values.
+      masks: refs.
+      add: takes the carry, the scores, their mask or None, k and v; gives the
+        carry.
+      carry: what it begins with.
+    """
+    block = pl.program_id(0)
+
+    def step(keys, part, masked, j, carry):
+      at = pl.ds(j * BLOCK, BLOCK)
+      there = _beyond(j, keys['v'].shape[0]) if masked else None
+      k = self.load(keys['k'].at[:, at], self.width(), there)
+      v = self.load(keys['v'].at[at, :], there, self.width())
+      seen = flash_masks.seen_by(masks, part, block, j) if masked else None
+      return add(carry, self.scores(q, k), seen, k, v)
+
+    for keys, part in zip(parts, masks.parts, strict=True):
+      masked, whole = (
+        functools.partial(step, keys, part, x) for x in (True, False)
+      )
+      first, begin, end, last = (
+        x[block] for x in (part.first, part.begin, part.end, part.last)
+      )
+      carry = jax.lax.fori_loop(first, begin, masked, carry)
+      carry = jax.lax.fori_loop(begin, end, whole, carry)
+      carry = jax.lax.fori_loop(end, last, masked, carry)
+    return carry
+
+
+def _outer(*masks: Array | None) -> Array | None:
+  """The mask of a block, of those of its axes; None for all."""
+  if len(masks) == 1:
+    return masks[0]
+  rows, columns = masks
+  if rows is None:
+    return None if columns is None else columns[None, :]
+  return rows[:, None] if columns is None else rows[:, None] & columns[None, :]
+
+
+def _beyond(block: Array, length: int) -> Array | None:
+  """Which elements of a block are of an axis of some length; None for all."""
+  if length % BLOCK == 0:
+    return None
+  return block * BLOCK + jnp.arange(BLOCK) < length
+
+
+def _forward_kernel(program, wide, narrow, parts, masks, out_ref, sums_ref):
+  """Attends a block of queries of one head (algorithm 1)."""
+  del narrow
+  there, inside = program.tokens(pl.program_id(0)), program.width()
+  q = program.load(wide['q'], there, inside)
+
+  def add(carry, scores, seen, k, v):
+    del k
+    total, largest, attended = carry
+    # Powers of two are what the hardware has.
+    scores = scores * _LOG2_E
+    if seen is not None:
+      scores = jnp.where(seen, scores, _LOWEST)
+    # A query that has seen no key yet adds up garbage, until scores so much
+    # larger come that it is multiplied by 0.
+    new = jnp.maximum(largest, scores.max(axis=1))
+    weights = jnp.exp2(scores - new[:, None])
+    shrink = jnp.exp2(largest - new)
+    value = program.triton.dot(weights.astype(v.dtype), v)
+    return (
+      total * shrink + weights.sum(axis=1),
+      new,
+      attended * shrink[:, None] + value,
+    )
+
+  total, largest, attended = program.over_keys(
+    q,
+    parts,
+    masks,
+    add,
+    (
+      jnp.zeros(BLOCK, jnp.float32),
+      jnp.full(BLOCK, _LOWEST, jnp.float32),
+      jnp.zeros(q.shape, jnp.float32),
+    ),
+  )
+  # Blocks of padding alone have none.
+  total = jnp.where(total > 0, total, 1.0)
+  program.store(out_ref, attended / total[:, None], there, inside)
+  # In powers of two, as they are used.
+  program.store(sums_ref, largest + jnp.log2(total), there)
+
+
+def _shares(scores: Array, sums: Array, seen: Array | None) -> Array:
+  """Weights of a softmax with the sums that `_forward_kernel` has written."""
+  shares = jnp.exp2(scores * _LOG2_E - sums[:, None])
+  return shares if seen is None else jnp.where(seen, shares, 0.0)
+
+
+def _queries_kernel(program, wide, narrow, parts, masks, of_q_ref):
+  """The gradient of a block of queries of one head (algorithm 2)."""
+  there, inside = program.tokens(pl.program_id(0)), program.width()
+  q, gradient = (
+    program.load(wide[x], there, inside) for x in ('q', 'gradient')
+  )
+  sums, taken = (program.load(narrow[x], there) for x in ('sums', 'taken'))
+
+  def add(of_q, scores, seen, k, v):
+    of_shares = program.triton.dot(gradient, v, trans_b=True)
+    of_scores = _shares(scores, sums, seen) * (of_shares - taken[:, None])
+    of_scores = program.through_scores(of_scores, scores).astype(k.dtype)
+    return of_q + program.triton.dot(of_scores, k, trans_b=True)
+
+  zeros = jnp.zeros(q.shape, jnp.float32)
+  of_q = program.over_keys(q, parts, masks, add, zeros)
+  program.store(of_q_ref, of_q * program.settings.scale, there, inside)
+
+
+def _keys_kernel(program, wide, narrow, new, masks, of_new):
+  """Gradients of a block of new keys and values of one head (algorithm 2)."""
+  block = pl.program_id(0)
+  [part] = masks.parts
+  there, inside = program.tokens(block), program.width()
+  k = program.load(new['k'], inside, there)
+  v = program.load(new['v'], there, inside)
+
+  def add(head, i, carry):
+    of_k, of_v = carry
+    rows = pl.ds(i * BLOCK, BLOCK)
+    real = program.tokens(i)
+    q, gradient = (
+      program.load(wide[x].at[rows, head, :], real, inside)
+      for x in ('q', 'gradient')
+    )
+    sums, taken = (
+      program.load(narrow[x].at[head, rows], real) for x in ('sums', 'taken')
+    )
+    scores = program.scores(q, k)
+    shares = _shares(scores, sums, flash_masks.seen_by(masks, part, i, block))
+    of_v += program.triton.dot(
+      shares.astype(gradient.dtype), gradient, trans_a=True
+    )
+    of_shares = program.triton.dot(gradient, v, trans_b=True)
+    of_scores = program.through_scores(
+      shares * (of_shares - taken[:, None]), scores
+    )
+    of_k += program.triton.dot(q, of_scores.astype(q.dtype), trans_a=True)
+    return of_k, of_v
+
+  carry = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  from_row, to_row = part.from_row[block], part.to_row[block]
+
+  def add_head(head, carry):
+    return jax.lax.fori_loop(
+      from_row, to_row, functools.partial(add, head), carry
+    )
+
+  of_k, of_v = jax.lax.fori_loop(0, wide['q'].shape[1], add_head, carry)
+  program.store(of_new['k'], of_k * program.settings.scale, inside, there)
+  program.store(of_new['v'], of_v, there, inside)

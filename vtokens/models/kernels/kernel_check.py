@@ -1,0 +1,146 @@
+"""Whether the kernels for GPUs compute what they should on the ones at hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from vtokens.devices import partitioning
+from vtokens.host import errors
+from vtokens.models import attention
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.kernels import flash
+from vtokens.models.kv_cache import KVCache
+
+# Rows, and heads of keys, of which a kernel has to find the right one.
+_ROWS, _HEADS = 2, 2
+# Of two examples in a row: passages and what follows them. The second has whole
+# blocks, in which the kernels mask nothing.
+_PASSAGES, _SLOTS = (70, 150), 230
+_FOLLOWING, _TOKENS = (40, 140), 190
+# Beyond which the last tokens do not see the first passages.
+_WINDOW = 250
+
+
+def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
+  """Compares kernels with matrix products, where a base would use them.
+
+  They depend on a compiler and a driver that this was not tried with. It takes
+  the seconds in which both are compiled, once in a process.
+
+  Args:
+    config: of the base.
+    dtype: of its activations.
+    mesh: the devices.
+
+  Raises:
+    errors.UserError: they differ.
+  """
+  if config.kernels and flash.is_for(mesh, mesh.size, _TOKENS, dtype):
+    _compare(
+      config.num_heads // config.num_kv_heads,
+      config.head_dim,
+      config.attention_softcap,
+      any(kind.window for kind in config.layer_kinds),
+      dtype,
+      mesh.local_devices[0],
+      interpret=False,
+    )
+
+
+@functools.cache
+def _compare(
+  groups: int,
+  head_dim: int,
+  softcap: float | None,
+  windowed: bool,
+  dtype: jnp.dtype,
+  device: jax.Device,
+  *,
+  interpret: bool,
+) -> None:
+  q, new, cache = make_inputs(groups, head_dim, dtype)
+  real = (new.positions >= 0)[..., None, None]
+  gradient = jnp.where(real, jnp.roll(q, 1, axis=-1), 0)
+  mesh = partitioning.make_mesh((1, 1, 1), [device])
+
+  def values(attend, q, new, cache):
+    def attended(q, k, v):
+      out = attend(
+        q,
+        new.replace(k=k, v=v),
+        [cache],
+        mesh=mesh,
+        scale=head_dim**-0.5,
+        softcap=softcap,
+        window=_WINDOW if windowed else None,
+      )
+      return jnp.where(real, out, 0)
+
+    out, pull = jax.vjp(attended, q, new.k, new.v)
+    return out, *pull(gradient.astype(q.dtype))
+
+  def exact(tree):
+    return jax.tree.map(
+      lambda x: x.astype(jnp.float32) if x.dtype == dtype else x, tree
+    )
+
+  run = jax.jit(values, static_argnums=0)
+  kernel = functools.partial(flash.attend, interpret=interpret)
+  found = run(kernel, q, new, cache)
+  usual = run(attention.attend, q, new, cache)
+  with jax.default_matmul_precision('highest'):
+    right = run(attention.attend, *exact((q, new, cache)))
+  names = ('values', "queries' gradient", "keys' gradient", "values' gradient")
+  for name, x, y, z in zip(names, found, usual, right, strict=True):
+    error, expected = (
+      float(jnp.linalg.norm(a.astype(jnp.float32) - z)) for a in (x, y)
+    )
+    # Not a number is no less, either.
+    if not error <= 2 * expected:
+      size = float(jnp.linalg.norm(z))
+      raise errors.UserError(
+        f'base.attention=auto: on {device.device_kind} with '
+        f'jax {jax.__version__} the attention kernels are wrong: {name} with '
+        f'a relative error of {error / size:.2g}, where matrix products have '
+        f'{expected / size:.2g}; set base.attention=plain, and report this'
+      )
+
+
+def make_inputs(
+  groups: int, head_dim: int, dtype: jnp.dtype
+) -> tuple[Float[Array, 'B T N H'], KVCache, KVCache]:
+  """Random queries, new keys and values, and a cache, of examples in rows.
+
+  Args:
+    groups: queries' heads for each of keys.
+    head_dim: their width.
+    dtype: of all.
+  """
+  rng = np.random.default_rng(0)
+
+  def normal(*shape: int) -> Array:
+    return jnp.asarray(rng.standard_normal(shape), dtype)
+
+  def keys(lengths: tuple[int, ...], starts: tuple[int, ...], size: int):
+    positions = np.full((_ROWS, size), -1, np.int32)
+    segments = np.full((_ROWS, size), -1, np.int32)
+    at = 0
+    for number, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+      slots = slice(at, at + length)
+      positions[:, slots] = start + np.arange(length)
+      segments[:, slots] = number
+      at += length
+    return KVCache(
+      normal(_ROWS, _HEADS, head_dim, size),
+      normal(_ROWS, _HEADS, size, head_dim),
+      jnp.asarray(positions),
+      jnp.asarray(segments),
+    )
+
+  q = 2 * normal(_ROWS, _TOKENS, _HEADS * groups, head_dim)
+  new = keys(_FOLLOWING, _PASSAGES, _TOKENS)
+  return q, new, keys(_PASSAGES, (0, 0), _SLOTS)

@@ -1,0 +1,146 @@
+"""Attention of passages over one another by TPU's Pallas kernel."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from vtokens.devices.partitioning import (
+  LOGICAL_AXIS_RULES,
+  is_divisible,
+  platform,
+)
+from vtokens.models import layers
+from vtokens.models.kv_cache import KVCache
+
+_BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
+_HEADS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
+# The kernel's blocks are multiples of a vector register's lanes.
+LANES = 128
+_LARGEST_BLOCK = 512
+
+
+def is_for(
+  mesh: Mesh,
+  rows: int,
+  length: int,
+  caches: Sequence[KVCache],
+  window: int | Array | None,
+) -> bool:
+  """Whether the kernel can and should be used.
+
+  On TPUs, for rows that devices can share evenly, of tokens that see only one
+  another, and not too few of them. The kernel has to know the window when it is
+  compiled: it cannot differ from layer to layer of one scan.
+
+  Args:
+    mesh: the devices.
+    rows: their number.
+    length: tokens of a row.
+    caches: what precedes them.
+    window: see `attend`.
+  """
+  return (
+    platform(mesh) == 'tpu'
+    and is_divisible(mesh, 'batch', rows)
+    and not caches
+    and length >= LANES
+    and (window is None or isinstance(window, int))
+  )
+
+
+def attend(
+  q: Float[Array, 'B T N H'],
+  new: KVCache,
+  mesh: Mesh,
+  *,
+  scale: float,
+  softcap: float | None = None,
+  window: int | None = None,
+  interpret: bool = False,
+) -> Float[Array, 'B T N H']:
+  """`attention.attend` without caches, forward only.
+
+  Blocks of scores that the mask leaves out are not computed, and none is
+  written to memory.
+
+  Args:
+    q: rotated queries.
+    new: keys, values and positions of the same tokens; see `attention.attend`.
+      In each segment of a row, slots are in the order of positions.
+    mesh: the devices; rows lie over batch, heads over heads.
+    scale: multiplies the scores.
+    softcap: see `layers.softcap`; of the scores.
+    window: how many tokens a query sees, itself included; None for all.
+    interpret: run the kernel on another device, slowly.
+
+  Returns:
+    Attended values in q's dtype. Rows whose position is -1 hold garbage.
+  """
+  length = q.shape[1]
+  padding = -length % LANES
+  segments = new.segments
+  if segments is None:
+    segments = jnp.zeros_like(new.positions)
+  # Padding is a segment of its own.
+  segments = jnp.where(new.positions < 0, -1, segments)
+
+  pad = functools.partial(layers.pad, size=padding)
+  run = jax.shard_map(
+    functools.partial(
+      _one_shard, softcap=softcap, window=window, interpret=interpret
+    ),
+    mesh=mesh,
+    in_specs=(_HEADS, _HEADS, _HEADS, _BATCH),
+    out_specs=_HEADS,
+    check_vma=False,
+  )
+  out = run(
+    pad((q * scale).swapaxes(1, 2), 2),
+    pad(new.k.swapaxes(2, 3), 2),
+    pad(new.v, 2),
+    pad(segments, 1, -1),
+  )
+  return out[:, :, :length].swapaxes(1, 2)
+
+
+def _one_shard(
+  q: Float[Array, 'B N T H'],
+  k: Float[Array, 'B K T H'],
+  v: Float[Array, 'B K T H'],
+  segments: Int[Array, 'B T'],
+  *,
+  softcap: float | None,
+  window: int | None,
+  interpret: bool,
+) -> Float[Array, 'B N T H']:
+  heads, length = q.shape[1:3]
+  shape = (length, length)
+  mask: splash_attention.Mask
+  if window is None:
+    mask = splash_attention.CausalMask(shape)
+  else:
+    mask = splash_attention.LocalMask(shape, (window - 1, 0), 0)
+  block = max(
+    size
+    for size in range(LANES, _LARGEST_BLOCK + 1, LANES)
+    if length % size == 0
+  )
+  kernel = splash_attention.make_splash_mha(
+    splash_attention.MultiHeadMask([mask] * heads),
+    block_sizes=splash_attention.BlockSizes(block_q=block, block_kv=block),
+    head_shards=1,
+    q_seq_shards=1,
+    attn_logits_soft_cap=softcap,
+    interpret=interpret,
+  )
+  ids = splash_attention.SegmentIds(segments, segments)
+  # A base in float32 raises the precision of the whole program
+  # (`base.OpenBase.load`), with which the kernel does not compile for others.
+  exact = q.dtype == jnp.float32
+  with jax.default_matmul_precision('highest' if exact else 'default'):
+    return jax.vmap(kernel)(q, k, v, ids)

@@ -1,0 +1,362 @@
+"""The tokenizer that a GGUF file describes, built without PyTorch.
+
+A GGUF file holds no `tokenizer.json`: it names the kind of tokenizer and the
+pre-tokenizer, and lists tokens, merges or scores. What the names mean is
+defined by llama.cpp (src/llama-vocab.cpp), which the file was written for, so
+the ids made here are the ones that llama.cpp makes.
+"""
+
+import mmap
+import os
+import struct
+from typing import Any, NamedTuple
+
+import transformers
+from tokenizers import (
+  AddedToken,
+  Regex,
+  Tokenizer,
+  decoders,
+  models,
+  normalizers,
+  pre_tokenizers,
+  processors,
+)
+
+from vtokens.host import errors
+from vtokens.models.files import gguf_header
+
+# llama.h: llama_token_type.
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+
+_GPT2 = (
+  r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
+  r'|\s+(?!\S)|\s+'
+)
+_LLAMA3 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+_QWEN2 = _LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
+
+
+class _Pre(NamedTuple):
+  """How byte-level BPE cuts a text before merging.
+
+  Attributes:
+    splits: applied in turn; what matches and what does not both become pieces.
+    ignore_merges: a piece that is a token is taken whole.
+    add_bos: whether bos precedes a text when the file does not say.
+  """
+
+  splits: tuple[str, ...]
+  ignore_merges: bool = False
+  add_bos: bool = False
+
+
+# Each checked against llama.cpp itself. Left out, among others, is tekken:
+# llama.cpp only approximates the regular expression of the original.
+_FAMILIES = {
+  ('gpt-2', 'phi-2', 'olmo', 'mpt', 'exaone4'): _Pre((_GPT2,)),
+  (
+    'smollm',
+    'starcoder',
+    'refact',
+    'command-r',
+    'codeshell',
+    'exaone',
+    'minerva-7b',
+  ): _Pre((r'\p{N}', _GPT2)),
+  (
+    'llama-bpe',
+    'llama3',
+    'llama-v3',
+    'falcon3',
+    'falcon-h1',
+    'pixtral',
+    'midm-2.0',
+    'lfm2',
+  ): _Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
+  ('dbrx', 'smaug-bpe', 'glm4', 'chatglm-bpe'): _Pre((_LLAMA3,)),
+  (
+    'qwen2',
+    'deepseek-r1-qwen',
+    'stablelm2',
+    'megrez',
+    'hunyuan',
+  ): _Pre((_QWEN2,)),
+  # What llama.cpp does with files whose converter knew no name.
+  ('default',): _Pre(
+    (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', '[0-9][0-9][0-9]')
+  ),
+}
+_PRE = {name: pre for names, pre in _FAMILIES.items() for name in names}
+
+# GGUF value types: the fixed-size ones by their struct code.
+_STRING, _ARRAY = 8, 9
+_NAMES = {
+  str: 'text',
+  int: 'a whole number',
+  float: 'a number',
+  bool: 'true or false',
+  list: 'a list',
+}
+_SCALARS = dict(zip((*range(8), 10, 11, 12), 'BbHhIif?Qqd', strict=True))
+
+
+def read_tokenizer(
+  path: str | os.PathLike[str],
+) -> transformers.PreTrainedTokenizerFast:
+  """Builds the tokenizer of a GGUF file.
+
+  Control tokens become special tokens, user-defined ones plain added tokens.
+
+  Args:
+    path: a GGUF file; of a model in several files, the first.
+
+  Raises:
+    errors.UserError: the file is missing or damaged, lacks a field, or names a
+      tokenizer or pre-tokenizer that is not supported.
+  """
+  metadata = _Metadata(os.fspath(path))
+  tokens = metadata.values_of('tokenizer.ggml.tokens', str)
+  types = metadata.values_of('tokenizer.ggml.token_type', int)
+  if not len(set(tokens)) == len(tokens) == len(types):
+    raise metadata.error(
+      f'{len(tokens)} tokens, {len(set(tokens))} of them distinct, and '
+      f'{len(types)} token types; expected three equal numbers'
+    )
+  match metadata.get('tokenizer.ggml.model', ..., str):
+    case 'gpt2':
+      special = _special_tokens(metadata, tokens, {})
+      backend, add_bos = _byte_level(metadata, tokens)
+    case 'llama':
+      special = _special_tokens(
+        metadata, tokens, {'unknown': 0, 'bos': 1, 'eos': 2}
+      )
+      backend = _sentencepiece(metadata, tokens, types, special['unk_token'])
+      add_bos = True
+    case other:
+      raise metadata.error(
+        f'tokenizer.ggml.model is {other!r}, not supported; supported: '
+        "'gpt2' (byte-level BPE), 'llama' (SentencePiece BPE)"
+      )
+  backend.add_tokens(
+    [
+      AddedToken(token, normalized=False, special=kind != _USER_DEFINED)
+      for token, kind in zip(tokens, types, strict=True)
+      if kind in (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    ]
+  )
+  bos = special.get('bos_token')
+  if bos and metadata.get('tokenizer.ggml.add_bos_token', add_bos, bool):
+    backend.post_processor = processors.TemplateProcessing(
+      single=[bos, '$A'], special_tokens=[(bos, tokens.index(bos))]
+    )
+  else:
+    # transformers makes its own if it finds none.
+    backend.post_processor = processors.TemplateProcessing(single='$A')
+  return transformers.PreTrainedTokenizerFast(
+    tokenizer_object=backend,
+    name_or_path=metadata.path,
+    chat_template=metadata.get('tokenizer.chat_template', None, str),
+    clean_up_tokenization_spaces=False,
+    **special,
+  )
+
+
+def _special_tokens(
+  metadata: '_Metadata', tokens: list[str], defaults: dict[str, int]
+) -> dict[str, str]:
+  """The tokens with a role, by transformers' name for it."""
+  special = {}
+  for name, role in (
+    ('bos_token', 'bos'),
+    ('eos_token', 'eos'),
+    ('unk_token', 'unknown'),
+    ('pad_token', 'padding'),
+  ):
+    key = f'tokenizer.ggml.{role}_token_id'
+    index = metadata.get(key, defaults.get(role), int)
+    if index is None:
+      continue
+    if not 0 <= index < len(tokens):
+      raise metadata.error(f'{key} is {index}, of {len(tokens)} tokens')
+    special[name] = tokens[index]
+  return special
+
+
+def _byte_level(
+  metadata: '_Metadata', tokens: list[str]
+) -> tuple[Tokenizer, bool]:
+  """Byte-level BPE, and whether bos goes first unless the file says."""
+  name = metadata.get('tokenizer.ggml.pre', ..., str)
+  if name not in _PRE:
+    raise metadata.error(
+      f'tokenizer.ggml.pre is {name!r}, not supported; supported: '
+      + ', '.join(sorted(_PRE))
+    )
+  pre = _PRE[name]
+  merges = metadata.values_of('tokenizer.ggml.merges', str)
+  pairs = (merge.partition(' ') for merge in merges)
+  backend = metadata.bpe(
+    tokens,
+    [(left, right) for left, _, right in pairs],
+    ignore_merges=pre.ignore_merges,
+  )
+  backend.pre_tokenizer = pre_tokenizers.Sequence(
+    [pre_tokenizers.Split(Regex(split), 'isolated') for split in pre.splits]
+    + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+  )
+  backend.decoder = decoders.ByteLevel()
+  return backend, pre.add_bos
+
+
+def _sentencepiece(
+  metadata: '_Metadata', tokens: list[str], types: list[int], unk: str
+) -> Tokenizer:
+  """SentencePiece BPE, as the `tokenizer.json` of Llama 2 spells it."""
+  scores = metadata.values_of('tokenizer.ggml.scores', float)
+  if len(scores) != len(tokens):
+    raise metadata.error(f'{len(tokens)} tokens but {len(scores)} scores')
+  backend = metadata.bpe(
+    tokens,
+    _merges(tokens, types, scores),
+    unk_token=unk,
+    fuse_unk=True,
+    byte_fallback=True,
+  )
+  spaces: list[normalizers.Normalizer] = [normalizers.Replace(' ', '▁')]
+  steps: list[decoders.Decoder] = [
+    decoders.Replace('▁', ' '),
+    decoders.ByteFallback(),
+    decoders.Fuse(),
+  ]
+  if metadata.get('tokenizer.ggml.add_space_prefix', True, bool):
+    spaces.insert(0, normalizers.Prepend('▁'))
+    steps.append(decoders.Strip(' ', 1, 0))
+  backend.normalizer = normalizers.Sequence(spaces)
+  backend.decoder = decoders.Sequence(steps)
+  return backend
+
+
+def _merges(
+  tokens: list[str], types: list[int], scores: list[float]
+) -> list[tuple[str, str]]:
+  """The merges that SentencePiece would make, in order.
+
+  It joins the neighbours whose union has the highest score, so each way to cut
+  a token in two is a merge with the rank of that token's score. Only normal
+  tokens take part: control tokens must not come out of plain text.
+  """
+  rank = {
+    token: -score
+    for token, kind, score in zip(tokens, types, scores, strict=True)
+    if kind == _NORMAL
+  }
+  found = [
+    (rank[token], -cut, token)
+    for token in rank
+    for cut in range(1, len(token))
+    if token[:cut] in rank and token[cut:] in rank
+  ]
+  # Of equal scores SentencePiece takes the leftmost pair, which in a run of one
+  # character is the one whose left part has grown longest.
+  found.sort(key=lambda merge: merge[:2])
+  return [(token[:-cut], token[-cut:]) for _, cut, token in found]
+
+
+class _Metadata:
+  """The key-value section of a GGUF file.
+
+  `gguf.GGUFReader` makes numpy views of every element, which takes seconds for
+  a vocabulary. Layout: github.com/ggml-org/ggml, docs/gguf.md.
+  """
+
+  def __init__(self, path: str):
+    self.path = path
+    gguf_header.check(path)
+    try:
+      with (
+        open(path, 'rb') as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+      ):
+        self._values = _parse(data)
+    except FileNotFoundError:
+      raise errors.UserError(f'{path}: not found') from None
+    # KeyError: a value type that does not exist.
+    except (OSError, ValueError, KeyError, struct.error) as e:
+      raise self.error(f'not a readable GGUF file ({e!r})') from None
+
+  def error(self, message: str) -> errors.UserError:
+    return errors.UserError(f'{self.path}: {message}')
+
+  def get(self, key: str, default: Any, kind: type) -> Any:
+    """A value of a type; `...` as the default raises where it is missing."""
+    value = self._values.get(key, default)
+    if value is ...:
+      raise self.error(f'metadata {key} is missing')
+    if value is not default and type(value) is not kind:
+      raise self._unexpected(key, value, _NAMES[kind])
+    return value
+
+  def values_of(self, key: str, kind: type) -> list[Any]:
+    """A list of values of a type, which has to be there."""
+    values = self.get(key, ..., list)
+    odd = next((value for value in values if type(value) is not kind), None)
+    if odd is not None:
+      raise self._unexpected(key, odd, f'{_NAMES[kind]} in its list')
+    return values
+
+  def _unexpected(self, key: str, value: Any, what: str) -> errors.UserError:
+    found = errors.shorten(repr(value))
+    return self.error(f'metadata {key} is {found}, expected {what}')
+
+  def bpe(
+    self, tokens: list[str], merges: list[tuple[str, str]], **options: Any
+  ) -> Tokenizer:
+    """A bare BPE tokenizer; the error names the file."""
+    vocab = {token: i for i, token in enumerate(tokens)}
+    try:
+      return Tokenizer(models.BPE(vocab, merges, **options))
+    # The library raises nothing more specific.
+    except Exception as e:
+      raise self.error(f'not a usable tokenizer ({e})') from e
+
+
+def _parse(data: mmap.mmap) -> dict[str, Any]:
+  magic, version, _, count = struct.unpack_from('<4sIQQ', data)
+  if magic != b'GGUF' or version not in (2, 3):
+    raise ValueError(f'magic {magic!r}, version {version}; expected 2 or 3')
+  at = struct.calcsize('<4sIQQ')
+  values = {}
+  for _ in range(count):
+    key, at = _value(data, at, _STRING)
+    (kind,) = struct.unpack_from('<I', data, at)
+    values[key], at = _value(data, at + 4, kind)
+  return values
+
+
+def _value(data: mmap.mmap, at: int, kind: int) -> tuple[Any, int]:
+  """The value of type `kind` at byte `at`, and the byte after it."""
+  if kind == _STRING:
+    (size,) = struct.unpack_from('<Q', data, at)
+    end = at + 8 + size
+    if end > len(data):
+      raise ValueError(f'text of {size} bytes at byte {at} passes the end')
+    return data[at + 8 : end].decode(), end
+  if kind == _ARRAY:
+    inner, size = struct.unpack_from('<IQ', data, at)
+    at += 12
+    if inner in _SCALARS:
+      code = f'<{size}{_SCALARS[inner]}'
+      return list(struct.unpack_from(code, data, at)), at + struct.calcsize(
+        code
+      )
+    values = []
+    for _ in range(size):
+      value, at = _value(data, at, inner)
+      values.append(value)
+    return values, at
+  code = '<' + _SCALARS[kind]
+  return struct.unpack_from(code, data, at)[0], at + struct.calcsize(code)

@@ -1,0 +1,1 @@
+"""Memory and speed of programs compiled for devices that are not here."""

@@ -1,0 +1,153 @@
+"""Shapes, dtypes and places of what a step takes, without any values."""
+
+import math
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from vtokens.data import batch as batch_lib
+from vtokens.data.batch import Batch
+from vtokens.devices import partitioning
+from vtokens.method.steps import TrainState
+from vtokens.models import quantize
+from vtokens.models.decoder import abstract_decoder
+from vtokens.models.decoder_config import DecoderConfig
+
+
+def base(
+  config: DecoderConfig,
+  dtype: jnp.dtype,
+  mesh: jax.sharding.Mesh,
+  method: str = 'none',
+) -> tuple[nnx.GraphDef, nnx.State]:
+  """A decoder's structure, and its weights as shapes over the mesh.
+
+  Args:
+    config: the architecture.
+    dtype: of its weights.
+    mesh: the devices.
+    method: by which its matrices are quantised; see `config.Base.quantize`.
+
+  Raises:
+    errors.UserError: a weight cannot be cut evenly over the mesh.
+  """
+  if method != 'none':
+    # Heads have to be dealt out evenly, of which quantised ones know nothing.
+    base(config, dtype, mesh)
+  graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
+  placed = []
+  for path, variable in nnx.to_flat_state(params):
+    axes = variable.get_metadata('axes')
+    if len(axes) < len(variable.shape):
+      axes = ('layers', *axes)
+    name = '.'.join(map(str, path))
+    partitioning.check_divisible(mesh, axes, variable.shape, name)
+    shape = jax.ShapeDtypeStruct(
+      variable.shape,
+      variable.dtype,
+      sharding=partitioning.named_sharding(mesh, axes),
+    )
+    placed.append((path, variable.replace(shape)))
+  return graph, nnx.from_flat_state(placed)
+
+
+def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
+  """What the layers' matrices take on a device that holds them whole.
+
+  Args:
+    config: the architecture.
+    dtype: of its weights.
+    method: see `base`.
+  """
+  params = nnx.state(abstract_decoder(config, dtype, None, method))
+  return sum(
+    math.prod(param.shape)
+    * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
+    for path, param in nnx.to_flat_state(params)
+    # After `layers`, and before `values` or `scales`.
+    if path[1:3] in quantize.MATRICES
+  )
+
+
+def state(
+  optimizer: optax.GradientTransformation,
+  shape: tuple[int, int],
+  mesh: jax.sharding.Mesh,
+) -> TrainState:
+  """What training changes.
+
+  Args:
+    optimizer: of the table.
+    shape: of the table.
+    mesh: the devices; moments lie as the table does.
+
+  Raises:
+    errors.UserError: the table cannot be cut evenly over the mesh.
+  """
+  axes = partitioning.TABLE_AXES
+  partitioning.check_divisible(mesh, axes, shape, 'the table')
+  sharding = partitioning.named_sharding(mesh, axes)
+  whole = partitioning.replicated(mesh)
+  table: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+  step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+  moments = jax.eval_shape(optimizer.init, table)
+  shardings = optax.tree_utils.tree_map_params(
+    optimizer,
+    lambda _: sharding,
+    moments,
+    transform_non_params=lambda _: whole,
+  )
+  return TrainState(
+    table=table,
+    opt_state=jax.tree.map(
+      lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+      moments,
+      shardings,
+    ),
+    step=step,
+  )
+
+
+def batch(
+  rows: int,
+  shape: tuple[int, int],
+  num_targets: int,
+  mesh: jax.sharding.Mesh,
+  *,
+  packed: bool,
+  draws: int = 1,
+) -> Batch:
+  """A training batch.
+
+  Args:
+    rows: of the whole batch.
+    shape: prefix and suffix length of a row.
+    num_targets: targets of a row.
+    mesh: the devices.
+    packed: whether rows have several examples.
+    draws: suffixes of each.
+  """
+  sharding = partitioning.named_sharding(mesh, ('batch',))
+
+  # Any: annotations speak of the arrays that come in their place.
+  def ids(size: int) -> Any:
+    return jax.ShapeDtypeStruct((rows, size), jnp.int32, sharding=sharding)
+
+  prefix, suffix = (ids(size) for size in shape)
+  targets = ids(num_targets)
+  return batch_lib.make(
+    packed=packed,
+    draws=draws,
+    prefix=prefix,
+    prefix_positions=prefix,
+    prefix_segments=prefix,
+    suffix=suffix,
+    suffix_positions=suffix,
+    suffix_segments=suffix,
+    suffix_parents=suffix,
+    targets=targets,
+    target_index=targets,
+  )

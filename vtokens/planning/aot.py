@@ -1,0 +1,214 @@
+"""Programs compiled for TPUs and GPUs that are not there."""
+
+import collections
+import dataclasses
+import math
+import os
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+
+from vtokens.devices import chips
+from vtokens.host import aside, errors, stopping
+from vtokens.planning import gpus, hlo
+
+# What Pallas' kernels are called in a program of TPUs and of GPUs.
+_KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
+# Whose kernels do a product is measured on the device. Without one Triton's are
+# guessed, and some do not compile; those of cuBLAS need no compiler.
+_GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A slice, or several, or a machine, that exists for the compiler only.
+
+  Attributes:
+    name: as libtpu takes it, e.g. v5e:4x4; of several, 2 x v5e:4x4; of a
+      machine with GPUs, e.g. h100:8.
+    devices: its chips.
+    chip: what each can do.
+    memory: bytes of each that a program can have.
+    num_slices: that they are in.
+  """
+
+  name: str
+  devices: Sequence[Any]
+  chip: chips.Chip
+  memory: float
+  num_slices: int = 1
+
+
+def find_target(name: str, num_slices: int = 1) -> Target:
+  """The slice or machine of a name.
+
+  Args:
+    name: as libtpu takes it, e.g. v5e:4x4; or a GPU and how many of them a
+      machine has, e.g. h100:8.
+    num_slices: how many of them, joined by the data center's network.
+
+  Raises:
+    errors.UserError: libtpu or JAX's plugin for GPUs is missing, or does not
+      know it.
+  """
+  if name.split(':')[0] in gpus.CARDS:
+    return _find_gpus(name, num_slices)
+  # What libtpu would otherwise ask a metadata server, or complain about.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
+  # It locks the machine's TPUs, which are not used here.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  # JAX sees a chip of v4 as one device, which libtpu has to be told.
+  options: dict[str, Any] = (
+    {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
+  )
+  if num_slices > 1:
+    options['num_slices'] = num_slices
+  if bounds := _part_of_host(name):
+    options['chips_per_host_bounds'] = bounds
+  try:
+    found = topologies.get_topology_desc(
+      platform='tpu', topology_name=name, **options
+    )
+  except RuntimeError as e:
+    raise errors.UserError(
+      f'--topology {name}: {str(e).splitlines()[0]}; expected e.g. v5e:4x4, '
+      "v5p:2x2x4, v6e:4x4 or v4:2x2x4, and libtpu (pip install 'vtokens[plan]')"
+      f'; or {" or ".join(gpus.CARDS)} with their number, e.g. h100:8'
+    ) from None
+  devices: Sequence[Any] = found.devices
+  kind = devices[0].device_kind
+  chip = chips.find(kind)
+  if chip is None:
+    raise errors.UserError(f'--topology {name}: {kind} is not in the table')
+  whole = name if num_slices == 1 else f'{num_slices} x {name}'
+  return Target(whole, devices, chip, chip.memory, num_slices)
+
+
+def _find_gpus(name: str, num_slices: int) -> Target:
+  """A machine of a name such as h100:8; errors as of `find_target`."""
+  kind, _, number = name.partition(':')
+  count = int(number) if number.isdecimal() else 0
+  if not 1 <= count <= gpus.MOST_CARDS:
+    raise errors.UserError(
+      f'--topology {name}: expected {kind}:N for a machine with N of them, 1 '
+      f'to {gpus.MOST_CARDS}'
+    )
+  if num_slices > 1:
+    raise errors.UserError(
+      f'--num_slices={num_slices}: {name} is a machine, and what several '
+      'exchange through their network is not known here'
+    )
+  card = gpus.CARDS[kind]
+  try:
+    found = topologies.get_topology_desc(
+      platform='cuda',
+      topology_name=name,
+      # Partitions, machines and devices of each.
+      topology=f'1x1x{count}',
+      target_config=card.target_config,
+    )
+  except RuntimeError as e:
+    raise errors.UserError(
+      f'--topology {name}: {str(e).splitlines()[0]}; it needs JAX with its '
+      "plugin for CUDA (pip install 'vtokens[plan-gpu]')"
+    ) from None
+  chip = chips.find(card.kind)
+  assert chip is not None, card.kind
+  devices: Sequence[Any] = found.devices
+  return Target(name, devices, chip, gpus.usable_memory(card))
+
+
+def _part_of_host(name: str) -> tuple[int, ...]:
+  """The bounds of fewer chips than a host has (2x2x1), which libtpu asks for.
+
+  Args:
+    name: as libtpu takes it.
+
+  Returns:
+    Three numbers; none where the chips are whole hosts, or it is no such name.
+  """
+  found = re.fullmatch(r'\w+:(\d+)x(\d+)(?:x(\d+))?', name)
+  if not found:
+    return ()
+  bounds = tuple(int(size or 1) for size in found.groups())
+  return bounds if 0 < math.prod(bounds) < 4 else ()
+
+
+def compile_program(
+  lowered: jax.stages.Lowered, target: Target
+) -> tuple[jax.stages.Compiled | None, dict[str, Any]]:
+  """A program and its figures; no program where the compiler refuses it.
+
+  Args:
+    lowered: the program.
+    target: what it is lowered for.
+
+  Returns:
+    The program, and JSON values: `fits`; `bytes` per device, the collectives
+    by kind and size, the number of Pallas kernels and what the compiler counts
+    (nothing for GPUs); where it does not fit, the `problem`, which is all that
+    there is of a program that was refused.
+  """
+  began = time.monotonic()
+  tpu = target.devices[0].platform == 'tpu'
+  try:
+    compiled = aside.call(
+      lambda: lowered.compile(
+        compiler_options=None if tpu else dict(_GPU_OPTIONS)
+      ),
+      stopping.check,
+    )
+  except jax.errors.JaxRuntimeError as e:
+    message = str(e).splitlines()[0]
+    if 'RESOURCE_EXHAUSTED' not in message:
+      raise
+    return None, {'fits': False, 'problem': message}
+  used: Any = compiled.memory_analysis()
+  sizes = {
+    'arguments': used.argument_size_in_bytes,
+    'temporaries': used.temp_size_in_bytes,
+    'results': used.output_size_in_bytes - used.alias_size_in_bytes,
+    'program': used.generated_code_size_in_bytes,
+  }
+  text = compiled.as_text() or ''
+  costs = compiled.cost_analysis() or {}
+  peak = sum(sizes.values())
+  # TPUs' compiler refuses what does not fit; that of GPUs does not.
+  fits = tpu or peak <= target.memory
+  needed = f'{peak / _GIB:.2f} of {target.memory / _GIB:.2f} GiB are needed'
+  return compiled, {
+    'fits': fits,
+    **({} if fits else {'problem': needed}),
+    'bytes': {**sizes, 'peak': peak},
+    'collectives': _sum_collectives(hlo.collectives(text)),
+    'pallas_kernels': sum(
+      text.count(f'custom_call_target="{name}"') for name in _KERNELS
+    ),
+    # As the compiler counts: loops once, whatever their length.
+    'compiler': {
+      'flops': costs.get('flops'),
+      'bytes_accessed': costs.get('bytes accessed'),
+    },
+    'compile_seconds': time.monotonic() - began,
+  }
+
+
+def _sum_collectives(found: Sequence[hlo.Collective]) -> list[dict[str, Any]]:
+  """By kind, size and number of devices, most bytes first."""
+  counts: collections.Counter[tuple[str, int, int]] = collections.Counter()
+  for c in found:
+    devices = len(c.groups[0]) if c.groups else 0
+    counts[c.kind, c.nbytes, devices] += c.times
+  rows = [
+    {'kind': kind, 'bytes': size, 'devices': devices, 'times': times}
+    for (kind, size, devices), times in counts.items()
+  ]
+  return sorted(rows, key=lambda row: -row['bytes'] * row['times'])

@@ -1,0 +1,285 @@
+"""Saving and restoring what training changes: never the base."""
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+
+from vtokens.devices import distributed
+from vtokens.host import errors, json_files, paths, writers
+from vtokens.method.steps import TrainState
+
+# Of all files of a checkpoint, by their paths in it: SHA-256. Written last.
+_MANIFEST = 'manifest.json'
+
+
+class Checkpoints:
+  """The latest checkpoints of a run and its best one.
+
+  A checkpoint is a few MB: table, optimiser state, step, and JSON metadata.
+  It counts as whole once its manifest is there, which is written last, so that
+  a kill leaves the one before: two are kept at least. One without a manifest
+  is removed when the directory is opened. One that is not as it was written is
+  set aside in `unreadable/`, and the one before it is used.
+
+  Args:
+    directory: of the run.
+    keep: latest checkpoints kept.
+    identity: JSON values that say what the run is; written into the metadata
+      of each checkpoint.
+  """
+
+  def __init__(
+    self,
+    directory: epath.PathLike,
+    keep: int,
+    identity: dict[str, Any] | None = None,
+  ):
+    self._identity = identity or {}
+    directory = epath.Path(directory)
+    if not paths.on_object_store(directory):
+      directory = epath.Path(directory.resolve())
+    self._latest = _Series(directory / 'checkpoints', keep)
+    self._best = _Series(directory / 'best', 2)
+
+  def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
+    """Saves a checkpoint at the state's step and waits until it is written.
+
+    Raises:
+      errors.UserError: it cannot be written; those before it are as they were.
+    """
+    self._latest.save(state, {**self._identity, **metadata})
+
+  def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
+    """Replaces the best checkpoint; see `save`."""
+    self._best.save(state, {**self._identity, **metadata})
+
+  def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+    """The latest checkpoint that is whole and its metadata, or None.
+
+    Args:
+      like: a state with the shapes, dtypes and shardings wanted.
+    """
+    return self._latest.restore(like)
+
+  def restore_best(self, like: TrainState) -> tuple[TrainState, dict] | None:
+    """The best checkpoint and its metadata, or None."""
+    return self._best.restore(like)
+
+  def close(self) -> None:
+    """Waits for what is being written."""
+    self._latest.close()
+    self._best.close()
+
+
+class _Series:
+  """The checkpoints in one directory, by step."""
+
+  def __init__(self, directory: epath.Path, keep: int):
+    self._directory = directory
+    self._keep = keep
+    for message in distributed.from_first(self._remove_unfinished):
+      writers.say(message)
+    self._manager = self._open()
+
+  def _remove_unfinished(self) -> list[str]:
+    """Removes what a kill has left; a message for each."""
+    if not self._directory.exists():
+      return []
+    messages = []
+    for path in sorted(self._directory.iterdir()):
+      if path.name.isdecimal() and not (path / _MANIFEST).exists():
+        path.rmtree()
+        messages.append(f'{path}: not finished before a kill; removed')
+    return messages
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        # Orbax deletes others before the newest has its manifest.
+        max_to_keep=max(2, self._keep),
+        cleanup_tmp_directories=True,
+        # The whole state is smaller than what an asynchronous copy would save.
+        enable_async_checkpointing=False,
+      ),
+    )
+
+  def save(self, state: TrainState, metadata: dict[str, Any]) -> None:
+    step = int(state.step)
+    if step in self._manager.all_steps():
+      if distributed.from_first(lambda: self._keep_if_whole(step)):
+        return
+      self._reopen()
+    try:
+      with _quiet():
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            metadata=ocp.args.JsonSave(metadata),
+          ),
+          force=True,
+        )
+        self._manager.wait_until_finished()
+      if distributed.is_first():
+        _write_manifest(self._directory / str(step))
+    # Files go through TensorStore, whose errors are ValueErrors.
+    except Exception as e:
+      known = isinstance(e, (OSError, ValueError)) or paths.is_of_a_store(e)
+      if not known:
+        raise
+      if distributed.is_first():
+        self._remove_failed(step)
+      before = max(
+        (s for s in self._manager.all_steps() if s != step), default=None
+      )
+      kept = '' if before is None else f' after step {before}'
+      full = 'No space left' in str(e)
+      raise errors.UserError(
+        f'{self._directory}: the checkpoint of step {step} cannot be written: '
+        f'{"no space left on the device" if full else e}. Once it can, the '
+        f'same command continues the run{kept}'
+      ) from e
+
+  def _remove_failed(self, step: int) -> None:
+    """Frees the room of a checkpoint that could not be written.
+
+    What cannot be removed now, Orbax removes when the series is opened again.
+    """
+    # TensorStore's threads go on for a while, and make directories anew.
+    for _ in range(10):
+      with contextlib.suppress(Exception):
+        for path in self._directory.iterdir():
+          # STEP, or STEP.orbax-checkpoint-tmp.
+          is_step = path.name.partition('.')[0] == str(step)
+          if is_step and not (path / _MANIFEST).exists():
+            path.rmtree(missing_ok=True)
+      time.sleep(0.05)
+
+  def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+    # What is whole decides the first process, whose word holds for all.
+    step, problems = distributed.from_first(self._find_whole)
+    for problem in problems:
+      writers.say(problem)
+    if problems:
+      self._reopen()
+    if step is None:
+      return None
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      like,
+    )
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(abstract),
+        metadata=ocp.args.JsonRestore(),
+      ),
+    )
+    return restored.state, restored.metadata
+
+  def _reopen(self) -> None:
+    """Has Orbax look again: it remembers the steps that were there."""
+    self._manager.close()
+    self._manager = self._open()
+
+  def _keep_if_whole(self, step: int) -> bool:
+    """Whether a checkpoint is whole; removes it if it is not."""
+    path = self._directory / str(step)
+    if _problem(path) is None:
+      return True
+    path.rmtree()
+    return False
+
+  def _find_whole(self) -> tuple[int | None, list[str]]:
+    """Step of the latest checkpoint that is whole; sets later ones aside."""
+    problems: list[str] = []
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    for step in steps:
+      path = self._directory / str(step)
+      problem = _problem(path)
+      if problem is None:
+        return step, problems
+      aside = self._directory.parent / 'unreadable'
+      target = aside / f'{self._directory.name}-{step}'
+      if target.exists():
+        target.rmtree()
+      _move(path, target)
+      problems.append(
+        f'{path}: not as it was written ({problem}); moved to {target}, and '
+        + (
+          'there is none before it'
+          if step == steps[-1]
+          else 'the checkpoint before it is used'
+        )
+      )
+    return None, problems
+
+  def close(self) -> None:
+    self._manager.close()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps Orbax from logging what it raises, with tracebacks."""
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  try:
+    yield
+  finally:
+    logging.set_verbosity(before)
+
+
+def _files(directory: epath.Path) -> dict[str, str]:
+  """SHA-256 of every file below a directory, by its path in it."""
+  return {
+    str(path.relative_to(directory)): hashlib.sha256(
+      path.read_bytes()
+    ).hexdigest()
+    for path in paths.files_below(directory)
+    if path != directory / _MANIFEST
+  }
+
+
+def _move(directory: epath.Path, target: epath.Path) -> None:
+  """Moves a directory to where none is."""
+  if paths.on_object_store(directory):
+    # Where epath renames only into a directory that has objects.
+    writers.copy_files(directory, target)
+    directory.rmtree()
+  else:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    directory.rename(target)
+
+
+def _write_manifest(directory: epath.Path) -> None:
+  writers.write_json(directory / _MANIFEST, _files(directory))
+
+
+def _problem(directory: epath.Path) -> str | None:
+  """What is wrong with a checkpoint, if anything."""
+  manifest = directory / _MANIFEST
+  if not manifest.exists():
+    return 'it was not finished'
+  try:
+    expected = json_files.read(manifest, {str: str})
+  except errors.UserError as e:
+    return str(e)
+  found = _files(directory)
+  # What an operating system leaves in a directory begins with a dot.
+  for name in found:
+    if name not in expected and not name.split('/')[-1].startswith('.'):
+      return f'{_MANIFEST} does not list {name}'
+  for name, digest in expected.items():
+    if name not in found:
+      return f'{name} is missing'
+    if found[name] != digest:
+      return f'{name} has changed'
+  return None

@@ -1,0 +1,1 @@
+"""Scores of answers: normalisation, EM, F1, numbers, dates."""

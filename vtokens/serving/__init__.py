@@ -1,0 +1,1 @@
+"""The trained table in other programs. Needs no JAX."""

@@ -1,0 +1,277 @@
+"""Virtual tokens in a serving program. Needs no JAX.
+
+table = plug.load('exported')
+ids = plug.prompt_ids(tokenizer, passages, question, k=50, meta=table.meta)
+plug.attach(model, table)           # a transformers model
+out = model.generate(torch.tensor([ids]), max_new_tokens=16)
+plug.detach(model)                  # the very same model as before
+"""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from etils import epath
+
+from vtokens.data.assemble import Assembler
+from vtokens.host import errors
+from vtokens.models.tokenizers.tokenizer import Tokenizer
+from vtokens.serving import artifact
+from vtokens.serving import prompt_ids as prompts
+from vtokens.serving.artifact import Artifact, Meta
+
+if TYPE_CHECKING:
+  from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+# Of each tokenizer, what puts prompts together, once it was examined.
+_PREPARED: 'weakref.WeakKeyDictionary[Any, tuple[Meta, Assembler]]' = (
+  weakref.WeakKeyDictionary()
+)
+
+
+def load(directory: epath.PathLike) -> Artifact:
+  """Reads what `vtokens.export` wrote with `--to vtokens`.
+
+  Any other format has the same two files beside its own, with its own ids.
+
+  Raises:
+    errors.UserError: they are missing or broken.
+  """
+  return artifact.read(directory)
+
+
+def prompt_ids(
+  tokenizer: 'PreTrainedTokenizerFast',
+  passages: Sequence[str | Mapping[str, str]],
+  question: str,
+  k: int,
+  meta: Meta,
+) -> list[int]:
+  """The ids of a prompt, as in training: bos, passages, tokens, question.
+
+  Passages and question are text, whatever they contain: what looks like a
+  special token or a virtual one (`[ref1]`) becomes ordinary tokens.
+
+  Args:
+    tokenizer: of the base, or of an export that has the virtual tokens too.
+      It is examined at the first call.
+    passages: best first: texts, or dicts with `text` and maybe `title`. Where
+      they do not fit together the last ones are left out or cut.
+    question: the question.
+    k: virtual tokens, the first so many; 0 for the prompt without them.
+    meta: of the table.
+
+  Returns:
+    Ids for a model that knows `meta.tokens.ids`.
+
+  Raises:
+    errors.UserError: k is no number from 0 to those trained, passages or
+      question are no text, the question is too long, or the tokenizer is not
+      the one of the base.
+  """
+  assembler = _prepared(tokenizer, meta)
+  virtual = meta.tokens.ids[: _checked(k, meta)]
+  return prompts.ids(assembler, passages, question, virtual)
+
+
+def prompt_texts(
+  tokenizer: 'PreTrainedTokenizerFast',
+  passages: Sequence[str | Mapping[str, str]],
+  question: str,
+  meta: Meta,
+) -> tuple[str, str]:
+  """The text before and after the virtual tokens, for servers that want text.
+
+  Ids made of it may differ from `prompt_ids` where the pieces meet, and
+  nothing is cut: prefer ids.
+
+  Args:
+    tokenizer: of the base.
+    passages: see `prompt_ids`.
+    question: the question.
+    meta: of the table, with position middle.
+
+  Raises:
+    errors.UserError: passages or question are no text, or the tokenizer is not
+      the one of the base.
+  """
+  return prompts.texts(_prepared(tokenizer, meta), passages, question)
+
+
+def prompt_text(
+  tokenizer: 'PreTrainedTokenizerFast',
+  passages: Sequence[str | Mapping[str, str]],
+  question: str,
+  k: int,
+  meta: Meta,
+) -> str:
+  """A prompt in which names stand for virtual tokens, for want of ids.
+
+  For servers that take nothing but text and read special tokens in all of it:
+  where passages or question have a name or a special token, a space breaks it.
+  Without bos, which such servers add. Of a table for chats it is the message
+  of the user. See `prompt_texts` for why ids are better.
+
+  Args:
+    tokenizer: of the export that is served.
+    passages: see `prompt_ids`; likewise the rest.
+    question: the question.
+    k: virtual tokens.
+    meta: of the table.
+
+  Raises:
+    errors.UserError: see `prompt_ids`; or the virtual tokens do not stand
+      between passages and question.
+  """
+  _check_types(tokenizer, meta)
+  k = _checked(k, meta)
+  if meta.prompt.position != 'middle':
+    raise errors.UserError(
+      f'these virtual tokens stand {meta.prompt.position} in a prompt, where '
+      'tokenizers read the text next to their names otherwise than in '
+      'training; use prompt_ids'
+    )
+  assembler = _prepared(tokenizer, meta)
+  special = assembler.encoder.tokenizer.special_texts
+  read = special.union(meta.tokens.names)
+  before, after = (
+    prompts.broken(text, read)
+    for text in prompt_texts(tokenizer, passages, question, meta)
+  )
+  return before + ''.join(meta.tokens.names[:k]) + after
+
+
+def _checked(k: int, meta: Meta) -> int:
+  return prompts.check_number(
+    k, 0, meta.num_trained, 'k', ', the virtual tokens that were trained'
+  )
+
+
+def _check_types(tokenizer: Any, meta: Any) -> None:
+  if not isinstance(meta, Meta):
+    raise errors.UserError(
+      f'meta: expected that of a table, as plug.load(...).meta, got '
+      f'{type(meta).__name__}'
+    )
+  if not hasattr(tokenizer, 'backend_tokenizer'):
+    raise errors.UserError(
+      'tokenizer: expected a fast tokenizer of transformers, got '
+      f'{type(tokenizer).__name__}'
+    )
+
+
+def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
+  _check_types(tokenizer, meta)
+  known = _PREPARED.get(tokenizer)
+  if known is None or known[0] is not meta:
+    rows = _num_rows(tokenizer, meta)
+    assembler = prompts.assembler(
+      Tokenizer(tokenizer, num_rows=rows), meta.prompt
+    )
+    prompts.check(assembler, meta)
+    _PREPARED[tokenizer] = known = meta, assembler
+  return known[1]
+
+
+def _num_rows(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> int:
+  """Rows of the model that a tokenizer is of.
+
+  That of an export has the virtual tokens, and its model has rows for them.
+  """
+  vocabulary = tokenizer.get_vocab()
+  found = map(vocabulary.get, meta.tokens.names)
+  rows = meta.base.vocab_size
+  if tuple(found) == tuple(meta.tokens.ids):
+    return max(rows, max(meta.tokens.ids) + 1)
+  return rows
+
+
+def attach(model: 'PreTrainedModel', table: Artifact) -> None:
+  """Lets a transformers model read the ids of the table's virtual tokens.
+
+  No weight changes, and none has another name: the model is saved as the base
+  that it is, without the table, which is in its export. It can never answer
+  with a virtual token, for which it has no logit.
+
+  Args:
+    model: of the base, in torch.
+    table: with ids after those of the model and of its tokenizer.
+
+  Raises:
+    errors.UserError: the table is of another model, or one is attached.
+  """
+  module: Any = model.get_input_embeddings()
+  if _is_attached(module):
+    raise errors.UserError('a table is attached to this model; detach it first')
+  rows, width = module.weight.shape
+  if (rows, width) != (table.meta.base.vocab_size, table.meta.shape[1]):
+    raise errors.UserError(
+      f'the model embeds {rows} tokens in {width} dimensions, but the virtual '
+      f'tokens were trained on {table.meta.base.id}, which has '
+      f'{table.meta.base.vocab_size} and {table.meta.shape[1]}'
+    )
+  prompts.check_ids(table.meta)
+  _attach(module, table)
+
+
+def detach(model: 'PreTrainedModel') -> None:
+  """Undoes `attach`.
+
+  Raises:
+    errors.UserError: nothing is attached.
+  """
+  module: Any = model.get_input_embeddings()
+  if not _is_attached(module):
+    raise errors.UserError('no table is attached to this model')
+  del module.virtual_tokens
+  module.__class__ = module.__class__.before
+
+
+def _is_attached(module: Any) -> bool:
+  return hasattr(module, 'virtual_tokens')
+
+
+def _attach(module: Any, table: Artifact) -> None:
+  """Makes an embedding one of virtual tokens, too.
+
+  It stays the same module with the same weight, so that names of weights and
+  ties to the head stay. A class of its own rather than a hook: what others
+  (accelerate) put in place of `forward` is called as before.
+  """
+  import torch
+
+  kind: Any = type(module)
+  size, first = len(module.weight), table.meta.tokens.ids[0]
+
+  class WithVirtualTokens(kind):
+    """The base's embedding, which knows the ids that follow its own, too."""
+
+    before = kind
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+      if len(self.weight) != size:
+        raise errors.UserError(
+          f'the embedding had {size} rows when virtual tokens were attached, '
+          f'and has {len(self.weight)} now, so that their ids are those of '
+          'other tokens; detach them before resize_token_embeddings'
+        )
+      virtual = input >= first
+      ordinary = super().__call__(input.masked_fill(virtual, 0))
+      at = (input - first).clamp(min=0).to(self.virtual_tokens.device)
+      rows = self.virtual_tokens[at].to(ordinary)
+      return torch.where(virtual[..., None].to(ordinary.device), rows, ordinary)
+
+  # Gemma's embedding multiplies by sqrt(D) what it has looked up.
+  scale = getattr(module, 'embed_scale', None)
+  rows = torch.from_numpy(table.table.copy()).to(module.weight.dtype)
+  # accelerate keeps weights that it brings when they are needed without values.
+  if not module.weight.is_meta:
+    rows = rows.to(module.weight.device)
+  # It moves with the model, and is not saved with it.
+  module.register_buffer(
+    'virtual_tokens',
+    rows if scale is None else rows * torch.as_tensor(scale).to(rows),
+    persistent=False,
+  )
+  WithVirtualTokens.__name__ = WithVirtualTokens.__qualname__ = kind.__name__
+  module.__class__ = WithVirtualTokens

@@ -1,0 +1,325 @@
+"""Virtual tokens on a vLLM server that serves the unchanged base.
+
+The server has to be started with `--enable-prompt-embeds`
+(docs.vllm.ai/en/latest/features/prompt_embeds); nothing of vtokens is on it.
+Needs PyTorch, whose format the embeddings are sent in, and no JAX.
+
+  client = vllm_client.Client('http://host:8000', 'org/base', plug.load('out'),
+                              tokenizer, vllm_client.read_embedding('base-dir'))
+  answer = client.complete(passages, question, k=50, max_tokens=16)
+
+`complete` sends the embeddings of the whole prompt: what the model sees is what
+it was trained with, id by id. `chat` sends passages and question as text with
+the tokens between them, so that the server's own tokenizer reads the text: it
+may give other ids where pieces meet. Use `complete` unless requests have to be
+small. tests/serving/vllm_test.py compares both with our own model on a vLLM
+server.
+"""
+
+import base64
+import io
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors
+
+from vtokens.host import errors, json_files, paths
+from vtokens.models.tokenizers import chat_template
+from vtokens.serving import http_post, plug, prompt_ids
+from vtokens.serving.artifact import Artifact
+
+if TYPE_CHECKING:
+  import torch
+  from transformers import PreTrainedTokenizerFast
+
+_EMBEDDING = 'model.embed_tokens.weight'
+# What chat templates were told in training; see `Tokenizer.chat_wrap`. A server
+# would tell today's date, and lets models think.
+_TRAINED_WITH = {'enable_thinking': False, 'date_string': '26 Jul 2024'}
+
+
+def encode_tensor(tensor: 'torch.Tensor') -> str:
+  """A tensor as vLLM takes it: `torch.save`, in base64.
+
+  Args:
+    tensor: `T D`: the embeddings of T tokens.
+  """
+  import torch
+
+  buffer = io.BytesIO()
+  # A tensor with storage of its own: all of a storage is written.
+  torch.save(tensor.detach().cpu().clone(), buffer)
+  return base64.b64encode(buffer.getvalue()).decode()
+
+
+def read_embedding(directory: str) -> 'torch.Tensor':
+  """The input embedding of a base, `V D`, in its own dtype.
+
+  Args:
+    directory: of the base, in Hugging Face format.
+
+  Raises:
+    errors.UserError: it is not there; or its index is broken, or names a file
+      outside the directory.
+  """
+  path = pathlib.Path(paths.expand_home(os.fspath(directory)))
+  index = path / 'model.safetensors.index.json'
+  file = 'model.safetensors'
+  try:
+    if index.exists():
+      shape = {'weight_map': {_EMBEDDING: str}}
+      file = json_files.read(index, shape)['weight_map'][_EMBEDDING]
+      # The file itself may be a link, as in the hub's cache.
+      if pathlib.PurePath(file).name != file or '\0' in file:
+        raise ValueError(
+          f'{index.name} names {file!r}, expected a plain file name inside the '
+          'directory'
+        )
+    if not (path / file).is_file():
+      raise ValueError(f'there is no file {file}')
+    with safetensors.safe_open(path / file, framework='pt') as tensors:
+      found = tensors.get_tensor(_EMBEDDING)
+  except (
+    *(OSError, ValueError),
+    *(errors.UserError, safetensors.SafetensorError),
+  ) as e:
+    raise errors.UserError(
+      f'{directory}: expected a model in safetensors with {_EMBEDDING}: '
+      f'{errors.shorten(str(e) or repr(e))}'
+    ) from None
+  if found.ndim != 2 or not found.is_floating_point():
+    raise errors.UserError(
+      f'{path / file}: {_EMBEDDING} is {found.dtype} {list(found.shape)}, '
+      'expected a matrix of floats'
+    )
+  return found
+
+
+class Client:
+  """Asks a vLLM server.
+
+  Args:
+    url: of the server, without /v1. Requests go there alone: redirects are
+      not followed.
+    model: as the server calls it.
+    table: with ids after those of the base, as `--to vtokens` writes them.
+    tokenizer: of the base.
+    embedding: of the base, `V D`; only `complete` needs it.
+    key: API key, if the server wants one.
+    timeout: seconds that an answer may take, from the request to its last byte.
+
+  Raises:
+    errors.UserError: url, key or timeout cannot be one; the table is of another
+      format, the embedding of another base, or the base is one whose
+      embeddings cannot be sent (Gemma).
+  """
+
+  def __init__(
+    self,
+    url: str,
+    model: str,
+    table: Artifact,
+    tokenizer: 'PreTrainedTokenizerFast',
+    embedding: 'torch.Tensor | None' = None,
+    *,
+    key: str = '',
+    timeout: float = 60.0,
+  ):
+    meta, base = table.meta, table.meta.base
+    if base.scales_embeddings:
+      raise errors.UserError(
+        f'{base.id} multiplies its embeddings by the square root of their '
+        'width, and whether vLLM does so with embeddings that it is sent '
+        'differs from version to version and model to model (Gemma); use '
+        '--to hf with transformers'
+      )
+    prompt_ids.check_ids(meta)
+    expected = (base.vocab_size, meta.shape[1])
+    if embedding is not None and tuple(embedding.shape) != expected:
+      raise errors.UserError(
+        f'the embedding is {list(embedding.shape)}, but that of {base.id}, on '
+        f'which the virtual tokens were trained, {list(expected)}'
+      )
+    self._url = http_post.check_url(url)
+    self._model = model
+    self._table = table
+    self._tokenizer = tokenizer
+    self._embedding = embedding
+    self._key = http_post.check_key(key)
+    self._timeout = http_post.check_timeout(timeout)
+
+  def completion_request(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> dict[str, Any]:
+    """Body of POST /v1/completions, whose whole prompt is embeddings.
+
+    Args:
+      passages: see `plug.prompt_ids`; likewise question and k.
+      question: the question.
+      k: virtual tokens.
+      **settings: of the request, e.g. max_tokens, temperature, stop.
+
+    Raises:
+      errors.UserError: see `plug.prompt_ids`; or no embedding was given.
+    """
+    import torch
+
+    if self._embedding is None:
+      raise errors.UserError(
+        'the embedding of the base is needed; see read_embedding'
+      )
+    meta = self._table.meta
+    ids = torch.tensor(
+      plug.prompt_ids(self._tokenizer, passages, question, k, meta)
+    )
+    virtual = ids >= len(self._embedding)
+    rows = self._embedding[ids.masked_fill(virtual, 0)]
+    if k:
+      # In the base's dtype, as the model rounds them in training.
+      rows[virtual] = self._rows(k).to(rows)
+    return {
+      'model': self._model,
+      'prompt_embeds': encode_tensor(rows),
+      **settings,
+    }
+
+  def chat_request(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> dict[str, Any]:
+    """Body of POST /v1/chat/completions: passages, embeddings, question.
+
+    Args:
+      passages: see `completion_request`; likewise the rest.
+      question: the question.
+      k: virtual tokens.
+      **settings: of the request.
+
+    Raises:
+      errors.UserError: the tokens do not stand between passages and question
+        inside the user's turn, the base's chat template takes no list of
+        parts, or k is more than were trained.
+    """
+    meta = self._table.meta
+    if not meta.prompt.templates.chat or meta.prompt.position != 'middle':
+      raise errors.UserError(
+        'these virtual tokens were not trained inside a chat turn, between '
+        'passages and question (config.templates.chat); use complete'
+      )
+    k = prompt_ids.check_number(k, 1, meta.num_trained, 'k')
+    before, after = plug.prompt_texts(self._tokenizer, passages, question, meta)
+    if not _takes_parts(self._tokenizer):
+      raise errors.UserError(
+        f'the chat template of {meta.base.id} takes the content of a message '
+        'as one text, not as a list of parts: vLLM would join the parts with '
+        'line breaks that training did not have; use complete'
+      )
+    content = [
+      {'type': 'text', 'text': before},
+      {'type': 'prompt_embeds', 'data': encode_tensor(self._rows(k))},
+      {'type': 'text', 'text': after},
+    ]
+    return {
+      'model': self._model,
+      'messages': [
+        {'role': 'user', 'content': [part for part in content if _full(part)]}
+      ],
+      'chat_template_kwargs': _TRAINED_WITH,
+      **settings,
+    }
+
+  def _rows(self, k: int) -> 'torch.Tensor':
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(self._table.table[:k]))
+
+  def complete(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> str:
+    """The answer to `completion_request`.
+
+    Raises:
+      errors.UserError: see there; or the server cannot be reached, is too
+        slow, refuses, redirects, or answers something else than vLLM.
+    """
+    body = self.completion_request(passages, question, k, **settings)
+    return self._post('/v1/completions', body, lambda choice: choice['text'])
+
+  def chat(
+    self,
+    passages: Sequence[str | Mapping[str, str]],
+    question: str,
+    k: int,
+    **settings: Any,
+  ) -> str:
+    """The answer to `chat_request`.
+
+    Raises:
+      errors.UserError: see there; or the server cannot be reached, is too
+        slow, refuses, redirects, or answers something else than vLLM.
+    """
+    body = self.chat_request(passages, question, k, **settings)
+    return self._post(
+      '/v1/chat/completions', body, lambda choice: choice['message']['content']
+    )
+
+  def _post(
+    self,
+    path: str,
+    body: Mapping[str, Any],
+    text: Callable[[Mapping[str, Any]], str],
+  ) -> str:
+    if body.get('stream'):
+      raise errors.UserError('stream: an answer is read whole; leave it out')
+    url = self._url + path
+    found = http_post.post(url, body, self._key, self._timeout)
+    try:
+      answer = text(json.loads(found)['choices'][0])
+      if not isinstance(answer, str):
+        raise TypeError(f'the answer is {type(answer).__name__}, no text')
+      answer.encode()
+    except (ValueError, LookupError, TypeError, RecursionError) as e:
+      raise errors.UserError(
+        f'{url}: no answer as vLLM gives it ({errors.shorten(repr(e))}): '
+        f'{errors.shorten(found[:2000].decode(errors="replace"))}'
+      ) from None
+    return answer
+
+
+def _takes_parts(tokenizer: 'PreTrainedTokenizerFast') -> bool:
+  """Whether a chat template writes the parts of a message side by side."""
+  parts = [{'type': 'text', 'text': text} for text in ('left-', '-right')]
+  try:
+    text = chat_template.render(
+      tokenizer.get_chat_template(),
+      {
+        **tokenizer.special_tokens_map,
+        **_TRAINED_WITH,
+        'messages': [{'role': 'user', 'content': parts}],
+        'add_generation_prompt': True,
+      },
+    )
+  # The template may add the list to a text, or look for a text in it.
+  except chat_template.TemplateError:
+    return False
+  return 'left--right' in text
+
+
+def _full(part: Mapping[str, str]) -> bool:
+  """Whether a part has anything: a server may refuse empty text."""
+  return part['type'] != 'text' or bool(part['text'])

@@ -1,0 +1,1 @@
+"""Typed settings: their schema, the command line, checks across fields."""

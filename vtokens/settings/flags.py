@@ -1,0 +1,325 @@
+"""The `--config` flag, and errors that reach the user as one message."""
+
+import difflib
+import errno
+import os
+import pathlib
+import shlex
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from vtokens.host import aside, errors, paths, stopping, streams, writers
+from vtokens.settings import schema
+
+# Characters of an error. Most messages have bounds of their own; libraries that
+# quote what they found have none.
+_LONGEST = 6000
+
+# Bytes of a config file.
+_LARGEST_CONFIG = 16 << 20
+
+# `--help` lists a flag under the program that calls `run_config`.
+flags.disclaim_key_flags()
+
+
+def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder:
+  """Defines a flag whose value is a path; see `paths.expand_home`."""
+  return flags.DEFINE(
+    _PathParser(), name, default, help, serializer=flags.ArgumentSerializer()
+  )
+
+
+def run_config(
+  main: Callable[[Any], None],
+  settings: type,
+  validate: Callable[[Any], None],
+  example: str | None,
+) -> None:
+  """Runs a program that takes `--config FILE[:VARIANT]` and overrides of it.
+
+  Defines the flag only now: a module that is merely imported has none.
+
+  Args:
+    main: is given the validated config.
+    settings: the dataclass that the file's get_config() returns.
+    validate: raises a `UserError` for a config that is not valid.
+    example: a config file of this program, for its messages; None for a
+      program that takes no file but only fields, `--config.field=value`.
+  """
+  if example is None:
+    _run_fields(main, settings, validate)
+    return
+  holder = config_flags.DEFINE_config_file(
+    'config',
+    None,
+    f'Python file with get_config() -> {_name(settings)}, e.g. {example}. '
+    'FILE:VARIANT calls get_config(VARIANT). Its fields are overridden by '
+    '--config.section.field=value.',
+  )
+  # ml_collections' own shows mistakes in the file as tracebacks.
+  flags.FLAGS['config'].parser = _FileParser(settings)
+
+  def with_config(argv: Sequence[str]) -> None:
+    del argv
+    config = holder.value
+    if config is None:
+      raise errors.UserError(f'--config FILE is needed, e.g. {example}')
+    validate(config)
+    main(config)
+
+  run(with_config, settings)
+
+
+def _run_fields(
+  main: Callable[[Any], None],
+  settings: type,
+  validate: Callable[[Any], None],
+) -> None:
+  _start()
+  try:
+    # First: the definition looks fields up, and ends in a traceback.
+    _check_names(sys.argv, settings, needs_file=False)
+  except errors.UserError as e:
+    _fail(e)
+  holder = config_flags.DEFINE_config_dataclass(
+    'config', settings(), 'Fields: --config.field=value.'
+  )
+
+  def with_config(argv: Sequence[str]) -> None:
+    del argv
+    validate(holder.value)
+    main(holder.value)
+
+  run(with_config)
+
+
+def run(
+  main: Callable[[Sequence[str]], None], settings: type | None = None
+) -> None:
+  """Runs a command line program.
+
+  A `UserError` is printed and exits with 1; a run that a signal has stopped
+  says how to continue it and exits with 128 and the signal's number, so that
+  who started it does not take it for finished.
+
+  Args:
+    main: is given what is left of the command line, as `absl.app` does.
+    settings: the dataclass behind `--config FILE`, if there is one.
+  """
+
+  def parse(argv: Sequence[str]) -> list[str]:
+    if {'-h', '-help', '--help', '--helpshort'} & set(argv[1:]):
+      # absl's own exits with 1.
+      app.usage(shorthelp=True, writeto_stdout=True, exitcode=0)
+    try:
+      if settings is not None:
+        _check_names(argv, settings, needs_file=True)
+      return flags.FLAGS(list(argv))
+    except (flags.Error, errors.UserError) as e:
+      _fail(e)
+    # ml_collections raises these out of the parsing of a nested field.
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+      _fail(f'{type(e).__name__}: {e}')
+
+  def guarded(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+      _fail(f'unexpected arguments: {errors.several(argv[1:])}')
+    try:
+      with stopping.at_once():
+        main(argv)
+    except errors.NotWrittenError as e:
+      _fail(f'{e}. Once it can, this continues: {command_line()}')
+    except errors.UserError as e:
+      _fail(e)
+    except stopping.Stopped as e:
+      writers.close_bars()
+      writers.say(f'{e}; continue with: {command_line()}')
+      sys.exit(e.exit_code)
+    # A disk that is full, or whatever a store fails by: the network, a
+    # permission, an expired login.
+    except Exception as e:
+      if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
+        problem = f'{e.filename or "a file"} cannot be written: {e.strerror}'
+      elif isinstance(e, OSError) and e.filename and e.strerror:
+        # What was not foreseen where it was opened, read or written.
+        _fail(f'{e.filename}: {e.strerror}')
+      elif paths.is_of_a_store(e):
+        problem = f'an object store cannot be used: {type(e).__name__}: {e}'
+      else:
+        raise
+      _fail(f'{problem}. Once it can, this continues: {command_line()}')
+
+  # Orbax tells each of its steps at INFO.
+  logging.set_verbosity(logging.WARNING)
+  _start()
+  try:
+    app.run(guarded, flags_parser=parse)
+  except SystemExit as e:
+    aside.end(e.code if _finish() or e.code else 128 + signal.SIGPIPE)
+
+
+def _start() -> None:
+  """What comes before anything that can fail or print."""
+  streams.guard()
+  stopping.end_now_outside()
+  logging.get_absl_handler().python_handler.setStream(sys.stderr)
+  for number, argument in enumerate(sys.argv):
+    try:
+      argument.encode()
+    except UnicodeEncodeError:
+      _fail(
+        f'argument {number}: {errors.shorten(repr(os.fsencode(argument)))} is '
+        'not valid UTF-8; names of files and texts have to be'
+      )
+
+
+def _finish() -> bool:
+  """Whether all output could be written."""
+  try:
+    return streams.finish()
+  except OSError as e:
+    _fail(f'{e.filename} cannot be written: {e.strerror}')
+
+
+def command_line() -> str:
+  """The command that started this program, to be typed again."""
+  spec = sys.modules['__main__'].__spec__
+  program = (
+    ['-m', spec.name.removesuffix('.__main__')]
+    if spec is not None
+    else [sys.argv[0]]
+  )
+  return shlex.join(['python', *program, *sys.argv[1:]])
+
+
+class _PathParser(flags.ArgumentParser):
+  """Expands a leading `~`."""
+
+  def parse(self, argument: str) -> str:
+    return paths.expand_home(argument)
+
+  def flag_type(self) -> str:
+    return 'string'
+
+
+class _FileParser(flags.ArgumentParser):
+  """Runs a config file; its mistakes become one message with their line."""
+
+  def __init__(self, settings: type):
+    self._settings = settings
+
+  def parse(self, argument: str) -> Any:
+    argument = paths.expand_home(argument)
+    path, variant = argument, None
+    if ':' in argument and not pathlib.Path(argument).exists():
+      path, _, variant = argument.rpartition(':')
+    # What the shell makes of <(...) is a pipe, which is read from there alone.
+    if not path.startswith('/dev/fd/'):
+      paths.check_file(path, _LARGEST_CONFIG, '--config ')
+    try:
+      source = pathlib.Path(path).read_bytes()
+    except OSError as e:
+      raise errors.UserError(
+        f'--config {path}: cannot be read: {e.strerror}'
+      ) from e
+    namespace: dict[str, Any] = {'__name__': 'config', '__file__': path}
+    try:
+      exec(compile(source, path, 'exec'), namespace)
+      if 'get_config' not in namespace:
+        raise errors.UserError(
+          f'--config {path}: has no function get_config() -> '
+          f'{_name(self._settings)}'
+        )
+      arguments = [] if variant is None else [variant]
+      config = namespace['get_config'](*arguments)
+    except errors.UserError:
+      raise
+    # The file is a program of the user's; it can raise anything.
+    except Exception as e:
+      lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(e.__traceback__)
+        if frame.filename == path
+      ]
+      if isinstance(e, SyntaxError) and e.filename == path:
+        lines.append(e.lineno)
+      place = f'{path}:{lines[-1]}' if lines else path
+      raise errors.UserError(
+        f'--config {place}: {type(e).__name__}: {e}'
+      ) from e
+    if not isinstance(config, self._settings):
+      raise errors.UserError(
+        f'--config {path}: get_config() returned {_name(type(config))}, '
+        f'expected {_name(self._settings)}'
+      )
+    return config
+
+
+def _name(kind: type) -> str:
+  """As it is written in a config file."""
+  module = kind.__module__
+  return kind.__name__ if module == 'builtins' else f'{module}.{kind.__name__}'
+
+
+def _check_names(
+  argv: Sequence[str], settings: type, *, needs_file: bool
+) -> None:
+  """Refuses `--config.a.b` where there is no such field, with a suggestion.
+
+  ml_collections itself would end in a traceback.
+  """
+  file_given = False
+  for arg in argv[1:]:
+    name = arg.lstrip('-').removeprefix('no').split('=')[0]
+    file_given |= name == 'config'
+    if not arg.startswith('-') or not name.startswith('config.'):
+      continue
+    if needs_file and not file_given:
+      raise errors.UserError(f'--{name}: --config FILE is needed before it')
+    section: type | None = settings
+    path = 'config'
+    for part in name.split('.')[1:]:
+      fields = typing.get_type_hints(section) if section else {}
+      if part not in fields:
+        close = difflib.get_close_matches(part, fields, n=1)
+        raise errors.UserError(
+          f'--{name}: no field {part!r}'
+          + (f'; did you mean {close[0]!r}?' if close else '')
+          + (f' (fields: {", ".join(fields)})' if fields else '')
+        )
+      kind = fields[part]
+      section = schema.as_section(kind)
+      path += f'.{part}'
+      if typing.get_origin(kind) is dict:
+        raise errors.UserError(
+          f'--{name}: {path} is a dict, which only the config file can set'
+        )
+    if section is not None:
+      raise errors.UserError(
+        f'--{name}: a section, not a field; set one of '
+        f'{", ".join(f"--{name}.{f}" for f in typing.get_type_hints(section))}'
+      )
+
+
+def _fail(message: object) -> typing.NoReturn:
+  print(f'error: {_bounded(str(message))}', file=sys.stderr)
+  sys.exit(1)
+
+
+def _bounded(text: str) -> str:
+  """Text of a bounded length that cannot command a terminal."""
+  if len(text) > _LONGEST:
+    text = (
+      f'{text[: _LONGEST // 2]}\n... ({len(text):,} characters) ...\n'
+      f'{text[-_LONGEST // 4 :]}'
+    )
+  return ''.join(
+    c if c.isprintable() or c in '\n\t' else repr(c)[1:-1] for c in text
+  )

@@ -743,7 +743,7 @@ def _watched(monkeypatch):
   made = {}
   with monkeypatch.context() as patch:
     for module, name, key in (
-      (train.base_lib.OpenBase, 'load', 'base'),
+      (train.frozen_base.OpenBase, 'load', 'base'),
       (train, '_make_loop', 'loop'),
     ):
       make = getattr(module, name)

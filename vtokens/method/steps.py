@@ -11,6 +11,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from vtokens import config
+from vtokens.data.batch import Batch
 from vtokens.method import losses, virtual_tokens
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache

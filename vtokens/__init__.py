@@ -2,6 +2,8 @@
 
 import typing
 
+__version__ = '0.1.0'
+
 if not typing.TYPE_CHECKING:  # Users' config files import earlier names.
   from vtokens.host import old_names
 

@@ -15,6 +15,8 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+import vtokens
+from vtokens import commands
 from vtokens.host import aside, errors, paths, stopping, streams, writers
 from vtokens.settings import schema
 
@@ -190,13 +192,13 @@ def _finish() -> bool:
 
 def command_line() -> str:
   """The command that started this program, to be typed again."""
-  spec = sys.modules['__main__'].__spec__
-  program = (
-    ['-m', spec.name.removesuffix('.__main__')]
-    if spec is not None
-    else [sys.argv[0]]
-  )
-  return shlex.join(['python', *program, *sys.argv[1:]])
+  program = list(commands.called())
+  if not program:
+    spec = sys.modules['__main__'].__spec__
+    program = ['python', sys.argv[0]]
+    if spec is not None:
+      program = ['python', '-m', spec.name.removesuffix('.__main__')]
+  return shlex.join([*program, *sys.argv[1:]])
 
 
 class _PathParser(flags.ArgumentParser):
@@ -222,6 +224,7 @@ class _FileParser(flags.ArgumentParser):
       path, _, variant = argument.rpartition(':')
     # What the shell makes of <(...) is a pipe, which is read from there alone.
     if not path.startswith('/dev/fd/'):
+      path = _or_shipped(path)
       paths.check_file(path, _LARGEST_CONFIG, '--config ')
     try:
       source = pathlib.Path(path).read_bytes()
@@ -260,6 +263,24 @@ class _FileParser(flags.ArgumentParser):
         f'expected {_name(self._settings)}'
       )
     return config
+
+
+def _or_shipped(path: str) -> str:
+  """The path, or that of the config file of this name that vtokens brings.
+
+  So `configs/quickstart.py` can be typed in any directory. A local file wins.
+  """
+  if pathlib.PurePath(path).parts[:1] != ('configs',) or os.path.exists(path):
+    return path
+  package = pathlib.Path(vtokens.__file__).parent
+  shipped = package / 'configs'
+  if not shipped.is_dir():  # Not installed from a wheel: beside the package.
+    shipped = package.parent / 'configs'
+  found = shipped.parent / path
+  if not found.is_file():
+    return path
+  print(f'--config {path}: vtokens brings it: {found}', file=sys.stderr)
+  return str(found)
 
 
 def _name(kind: type) -> str:

@@ -1,0 +1,48 @@
+"""Tests of the earlier names of modules, which users' files import."""
+
+import importlib
+
+import pytest
+
+from vtokens import plug, vllm_client
+from vtokens.data.build import build_config
+from vtokens.evaluation import eval_config
+from vtokens.recipes import spring_data
+from vtokens.retrieval import retrieval_config
+from vtokens.serving import plug as serving_plug
+from vtokens.serving import vllm_client as serving_client
+
+
+@pytest.mark.parametrize(
+  ('package', 'name', 'module'),
+  [
+    ('vtokens', 'recipes_data', spring_data),
+    ('vtokens.data', 'build_config', build_config),
+    ('vtokens.evaluation', 'config', eval_config),
+    ('vtokens.retrieval', 'config', retrieval_config),
+  ],
+)
+def test_settings_by_their_earlier_names(package, name, module):
+  namespace: dict = {}
+  exec(f'from {package} import {name}', namespace)
+  assert namespace[name] is module
+
+
+@pytest.mark.parametrize(
+  'package',
+  ['vtokens', 'vtokens.data', 'vtokens.evaluation', 'vtokens.retrieval'],
+)
+def test_a_name_that_never_was(package):
+  with pytest.raises(ImportError, match='nothing'):
+    exec(f'from {package} import nothing')
+  with pytest.raises(AttributeError, match='nothing'):
+    _ = importlib.import_module(package).nothing
+
+
+@pytest.mark.parametrize(
+  ('documented', 'home'),
+  [(plug, serving_plug), (vllm_client, serving_client)],
+)
+def test_documented_names(documented, home):
+  for name in documented.__all__:
+    assert getattr(documented, name) is getattr(home, name)

@@ -39,6 +39,13 @@ GCS = ['gcsfs>=2025.9,<2028']
 
 PARQUET = ['pyarrow>=18,<26']
 
+# The site, from Markdown and docstrings.
+DOCS = [
+  'furo>=2025.12,<2027',
+  'myst-parser>=5,<6',
+  'sphinx>=9,<10',
+]
+
 TEST = [
   *QUICKSTART,
   *DENSE,
@@ -154,7 +161,8 @@ setuptools.setup(
     'gcs': GCS,
     'plan': PLAN,
     'plan-gpu': PLAN_GPU,
+    'docs': DOCS,
     'test': TEST,
-    'dev': [*TEST, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],
+    'dev': [*TEST, *DOCS, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],
   },
 )

@@ -42,7 +42,7 @@ class Base:
       norms and biases stay in dtype, as do products. The table that is trained
       is one of the base itself and works with any of them. A GGUF file's own
       quantisation needs none of this: its values are read as they are. See
-      docs/devices.md.
+      docs/models.md.
     attention: what computes it: auto (where there are kernels that write no
       scores to memory, these: JAX's splash attention of passages on TPUs,
       vtokens' own of passages and what follows them on A100, H100 and H200 in
@@ -188,7 +188,7 @@ class Data:
 
   Attributes:
     train: sources of records, e.g. a path, or NAME=PATH to name its data set;
-      README lists what they can be, and docs/data.md says how data sets are
+      docs/data.md lists what they can be, and says how data sets are
       called.
     validation: likewise; scored while training.
     test: likewise; scored before and after training.

@@ -103,8 +103,8 @@ def check(fields: Fields) -> None:
   raise BadRecord(
     Kind.UNREAD_KEY,
     f'{names}: found keys that look like passages or answers and are not read '
-    f'together with {read}, expected a format that README lists, or question, '
-    'answers and passages: rename or remove them',
+    f'together with {read}, expected a format that docs/data.md lists, or '
+    'question, answers and passages: rename or remove them',
   )
 
 

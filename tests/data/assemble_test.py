@@ -23,7 +23,7 @@ from tokenizers import (
 
 from vtokens import config
 from vtokens.data import assemble, formats, records
-from vtokens.data.assemble import Assembler, Encoder, Example
+from vtokens.data.assemble import Assembler, Encoder, Example, Limits
 from vtokens.data.records import Passage, Record
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -218,9 +218,11 @@ def ranked(*passages: Passage) -> list[tuple[int, Passage]]:
 def make(tokenizer, templates=None, max_prefix=1000, **limits) -> Assembler:
   return Assembler(
     encoder=Encoder(tokenizer, templates or config.Templates()),
-    max_prefix=max_prefix,
-    max_suffix=limits.get('max_suffix', 500),
-    max_targets=limits.get('max_targets', 60),
+    limits=Limits(
+      prefix=max_prefix,
+      suffix=limits.get('max_suffix', 500),
+      targets=limits.get('max_targets', 60),
+    ),
   )
 
 
@@ -351,7 +353,7 @@ def test_no_other_position(byte_level):
 def test_limits_of_rows(byte_level, sentencepiece):
   def limits(tokenizer, position, **templates):
     assemble = make(tokenizer, config.Templates(**templates))
-    return dataclasses.replace(assemble, position=position).limits
+    return dataclasses.replace(assemble, position=position).longest
 
   for position in ('middle', 'last'):
     assert limits(sentencepiece, position) == (1000, 500)
@@ -605,8 +607,7 @@ def test_for_run_takes_the_limits_of_the_config(byte_level):
   cfg.data.shapes = ((128, 240),)
   cfg.templates.chat = True
   assembler = Assembler.for_run(byte_level, cfg)
-  assert (assembler.max_prefix, assembler.max_suffix) == (64, 120)
-  assert assembler.max_targets == 9
+  assert assembler.limits == Limits(prefix=64, suffix=120, targets=9)
   assert assembler.in_chat(None)
 
 

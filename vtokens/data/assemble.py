@@ -357,33 +357,48 @@ def join(
 
 
 @dataclasses.dataclass(frozen=True)
+class Limits:
+  """The largest sizes of the parts of an example, in tokens.
+
+  They hold wherever the virtual tokens stand.
+
+  Attributes:
+    prefix: start and passages together; passages are cut to it.
+    suffix: question, virtual tokens and answer together; a longer one is an
+      error.
+    targets: the answer with eos; a longer one is an error. 0 where answers are
+      only generated.
+  """
+
+  prefix: int
+  suffix: int
+  targets: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Assembler:
   """Turns passages, question and answer into an `Example`.
 
   Attributes:
-    encoder: of the base and the templates.
-    max_prefix: most tokens of start and passages, wherever the virtual tokens
-      stand; passages are cut to it.
-    max_suffix: most tokens of question, virtual tokens and answer, likewise;
-      nothing is cut to it.
-    max_targets: longest answer with eos, in tokens; nothing is cut to it.
-    position: where virtual tokens stand; see `Example`.
+    encoder: encodes the pieces with the base's tokenizer and the templates.
+    limits: the sizes that an example must keep to.
+    position: where the virtual tokens stand; see `Example`.
   """
 
   encoder: Encoder
-  max_prefix: int
-  max_suffix: int
-  max_targets: int
+  limits: Limits
   position: str = 'middle'
 
   @classmethod
   def for_run(cls, tokenizer: Tokenizer, cfg: Config) -> 'Assembler':
-    """The assembler of a run."""
+    """The assembler of a training run."""
     return cls(
       encoder=Encoder(tokenizer, cfg.templates),
-      max_prefix=cfg.data.max_prefix_tokens,
-      max_suffix=cfg.data.max_suffix_tokens,
-      max_targets=cfg.data.max_answer_tokens,
+      limits=Limits(
+        prefix=cfg.data.max_prefix_tokens,
+        suffix=cfg.data.max_suffix_tokens,
+        targets=cfg.data.max_answer_tokens,
+      ),
       position=cfg.virtual_tokens.position,
     )
 
@@ -437,20 +452,20 @@ class Assembler:
       targets,
       num_active=num_active,
       chat=chat,
-      max_prefix=self.max_prefix,
+      max_prefix=self.limits.prefix,
       position=position or self.position,
     )
 
   @property
-  def limits(self) -> tuple[int, int]:
+  def longest(self) -> tuple[int, int]:
     """Longest prefix and suffix that a training example can have.
 
     With the virtual tokens first, all but the start is suffix.
     """
     if self.position != 'first':
-      return self.max_prefix, self.max_suffix
+      return self.limits.prefix, self.limits.suffix
     start = len(self.encoder.before(self.in_chat(None)))
-    return start, self.max_prefix + self.max_suffix
+    return start, self.limits.prefix + self.limits.suffix
 
   def check_shapes(
     self, shapes: Sequence[tuple[int, int]], per_row: int, draws: int
@@ -462,7 +477,7 @@ class Assembler:
       per_row: examples in a row.
       draws: suffixes of an example.
     """
-    prefix, suffix = self.limits
+    prefix, suffix = self.longest
     prefix, suffix = per_row * prefix, per_row * draws * suffix
     if shapes and (shapes[-1][0] < prefix or shapes[-1][1] < suffix):
       raise errors.UserError(
@@ -479,10 +494,10 @@ class Assembler:
   def check_before(self, chat: bool) -> None:
     """Raises a `UserError` if bos or chat turn alone overfill the prefix."""
     before = len(self.encoder.before(chat))
-    if before > self.max_prefix:
+    if before > self.limits.prefix:
       raise errors.UserError(
         f'{before} tokens of bos or chat template come before the passages, '
-        f'more than config.data.max_prefix_tokens={self.max_prefix}'
+        f'more than config.data.max_prefix_tokens={self.limits.prefix}'
       )
 
   def fits(
@@ -496,7 +511,7 @@ class Assembler:
       targets: answer with eos; 0 if it is to be generated.
     """
     inputs = num_active + prompt + np.maximum(0, np.subtract(targets, 1))
-    return (targets <= self.max_targets) & (inputs <= self.max_suffix)
+    return (targets <= self.limits.targets) & (inputs <= self.limits.suffix)
 
   def check(
     self, num_active: int, prompt: int, targets: int, where: str
@@ -506,8 +521,8 @@ class Assembler:
       raise errors.UserError(
         f'{where}: {num_active} virtual tokens, {prompt} tokens of question '
         f'and {targets} of answer with eos do not fit '
-        f'config.data.max_suffix_tokens={self.max_suffix} and '
-        f'max_answer_tokens={self.max_targets}'
+        f'config.data.max_suffix_tokens={self.limits.suffix} and '
+        f'max_answer_tokens={self.limits.targets}'
       )
 
 

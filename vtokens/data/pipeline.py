@@ -273,7 +273,7 @@ class TrainBatches:
       plans.append(self._form_rows(examples)[1:])
     per_row = self._data.examples_per_row
     draws = self._tokens.draws_per_example
-    prefix, suffix = self._assembler.limits
+    prefix, suffix = self._assembler.longest
     return batching.choose_shapes(
       np.concatenate([prefix for prefix, _ in plans]),
       np.concatenate([suffix for _, suffix in plans]),
@@ -295,7 +295,7 @@ class TrainBatches:
       bodies,
       ends,
       last_ends,
-      self._assembler.max_prefix - self._before,
+      self._assembler.limits.prefix - self._before,
     )
     answer = mixture.answer_len(member, draw.answer)
     prefix = assemble.prefix_len(
@@ -389,7 +389,7 @@ class TrainBatches:
       mixture.answer(planned.member, draw.answer),
       num_active=num_active[0],
       chat=self._chat,
-      max_prefix=self._assembler.max_prefix,
+      max_prefix=self._assembler.limits.prefix,
       position=self._assembler.position,
     )
     return [dataclasses.replace(example, num_active=k) for k in num_active]

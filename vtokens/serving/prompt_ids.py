@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from vtokens.data.assemble import Assembler, Encoder
+from vtokens.data.assemble import Assembler, Encoder, Limits
 from vtokens.data.records import Passage
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer
@@ -28,9 +28,9 @@ def assembler(tokenizer: Tokenizer, prompt: Prompt) -> Assembler:
   """What puts prompts together as in training."""
   return Assembler(
     encoder=Encoder(tokenizer, prompt.templates),
-    max_prefix=prompt.max_prefix_tokens,
-    max_suffix=prompt.max_suffix_tokens,
-    max_targets=0,
+    limits=Limits(
+      prefix=prompt.max_prefix_tokens, suffix=prompt.max_suffix_tokens
+    ),
     position=prompt.position,
   )
 
@@ -206,7 +206,7 @@ def _shown(value: Any) -> str:
 def probe(assembler: Assembler, virtual: Sequence[int]) -> tuple[int, ...]:
   """The ids of `PROBE` with the first two virtual tokens, uncut."""
   room = 1 << 20
-  whole = dataclasses.replace(assembler, max_prefix=room, max_suffix=room)
+  whole = dataclasses.replace(assembler, limits=Limits(room, room))
   return tuple(ids(whole, *PROBE, virtual[:2]))
 
 

@@ -102,7 +102,7 @@ def _console() -> Console:
 
 
 def _limits(cfg: config.Config, assembler: Assembler) -> dict[str, int]:
-  _, suffix = assembler.limits
+  _, suffix = assembler.longest
   return {
     # Of the start and the passages, in whichever part these are.
     'prefix': cfg.data.max_prefix_tokens,

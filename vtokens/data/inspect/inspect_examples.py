@@ -280,7 +280,7 @@ def _fit(assembler: Assembler, ranks: Sequence[int], lens: _Lens) -> list[int]:
     [body for body, _, _ in lens],
     [end for _, end, _ in lens],
     [last_end for _, _, last_end in lens],
-    assembler.max_prefix - len(encoder.before(assembler.in_chat(None))),
+    assembler.limits.prefix - len(encoder.before(assembler.in_chat(None))),
   )
 
 

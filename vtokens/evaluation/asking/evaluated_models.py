@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 
 from vtokens import config
-from vtokens.data.assemble import Assembler
+from vtokens.data.assemble import Assembler, Encoder, Limits
 from vtokens.evaluation.conditions import Table
 from vtokens.evaluation.eval_config import Config
 from vtokens.host import errors, json_files, paths
@@ -210,16 +210,13 @@ def _assembler(
   templates: config.Templates,
   position: str,
 ) -> Assembler:
-  # Answers are generated, never given.
-  limits = config.Config(
-    templates=templates,
-    data=config.Data(
-      max_prefix_tokens=cfg.data.max_prefix_tokens,
-      max_suffix_tokens=cfg.data.max_suffix_tokens,
+  return Assembler(
+    encoder=Encoder(base.tokenizer, templates),
+    limits=Limits(
+      prefix=cfg.data.max_prefix_tokens, suffix=cfg.data.max_suffix_tokens
     ),
-    virtual_tokens=config.VirtualTokens(position=position),
+    position=position,
   )
-  return Assembler.for_run(base.tokenizer, limits)
 
 
 def _check_length(cfg: Config, base: frozen_base.OpenBase) -> None:

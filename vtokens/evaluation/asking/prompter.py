@@ -54,7 +54,7 @@ class Prompter:
     self._assembler = assembler
     self._shown = shown
     self._seed = seed
-    self.max_targets = assembler.max_targets
+    self.max_targets = assembler.limits.targets
 
   def check_fits(
     self,

@@ -34,8 +34,8 @@ from absl import app, flags
 from quickstart_runs import Steps
 
 from vtokens import config
-from vtokens.evaluation.asking.prompter import Arm
-from vtokens.evaluation.conditions import CONDITIONS, Table
+from vtokens.evaluation.asking.prompter import PromptVariant
+from vtokens.evaluation.conditions import CONDITIONS, TokenTable
 from vtokens.host import paths
 from vtokens.method import optim
 
@@ -192,20 +192,22 @@ def train(task: Task) -> None:
 def score(task: Task) -> None:
   """Answers questions with all tables; writes scores.json."""
   setting = quickstart_runs.Setting(configure(task))
-  arms, rows = [], []
+  variants, rows = [], []
   for file in sorted(pathlib.Path(task.directory).glob('*.npz')):
     name, kept = file.stem, np.load(file)
     for minutes in task.minutes:
       # The last that was there by then.
       step = int(np.searchsorted(kept['seconds'], 60 * minutes, 'right')) - 1
-      table = Table(
+      table = TokenTable(
         f'{name} {minutes}', kept['tables'][step], setting.assembler
       )
       for k in task.active:
         if name == 'peft' and k < len(table.rows):
           continue  # It was trained with all.
         condition = 'tokens_first' if name == 'peft' else 'tokens'
-        arms.append(Arm(f'{table.name} {k}', CONDITIONS[condition], table, k))
+        variants.append(
+          PromptVariant(f'{table.name} {k}', CONDITIONS[condition], table, k)
+        )
         rows.append(
           {
             'contender': name,
@@ -218,7 +220,7 @@ def score(task: Task) -> None:
             else None,
           }
         )
-  for row, found in zip(rows, setting.score(arms), strict=True):
+  for row, found in zip(rows, setting.score(variants), strict=True):
     row |= found
   path = pathlib.Path(task.directory) / 'scores.json'
   path.write_text(json.dumps(rows))

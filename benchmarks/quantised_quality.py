@@ -16,8 +16,8 @@ from typing import Any
 import quickstart_runs
 from absl import app, flags
 
-from vtokens.evaluation.asking.prompter import Arm
-from vtokens.evaluation.conditions import CONDITIONS, Table
+from vtokens.evaluation.asking.prompter import PromptVariant
+from vtokens.evaluation.conditions import CONDITIONS, TokenTable
 
 _METHODS = flags.DEFINE_list('methods', ['int8', 'int4'], 'Quantisations.')
 _STEPS = flags.DEFINE_integer('steps', 60, 'Of training, 8 examples each.')
@@ -53,16 +53,16 @@ def main(argv: list[str]) -> None:
     for served in ('none', *_METHODS.value):
       own = setting(served)
       trained = list(tables) if served == 'none' else ['none', served]
-      arms = [
-        Arm(
+      variants = [
+        PromptVariant(
           name,
           CONDITIONS['tokens'],
-          Table(name, tables[name], own.assembler),
+          TokenTable(name, tables[name], own.assembler),
           _K.value,
         )
         for name in trained
       ]
-      for name, scores in zip(trained, own.score(arms), strict=True):
+      for name, scores in zip(trained, own.score(variants), strict=True):
         rows.append({'trained_on': name, 'used_on': served, **scores})
         print(
           f'trained on {name:5} used on {served:5} '

@@ -16,7 +16,7 @@ from vtokens.devices import partitioning
 from vtokens.evaluation.asking import run_scores
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
-from vtokens.evaluation.asking.prompter import Arm, Prompter
+from vtokens.evaluation.asking.prompter import Prompter, PromptVariant
 from vtokens.method import optim, steps, virtual_tokens
 from vtokens.models import frozen_base
 
@@ -107,15 +107,16 @@ class Setting:
         state, values = step(state, base.params, batch)
         yield float(values['loss']), np.asarray(state.table)
 
-  def score(self, arms: Sequence[Arm]) -> list[dict[str, Any]]:
-    """EM, F1 and number of questions, for each arm."""
+  def score(self, variants: Sequence[PromptVariant]) -> list[dict[str, Any]]:
+    """EM, F1 and number of questions, for each variant."""
     cfg = self.cfg
     prompter = Prompter(self.assembler, cfg.eval, cfg.seed)
     answerer = Answerer(self.load(), self.mesh, cfg.eval, cfg.seed)
     records = self._held_out[1].records
     answers = Evaluator(answerer, prompter).answers(
-      records, arms, label='scoring'
+      records, variants, label='scoring'
     )
     return [
-      run_scores.scores_of(records, answers[arm.name]).as_dict() for arm in arms
+      run_scores.scores_of(records, answers[variant.name]).as_dict()
+      for variant in variants
     ]

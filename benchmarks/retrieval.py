@@ -124,7 +124,7 @@ def retrieve(name, files, work, questions):
   asked, cost = measured(
     find, name, files, work, [q.question for q in questions]
   )
-  corpus = passage_store.Passages.open(work / 'corpus')
+  corpus = passage_store.PassageReader.open(work / 'corpus')
   hits = search.read_hits(work, name, 0)
   ranks = [
     recall.Matcher(question.answers).first(

@@ -14,8 +14,12 @@ from vtokens.data.records import Passage, Record
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
-from vtokens.evaluation.asking.prompter import Prompter, bare_arm, tokens_arm
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.asking.prompter import (
+  Prompter,
+  bare_variant,
+  tokens_variant,
+)
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import errors
 from vtokens.models import frozen_base
 from vtokens.serving import table_file
@@ -64,10 +68,10 @@ def base(tiny_dir, mesh) -> frozen_base.FrozenBase:
 
 
 @pytest.fixture(scope='module')
-def table(base) -> Table:
+def table(base) -> TokenTable:
   rng = np.random.default_rng(0)
   rows = rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
-  return Table('a', rows, Assembler.for_run(base.tokenizer, make_config()))
+  return TokenTable('a', rows, Assembler.for_run(base.tokenizer, make_config()))
 
 
 @pytest.fixture(scope='module')
@@ -102,8 +106,8 @@ def test_answers_as_the_evaluator_does(workdir, base, mesh, table):
   decode.num_passages = 3
   prompter = Prompter(table.assembler, decode, seed=0)
   evaluator = Evaluator(Answerer(base, mesh, decode, 0), prompter)
-  arms = [bare_arm('prompt'), tokens_arm(table, N)]
-  expected = evaluator.answers([RECORD], arms, label='')
+  variants = [bare_variant('prompt'), tokens_variant(table, N)]
+  expected = evaluator.answers([RECORD], variants, label='')
   assert replies['with an instruction'] == expected['prompt'][0].text
   assert replies[f'with {N} virtual tokens'] == (
     expected[f'tokens_k{N}'][0].text
@@ -122,12 +126,12 @@ def test_tokens_stand_where_they_were_trained(
   label = f'with {N} virtual tokens'
   assert replies[label] != ask.ask(str(workdir), RECORD.question, [])[label]
   moved = dataclasses.replace(table.assembler, position='last')
-  arm = tokens_arm(dataclasses.replace(table, assembler=moved), N)
+  variant = tokens_variant(dataclasses.replace(table, assembler=moved), N)
   decode = make_config().eval
   answerer = Answerer(base, mesh, decode, 0)
   evaluator = Evaluator(answerer, Prompter(moved, decode, 0))
   bare = dataclasses.replace(RECORD, passages={})
-  [expected] = evaluator.answers([bare], [arm], label='')[arm.name]
+  [expected] = evaluator.answers([bare], [variant], label='')[variant.name]
   assert replies[label] == expected.text
 
 

@@ -15,8 +15,12 @@ from vtokens.data.records import GIVEN, Record
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
-from vtokens.evaluation.asking.prompter import Prompter, bare_arm, tokens_arm
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.asking.prompter import (
+  Prompter,
+  bare_variant,
+  tokens_variant,
+)
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import errors, json_files, paths, writers
 from vtokens.models import frozen_base
 from vtokens.serving import prompt_ids, table_file
@@ -96,15 +100,17 @@ def ask(
     answers=(),
     passages={GIVEN: tuple(shown)},
   )
-  tokens = tokens_arm(Table(workdir, table, assembler), k)
+  tokens = tokens_variant(TokenTable(workdir, table, assembler), k)
   names = list(_LABELS)
   if not base.tokenizer.has_chat_template:
     names.remove('chat_prompt')
-  arms = [*map(bare_arm, names), tokens]
-  prompter.check_fits([record], arms)
-  answers = evaluator.answers([record], arms, label='answering')
+  variants = [*map(bare_variant, names), tokens]
+  prompter.check_fits([record], variants)
+  answers = evaluator.answers([record], variants, label='answering')
   labels = {**_LABELS, tokens.name: f'with {k} virtual tokens'}
-  return {labels[arm.name]: answers[arm.name][0].text for arm in arms}
+  return {
+    labels[variant.name]: answers[variant.name][0].text for variant in variants
+  }
 
 
 def _read_config(workdir: str) -> config.Config:

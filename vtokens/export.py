@@ -63,13 +63,13 @@ def export(cfg: Config, to: str, out: str) -> None:
     )
 
 
-def _about_base(source: trained_table.Source) -> card.Base:
+def _about_base(source: trained_table.Source) -> card.BaseFacts:
   path = source.base.settings.path
   dtype = 'float32'  # Of what is made of a GGUF file.
   if not path.endswith('.gguf'):
     rows = source.base.source.read(hf_checkpoint.EMBEDDING, slice(0, 1))
     dtype = str(rows.dtype)
-  return card.Base(licence.of_base(path, source.base.source), dtype)
+  return card.BaseFacts(licence.of_base(path, source.base.source), dtype)
 
 
 def _makers():

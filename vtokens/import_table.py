@@ -27,7 +27,13 @@ from vtokens.exports.export_config import NAMES
 from vtokens.host import errors, whole_directory, writers
 from vtokens.models import frozen_base
 from vtokens.serving import artifact, prompt_ids, table_file
-from vtokens.serving.artifact import Artifact, Base, Meta, Prompt, Tokens
+from vtokens.serving.artifact import (
+  Artifact,
+  BaseIdentity,
+  Meta,
+  Prompt,
+  Tokens,
+)
 from vtokens.settings import flags
 
 _HUB = 'hub:'
@@ -89,7 +95,7 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
   return table, settings
 
 
-def _check_found(path: str, base: Base) -> None:
+def _check_found(path: str, base: BaseIdentity) -> None:
   """Raises if a base is not where an earlier version's export says it is."""
   if not pathlib.Path(base.id).exists():
     raise errors.UserError(
@@ -155,7 +161,7 @@ def _from_spring(
     rows,
     Meta(
       format=artifact.FORMAT,
-      base=Base(
+      base=BaseIdentity(
         id=settings.base.path,
         revision=frozen_base.revision(settings.base.path),
         fingerprint=opened.fingerprint,

@@ -26,12 +26,12 @@ from vtokens.evaluation.asking import run_scores
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import (
-  Arm,
   Prompter,
-  bare_arm,
-  tokens_arm,
+  PromptVariant,
+  bare_variant,
+  tokens_variant,
 )
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import (
   errors,
   json_files,
@@ -183,14 +183,14 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   answerer = Answerer(base, mesh, cfg.eval, cfg.seed)
   evaluator = Evaluator(answerer, prompter, stop)
 
-  def as_table(rows: np.ndarray) -> Table:
-    return Table('table', rows, assembler)
+  def as_table(rows: np.ndarray) -> TokenTable:
+    return TokenTable('table', rows, assembler)
 
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   state = _initial_state(cfg, mesh, base, optimizer)
-  bare = [bare_arm(name) for name in cfg.eval.conditions]
+  bare = [bare_variant(name) for name in cfg.eval.conditions]
   initial = as_table(distributed.fetch(state.table))
-  most = tokens_arm(initial, max(cfg.eval.num_active))
+  most = tokens_variant(initial, max(cfg.eval.num_active))
   stop.run(lambda: prompter.check_fits(validation_set, [most], answers=True))
   stop.run(lambda: prompter.check_fits(test_set, [*bare, most]))
   # Only now: a mistake found above may be mended in the same directory.
@@ -369,7 +369,7 @@ def _make_loop(
   evaluator: Evaluator,
   batches: pipeline.TrainBatches,
   validation: Sequence[records.Record],
-  as_table: Callable[[np.ndarray], Table],
+  as_table: Callable[[np.ndarray], TokenTable],
   checkpoints: Checkpoints,
   stop: stopping.StopRequest,
 ) -> Loop:
@@ -412,7 +412,7 @@ def _score_untrained(
   cfg: config.Config,
   evaluator: Evaluator,
   test: Sequence[records.Record],
-  arms: Sequence[Arm],
+  arms: Sequence[PromptVariant],
 ) -> dict[str, dict[str, Any]]:
   """Scores of the base as it is; kept, so that a restart need not repeat."""
   path = epath.Path(cfg.workdir) / 'untrained.json'
@@ -432,9 +432,9 @@ def _score_tokens(
   cfg: config.Config,
   evaluator: Evaluator,
   test: Sequence[records.Record],
-  table: Table,
+  table: TokenTable,
 ) -> dict[int, dict[str, Any]]:
-  arms = {k: tokens_arm(table, k) for k in sorted(set(cfg.eval.num_active))}
+  arms = {k: tokens_variant(table, k) for k in sorted(set(cfg.eval.num_active))}
   found = _score(cfg, evaluator, test, list(arms.values()), 'virtual tokens')
   return {k: found[arm.name] for k, arm in arms.items() if arm.name in found}
 
@@ -443,7 +443,7 @@ def _score(
   cfg: config.Config,
   evaluator: Evaluator,
   test: Sequence[records.Record],
-  arms: Sequence[Arm],
+  arms: Sequence[PromptVariant],
   label: str,
 ) -> dict[str, dict[str, Any]]:
   """Answers the test questions, writes predictions, returns EM and F1."""

@@ -23,7 +23,7 @@ from tokenizers import (
 
 from vtokens import config
 from vtokens.data import assemble, formats, records
-from vtokens.data.assemble import Assembler, Encoder, Example, Limits
+from vtokens.data.assemble import Assembler, Example, Limits, PromptEncoder
 from vtokens.data.records import Passage, Record
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -217,7 +217,7 @@ def ranked(*passages: Passage) -> list[tuple[int, Passage]]:
 
 def make(tokenizer, templates=None, max_prefix=1000, **limits) -> Assembler:
   return Assembler(
-    encoder=Encoder(tokenizer, templates or config.Templates()),
+    encoder=PromptEncoder(tokenizer, templates or config.Templates()),
     limits=Limits(
       prefix=max_prefix,
       suffix=limits.get('max_suffix', 500),
@@ -650,7 +650,7 @@ class TestFit:
       assert length(kept) > room
 
   def test_lengths_are_those_of_the_ids(self, smollm2, quickstart):
-    encoder = Encoder(smollm2, config.Templates())
+    encoder = PromptEncoder(smollm2, config.Templates())
     heads = [len(encoder.head(i + 1)) for i in range(2)]
     cut = dropped = 0
     for number, record in enumerate(quickstart[:40]):
@@ -756,7 +756,7 @@ def test_an_encoder_can_be_sent_to_another_process(llama2):
 def test_a_passage_has_the_same_ids_wherever_it_stands(llama3):
   """The invariant that lets it be encoded once."""
   shown = [passage('one.'), passage('two', title='Two'), passage('three?')]
-  encoder = Encoder(llama3, config.Templates())
+  encoder = PromptEncoder(llama3, config.Templates())
   alone = [encoder.passages([p])[0] for p in shown]
   for together in (
     encoder.passages(shown),
@@ -773,7 +773,7 @@ def test_a_passage_has_the_same_ids_wherever_it_stands(llama3):
 def test_pieces_are_the_ids_of_the_whole_text(kind, request, quickstart):
   """Real passages, several to a text, of which each was encoded by itself."""
   tokenizer = request.getfixturevalue(kind)
-  encoder = Encoder(tokenizer, config.Templates())
+  encoder = PromptEncoder(tokenizer, config.Templates())
   passages = [p for record in quickstart[:150] for p in record.ranked()]
   texts = [f'{p.title}\n{p.text}' if p.title else p.text for p in passages]
   pieces = encoder.passages(passages)

@@ -60,7 +60,7 @@ def test_unanswerable_has_a_policy_of_its_own():
 
 
 def check(text, limit=1 << 20):
-  return fields.Fields({'t': text}, '', limit).text('t')
+  return fields.RowFields({'t': text}, '', limit).text('t')
 
 
 @hypothesis.settings(deadline=None)
@@ -68,7 +68,7 @@ def check(text, limit=1 << 20):
 def test_text_is_what_was_given_without_control_characters(text):
   # By definition: Cc but \t \n \r, and Cs.
   bad = '[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]'
-  read = fields.Fields({'t': text}, '', 1 << 20)
+  read = fields.RowFields({'t': text}, '', 1 << 20)
   try:
     found = read.text('t')
   except BadRecord as e:
@@ -114,12 +114,12 @@ def test_printable_is_short_and_of_one_line(text):
 
 def test_objects_may_be_columns():
   columns = {'a': [1, 2], 'b': ['x', 'y']}
-  read = fields.Fields({'k': columns}, 'row', 99).objects('k', 'things')
+  read = fields.RowFields({'k': columns}, 'row', 99).objects('k', 'things')
   assert [f.values for f in read] == [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'y'}]
   assert read[1].name('a') == 'row.k[1].a'
   for bad in ({'a': [1], 'b': []}, {'a': 1}, 'x', 5):
     with pytest.raises(BadRecord, match=r'row\.k: found .* an array of things'):
-      fields.Fields({'k': bad}, 'row', 99).objects('k', 'things')
+      fields.RowFields({'k': bad}, 'row', 99).objects('k', 'things')
 
 
 @pytest.mark.parametrize(

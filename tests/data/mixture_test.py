@@ -10,7 +10,7 @@ from vtokens import config
 from vtokens.data import token_cache as tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
-from vtokens.data.mixture import Mixture
+from vtokens.data.mixture import TrainingMixture
 from vtokens.data.records import GOLD, Passage, Record
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
@@ -77,7 +77,7 @@ def make(source, assembler):
       cfg.virtual_tokens = tokens
     if removed is None:
       removed = np.zeros(len(source), bool)
-    return Mixture([source], [{'removed': removed}], cfg, assembler)
+    return TrainingMixture([source], [{'removed': removed}], cfg, assembler)
 
   return make
 
@@ -286,7 +286,7 @@ def test_a_policy_of_one_dataset(source, assembler):
   cfg = config.Config()
   cfg.data.mixture.passages['small'] = config.Passages(number=(0, 0))
   nothing = {'removed': np.zeros(len(source), bool)}
-  mixture = Mixture([source], [nothing], cfg, assembler)
+  mixture = TrainingMixture([source], [nothing], cfg, assembler)
   for number, name in enumerate(mixture.names):
     shown = [mixture.draw(number, 0, i).passages for i in range(3)]
     assert all(map(bool, shown)) == (name != 'small')

@@ -18,7 +18,7 @@ import tiny_models
 
 from vtokens import config
 from vtokens.data import leaks, token_cache
-from vtokens.data.assemble import Encoder
+from vtokens.data.assemble import PromptEncoder
 from vtokens.data.checks import BadRecords
 from vtokens.data.containment import Matcher
 from vtokens.data.records import GOLD, Passage, Record
@@ -52,7 +52,7 @@ RECORDS = [record(i) for i in range(11)]
 def encoder(tmp_path_factory):
   directory = tmp_path_factory.mktemp('tokenizer')
   tiny_models.save_tokenizer(directory)
-  return Encoder(load_tokenizer(directory), config.Templates())
+  return PromptEncoder(load_tokenizer(directory), config.Templates())
 
 
 def tokenize(records, encoder, directory, *, depth=9, identity=None):
@@ -369,11 +369,11 @@ def test_whatever_changes_the_ids_changes_the_key(encoder, tmp_path):
     key(),
     key(depth=6),
     key(identity={'a': 2}),
-    key(Encoder(encoder.tokenizer, templates)),
-    key(Encoder(load_tokenizer(other_tokenizer), encoder.templates)),
+    key(PromptEncoder(encoder.tokenizer, templates)),
+    key(PromptEncoder(load_tokenizer(other_tokenizer), encoder.templates)),
   ]
   assert len(set(keys)) == len(keys)
-  assert key() == key(Encoder(encoder.tokenizer, config.Templates()))
+  assert key() == key(PromptEncoder(encoder.tokenizer, config.Templates()))
 
 
 _PROGRAM = """

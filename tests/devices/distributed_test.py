@@ -33,15 +33,15 @@ class TestFindWay:
       {'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_COMM_WORLD_RANK': '0'},
       {'TPU_WORKER_HOSTNAMES': 'localhost'},
     ):
-      assert distributed.find_way(_AUTO, environ) is None
+      assert distributed.find_process_group(_AUTO, environ) is None
 
   def test_config_comes_first(self):
     settings = config.Distributed('a:1', 3, 2)
     environ = {'JAX_COORDINATOR_ADDRESS': 'b:2', 'JAX_PROCESS_ID': '0'}
-    way = distributed.find_way(settings, environ)
-    assert way[1:] == ('a:1', 3, 2, True)
+    group = distributed.find_process_group(settings, environ)
+    assert group[1:] == ('a:1', 3, 2, True)
     none = config.Distributed(coordinator='none')
-    assert distributed.find_way(none, environ) is None
+    assert distributed.find_process_group(none, environ) is None
 
   def test_environment(self):
     environ = {
@@ -49,11 +49,16 @@ class TestFindWay:
       'JAX_NUM_PROCESSES': '3',
       'JAX_PROCESS_ID': '0',
     }
-    assert distributed.find_way(_AUTO, environ)[1:] == ('b:2', 3, 0, True)
+    assert distributed.find_process_group(_AUTO, environ)[1:] == (
+      'b:2',
+      3,
+      0,
+      True,
+    )
     # The numbers may be the launcher's.
     del environ['JAX_NUM_PROCESSES'], environ['JAX_PROCESS_ID']
-    way = distributed.find_way(_AUTO, environ | _SLURM)
-    assert way[1:] == ('b:2', 4, 2, True)
+    group = distributed.find_process_group(_AUTO, environ | _SLURM)
+    assert group[1:] == ('b:2', 4, 2, True)
 
   @pytest.mark.parametrize(
     'per_node, visible, all_devices',
@@ -70,8 +75,8 @@ class TestFindWay:
     environ = _SLURM | {'SLURM_STEP_TASKS_PER_NODE': per_node}
     if visible is not None:
       environ['CUDA_VISIBLE_DEVICES'] = visible
-    way = distributed.find_way(_AUTO, environ)
-    assert way == ('Slurm', None, 4, 2, all_devices)
+    group = distributed.find_process_group(_AUTO, environ)
+    assert group == ('Slurm', None, 4, 2, all_devices)
 
   def test_open_mpi(self):
     environ = {
@@ -79,16 +84,16 @@ class TestFindWay:
       'OMPI_COMM_WORLD_RANK': '1',
       'OMPI_COMM_WORLD_LOCAL_SIZE': '2',
     }
-    way = distributed.find_way(_AUTO, environ)
-    assert way == ('Open MPI', None, 2, 1, False)
+    group = distributed.find_process_group(_AUTO, environ)
+    assert group == ('Open MPI', None, 2, 1, False)
 
   def test_tpu(self):
     for environ in (
       {'TPU_WORKER_HOSTNAMES': 'a,b'},
       {'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'},
     ):
-      way = distributed.find_way(_AUTO, environ)
-      assert way == distributed.Way('TPU pod')
+      group = distributed.find_process_group(_AUTO, environ)
+      assert group == distributed.ProcessGroup('TPU pod')
 
   @pytest.mark.parametrize(
     'settings, environ, match',
@@ -106,7 +111,7 @@ class TestFindWay:
   )
   def test_mistakes(self, settings, environ, match):
     with pytest.raises(errors.UserError, match=match):
-      distributed.find_way(settings, environ)
+      distributed.find_process_group(settings, environ)
 
 
 def test_one_process_alone(tmp_path):

@@ -202,7 +202,7 @@ def test_a_card_of_awkward_names(place, to):
     },
   )
   check = gate.Check(name, True, name, name)
-  about = card.Base({'license': 'mit'}, 'float32')
+  about = card.BaseFacts({'license': 'mit'}, 'float32')
   text = card.render(meta, to, [check], about)
   head, _, rest = text.removeprefix('---\n').partition('\n---\n')
   values = yaml.safe_load(head)
@@ -228,10 +228,10 @@ def test_a_card_of_awkward_names(place, to):
 def test_vllm_is_told_the_dtype(place, to):
   """It takes float32 for bfloat16 else; and 16 bits as they are."""
   meta = trained_table.read(str(place / 'run')).table.meta
-  rounded = card.render(meta, to, [], card.Base({}, 'float32'))
+  rounded = card.render(meta, to, [], card.BaseFacts({}, 'float32'))
   assert re.search(r'```sh\nvllm serve .* --dtype float32\n```', rounded)
   for dtype in ('bfloat16', 'float16'):
-    text = card.render(meta, to, [], card.Base({}, dtype))
+    text = card.render(meta, to, [], card.BaseFacts({}, dtype))
     assert re.search(r'```sh\nvllm serve .*\n```', text)
     assert 'dtype' not in text.partition('## Prompt')[0]
   scaled = dataclasses.replace(
@@ -248,7 +248,7 @@ def test_the_dtype_of_an_export(tmp_path):
   family_models.save(tmp_path / 'other', 'llama2')
   other = dataclasses.replace(source.config.base, path=str(tmp_path / 'other'))
   source = dataclasses.replace(source, base=frozen_base.open_base(other))
-  assert export._about_base(source) == card.Base({}, 'float32')
+  assert export._about_base(source) == card.BaseFacts({}, 'float32')
 
 
 @pytest.mark.parametrize(

@@ -254,9 +254,11 @@ def test_unknown_languages_are_refused(settings, message):
 
 
 def test_identity_has_all_that_matters():
-  identity = bm25.Bm25(retrieval_config.BM25()).identity()
+  identity = bm25.BM25Method(retrieval_config.BM25()).identity()
   assert set(identity['versions']) == {'bm25s', 'PyStemmer'}
-  other = bm25.Bm25(retrieval_config.BM25(stemmer='none', b=0.5)).identity()
+  other = bm25.BM25Method(
+    retrieval_config.BM25(stemmer='none', b=0.5)
+  ).identity()
   assert set(other['versions']) == {'bm25s'}
   assert other['bm25']['b'] == 0.5
 

@@ -1,11 +1,12 @@
 """From passages, question, answer and k to token ids: the only place.
 
-`Encoder` turns each piece of text into ids by itself: a passage, a question,
-an answer. `join` puts pieces together and cuts passages that do not fit. So a
-passage has the same ids wherever it stands and can be encoded once and kept
-(`data/tokens.py`), and training, evaluation and serving cannot differ. Virtual
-token i is the id `vocab_size + i`; no text is ever spliced. Where they stand
-(config.virtual_tokens.position) only decides the order of the pieces.
+`PromptEncoder` turns each piece of text into ids by itself: a passage, a
+question, an answer. `join` puts pieces together and cuts passages that do not
+fit. So a passage has the same ids wherever it stands and can be encoded once
+and kept (`data/token_cache.py`), and training, evaluation and serving cannot
+differ. Virtual token i is the id `vocab_size + i`; no text is ever spliced.
+Where they stand (config.virtual_tokens.position) only decides the order of the
+pieces.
 """
 
 import dataclasses
@@ -103,7 +104,7 @@ def suffix_len(num_active: int, text: int, targets: int) -> int:
   return num_active + text + max(0, targets - 1)
 
 
-class Encoder:
+class PromptEncoder:
   """Ids of each piece of text that a template knows.
 
   Args:
@@ -292,7 +293,7 @@ def prefix_len(
 
 
 def join(
-  encoder: Encoder,
+  encoder: PromptEncoder,
   passages: Sequence[tuple[int, PassageIds]],
   prompt: Ids,
   targets: Ids,
@@ -385,7 +386,7 @@ class Assembler:
     position: where the virtual tokens stand; see `Example`.
   """
 
-  encoder: Encoder
+  encoder: PromptEncoder
   limits: Limits
   position: str = 'middle'
 
@@ -393,7 +394,7 @@ class Assembler:
   def for_run(cls, tokenizer: Tokenizer, cfg: Config) -> 'Assembler':
     """The assembler of a training run."""
     return cls(
-      encoder=Encoder(tokenizer, cfg.templates),
+      encoder=PromptEncoder(tokenizer, cfg.templates),
       limits=Limits(
         prefix=cfg.data.max_prefix_tokens,
         suffix=cfg.data.max_suffix_tokens,

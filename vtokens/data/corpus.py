@@ -31,7 +31,7 @@ import tqdm
 
 from vtokens.data import checks, files
 from vtokens.data.checks import BadRecord, BadRecords, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.records import Passage, RecordError
 from vtokens.host import paths as paths_lib
 
@@ -176,7 +176,7 @@ def _passages(
   """
   if isinstance(row.value, BadRecord):
     raise row.value
-  fields = Fields(row.value, '', max_text_bytes, notes)
+  fields = RowFields(row.value, '', max_text_bytes, notes)
   if 'wikipedia_id' in fields:
     yield from _page(fields, wanted)
     return
@@ -196,7 +196,9 @@ def _passages(
     notes.append(_BLANK)
 
 
-def _page(fields: Fields, wanted: Collection[str] | None) -> Iterator[Passage]:
+def _page(
+  fields: RowFields, wanted: Collection[str] | None
+) -> Iterator[Passage]:
   page_id = fields.id('wikipedia_id')
   title = fields.text('wikipedia_title', '')
   for i, text in enumerate(fields.array('text', 'paragraphs')):

@@ -25,7 +25,7 @@ _TYPE_NAMES = {
 DUPLICATE = object()
 
 
-class Fields:
+class RowFields:
   """An object of a file: its values, checked when asked for.
 
   A key whose value is null is absent: files in columns, and what is made of
@@ -71,9 +71,9 @@ class Fields:
           f'{self.name(key)}: found more than once, expected once',
         )
 
-  def part(self, values: Any, path: str) -> 'Fields':
+  def part(self, values: Any, path: str) -> 'RowFields':
     """An object within this one."""
-    return Fields(values, path, self.max_text_bytes, self.notes)
+    return RowFields(values, path, self.max_text_bytes, self.notes)
 
   def __contains__(self, key: str) -> bool:
     return key in self.values
@@ -170,7 +170,7 @@ class Fields:
       if item is not None
     ]
 
-  def objects(self, key: str, what: str) -> list['Fields']:
+  def objects(self, key: str, what: str) -> list['RowFields']:
     """An array of objects; an object of arrays, all as long, will do.
 
     The latter is how TFDS and Parquet files of Hugging Face store the former.
@@ -188,14 +188,14 @@ class Fields:
       for i, row in enumerate(zip(*columns.values(), strict=True))
     ]
 
-  def object(self, key: str) -> 'Fields':
+  def object(self, key: str) -> 'RowFields':
     """An object."""
     return self.part(self._parsed(key), self.name(key))
 
   def _parsed(self, key: str) -> Any:
     """The value, or what a cell of a table spells."""
     value = table_cells.parsed(self.value(key))
-    if isinstance(value, table_cells.Cell) and table_cells.is_like_an_array(
+    if isinstance(value, table_cells.TextCell) and table_cells.is_like_an_array(
       value
     ):
       raise BadRecord(

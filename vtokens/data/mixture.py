@@ -38,7 +38,7 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Shown:
+class ShownPassage:
   """A passage that an example shows.
 
   Attributes:
@@ -68,7 +68,7 @@ class Origin:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Counts:
+class DatasetCounts:
   """What became of the records of a dataset.
 
   Attributes:
@@ -85,7 +85,7 @@ class Counts:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Draw:
+class ExampleDraw:
   """What chance decides about one example.
 
   Attributes:
@@ -94,12 +94,12 @@ class Draw:
     num_active: virtual tokens (k) of each of its suffixes.
   """
 
-  passages: tuple[Shown, ...]
+  passages: tuple[ShownPassage, ...]
   answer: int
   num_active: tuple[int, ...]
 
 
-class Mixture:
+class TrainingMixture:
   """Training examples of any number of datasets.
 
   Args:
@@ -181,7 +181,7 @@ class Mixture:
       stream = grain.MapDataset.range(size)
       stream = stream.seed(int(entropy.generate_state(1)[0])).shuffle().repeat()
       # Position p of the repeated order is in epoch p // size.
-      streams.append(stream.map_with_index(_Place(number, size)))
+      streams.append(stream.map_with_index(_EpochPosition(number, size)))
     if len(streams) == 1:
       return streams[0]
     return grain.MapDataset.mix(streams, weights=self.weights)
@@ -191,7 +191,7 @@ class Mixture:
     source, i = self._members[dataset][index]
     return Member(dataset, int(source), int(i))
 
-  def draw(self, dataset: int, epoch: int, index: int) -> Draw:
+  def draw(self, dataset: int, epoch: int, index: int) -> ExampleDraw:
     """The random choices about an example in an epoch."""
     member = self.member(dataset, index)
     source = self._sources[member.source]
@@ -208,11 +208,11 @@ class Mixture:
     # Last, so that all else does not depend on how many there are.
     more = range(1, self._tokens.draws_per_example)
     num_active = (first, *(_draw_k(self._tokens, rng) for _ in more))
-    return Draw(passages, answer, num_active)
+    return ExampleDraw(passages, answer, num_active)
 
   def _draw_passages(
     self, member: Member, rng: np.random.Generator
-  ) -> tuple[Shown, ...]:
+  ) -> tuple[ShownPassage, ...]:
     policy = self._policies[member.dataset]
     low, high = policy.number
     number = int(rng.integers(low, high + 1))
@@ -231,7 +231,9 @@ class Mixture:
     if policy.order == 'gold_last':
       gold = slots.is_gold if slots.is_gold.any() else slots.has_answer
       ranks = ranks[np.argsort(gold[first + ranks], kind='stable')]
-    shown = [Shown(int(rank), member, first + int(rank)) for rank in ranks]
+    shown = [
+      ShownPassage(int(rank), member, first + int(rank)) for rank in ranks
+    ]
     if policy.distractors:
       shown = [
         self._distractor(passage, rng)
@@ -241,7 +243,9 @@ class Mixture:
       ]
     return tuple(shown)
 
-  def _distractor(self, passage: Shown, rng: np.random.Generator) -> Shown:
+  def _distractor(
+    self, passage: ShownPassage, rng: np.random.Generator
+  ) -> ShownPassage:
     """A passage that another example of the dataset could show.
 
     It is cut as the one whose place it takes. Whether it happens to contain an
@@ -260,7 +264,7 @@ class Mixture:
       )
       if count:
         slot = first + int(rng.integers(min(count, depth)))
-        return Shown(passage.rank, other, slot)
+        return ShownPassage(passage.rank, other, slot)
     return passage
 
   def prompt_len(self, member: Member) -> int:
@@ -271,12 +275,12 @@ class Mixture:
     """Tokens of an answer of it."""
     return self._sources[member.source].answer_len(member.index, answer)
 
-  def passage_lens(self, passage: Shown) -> tuple[int, int, int]:
+  def passage_lens(self, passage: ShownPassage) -> tuple[int, int, int]:
     """See `TokenSet.passage_lens`."""
     member = passage.member
     return self._sources[member.source].passage_lens(member.index, passage.slot)
 
-  def origin(self, passage: Shown) -> Origin:
+  def origin(self, passage: ShownPassage) -> Origin:
     """Who retrieved it, and what is known of it."""
     member = passage.member
     source = self._sources[member.source]
@@ -287,7 +291,7 @@ class Mixture:
       is_gold=bool(slots.is_gold[passage.slot]),
     )
 
-  def passage(self, passage: Shown) -> PassageIds:
+  def passage(self, passage: ShownPassage) -> PassageIds:
     """Its ids."""
     member = passage.member
     return self._sources[member.source].passage(member.index, passage.slot)
@@ -306,7 +310,7 @@ class Mixture:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _EpochPosition:
   """From a position of a repeated order to (dataset, epoch, index)."""
 
   dataset: int
@@ -349,7 +353,7 @@ def _count(
   sources: Sequence[TokenSet],
   removed: Sequence[Mapping[str, np.ndarray]],
   used: Mapping[str, int],
-) -> dict[str, Counts]:
+) -> dict[str, DatasetCounts]:
   records: collections.Counter[str] = collections.Counter()
   gone: dict[str, collections.Counter[str]] = {}
   for source, reasons in zip(sources, removed, strict=True):
@@ -363,7 +367,7 @@ def _count(
       for code, name in enumerate(source.datasets):
         gone[name][reason] += int((first & (source.dataset == code)).sum())
   return {
-    name: Counts(
+    name: DatasetCounts(
       records=total,
       removed=dict(gone[name]),
       capped=total - gone[name].total() - used.get(name, 0),

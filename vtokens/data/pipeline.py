@@ -19,7 +19,7 @@ from vtokens.data import assemble, batching
 from vtokens.data import batch as batch_lib
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.batch import Batch
-from vtokens.data.mixture import Draw, Member, Mixture
+from vtokens.data.mixture import ExampleDraw, Member, TrainingMixture
 from vtokens.data.records import Passage, Record
 
 # Streams of random numbers derived from one seed; see mixture.py for others.
@@ -66,7 +66,7 @@ class Planned:
   """
 
   member: Member
-  draw: Draw
+  draw: ExampleDraw
   prefix: int
   text: int
   targets: int
@@ -232,7 +232,7 @@ class TrainBatches:
 
   def __init__(
     self,
-    mixture: Mixture,
+    mixture: TrainingMixture,
     data: config.Data,
     tokens: config.VirtualTokens,
     assembler: Assembler,

@@ -11,7 +11,7 @@ from typing import Any
 _ARRAY = re.compile(r"""\s*\[\s*(['"]).*['"]\s*\]\s*\Z""", re.DOTALL)
 
 
-class Cell(str):
+class TextCell(str):
   """Text of a table without types, which may spell an array or an object.
 
   Where an array is expected, `parsed` reads it as one; elsewhere it is text.
@@ -26,7 +26,7 @@ def parsed(value: Any) -> Any:
   In JSON's spelling, or in that of Python, in which pandas writes columns of
   lists. A tuple or set of strings is an array too.
   """
-  if not isinstance(value, Cell) or not value.strip().startswith(
+  if not isinstance(value, TextCell) or not value.strip().startswith(
     ('[', '{', '(')
   ):
     return value

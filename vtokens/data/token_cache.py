@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 
 from vtokens.data import leaks
-from vtokens.data.assemble import Encoder, Ids, PassageIds
+from vtokens.data.assemble import Ids, PassageIds, PromptEncoder
 from vtokens.data.checks import BadRecords
 from vtokens.data.containment import Matcher
 from vtokens.data.records import GOLD, Passage, Record
@@ -206,7 +206,7 @@ class TokenSet:
 def tokenize(
   records: Iterable[Record],
   report: BadRecords,
-  encoder: Encoder,
+  encoder: PromptEncoder,
   *,
   depth: int,
   directory: pathlib.Path,
@@ -300,7 +300,9 @@ def _problem(path: pathlib.Path) -> str | None:
     return f'meta.json cannot be read: {type(e).__name__}: {e}'
 
 
-def cache_key(encoder: Encoder, depth: int, identity: Mapping[str, Any]) -> str:
+def cache_key(
+  encoder: PromptEncoder, depth: int, identity: Mapping[str, Any]
+) -> str:
   """Name of the directory: equal names, equal content."""
   content = {
     'version': _VERSION,
@@ -337,7 +339,7 @@ _STARTS = ('sequence_start', 'record_sequence', 'record_passage', 'id_start')
 
 def _write_chunks(
   records: Iterable[Record],
-  encoder: Encoder,
+  encoder: PromptEncoder,
   depth: int,
   part: pathlib.Path,
   label: str,
@@ -383,7 +385,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
 
 
 def _encode_chunk(
-  records: Sequence[Record], encoder: Encoder, depth: int
+  records: Sequence[Record], encoder: PromptEncoder, depth: int
 ) -> _Arrays:
   """All arrays of some records."""
   chat = encoder.templates.chat

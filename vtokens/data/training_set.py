@@ -17,7 +17,7 @@ from vtokens.data import dataset_names, formats, leaks, sources
 from vtokens.data import token_cache as tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
-from vtokens.data.mixture import Mixture
+from vtokens.data.mixture import TrainingMixture
 from vtokens.data.records import Record
 from vtokens.devices import distributed
 from vtokens.host import errors, paths
@@ -102,7 +102,7 @@ def open_training_set(
   held_out: Sequence[HeldOut],
   say: Callable[[str], None],
   check: Callable[[], None] = lambda: None,
-) -> tuple[Mixture, list[str]]:
+) -> tuple[TrainingMixture, list[str]]:
   """Tokenises the training sources, or finds them tokenised.
 
   Args:
@@ -160,7 +160,7 @@ def open_training_set(
     for note, count in token_set.meta['notes'].items():
       say(f'training data: {count:,} {note}')
   messages = [m for tokens in token_sets for m in tokens.meta['skipped']]
-  mixture = Mixture(
+  mixture = TrainingMixture(
     token_sets,
     [
       {

@@ -45,7 +45,7 @@ _CONTINUES = 'the same command continues'
 _ALIVE, _FAILED, _READ = 'vtokens/alive/', 'vtokens/failed/', 'vtokens/read/'
 
 
-class Way(typing.NamedTuple):
+class ProcessGroup(typing.NamedTuple):
   """How to reach the other processes; what is None, JAX finds out itself.
 
   Attributes:
@@ -80,9 +80,9 @@ _LAUNCHERS = {
 }
 
 
-def find_way(
+def find_process_group(
   settings: config.Distributed, environ: Mapping[str, str]
-) -> Way | None:
+) -> ProcessGroup | None:
   """How this process reaches the others, or None where it is alone.
 
   In this order: the config, JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and
@@ -121,9 +121,9 @@ def find_way(
   workers = environ.get('TPU_WORKER_HOSTNAMES', '')
   slices = _number(environ, 'MEGASCALE_NUM_SLICES') or 1
   if ',' in workers or slices > 1:
-    return Way('TPU pod')
+    return ProcessGroup('TPU pod')
   if _has_tpu() and 'TPU_SKIP_MDS_QUERY' not in environ:
-    return Way(_TPU_VM)
+    return ProcessGroup(_TPU_VM)
   return None
 
 
@@ -132,8 +132,8 @@ def _explicit(
   coordinator: str,
   num_processes: int | None,
   process_id: int | None,
-  launcher: Way | None,
-) -> Way:
+  launcher: ProcessGroup | None,
+) -> ProcessGroup:
   if launcher is not None:
     if num_processes is None:
       num_processes = launcher.num_processes
@@ -153,7 +153,7 @@ def _explicit(
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdecimal():
     raise errors.UserError(f'{name}: {coordinator!r}, expected HOST:PORT')
-  return Way(
+  return ProcessGroup(
     name,
     coordinator,
     num_processes,
@@ -162,7 +162,7 @@ def _explicit(
   )
 
 
-def _launcher(environ: Mapping[str, str]) -> Way | None:
+def _launcher(environ: Mapping[str, str]) -> ProcessGroup | None:
   """What Slurm or Open MPI say, the coordinator apart."""
   for name, variables in _LAUNCHERS.items():
     total, number, here = variables
@@ -172,7 +172,7 @@ def _launcher(environ: Mapping[str, str]) -> Way | None:
     alone = environ.get(here, '1').split('(')[0].split(',')[0] == '1'
     # The launcher may have dealt out the GPUs already.
     visible = environ.get('CUDA_VISIBLE_DEVICES', '')
-    return Way(
+    return ProcessGroup(
       name,
       num_processes=_number(environ, total),
       process_id=_number(environ, number),
@@ -226,11 +226,11 @@ def session(settings: config.Distributed) -> Iterator[None]:
     errors.UserError: the others cannot be reached.
   """
   global _watched
-  way = find_way(settings, os.environ)
-  if way is None:
+  group = find_process_group(settings, os.environ)
+  if group is None:
     yield
     return
-  _join(way, settings)
+  _join(group, settings)
   if jax.process_count() == 1:
     yield
     return
@@ -253,29 +253,29 @@ def session(settings: config.Distributed) -> Iterator[None]:
     raise agreed
 
 
-def _join(way: Way, settings: config.Distributed) -> None:
+def _join(group: ProcessGroup, settings: config.Distributed) -> None:
   """Meets the other processes.
 
   Raises:
     errors.UserError: that fails.
   """
-  where = '' if way.coordinator is None else f' at {way.coordinator}'
+  where = '' if group.coordinator is None else f' at {group.coordinator}'
   try:
     jax.distributed.initialize(
-      way.coordinator,
-      way.num_processes,
-      way.process_id,
+      group.coordinator,
+      group.num_processes,
+      group.process_id,
       # An empty list: no choice among the devices.
-      local_device_ids=[] if way.all_devices else None,
+      local_device_ids=[] if group.all_devices else None,
       initialization_timeout=settings.start_timeout,
       shutdown_timeout_seconds=settings.start_timeout,
     )
   # JAX has no common class for them: no coordinator found, none answers.
   except (ValueError, RuntimeError) as e:
-    if way.name == _TPU_VM and isinstance(e, ValueError):
+    if group.name == _TPU_VM and isinstance(e, ValueError):
       return  # A machine with a TPU that belongs to no pod.
     raise errors.UserError(
-      f'the processes of this run ({way.name}) did not meet{where} within '
+      f'the processes of this run ({group.name}) did not meet{where} within '
       f'config.distributed.start_timeout={settings.start_timeout} s: '
       f'{str(e).splitlines()[0]}. '
       'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who '

@@ -65,7 +65,7 @@ CONDITIONS = {
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Table:
+class TokenTable:
   """Trained virtual tokens and the text around them.
 
   Attributes:

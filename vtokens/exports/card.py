@@ -12,7 +12,7 @@ from vtokens.serving.artifact import Meta
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class BaseFacts:
   """What a card says of a base, beside what `Meta` has.
 
   Attributes:
@@ -158,7 +158,7 @@ _GEMMA = (
 
 
 def render(
-  meta: Meta, to: str, checks: Sequence[Check], base: Base | None = None
+  meta: Meta, to: str, checks: Sequence[Check], base: BaseFacts | None = None
 ) -> str:
   """Markdown: what it is, how it is used, its scores and its checks.
 
@@ -168,7 +168,7 @@ def render(
     checks: of the gate.
     base: more about the base; None if nothing is known.
   """
-  base = base or Base()
+  base = base or BaseFacts()
   n, width = meta.shape
   notes = [_NOTES[to]] if to in _NOTES else []
   if to == 'hf' and meta.base.scales_embeddings:
@@ -253,7 +253,7 @@ def render(
   return '\n'.join(lines) + '\n'
 
 
-def _about_base(meta: Meta, base: Base) -> str:
+def _about_base(meta: Meta, base: BaseFacts) -> str:
   parts = [f'The base is {markdown.code(meta.base.id)}']
   if meta.base.revision:
     parts.append(f'at commit {markdown.code(meta.base.revision)}')
@@ -271,7 +271,7 @@ def _about_base(meta: Meta, base: Base) -> str:
   return ' '.join(parts)
 
 
-def _vllm(meta: Meta, to: str, base: Base) -> list[str]:
+def _vllm(meta: Meta, to: str, base: BaseFacts) -> list[str]:
   """How vLLM serves it; nothing for what it does not serve."""
   if to not in ('hf', 'hf-base', 'vtokens') or meta.base.scales_embeddings:
     return []

@@ -47,7 +47,7 @@ _UNSAID = re.compile(
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class CheckpointPlan:
   """Where the virtual tokens go.
 
   Attributes:
@@ -70,7 +70,7 @@ class Plan:
     return table.astype(self.dtype).astype(np.float32)
 
 
-def plan(table: Artifact, opened: OpenBase, directory: str) -> Plan:
+def plan(table: Artifact, opened: OpenBase, directory: str) -> CheckpointPlan:
   """Finds places for the virtual tokens.
 
   Args:
@@ -84,7 +84,7 @@ def plan(table: Artifact, opened: OpenBase, directory: str) -> Plan:
   """
   vocabulary = rows.read_vocabulary(directory)
   tokens = rows.after_all(vocabulary, table.meta.tokens)
-  return Plan(
+  return CheckpointPlan(
     tokens=tokens,
     num_rows=max(opened.config.vocab_size, tokens.ids[-1] + 1),
     unsaid=unsaid(vocabulary, opened, tokens.ids[0]),
@@ -122,7 +122,7 @@ def unsaid(
 
 
 def write(
-  out: pathlib.Path, table: Artifact, plan: Plan, directory: str
+  out: pathlib.Path, table: Artifact, plan: CheckpointPlan, directory: str
 ) -> None:
   """Writes the checkpoint into an empty directory.
 
@@ -211,7 +211,9 @@ def _dtype(base: pathlib.Path) -> np.dtype:
     return file.get_slice(EMBEDDING)[0:1].dtype
 
 
-def _made(names: Mapping[str, str], table: Artifact, plan: Plan) -> dict:
+def _made(
+  names: Mapping[str, str], table: Artifact, plan: CheckpointPlan
+) -> dict:
   """The matrices that grow.
 
   Args:
@@ -235,7 +237,7 @@ def _made(names: Mapping[str, str], table: Artifact, plan: Plan) -> dict:
   }
 
 
-def _head(matrix: np.ndarray, plan: Plan) -> np.ndarray:
+def _head(matrix: np.ndarray, plan: CheckpointPlan) -> np.ndarray:
   unsaid = matrix[plan.unsaid[0]].copy()
   before = len(matrix)
   matrix = _grown(matrix, plan.num_rows)
@@ -259,7 +261,9 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _write_config(base: pathlib.Path, out: pathlib.Path, plan: Plan) -> None:
+def _write_config(
+  base: pathlib.Path, out: pathlib.Path, plan: CheckpointPlan
+) -> None:
   values = public_names.without_paths(read_json(base / 'config.json'))
   values['vocab_size'] = plan.num_rows
   values['tie_word_embeddings'] = False
@@ -273,7 +277,7 @@ def end_ids(values: Mapping[str, Any]) -> list[int]:
 
 
 def _write_generation_config(
-  base: pathlib.Path, out: pathlib.Path, plan: Plan
+  base: pathlib.Path, out: pathlib.Path, plan: CheckpointPlan
 ) -> None:
   file = base / 'generation_config.json'
   if file.exists():
@@ -290,7 +294,9 @@ def _write_generation_config(
   write_json(out / 'generation_config.json', values)
 
 
-def _write_tokenizer(base: pathlib.Path, out: pathlib.Path, plan: Plan) -> None:
+def _write_tokenizer(
+  base: pathlib.Path, out: pathlib.Path, plan: CheckpointPlan
+) -> None:
   values = read_json(base / 'tokenizer.json')
   # `normalized` would have the text of a name changed before it is looked for,
   # as Llama 2's normaliser does, and none found (tokenizers#1374); what is

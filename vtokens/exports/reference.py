@@ -14,8 +14,8 @@ from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.asking.answering import Answerer, round_up
-from vtokens.evaluation.asking.prompter import Prompter, tokens_arm
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import aside, stopping, writers
 from vtokens.method import virtual_tokens
 from vtokens.models.frozen_base import FrozenBase, OpenBase
@@ -79,15 +79,17 @@ def probe(
   )
   prompter = Prompter(assembler, shown, seed)
   answerer = Answerer(base, mesh, settings, seed)
-  arm = tokens_arm(Table('table', rows, assembler), table.meta.num_trained)
-  prompter.check_fits(records, [arm])
+  variant = tokens_variant(
+    TokenTable('table', rows, assembler), table.meta.num_trained
+  )
+  prompter.check_fits(records, [variant])
   found: list[Probe] = []
   with writers.progress(
     total=len(records), desc='our answers', unit='question'
   ) as bar:
     for at in range(0, len(records), answerer.batch_size):
       batch = records[at : at + answerer.batch_size]
-      examples = [prompter.example(record, arm) for record in batch]
+      examples = [prompter.example(record, variant) for record in batch]
 
       def ask(batch=batch, examples=examples):
         out = answerer.start(
@@ -106,7 +108,7 @@ def probe(
             record=record,
             passages=tuple(
               {'title': passage.title, 'text': passage.text}
-              for _, passage in prompter.passages(record, arm)
+              for _, passage in prompter.passages(record, variant)
             ),
             ids=_ids(example, base.config.vocab_size),
             answer=_to_end(answer, opened.tokenizer.end_ids),

@@ -12,7 +12,13 @@ from vtokens.exports.export_config import NAMES
 from vtokens.host import errors, json_files, paths, writers
 from vtokens.models import frozen_base
 from vtokens.serving import artifact, prompt_ids, table_file
-from vtokens.serving.artifact import Artifact, Base, Meta, Prompt, Tokens
+from vtokens.serving.artifact import (
+  Artifact,
+  BaseIdentity,
+  Meta,
+  Prompt,
+  Tokens,
+)
 from vtokens.settings import schema
 
 # What vtokens.train says of the base that it trained on.
@@ -114,7 +120,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
       public_names.meta(
         Meta(
           format=artifact.FORMAT,
-          base=Base(
+          base=BaseIdentity(
             id=name,
             revision=revision,
             fingerprint=opened.fingerprint,

@@ -45,7 +45,7 @@ _TOTALS = 'totals.json'
 
 
 @dataclasses.dataclass(frozen=True)
-class Bm25:
+class BM25Method:
   """BM25 with fixed settings; see `search.Method` for what it can do.
 
   Attributes:
@@ -90,7 +90,7 @@ class Bm25:
 
   def build(
     self,
-    corpus: passage_store.Passages,
+    corpus: passage_store.PassageReader,
     directory: pathlib.Path,
     execution: retrieval_config.Execution,
     label: str,
@@ -171,7 +171,7 @@ def _count_shard(
 
   The matrix [words, passages] lies as CSR: `indptr`, `indices`, `tf`.
   """
-  passages = passage_store.Passages.open(corpus)
+  passages = passage_store.PassageReader.open(corpus)
   vocabulary: dict[str, int] = {}
   words, lengths = [], []
   grams: list[int] = []

@@ -29,7 +29,7 @@ _INDEX = 'index.faiss'
 
 
 @dataclasses.dataclass(frozen=True)
-class Dense:
+class DenseMethod:
   """A settled encoder and how its embeddings are kept.
 
   Attributes:
@@ -37,7 +37,7 @@ class Dense:
     storage: float32 or float16.
   """
 
-  encoder: encoders.Encoder
+  encoder: encoders.SentenceEncoder
   storage: str
 
   def identity(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Dense:
 
   def build(
     self,
-    corpus: passage_store.Passages,
+    corpus: passage_store.PassageReader,
     directory: pathlib.Path,
     execution: retrieval_config.Execution,
     label: str,
@@ -105,9 +105,9 @@ class Dense:
 
 
 def _index_shard(
-  method: Dense, corpus: pathlib.Path, directory: pathlib.Path, shard: int
+  method: DenseMethod, corpus: pathlib.Path, directory: pathlib.Path, shard: int
 ) -> None:
-  passages = passage_store.Passages.open(corpus)
+  passages = passage_store.PassageReader.open(corpus)
   size = passages.shard_sizes[shard]
   faiss = _faiss()
   index = None

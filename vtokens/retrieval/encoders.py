@@ -61,7 +61,7 @@ _LOCAL_FILES = (*_FILES, '*.bin')
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class SentenceEncoder:
   """A model and how it is used, all settled.
 
   Attributes:
@@ -114,7 +114,7 @@ class Encoder:
     return vectors
 
 
-def settle(settings: retrieval_config.Dense, name: str) -> Encoder:
+def settle(settings: retrieval_config.Dense, name: str) -> SentenceEncoder:
   """Finds the model and fills in what the config leaves to it.
 
   Args:
@@ -144,7 +144,7 @@ def settle(settings: retrieval_config.Dense, name: str) -> Encoder:
       )
     values[field.name] = value
     sources.append(f'{field.name} {value!r} (from {source})')
-  return Encoder(
+  return SentenceEncoder(
     name=settings.model,
     directory=str(directory),
     recipe=Recipe(**values),

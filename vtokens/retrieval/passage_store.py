@@ -29,7 +29,7 @@ _HASHES = 'hashes.json'
 SKIPPED = 'skipped_passages.txt'
 
 
-class Passages:
+class PassageReader:
   """Random access to the passages of a store.
 
   Args:
@@ -48,7 +48,7 @@ class Passages:
     self._opened: dict[int, tuple[mmap.mmap, np.ndarray]] = {}
 
   @classmethod
-  def open(cls, directory: pathlib.Path) -> 'Passages':
+  def open(cls, directory: pathlib.Path) -> 'PassageReader':
     """A store that is complete."""
     return cls(directory, claims.read_info(directory)['shard_sizes'])
 
@@ -94,7 +94,7 @@ class Passages:
 
 def prepare(
   settings: retrieval_config.Corpus, index_dir: pathlib.Path, *, rebuild: bool
-) -> Passages:
+) -> PassageReader:
   """Writes the corpus to disk, or finds it there.
 
   A run that was killed goes on after its last whole shard.
@@ -119,7 +119,7 @@ def prepare(
   )
   if not complete:
     _write(settings, directory)
-  return Passages.open(directory)
+  return PassageReader.open(directory)
 
 
 def _identity(

@@ -30,7 +30,7 @@ _LEVEL = 4
 def write_records(
   chunks: Sequence[Sequence[records.Record]],
   names: Sequence[str],
-  corpus: passage_store.Passages,
+  corpus: passage_store.PassageReader,
   workdir: pathlib.Path,
   *,
   compress: bool,
@@ -95,7 +95,7 @@ def _lines(
   questions: Sequence[records.Record],
   chunk: int,
   names: Sequence[str],
-  corpus: passage_store.Passages,
+  corpus: passage_store.PassageReader,
   workdir: pathlib.Path,
 ) -> tuple[list[str], dict[str, list[int]]]:
   """The lines of a chunk, and the ranks of the first answers."""

@@ -40,7 +40,7 @@ class Method(Protocol):
 
   def build(
     self,
-    corpus: passage_store.Passages,
+    corpus: passage_store.PassageReader,
     directory: pathlib.Path,
     execution: retrieval_config.Execution,
     label: str,
@@ -108,10 +108,10 @@ def make_method(
   method: Method
   if settings.kind == 'bm25':
     wants_grams = questions is None or any(map(unspaced.is_written, questions))
-    method = bm25.Bm25(settings.bm25, wants_grams)
+    method = bm25.BM25Method(settings.bm25, wants_grams)
   else:
     encoder = encoders.settle(settings.dense, name)
-    method = dense.Dense(encoder, settings.dense.storage)
+    method = dense.DenseMethod(encoder, settings.dense.storage)
   method.check()
   return method
 
@@ -119,7 +119,7 @@ def make_method(
 def prepare_index(
   name: str,
   method: Method,
-  corpus: passage_store.Passages,
+  corpus: passage_store.PassageReader,
   index_dir: pathlib.Path,
   execution: retrieval_config.Execution,
   *,
@@ -174,7 +174,7 @@ def chunk_path(
 
 def search(
   index: Index,
-  corpus: passage_store.Passages,
+  corpus: passage_store.PassageReader,
   chunks: Sequence[Sequence[str]],
   workdir: pathlib.Path,
   execution: retrieval_config.Execution,
@@ -249,7 +249,7 @@ def _search_shard(
 
 
 def _first_row(corpus: pathlib.Path, shard: int) -> int:
-  return passage_store.Passages.open(corpus).first_row(shard)
+  return passage_store.PassageReader.open(corpus).first_row(shard)
 
 
 def _write_hits(

@@ -18,7 +18,7 @@ from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.asking import run_scores
 from vtokens.evaluation.asking.evaluator import Evaluator
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import errors, stopping, writers
 from vtokens.method import steps
 from vtokens.run import tracking
@@ -66,7 +66,7 @@ class Loop:
     schedule: optax.Schedule,
     evaluator: Evaluator,
     validation: Sequence[Record],
-    as_table: Callable[[np.ndarray], Table],
+    as_table: Callable[[np.ndarray], TokenTable],
     num_active: int,
     checkpoints: Checkpoints,
     tracker: Callable[[int, int], tracking.Tracker],

@@ -54,7 +54,7 @@ _SHAPE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class BaseIdentity:
   """The model that the tokens were trained on.
 
   Attributes:
@@ -115,7 +115,7 @@ class Meta:
 
   Attributes:
     format: of this file; raised when it changes.
-    base: see `Base`; likewise prompt and tokens.
+    base: see `BaseIdentity`; likewise prompt and tokens.
     table_sha256: of the table's values; see `table_file.sha256`.
     shape: of the table.
     num_trained: rows that training has changed: the most tokens to be used.
@@ -125,7 +125,7 @@ class Meta:
   """
 
   format: int
-  base: Base
+  base: BaseIdentity
   prompt: Prompt
   tokens: Tokens
   table_sha256: str
@@ -218,7 +218,7 @@ def read_meta(path: epath.Path) -> Meta:
     meta = Meta(
       **{
         **values,
-        'base': Base(**values['base']),
+        'base': BaseIdentity(**values['base']),
         'prompt': Prompt(templates=templates, **prompt),
         'tokens': Tokens(**{k: tuple(v) for k, v in tokens.items()}),
         'shape': tuple(values['shape']),

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from vtokens.data.assemble import Assembler, Encoder, Limits
+from vtokens.data.assemble import Assembler, Limits, PromptEncoder
 from vtokens.data.records import Passage
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ PROBE = (
 def assembler(tokenizer: Tokenizer, prompt: Prompt) -> Assembler:
   """What puts prompts together as in training."""
   return Assembler(
-    encoder=Encoder(tokenizer, prompt.templates),
+    encoder=PromptEncoder(tokenizer, prompt.templates),
     limits=Limits(
       prefix=prompt.max_prefix_tokens, suffix=prompt.max_suffix_tokens
     ),

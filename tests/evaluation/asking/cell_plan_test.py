@@ -7,22 +7,22 @@ import pytest
 
 from vtokens.evaluation.asking import cell_plan
 from vtokens.evaluation.asking.cells import Cell
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.eval_config import Config
 
 
 def cells_of(tables=('t',), datasets=('d',), **settings) -> list[Cell]:
   model = types.SimpleNamespace(
     name='m',
-    tables={name: Table(name, np.zeros((9, 2)), None) for name in tables},
+    tables={name: TokenTable(name, np.zeros((9, 2)), None) for name in tables},
   )
   groups = cell_plan.groups(Config(**settings), model, datasets)
   for group in groups:
-    for cell in group.arms:
+    for cell in group.variants:
       assert cell.dataset == group.dataset
       assert cell.num_passages == group.num_passages
       assert cell.retriever == group.retriever
-  cells = [cell for group in groups for cell in group.arms]
+  cells = [cell for group in groups for cell in group.variants]
   assert len(set(cells)) == len(cells)
   return cells
 
@@ -84,7 +84,7 @@ def test_all_tokens_of_each_table_unless_said():
 
 def test_what_shows_the_same_passages_is_one_group():
   model = types.SimpleNamespace(
-    name='m', tables={'t': Table('t', np.zeros((9, 2)), None)}
+    name='m', tables={'t': TokenTable('t', np.zeros((9, 2)), None)}
   )
   cfg = Config(
     conditions=('closed_book', 'prompt', 'tokens', 'untouched'),
@@ -92,14 +92,14 @@ def test_what_shows_the_same_passages_is_one_group():
     num_passages=(2, 0),
   )
   groups = cell_plan.groups(cfg, model, ['d', 'e'])
-  assert [(g.dataset, g.num_passages, len(g.arms)) for g in groups] == [
+  assert [(g.dataset, g.num_passages, len(g.variants)) for g in groups] == [
     ('d', 0, 3),
     ('d', 2, 3),
     ('e', 0, 3),
     ('e', 2, 3),
   ]
   for group in groups:
-    names = [arm.name for arm in group.arms.values()]
+    names = [variant.name for variant in group.variants.values()]
     assert len(set(names)) == len(names)
 
 

@@ -20,12 +20,12 @@ from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.cells import Answer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import (
-  Arm,
   Prompter,
-  bare_arm,
-  tokens_arm,
+  PromptVariant,
+  bare_variant,
+  tokens_variant,
 )
-from vtokens.evaluation.conditions import CONDITIONS, Table
+from vtokens.evaluation.conditions import CONDITIONS, TokenTable
 from vtokens.host import errors, stopping
 from vtokens.method import generate
 from vtokens.models import frozen_base
@@ -60,10 +60,10 @@ def base(tiny_dir, mesh) -> frozen_base.FrozenBase:
 
 
 @pytest.fixture(scope='module')
-def table(base) -> Table:
+def table(base) -> TokenTable:
   rng = np.random.default_rng(0)
   rows = rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
-  return Table('a', rows, Assembler.for_run(base.tokenizer, make_config()))
+  return TokenTable('a', rows, Assembler.for_run(base.tokenizer, make_config()))
 
 
 def make_config(**settings) -> config.Config:
@@ -109,33 +109,33 @@ BARE = ('closed_book', 'concat', 'plain', 'prompt', 'chat_prompt')
 
 
 @pytest.fixture(scope='module')
-def arms(table) -> list[Arm]:
+def variants(table) -> list[PromptVariant]:
   named = ('tokens_closed_book', 'tokens_prompt', 'tokens_first', 'tokens_last')
   return [
-    *map(bare_arm, BARE),
-    *(tokens_arm(table, k) for k in (1, 2, N)),
-    *(Arm(name, CONDITIONS[name], table, N) for name in named),
+    *map(bare_variant, BARE),
+    *(tokens_variant(table, k) for k in (1, 2, N)),
+    *(PromptVariant(name, CONDITIONS[name], table, N) for name in named),
   ]
 
 
 @pytest.fixture(scope='module')
-def answers(base, mesh, arms):
-  return make_evaluator(base, mesh).answers(RECORDS, arms, label='')
+def answers(base, mesh, variants):
+  return make_evaluator(base, mesh).answers(RECORDS, variants, label='')
 
 
-def test_answers_are_those_of_torch(base, tiny_dir, table, arms, answers):
-  """Each arm against transformers: embeddings of the ids, generate."""
+def test_answers_are_those_of_torch(base, tiny_dir, table, variants, answers):
+  """Each variant against transformers: embeddings of the ids, generate."""
   model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
   rows = torch.cat(
     [model.get_input_embeddings().weight.data, torch.from_numpy(table.rows)]
   )
-  for arm in arms:
-    condition = arm.condition
-    for record, answer in zip(RECORDS, answers[arm.name], strict=True):
+  for variant in variants:
+    condition = variant.condition
+    for record, answer in zip(RECORDS, answers[variant.name], strict=True):
       example = table.assembler(
         shown(record) if condition.passages else (),
         record.question,
-        num_active=arm.num_active,
+        num_active=variant.num_active,
         prompt=condition.template,
         chat=condition.chat,
         position=condition.position,
@@ -161,11 +161,11 @@ def test_answers_are_those_of_torch(base, tiny_dir, table, arms, answers):
       expected = Answer(
         text, len(out), ending, ranks if condition.passages else ()
       )
-      assert answer == expected, (arm.name, record.id)
+      assert answer == expected, (variant.name, record.id)
 
 
 def test_a_prefix_is_encoded_once_for_all_that_share_it(
-  base, mesh, arms, monkeypatch
+  base, mesh, variants, monkeypatch
 ):
   calls = []
   encode = generate.encode_prefix
@@ -178,36 +178,40 @@ def test_a_prefix_is_encoded_once_for_all_that_share_it(
   evaluator = make_evaluator(base, mesh)
   shared = {'concat', 'plain', 'prompt', 'tokens_k1', 'tokens_k4'}
   evaluator.answers(
-    RECORDS[:1], [arm for arm in arms if arm.name in shared], label=''
+    RECORDS[:1],
+    [variant for variant in variants if variant.name in shared],
+    label='',
   )
   assert len(calls) == 1
   # Besides: without passages, in the chat template, tokens before passages
   # (which has the prefix of no passages).
   calls.clear()
-  evaluator.answers(RECORDS[:1], arms, label='')
+  evaluator.answers(RECORDS[:1], variants, label='')
   assert len(calls) == 3
 
 
-def test_arms_alone_answer_as_together(base, mesh, arms, answers):
+def test_arms_alone_answer_as_together(base, mesh, variants, answers):
   evaluator = make_evaluator(base, mesh)
   names = ('closed_book', 'concat', 'tokens_k2', 'tokens_last')
-  for arm in arms:
-    if arm.name not in names:
+  for variant in variants:
+    if variant.name not in names:
       continue
-    alone = evaluator.answers(RECORDS, [arm], label='')
-    assert alone[arm.name] == answers[arm.name], arm.name
+    alone = evaluator.answers(RECORDS, [variant], label='')
+    assert alone[variant.name] == answers[variant.name], variant.name
 
 
 def test_tables_side_by_side(base, mesh, table, answers):
   other = dataclasses.replace(table, name='b', rows=-table.rows[:2])
   evaluator = make_evaluator(base, mesh)
-  arms = [
-    Arm('b', CONDITIONS['tokens'], other, 2),
-    Arm('a', CONDITIONS['tokens'], table, N),
+  variants = [
+    PromptVariant('b', CONDITIONS['tokens'], other, 2),
+    PromptVariant('a', CONDITIONS['tokens'], table, N),
   ]
-  together = evaluator.answers(RECORDS, arms, label='')
+  together = evaluator.answers(RECORDS, variants, label='')
   assert together['a'] == answers[f'tokens_k{N}']
-  assert together['b'] == evaluator.answers(RECORDS, arms[:1], label='')['b']
+  assert (
+    together['b'] == evaluator.answers(RECORDS, variants[:1], label='')['b']
+  )
   assert together['b'] != answers['tokens_k2']
 
 
@@ -220,8 +224,8 @@ def test_a_table_keeps_the_position_and_templates_it_was_trained_with(
   found = evaluator.answers(
     RECORDS,
     [
-      Arm('own', CONDITIONS['tokens'], last, N),
-      Arm('middle', CONDITIONS['tokens_middle'], last, N),
+      PromptVariant('own', CONDITIONS['tokens'], last, N),
+      PromptVariant('middle', CONDITIONS['tokens_middle'], last, N),
     ],
     label='',
   )
@@ -232,53 +236,54 @@ def test_a_table_keeps_the_position_and_templates_it_was_trained_with(
   other = Assembler.for_run(base.tokenizer, cfg)
   again = evaluator.answers(
     RECORDS,
-    [tokens_arm(dataclasses.replace(table, assembler=other), N)],
+    [tokens_variant(dataclasses.replace(table, assembler=other), N)],
     label='',
   )
   assert again[f'tokens_k{N}'] != answers[f'tokens_k{N}']
 
 
-def test_arms_differ(arms, answers):
-  assert len({tuple(found) for found in answers.values()}) == len(arms)
+def test_arms_differ(variants, answers):
+  assert len({tuple(found) for found in answers.values()}) == len(variants)
 
 
 class TestSampling:
-  def draw(self, base, mesh, arms, records=RECORDS, seed=0, **settings):
+  def draw(self, base, mesh, variants, records=RECORDS, seed=0, **settings):
     cfg = make_config(**{'temperature': 1.0, **settings})
     assembler = Assembler.for_run(base.tokenizer, cfg)
     prompter = Prompter(assembler, cfg.eval, seed)
     evaluator = Evaluator(Answerer(base, mesh, cfg.eval, seed), prompter)
-    return evaluator.answers(records, arms, label='')
+    return evaluator.answers(records, variants, label='')
 
   def test_repeats_with_the_seed_whatever_the_batch(self, base, mesh, table):
-    arms = [bare_arm('closed_book'), tokens_arm(table, N)]
-    found = self.draw(base, mesh, arms)
-    assert found == self.draw(base, mesh, arms)
-    reverse = self.draw(base, mesh, arms, RECORDS[::-1], batch_size=3)
+    variants = [bare_variant('closed_book'), tokens_variant(table, N)]
+    found = self.draw(base, mesh, variants)
+    assert found == self.draw(base, mesh, variants)
+    reverse = self.draw(base, mesh, variants, RECORDS[::-1], batch_size=3)
     assert {k: v[::-1] for k, v in reverse.items()} == found
     assert (
-      self.draw(base, mesh, arms[:1])['closed_book'] == (found['closed_book'])
+      self.draw(base, mesh, variants[:1])['closed_book']
+      == (found['closed_book'])
     )
     # The order of passages is drawn by the seed, too, but not shown here.
-    other = self.draw(base, mesh, arms[:1], seed=1)
+    other = self.draw(base, mesh, variants[:1], seed=1)
     assert other['closed_book'] != found['closed_book']
 
   def test_little_heat_or_probability_is_greedy(
     self, base, mesh, table, answers
   ):
-    arm = tokens_arm(table, N)
+    variant = tokens_variant(table, N)
     for settings in ({'temperature': 1e-4}, {'top_p': 1e-4}):
-      found = self.draw(base, mesh, [arm], **settings)
-      assert found[arm.name] == answers[arm.name]
+      found = self.draw(base, mesh, [variant], **settings)
+      assert found[variant.name] == answers[variant.name]
 
   def test_draws_follow_the_models_distribution(
     self, base, mesh, tiny_dir, table
   ):
     """First tokens of 3,000 draws against torch's probabilities."""
     many = [dataclasses.replace(RECORDS[1], id=f'q{i}') for i in range(3000)]
-    arm = bare_arm('closed_book')
+    variant = bare_variant('closed_book')
     settings = {'max_new_tokens': 1, 'batch_size': 500, 'top_p': 0.6}
-    found = self.draw(base, mesh, [arm], many, temperature=1.5, **settings)
+    found = self.draw(base, mesh, [variant], many, temperature=1.5, **settings)
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
     example = table.assembler((), RECORDS[1].question)
     ids = [*example.prefix, *example.suffix(base.config.vocab_size)]
@@ -290,7 +295,7 @@ class TestSampling:
       ordinary = i in base.tokenizer.ids and i not in base.tokenizer.end_ids
       text = base.tokenizer.decode([i]).strip() if ordinary else ''
       expected[text] += p
-    seen = collections.Counter(answer.text for answer in found[arm.name])
+    seen = collections.Counter(answer.text for answer in found[variant.name])
     assert set(seen) <= {text for text, p in expected.items() if p}
     for text, p in expected.items():
       error = math.sqrt(p * (1 - p) / len(many))
@@ -316,29 +321,31 @@ def two_retrievers() -> list[Record]:
 def test_passages_are_those_of_the_retriever_that_is_asked_for(
   base, mesh, table, answers, two_retrievers
 ):
-  arms = [bare_arm('concat'), tokens_arm(table, N)]
+  variants = [bare_variant('concat'), tokens_variant(table, N)]
   found = {
     name: make_evaluator(base, mesh, retriever=name).answers(
-      two_retrievers, arms, label=''
+      two_retrievers, variants, label=''
     )
     for name in ('bm25', 'dense', 'gold')
   }
-  for arm in arms:
-    assert found['bm25'][arm.name] == answers[arm.name]
+  for variant in variants:
+    assert found['bm25'][variant.name] == answers[variant.name]
   assert len({tuple(x[f'tokens_k{N}']) for x in found.values()}) == 3
 
 
-def test_one_of_several_retrievers_has_to_be_named(base, arms, two_retrievers):
+def test_one_of_several_retrievers_has_to_be_named(
+  base, variants, two_retrievers
+):
   prompter = make_prompter(base)
   with pytest.raises(errors.UserError, match=r'record r0 .* bm25, dense; say'):
-    prompter.check_fits(two_retrievers, arms)
+    prompter.check_fits(two_retrievers, variants)
   # Where no passages are shown, it does not matter.
-  prompter.check_fits(two_retrievers, [bare_arm('closed_book')])
-  make_prompter(base, retriever='dense').check_fits(two_retrievers, arms)
+  prompter.check_fits(two_retrievers, [bare_variant('closed_book')])
+  make_prompter(base, retriever='dense').check_fits(two_retrievers, variants)
 
 
 def test_order_and_number_of_passages(base):
-  """What the arms show, read back from the prefix."""
+  """What the variants show, read back from the prefix."""
   record = dataclasses.replace(
     RECORDS[0],
     passages={'bm25': tuple(Passage('', '', w) for w in ('a', 'b', 'c', 'd'))},
@@ -347,7 +354,7 @@ def test_order_and_number_of_passages(base):
 
   def letters(**settings):
     prompter = make_prompter(base, **settings)
-    examples = [prompter.example(r, bare_arm('prompt')) for r in records]
+    examples = [prompter.example(r, bare_variant('prompt')) for r in records]
     return [
       ''.join(c for c in base.tokenizer.decode(e.prefix) if c in 'abcd')
       for e in examples
@@ -362,24 +369,24 @@ def test_order_and_number_of_passages(base):
   assert set(letters(num_passages=0)) == {''}
 
 
-def test_a_question_that_does_not_fit_is_found_before(base, arms):
+def test_a_question_that_does_not_fit_is_found_before(base, variants):
   long = dataclasses.replace(RECORDS[1], question='why? ' * 40)
   answer = dataclasses.replace(RECORDS[2], answers=('x' * 30, 'y'))
   prompter = make_prompter(base)
-  prompter.check_fits([*RECORDS, answer], arms)
+  prompter.check_fits([*RECORDS, answer], variants)
   with pytest.raises(errors.UserError, match=r'record r1: .*max_suffix_tokens'):
-    prompter.check_fits([*RECORDS, long], arms)
+    prompter.check_fits([*RECORDS, long], variants)
   with pytest.raises(errors.UserError, match=r'record r2: .*max_answer_tokens'):
-    prompter.check_fits([*RECORDS, answer], arms, answers=True)
+    prompter.check_fits([*RECORDS, answer], variants, answers=True)
 
 
 @pytest.mark.parametrize('batch_size', [1, 5])
 def test_answers_do_not_depend_on_the_batch(
-  base, mesh, arms, answers, batch_size
+  base, mesh, variants, answers, batch_size
 ):
   evaluator = make_evaluator(base, mesh, batch_size=batch_size)
   names = ('concat', 'tokens_k1', 'tokens_k4', 'tokens_first')
-  some = [arm for arm in arms if arm.name in names]
+  some = [variant for variant in variants if variant.name in names]
   again = evaluator.answers(RECORDS[::-1], some, label='')
   assert set(again) == set(names)
   for name, found in again.items():
@@ -388,8 +395,11 @@ def test_answers_do_not_depend_on_the_batch(
 
 def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
   poisoned = dataclasses.replace(table, rows=np.full_like(table.rows, np.nan))
-  arms = [bare_arm('prompt'), Arm('none', CONDITIONS['tokens'], poisoned, 0)]
-  again = make_evaluator(base, mesh).answers(RECORDS, arms, label='')
+  variants = [
+    bare_variant('prompt'),
+    PromptVariant('none', CONDITIONS['tokens'], poisoned, 0),
+  ]
+  again = make_evaluator(base, mesh).answers(RECORDS, variants, label='')
   assert again['prompt'] == answers['prompt']
   assert again['none'] == answers['plain']
 
@@ -397,17 +407,17 @@ def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
 def test_only_the_first_k_rows_count(base, mesh, table, answers):
   rows = table.rows.copy()
   rows[1:] = 7.0
-  arm = tokens_arm(dataclasses.replace(table, rows=rows), 1)
-  again = make_evaluator(base, mesh).answers(RECORDS, [arm], label='')
+  variant = tokens_variant(dataclasses.replace(table, rows=rows), 1)
+  again = make_evaluator(base, mesh).answers(RECORDS, [variant], label='')
   assert again['tokens_k1'] == answers['tokens_k1']
 
 
 @pytest.mark.parametrize(
-  ('position', 'arm'),
+  ('position', 'variant'),
   [('first', 'tokens_first'), ('middle', 'tokens_k4'), ('last', 'tokens_last')],
 )
 def test_validation_loss_is_that_of_torch(
-  base, mesh, table, tiny_dir, answers, position, arm
+  base, mesh, table, tiny_dir, answers, position, variant
 ):
   moved = dataclasses.replace(table.assembler, position=position)
   table = dataclasses.replace(table, assembler=moved)
@@ -430,10 +440,10 @@ def test_validation_loss_is_that_of_torch(
     count += len(targets)
   loss, found = make_evaluator(base, mesh).validate(RECORDS, table, N)
   np.testing.assert_allclose(loss, nll / count, rtol=1e-5)
-  assert found == answers[arm]
+  assert found == answers[variant]
 
 
-def test_stops_when_asked(base, mesh, arms):
+def test_stops_when_asked(base, mesh, variants):
   class Enough(Exception):
     pass
 
@@ -446,14 +456,16 @@ def test_stops_when_asked(base, mesh, arms):
   answerer = Answerer(base, mesh, cfg.eval, 0)
   evaluator = Evaluator(answerer, prompter, stopping.StopRequest(among))
   with pytest.raises(Enough):
-    evaluator.answers(RECORDS, arms, label='')
+    evaluator.answers(RECORDS, variants, label='')
 
 
-def test_compiles_once_for_each_shape(base, mesh, table, arms, answers):
+def test_compiles_once_for_each_shape(base, mesh, table, variants, answers):
   double = dataclasses.replace(table, rows=2 * table.rows)
   again = [
-    arm if arm.table is None else dataclasses.replace(arm, table=double)
-    for arm in arms
+    variant
+    if variant.table is None
+    else dataclasses.replace(variant, table=double)
+    for variant in variants
   ]
 
   def sizes():
@@ -465,9 +477,9 @@ def test_compiles_once_for_each_shape(base, mesh, table, arms, answers):
 
 
 def test_more_tokens_than_rows_is_an_error(base, table):
-  arm = tokens_arm(table, N + 1)
+  variant = tokens_variant(table, N + 1)
   with pytest.raises(errors.UserError, match=r'5 virtual tokens .* a has 4'):
-    make_prompter(base).check_fits(RECORDS, [arm])
+    make_prompter(base).check_fits(RECORDS, [variant])
 
 
 def test_cut_passages_are_reported(base, mesh, table, capsys):
@@ -481,20 +493,20 @@ def test_cut_passages_are_reported(base, mesh, table, capsys):
     id='longer',
     passages={'bm25': (Passage('', '', 'a' * 250), Passage('', '', 'b'))},
   )
-  arms = [tokens_arm(table, 1), bare_arm('closed_book')]
-  found = evaluator.answers([long, RECORDS[1], longer], arms, label='test')
+  variants = [tokens_variant(table, 1), bare_variant('closed_book')]
+  found = evaluator.answers([long, RECORDS[1], longer], variants, label='test')
   assert 'test: passages that did not fit' in (out := capsys.readouterr().out)
   assert '1 dropped, 2 cut' in out
   # Each answer has what its own prompt had.
   told = [
     (sorted(a.shown), a.passages_dropped, a.passages_cut)
-    for a in found[arms[0].name]
+    for a in found[variants[0].name]
   ]
   assert told == [([0, 1], 0, 1), ([0, 1], 0, 0), ([0], 1, 1)]
   assert {a.shown for a in found['closed_book']} == {()}
 
 
-def test_passages_are_encoded_once_for_all_arms(base, arms, monkeypatch):
+def test_passages_are_encoded_once_for_all_arms(base, variants, monkeypatch):
   prompter = make_prompter(base)
   encoded = []
   original = base.tokenizer.encode_batch_after
@@ -506,21 +518,21 @@ def test_passages_are_encoded_once_for_all_arms(base, arms, monkeypatch):
   monkeypatch.setattr(
     type(base.tokenizer), 'encode_batch_after', staticmethod(count)
   )
-  first = prompter.example(RECORDS[0], bare_arm('prompt'))
+  first = prompter.example(RECORDS[0], bare_variant('prompt'))
   size = len(encoded)
   assert size
-  second = prompter.example(RECORDS[0], bare_arm('concat'))
+  second = prompter.example(RECORDS[0], bare_variant('concat'))
   assert len(encoded) == size
   np.testing.assert_array_equal(first.prefix, second.prefix)
-  other = prompter.example(RECORDS[1], bare_arm('prompt'))
+  other = prompter.example(RECORDS[1], bare_variant('prompt'))
   assert len(encoded) > size
   assert not np.array_equal(other.prefix, first.prefix)
 
 
-def test_base_is_not_changed_by_answers(base, mesh, arms):
+def test_base_is_not_changed_by_answers(base, mesh, variants):
   def digest():
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(base.params)]
 
   before = digest()
-  make_evaluator(base, mesh).answers(RECORDS, arms, label='')
+  make_evaluator(base, mesh).answers(RECORDS, variants, label='')
   assert digest() == before

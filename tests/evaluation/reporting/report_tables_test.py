@@ -236,7 +236,9 @@ def test_p_values_are_never_0():
 
 
 def test_markdown_of_awkward_text():
-  table = report_tables.Table('t', ('a|b', 'n'), (('x\ny', '1'), ('', '20')))
+  table = report_tables.ReportTable(
+    't', ('a|b', 'n'), (('x\ny', '1'), ('', '20'))
+  )
   assert report_tables.to_markdown(table) == (
     '| a\\|b |   n |\n| ---- | --: |\n| x y  |   1 |\n|      |  20 |'
   )
@@ -249,7 +251,9 @@ def test_markdown_keeps_numbers_and_ordinary_names():
     ('2wiki-multi.hop', '<0.0001'),
     ('', '42.97/51.20'),
   )
-  text = report_tables.to_markdown(report_tables.Table('t', ('a', 'n'), rows))
+  text = report_tables.to_markdown(
+    report_tables.ReportTable('t', ('a', 'n'), rows)
+  )
   assert all(value in text for row in rows for value in row)
   assert '\\' not in text
 

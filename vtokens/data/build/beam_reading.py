@@ -16,7 +16,7 @@ from typing import Any
 from vtokens.data import dataset_names, retrieval_qa
 from vtokens.data.build import split_reading
 from vtokens.data.build.build_config import Split
-from vtokens.data.build.split_reading import Counts
+from vtokens.data.build.split_reading import SplitCounts
 from vtokens.data.records import Record
 from vtokens.host import errors
 
@@ -45,7 +45,7 @@ def read_splits(
   on_bad_record: str,
   directory: str,
   options: Any,
-) -> tuple[dict[str, Counts], dict[str, Any]]:
+) -> tuple[dict[str, SplitCounts], dict[str, Any]]:
   """Reads and checks all splits in one pipeline.
 
   Args:
@@ -89,9 +89,9 @@ def read_splits(
   return counts, {name: _Kept(prefix) for name, prefix in prefixes.items()}
 
 
-def _gather(prefix: str, split: Split, on_bad_record: str) -> Counts:
+def _gather(prefix: str, split: Split, on_bad_record: str) -> SplitCounts:
   """Sums up the notes of the workers."""
-  counts = Counts()
+  counts = SplitCounts()
   skipped: list[tuple[_Place, str]] = []
   directory, stem = os.path.split(f'{prefix}.notes')
   for file in pathlib.Path(directory).glob(f'{stem}*'):

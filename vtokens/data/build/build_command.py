@@ -20,7 +20,7 @@ from etils import epath
 from vtokens.data import built_datasets, dataset_names, sources
 from vtokens.data.build import split_reading
 from vtokens.data.build.build_config import Config
-from vtokens.data.build.split_reading import Counts
+from vtokens.data.build.split_reading import SplitCounts
 from vtokens.data.records import Record
 from vtokens.host import checksums, errors, json_files, paths, stopping, writers
 from vtokens.settings import schema
@@ -125,7 +125,7 @@ def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
   )
 
 
-def _write(cfg: Config, work: str) -> tuple[str, dict[str, Counts]]:
+def _write(cfg: Config, work: str) -> tuple[str, dict[str, SplitCounts]]:
   """Writes the shards below `work`; returns where, and the splits' counts."""
   from vtokens.data import retrieval_qa
 
@@ -149,7 +149,7 @@ def _write(cfg: Config, work: str) -> tuple[str, dict[str, Counts]]:
     for name in cfg.splits:
       _check_number(cfg, name, counts[name])
     return write(splits, beam_options=options), counts
-  counts = {name: Counts() for name in cfg.splits}
+  counts = {name: SplitCounts() for name in cfg.splits}
   generators: dict[str, Callable[[], Iterator[Record]]] = {
     name: functools.partial(_read_split, cfg, name, counts[name])
     for name in cfg.splits
@@ -157,7 +157,9 @@ def _write(cfg: Config, work: str) -> tuple[str, dict[str, Counts]]:
   return write(generators), counts
 
 
-def _read_split(cfg: Config, name: str, counts: Counts) -> Iterator[Record]:
+def _read_split(
+  cfg: Config, name: str, counts: SplitCounts
+) -> Iterator[Record]:
   yield from tqdm.tqdm(
     split_reading.read_split(
       cfg.splits[name],
@@ -173,7 +175,7 @@ def _read_split(cfg: Config, name: str, counts: Counts) -> Iterator[Record]:
   _check_number(cfg, name, counts)
 
 
-def _check_number(cfg: Config, name: str, counts: Counts) -> None:
+def _check_number(cfg: Config, name: str, counts: SplitCounts) -> None:
   expected = cfg.splits[name].expected_records
   if expected and counts.kept != expected:
     raise errors.UserError(
@@ -192,7 +194,7 @@ def _check_number(cfg: Config, name: str, counts: Counts) -> None:
 def _finish(
   directory: str,
   cfg: Config,
-  counts: Mapping[str, Counts],
+  counts: Mapping[str, SplitCounts],
   fingerprint: str,
   built_from: dict[str, Any],
 ) -> None:
@@ -249,7 +251,7 @@ def _finish(
   built_datasets.verify(built_datasets.read_manifest(directory))
 
 
-def _left_out(counts: Counts) -> str:
+def _left_out(counts: SplitCounts) -> str:
   parts = [
     f'{number:,} {what}'
     for number, what in (

@@ -14,7 +14,7 @@ from vtokens.data.records import Record
 
 
 @dataclasses.dataclass
-class Counts:
+class SplitCounts:
   """What became of the records of a split.
 
   Attributes:
@@ -82,7 +82,7 @@ def read_source(
 
 
 def read_split(
-  split: Split, *, max_passages: int, on_bad_record: str, counts: Counts
+  split: Split, *, max_passages: int, on_bad_record: str, counts: SplitCounts
 ) -> Iterator[Record]:
   """Yields the records of a split, in the order of its sources.
 
@@ -104,7 +104,7 @@ def read_split(
       )
       if has_answer(record, split)
     )
-    chosen = Draw.of(ids, split)
+    chosen = IdSample.of(ids, split)
   for record in read_source(
     split.sources, split, on_bad_record, counts.skipped, counts.notes
   ):
@@ -140,7 +140,7 @@ def cut_passages(record: Record, max_passages: int) -> tuple[Record, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class IdSample:
   """A random choice of ids that does not depend on their order.
 
   An id is chosen if its hash, of 63 bits, is among the smallest.
@@ -154,7 +154,7 @@ class Draw:
   largest: int
 
   @classmethod
-  def of(cls, ids: Iterable[str], split: Split) -> 'Draw':
+  def of(cls, ids: Iterable[str], split: Split) -> 'IdSample':
     """Chooses `split.max_records` of these, or all if there are not more."""
     hashes = np.fromiter(
       (draw_hash(id_, split.seed) for id_ in ids), dtype=np.uint64

@@ -124,7 +124,7 @@ def _shape_of_text(path: str, head: bytes) -> Shape:
   columns = first.split('\t')
   if len(columns) == 2:
     if isinstance(
-      table_cells.parsed(table_cells.Cell(_split(first, '\t')[-1])), list
+      table_cells.parsed(table_cells.TextCell(_split(first, '\t')[-1])), list
     ):
       return Shape.QUESTIONS
     if columns[0] and columns[1].strip() and not re.search(r'\s', columns[0]):

@@ -15,7 +15,7 @@ from vtokens.data.files.compressed_lines import (
   text_lines,
 )
 from vtokens.data.records import RecordError
-from vtokens.data.table_cells import Cell
+from vtokens.data.table_cells import TextCell
 from vtokens.host import errors
 
 _BATCH = 256  # rows of Parquet
@@ -92,7 +92,7 @@ def _row_of(row: Row, header: Sequence[str]) -> Row:
     )
   else:
     value = {
-      name: Cell(field) if field else None
+      name: TextCell(field) if field else None
       for name, field in zip(header, fields, strict=True)
     }
   return Row(row.number, row.place, value)

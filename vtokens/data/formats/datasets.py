@@ -15,7 +15,7 @@ from typing import Any
 from vtokens.data import fields as fields_lib
 from vtokens.data import table_cells
 from vtokens.data.checks import BadRecord, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.formats import drafts
 from vtokens.data.formats.drafts import Draft
 from vtokens.data.records import GOLD, Passage
@@ -85,7 +85,7 @@ def _said(turn: Any) -> Any:
   return turn.get('input_text') if isinstance(turn, dict) else turn
 
 
-def squad(fields: Fields) -> Draft:
+def squad(fields: RowFields) -> Draft:
   """A question of SQuAD or MRQA: its paragraph is gold."""
   answers = table_cells.parsed(fields.value('answers'))
   if isinstance(answers, dict):  # columns, not always of one length
@@ -111,18 +111,18 @@ def squad(fields: Fields) -> Draft:
   )
 
 
-def coqa(fields: Fields) -> Draft:
+def coqa(fields: RowFields) -> Draft:
   """A round of CoQA, as `expand` makes it."""
   gold = drafts.visible(Passage('', '', fields.body('story')), fields)
   return drafts.make(fields, 'answers', passages={GOLD: [gold]} if gold else {})
 
 
-def hotpot(fields: Fields) -> Draft:
+def hotpot(fields: RowFields) -> Draft:
   """HotpotQA and 2WikiMultiHopQA: every paragraph given, some of them gold."""
   for key in ('supporting_facts', 'context'):
     # Parquet files of 2WikiMultiHopQA have JSON as text in these columns.
     if isinstance(text := fields.value(key), str):
-      fields.values[key] = table_cells.Cell(text)
+      fields.values[key] = table_cells.TextCell(text)
   facts = fields.value('supporting_facts')
   titles = _first_column(fields, 'supporting_facts', facts)
   supporting = set(titles)
@@ -155,7 +155,7 @@ def hotpot(fields: Fields) -> Draft:
   )
 
 
-def _paragraphs(fields: Fields) -> list[tuple[str, Any, Any]]:
+def _paragraphs(fields: RowFields) -> list[tuple[str, Any, Any]]:
   """(name, title, sentences) of [[title, sentences]].
 
   Or of columns, as in Parquet: {title, sentences}.
@@ -171,7 +171,7 @@ def _paragraphs(fields: Fields) -> list[tuple[str, Any, Any]]:
   return [(name, pair[0], pair[1]) for name, pair in pairs]
 
 
-def _first_column(fields: Fields, key: str, value: Any) -> list[str]:
+def _first_column(fields: RowFields, key: str, value: Any) -> list[str]:
   if isinstance(table_cells.parsed(value), dict):
     return [row.text('title') for row in fields.objects(key, 'facts')]
   titles = []
@@ -182,7 +182,7 @@ def _first_column(fields: Fields, key: str, value: Any) -> list[str]:
   return titles
 
 
-def musique(fields: Fields) -> Draft:
+def musique(fields: RowFields) -> Draft:
   """MuSiQue: every paragraph given, the supporting ones gold."""
   given = drafts.listed(fields, 'paragraphs', text='paragraph_text', id_='')
   gold = [p for p, part in given if part and part.get('is_supporting') is True]
@@ -194,7 +194,7 @@ def musique(fields: Fields) -> Draft:
   )
 
 
-def ms_marco(fields: Fields) -> Draft:
+def ms_marco(fields: RowFields) -> Draft:
   """MS MARCO QA: every passage given, the selected ones gold."""
   answers = fields.value('answers')
   if answers in ([], [_NO_ANSWER]):
@@ -218,11 +218,11 @@ def ms_marco(fields: Fields) -> Draft:
   )
 
 
-def popqa(fields: Fields) -> Draft:
+def popqa(fields: RowFields) -> Draft:
   """PopQA: `possible_answers` is an array spelled as text."""
   text = fields.value('possible_answers')
   if isinstance(text, str):
-    answers = table_cells.parsed(table_cells.Cell(text))
+    answers = table_cells.parsed(table_cells.TextCell(text))
     if not isinstance(answers, list):
       raise fields_lib.wrong_type(
         'possible_answers', text, 'a JSON array of strings'
@@ -231,14 +231,14 @@ def popqa(fields: Fields) -> Draft:
   return drafts.make(fields, 'possible_answers')
 
 
-def nq_open(fields: Fields) -> Draft:
+def nq_open(fields: RowFields) -> Draft:
   """Question and `answer`, a string or an array of them."""
   # MIRAGE has no other id.
   id_ = 'query_id' if 'query' in fields and 'id' not in fields else 'id'
   return drafts.make(fields, 'answer', id_=id_)
 
 
-def trivia_qa(fields: Fields) -> Draft:
+def trivia_qa(fields: RowFields) -> Draft:
   """TriviaQA without its evidence: the value and its aliases count."""
   for key in ('entity_pages', 'search_results'):
     documents = fields.get(key)

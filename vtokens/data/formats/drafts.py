@@ -7,7 +7,7 @@ from typing import Any
 from vtokens.data import corpus, table_cells
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.records import GIVEN, GOLD, Passage
 
 BLANK = 'blank passages left out'
@@ -53,7 +53,7 @@ class Draft:
   notes: tuple[str, ...] = ()
 
 
-def answers(fields: Fields) -> tuple[str, ...]:
+def answers(fields: RowFields) -> tuple[str, ...]:
   """Those under `answers` or `target`; of both, `target` comes first.
 
   FiD and Atlas have both for TriviaQA: aliases, and the one to train on.
@@ -65,7 +65,10 @@ def answers(fields: Fields) -> tuple[str, ...]:
 
 
 def make(
-  fields: Fields, *keys: str, passages: Passages | None = None, id_: str = 'id'
+  fields: RowFields,
+  *keys: str,
+  passages: Passages | None = None,
+  id_: str = 'id',
 ) -> Draft:
   """A draft of a row with `question` (or `query`) and its answers' keys.
 
@@ -90,7 +93,7 @@ def make(
 
 
 def passage(
-  fields: Fields, *, text: str = 'text', id_: str = 'id'
+  fields: RowFields, *, text: str = 'text', id_: str = 'id'
 ) -> Passage | None:
   """A passage {id?, title?, text, score?}; None, and a note, if it is blank.
 
@@ -108,14 +111,14 @@ def passage(
   return visible(found, fields)
 
 
-def contents(fields: Fields, key: str, id_: str) -> Passage | None:
+def contents(fields: RowFields, key: str, id_: str) -> Passage | None:
   """A passage whose title is the first line of its text; see `passage`."""
   title, text = corpus.split_contents(fields.body(key))
   found = Passage(fields.id(id_, ''), title, text, fields.score('score'))
   return visible(found, fields)
 
 
-def visible(passage: Passage, fields: Fields) -> Passage | None:
+def visible(passage: Passage, fields: RowFields) -> Passage | None:
   """The passage; None, and a note among those of the row, if it is blank."""
   if passage.text.strip():
     return passage
@@ -124,7 +127,7 @@ def visible(passage: Passage, fields: Fields) -> Passage | None:
 
 
 def listed(
-  fields: Fields, key: str, *, text: str = 'text', id_: str = 'id'
+  fields: RowFields, key: str, *, text: str = 'text', id_: str = 'id'
 ) -> list[tuple[Passage, Any]]:
   """The passages of an array of strings and objects, without blank ones.
 

@@ -7,7 +7,7 @@ versions 0.1 and 0.2; facebookresearch/CRAG docs/dataset.md.
 
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.formats import drafts
 from vtokens.data.formats.drafts import Draft, Passages
 from vtokens.data.records import GIVEN, GOLD, Passage
@@ -15,7 +15,7 @@ from vtokens.data.records import GIVEN, GOLD, Passage
 _PAGES = 'web pages of CRAG left out: their snippets are the passages'
 
 
-def alce(fields: Fields) -> Draft:
+def alce(fields: RowFields) -> Draft:
   """ALCE: `docs` are given, `answer` is what annotators wrote."""
   given = [passage for passage, _ in drafts.listed(fields, 'docs')]
   return drafts.make(
@@ -26,7 +26,7 @@ def alce(fields: Fields) -> Draft:
   )
 
 
-def rgb(fields: Fields) -> Draft:
+def rgb(fields: RowFields) -> Draft:
   """RGB: positive passages are gold; all are given, false ones last."""
   gold = [passage for passage, _ in drafts.listed(fields, 'positive')]
   given = list(gold)
@@ -36,7 +36,7 @@ def rgb(fields: Fields) -> Draft:
   return drafts.make(fields, 'answer', passages=drafts.with_gold(given, gold))
 
 
-def ragas(fields: Fields) -> Draft:
+def ragas(fields: RowFields) -> Draft:
   """RAGAS: the truth is the answer; what a system answered is not read."""
   keys = ('ground_truths', 'ground_truth', 'reference')
   truths = [key for key in keys if key in fields]
@@ -59,7 +59,7 @@ def ragas(fields: Fields) -> Draft:
   )
 
 
-def crag(fields: Fields) -> Draft:
+def crag(fields: RowFields) -> Draft:
   """CRAG: the snippets of the pages found are given."""
   given = []
   for page in fields.objects('search_results', 'pages'):
@@ -83,7 +83,7 @@ def crag(fields: Fields) -> Draft:
   )
 
 
-def check_choices(fields: Fields, draft: Draft) -> None:
+def check_choices(fields: RowFields, draft: Draft) -> None:
   """Raises if the answer only names one of several choices.
 
   Raises:

@@ -12,7 +12,7 @@ README and flashrag/retriever/retriever.py.
 from vtokens.data import corpus, table_cells
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.formats import drafts
 from vtokens.data.formats.drafts import Draft, Passages, Ref
 from vtokens.data.records import GIVEN, GOLD, Passage
@@ -23,7 +23,7 @@ _MAX_SPAN = 1000  # paragraphs of KILT
 _DPR_TRAINING = ('positive_ctxs', 'hard_negative_ctxs', 'negative_ctxs')
 
 
-def own(fields: Fields) -> Draft:
+def own(fields: RowFields) -> Draft:
   """This project's own, SPRING's, Atlas's, and questions without passages."""
   answers = drafts.answers(fields)
   passages: Passages = {}
@@ -60,7 +60,7 @@ def own(fields: Fields) -> Draft:
   )
 
 
-def _is_gold(passage: Fields | None) -> bool:
+def _is_gold(passage: RowFields | None) -> bool:
   if passage is None:
     return False
   gold = passage.get('gold', False)
@@ -69,7 +69,7 @@ def _is_gold(passage: Fields | None) -> bool:
   return gold
 
 
-def _retrieved(fields: Fields) -> list[Passage | Ref]:
+def _retrieved(fields: RowFields) -> list[Passage | Ref]:
   refs: list[Passage | Ref] = []
   for name, pair in fields.items('retrieved', '[id, score]'):
     if not isinstance(pair, list) or len(pair) != 2:
@@ -79,7 +79,7 @@ def _retrieved(fields: Fields) -> list[Passage | Ref]:
   return refs
 
 
-def flashrag(fields: Fields) -> Draft:
+def flashrag(fields: RowFields) -> Draft:
   """A data set's line; what its intermediate_data.json adds is `output`."""
   passages: Passages = {}
   output = fields.get('output')
@@ -90,7 +90,7 @@ def flashrag(fields: Fields) -> Draft:
   return drafts.make(fields, 'golden_answers', passages=passages)
 
 
-def cached(results: list[Fields]) -> list[Passage | Ref]:
+def cached(results: list[RowFields]) -> list[Passage | Ref]:
   """What FlashRAG keeps of retrieved passages: {id, contents, score}."""
   found: list[Passage | Ref | None] = []
   for result in results:
@@ -104,7 +104,7 @@ def cached(results: list[Fields]) -> list[Passage | Ref]:
   return [passage for passage in found if passage is not None]
 
 
-def dpr(fields: Fields) -> Draft:
+def dpr(fields: RowFields) -> Draft:
   """DPR's and FiD's: `ctxs`, whose scores may be strings."""
   ctxs = [drafts.passage(ctx) for ctx in fields.objects('ctxs', 'passages')]
   return Draft(
@@ -116,7 +116,7 @@ def dpr(fields: Fields) -> Draft:
   )
 
 
-def dpr_training(fields: Fields) -> Draft:
+def dpr_training(fields: RowFields) -> Draft:
   """What DPR trains its retriever on; the negatives are given too."""
   found: dict[str, list[Passage]] = {}
   for key in _DPR_TRAINING:
@@ -136,7 +136,7 @@ def dpr_training(fields: Fields) -> Draft:
   )
 
 
-def pyserini(fields: Fields) -> Draft:
+def pyserini(fields: RowFields) -> Draft:
   """One question of Pyserini's DPR run; `text` is only there if asked for."""
   given: list[Passage | Ref | None] = []
   for context in fields.objects('contexts', 'passages'):
@@ -149,7 +149,7 @@ def pyserini(fields: Fields) -> Draft:
   return drafts.make(fields, 'answers', passages=passages)
 
 
-def kilt(fields: Fields) -> Draft:
+def kilt(fields: RowFields) -> Draft:
   """KILT: the paragraphs that its provenances name are gold."""
   answers: list[str] = []
   gold: dict[tuple[str, ...], Ref] = {}
@@ -175,7 +175,7 @@ def kilt(fields: Fields) -> Draft:
   )
 
 
-def _span(source: Fields) -> tuple[str, ...]:
+def _span(source: RowFields) -> tuple[str, ...]:
   """Ids of the paragraphs that a provenance names, if it names any."""
   start = source.get('start_paragraph_id')
   if 'wikipedia_id' not in source or start is None:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from vtokens.data import catalogue, checks, dataset_names, files
 from vtokens.data import corpus as corpus_lib
 from vtokens.data.checks import BadRecord, BadRecords, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.formats import (
   datasets,
   documents,
@@ -300,7 +300,7 @@ def _find(source: _Source, look: _Look) -> Iterator[_Found]:
       )
       draft: drafts.Draft | BadRecord
       try:
-        draft = row_formats.convert(Fields(value, '', look.max_text_bytes))
+        draft = row_formats.convert(RowFields(value, '', look.max_text_bytes))
         if draft.id and prefix:
           draft = dataclasses.replace(draft, id=prefix + draft.id)
         draft = _add(draft, round_id, look)

@@ -20,7 +20,7 @@ from typing import Any
 from vtokens.data import checks, cleaning, files
 from vtokens.data import fields as fields_lib
 from vtokens.data.checks import BadRecord, BadRecords, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.formats import drafts, rag
 from vtokens.data.records import GIVEN, GOLD, Passage, RecordError
 
@@ -65,7 +65,7 @@ class Retrieved:
     notes: list[str] = []
     results = self.by_question.get(draft.question)
     if results is not None:
-      fields = Fields({'': results}, '', max_text_bytes)
+      fields = RowFields({'': results}, '', max_text_bytes)
       try:
         found[GIVEN] = rag.cached(fields.objects('', 'passages'))
         notes += fields.notes
@@ -116,7 +116,7 @@ def read_trec(path: str, shape: files.Shape, report: BadRecords) -> Retrieved:
     try:
       retriever, qid, entry = parse(line)
       if retriever not in retrieved.by_id:
-        fields = Fields({}, '', report.max_text_bytes)
+        fields = RowFields({}, '', report.max_text_bytes)
         retriever = fields.check_text(retriever, 'tag')
         report.notes.update(fields.notes)
     except BadRecord as e:

@@ -8,12 +8,12 @@ import dataclasses
 from collections.abc import Callable
 
 from vtokens.data import table_cells
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.data.formats import datasets, drafts, evals, rag, unread
 from vtokens.data.formats.drafts import Draft
 
 
-def convert(fields: Fields) -> Draft:
+def convert(fields: RowFields) -> Draft:
   """A row, its format told by its keys.
 
   Raises:
@@ -31,12 +31,12 @@ def convert(fields: Fields) -> Draft:
 
 def _truth(value: object) -> object:
   """A cell of a table as a boolean, if it is one; other values as they are."""
-  if isinstance(value, table_cells.Cell):
+  if isinstance(value, table_cells.TextCell):
     return {'true': True, 'false': False}.get(value.strip().lower(), value)
   return value
 
 
-def _converter(fields: Fields) -> Callable[[Fields], Draft]:
+def _converter(fields: RowFields) -> Callable[[RowFields], Draft]:
   for keys, converter in _CONVERTERS:
     if all(key in fields for key in keys):
       return converter
@@ -51,7 +51,7 @@ def _converter(fields: Fields) -> Callable[[Fields], Draft]:
   return rag.own
 
 
-_Converters = tuple[tuple[tuple[str, ...], Callable[[Fields], Draft]], ...]
+_Converters = tuple[tuple[tuple[str, ...], Callable[[RowFields], Draft]], ...]
 
 # The first whose keys a row has; more telling ones come first.
 _CONVERTERS: _Converters = (

@@ -11,7 +11,7 @@ from typing import Any
 
 from vtokens.data import table_cells
 from vtokens.data.checks import BadRecord, Kind, printable
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 
 
 def _words(text: str) -> frozenset[str]:
@@ -75,7 +75,7 @@ _KNOWN = (
 )
 
 
-def check(fields: Fields) -> None:
+def check(fields: RowFields) -> None:
   """Raises if a key that was not asked for looks like passages or answers.
 
   Raises:
@@ -90,7 +90,7 @@ def check(fields: Fields) -> None:
     for key in fields.values
     if key in unused
     and _looks_like(
-      key, isinstance(fields.values[key], list | table_cells.Cell)
+      key, isinstance(fields.values[key], list | table_cells.TextCell)
     )
     and _has_text(fields.values[key])
   ]
@@ -130,7 +130,7 @@ def _has_text(value: Any) -> bool:
   """Whether there is text in a value, at whatever depth."""
   if isinstance(value, str):
     text = value.strip()
-    if isinstance(value, table_cells.Cell):  # Numbers of a table are text.
+    if isinstance(value, table_cells.TextCell):  # Numbers of a table are text.
       return not _NO_TEXT.fullmatch(text)
     return bool(text)
   if isinstance(value, dict):

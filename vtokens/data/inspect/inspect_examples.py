@@ -12,10 +12,10 @@ import numpy as np
 
 from vtokens import config
 from vtokens.data import pipeline
-from vtokens.data.assemble import Assembler, Encoder, Ids, fit, suffix_len
+from vtokens.data.assemble import Assembler, Ids, PromptEncoder, fit, suffix_len
 from vtokens.data.batch import Batch
 from vtokens.data.containment import Matcher
-from vtokens.data.mixture import Mixture, Origin, Shown
+from vtokens.data.mixture import Origin, ShownPassage, TrainingMixture
 from vtokens.data.records import GOLD, Record
 
 
@@ -86,7 +86,7 @@ def of_step(
   step: int,
   host: pipeline.HostBatch,
   planned: pipeline.PlannedBatch,
-  mixture: Mixture,
+  mixture: TrainingMixture,
   assembler: Assembler,
   vocab_size: int,
 ) -> Iterator[ExampleView]:
@@ -149,7 +149,7 @@ def of_step(
     )
 
 
-def _other(mixture: Mixture, passage: Shown, name: str) -> str:
+def _other(mixture: TrainingMixture, passage: ShownPassage, name: str) -> str:
   owner = mixture.id(passage.member)
   return '' if owner == name else owner
 
@@ -284,7 +284,7 @@ def _fit(assembler: Assembler, ranks: Sequence[int], lens: _Lens) -> list[int]:
   )
 
 
-def _heads(encoder: Encoder, count: int) -> list[int]:
+def _heads(encoder: PromptEncoder, count: int) -> list[int]:
   return [len(encoder.head(i + 1)) for i in range(count)]
 
 

@@ -13,7 +13,7 @@ from vtokens.data.assemble import Ids
 from vtokens.data.inspect.inspect_examples import ExampleView, PassageView
 from vtokens.data.inspect.inspect_stats import Stats
 from vtokens.data.inspect.inspect_text import Reader, printable
-from vtokens.data.mixture import Counts
+from vtokens.data.mixture import DatasetCounts
 from vtokens.data.records import Record
 
 _START, _PASSAGE, _VIRTUAL, _PROMPT, _ANSWER, _BAD = (
@@ -154,7 +154,7 @@ def _about_passage(passage: PassageView) -> Text:
 
 def print_counts(
   console: Console,
-  counts: Mapping[str, Counts],
+  counts: Mapping[str, DatasetCounts],
   weights: Mapping[str, float],
   stats: Stats,
 ) -> None:

@@ -63,7 +63,7 @@ class Stats:
 
 def of_plans(
   plans: Iterable[pipeline.PlannedBatch],
-  examples: mixture.Mixture,
+  examples: mixture.TrainingMixture,
   shapes: Sequence[Shape],
   limits: Mapping[str, int],
 ) -> Stats:

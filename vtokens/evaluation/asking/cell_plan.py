@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from vtokens.evaluation.asking.cells import Cell
 from vtokens.evaluation.asking.evaluated_models import Model
-from vtokens.evaluation.asking.prompter import Arm
+from vtokens.evaluation.asking.prompter import PromptVariant
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.eval_config import UNTOUCHED, Config
 
@@ -20,14 +20,14 @@ class Group:
     dataset: whose questions.
     num_passages: shown; 0 for none.
     retriever: whose.
-    arms: what is asked in each cell.
+    variants: what is asked in each cell.
   """
 
   model: str
   dataset: str
   num_passages: int
   retriever: str
-  arms: dict[Cell, Arm]
+  variants: dict[Cell, PromptVariant]
 
 
 def groups(cfg: Config, model: Model, datasets: Sequence[str]) -> list[Group]:
@@ -42,20 +42,23 @@ def groups(cfg: Config, model: Model, datasets: Sequence[str]) -> list[Group]:
     Groups in the order of datasets; in each group, cells in the order of the
     conditions.
   """
-  found: dict[tuple[str, int, str], dict[Cell, Arm]] = {}
+  found: dict[tuple[str, int, str], dict[Cell, PromptVariant]] = {}
   for dataset in datasets:
     for name in cfg.conditions:
       if name == UNTOUCHED:
         continue
-      for cell, arm in _cells(cfg, model, dataset, name):
+      for cell, variant in _cells(cfg, model, dataset, name):
         key = (dataset, cell.num_passages, cell.retriever)
-        found.setdefault(key, {})[cell] = arm
-  return [Group(model.name, *key, arms=arms) for key, arms in found.items()]
+        found.setdefault(key, {})[cell] = variant
+  return [
+    Group(model.name, *key, variants=variants)
+    for key, variants in found.items()
+  ]
 
 
 def _cells(
   cfg: Config, model: Model, dataset: str, name: str
-) -> Iterator[tuple[Cell, Arm]]:
+) -> Iterator[tuple[Cell, PromptVariant]]:
   condition = CONDITIONS[name]
   passages = list(itertools.product(cfg.num_passages, cfg.retrievers))
   for table in model.tables.values() if condition.tokens else [None]:
@@ -77,6 +80,9 @@ def _cells(
         num_passages=m if shown else 0,
         retriever=retriever if shown else '',
       )
-      # The name of an arm is only unique among those asked together.
+      # The name of a variant is only unique among those asked together.
       parts = [name, cell.table, f'k={k}' if k else '']
-      yield cell, Arm(' '.join(filter(None, parts)), condition, table, k)
+      yield (
+        cell,
+        PromptVariant(' '.join(filter(None, parts)), condition, table, k),
+      )

@@ -15,7 +15,7 @@ from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import stack_tables
-from vtokens.evaluation.asking.prompter import Arm, Prompter
+from vtokens.evaluation.asking.prompter import Prompter, PromptVariant
 from vtokens.host import stopping
 from vtokens.models.frozen_base import FrozenBase
 
@@ -25,7 +25,7 @@ def measure(
   mesh: jax.sharding.Mesh,
   prompter: Prompter,
   records: Sequence[Record],
-  arms: Sequence[Arm],
+  variants: Sequence[PromptVariant],
   decode: config.Decode,
   *,
   repeats: int,
@@ -34,7 +34,7 @@ def measure(
   """Times the same questions asked in several ways, each way by itself.
 
   Compilation and host work (tokens to ids and back) are left out. Answers are
-  `decode.max_new_tokens` long, whatever the model says, so that every arm
+  `decode.max_new_tokens` long, whatever the model says, so that every variant
   does the same work but for its own tokens.
 
   Args:
@@ -42,33 +42,35 @@ def measure(
     mesh: the devices.
     prompter: makes the examples.
     records: the questions: one batch, and the first of it alone.
-    arms: ways to ask; the others are compared with the first.
+    variants: ways to ask; the others are compared with the first.
     decode: how answers are generated.
     repeats: of each, after one that is not counted.
     stop: drops the measurement.
 
   Returns:
-    One dict of JSON values for each arm and batch size, with medians:
+    One dict of JSON values for each variant and batch size, with medians:
     prompt_tokens (mean of a question), prefill_tokens_per_second (prefix and
     suffix), first_token_seconds (of the whole batch), answer_seconds (one
     question's share of the batch's time), decode_tokens_per_second, and
-    first_token_extra, answer_extra (ratio to the first arm, minus 1).
+    first_token_extra, answer_extra (ratio to the first variant, minus 1).
   """
   rows = []
   for size in sorted({1, len(records)}):
     settings = dataclasses.replace(decode, batch_size=size)
     answerer = Answerer(base, mesh, settings, seed=0)
     first: dict[str, Any] = {}
-    for arm in arms:
+    for variant in variants:
       stop.check_together()
-      examples = [prompter.example(record, arm) for record in records[:size]]
+      examples = [
+        prompter.example(record, variant) for record in records[:size]
+      ]
       row: dict[str, Any] = {
-        'condition': arm.name,
-        'num_active': arm.num_active,
+        'condition': variant.name,
+        'num_active': variant.num_active,
         'batch_size': answerer.batch_size,
         **stop.run(
           functools.partial(
-            _time, answerer, examples, arm, base, decode, repeats
+            _time, answerer, examples, variant, base, decode, repeats
           )
         ),
       }
@@ -83,12 +85,12 @@ def measure(
 def _time(
   answerer: Answerer,
   examples: Sequence[Example],
-  arm: Arm,
+  variant: PromptVariant,
   base: FrozenBase,
   decode: config.Decode,
   repeats: int,
 ) -> dict[str, float | None]:
-  table, first_ids = stack_tables([arm], base.config)
+  table, first_ids = stack_tables([variant], base.config)
   suffixes = [[example] for example in examples]
 
   def run(new_tokens: int) -> None:

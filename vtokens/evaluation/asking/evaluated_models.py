@@ -8,8 +8,8 @@ import numpy as np
 from etils import epath
 
 from vtokens import config
-from vtokens.data.assemble import Assembler, Encoder, Limits
-from vtokens.evaluation.conditions import Table
+from vtokens.data.assemble import Assembler, Limits, PromptEncoder
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.eval_config import Config
 from vtokens.host import errors, json_files, paths
 from vtokens.models import frozen_base
@@ -60,7 +60,7 @@ class Model:
   name: str
   base: frozen_base.OpenBase
   assembler: Assembler
-  tables: dict[str, Table]
+  tables: dict[str, TokenTable]
 
 
 def read_runs(workdirs: Sequence[str]) -> list[Run]:
@@ -166,7 +166,7 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
         base=base,
         assembler=_assembler(cfg, base, cfg.templates, 'middle'),
         tables={
-          run.name: Table(
+          run.name: TokenTable(
             name=run.name,
             # Rows that no step has trained are not to be used.
             rows=run.rows[: run.num_trained],
@@ -211,7 +211,7 @@ def _assembler(
   position: str,
 ) -> Assembler:
   return Assembler(
-    encoder=Encoder(base.tokenizer, templates),
+    encoder=PromptEncoder(base.tokenizer, templates),
     limits=Limits(
       prefix=cfg.data.max_prefix_tokens, suffix=cfg.data.max_suffix_tokens
     ),

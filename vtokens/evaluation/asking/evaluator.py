@@ -18,8 +18,12 @@ from vtokens.data.records import Record
 from vtokens.evaluation.asking import answering
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.cells import Answer
-from vtokens.evaluation.asking.prompter import Arm, Prompter, tokens_arm
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.asking.prompter import (
+  Prompter,
+  PromptVariant,
+  tokens_variant,
+)
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import stopping, writers
 from vtokens.method import steps
 from vtokens.models.decoder_config import DecoderConfig
@@ -31,7 +35,7 @@ class AnsweredBatch:
 
   Attributes:
     index: numbers of the records.
-    answers: by name of the arm, one for each of them.
+    answers: by name of the variant, one for each of them.
   """
 
   index: list[int]
@@ -64,23 +68,27 @@ class Evaluator:
     self._stop = stop or stopping.StopRequest()
 
   def answers(
-    self, records: Sequence[Record], arms: Sequence[Arm], *, label: str
+    self,
+    records: Sequence[Record],
+    variants: Sequence[PromptVariant],
+    *,
+    label: str,
   ) -> dict[str, list[Answer]]:
     """Answers to all records.
 
     Args:
       records: the questions.
-      arms: ways to ask them.
+      variants: ways to ask them.
       label: of the progress bar.
 
     Returns:
-      By name of the arm, one answer for each record, in order.
+      By name of the variant, one answer for each record, in order.
     """
     found: dict[str, list[Answer]] = {
-      arm.name: [Answer('', 0, '')] * len(records) for arm in arms
+      variant.name: [Answer('', 0, '')] * len(records) for variant in variants
     }
     with _progress(len(records), label) as bar:
-      for batch in self.stream(records, arms):
+      for batch in self.stream(records, variants):
         for name, answers in batch.answers.items():
           for i, answer in zip(batch.index, answers, strict=True):
             found[name][i] = answer
@@ -89,20 +97,21 @@ class Evaluator:
     return found
 
   def stream(
-    self, records: Sequence[Record], arms: Sequence[Arm]
+    self, records: Sequence[Record], variants: Sequence[PromptVariant]
   ) -> Iterator[AnsweredBatch]:
     """Answers to all records, batch by batch, longest first.
 
     Args:
       records: the questions.
-      arms: ways to ask them.
+      variants: ways to ask them.
     """
-    table, first_ids = stack_tables(arms, self._base.config)
+    table, first_ids = stack_tables(variants, self._base.config)
     waiting = None
     for index in self._batches(records):
       # Made while the device answers the batch before.
       examples = [
-        [self._prompter.example(records[i], arm) for arm in arms] for i in index
+        [self._prompter.example(records[i], variant) for variant in variants]
+        for i in index
       ]
       if waiting is not None:
         yield self._stop.run(waiting)
@@ -120,28 +129,29 @@ class Evaluator:
       def waiting(index=index, answers=answers):
         columns = zip(*answers(), strict=True)
         return AnsweredBatch(
-          index, {a.name: list(c) for a, c in zip(arms, columns, strict=True)}
+          index,
+          {a.name: list(c) for a, c in zip(variants, columns, strict=True)},
         )
 
     if waiting is not None:
       yield self._stop.run(waiting)
 
   def validate(
-    self, records: Sequence[Record], table: Table, num_active: int
+    self, records: Sequence[Record], table: TokenTable, num_active: int
   ) -> tuple[float, list[Answer]]:
     """Mean loss of the records' first answers, and generated answers.
 
     Returns:
       Nats per target token, and one answer for each record.
     """
-    arm = tokens_arm(table, num_active)
+    variant = tokens_variant(table, num_active)
     answers = [Answer('', 0, '')] * len(records)
     nll = tokens = 0.0
     with _progress(len(records), 'validation') as bar:
       for index in self._batches(records):
         self._stop.check_together()
         asked = functools.partial(
-          self._validate_batch, [records[i] for i in index], arm, table.rows
+          self._validate_batch, [records[i] for i in index], variant, table.rows
         )
         # State is saved after a stop here, by all processes at the same point.
         alone = jax.process_count() == 1
@@ -156,12 +166,12 @@ class Evaluator:
   def _validate_batch(
     self,
     records: Sequence[Record],
-    arm: Arm,
+    variant: PromptVariant,
     rows: Float[np.ndarray, 'P D'],
   ) -> tuple[tuple[float, float], list[Answer]]:
     """Nats and target tokens of a batch, and its answers."""
     examples = [
-      self._prompter.example(record, arm, record.answers[0])
+      self._prompter.example(record, variant, record.answers[0])
       for record in records
     ]
     cache = self._answerer.encode(examples)
@@ -206,20 +216,20 @@ class Evaluator:
 
 
 def stack_tables(
-  arms: Sequence[Arm], config: DecoderConfig
+  variants: Sequence[PromptVariant], config: DecoderConfig
 ) -> tuple[Float[np.ndarray, 'P D'], list[int]]:
-  """All tables under one another, and the id of each arm's virtual token 0."""
+  """All tables stacked, and the id of virtual token 0 of each variant."""
   rows: list[np.ndarray] = []
   starts: dict[int, int] = {}
-  for arm in arms:
-    if arm.table is not None and id(arm.table) not in starts:
-      starts[id(arm.table)] = sum(map(len, rows))
-      rows.append(arm.table.rows)
+  for variant in variants:
+    if variant.table is not None and id(variant.table) not in starts:
+      starts[id(variant.table)] = sum(map(len, rows))
+      rows.append(variant.table.rows)
   if not rows:
     # A table is needed by the shape of the call; no row of it is used.
     rows = [np.zeros((1, config.embed_dim), np.float32)]
   return np.concatenate(rows), [
-    config.vocab_size + starts.get(id(arm.table), 0) for arm in arms
+    config.vocab_size + starts.get(id(variant.table), 0) for variant in variants
   ]
 
 

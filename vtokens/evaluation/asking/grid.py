@@ -25,7 +25,11 @@ from vtokens.evaluation.asking.cell_plan import Group
 from vtokens.evaluation.asking.cells import Answer, Cell
 from vtokens.evaluation.asking.evaluated_models import Model
 from vtokens.evaluation.asking.evaluator import Evaluator, report_cuts
-from vtokens.evaluation.asking.prompter import Arm, Prompter, bare_arm
+from vtokens.evaluation.asking.prompter import (
+  Prompter,
+  PromptVariant,
+  bare_variant,
+)
 from vtokens.evaluation.eval_config import Config
 from vtokens.host import stopping, writers
 from vtokens.models.frozen_base import FrozenBase
@@ -65,14 +69,16 @@ class Grid:
     """
     # Cells that differ in passages alone ask alike, and most tokens need most
     # room.
-    longest: dict[tuple[Any, ...], tuple[Group, Arm]] = {}
+    longest: dict[tuple[Any, ...], tuple[Group, PromptVariant]] = {}
     for group in self._groups:
-      for cell, arm in group.arms.items():
+      for cell, variant in group.variants.items():
         key = (cell.dataset, cell.condition, cell.table)
-        if key not in longest or arm.num_active > longest[key][1].num_active:
-          longest[key] = group, arm
-    for group, arm in longest.values():
-      self._prompter(group).check_fits(self._records[group.dataset], [arm])
+        if (
+          key not in longest or variant.num_active > longest[key][1].num_active
+        ):
+          longest[key] = group, variant
+    for group, variant in longest.values():
+      self._prompter(group).check_fits(self._records[group.dataset], [variant])
 
   def open(self) -> None:
     """Reads the answers that are there; to be called before all below.
@@ -82,10 +88,10 @@ class Grid:
     """
     files = CellFiles(epath.Path(self._cfg.workdir) / 'cells')
     self._files = {
-      cell: files.open(cell, self._identity(cell, arm, asked))
+      cell: files.open(cell, self._identity(cell, variant, asked))
       for group in self._groups
       for asked in [self._hash_asked(group)]
-      for cell, arm in group.arms.items()
+      for cell, variant in group.variants.items()
     }
 
   @property
@@ -121,7 +127,9 @@ class Grid:
       digest.update(line.encode() + b'\n')
     return digest.hexdigest()
 
-  def _identity(self, cell: Cell, arm: Arm, asked: str) -> dict[str, Any]:
+  def _identity(
+    self, cell: Cell, variant: PromptVariant, asked: str
+  ) -> dict[str, Any]:
     """All that decides the answers of a cell, but for the programs' versions.
 
     The seed and quantisation only where they have a say.
@@ -130,16 +138,16 @@ class Grid:
     settings = self._model.base.settings
     table: dict[str, Any] = {}
     assembler = self._model.assembler
-    if arm.table is not None:
-      assembler = arm.table.assembler
+    if variant.table is not None:
+      assembler = variant.table.assembler
       table = {
-        'table_sha256': table_file.sha256(arm.table.rows),
-        'position': arm.condition.position or assembler.position,
+        'table_sha256': table_file.sha256(variant.table.rows),
+        'position': variant.condition.position or assembler.position,
       }
     decode = dataclasses.asdict(cfg.decode)
     # How many are answered at a time does not change what they are.
     del decode['batch_size']
-    condition = dataclasses.asdict(arm.condition)
+    condition = dataclasses.asdict(variant.condition)
     del condition['text']
     return {
       'format': _FORMAT,
@@ -180,8 +188,8 @@ class Grid:
     ) as bar:
       for group in self._groups:
         evaluator = Evaluator(answerer, self._prompter(group), stop)
-        for missing, arms in self._missing(group):
-          self._answer(evaluator, group, missing, arms, bar)
+        for missing, variants in self._missing(group):
+          self._answer(evaluator, group, missing, variants, bar)
 
   def measure(
     self,
@@ -206,14 +214,14 @@ class Grid:
     )
     if main is None:
       return []
-    arms = [bare_arm('plain'), *main.arms.values()]
+    variants = [bare_variant('plain'), *main.variants.values()]
     records = self._records[main.dataset][: cfg.cost.questions]
     return cost.measure(
       base,
       mesh,
       self._prompter(main),
       records,
-      list({arm.name: arm for arm in arms}.values()),
+      list({variant.name: variant for variant in variants}.values()),
       cfg.decode,
       repeats=cfg.cost.repeats,
       stop=stop,
@@ -229,18 +237,18 @@ class Grid:
 
   def _missing(
     self, group: Group
-  ) -> Iterator[tuple[list[Record], dict[Cell, Arm]]]:
+  ) -> Iterator[tuple[list[Record], dict[Cell, PromptVariant]]]:
     """Records without an answer, and the cells that lack just these."""
     records = self._records[group.dataset]
-    parts: dict[tuple[int, ...], dict[Cell, Arm]] = {}
-    for cell, arm in group.arms.items():
+    parts: dict[tuple[int, ...], dict[Cell, PromptVariant]] = {}
+    for cell, variant in group.variants.items():
       lacking = distributed.from_first(
         functools.partial(self._lacking, cell, records)
       )
-      parts.setdefault(tuple(lacking), {})[cell] = arm
-    for wanted, arms in parts.items():
+      parts.setdefault(tuple(lacking), {})[cell] = variant
+    for wanted, variants in parts.items():
       if wanted:
-        yield [records[i] for i in wanted], arms
+        yield [records[i] for i in wanted], variants
 
   def _lacking(self, cell: Cell, records: Sequence[Record]) -> list[int]:
     """Numbers of the records that the cell has no answer to."""
@@ -252,17 +260,17 @@ class Grid:
     evaluator: Evaluator,
     group: Group,
     records: Sequence[Record],
-    arms: Mapping[Cell, Arm],
+    variants: Mapping[Cell, PromptVariant],
     bar: tqdm.tqdm,
   ) -> None:
     bar.set_postfix_str(
       f'{group.dataset}, {group.num_passages} passages {group.retriever}'
     )
     told: list[Answer] = []
-    for batch in evaluator.stream(records, list(arms.values())):
+    for batch in evaluator.stream(records, list(variants.values())):
       ids = [records[i].id for i in batch.index]
-      for cell, arm in arms.items():
-        answers = dict(zip(ids, batch.answers[arm.name], strict=True))
+      for cell, variant in variants.items():
+        answers = dict(zip(ids, batch.answers[variant.name], strict=True))
         if distributed.is_first():
           self.files[cell].append(answers)
         bar.update(len(answers))

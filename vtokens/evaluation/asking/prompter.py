@@ -1,4 +1,4 @@
-"""What is put to a model: passages, ids and their limits, for each arm."""
+"""What is put to a model: passages, ids and their limits, for each variant."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,12 +7,12 @@ from vtokens import config
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.records import Passage, Record
-from vtokens.evaluation.conditions import CONDITIONS, Condition, Table
+from vtokens.evaluation.conditions import CONDITIONS, Condition, TokenTable
 from vtokens.host import errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Arm:
+class PromptVariant:
   """What is compared: a condition, with a table and k where it has tokens.
 
   Attributes:
@@ -24,25 +24,27 @@ class Arm:
 
   name: str
   condition: Condition
-  table: Table | None = None
+  table: TokenTable | None = None
   num_active: int = 0
 
 
-def bare_arm(name: str) -> Arm:
+def bare_variant(name: str) -> PromptVariant:
   """A condition of the base without virtual tokens."""
-  return Arm(name, CONDITIONS[name])
+  return PromptVariant(name, CONDITIONS[name])
 
 
-def tokens_arm(table: Table, num_active: int) -> Arm:
+def tokens_variant(table: TokenTable, num_active: int) -> PromptVariant:
   """Passages, the first `num_active` virtual tokens, question."""
-  return Arm(f'tokens_k{num_active}', CONDITIONS['tokens'], table, num_active)
+  return PromptVariant(
+    f'tokens_k{num_active}', CONDITIONS['tokens'], table, num_active
+  )
 
 
 class Prompter:
-  """Makes the examples of arms.
+  """Makes the examples of variants.
 
   Args:
-    assembler: of arms without a table.
+    assembler: of variants without a table.
     shown: which passages.
     seed: of the order of passages.
 
@@ -59,68 +61,74 @@ class Prompter:
   def check_fits(
     self,
     records: Sequence[Record],
-    arms: Sequence[Arm],
+    variants: Sequence[PromptVariant],
     *,
     answers: bool = False,
   ) -> None:
-    """Raises if a question is too long for an arm, or one is impossible.
+    """Raises if a question is too long for a variant, or one is impossible.
 
     At the start, rather than hours into the run.
 
     Args:
       records: the questions.
-      arms: ways to ask them.
+      variants: ways to ask them.
       answers: whether the loss of their first answers will be wanted.
 
     Raises:
       errors.UserError: naming the record.
     """
-    for arm in arms:
-      if arm.table is not None and arm.num_active > len(arm.table.rows):
+    for variant in variants:
+      if variant.table is not None and variant.num_active > len(
+        variant.table.rows
+      ):
         raise errors.UserError(
-          f'{arm.name}: {arm.num_active} virtual tokens asked for, but the '
-          f'table {arm.table.name} has {len(arm.table.rows)}'
+          f'{variant.name}: {variant.num_active} virtual tokens asked for, but '
+          f'the table {variant.table.name} has {len(variant.table.rows)}'
         )
       for record in records:
-        self._assemble(record, arm, (), record.answers[0] if answers else None)
-        self.passages(record, arm)
+        self._assemble(
+          record, variant, (), record.answers[0] if answers else None
+        )
+        self.passages(record, variant)
 
   def passages(
-    self, record: Record, arm: Arm
+    self, record: Record, variant: PromptVariant
   ) -> tuple[tuple[int, Passage], ...]:
-    """The passages that an arm shows, with their ranks, in order."""
-    return self.shown(record) if arm.condition.passages else ()
+    """The passages that a variant shows, with their ranks, in order."""
+    return self.shown(record) if variant.condition.passages else ()
 
   def shown(self, record: Record) -> tuple[tuple[int, Passage], ...]:
-    """The passages that arms with passages show."""
+    """The passages that variants with passages show."""
     return pipeline.shown_passages(record, self._shown, self._seed)
 
   def example(
-    self, record: Record, arm: Arm, answer: str | None = None
+    self, record: Record, variant: PromptVariant, answer: str | None = None
   ) -> Example:
     """The ids of a question, and of an answer if one is given."""
-    return self._assemble(record, arm, self.passages(record, arm), answer)
+    return self._assemble(
+      record, variant, self.passages(record, variant), answer
+    )
 
   def _assemble(
     self,
     record: Record,
-    arm: Arm,
+    variant: PromptVariant,
     passages: Sequence[tuple[int, Passage]],
     answer: str | None,
   ) -> Example:
     # Without tokens all positions are the same; in the middle prefixes are
     # longest, and shared.
     assembler, position = self._assembler, 'middle'
-    if arm.table is not None:
-      assembler = arm.table.assembler
-      position = arm.condition.position or assembler.position
+    if variant.table is not None:
+      assembler = variant.table.assembler
+      position = variant.condition.position or assembler.position
     return assembler(
       passages,
       record.question,
       answer=answer,
-      num_active=arm.num_active,
-      prompt=arm.condition.template,
-      chat=arm.condition.chat,
+      num_active=variant.num_active,
+      prompt=variant.condition.template,
+      chat=variant.condition.chat,
       position=position,
       where=f'record {record.id}',
     )

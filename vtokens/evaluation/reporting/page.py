@@ -15,7 +15,7 @@ from vtokens.evaluation.asking.cells import Cell, CellResult, Results
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.reporting import columns as columns_lib
 from vtokens.evaluation.reporting import report_tables
-from vtokens.evaluation.reporting.report_tables import Table
+from vtokens.evaluation.reporting.report_tables import ReportTable
 
 _FILES = importlib.resources.files('vtokens.evaluation.reporting')
 
@@ -24,8 +24,8 @@ def render(
   summary: dict[str, Any],
   results: Results,
   *,
-  main_tables: Sequence[Table],
-  more_tables: Sequence[Table],
+  main_tables: Sequence[ReportTable],
+  more_tables: Sequence[ReportTable],
   pictures: Mapping[str, tuple[str, bytes]],
   settings: dict[str, Any],
   max_questions: int,
@@ -269,7 +269,7 @@ def _cards(summary: dict[str, Any]) -> list[dict[str, Any]]:
   return cards
 
 
-def _table(table: Table) -> dict[str, Any]:
+def _table(table: ReportTable) -> dict[str, Any]:
   return {
     'title': table.title,
     'header': table.header,

@@ -17,7 +17,7 @@ from vtokens.evaluation.reporting import (
   report_tables,
   summary,
 )
-from vtokens.evaluation.reporting.report_tables import Table
+from vtokens.evaluation.reporting.report_tables import ReportTable
 from vtokens.host import json_files, markdown, paths, writers
 
 # A name of a file longer than this is cut.
@@ -157,7 +157,7 @@ def _more_tables(
   found: dict[str, Any],
   cost: dict[str, Any] | None,
   general: dict[str, Any] | None,
-) -> list[Table]:
+) -> list[ReportTable]:
   more = [report_tables.comparisons_table(found)]
   if cost:
     more += report_tables.generic_tables('Cost', cost)
@@ -170,8 +170,8 @@ def _more_tables(
 
 def _markdown(
   found: dict[str, Any],
-  main: Sequence[Table],
-  more: Sequence[Table],
+  main: Sequence[ReportTable],
+  more: Sequence[ReportTable],
   pictures: Mapping[str, tuple[str, bytes]],
   versions: dict[str, Any],
 ) -> str:
@@ -209,7 +209,7 @@ def _markdown(
   return '\n\n'.join(parts) + '\n'
 
 
-def _section(table: Table) -> list[str]:
+def _section(table: ReportTable) -> list[str]:
   parts = [f'## {markdown.text(table.title)}', report_tables.to_markdown(table)]
   return [*parts, markdown.text(table.note)] if table.note else parts
 

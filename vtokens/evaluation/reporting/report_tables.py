@@ -26,7 +26,7 @@ _COORDINATES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class ReportTable:
   """A table of text.
 
   Attributes:
@@ -44,7 +44,7 @@ class Table:
   note: str = ''
 
 
-def main_tables(summary: dict[str, Any]) -> list[Table]:
+def main_tables(summary: dict[str, Any]) -> list[ReportTable]:
   """Datasets by conditions, with and without retrieval; EM/F1 in percent."""
   tables = []
   for title, passages in (
@@ -60,7 +60,7 @@ def main_tables(summary: dict[str, Any]) -> list[Table]:
     ]
     about = columns_lib.common(columns)
     tables.append(
-      Table(
+      ReportTable(
         title + f' ({about})' * bool(about),
         ('EM/F1', *columns_lib.labels(columns)),
         _filled(rows, 1),
@@ -69,7 +69,7 @@ def main_tables(summary: dict[str, Any]) -> list[Table]:
   return tables
 
 
-def axis_tables(summary: dict[str, Any]) -> list[Table]:
+def axis_tables(summary: dict[str, Any]) -> list[ReportTable]:
   """Series over k, over the number of passages, and over retrievers."""
   tables = []
   for axis, title in (
@@ -90,7 +90,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
   return statistics.fmean(values), statistics.pvariance(values)
 
 
-def details_table(summary: dict[str, Any]) -> Table:
+def details_table(summary: dict[str, Any]) -> ReportTable:
   """Every cell and average with all metrics and their intervals."""
   several = len(summary['datasets']) > 1
   entries = [
@@ -120,7 +120,7 @@ def details_table(summary: dict[str, Any]) -> Table:
     for scope, entry in entries
   ]
   level = 100 * summary['statistics']['level']
-  return Table(
+  return ReportTable(
     'All cells',
     (
       'dataset',
@@ -137,7 +137,7 @@ def details_table(summary: dict[str, Any]) -> Table:
   )
 
 
-def comparisons_table(summary: dict[str, Any]) -> Table | None:
+def comparisons_table(summary: dict[str, Any]) -> ReportTable | None:
   """Differences of conditions, with intervals and p-values."""
   several = len(summary['datasets']) > 1
   found = [c for c in summary['comparisons'] if several or c['dataset']]
@@ -160,7 +160,7 @@ def comparisons_table(summary: dict[str, Any]) -> Table | None:
       row += [signed_interval(value), p_text(value['p_value'])]
     rows.append(tuple(row))
   count = summary['statistics']['permutations']
-  return Table(
+  return ReportTable(
     'Paired tests',
     (
       'dataset',
@@ -175,7 +175,7 @@ def comparisons_table(summary: dict[str, Any]) -> Table | None:
   )
 
 
-def generic_tables(title: str, value: dict[str, Any]) -> list[Table]:
+def generic_tables(title: str, value: dict[str, Any]) -> list[ReportTable]:
   """Tables of any JSON object: its scalars, then its lists of objects.
 
   What is nested deeper is only in report.json.
@@ -183,7 +183,7 @@ def generic_tables(title: str, value: dict[str, Any]) -> list[Table]:
   tables = []
   scalars = [(k, plain(v)) for k, v in value.items() if _is_plain(v)]
   if scalars:
-    tables.append(Table(title, ('', 'value'), tuple(scalars)))
+    tables.append(ReportTable(title, ('', 'value'), tuple(scalars)))
   for key, part in value.items():
     if isinstance(part, dict) and part:
       tables += generic_tables(f'{title}: {key}', part)
@@ -221,7 +221,7 @@ def p_equals(text: str) -> str:
   return text if text.startswith('<') else f'= {text}'
 
 
-def to_markdown(table: Table) -> str:
+def to_markdown(table: ReportTable) -> str:
   """The table in Markdown, aligned so that it reads as text too."""
   cells = [
     [markdown.text(text) for text in row] for row in (table.header, *table.rows)
@@ -243,7 +243,7 @@ def to_markdown(table: Table) -> str:
   return '\n'.join(lines)
 
 
-def _axis_table(curves: Curves, axis: str, title: str) -> Table:
+def _axis_table(curves: Curves, axis: str, title: str) -> ReportTable:
   values = list(
     dict.fromkeys(x for series in curves.series for x, _ in series.points)
   )
@@ -273,7 +273,7 @@ def _axis_table(curves: Curves, axis: str, title: str) -> Table:
   elif extra:
     note = "The variance is the population's, as the paper's is."
   about = f', {curves.about}' * bool(curves.about)
-  return Table(
+  return ReportTable(
     f'{title}, {curves.scope}{about}',
     ('EM/F1', *map(str, values), *extra),
     _filled(rows, 1),
@@ -320,13 +320,13 @@ def _is_plain(value: Any) -> bool:
   return not isinstance(value, (dict, list))
 
 
-def _table_of(title: str, rows: Sequence[Any]) -> Table:
+def _table_of(title: str, rows: Sequence[Any]) -> ReportTable:
   """One row for each object, one column for each of their plain values."""
   objects = [row if isinstance(row, dict) else {'value': row} for row in rows]
   keys = dict.fromkeys(
     key for row in objects for key, value in row.items() if _is_plain(value)
   )
-  return Table(
+  return ReportTable(
     title,
     tuple(keys),
     tuple(tuple(plain(row.get(key)) for key in keys) for row in objects),

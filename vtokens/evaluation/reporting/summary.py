@@ -21,7 +21,7 @@ _COORDINATES = tuple(field.name for field in dataclasses.fields(Cell))
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Resampling:
   """How uncertainty is estimated.
 
   Attributes:
@@ -83,7 +83,7 @@ def summarize(
   complete = [
     column for column, found in columns.items() if len(found) == len(datasets)
   ]
-  estimates = _Estimates(Sampling(resamples, permutations, seed))
+  estimates = _Estimates(Resampling(resamples, permutations, seed))
   content = {
     'datasets': {name: len(rows) for name, rows in results.records.items()},
     'conditions': {
@@ -135,7 +135,7 @@ class _Estimates:
     sampling: how.
   """
 
-  def __init__(self, sampling: Sampling):
+  def __init__(self, sampling: Resampling):
     self.sampling = sampling
     self._wanted: dict[
       tuple[str, ...], list[tuple[dict[str, Any], list[np.ndarray]]]

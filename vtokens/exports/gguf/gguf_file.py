@@ -54,7 +54,7 @@ Type = gguf.GGMLQuantizationType
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class GGUFPlan:
   """Where the virtual tokens go.
 
   Attributes:
@@ -75,7 +75,7 @@ class Plan:
     return table.astype(self.dtype).astype(np.float32)
 
 
-def plan(table: Artifact, opened: OpenBase, path: str) -> Plan:
+def plan(table: Artifact, opened: OpenBase, path: str) -> GGUFPlan:
   """Finds places for the virtual tokens.
 
   Args:
@@ -110,7 +110,7 @@ def plan(table: Artifact, opened: OpenBase, path: str) -> Plan:
   vocabulary = {name: i for i, name in enumerate(names[:first])}
   tokens = rows.after_all(vocabulary, table.meta.tokens)
   (embedding,) = (t for t in reader.tensors if t.name == EMBEDDING)
-  return Plan(
+  return GGUFPlan(
     tokens=tokens,
     num_rows=max(opened.config.vocab_size, tokens.ids[-1] + 1),
     unsaid=hf_checkpoint.unsaid(vocabulary, opened, first),
@@ -136,7 +136,9 @@ def _dequantised(tensor: gguf.ReaderTensor) -> Iterator[np.ndarray]:
     yield gguf.dequantize(tensor.data[at : at + _ROWS], tensor.tensor_type)
 
 
-def write(target: pathlib.Path, table: Artifact, plan: Plan, path: str) -> None:
+def write(
+  target: pathlib.Path, table: Artifact, plan: GGUFPlan, path: str
+) -> None:
   """Writes the export, a tensor at a time.
 
   Args:
@@ -219,7 +221,7 @@ def write_float32(target: pathlib.Path, source: pathlib.Path) -> None:
 
 
 def differences(
-  target: pathlib.Path, plan: Plan, table: np.ndarray, path: str
+  target: pathlib.Path, plan: GGUFPlan, table: np.ndarray, path: str
 ) -> list[str]:
   """What a written file has otherwise than it should, read once more.
 
@@ -285,7 +287,7 @@ def _bits(field: gguf_copy.Field | None) -> Any:
 
 
 def _changed_fields(
-  fields: dict[str, gguf_copy.Field], plan: Plan
+  fields: dict[str, gguf_copy.Field], plan: GGUFPlan
 ) -> dict[str, gguf_copy.Field]:
   """Metadata of the export, of that of the base."""
   grown = {name: fields[name] for name in fields if name not in _PLACES}

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from vtokens.exports import gate
 from vtokens.exports.gate import Check
 from vtokens.exports.gguf import gguf_file, llama_consumer
-from vtokens.exports.gguf.gguf_file import Plan
+from vtokens.exports.gguf.gguf_file import GGUFPlan
 from vtokens.exports.gguf.llama_consumer import LlamaConsumer
 from vtokens.exports.reference import Probe
 from vtokens.host import errors
@@ -56,7 +56,7 @@ def require(to: str) -> None:
 def check(
   file: pathlib.Path,
   base: str,
-  plan: Plan,
+  plan: GGUFPlan,
   exported: Artifact,
   probes: Sequence[Probe],
   *,

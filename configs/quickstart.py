@@ -10,7 +10,7 @@ _DATA = 'package:vtokens/data/quickstart'
 
 
 def get_config() -> config.Config:
-  """For two CPU cores; README.md says how long it took on some."""
+  """For two CPU cores; docs/getting_started.md says how long it took."""
   return config.Config(
     workdir='runs/quickstart',
     base=config.Base(

@@ -912,5 +912,8 @@ def test_docker_files_copy_what_setup_needs(name):
       for source in line.split()[1:-1]:
         assert (tiny_run.ROOT / source).exists(), source
   # What setup.py and pip read.
-  for file in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'vtokens'):
+  for file in (
+    *('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'),
+    *('vtokens', 'configs'),
+  ):
     assert file in text

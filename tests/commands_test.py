@@ -156,7 +156,7 @@ def test_configs_are_found_from_other_directories(tmp_path):
   arguments = ('build', '--config=configs/data/nq.py:none')
   done = _run(['-m', 'vtokens'], *arguments, cwd=tmp_path)
   assert done.returncode == 1
-  assert f'vtokens brings it: {_ROOT}/configs/data/nq.py\n' in done.stderr
+  assert f'of vtokens is used: {_ROOT}/configs/data/nq.py\n' in done.stderr
   assert "no variant 'none'" in done.stderr
   arguments = ('build', '--config=configs/data/none.py')
   done = _run(['-m', 'vtokens'], *arguments, cwd=tmp_path)

@@ -266,7 +266,7 @@ class _FileParser(flags.ArgumentParser):
 
 
 def _or_shipped(path: str) -> str:
-  """The path, or that of the config file of this name that vtokens brings.
+  """The path of a config file, or of the one that comes with vtokens.
 
   So `configs/quickstart.py` can be typed in any directory. A local file wins.
   """
@@ -279,7 +279,11 @@ def _or_shipped(path: str) -> str:
   found = shipped.parent / path
   if not found.is_file():
     return path
-  print(f'--config {path}: vtokens brings it: {found}', file=sys.stderr)
+  print(
+    f'--config {path}: not in this directory; this one of vtokens is used: '
+    f'{found}',
+    file=sys.stderr,
+  )
   return str(found)
 
 

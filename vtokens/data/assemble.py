@@ -40,6 +40,11 @@ class PassageIds:
   end: Ids
   last_end: Ids
 
+  @property
+  def lens(self) -> tuple[int, int, int]:
+    """Lengths of body, end and last_end."""
+    return len(self.body), len(self.end), len(self.last_end)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Example:
@@ -66,6 +71,7 @@ class Example:
     after: what is between them and the answer, int32.
     targets: the answer and the token that ends it, or empty, int32.
     shown: ranks of the passages in it, in order, from 0.
+    kept: ids kept of the body of each given passage; 0 if it was dropped.
     passages_dropped: passages left out because there was no room.
     passages_cut: passages shortened for the same reason.
   """
@@ -76,6 +82,7 @@ class Example:
   after: Ids
   targets: Ids
   shown: tuple[int, ...] = ()
+  kept: tuple[int, ...] = ()
   passages_dropped: int = 0
   passages_cut: int = 0
 
@@ -352,6 +359,7 @@ def join(
     after=_concatenate(after),
     targets=targets,
     shown=tuple(passages[i][0] for i in shown),
+    kept=tuple(kept),
     passages_dropped=len(pieces) - len(shown),
     passages_cut=sum(kept[i] < len(pieces[i].body) for i in shown),
   )

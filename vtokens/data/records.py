@@ -60,21 +60,26 @@ class Record:
     """The passages of one retriever; none if it has none for this question.
 
     Args:
-      retriever: its name; '' for the only one that the record has beside
-        `GOLD`, or that if there is no other.
+      retriever: its name; '' for that of `only_retriever`.
 
     Raises:
       RecordError: `retriever` is '' and there are several.
     """
-    if retriever:
-      return self.passages.get(retriever, ())
+    return self.passages.get(retriever or self.only_retriever(), ())
+
+  def only_retriever(self) -> str:
+    """The only retriever beside `GOLD`; `GOLD` if there is no other.
+
+    Raises:
+      RecordError: there are several.
+    """
     names = [name for name in self.passages if name != GOLD]
     if len(names) > 1:
       raise RecordError(
         f'record {self.id} has passages of several retrievers, '
         f'{errors.several(names)}; say which to use'
       )
-    return self.passages.get(names[0] if names else GOLD, ())
+    return names[0] if names else GOLD
 
 
 def sha256(records: Sequence[Record]) -> str:

@@ -411,9 +411,9 @@ def _encode_chunk(
       for ids in itertools.islice(next_passage, len(row))
     ]
   flags = [
-    flag
+    has_answer * _HAS_ANSWER + is_gold * _IS_GOLD
     for record, row in zip(records, kept, strict=True)
-    for flag in _flags(record, row)
+    for has_answer, is_gold in passage_marks(record, [p for _, p in row])
   ]
   num_passages = np.array([len(row) for row in kept], np.int64)
   num_answers = np.array([len(r.answers) for r in records], np.int64)
@@ -449,17 +449,17 @@ def _number(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
   return np.array(codes, np.uint32), np.frombuffer(text, np.uint8)
 
 
-def _flags(
-  record: Record, passages: Sequence[tuple[str, Passage]]
-) -> Iterator[int]:
+def passage_marks(
+  record: Record, passages: Iterable[Passage]
+) -> Iterator[tuple[bool, bool]]:
+  """Yields of each passage whether it has an answer, and whether it is gold."""
   golds = record.passages.get(GOLD, ())
   ids = {passage.id for passage in golds} - {''}
   texts = {passage.text for passage in golds}
   matcher = Matcher(record.answers)
-  for _, passage in passages:
-    has_answer = matcher.contains(passage.text)
+  for passage in passages:
     is_gold = passage.id in ids or passage.text in texts
-    yield has_answer * _HAS_ANSWER + is_gold * _IS_GOLD
+    yield matcher.contains(passage.text), is_gold
 
 
 def _save_npz(path: pathlib.Path, arrays: _Arrays) -> None:

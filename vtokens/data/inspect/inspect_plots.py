@@ -7,7 +7,7 @@ from etils import epath
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
-from vtokens.data.inspect.inspect_stats import Stats
+from vtokens.data.inspect.example_stats import Stats
 from vtokens.host import plots, writers
 
 _COLORS = {'prefix': '#4c78a8', 'suffix': '#54a24b', 'answer': '#e4a11b'}
@@ -15,52 +15,35 @@ _BINS = 40
 
 
 def plot_lengths(path: epath.PathLike, stats: Stats, title: str) -> None:
-  """Histograms of lengths, and how often each shape is used, in one PNG.
+  """Draws a histogram of each length, and the tokens of each shape, as PNG.
 
   Args:
     path: the file; written whole or not at all.
     stats: what to draw.
-    title: of the picture.
+    title: title of the picture.
   """
-  names = [name for name, n in stats.lengths.items() if n.any()]
-  columns = len(names) + bool(stats.shapes)
+  columns = len(stats.lengths) + bool(stats.shapes)
   figure = Figure(figsize=(3.6 * columns, 3.4), layout='constrained')
   backend_agg.FigureCanvasAgg(figure)
   figure.suptitle(title, fontsize='medium')
   all_axes = figure.subplots(1, columns, squeeze=False)[0]
-  for name, axes in zip(names, all_axes, strict=False):
-    lengths, limit = stats.lengths[name], stats.limits[name]
-    # Whole numbers in each bin, and equally many.
-    step = -(-(int(np.ptp(lengths)) + 1) // _BINS)
-    bins = np.arange(lengths.min(), lengths.max() + step + 1, step) - 0.5
-    axes.hist(lengths, bins=bins, color=_COLORS[name])
+  for (name, n), axes in zip(stats.lengths.items(), all_axes, strict=False):
+    # All bins hold equally many whole numbers.
+    step = -(-(int(np.ptp(n)) + 1) // _BINS)
+    bins = np.arange(n.min(), n.max() + step + 1, step) - 0.5
+    axes.hist(n, bins=bins, color=_COLORS[name])
+    limit = stats.limits[name]
     axes.axvline(limit, color='0.3', ls='--', lw=1, label=f'limit {limit}')
     axes.set(xlabel=f'{name} tokens', ylabel='examples', xlim=(0, None))
-    axes.legend(frameon=False, fontsize='small')
   if stats.shapes:
-    _plot_shapes(all_axes[-1], stats)
+    names = [f'{prefix} + {suffix}' for prefix, suffix in stats.shapes]
+    _, real, computed = np.array([*stats.shapes.values()]).T
+    scale, axes = 100 / computed.sum(), all_axes[-1]
+    axes.barh(names, scale * computed, color='0.85', label='padding')
+    axes.barh(names, scale * real, color='#b279a2', label='real tokens')
+    axes.set(xlabel='% of the tokens computed', ylabel='prefix + suffix')
+    axes.invert_yaxis()
   for axes in all_axes:
+    axes.legend(frameon=False, fontsize='small')
     axes.spines[['top', 'right']].set_visible(False)
   writers.write_bytes(path, plots.png(figure, dpi=120))
-
-
-def _plot_shapes(axes, stats: Stats) -> None:
-  """Tokens computed by shape, and how many of them are real."""
-  names = [f'{prefix} + {suffix}' for prefix, suffix in stats.shapes]
-  used = stats.shapes.values()
-  total = sum(use.computed for use in used)
-  axes.barh(
-    names,
-    [100 * use.computed / total for use in used],
-    color='0.85',
-    label='padding',
-  )
-  axes.barh(
-    names,
-    [100 * use.real / total for use in used],
-    color='#b279a2',
-    label='real tokens',
-  )
-  axes.set(xlabel='% of the tokens computed', ylabel='prefix + suffix of a row')
-  axes.invert_yaxis()
-  axes.legend(frameon=False, fontsize='small')

@@ -381,7 +381,7 @@ import pathlib, sys, time
 sys.path.insert(0, {tests!r})
 from vtokens import config
 from vtokens.data import token_cache as tokens
-from vtokens.data.assemble import Encoder
+from vtokens.data.assemble import PromptEncoder
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
 from data import tokens_test
 
@@ -392,7 +392,7 @@ def slow():
     time.sleep(0.3)
     yield record
 
-encoder = Encoder(load_tokenizer({tokenizer!r}), config.Templates())
+encoder = PromptEncoder(load_tokenizer({tokenizer!r}), config.Templates())
 tokens_test.tokenize(slow(), encoder, pathlib.Path({directory!r}))
 """
 

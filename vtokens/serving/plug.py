@@ -4,7 +4,7 @@ table = plug.load('exported')
 ids = plug.prompt_ids(tokenizer, passages, question, k=50, meta=table.meta)
 plug.attach(model, table)           # a transformers model
 out = model.generate(torch.tensor([ids]), max_new_tokens=16)
-plug.detach(model)                  # the very same model as before
+plug.detach(model)                  # the model is as before
 """
 
 import weakref
@@ -23,19 +23,26 @@ from vtokens.serving.artifact import Artifact, Meta
 if TYPE_CHECKING:
   from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Of each tokenizer, what puts prompts together, once it was examined.
+# The assembler of each tokenizer that was examined.
 _PREPARED: 'weakref.WeakKeyDictionary[Any, tuple[Meta, Assembler]]' = (
   weakref.WeakKeyDictionary()
 )
 
 
 def load(directory: epath.PathLike) -> Artifact:
-  """Reads what `vtokens.export` wrote with `--to vtokens`.
+  """Reads a table from an export of any format.
 
-  Any other format has the same two files beside its own, with its own ids.
+  Every format has `vtokens.json` and the table beside its own files. Ids are
+  those of that format.
+
+  Args:
+    directory: that `vtokens.export` wrote.
+
+  Returns:
+    The table, and what is needed to use it.
 
   Raises:
-    errors.UserError: they are missing or broken.
+    errors.UserError: a file is missing or broken.
   """
   return artifact.read(directory)
 
@@ -53,21 +60,21 @@ def prompt_ids(
   special token or a virtual one (`[ref1]`) becomes ordinary tokens.
 
   Args:
-    tokenizer: of the base, or of an export that has the virtual tokens too.
-      It is examined at the first call.
-    passages: best first: texts, or dicts with `text` and maybe `title`. Where
-      they do not fit together the last ones are left out or cut.
+    tokenizer: of the base, or of an export whose vocabulary has the virtual
+      tokens. The first call checks that it gives the base's ids.
+    passages: texts, or dicts with `text` and optionally `title`, best first.
+      If they are too long together, the last ones are cut or left out.
     question: the question.
-    k: virtual tokens, the first so many; 0 for the prompt without them.
+    k: number of virtual tokens; 0 gives the prompt without them.
     meta: of the table.
 
   Returns:
-    Ids for a model that knows `meta.tokens.ids`.
+    Ids, of which virtual tokens are the first k of `meta.tokens.ids`.
 
   Raises:
-    errors.UserError: k is no number from 0 to those trained, passages or
-      question are no text, the question is too long, or the tokenizer is not
-      the one of the base.
+    errors.UserError: k is not between 0 and the number of trained tokens, a
+      passage or the question is not a text, the question is too long, or the
+      tokenizer is not the base's.
   """
   assembler = _prepared(tokenizer, meta)
   virtual = meta.tokens.ids[: _checked(k, meta)]
@@ -80,20 +87,23 @@ def prompt_texts(
   question: str,
   meta: Meta,
 ) -> tuple[str, str]:
-  """The text before and after the virtual tokens, for servers that want text.
+  """The text before and after the virtual tokens, for servers that take text.
 
-  Ids made of it may differ from `prompt_ids` where the pieces meet, and
-  nothing is cut: prefer ids.
+  Prefer `prompt_ids`: a tokenizer may give other ids where two pieces of text
+  meet, and no passage is cut.
 
   Args:
     tokenizer: of the base.
     passages: see `prompt_ids`.
     question: the question.
-    meta: of the table, with position middle.
+    meta: of a table whose tokens stand between passages and question.
+
+  Returns:
+    The text before the virtual tokens, and the text after them.
 
   Raises:
-    errors.UserError: passages or question are no text, or the tokenizer is not
-      the one of the base.
+    errors.UserError: a passage or the question is not a text, or the tokenizer
+      is not the base's.
   """
   return prompts.texts(_prepared(tokenizer, meta), passages, question)
 
@@ -105,23 +115,26 @@ def prompt_text(
   k: int,
   meta: Meta,
 ) -> str:
-  """A prompt in which names stand for virtual tokens, for want of ids.
+  """A prompt as text, with names like `[ref1]` for the virtual tokens.
 
-  For servers that take nothing but text and read special tokens in all of it:
-  where passages or question have a name or a special token, a space breaks it.
-  Without bos, which such servers add. Of a table for chats it is the message
-  of the user. See `prompt_texts` for why ids are better.
+  For servers that take only text and read special tokens anywhere in it. A name
+  or a special token in passages or question is broken by a space. The text has
+  no bos, which such servers add. For a table of chats it is the user's message.
+  Prefer `prompt_ids`; see `prompt_texts`.
 
   Args:
     tokenizer: of the export that is served.
-    passages: see `prompt_ids`; likewise the rest.
+    passages: see `prompt_ids`.
     question: the question.
-    k: virtual tokens.
+    k: number of virtual tokens.
     meta: of the table.
 
+  Returns:
+    The prompt.
+
   Raises:
-    errors.UserError: see `prompt_ids`; or the virtual tokens do not stand
-      between passages and question.
+    errors.UserError: see `prompt_ids`; or the tokens were not trained between
+      passages and question.
   """
   _check_types(tokenizer, meta)
   k = _checked(k, meta)
@@ -174,9 +187,9 @@ def _prepared(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> Assembler:
 
 
 def _num_rows(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> int:
-  """Rows of the model that a tokenizer is of.
+  """The number of rows of the embedding matrix that belongs to a tokenizer.
 
-  That of an export has the virtual tokens, and its model has rows for them.
+  If the tokenizer has the virtual tokens, its model has rows for them.
   """
   vocabulary = tokenizer.get_vocab()
   found = map(vocabulary.get, meta.tokens.names)
@@ -189,16 +202,17 @@ def _num_rows(tokenizer: 'PreTrainedTokenizerFast', meta: Meta) -> int:
 def attach(model: 'PreTrainedModel', table: Artifact) -> None:
   """Lets a transformers model read the ids of the table's virtual tokens.
 
-  No weight changes, and none has another name: the model is saved as the base
-  that it is, without the table, which is in its export. It can never answer
-  with a virtual token, for which it has no logit.
+  Weights keep their values and names: the model is saved as the base, without
+  the table. It has no logits for virtual tokens, so it cannot answer with one.
 
   Args:
-    model: of the base, in torch.
-    table: with ids after those of the model and of its tokenizer.
+    model: the base, in PyTorch.
+    table: with ids after those of the model and its tokenizer, as
+      `--to vtokens` writes them.
 
   Raises:
-    errors.UserError: the table is of another model, or one is attached.
+    errors.UserError: the table belongs to another model, or a table is already
+      attached.
   """
   module: Any = model.get_input_embeddings()
   if _is_attached(module):
@@ -217,8 +231,11 @@ def attach(model: 'PreTrainedModel', table: Artifact) -> None:
 def detach(model: 'PreTrainedModel') -> None:
   """Undoes `attach`.
 
+  Args:
+    model: to which a table is attached.
+
   Raises:
-    errors.UserError: nothing is attached.
+    errors.UserError: no table is attached.
   """
   module: Any = model.get_input_embeddings()
   if not _is_attached(module):
@@ -232,11 +249,11 @@ def _is_attached(module: Any) -> bool:
 
 
 def _attach(module: Any, table: Artifact) -> None:
-  """Makes an embedding one of virtual tokens, too.
+  """Makes an embedding look up virtual tokens, too.
 
-  It stays the same module with the same weight, so that names of weights and
-  ties to the head stay. A class of its own rather than a hook: what others
-  (accelerate) put in place of `forward` is called as before.
+  The module stays the same object with the same weight, so names of weights and
+  ties to the head stay. A subclass, not a hook: a `forward` that accelerate has
+  replaced is still called.
   """
   import torch
 
@@ -244,7 +261,7 @@ def _attach(module: Any, table: Artifact) -> None:
   size, first = len(module.weight), table.meta.tokens.ids[0]
 
   class WithVirtualTokens(kind):
-    """The base's embedding, which knows the ids that follow its own, too."""
+    """The base's embedding, and the table's rows for the ids after it."""
 
     before = kind
 

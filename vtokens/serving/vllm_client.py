@@ -1,19 +1,18 @@
 """Virtual tokens on a vLLM server that serves the unchanged base.
 
-The server has to be started with `--enable-prompt-embeds`
-(docs.vllm.ai/en/latest/features/prompt_embeds); nothing of vtokens is on it.
-Needs PyTorch, whose format the embeddings are sent in, and no JAX.
+Start the server with `--enable-prompt-embeds`
+(docs.vllm.ai/en/latest/features/prompt_embeds). It needs nothing of vtokens.
+The client needs PyTorch, in whose format embeddings are sent, and no JAX.
 
   client = vllm_client.Client('http://host:8000', 'org/base', plug.load('out'),
                               tokenizer, vllm_client.read_embedding('base-dir'))
   answer = client.complete(passages, question, k=50, max_tokens=16)
 
-`complete` sends the embeddings of the whole prompt: what the model sees is what
-it was trained with, id by id. `chat` sends passages and question as text with
-the tokens between them, so that the server's own tokenizer reads the text: it
-may give other ids where pieces meet. Use `complete` unless requests have to be
-small. tests/serving/vllm_test.py compares both with our own model on a vLLM
-server.
+`complete` sends the embeddings of the whole prompt, so the model reads exactly
+the ids of training. `chat` sends passages and question as text with the tokens
+between them. There the server's tokenizer reads the text, and may give other
+ids where two pieces meet. Use `complete` unless requests have to be small.
+tests/serving/vllm_test.py compares both with our own model on a vLLM server.
 """
 
 import base64
@@ -37,34 +36,40 @@ if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
 _EMBEDDING = 'model.embed_tokens.weight'
-# What chat templates were told in training; see `Tokenizer.chat_wrap`. A server
-# would tell today's date, and lets models think.
+# Arguments of chat templates in training; see `Tokenizer.chat_wrap`. A server
+# would give today's date, and let models think.
 _TRAINED_WITH = {'enable_thinking': False, 'date_string': '26 Jul 2024'}
 
 
 def encode_tensor(tensor: 'torch.Tensor') -> str:
-  """A tensor as vLLM takes it: `torch.save`, in base64.
+  """Encodes a tensor for vLLM: `torch.save`, in base64.
 
   Args:
-    tensor: `T D`: the embeddings of T tokens.
+    tensor: embeddings of T tokens, of shape [T, D].
+
+  Returns:
+    The text for a request.
   """
   import torch
 
   buffer = io.BytesIO()
-  # A tensor with storage of its own: all of a storage is written.
+  # A copy: torch.save writes a tensor's whole storage.
   torch.save(tensor.detach().cpu().clone(), buffer)
   return base64.b64encode(buffer.getvalue()).decode()
 
 
 def read_embedding(directory: str) -> 'torch.Tensor':
-  """The input embedding of a base, `V D`, in its own dtype.
+  """Reads the input embedding of a base.
 
   Args:
     directory: of the base, in Hugging Face format.
 
+  Returns:
+    A tensor of shape [V, D], in the dtype of the file.
+
   Raises:
-    errors.UserError: it is not there; or its index is broken, or names a file
-      outside the directory.
+    errors.UserError: the directory has no embedding, its index is broken, or
+      the index names a file outside the directory.
   """
   path = pathlib.Path(paths.expand_home(os.fspath(directory)))
   index = path / 'model.safetensors.index.json'
@@ -103,19 +108,18 @@ class Client:
   """Asks a vLLM server.
 
   Args:
-    url: of the server, without /v1. Requests go there alone: redirects are
-      not followed.
-    model: as the server calls it.
+    url: of the server, without /v1. Redirects are not followed.
+    model: its name on the server.
     table: with ids after those of the base, as `--to vtokens` writes them.
     tokenizer: of the base.
-    embedding: of the base, `V D`; only `complete` needs it.
+    embedding: of the base, of shape [V, D]; only `complete` needs it.
     key: API key, if the server wants one.
-    timeout: seconds that an answer may take, from the request to its last byte.
+    timeout: seconds from the request to the last byte of the answer.
 
   Raises:
-    errors.UserError: url, key or timeout cannot be one; the table is of another
-      format, the embedding of another base, or the base is one whose
-      embeddings cannot be sent (Gemma).
+    errors.UserError: url, key or timeout are not valid, the table has another
+      format, the embedding belongs to another base, or vLLM cannot take
+      embeddings of the base (Gemma).
   """
 
   def __init__(
@@ -159,13 +163,16 @@ class Client:
     k: int,
     **settings: Any,
   ) -> dict[str, Any]:
-    """Body of POST /v1/completions, whose whole prompt is embeddings.
+    """The body of POST /v1/completions, with the whole prompt as embeddings.
 
     Args:
-      passages: see `plug.prompt_ids`; likewise question and k.
+      passages: see `plug.prompt_ids`.
       question: the question.
-      k: virtual tokens.
+      k: number of virtual tokens.
       **settings: of the request, e.g. max_tokens, temperature, stop.
+
+    Returns:
+      The body, for JSON.
 
     Raises:
       errors.UserError: see `plug.prompt_ids`; or no embedding was given.
@@ -198,18 +205,21 @@ class Client:
     k: int,
     **settings: Any,
   ) -> dict[str, Any]:
-    """Body of POST /v1/chat/completions: passages, embeddings, question.
+    """The body of POST /v1/chat/completions: passages, embeddings, question.
 
     Args:
-      passages: see `completion_request`; likewise the rest.
+      passages: see `plug.prompt_ids`.
       question: the question.
-      k: virtual tokens.
-      **settings: of the request.
+      k: number of virtual tokens, at least 1.
+      **settings: of the request, e.g. max_tokens, temperature, stop.
+
+    Returns:
+      The body, for JSON.
 
     Raises:
-      errors.UserError: the tokens do not stand between passages and question
-        inside the user's turn, the base's chat template takes no list of
-        parts, or k is more than were trained.
+      errors.UserError: the tokens were not trained between passages and
+        question inside the user's turn, the base's chat template takes no list
+        of parts, or k is not between 1 and the number of trained tokens.
     """
     meta = self._table.meta
     if not meta.prompt.templates.chat or meta.prompt.position != 'middle':
@@ -251,11 +261,21 @@ class Client:
     k: int,
     **settings: Any,
   ) -> str:
-    """The answer to `completion_request`.
+    """Sends `completion_request`.
+
+    Args:
+      passages: see `plug.prompt_ids`.
+      question: the question.
+      k: number of virtual tokens.
+      **settings: of the request.
+
+    Returns:
+      The answer's text.
 
     Raises:
-      errors.UserError: see there; or the server cannot be reached, is too
-        slow, refuses, redirects, or answers something else than vLLM.
+      errors.UserError: see `completion_request`; or the server cannot be
+        reached, is too slow, refuses, redirects, or does not answer as vLLM
+        does.
     """
     body = self.completion_request(passages, question, k, **settings)
     return self._post('/v1/completions', body, lambda choice: choice['text'])
@@ -267,11 +287,20 @@ class Client:
     k: int,
     **settings: Any,
   ) -> str:
-    """The answer to `chat_request`.
+    """Sends `chat_request`.
+
+    Args:
+      passages: see `plug.prompt_ids`.
+      question: the question.
+      k: number of virtual tokens.
+      **settings: of the request.
+
+    Returns:
+      The answer's text.
 
     Raises:
-      errors.UserError: see there; or the server cannot be reached, is too
-        slow, refuses, redirects, or answers something else than vLLM.
+      errors.UserError: see `chat_request`; or the server cannot be reached, is
+        too slow, refuses, redirects, or does not answer as vLLM does.
     """
     body = self.chat_request(passages, question, k, **settings)
     return self._post(
@@ -302,7 +331,7 @@ class Client:
 
 
 def _takes_parts(tokenizer: 'PreTrainedTokenizerFast') -> bool:
-  """Whether a chat template writes the parts of a message side by side."""
+  """Whether a chat template joins the parts of a message without a break."""
   parts = [{'type': 'text', 'text': text} for text in ('left-', '-right')]
   try:
     text = chat_template.render(
@@ -321,5 +350,5 @@ def _takes_parts(tokenizer: 'PreTrainedTokenizerFast') -> bool:
 
 
 def _full(part: Mapping[str, str]) -> bool:
-  """Whether a part has anything: a server may refuse empty text."""
+  """Whether a part is not empty: a server may refuse empty text."""
   return part['type'] != 'text' or bool(part['text'])

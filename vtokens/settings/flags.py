@@ -20,11 +20,10 @@ from vtokens import commands
 from vtokens.host import aside, errors, paths, stopping, streams, writers
 from vtokens.settings import schema
 
-# Characters of an error. Most messages have bounds of their own; libraries that
-# quote what they found have none.
+# Longest error message, in characters. Messages of libraries have no bounds.
 _LONGEST = 6000
 
-# Bytes of a config file.
+# Largest config file, in bytes.
 _LARGEST_CONFIG = 16 << 20
 
 # `--help` lists a flag under the program that calls `run_config`.
@@ -46,14 +45,14 @@ def run_config(
 ) -> None:
   """Runs a program that takes `--config FILE[:VARIANT]` and overrides of it.
 
-  Defines the flag only now: a module that is merely imported has none.
+  The flag is defined by this call, so importing a module defines none.
 
   Args:
-    main: is given the validated config.
+    main: called with the validated config.
     settings: the dataclass that the file's get_config() returns.
-    validate: raises a `UserError` for a config that is not valid.
-    example: a config file of this program, for its messages; None for a
-      program that takes no file but only fields, `--config.field=value`.
+    validate: raises a `UserError` if the config is not valid.
+    example: a config file of this program, for messages; None if the program
+      takes no file but only fields, `--config.field=value`.
   """
   if example is None:
     _run_fields(main, settings, validate)
@@ -86,7 +85,7 @@ def _run_fields(
 ) -> None:
   _start()
   try:
-    # First: the definition looks fields up, and ends in a traceback.
+    # Before the definition, which looks fields up and ends in a traceback.
     _check_names(sys.argv, settings, needs_file=False)
   except errors.UserError as e:
     _fail(e)
@@ -107,12 +106,12 @@ def run(
 ) -> None:
   """Runs a command line program.
 
-  A `UserError` is printed and exits with 1; a run that a signal has stopped
-  says how to continue it and exits with 128 and the signal's number, so that
-  who started it does not take it for finished.
+  A `UserError` is printed, and the program exits with 1. A run that a signal
+  stopped says how to continue it and exits with 128 plus the signal's number,
+  so that its caller does not take it for finished.
 
   Args:
-    main: is given what is left of the command line, as `absl.app` does.
+    main: called with the rest of the command line, as `absl.app` does.
     settings: the dataclass behind `--config FILE`, if there is one.
   """
 
@@ -144,13 +143,13 @@ def run(
       writers.close_bars()
       writers.say(f'{e}; continue with: {command_line()}')
       sys.exit(e.exit_code)
-    # A disk that is full, or whatever a store fails by: the network, a
-    # permission, an expired login.
+    # A full disk, or a failure of an object store: the network, a permission,
+    # an expired login.
     except Exception as e:
       if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT):
         problem = f'{e.filename or "a file"} cannot be written: {e.strerror}'
       elif isinstance(e, OSError) and e.filename and e.strerror:
-        # What was not foreseen where it was opened, read or written.
+        # An error that the code that opened, read or wrote did not expect.
         _fail(f'{e.filename}: {e.strerror}')
       elif paths.is_of_a_store(e):
         problem = f'an object store cannot be used: {type(e).__name__}: {e}'
@@ -158,7 +157,7 @@ def run(
         raise
       _fail(f'{problem}. Once it can, this continues: {command_line()}')
 
-  # Orbax tells each of its steps at INFO.
+  # Orbax logs every step at INFO.
   logging.set_verbosity(logging.WARNING)
   _start()
   try:
@@ -168,7 +167,7 @@ def run(
 
 
 def _start() -> None:
-  """What comes before anything that can fail or print."""
+  """Prepares streams and signals, before anything can fail or print."""
   streams.guard()
   stopping.end_now_outside()
   logging.get_absl_handler().python_handler.setStream(sys.stderr)
@@ -222,7 +221,7 @@ class _FileParser(flags.ArgumentParser):
     path, variant = argument, None
     if ':' in argument and not pathlib.Path(argument).exists():
       path, _, variant = argument.rpartition(':')
-    # What the shell makes of <(...) is a pipe, which is read from there alone.
+    # The shell makes a pipe of <(...), which can be read only under this path.
     if not path.startswith('/dev/fd/'):
       path = _or_shipped(path)
       paths.check_file(path, _LARGEST_CONFIG, '--config ')
@@ -244,7 +243,7 @@ class _FileParser(flags.ArgumentParser):
       config = namespace['get_config'](*arguments)
     except errors.UserError:
       raise
-    # The file is a program of the user's; it can raise anything.
+    # The file is the user's program and can raise anything.
     except Exception as e:
       lines = [
         frame.lineno
@@ -288,7 +287,7 @@ def _or_shipped(path: str) -> str:
 
 
 def _name(kind: type) -> str:
-  """As it is written in a config file."""
+  """The name of a type as config files write it."""
   module = kind.__module__
   return kind.__name__ if module == 'builtins' else f'{module}.{kind.__name__}'
 

@@ -124,6 +124,7 @@ setuptools.setup(
   install_requires=[
     'PyStemmer>=3,<4',
     'absl-py>=2.1,<3',
+    'annotated-types>=0.7,<0.9',  # Bounds of settings, which pydantic checks.
     'array_record>=0.8,<0.9',
     'bm25s>=0.3.16,<0.4',
     'etils[epath]>=1.12,<2',
@@ -141,6 +142,7 @@ setuptools.setup(
     'numpy>=2.0,<3',
     'optax>=0.2.6,<0.3',
     'orbax-checkpoint>=0.12,<0.13',
+    'pydantic>=2.11,<3',  # Checks settings by the types of their fields.
     'regex>=2024.11',
     'rich>=14,<16',
     'safetensors>=0.6,<0.9',

@@ -9,7 +9,7 @@ from vtokens.host import errors
 from vtokens.models.decoder import num_params
 from vtokens.models.families import registry
 from vtokens.planning import known_models
-from vtokens.settings import flags
+from vtokens.settings import config_file
 
 CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 
@@ -19,7 +19,7 @@ BASES.remove('quickstart')
 
 
 def _parse(argument):
-  return flags._FileParser(config_lib.Config).parse(argument)
+  return config_file.load(argument, config_lib.Config)
 
 
 @pytest.mark.parametrize('name', BASES)

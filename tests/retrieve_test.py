@@ -380,7 +380,7 @@ def test_one_flipped_bit_is_refused_in_an_index_and_mended_elsewhere(case):
     ),
     (
       lambda c: setattr(c.corpus, 'shard_size', 0),
-      'config.corpus.shard_size: expected a number above 0',
+      'config.corpus.shard_size: expected an integer from 1',
     ),
     (
       lambda c: setattr(c, 'index_dir', 'w'),
@@ -394,7 +394,10 @@ def test_one_flipped_bit_is_refused_in_an_index_and_mended_elsewhere(case):
       lambda c: setattr(c.execution, 'beam_options', ('--x',)),
       'config.execution.beam_options: expected none',
     ),
-    (lambda c: setattr(c, 'top_k', '3'), 'config.top_k: expected int'),
+    (
+      lambda c: setattr(c, 'top_k', '3'),
+      'config.top_k: expected an integer from 1',
+    ),
   ],
 )
 def test_bad_settings_are_refused(change, message):

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from vtokens.evaluation import task_prompts, tasks
+from vtokens.evaluation import eval_config, task_prompts, tasks
 from vtokens.evaluation.tasks import Task
 from vtokens.host import errors
 
@@ -107,17 +107,22 @@ def test_empty_file(tmp_path):
   [
     ({'source': ''}, 'config.tasks[t].source: expected a file'),
     ({'format': 'arc'}, 'config.tasks[t].format: expected one of boolq'),
-    ({'shots': -1}, 'config.tasks[t].shots: expected at least 0, got -1'),
+    ({'shots': -1}, 'config.tasks[t].shots: expected an integer from 0'),
     ({'shots': 2}, 'config.tasks[t].shots_source: expected a file'),
     ({'shots_source': 'b'}, 'config.tasks[t].shots: expected at least 1'),
     ({'shots': 2, 'shots_source': './a'}, 'expected another file than source'),
-    ({'max_questions': -1}, 'config.tasks[t].max_questions: expected at least'),
-    ({'max_new_tokens': 0}, 'config.tasks[t].max_new_tokens: expected at le'),
+    (
+      {'max_questions': -1},
+      'config.tasks[t].max_questions: expected an integer',
+    ),
+    ({'max_new_tokens': 0}, 'config.tasks[t].max_new_tokens: expected an int'),
   ],
 )
 def test_settings_that_are_refused(settings, message):
+  task = Task(**{'source': 'a', **settings})
+  cfg = eval_config.Config(workdir='w', runs=('r',), tasks={'t': task})
   with pytest.raises(errors.UserError) as e:
-    tasks.check_task('t', Task(**{'source': 'a', **settings}))
+    eval_config.validate(cfg)
   assert message in str(e.value)
 
 

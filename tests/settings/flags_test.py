@@ -117,7 +117,7 @@ _ERRORS = {
   ),
   'not valid': (
     ['--config=not_valid.py'],
-    'error: config.workdir: expected str, got 3',
+    'error: config.workdir: expected a string, got 3 (in not_valid.py)',
   ),
   # A bad field.
   'unknown field': (
@@ -193,7 +193,7 @@ _ERRORS = {
   ),
   'not a tuple of int': (
     ['--config=good.py', '--config.eval.num_active=a,b'],
-    'config.eval.num_active: expected tuple[int, ...]',
+    'config.eval.num_active: expected a tuple of integers >= 1, got ',
   ),
   'NaN': (
     ['--config=good.py', '--config.optim.learning_rate=nan'],

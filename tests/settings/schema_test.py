@@ -3,8 +3,12 @@
 import copy
 import dataclasses
 import json
+import pickle
+import typing
+from typing import Annotated, Literal
 
 import pytest
+from annotated_types import Ge, Gt, Le
 
 from vtokens import config
 from vtokens.data.build import build_config
@@ -12,31 +16,35 @@ from vtokens.evaluation import eval_config, tasks
 from vtokens.exports import export_config
 from vtokens.host import errors
 from vtokens.retrieval import retrieval_config
-from vtokens.settings import schema
+from vtokens.settings import field_types, schema
 
 
 @dataclasses.dataclass
-class Leaf:
+class Leaf(schema.Section):
   size: int = 1
   share: float = 0.5
   range: tuple[int, int] = (1, 2)
 
 
 @dataclasses.dataclass
-class Branch:
+class Branch(schema.Section):
   leaf: Leaf = dataclasses.field(default_factory=Leaf)
   leaves: dict[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
-class Settings:
+class Settings(schema.Section):
   name: str = ''
   on: bool = False
   files: tuple[str, ...] = ()
   pairs: tuple[tuple[int, int], ...] = ()
-  numbers: dict[str, float] = dataclasses.field(default_factory=dict)
+  numbers: dict[field_types.Name, float] = dataclasses.field(
+    default_factory=dict
+  )
   branch: Branch = dataclasses.field(default_factory=Branch)
-  branches: dict[str, Branch] = dataclasses.field(default_factory=dict)
+  branches: dict[field_types.Name, Branch] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def _full() -> Settings:
@@ -53,74 +61,43 @@ def _full() -> Settings:
   )
 
 
-def test_flatten_names_every_field():
-  flat = schema.flatten(_full())
-  expected = {
-    'name': 'n',
-    'on': True,
-    'files': ('a', 'b'),
-    'pairs': ((1, 2), (3, 4)),
-    'numbers': {'x': 0.5, 'y.z': 2},
-    'branch.leaf.size': 3,
-    'branch.leaf.share': 0.25,
-    'branch.leaf.range': (4, 5),
-    'branch.leaves[l].size': 3,
-    'branches[b].leaf.size': 1,
-    'branches[b].leaves[c].share': 0.25,
-    'branches[b].leaves[d].range': (1, 2),
-    'branches[e f].leaf.share': 0.5,
-  }
-  assert {field: flat[field] for field in expected} == expected
-  # Dicts of sections are values themselves too; sections are not.
-  assert flat['branches'] == _full().branches
-  assert flat['branches[b].leaves'] == _full().branches['b'].leaves
-  assert not {'branch', 'branch.leaf', 'branches[b]'} & flat.keys()
-  # 5 fields, 1 branch of 1 leaf and a dict of 1, a dict of 2 branches with a
-  # leaf each and dicts of 2 and none.
-  assert len(flat) == 5 + (3 + 1 + 3) + 1 + (3 + 1 + 6) + (3 + 1)
-
-
-def test_flatten_of_defaults():
-  assert schema.flatten(Leaf()) == {'size': 1, 'share': 0.5, 'range': (1, 2)}
-  assert schema.flatten(Leaf(), 'a.')['a.size'] == 1
-
-
 @pytest.mark.parametrize(
   'settings, message',
   [
-    (Settings(name=3), 'config.name: expected str, got 3'),
-    (Settings(on=1), 'config.on: expected bool, got 1'),
+    (Settings(name=3), 'config.name: expected a string, got 3'),
+    (Settings(on=1), 'config.on: expected True or False, got 1'),
     (
       Settings(files='ab'),
-      "config.files: expected tuple[str, ...], got 'ab'",
+      "config.files: expected a tuple of strings, got 'ab'",
     ),
     (
       Settings(pairs=((1, 2), (3,))),
-      'config.pairs: expected tuple[tuple[int, int], ...], got ((1, 2), (3,))',
+      'config.pairs: expected a tuple of tuples of 2 integers, got '
+      '((1, 2), (3,))',
     ),
     (
       Settings(pairs=[(1, 2)]),
-      'config.pairs: expected tuple[tuple[int, int], ...], got [(1, 2)]',
+      'config.pairs: expected a tuple of tuples of 2 integers, got [(1, 2)]',
     ),
     (
       Settings(numbers={'x': '1'}),
-      "config.numbers: expected dict[str, float], got {'x': '1'}",
+      "config.numbers: expected a dict from names to numbers, got {'x': '1'}",
     ),
     (
       Settings(numbers={'x': True}),
-      "config.numbers: expected dict[str, float], got {'x': True}",
+      "config.numbers: expected a dict from names to numbers, got {'x': True}",
     ),
     (
       Settings(numbers={1: 1.0}),
-      'config.numbers: expected dict[str, float], got {1: 1.0}',
+      'config.numbers: expected a dict from names to numbers, got {1: 1.0}',
     ),
     (
       Settings(numbers={'': 1.0}),
-      "config.numbers: expected dict[str, float], got {'': 1.0}",
+      "config.numbers: expected a dict from names to numbers, got {'': 1.0}",
     ),
     (
       Settings(numbers=['x']),
-      "config.numbers: expected dict[str, float], got ['x']",
+      "config.numbers: expected a dict from names to numbers, got ['x']",
     ),
     (Settings(branch={}), 'config.branch: expected a Branch, got {}'),
     (
@@ -129,7 +106,7 @@ def test_flatten_of_defaults():
     ),
     (
       Settings(branch=Branch(leaf=Leaf(size=1.0))),
-      'config.branch.leaf.size: expected int, got 1.0',
+      'config.branch.leaf.size: expected an integer, got 1.0',
     ),
     (
       Settings(branches=[Branch()]),
@@ -147,14 +124,14 @@ def test_flatten_of_defaults():
     ),
     (
       Settings(branches={'b': Branch(leaves={'c': Leaf(range=(1, '2'))})}),
-      'config.branches[b].leaves[c].range: expected tuple[int, int], got '
+      'config.branches[b].leaves[c].range: expected a tuple of 2 integers, got '
       "(1, '2')",
     ),
   ],
 )
-def test_flatten_refuses(settings, message):
+def test_check_refuses(settings, message):
   with pytest.raises(errors.UserError) as e:
-    schema.flatten(settings)
+    schema.check(settings)
   assert str(e.value) == message
 
 
@@ -166,7 +143,8 @@ def test_there_and_back():
   # Down to the types that JSON does not have.
   assert isinstance(again.branches['b'].leaves['c'], Leaf)
   assert again.pairs == ((1, 2), (3, 4))
-  assert schema.flatten(again) == schema.flatten(settings)
+  schema.check(again)
+  assert again == settings
 
 
 def test_to_dict_shares_nothing_with_the_settings():
@@ -212,12 +190,12 @@ def test_build_refuses(values, message):
 
 
 @pytest.mark.parametrize('value', [3, [{'leaf': {}}], 'b', None])
-def test_build_leaves_the_type_of_a_dict_to_flatten(value):
+def test_build_leaves_the_type_of_a_dict_to_check(value):
   built = schema.build(Settings, {'branches': value})
   with pytest.raises(
     errors.UserError, match=r'^config\.branches: expected a d'
   ):
-    schema.flatten(built)
+    schema.check(built)
 
 
 def test_diff():
@@ -269,13 +247,13 @@ def test_as_section():
 
 
 @dataclasses.dataclass
-class Place:
-  path: str = schema.path('~')
-  paths: tuple[str, ...] = schema.path(())
+class Place(schema.Section):
+  path: field_types.Path = '~'
+  paths: tuple[field_types.Path, ...] = ()
 
 
 @dataclasses.dataclass
-class Places:
+class Places(schema.Section):
   one: Place = dataclasses.field(default_factory=Place)
   more: dict[str, Place] = dataclasses.field(default_factory=dict)
   text: str = '~'
@@ -284,26 +262,26 @@ class Places:
 def test_home_in_paths(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
   settings = Places(more={'a': Place(paths=('~/x', 'y', 'records:~/z:t'))})
-  values, _ = schema.check(settings, {})
-  assert values['one.path'] == settings.one.path == '/home/me'
+  schema.check(settings)
+  assert settings.one.path == '/home/me'
   assert settings.more['a'].paths == ('/home/me/x', 'y', 'records:/home/me/z:t')
   assert settings.text == '~'
   # Whatever is recorded has one name for one place.
   again = Places(more={'a': Place(paths=('/home/me/x', 'y', '~/z'))})
   again.more['a'].paths = ('/home/me/x', 'y', 'records:/home/me/z:t')
-  schema.check(again, {})
+  schema.check(again)
   assert schema.to_dict(again) == schema.to_dict(settings)
 
 
 def test_home_of_nobody():
   settings = Places(more={'a': Place(paths=('~no_such_user/x',))})
   with pytest.raises(
-    errors.UserError, match=r'^config\.more\[a\]\.paths: ~no_'
+    errors.UserError, match=r'^config\.more\[a\]\.paths: expected .*~no_'
   ):
-    schema.check(settings, {})
+    schema.check(settings)
 
 
-# Fields of text that name no file. Any other is made by `schema.path`.
+# Fields of text that name no file. Any other is a `field_types.Path`.
 _NO_PATHS = {
   'attention', 'beam_options', 'conditions', 'coordinator', 'dataset',
   'device', 'draw', 'drop_answers', 'dtype', 'format', 'init', 'init_text',
@@ -345,7 +323,72 @@ def test_every_field_of_a_path_is_one(kind):
   for part in _classes(kind):
     if part is config.Templates:
       continue
-    for field in dataclasses.fields(part):
-      if field.type in (str, tuple[str, ...], 'str', 'tuple[str, ...]'):
-        is_path = 'path' in field.metadata
-        assert is_path != (field.name in _NO_PATHS), (part, field.name)
+    for name, kind in schema.types_of(part).items():
+      if schema.bare(kind) is tuple:
+        kind = typing.get_args(kind)[0]
+      if schema.bare(kind) is str and typing.get_origin(kind) is not Literal:
+        is_path = 'expand_home' in repr(kind)
+        assert is_path != (name in _NO_PATHS), (part, name)
+
+
+@dataclasses.dataclass
+class Bounded(schema.Section):
+  word: Literal['a', 'b', ''] = 'a'
+  size: Annotated[int, Ge(1), Le(1000)] = 1
+  share: Annotated[float, Gt(0)] = 0.5
+  count: field_types.PositiveInt = 1
+  sizes: tuple[Annotated[int, Gt(0)], ...] = ()
+
+
+@pytest.mark.parametrize(
+  'field, value, expected',
+  [
+    ('word', 'c', "one of a, b, ''"),
+    ('size', 1001, 'an integer from 1 to 1,000'),
+    ('size', '1', 'an integer from 1 to 1,000'),
+    ('share', 0.0, 'a number > 0'),
+    ('share', float('nan'), 'a finite number'),
+    # The bound that every field has is said only of a number beyond it.
+    ('count', 0, 'an integer >= 1'),
+    ('count', 2**31, 'an integer from 1 to 2,147,483,647'),
+    # All of a tuple is shown.
+    ('sizes', (1, 0), 'a tuple of integers > 0'),
+  ],
+)
+def test_bounds_and_choices(field, value, expected):
+  settings = Bounded()
+  schema.check(settings)
+  setattr(settings, field, value)
+  with pytest.raises(schema.FieldError) as e:
+    schema.check(settings)
+  assert e.value.field == f'config.{field}'
+  assert str(e.value) == f'config.{field}: expected {expected}, got {value!r}'
+
+
+def test_a_field_that_does_not_exist_is_not_ignored():
+  settings = _full()
+  settings.branches['b'].leaf.sise = 3
+  with pytest.raises(schema.FieldError) as e:
+    schema.check(settings)
+  assert str(e.value) == (
+    'config.branches[b].leaf.sise: no such field; did you mean size?'
+  )
+
+
+def test_check_changes_no_value_but_paths():
+  settings = Settings(numbers={'x': 2}, branch=Branch(Leaf(share=1)))
+  before = repr(settings)
+  schema.check(settings)
+  # 2 is a number; it stays an int, so that JSON of it is the same.
+  assert repr(settings) == before
+
+
+def test_sections_are_plain_dataclasses():
+  settings = _full()
+  schema.check(settings)
+  assert pickle.loads(pickle.dumps(settings)) == settings
+  assert copy.deepcopy(settings) == settings
+  again = dataclasses.replace(settings, name='m')
+  assert again != settings and again.branch is settings.branch
+  assert Settings().branch is not Settings().branch
+  assert Settings().numbers is not Settings().numbers

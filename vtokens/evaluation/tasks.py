@@ -9,17 +9,18 @@ import os
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from vtokens.data import built_datasets, files
 from vtokens.data.checks import BadRecord, Kind
 from vtokens.data.fields import RowFields
 from vtokens.host import errors, paths
 from vtokens.settings import schema
+from vtokens.settings.field_types import NaturalInt, Path, PositiveInt
 
-FORMATS = ('boolq', 'commonsenseqa', 'mmlu', 'gsm8k')
 # What golds of boolq may be, and what they mean.
 TRUTHS = {'yes': 'true', 'true': 'true', 'no': 'false', 'false': 'false'}
 
@@ -35,7 +36,7 @@ _NUMBER = re.compile(
 
 
 @dataclasses.dataclass
-class Task:
+class Task(schema.Section):
   """A general task.
 
   Attributes:
@@ -48,12 +49,12 @@ class Task:
     max_new_tokens: longest answer of gsm8k.
   """
 
-  source: str = schema.path()
-  format: str = 'mmlu'
-  shots: int = 0
-  shots_source: str = schema.path()
-  max_questions: int = 0
-  max_new_tokens: int = 256
+  source: Path = ''
+  format: Literal['boolq', 'commonsenseqa', 'mmlu', 'gsm8k'] = 'mmlu'
+  shots: Annotated[int, Ge(0), Le(1000)] = 0
+  shots_source: Path = ''
+  max_questions: NaturalInt = 0
+  max_new_tokens: PositiveInt = 256
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,15 +123,6 @@ def check_task(name: str, task: Task) -> None:
     )
   if not task.source:
     fail('source', 'a file of questions')
-  if task.format not in FORMATS:
-    fail('format', f'one of {", ".join(FORMATS)}')
-  for field, least in (
-    ('shots', 0),
-    ('max_questions', 0),
-    ('max_new_tokens', 1),
-  ):
-    if getattr(task, field) < least:
-      fail(field, f'at least {least}')
   if task.shots and not task.shots_source:
     fail('shots_source', f'a file to draw the {task.shots} shots from')
   if task.shots_source and not task.shots:
@@ -194,7 +186,7 @@ def read_questions(
 
   Args:
     path: the file.
-    format: of `FORMATS`; says what a question needs.
+    format: of `Task.format`; says what a question needs.
     solved: whether they will be shown with their solutions, so that gsm8k
       needs the rationale.
 

@@ -1,86 +1,110 @@
-"""What a retrieval run is: typed settings, checked before anything starts.
+"""Settings of `python -m vtokens.retrieve`.
 
 A config file is Python with a function `get_config() -> Config`.
 """
 
 import dataclasses
+import functools
+import operator
 import re
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator
 
 from vtokens.data import records
 from vtokens.host import errors, paths
 from vtokens.settings import schema
+from vtokens.settings.field_types import (
+  MOST_PASSAGES,
+  Name,
+  OnBadRecord,
+  Path,
+  Rows,
+)
 
 AUTO = 'auto'
 
 
+def _check_pattern(pattern: str) -> str:
+  try:
+    groups = re.compile(pattern).groups
+  except re.error as e:
+    raise ValueError(f'a regular expression ({e})') from None
+  if groups > 1:
+    raise ValueError('at most one group')
+  return pattern
+
+
 @dataclasses.dataclass
-class Corpus:
+class Corpus(schema.Section):
   """The passages to search.
 
   Attributes:
-    paths: files of passages, in any format that `vtokens.data.corpus` lists,
-      such as JSON lines of {id, title, text}; they are one corpus, in this
-      order.
-    shard_size: passages per shard. A shard is what one worker indexes, what
-      is kept if a run is killed, and what has to fit memory.
+    paths: files of passages that make one corpus, in this order. See
+      `vtokens.data.corpus` for the formats, such as JSON lines of {id, title,
+      text}.
+    shard_size: passages per shard. One worker indexes a shard, which has to fit
+      memory; finished shards are kept if a run is killed.
     on_bad_record: error stops at the first bad line; skip leaves such lines
       out, counts and lists them.
   """
 
-  paths: tuple[str, ...] = schema.path(())
-  shard_size: int = 500_000
-  on_bad_record: str = 'error'
+  paths: tuple[Path, ...] = ()
+  shard_size: Annotated[int, Ge(1), Le(100_000_000)] = 500_000
+  on_bad_record: OnBadRecord = 'error'
 
 
 @dataclasses.dataclass
-class Questions:
+class Questions(schema.Section):
   """The questions to find passages for.
 
   Attributes:
-    paths: files of records, each perhaps as NAME=PATH with the name of its data
-      set (docs/data.md). Passages that they have already are kept.
+    paths: files of records, as PATH or, to name the dataset, NAME=PATH (see
+      docs/data.md). Passages that they already have are kept.
     on_bad_record: as for the corpus.
-    chunk_size: questions searched together; what is kept if a run is killed.
+    chunk_size: questions searched together, whose passages have to fit memory;
+      finished chunks are kept if a run is killed.
   """
 
-  paths: tuple[str, ...] = schema.path(())
-  on_bad_record: str = 'error'
-  chunk_size: int = 1000
+  paths: tuple[Path, ...] = ()
+  on_bad_record: OnBadRecord = 'error'
+  chunk_size: Annotated[int, Ge(1), Le(1_000_000)] = 1000
 
 
 @dataclasses.dataclass
-class BM25:
+class BM25(schema.Section):
   """Lexical retrieval: BM25 as Lucene has it.
 
   Attributes:
     k1: saturation of term frequency.
     b: normalisation by passage length, 0 to 1.
     lower: lower case before everything else.
-    token_pattern: regular expression of a token. With the default, text of
-      scripts without spaces (Han, Kana, Thai, Khmer, Lao, Burmese) is also
-      found by its characters and pairs of them; another pattern is all there
-      is.
+    token_pattern: regular expression of a token. Only with the default is text
+      of scripts without spaces (Han, Kana, Thai, Khmer, Lao, Burmese) also
+      found by its characters and pairs of them.
     stopwords: words left out: english, english_plus, another language that
       bm25s has a list for, or none.
     stemmer: a language of the Snowball stemmers (PyStemmer), or none.
     title_weight: how many times a title counts.
   """
 
-  k1: float = 0.9
-  b: float = 0.4
+  k1: Annotated[float, Ge(0), Le(1e6)] = 0.9
+  b: Annotated[float, Ge(0), Le(1)] = 0.4
   lower: bool = True
-  token_pattern: str = r'(?u)\b\w+\b'
+  token_pattern: Annotated[str, AfterValidator(_check_pattern)] = r'(?u)\b\w+\b'
   stopwords: str = 'english_plus'
   stemmer: str = 'english'
-  title_weight: int = 1
+  # A title is repeated so often.
+  title_weight: Annotated[int, Ge(0), Le(100)] = 1
 
 
 @dataclasses.dataclass
-class Dense:
+class Dense(schema.Section):
   """Retrieval by the inner product of sentence embeddings.
 
-  `auto` is what is known of the model (`encoders.KNOWN`), or else what its
-  own sentence-transformers files say; the run prints what it took from where.
+  `auto` takes a value from `encoders.KNOWN`, or else from the model's own
+  sentence-transformers files; the run prints each value and where it is from.
   A passage is encoded as its title, a line break and its text.
 
   Attributes:
@@ -89,111 +113,84 @@ class Dense:
     revision: branch, tag or commit on the hub.
     query_prefix: text before each question, or auto.
     passage_prefix: text before each passage, or auto.
-    pooling: cls, mean, or auto.
-    normalize: yes (cosine similarity), no, or auto.
+    pooling: of the tokens' vectors.
+    normalize: yes makes the inner product the cosine similarity.
     max_length: longest input in tokens; 0 for auto.
-    dtype: of the model's weights and activations: float32, float16, bfloat16.
-    storage: of embeddings in the index: float32, or float16 for half the
-      size.
+    dtype: of the model's weights and activations.
+    storage: of embeddings in the index; float16 is half the size.
     batch_size: texts encoded together.
     device: auto, or a torch device such as cuda:0.
   """
 
-  model: str = schema.path()
+  model: Path = ''
   revision: str = 'main'
   query_prefix: str = AUTO
   passage_prefix: str = AUTO
-  pooling: str = AUTO
-  normalize: str = AUTO
-  max_length: int = 0
-  dtype: str = 'float32'
-  storage: str = 'float32'
-  batch_size: int = 64
+  pooling: Literal['auto', 'cls', 'mean'] = 'auto'
+  normalize: Literal['auto', 'yes', 'no'] = 'auto'
+  max_length: Annotated[int, Ge(0), Le(1 << 24)] = 0
+  dtype: Literal['float32', 'float16', 'bfloat16'] = 'float32'
+  storage: Literal['float32', 'float16'] = 'float32'
+  batch_size: Rows = 64
   device: str = AUTO
 
 
 @dataclasses.dataclass
-class Retriever:
+class Retriever(schema.Section):
   """One way to search the corpus.
 
   Attributes:
-    kind: bm25 or dense.
+    kind: of search.
     bm25: for kind=bm25.
     dense: for kind=dense.
   """
 
-  kind: str = 'bm25'
+  kind: Literal['bm25', 'dense'] = 'bm25'
   bm25: BM25 = dataclasses.field(default_factory=BM25)
   dense: Dense = dataclasses.field(default_factory=Dense)
 
 
 @dataclasses.dataclass
-class Execution:
-  """Where the shards are worked on.
+class Execution(schema.Section):
+  """Where shards are indexed and searched.
 
   Attributes:
     runner: loop (this process, one shard after another) or beam.
     beam_options: Apache Beam's pipeline options, e.g.
-      ('--runner=FlinkRunner', '--flink_master=host:8081'). All workers need
-      to see `index_dir` and `workdir` under the same path.
+      ('--runner=FlinkRunner', '--flink_master=host:8081'). `index_dir` and
+      `workdir` must have the same paths on all workers.
   """
 
-  runner: str = 'loop'
+  runner: Literal['loop', 'beam'] = 'loop'
   beam_options: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
-class Config:
+class Config(schema.Section):
   """A retrieval run.
 
   Attributes:
-    workdir: directory for the records and what leads to them.
-    index_dir: directory of the indices, which runs over the same corpus
-      share.
-    on_stale_index: if `index_dir` holds an index of another corpus or other
-      settings, or a damaged one: error says so, rebuild replaces it.
+    workdir: directory for the records and intermediate results.
+    index_dir: directory of the indices; runs over the same corpus share it.
+    on_stale_index: for an index in `index_dir` that is damaged, or of another
+      corpus or settings: error stops there, rebuild replaces it.
     top_k: passages kept for each question and retriever.
     compress: write records.jsonl.gz rather than records.jsonl.
     corpus: see `Corpus`; the other sections likewise.
     retrievers: by the name under which their passages are written.
   """
 
-  workdir: str = schema.path()
-  index_dir: str = schema.path()
-  on_stale_index: str = 'error'
-  top_k: int = 100
+  workdir: Path = ''
+  index_dir: Path = ''
+  on_stale_index: Literal['error', 'rebuild'] = 'error'
+  top_k: Annotated[int, Ge(1), Le(MOST_PASSAGES)] = 100
   compress: bool = True
   corpus: Corpus = dataclasses.field(default_factory=Corpus)
   questions: Questions = dataclasses.field(default_factory=Questions)
-  retrievers: dict[str, Retriever] = dataclasses.field(default_factory=dict)
+  retrievers: dict[Name, Retriever] = dataclasses.field(default_factory=dict)
   execution: Execution = dataclasses.field(default_factory=Execution)
 
 
-_CHOICES = {
-  'on_stale_index': ('error', 'rebuild'),
-  'corpus.on_bad_record': ('error', 'skip'),
-  'questions.on_bad_record': ('error', 'skip'),
-  'execution.runner': ('loop', 'beam'),
-}
-_RETRIEVER_CHOICES = {
-  'kind': ('bm25', 'dense'),
-  'dense.pooling': (AUTO, 'cls', 'mean'),
-  'dense.normalize': (AUTO, 'yes', 'no'),
-  'dense.dtype': ('float32', 'float16', 'bfloat16'),
-  'dense.storage': ('float32', 'float16'),
-}
-# Beyond these a retrieval would be stopped by memory or time, not by a message.
-_MOST = {
-  'top_k': schema.MOST_PASSAGES,
-  # A shard has to fit memory, and so have the passages found for a chunk.
-  'corpus.shard_size': 100_000_000,
-  'questions.chunk_size': 1_000_000,
-  'retrievers[].bm25.k1': 1e6,
-  # A title is repeated so often.
-  'retrievers[].bm25.title_weight': 100,
-  'retrievers[].dense.max_length': 1 << 24,
-  'retrievers[].dense.batch_size': schema.MOST_ROWS,
-}
 # Names become directories next to these.
 _RESERVED = ('corpus', records.GIVEN)
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9._-]*')
@@ -206,10 +203,8 @@ def validate(config: Config) -> None:
     errors.UserError: a field has a wrong type or value; the message names it
       as it is written on the command line.
   """
-  values, fail = schema.check(config, _CHOICES, most=_MOST)
-  for field in ('top_k', 'corpus.shard_size', 'questions.chunk_size'):
-    if values[field] < 1:
-      fail(field, 'a number above 0')
+  schema.check(config)
+  refuse = functools.partial(schema.refuse, config)
   for field in (
     'workdir',
     'index_dir',
@@ -217,43 +212,28 @@ def validate(config: Config) -> None:
     'questions.paths',
     'retrievers',
   ):
-    if not values[field]:
-      fail(field, 'to be set')
+    if not operator.attrgetter(field)(config):
+      refuse(field, 'to be set')
   for field in ('workdir', 'index_dir'):
-    if paths.on_object_store(values[field]):
-      fail(field, 'a local or mounted directory (retrieve there, then copy)')
-  if values['workdir'] == values['index_dir']:
-    fail('index_dir', 'another directory than config.workdir')
-  if values['execution.beam_options'] and config.execution.runner != 'beam':
-    fail('execution.beam_options', 'none, since execution.runner is not beam')
+    if paths.on_object_store(getattr(config, field)):
+      refuse(field, 'a local or mounted directory (retrieve there, then copy)')
+  if config.workdir == config.index_dir:
+    refuse('index_dir', 'another directory than config.workdir')
+  if config.execution.beam_options and config.execution.runner != 'beam':
+    refuse('execution.beam_options', 'none, since execution.runner is not beam')
+  for name, retriever in config.retrievers.items():
+    _check_name(name)
+    if retriever.kind == 'dense' and not retriever.dense.model:
+      schema.refuse(
+        retriever, 'dense.model', 'to be set', f'retrievers[{name}].'
+      )
 
-  for name in config.retrievers:
-    _validate_retriever(name, values, fail)
 
-
-def _validate_retriever(name, values, fail) -> None:
-  if not _NAME.fullmatch(name) or name in (*_RESERVED, records.GOLD):
+def _check_name(name: str) -> None:
+  reserved = (*_RESERVED, records.GOLD)
+  if not _NAME.fullmatch(name) or name in reserved:
     raise errors.UserError(
       f'config.retrievers: {name!r} cannot be the name of a retriever; '
       'expected letters, digits, . _ and -, and none of '
-      f'{", ".join((*_RESERVED, records.GOLD))}'
+      f'{", ".join(reserved)}'
     )
-  root = f'retrievers[{name}].'
-  for field, choices in _RETRIEVER_CHOICES.items():
-    if values[root + field] not in choices:
-      fail(root + field, f'one of {", ".join(choices)}')
-  for field in ('bm25.title_weight', 'dense.max_length', 'bm25.k1'):
-    if values[root + field] < 0:
-      fail(root + field, 'a number not below 0')
-  if not 0 <= values[root + 'bm25.b'] <= 1:
-    fail(root + 'bm25.b', 'a number from 0 to 1')
-  if values[root + 'dense.batch_size'] < 1:
-    fail(root + 'dense.batch_size', 'a number above 0')
-  try:
-    groups = re.compile(values[root + 'bm25.token_pattern']).groups
-  except re.error as e:
-    fail(root + 'bm25.token_pattern', f'a regular expression ({e})')
-  if groups > 1:
-    fail(root + 'bm25.token_pattern', 'at most one group')
-  if values[root + 'kind'] == 'dense' and not values[root + 'dense.model']:
-    fail(root + 'dense.model', 'to be set')

@@ -22,7 +22,9 @@ F1 is EM; under yes_no so is containment.
 
 import dataclasses
 import re
+import typing
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -31,7 +33,8 @@ from vtokens.data.records import Record
 from vtokens.host import errors
 from vtokens.scoring import metrics, numbers
 
-RULES = ('text', 'regex', 'number', 'yes_no')
+Rule = Literal['text', 'regex', 'number', 'yes_no']
+RULES: tuple[Rule, ...] = typing.get_args(Rule)
 
 _MEANING = {'yes': True, 'true': True, 'no': False, 'false': False}
 

@@ -15,7 +15,7 @@ from etils import epath
 from vtokens import config
 from vtokens.host import errors, json_files, paths, writers
 from vtokens.serving import table_file
-from vtokens.settings import config_checks, schema
+from vtokens.settings import field_types, schema
 
 FORMAT = 1
 META = 'vtokens.json'
@@ -88,7 +88,7 @@ class Prompt:
   """
 
   templates: config.Templates
-  position: str
+  position: config.Position
   max_prefix_tokens: int
   max_suffix_tokens: int
 
@@ -235,7 +235,7 @@ def read_meta(path: epath.Path) -> Meta:
     )
   for name, value, most in (
     ('num_trained', meta.num_trained, rows),
-    ('base.vocab_size', meta.base.vocab_size, schema.MOST_INT),
+    ('base.vocab_size', meta.base.vocab_size, field_types.MOST_INT),
   ):
     if not 1 <= value <= most:
       raise errors.UserError(
@@ -249,20 +249,19 @@ def read_meta(path: epath.Path) -> Meta:
   return meta
 
 
-def _check_prompt(templates: config.Templates, **prompt: Any) -> None:
+def _check_prompt(
+  templates: config.Templates,
+  position: config.Position,
+  max_prefix_tokens: int,
+  max_suffix_tokens: int,
+) -> None:
   """Checks templates and the other fields of `Prompt` as those of a run.
 
   Raises:
-    errors.UserError: a value cannot be one.
+    errors.UserError: a value is not allowed.
   """
   settings = config.Config(templates=templates)
-  settings.virtual_tokens.position = prompt['position']
-  limits = ('max_prefix_tokens', 'max_suffix_tokens')
-  for name in limits:
-    setattr(settings.data, name, prompt[name])
-  values, fail = schema.check(
-    settings,
-    {'virtual_tokens.position': config.POSITIONS},
-    positive=tuple(f'data.{name}' for name in limits),
-  )
-  config_checks.check_templates(values, fail)
+  settings.virtual_tokens.position = position
+  settings.data.max_prefix_tokens = max_prefix_tokens
+  settings.data.max_suffix_tokens = max_suffix_tokens
+  schema.check(settings)

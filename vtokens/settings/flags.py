@@ -3,28 +3,31 @@
 import difflib
 import errno
 import os
-import pathlib
 import shlex
 import signal
 import sys
-import traceback
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags import tuple_parser
 
-import vtokens
 from vtokens import commands
 from vtokens.host import aside, errors, paths, stopping, streams, writers
-from vtokens.settings import schema
+from vtokens.settings import config_file, schema
 
 # Longest error message, in characters. Messages of libraries have no bounds.
 _LONGEST = 6000
 
-# Largest config file, in bytes.
-_LARGEST_CONFIG = 16 << 20
+# By the bare type of a field.
+_PARSERS: dict[Any, flags.ArgumentParser] = {
+  int: flags.IntegerParser(),
+  float: flags.FloatParser(),
+  str: flags.ArgumentParser(),
+  tuple: tuple_parser.TupleParser(),
+}
 
 # `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
@@ -60,11 +63,12 @@ def run_config(
   holder = config_flags.DEFINE_config_file(
     'config',
     None,
-    f'Python file with get_config() -> {_name(settings)}, e.g. {example}. '
+    f'Python file with get_config() -> {config_file.name(settings)}, e.g. '
+    f'{example}. '
     'FILE:VARIANT calls get_config(VARIANT). Its fields are overridden by '
     '--config.section.field=value.',
   )
-  # ml_collections' own shows mistakes in the file as tracebacks.
+  _register_types(settings)
   flags.FLAGS['config'].parser = _FileParser(settings)
 
   def with_config(argv: Sequence[str]) -> None:
@@ -72,7 +76,8 @@ def run_config(
     config = holder.value
     if config is None:
       raise errors.UserError(f'--config FILE is needed, e.g. {example}')
-    validate(config)
+    file = config_flags.get_config_filename(flags.FLAGS['config'])
+    _validate(config, validate, f'in {file}')
     main(config)
 
   run(with_config, settings)
@@ -85,10 +90,11 @@ def _run_fields(
 ) -> None:
   _start()
   try:
-    # Before the definition, which looks fields up and ends in a traceback.
+    # Before the definition, which ends in a traceback for an unknown field.
     _check_names(sys.argv, settings, needs_file=False)
   except errors.UserError as e:
     _fail(e)
+  _register_types(settings)
   holder = config_flags.DEFINE_config_dataclass(
     'config', settings(), 'Fields: --config.field=value.'
   )
@@ -211,85 +217,41 @@ class _PathParser(flags.ArgumentParser):
 
 
 class _FileParser(flags.ArgumentParser):
-  """Runs a config file; its mistakes become one message with their line."""
+  """Runs a config file; ml_collections' own shows mistakes as tracebacks."""
 
   def __init__(self, settings: type):
     self._settings = settings
 
   def parse(self, argument: str) -> Any:
-    argument = paths.expand_home(argument)
-    path, variant = argument, None
-    if ':' in argument and not pathlib.Path(argument).exists():
-      path, _, variant = argument.rpartition(':')
-    # The shell makes a pipe of <(...), which can be read only under this path.
-    if not path.startswith('/dev/fd/'):
-      path = _or_shipped(path)
-      paths.check_file(path, _LARGEST_CONFIG, '--config ')
-    try:
-      source = pathlib.Path(path).read_bytes()
-    except OSError as e:
-      raise errors.UserError(
-        f'--config {path}: cannot be read: {e.strerror}'
-      ) from e
-    namespace: dict[str, Any] = {'__name__': 'config', '__file__': path}
-    try:
-      exec(compile(source, path, 'exec'), namespace)
-      if 'get_config' not in namespace:
-        raise errors.UserError(
-          f'--config {path}: has no function get_config() -> '
-          f'{_name(self._settings)}'
-        )
-      arguments = [] if variant is None else [variant]
-      config = namespace['get_config'](*arguments)
-    except errors.UserError:
-      raise
-    # The file is the user's program and can raise anything.
-    except Exception as e:
-      lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(e.__traceback__)
-        if frame.filename == path
-      ]
-      if isinstance(e, SyntaxError) and e.filename == path:
-        lines.append(e.lineno)
-      place = f'{path}:{lines[-1]}' if lines else path
-      raise errors.UserError(
-        f'--config {place}: {type(e).__name__}: {e}'
-      ) from e
-    if not isinstance(config, self._settings):
-      raise errors.UserError(
-        f'--config {path}: get_config() returned {_name(type(config))}, '
-        f'expected {_name(self._settings)}'
-      )
-    return config
+    return config_file.load(argument, self._settings)
 
 
-def _or_shipped(path: str) -> str:
-  """The path of a config file, or of the one that comes with vtokens.
+def _register_types(section: type) -> None:
+  """Tells config_flags how to parse the types of a section's fields.
 
-  So `configs/quickstart.py` can be typed in any directory. A local file wins.
+  It looks them up by the whole type of a field, bounds included.
   """
-  if pathlib.PurePath(path).parts[:1] != ('configs',) or os.path.exists(path):
-    return path
-  package = pathlib.Path(vtokens.__file__).parent
-  shipped = package / 'configs'
-  if not shipped.is_dir():  # Not installed from a wheel: beside the package.
-    shipped = package.parent / 'configs'
-  found = shipped.parent / path
-  if not found.is_file():
-    return path
-  print(
-    f'--config {path}: not in this directory; this one of vtokens is used: '
-    f'{found}',
-    file=sys.stderr,
-  )
-  return str(found)
+  for kind in schema.types_of(section).values():
+    if (inner := schema.as_section(kind)) is not None:
+      _register_types(inner)
+    elif (bare := schema.bare(kind)) in _PARSERS:
+      config_flags.register_flag_parser_for_type(kind, _PARSERS[bare])
 
 
-def _name(kind: type) -> str:
-  """The name of a type as config files write it."""
-  module = kind.__module__
-  return kind.__name__ if module == 'builtins' else f'{module}.{kind.__name__}'
+def _validate(config: Any, validate: Callable[[Any], None], place: str) -> None:
+  """Adds to errors of fields where a field's value comes from.
+
+  Args:
+    config: the settings.
+    validate: raises `schema.FieldError` for a wrong field.
+    place: for fields that the command line does not set.
+  """
+  try:
+    validate(config)
+  except schema.FieldError as e:
+    if any(arg.lstrip('-').startswith(f'{e.field}=') for arg in sys.argv[1:]):
+      raise
+    raise errors.UserError(f'{e} ({place})') from None
 
 
 def _check_names(

@@ -1,169 +1,152 @@
-"""Settings as nested dataclasses: type checks, JSON and differences.
+"""Settings as nested dataclasses: checks, JSON and differences.
 
-A field is a bool, int, float, str, a tuple of such, another dataclass (a
-section), or a dict from names to any of these.
+A field is a bool, int, float, str, one of a few words (`Literal`), a tuple of
+these, another dataclass (a section), or a dict from names to any of these. Its
+type says what it may hold (see `field_types`).
+
+Sections are plain dataclasses, so that a config file can fill them in any
+order; pydantic checks them once, in `check`.
 """
 
 import dataclasses
 import difflib
+import functools
 import json
-import math
-import re
-import types
+import operator
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
 
-from vtokens.host import errors, paths
+import pydantic
 
-_PATH = 'path'
+from vtokens.host import errors
+from vtokens.settings import field_types
 
-# Largest numbers of any field, but for those with less of their own. Devices
-# and file formats count in 32 bits, and compute in 32 bits of floating point.
-MOST_INT = 2**31 - 1
-MOST_FLOAT = 1e12
-# A random generator's seed has 32 bits; of a larger one it would drop the rest.
-MOST_SEED = 2**32 - 1
-# Questions or examples at a time: their rows are made in memory.
-MOST_ROWS = 65_536
-# Passages of a question or of an example.
-MOST_PASSAGES = 100_000
-_ENTRY = re.compile(r'\[[^]]*\]')
+_T = TypeVar('_T')
 
 
-def path(default: str | tuple[str, ...] = '') -> Any:
-  """A field of a path, or of a tuple of paths: `check` expands `~` there."""
-  return dataclasses.field(default=default, metadata={_PATH: True})
+class FieldError(errors.UserError):
+  """A field's value is not what was expected.
 
-
-def flatten(settings: Any, prefix: str = '') -> dict[str, Any]:
-  """Field path -> value, over all sections.
-
-  Raises:
-    errors.UserError: a value has not the type that is declared.
+  Attributes:
+    field: as in the message, e.g. config.data.batch_size.
   """
-  flat: dict[str, Any] = {}
-  hints = typing.get_type_hints(type(settings))
-  for field in dataclasses.fields(settings):
-    value, path = getattr(settings, field.name), prefix + field.name
-    kind = hints[field.name]
-    if (section := as_section(kind)) is not None:
-      flat |= _section(value, section, path)
-    elif (entry := _entry_section(kind)) is not None:
-      if not isinstance(value, dict) or not all(map(_is_name, value)):
-        _refuse(path, f'a dict from names to {entry.__name__}', value)
-      for name, section in value.items():
-        flat |= _section(section, entry, f'{path}[{name}]')
-      flat[path] = value
-    elif _fits(value, kind):
-      flat[path] = value
-    else:
-      _refuse(path, _describe(kind), value)
-  return flat
+
+  def __init__(self, field: str, problem: str):
+    super().__init__(f'{field}: {problem}')
+    self.field = field
 
 
-def check(
-  settings: Any,
-  choices: Mapping[str, Sequence[str]],
-  *,
-  positive: Sequence[str] = (),
-  not_negative: Sequence[str] = (),
-  most: Mapping[str, float] | None = None,
-) -> tuple[dict[str, Any], Callable[[str, str], NoReturn]]:
-  """What every validation of settings begins with.
+class Section:
+  """Base class of all settings: says how pydantic checks them.
+
+  Strict: True is no int, a list is no tuple. A section is checked again in
+  every `check`, since its fields may have been set meanwhile.
+  """
+
+  __pydantic_config__ = pydantic.ConfigDict(
+    strict=True, revalidate_instances='always', allow_inf_nan=False
+  )
+
+
+def check(settings: Section) -> None:
+  """Checks each field by its type; replaces `~` in paths by the home directory.
 
   Args:
-    settings: of any class. In its paths a leading `~` becomes the home
-      directory, so that all that follows, records included, has one name for
-      one place.
-    choices: by field path, the values that are allowed.
-    positive: fields of numbers above 0.
-    not_negative: fields of numbers not below 0.
-    most: by field path, with `[]` for the name of an entry, the largest number
-      allowed, where it is less than `MOST_INT` or `MOST_FLOAT`.
-
-  Returns:
-    `flatten` of the settings, and `fail(field, expected)`, which raises an
-    error that names field and value.
+    settings: changed in place, so that all that follows, records included, has
+      one name for one place.
 
   Raises:
-    errors.UserError: a value has a wrong type, is not finite, too large, or
-      not among those allowed.
+    FieldError: a value is not what the field's type says, or there is an
+      attribute that is no field.
   """
-  flatten(settings)
-  _expand_paths(settings, 'config.')
-  values = flatten(settings)
-
-  def fail(field: str, expected: str) -> NoReturn:
-    _refuse(field, expected, values[field])
-
-  for field, value in values.items():
-    if isinstance(value, float) and not math.isfinite(value):
-      fail(field, 'a finite number')
-    _check_size(field, value, most or {}, fail)
-  for field, allowed in choices.items():
-    if values[field] not in allowed:
-      fail(field, f'one of {", ".join(allowed)}')
-  for field in positive:
-    if values[field] <= 0:
-      fail(field, 'a number above 0')
-  for field in not_negative:
-    if values[field] < 0:
-      fail(field, 'a number not below 0')
-  return values, fail
+  cls: Any = type(settings)
+  try:
+    checked = _adapter(cls).validate_python(settings)
+  except pydantic.ValidationError as e:
+    _refuse_first(settings, e)
+  _take_paths(settings, checked, '')
 
 
-def _check_size(
-  field: str,
-  value: Any,
-  most: Mapping[str, float],
-  fail: Callable[[str, str], NoReturn],
-) -> None:
-  """Refuses numbers that are too large, in a tuple or dict as well."""
-  if isinstance(value, tuple):
-    items: Iterable[Any] = value
-  elif isinstance(value, dict):
-    items = value.values()
-  elif isinstance(value, (int, float)):
-    largest = MOST_INT if isinstance(value, int) else MOST_FLOAT
-    largest = most.get(_ENTRY.sub('[]', field), largest)
-    if abs(value) > largest:
-      fail(field, f'at most {largest:,}')
-    return
-  else:
-    return
-  for item in items:
-    _check_size(field, item, most, fail)
+def refuse(
+  settings: Any, field: str, expected: str, prefix: str = ''
+) -> NoReturn:
+  """Raises the error of a field whose value is not what was expected.
+
+  Args:
+    settings: a config or a section.
+    field: in `settings`, with dots.
+    expected: what it should be.
+    prefix: of a section's fields: its own path and a dot.
+
+  Raises:
+    FieldError: always.
+  """
+  value = operator.attrgetter(field)(settings)
+  refuse_value(prefix + field, value, expected)
+
+
+def refuse_value(field: str, value: Any, expected: str) -> NoReturn:
+  """Raises the error of `refuse`, of a value that is found otherwise."""
+  raise FieldError(
+    f'config.{errors.shorten(field)}',
+    f'expected {expected}, got {errors.shorten(repr(value))}',
+  )
+
+
+def types_of(cls: type) -> dict[str, Any]:
+  """The type of each field, with its bounds."""
+  return typing.get_type_hints(cls, include_extras=True)
+
+
+def bare(kind: Any) -> Any:
+  """A field's type without bounds: a section, or one of Python's own types."""
+  if typing.get_origin(kind) is typing.Annotated:
+    kind = typing.get_args(kind)[0]
+  if typing.get_origin(kind) is typing.Literal:
+    return str
+  return typing.get_origin(kind) or kind
+
+
+def as_section(kind: Any) -> type | None:
+  """The type itself if it is a section's, that is, a dataclass."""
+  found = isinstance(kind, type) and dataclasses.is_dataclass(kind)
+  return kind if found else None
+
+
+def entry_section(kind: Any) -> type | None:
+  """T for a dict from names to sections T."""
+  if typing.get_origin(kind) is not dict:
+    return None
+  return as_section(typing.get_args(kind)[1])
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
   """Settings as nested dicts of JSON values."""
-  return json.loads(json.dumps(dataclasses.asdict(settings)))
+  values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(settings)))
+  return values
 
 
-def build(cls: type, values: dict[str, Any], prefix: str = '') -> Any:
-  """The inverse of `to_dict`, types unchecked: see `flatten`.
+def build(cls: type[_T], values: Any, prefix: str = '') -> _T:
+  """The inverse of `to_dict`; values are not checked, see `check`.
 
   Raises:
-    errors.UserError: a section or field is unknown.
+    FieldError: a section or field is unknown.
   """
-  hints = typing.get_type_hints(cls)
+  kinds = types_of(cls)
   if not isinstance(values, dict):
-    _refuse(prefix.rstrip('.'), 'a section', values)
-  for key in values:
-    if key not in hints:
-      close = difflib.get_close_matches(key, hints, n=1)
-      hint = f'; did you mean {close[0]}?' if close else ''
-      raise errors.UserError(f'config.{prefix}{key}: no such field{hint}')
+    refuse_value(prefix.rstrip('.'), values, 'a section')
   built = {}
   for key, value in values.items():
-    entry = _entry_section(hints[key])
-    if (section_type := as_section(hints[key])) is not None:
-      value = build(section_type, value, f'{prefix}{key}.')
+    if key not in kinds:
+      _refuse_name(f'{prefix}{key}', key, kinds)
+    entry = entry_section(kinds[key])
+    if (section := as_section(kinds[key])) is not None:
+      value = build(section, value, f'{prefix}{key}.')
     elif entry is not None and isinstance(value, dict):
       value = {
-        name: build(entry, section, f'{prefix}{key}[{name}].')
-        for name, section in value.items()
+        name: build(entry, item, f'{prefix}{key}[{name}].')
+        for name, item in value.items()
       }
     built[key] = _tuples(value)
   return cls(**built)
@@ -178,11 +161,11 @@ def diff(
   """One line for each field in which two `to_dict` results differ.
 
   Args:
-    old: what is there.
-    new: what it is compared with.
+    old: the earlier settings.
+    new: the settings compared with them.
     root: before each field's name.
-    absent: what fields are that `old` does not have, as those that came with a
-      later version.
+    absent: values of fields that `old` lacks, since they came with a later
+      version.
   """
   there = flat(absent or {}) | flat(old)
   return list(differences(there, flat(new), root).values())
@@ -205,8 +188,8 @@ def differences(
   """A line for each field, by its path, in which results of `flat` differ.
 
   Args:
-    there: what is there.
-    now: what it is compared with.
+    there: the earlier settings.
+    now: the settings compared with them.
     root: before each field's name.
   """
 
@@ -221,82 +204,61 @@ def differences(
   }
 
 
-def as_section(kind: Any) -> type | None:
-  """The type itself if it is a section's, that is, a dataclass."""
-  found = isinstance(kind, type) and dataclasses.is_dataclass(kind)
-  return kind if found else None
+@functools.cache
+def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
+  return pydantic.TypeAdapter(cls)
 
 
-def _expand_paths(settings: Any, prefix: str) -> None:
-  """Replaces `~` in the fields made by `path`; types have been checked."""
-  for field in dataclasses.fields(settings):
-    value = getattr(settings, field.name)
+def _refuse_first(
+  settings: Section, invalid: pydantic.ValidationError
+) -> NoReturn:
+  """Raises the first of pydantic's errors as one that names the field."""
+  error = invalid.errors(include_url=False)[0]
+  field, kind, value = '', type(settings), settings
+  for part in error['loc']:
+    section, entry = as_section(kind), entry_section(kind)
+    if section is not None and isinstance(value, section):
+      field += f'.{part}'
+      kind, value = types_of(section)[str(part)], getattr(value, str(part))
+    elif entry is not None and isinstance(value, dict) and part in value:
+      if part == '':  # No name; the dict is shown.
+        break
+      field += f'[{part}]'
+      kind, value = entry, value[part]
+    else:  # An item of a tuple or dict; all of it is shown.
+      break
+  context = error.get('ctx', {})
+  if error['type'] == 'value_error':
+    expected = str(context['error'])
+  elif error['type'] == 'finite_number':
+    expected = 'a finite number'
+  else:
+    bounds = (b for b in context.values() if isinstance(b, (int, float)))
+    expected = field_types.describe(kind, tuple(bounds))
+  refuse_value(field.removeprefix('.'), value, expected)
+
+
+def _refuse_name(path: str, name: str, fields: Mapping[str, Any]) -> NoReturn:
+  close = difflib.get_close_matches(name, fields, n=1)
+  hint = f'; did you mean {close[0]}?' if close else ''
+  raise FieldError(f'config.{path}', f'no such field{hint}')
+
+
+def _take_paths(settings: Any, checked: Any, prefix: str) -> None:
+  """Takes texts, among them paths, over from the checked copy of settings."""
+  fields = {field.name: field for field in dataclasses.fields(settings)}
+  for name, value in vars(settings).items():
+    if name not in fields:
+      _refuse_name(f'{prefix}{name}', name, fields)
+    new = getattr(checked, name)
     if dataclasses.is_dataclass(value):
-      _expand_paths(value, f'{prefix}{field.name}.')
+      _take_paths(value, new, f'{prefix}{name}.')
     elif isinstance(value, dict):
-      for name, entry in value.items():
+      for key, entry in value.items():
         if dataclasses.is_dataclass(entry):
-          _expand_paths(entry, f'{prefix}{field.name}[{name}].')
-    elif _PATH in field.metadata:
-      try:
-        setattr(settings, field.name, _expanded(value))
-      except errors.UserError as e:
-        raise errors.UserError(f'{prefix}{field.name}: {e}') from None
-
-
-def _expanded(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-  if isinstance(value, tuple):
-    return tuple(map(paths.expand_home, value))
-  return paths.expand_home(value)
-
-
-def _section(value: Any, kind: type, path: str) -> dict[str, Any]:
-  if not isinstance(value, kind):
-    _refuse(path, f'a {kind.__name__}', value)
-  return flatten(value, f'{path}.')
-
-
-def _entry_section(kind: Any) -> type | None:
-  """T for a dict of names to dataclasses T."""
-  if typing.get_origin(kind) is not dict:
-    return None
-  return as_section(typing.get_args(kind)[1])
-
-
-def _is_name(value: Any) -> bool:
-  return isinstance(value, str) and bool(value)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-  """Whether a value has a declared type; bool is not an int here."""
-  if typing.get_origin(kind) is dict:
-    return isinstance(value, dict) and all(
-      _is_name(name) and _fits(item, typing.get_args(kind)[1])
-      for name, item in value.items()
-    )
-  if isinstance(kind, types.GenericAlias):
-    args = typing.get_args(kind)
-    if not isinstance(value, tuple):
-      return False
-    if args[-1] is Ellipsis:
-      return all(_fits(v, args[0]) for v in value)
-    return len(value) == len(args) and all(map(_fits, value, args))
-  if kind is float:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  if kind is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  return isinstance(value, kind)
-
-
-def _refuse(path: str, expected: str, value: Any) -> NoReturn:
-  raise errors.UserError(
-    f'config.{errors.shorten(path)}: expected {expected}, got '
-    f'{errors.shorten(repr(value))}'
-  )
-
-
-def _describe(kind: Any) -> str:
-  return str(kind) if isinstance(kind, types.GenericAlias) else kind.__name__
+          _take_paths(entry, new[key], f'{prefix}{name}[{key}].')
+    elif isinstance(value, (str, tuple)):
+      setattr(settings, name, new)
 
 
 def _tuples(value: Any) -> Any:

@@ -119,10 +119,11 @@ def _settings(table: Artifact, base: str) -> config.Config:
   return _with_rows(settings, table.meta.shape[0], table.meta.num_trained)
 
 
-def _dtype(table: Artifact) -> str:
-  """That the tokens were trained with; of one imported before, the default."""
+def _dtype(table: Artifact) -> config.DType:
+  """The dtype of training; the default for a table imported before."""
   trained = table.meta.training.get('config', {}).get('base', {})
-  return trained.get('dtype', config.Base.dtype)
+  dtype: config.DType = trained.get('dtype', config.Base.dtype)
+  return dtype
 
 
 def _no_data() -> config.Data:

@@ -184,7 +184,9 @@ def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
     source = gguf_weights.GGUFSource(path)
     return source, source.config
   hf_directory.check_files(path)
-  return hf_directory.SafetensorsSource(path), hf_directory.read_config(path)
+  # First the config: types that are not supported are called that.
+  architecture = hf_directory.read_config(path)
+  return hf_directory.SafetensorsSource(path), architecture
 
 
 def resolve(path: str) -> str:

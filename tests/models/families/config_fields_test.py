@@ -221,7 +221,7 @@ def _fields_known(model_type):
   return known
 
 
-@pytest.mark.parametrize('model_type', registry.FAMILIES)
+@pytest.mark.parametrize('model_type', registry.families())
 def test_every_field_is_used_refused_or_without_effect(model_type, tmp_path):
   fields = _fields_read(model_type, tmp_path) | _fields_known(model_type)
   unknown = fields - set(CHANGES) - set(WITHOUT_EFFECT) - _OF_THE_CLASS
@@ -239,7 +239,7 @@ def test_every_field_is_used_refused_or_without_effect(model_type, tmp_path):
   assert not ignored
 
 
-@pytest.mark.parametrize('model_type', registry.FAMILIES)
+@pytest.mark.parametrize('model_type', registry.families())
 def test_fields_without_effect(model_type):
   """In transformers' own model; ours does not look at them."""
   ids = torch.arange(2, 2 + LENGTH)[None]

@@ -231,7 +231,9 @@ def pair(request, tmp_path_factory):
   directory = tmp_path_factory.mktemp(name)
   model_type, changes = CASES[name]
   reference = tiny_models.save(directory, model_type=model_type, **changes)
-  assert type(reference).__name__ == registry.FAMILIES[model_type].architecture
+  assert (
+    type(reference).__name__ == registry.families()[model_type].architecture
+  )
   if method != 'none':
     quantised.quantise_model(reference, method)
   return _load(directory, method), reference, directory

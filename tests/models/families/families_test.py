@@ -274,7 +274,7 @@ def test_other_model_types_name_the_supported_ones(model_type):
   with pytest.raises(errors.UserError) as e:
     registry.from_hf(_least(model_type=model_type), 'some/config.json')
   assert str(e.value).startswith('some/config.json: model_type is ')
-  for supported in registry.FAMILIES:
+  for supported in registry.families():
     assert supported in str(e.value)
 
 
@@ -464,7 +464,7 @@ def test_longest_sequence_of_mixed_layers():
     ('qwen2', 'layer_types', ['sliding_attention'] * 3),
     *(
       (model_type, 'is_causal', value)
-      for model_type in registry.FAMILIES
+      for model_type in registry.families()
       for value in (False, None, 0)
     ),
   ],
@@ -478,7 +478,7 @@ def test_what_a_family_does_not_do_is_an_error(model_type, field, value):
   assert str(e.value).startswith(f'some/config.json: {field} is ')
 
 
-@pytest.mark.parametrize('model_type', registry.FAMILIES)
+@pytest.mark.parametrize('model_type', registry.families())
 def test_defaults_are_those_of_transformers(model_type):
   """A config that says least, by us and as transformers completes it."""
   gelu = {'hidden_act': 'gelu_pytorch_tanh'} if 'gemma' in model_type else {}

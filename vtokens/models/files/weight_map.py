@@ -172,7 +172,7 @@ def weights_of(config: DecoderConfig) -> dict[tuple, tuple[Weight, nnx.Param]]:
     '.'.join(map(str, path)): (path, variable)
     for path, variable in nnx.to_flat_state(params)
   }
-  names = registry.FAMILIES[config.model_type].names
+  names = registry.family_of(config).names
   rows: dict[str, int] = {}
   weights = {}
   # In the order of the table, which is that of rows in shared tensors.

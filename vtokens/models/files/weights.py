@@ -199,7 +199,7 @@ def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
   ignored = {name for name in found if name.endswith('.rotary_emb.inv_freq')}
   if config.tie_embeddings:
     # Some exports write the tied head a second time.
-    ignored.add(registry.FAMILIES[config.model_type].names['head'])
+    ignored.add(registry.family_of(config).names['head'])
   missing = sorted(set(expected) - set(found))
   surplus = sorted(set(found) - set(expected) - ignored)
   misshapen = [
@@ -248,7 +248,7 @@ def _renamed(missing: Sequence[str], surplus: Sequence[str]) -> str:
 
 def _check_tied_head(source: TensorSource, config: DecoderConfig) -> None:
   """Raises if a tied head is stored as well and is another matrix."""
-  names = registry.FAMILIES[config.model_type].names
+  names = registry.family_of(config).names
   embedding, head = names['embedding'], names['head']
   if head not in source.shapes():
     return

@@ -1,0 +1,49 @@
+"""Gemma 1."""
+
+from typing import TYPE_CHECKING, Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import rope_json
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
+
+_GELU = 'gelu_pytorch_tanh'
+
+
+class Gemma(Family):
+  """What Gemma 1 to 3 share."""
+
+  model_type = 'gemma'
+  architecture = 'GemmaForCausalLM'
+  gguf = 'gemma'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    # The first files said gelu and meant the tanh form; see transformers#29402.
+    f.only('hidden_act', _GELU, 'gelu')
+    f.only('hidden_activation', None, _GELU)
+    f.no_window()
+    kind = LayerKind(rope_json.read(f))
+    return {**self.read_common(f), 'layer_pattern': (kind,)}
+
+  def read_common(self, f: Fields) -> dict[str, Any]:
+    """What Gemma 1 to 3 share."""
+    f.only('use_bidirectional_attention', False, None)
+    return {
+      **f.biases(),
+      'activation': 'gelu_tanh',
+      'norm_offset': 1.0,
+      'scale_embeddings': True,
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    values.update(hidden_act=_GELU, hidden_activation=_GELU)
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    values['hidden_act'] = _GELU
+
+  def gguf_offset(self, name: str) -> float:
+    # The converter adds the 1 that the model adds.
+    return 1.0 if name.endswith('norm.weight') else 0.0

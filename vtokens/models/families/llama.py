@@ -1,0 +1,51 @@
+"""Llama, and what has its form: SmolLM2, Yi, DeepSeek LLM and many others."""
+
+from typing import Any
+
+import numpy as np
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import rope_json
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import Family
+
+
+class Llama(Family):
+  """Llama 1 to 3."""
+
+  model_type = 'llama'
+  architecture = 'LlamaForCausalLM'
+  gguf = 'llama'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    f.no_window()
+    return {**f.biases(), 'layer_pattern': (LayerKind(rope_json.read(f)),)}
+
+  def gguf_rows(
+    self, config: DecoderConfig, name: str, rows: int
+  ) -> np.ndarray | None:
+    if '.self_attn.q_proj.' in name:
+      return interleaved_rows(rows, config.num_heads)
+    if '.self_attn.k_proj.' in name:
+      return interleaved_rows(rows, config.num_kv_heads)
+    return None
+
+
+def interleaved_rows(rows: int, num_heads: int) -> np.ndarray:
+  """Where llama.cpp stores the rows of q and k.
+
+  For architecture llama its converter interleaves the two halves of each head
+  (rows 0, H/2, 1, H/2 + 1, ...) because it rotates neighbouring pairs; Hugging
+  Face rotates row i with row i + H/2. See `LlamaModel.permute` in
+  convert_hf_to_gguf.py.
+
+  Args:
+    rows: of the matrix, `num_heads * H`.
+    num_heads: of the matrix.
+
+  Returns:
+    For each row in Hugging Face's order, its row in the file.
+  """
+  pairs = np.arange(rows).reshape(num_heads, rows // num_heads // 2, 2)
+  return pairs.swapaxes(1, 2).reshape(rows)

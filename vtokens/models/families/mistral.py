@@ -1,0 +1,45 @@
+"""Mistral and Ministral. GGUF files of both say llama."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import family, rope_json
+from vtokens.models.families.config_json import LAYER_TYPES, Fields
+from vtokens.models.families.family import Family
+
+
+class Mistral(Family):
+  """All layers see one window, or everything."""
+
+  model_type = 'mistral'
+  architecture = 'MistralForCausalLM'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    f.only('attention_bias', False)
+    if f.per_layer('layer_types', LAYER_TYPES):
+      raise f.fail(
+        'layer_types',
+        "none (transformers' Mistral ignores it; for alternating "
+        "layers model_type is 'ministral')",
+      )
+    kind = LayerKind(rope_json.read(f), f.optional('sliding_window', int))
+    return {'layer_pattern': (kind,)}
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    family.write_window(config, values)
+
+
+class Ministral(Family):
+  """Layers with a window and layers that see everything."""
+
+  model_type = 'ministral'
+  architecture = 'MinistralForCausalLM'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    f.only('attention_bias', False)
+    return {'layer_pattern': f.pattern(rope_json.read(f))}
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    family.write_layer_types(config, values)

@@ -1,0 +1,68 @@
+"""OLMo 2 and 3."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import family, rope_json, tensor_names
+from vtokens.models.families.config_json import FULL, SLIDING, Fields
+from vtokens.models.families.family import Family
+
+_OLMO3_THETA = 500_000.0
+
+
+class Olmo2(Family):
+  """Norms after attention and MLP; queries and keys are normed as a whole."""
+
+  model_type = 'olmo2'
+  architecture = 'Olmo2ForCausalLM'
+  names = tensor_names.POST_NORM
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.no_window()
+    kind = LayerKind(rope_json.read(f))
+    return {**self.read_common(f), 'layer_pattern': (kind,)}
+
+  def read_common(self, f: Fields) -> dict[str, Any]:
+    """What OLMo 2 and 3 share."""
+    f.only('hidden_act', 'silu')
+    f.only('clip_qkv', None)
+    return {
+      **f.biases(),
+      'qk_norm': 'projection',
+      'pre_norm': False,
+      'post_norm': True,
+    }
+
+
+class Olmo3(Olmo2):
+  """Three layers of four have a window, whose positions are not stretched."""
+
+  model_type = 'olmo3'
+  architecture = 'Olmo3ForCausalLM'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    full = rope_json.read_of_type(f, FULL, _OLMO3_THETA)
+    sliding = rope_json.read_of_type(f, SLIDING, _OLMO3_THETA)
+    nested = SLIDING in (f.values.get('rope_parameters') or {})
+    given = f.number('rope_theta', float, _OLMO3_THETA, inside=f.values)
+    if not nested and given != _OLMO3_THETA:
+      raise f.fail(
+        'rope_theta',
+        f'{_OLMO3_THETA:.0f}, or rope_parameters with a rope_theta for each '
+        'type of layer: transformers 4 and 5 read another one differently',
+      )
+    return {**self.read_common(f), 'layer_pattern': f.pattern(full, sliding)}
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    family.write_layer_types(config, values)
+    ropes = {bool(k.window): k.rope for k in config.layer_pattern if k.rope}
+    local = ropes.get(True)
+    if local is None:
+      return
+    # Of rope_theta alone, transformers 5 gives layers with a window another
+    # one; to rope_parameters it would add rope_scaling.
+    values['rope_parameters'] = {
+      FULL: rope_json.write_parameters(ropes.get(False, local)),
+      SLIDING: rope_json.write_parameters(local),
+    }
+    del values['rope_scaling']

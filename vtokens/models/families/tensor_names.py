@@ -1,0 +1,58 @@
+"""Names of tensors in Hugging Face checkpoints, which most families share.
+
+Parameter path -> name of the tensor, `{}` being the number of the layer.
+Parameters with the same name are rows of one tensor, in the order of the table.
+"""
+
+from collections.abc import Mapping
+
+_LAYER = 'model.layers.{}.'
+_ATTENTION = _LAYER + 'self_attn.'
+
+_COMMON = {
+  'embedding': 'model.embed_tokens.weight',
+  'head': 'lm_head.weight',
+  'norm.scale': 'model.norm.weight',
+  'layers.attention.q': _ATTENTION + 'q_proj.weight',
+  'layers.attention.k': _ATTENTION + 'k_proj.weight',
+  'layers.attention.v': _ATTENTION + 'v_proj.weight',
+  'layers.attention.o': _ATTENTION + 'o_proj.weight',
+  'layers.attention.q_bias': _ATTENTION + 'q_proj.bias',
+  'layers.attention.k_bias': _ATTENTION + 'k_proj.bias',
+  'layers.attention.v_bias': _ATTENTION + 'v_proj.bias',
+  'layers.attention.o_bias': _ATTENTION + 'o_proj.bias',
+  'layers.attention.q_norm.scale': _ATTENTION + 'q_norm.weight',
+  'layers.attention.k_norm.scale': _ATTENTION + 'k_norm.weight',
+  'layers.mlp.gate': _LAYER + 'mlp.gate_proj.weight',
+  'layers.mlp.up': _LAYER + 'mlp.up_proj.weight',
+  'layers.mlp.down': _LAYER + 'mlp.down_proj.weight',
+}
+# Norms before attention and MLP: Llama's layout.
+PRE_NORM: Mapping[str, str] = {
+  **_COMMON,
+  'layers.attention_norm.scale': _LAYER + 'input_layernorm.weight',
+  'layers.mlp_norm.scale': _LAYER + 'post_attention_layernorm.weight',
+}
+# Norms after attention and MLP.
+POST_NORM: Mapping[str, str] = {
+  **_COMMON,
+  'layers.attention_post_norm.scale': (
+    _LAYER + 'post_attention_layernorm.weight'
+  ),
+  'layers.mlp_post_norm.scale': _LAYER + 'post_feedforward_layernorm.weight',
+}
+# Norms before and after.
+BOTH_NORMS: Mapping[str, str] = {
+  **POST_NORM,
+  'layers.attention_norm.scale': _LAYER + 'input_layernorm.weight',
+  'layers.mlp_norm.scale': _LAYER + 'pre_feedforward_layernorm.weight',
+}
+# Queries, keys and values in one tensor, gate and up in another.
+FUSED: Mapping[str, str] = {
+  **PRE_NORM,
+  'layers.attention.q': _ATTENTION + 'qkv_proj.weight',
+  'layers.attention.k': _ATTENTION + 'qkv_proj.weight',
+  'layers.attention.v': _ATTENTION + 'qkv_proj.weight',
+  'layers.mlp.gate': _LAYER + 'mlp.gate_up_proj.weight',
+  'layers.mlp.up': _LAYER + 'mlp.gate_up_proj.weight',
+}

@@ -10,7 +10,7 @@ stopped or killed; it generates no answer twice.
 
 import platform
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags as absl_flags
@@ -18,7 +18,7 @@ from etils import epath
 
 from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
-from vtokens.evaluation import eval_config, general, tasks, untouched
+from vtokens.evaluation import eval_config, untouched
 from vtokens.evaluation.asking import (
   cell_plan,
   cost,
@@ -28,10 +28,14 @@ from vtokens.evaluation.asking import (
 from vtokens.evaluation.asking.cells import Answer, Cell, CellResult, Results
 from vtokens.evaluation.asking.grid import Grid
 from vtokens.evaluation.eval_config import UNTOUCHED, Config
+from vtokens.evaluation.harness import general_rows
 from vtokens.evaluation.reporting import report
 from vtokens.host import stopping, versions, writers
 from vtokens.scoring import answer_rules
 from vtokens.settings import flags, schema
+
+if TYPE_CHECKING:
+  from vtokens.evaluation.harness.prepared_tasks import PreparedTask
 
 
 def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
@@ -59,11 +63,7 @@ def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
     )
     stop.run(grid.check)
     grids[model.name] = grid
-  loaded = [
-    tasks.load(name, task, cfg.seed) for name, task in cfg.tasks.items()
-  ]
-  for model in opened:
-    general.check_fits(model.base, loaded)
+  prepared = stop.run(lambda: _prepare_tasks(cfg, opened))
   mesh = partitioning.make_mesh(cfg.mesh.shape)
   with distributed.sole_writer(cfg.workdir):
     # Before answers are computed that could not be reported.
@@ -73,7 +73,7 @@ def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
     costs: list[dict[str, Any]] = []
     abilities: dict[str, list[dict[str, Any]]] = {}
     for model in opened:
-      found = _run(cfg, model, loaded, grids[model.name], mesh, stop)
+      found = _run(cfg, model, prepared, grids[model.name], mesh, stop)
       costs += found.pop('cost', [])
       for name, rows in found.items():
         abilities.setdefault(name, []).extend(rows)
@@ -109,7 +109,7 @@ def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
 def _run(
   cfg: Config,
   model: evaluated_models.Model,
-  loaded: Sequence[tasks.LoadedTask],
+  prepared: Sequence['PreparedTask'],
   grid: Grid,
   mesh: jax.sharding.Mesh,
   stop: stopping.StopRequest,
@@ -120,7 +120,7 @@ def _run(
     Rows for reports, as far as they are asked for: cost, tasks, untouched.
   """
   prove = UNTOUCHED in cfg.conditions
-  if not (grid.has_missing() or cfg.cost.questions or loaded or prove):
+  if not (grid.has_missing() or cfg.cost.questions or prepared or prove):
     return {}
   rows: dict[str, list[dict[str, Any]]] = {}
   base = stop.run(lambda: model.base.load(mesh))
@@ -129,14 +129,19 @@ def _run(
     grid.run(base, mesh, stop)
   if cfg.cost.questions:
     rows['cost'] = grid.measure(base, mesh, stop)
-  if loaded:
-    rows |= general.run_tasks(
+  if prepared:
+    from vtokens.evaluation.harness import run_tasks
+
+    rows |= run_tasks.run_tasks(
       base,
       mesh,
-      loaded,
+      prepared,
+      model.tables,
+      model=model.name,
       seed=cfg.seed,
       batch_size=cfg.decode.batch_size,
-      directory=epath.Path(cfg.workdir) / 'general' / model.name,
+      resamples=cfg.report.resamples,
+      directory=epath.Path(cfg.workdir) / 'general',
       stop=stop,
     )
   if prove:
@@ -169,6 +174,25 @@ def _run(
     name: [{'model': model.name, **row} for row in part]
     for name, part in rows.items()
   }
+
+
+def _prepare_tasks(
+  cfg: Config, opened: Sequence[evaluated_models.Model]
+) -> 'list[PreparedTask]':
+  """Reads general tasks and checks that they fit the bases and tables."""
+  if not cfg.tasks:
+    return []
+  # The extra `lm-eval` may not be installed.
+  from vtokens.evaluation.harness import prepared_tasks
+
+  found = [
+    prepared_tasks.prepare(name, task, cfg.seed)
+    for name, task in cfg.tasks.items()
+  ]
+  for model in opened:
+    prepared_tasks.check_fits(model.base, found)
+    prepared_tasks.check_tables(found, model.tables)
+  return found
 
 
 def _results(
@@ -242,8 +266,8 @@ def _say(cfg: Config, found: dict[str, Any]) -> None:
   if 'cells' in found:
     writers.say(report.format_console(found))
   abilities = found.get('general') or found
-  if abilities.get('tasks'):
-    writers.say(general.format_results(abilities))
+  if text := general_rows.format_results(abilities):
+    writers.say(text)
   for row in abilities.get('untouched', ()):
     method = row['quantize']
     files = 'the files'

@@ -1,52 +1,39 @@
-"""General tasks without retrieval: settings, questions and examples of them.
-
-A file has one JSON object a line: `id`, `question`, `answers`, and where they
-apply `choices`, `rationale`, `passages`, `subject` and `question_type`.
-"""
+"""Settings of general tasks; `vtokens.evaluation.harness` runs them."""
 
 import dataclasses
+import importlib.util
 import os
 import re
-import string
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Literal, NoReturn
 
-import numpy as np
 from annotated_types import Ge, Le
 
-from vtokens.data import built_datasets, files
-from vtokens.data.checks import BadRecord, Kind
-from vtokens.data.fields import RowFields
 from vtokens.host import errors, paths
 from vtokens.settings import schema
 from vtokens.settings.field_types import NaturalInt, Path, PositiveInt
 
-# What golds of boolq may be, and what they mean.
-TRUTHS = {'yes': 'true', 'true': 'true', 'no': 'false', 'false': 'false'}
-
-# Streams of random numbers derived from one seed.
-_QUESTIONS, _SHOTS = 11, 12
-_MAX_TEXT_BYTES = 1 << 20
 _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
-# A number as people write it: -3, $1,234.50, .5
-_NUMBER = re.compile(
-  r'(?P<sign>[-−])?\s?\$?\s?'
-  r'(?P<digits>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)'
-)
 
 
 @dataclasses.dataclass
 class Task(schema.Section):
-  """A general task.
+  """A general task: one of the paper's on a file, or any of lm-eval.
 
   Attributes:
     source: file of the questions: JSON lines, plain or .gz, .xz, .bz2.
     format: how they are asked: boolq (true or false), commonsenseqa, mmlu
       (both with any choices), gsm8k (a number, reasoned for).
-    shots: solved examples shown before each question.
+    shots: solved examples shown before each question. For a task of lm-eval 0
+      leaves its own number.
     shots_source: file that they are drawn from; never `source`.
-    max_questions: at most so many, drawn by the seed, are asked; 0 for all.
-    max_new_tokens: longest answer of gsm8k.
+    max_questions: at most so many, drawn by the seed, are asked; 0 for all. A
+      group of lm-eval asks so many of each of its tasks.
+    max_new_tokens: longest answer of gsm8k, and of tasks of lm-eval that do not
+      say.
+    harness: name of a task, tag or group of lm-eval, or path of its YAML file;
+      then source, format and shots_source have no meaning.
+    num_active: virtual tokens of each run's table that prompts get; 0 asks the
+      base alone.
   """
 
   source: Path = ''
@@ -55,56 +42,8 @@ class Task(schema.Section):
   shots_source: Path = ''
   max_questions: NaturalInt = 0
   max_new_tokens: PositiveInt = 256
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Question:
-  """A question of a general task.
-
-  Attributes:
-    id: unique in its file.
-    text: the question.
-    choices: options; of boolq true and false, of gsm8k none.
-    answers: right ones: some of the choices, or numbers.
-    rationale: the steps to the answer; '' if the file gives none.
-    passages: titles and texts; none if the file gives none.
-    topic: subject of mmlu, question type of commonsenseqa; '' if the file
-      gives none.
-  """
-
-  id: str
-  text: str
-  choices: tuple[str, ...]
-  answers: tuple[str, ...]
-  rationale: str
-  passages: tuple[str, ...]
-  topic: str
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedTask:
-  """A task with all that it asks.
-
-  Attributes:
-    name: unique in an evaluation.
-    settings: of the task.
-    questions: that are asked, in the order of the file.
-    examples: the solved ones shown before a question, by topic; under ''
-      those for questions of every topic.
-    hashes: SHA-256 of the files, by field of the settings.
-    notes: what was left out and why, a sentence each.
-  """
-
-  name: str
-  settings: Task
-  questions: Sequence[Question]
-  examples: Mapping[str, Sequence[Question]]
-  hashes: Mapping[str, str]
-  notes: Sequence[str]
-
-  def shots(self, question: Question) -> Sequence[Question]:
-    """The examples shown before a question."""
-    return self.examples.get(question.topic, self.examples.get('', ()))
+  harness: Path = ''
+  num_active: NaturalInt = 0
 
 
 def check_task(name: str, task: Task) -> None:
@@ -121,6 +60,16 @@ def check_task(name: str, task: Task) -> None:
       f'config.tasks[{name}]: the name of a task becomes that of a file; '
       'expected letters, digits, and _ . - after the first'
     )
+  if importlib.util.find_spec('lm_eval') is None:
+    raise errors.UserError(
+      f'config.tasks[{name}]: tasks are run by lm-evaluation-harness, which is '
+      "not installed; try: pip install 'lm-eval>=0.4.13,<0.5'"
+    )
+  if task.harness:
+    for field in ('source', 'shots_source'):
+      if getattr(task, field):
+        fail(field, 'nothing beside harness, whose tasks have their own data')
+    return
   if not task.source:
     fail('source', 'a file of questions')
   if task.shots and not task.shots_source:
@@ -133,219 +82,7 @@ def check_task(name: str, task: Task) -> None:
     )
 
 
-def load(name: str, task: Task, seed: int) -> LoadedTask:
-  """Reads a task and draws its questions and examples.
-
-  Both draws depend on the seed and on the files, and on nothing else.
-
-  Args:
-    name: of the task.
-    task: its settings, checked.
-    seed: of the draws.
-
-  Raises:
-    errors.UserError: a file cannot be read, a line of it is bad, or it has too
-      few examples.
-  """
-  source = paths.resolve(task.source)
-  everything = read_questions(source, task.format)
-  questions, notes = everything, []
-  if 0 < task.max_questions < len(everything):
-    rng = np.random.default_rng([seed, _QUESTIONS])
-    drawn = rng.choice(len(everything), task.max_questions, replace=False)
-    questions = [everything[i] for i in sorted(drawn)]
-    notes.append(
-      f'{len(questions):,} of {len(everything):,} questions, drawn by the seed '
-      '(max_questions)'
-    )
-  hashes = {'source': _sha256(source)}
-  examples: dict[str, list[Question]] = {}
-  if task.shots:
-    path = paths.resolve(task.shots_source)
-    hashes['shots_source'] = _sha256(path)
-    pool, leaks = _without_leaks(
-      read_questions(path, task.format, solved=True), everything
-    )
-    if leaks:
-      notes.append(
-        f'{leaks:,} of the questions in {task.shots_source} are no shots: '
-        'they are asked in the source too'
-      )
-    asked = {''}
-    if any(example.topic for example in pool):
-      asked = {question.topic for question in questions}
-    for topic in sorted(asked):
-      examples[topic] = _draw_shots(task, topic, pool, seed)
-  return LoadedTask(name, task, questions, examples, hashes, notes)
-
-
-def read_questions(
-  path: str, format: str, *, solved: bool = False
-) -> list[Question]:
-  """Reads a file of questions.
-
-  Args:
-    path: the file.
-    format: of `Task.format`; says what a question needs.
-    solved: whether they will be shown with their solutions, so that gsm8k
-      needs the rationale.
-
-  Raises:
-    errors.UserError: with file, line and key.
-  """
-  questions: dict[str, Question] = {}
-  places: dict[str, str] = {}
-  for row in files.rows(path, files.shape(path)):
-    try:
-      if isinstance(row.value, BadRecord):
-        raise row.value
-      fields = RowFields(row.value, '', _MAX_TEXT_BYTES)
-      question = _READERS[format](fields)
-      if solved and format == 'gsm8k' and not question.rationale:
-        raise fields.missing('rationale')
-      if question.id in questions:
-        raise BadRecord(
-          Kind.DUPLICATE_ID,
-          f'id: found {question.id!r} for the second time, first in '
-          f'{places[question.id]}, expected it once',
-        )
-    except BadRecord as e:
-      raise errors.UserError(f'{row.place}: {e}') from None
-    questions[question.id], places[question.id] = question, row.place
-  if not questions:
-    raise errors.UserError(f'{path}: no question in it, expected at least one')
-  return list(questions.values())
-
-
-def number(text: str) -> float | None:
-  """The first number in a text; None if there is none."""
-  found = _NUMBER.search(text)
-  if found is None:
-    return None
-  value = float(found['digits'].replace(',', ''))
-  return -value if found['sign'] else value
-
-
-def _question(
-  fields: RowFields,
-  *,
-  choices: Sequence[str] = (),
-  answers: Sequence[str],
-  topic: str = '',
-) -> Question:
-  return Question(
-    id=fields.id('id'),
-    text=fields.text('question').strip(),
-    choices=tuple(choices),
-    answers=tuple(answers),
-    rationale=' '.join(fields.text('rationale', '').split()),
-    passages=_passages(fields),
-    topic=topic,
-  )
-
-
-def _boolq(fields: RowFields) -> Question:
-  for key in ('choices', 'answers'):
-    for i, text in enumerate(fields.texts(key) if key in fields else ()):
-      if text.lower() not in TRUTHS:
-        raise BadRecord(
-          Kind.MALFORMED,
-          f'{key}[{i}]: found {text!r}, expected one of {", ".join(TRUTHS)}',
-        )
-  answers = {TRUTHS[answer.lower()] for answer in fields.texts('answers')}
-  if len(answers) > 1:
-    raise BadRecord(
-      Kind.MALFORMED, 'answers: found both true and false, expected one'
-    )
-  return _question(fields, choices=('true', 'false'), answers=tuple(answers))
-
-
-def _choice(fields: RowFields, topic: str) -> Question:
-  choices, answers = fields.texts('choices'), fields.texts('answers')
-  most = len(string.ascii_uppercase)
-  if not 2 <= len(choices) <= most:
-    raise BadRecord(
-      Kind.MALFORMED,
-      f'choices: found {len(choices)}, expected 2 to {most}',
-    )
-  for i, answer in enumerate(answers):
-    if answer not in choices:
-      raise BadRecord(
-        Kind.MALFORMED,
-        f'answers[{i}]: found {answer!r}, expected one of the choices',
-      )
-  return _question(
-    fields, choices=choices, answers=answers, topic=fields.text(topic, '')
-  )
-
-
-def _gsm8k(fields: RowFields) -> Question:
-  answers = fields.texts('answers')
-  for i, answer in enumerate(answers):
-    if number(answer) is None:
-      raise BadRecord(
-        Kind.MALFORMED, f'answers[{i}]: found {answer!r}, expected a number'
-      )
-  return _question(fields, answers=answers)
-
-
-_READERS = {
-  'boolq': _boolq,
-  'commonsenseqa': lambda fields: _choice(fields, 'question_type'),
-  'mmlu': lambda fields: _choice(fields, 'subject'),
-  'gsm8k': _gsm8k,
-}
-
-
-def _passages(fields: RowFields) -> tuple[str, ...]:
-  """Each as its title, if it has one, and below it its text."""
-  if 'passages' not in fields:
-    return ()
-  texts = []
-  for name, value in fields.items('passages', 'passages'):
-    if isinstance(value, str):
-      texts.append(fields.check_text(value, name, blank=True))
-      continue
-    passage = fields.part(value, name)
-    title, text = passage.text('title', ''), passage.body('text')
-    # As in other data, one without a text is left out.
-    texts.append(f'{title}\n{text}' if title and text.strip() else text)
-  return tuple(text for text in texts if text.strip())
-
-
-def _without_leaks(
-  pool: Sequence[Question], asked: Iterable[Question]
-) -> tuple[list[Question], int]:
-  """Examples whose question is not among those asked, and how many are."""
-  known = {_normal(question.text) for question in asked}
-  kept = [example for example in pool if _normal(example.text) not in known]
-  return kept, len(pool) - len(kept)
-
-
-def _normal(text: str) -> str:
-  return ' '.join(re.sub(r'\W+', ' ', text.lower()).split())
-
-
-def _draw_shots(
-  task: Task, topic: str, pool: Sequence[Question], seed: int
-) -> list[Question]:
-  fitting = [e for e in pool if not topic or e.topic == topic]
-  if len(fitting) < task.shots:
-    about = f' about {topic!r}' if topic else ''
-    raise errors.UserError(
-      f'{task.shots_source}: {task.shots} shots asked for, but it has only '
-      f'{len(fitting)} questions{about} that are not asked in {task.source}'
-    )
-  rng = np.random.default_rng([seed, _SHOTS, *topic.encode()])
-  drawn = rng.choice(len(fitting), task.shots, replace=False)
-  return [fitting[i] for i in drawn]
-
-
 def _same_file(a: str, b: str) -> bool:
   return os.path.realpath(paths.resolve(a)) == os.path.realpath(
     paths.resolve(b)
   )
-
-
-def _sha256(path: str) -> str:
-  return built_datasets.sha256(path)

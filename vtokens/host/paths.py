@@ -94,6 +94,14 @@ def resolve(path: str) -> str:
   raise errors.UserError(f'{path}: the package {name!r} has no file {file!r}')
 
 
+def shipped_configs() -> pathlib.Path:
+  """The directory configs/ that vtokens brings."""
+  package = pathlib.Path(__file__).parents[1]
+  inside = package / 'configs'
+  # Not installed from a wheel, it is beside the package.
+  return inside if inside.is_dir() else package.parent / 'configs'
+
+
 def on_object_store(path: epath.PathLike) -> bool:
   """Whether a path is that of an object store, as `gs://bucket/name` is.
 

@@ -255,6 +255,12 @@ class Tokenizer:
     return self._trusted.decode(ids, skip_special_tokens=True)
 
   @property
+  def bos_id(self) -> int:
+    """The token that can begin a text; eos if the tokenizer has no bos."""
+    found = self._tokenizer.bos_token_id
+    return self.eos_id if found is None or self._lacks_row(found) else found
+
+  @property
   def has_chat_template(self) -> bool:
     """Whether `chat_wrap` can be read."""
     return bool(self._tokenizer.chat_template)

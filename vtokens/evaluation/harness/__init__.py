@@ -1,0 +1,1 @@
+"""General tasks, asked through lm-evaluation-harness."""

@@ -1,0 +1,128 @@
+"""Batches of prompts that begin alike, in few shapes.
+
+The ids that all prompts of a group begin with, such as solved examples, are
+encoded once, in one row. Lengths are padded to few sizes, because each shape is
+a program to compile.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vtokens.data.assemble import Ids
+from vtokens.devices import partitioning
+from vtokens.method import virtual_tokens
+from vtokens.models.base import FrozenBase
+from vtokens.models.kv_cache import KVCache
+
+# Least padded length of a prompt; see `bucket`.
+PROMPT_BUCKET = 64
+# Prompts with so many ids in common are a group of their own.
+_ALIKE = 128
+
+
+def bucket(size: int, least: int) -> int:
+  """The padded length: `least` times 1, 1.5, 2, 3, 4, 6, 8 and so on."""
+  doubled = least
+  while doubled < size:
+    doubled *= 2
+  between = doubled * 3 // 4
+  return between if doubled > least and size <= between else doubled
+
+
+def groups(prompts: Sequence[Ids], batch_size: int) -> list[list[int]]:
+  """Numbers of the prompts, by group; one batch at least is a group."""
+  alike: dict[bytes, list[int]] = collections.defaultdict(list)
+  for i, ids in enumerate(prompts):
+    alike[ids[:_ALIKE].tobytes()].append(i)
+  found = [part for part in alike.values() if len(part) >= batch_size]
+  others = [
+    i for part in alike.values() if len(part) < batch_size for i in part
+  ]
+  return [*found, others] if others else found
+
+
+def common_start(prompts: Sequence[Ids]) -> int:
+  """How many ids all prompts begin with; at least one of each remains."""
+  common = min(map(len, prompts)) - 1
+  first = prompts[0]
+  for ids in prompts[1:]:
+    differ = np.flatnonzero(ids[:common] != first[:common])
+    common = int(differ[0]) if len(differ) else common
+  return common
+
+
+@functools.partial(jax.jit, static_argnames='graph')
+def _encode(
+  base: nnx.State,
+  table: Float[Array, 'P D'],
+  ids: Int[Array, '1 T'],
+  positions: Int[Array, '1 T'],
+  *,
+  graph: nnx.GraphDef,
+) -> KVCache:
+  decoder = nnx.merge(graph, base)
+  return decoder.encode(virtual_tokens.embed(decoder, table, ids), positions)
+
+
+def encode_start(
+  base: FrozenBase, table: Float[np.ndarray, 'P D'], ids: Ids
+) -> KVCache:
+  """The cache of the ids before every row, itself of one row.
+
+  Args:
+    base: the frozen model.
+    table: of virtual tokens, float32; their ids follow the vocabulary.
+    ids: of a common start, int32; may be empty.
+  """
+  size = bucket(len(ids), PROMPT_BUCKET)
+  padded = np.zeros((1, size), np.int32)
+  positions = np.full((1, size), -1, np.int32)
+  padded[0, : len(ids)] = ids
+  positions[0, : len(ids)] = np.arange(len(ids))
+  return _encode(base.params, table, padded, positions, graph=base.graph)
+
+
+def repeat_row(cache: KVCache, rows: int) -> KVCache:
+  """A cache of one row as a cache of many equal rows."""
+
+  def repeat(x: Array, axis: int) -> Array:
+    shape = list(x.shape)
+    shape[axis] = rows
+    return jnp.broadcast_to(x, shape)
+
+  return KVCache(
+    repeat(cache.k, -4), repeat(cache.v, -4), repeat(cache.positions, 0)
+  )
+
+
+def num_rows(mesh: jax.sharding.Mesh, count: int, batch_size: int) -> int:
+  """Rows of a batch, a multiple of the devices along data and fsdp.
+
+  Args:
+    mesh: the devices.
+    count: of all prompts; few prompts need fewer rows, of few sizes.
+    batch_size: most rows, up to that multiple.
+  """
+  size = min(batch_size, 1 << (count - 1).bit_length())
+  return partitioning.round_up_rows(mesh, size)
+
+
+def batches(
+  index: Sequence[int], size: int, length: Callable[[int], tuple[int, ...]]
+) -> Iterator[list[int]]:
+  """Cuts a list into batches of about equal lengths, longest first."""
+  order = sorted(index, key=length, reverse=True)
+  for start in range(0, len(order), size):
+    yield order[start : start + size]
+
+
+def no_table(base: FrozenBase) -> Float[np.ndarray, '1 D']:
+  """A table for programs that take one, where no virtual token is used."""
+  return np.zeros((1, base.config.embed_dim), np.float32)

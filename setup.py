@@ -37,6 +37,9 @@ EXPORT = [
 # gs:// work directories and data.
 GCS = ['gcsfs>=2025.9,<2028']
 
+# General tasks of an evaluation, by lm-evaluation-harness.
+LM_EVAL = ['lm-eval>=0.4.13,<0.5']
+
 PARQUET = ['pyarrow>=18,<26']
 
 # The site, from Markdown and docstrings.
@@ -52,6 +55,7 @@ TEST = [
   *BEAM,
   *EXPORT,
   *GCS,
+  *LM_EVAL,
   *PARQUET,
   *PLAN,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
@@ -161,6 +165,7 @@ setuptools.setup(
     'parquet': PARQUET,
     'export': EXPORT,
     'gcs': GCS,
+    'lm-eval': LM_EVAL,
     'plan': PLAN,
     'plan-gpu': PLAN_GPU,
     'docs': DOCS,

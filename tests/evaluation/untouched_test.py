@@ -177,7 +177,9 @@ jax.distributed.initialize(f'localhost:{port}', 2, int(number))
 import numpy as np
 from vtokens import config
 from vtokens.devices import partitioning
-from vtokens.evaluation import choices, untouched
+from lm_eval.api.instance import Instance
+from vtokens.evaluation import untouched
+from vtokens.evaluation.harness.decoder_lm import DecoderLM
 from vtokens.models import frozen_base as base_lib
 mesh = partitioning.make_mesh((1, 2, 2))
 load = lambda: base_lib.load_base(
@@ -186,13 +188,13 @@ load = lambda: base_lib.load_base(
 base = load()
 assert not all(x.is_fully_addressable for x in jax.tree.leaves(base.params))
 proof = untouched.prove(load, base, [np.ones((2, 64), np.float32)])
-items = [
-  choices.make_item(base.tokenizer, 'x' * n, ['one', 'no'], id=str(n))
-  for n in (3, 9, 5)
+asked = [
+  Instance('loglikelihood', {}, ('x' * n, option), 0)
+  for n in (3, 9, 5) for option in ('one', 'no')
 ]
-scores = choices.score(base, mesh, items, batch_size=2, label='')
+scores = DecoderLM(base, mesh, batch_size=2).loglikelihood(asked)
 with open(out, 'w') as file:
-  json.dump([proof['weights'], [list(s) for s in scores]], file)
+  json.dump([proof['weights'], scores], file)
 """
 
 
@@ -201,7 +203,9 @@ def test_two_processes(tiny_dir, tmp_path):
   import json
   import socket
 
-  from vtokens.evaluation import choices
+  from lm_eval.api.instance import Instance
+
+  from vtokens.evaluation.harness.decoder_lm import DecoderLM
 
   with socket.socket() as found:
     found.bind(('localhost', 0))
@@ -220,13 +224,13 @@ def test_two_processes(tiny_dir, tmp_path):
   ]
   assert [process.wait(timeout=300) for process in processes] == [0, 0]
   base = load(tiny_dir)
-  items = [
-    choices.make_item(base.tokenizer, 'x' * n, ['one', 'no'], id=str(n))
+  asked = [
+    Instance('loglikelihood', {}, ('x' * n, option), 0)
     for n in (3, 9, 5)
+    for option in ('one', 'no')
   ]
-  expected = choices.score(
-    base, partitioning.make_mesh((-1, 1, 1)), items, batch_size=2, label=''
-  )
+  mesh = partitioning.make_mesh((-1, 1, 1))
+  expected = DecoderLM(base, mesh, batch_size=2).loglikelihood(asked)
   for out in outs:
     weights, scores = json.loads(out.read_text())
     assert weights['sha256_of'] == untouched.hash_weights(base)

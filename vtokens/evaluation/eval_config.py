@@ -134,8 +134,7 @@ class Config(schema.Section):
     product: evaluate every combination of the axes' values.
     decode: how answers are generated.
     cost: of answers.
-    tasks: general tasks without passages or tokens, by name; see
-      docs/evaluation.md.
+    tasks: general tasks without passages, by name; see docs/evaluation.md.
     report: how results are summed up.
     mesh: the devices.
     distributed: the processes.
@@ -211,5 +210,7 @@ def validate(settings: Config) -> None:
     refuse('retrievers', 'at least one value')
   for name, task in settings.tasks.items():
     check_task(name, task)
+    if task.num_active and not settings.runs:
+      refuse('runs', f'a trained run, for the virtual tokens of tasks[{name}]')
   if set(settings.conditions) - {UNTOUCHED} and not settings.data.sources:
     refuse('data.sources', 'to be set')

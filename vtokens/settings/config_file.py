@@ -82,11 +82,7 @@ def _or_shipped(path: str) -> str:
   """
   if pathlib.PurePath(path).parts[:1] != ('configs',) or os.path.exists(path):
     return path
-  package = pathlib.Path(vtokens.__file__).parent
-  shipped = package / 'configs'
-  if not shipped.is_dir():  # Not installed from a wheel: beside the package.
-    shipped = package.parent / 'configs'
-  found = shipped.parent / path
+  found = paths.shipped_configs().parent / path
   if not found.is_file():
     return path
   print(

@@ -21,7 +21,7 @@ from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.harness import prompt_batches
 from vtokens.host import stopping, writers
 from vtokens.method import generate
-from vtokens.models.base import FrozenBase
+from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
 # New tokens of a round.

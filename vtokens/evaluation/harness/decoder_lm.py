@@ -28,7 +28,7 @@ from vtokens.evaluation.harness import (
 )
 from vtokens.evaluation.harness.continued_prompts import Continuation, Draw
 from vtokens.host import errors, stopping
-from vtokens.models.base import FrozenBase, OpenBase
+from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.serving import table_file
 
 # Most tokens of the options that one row has side by side.

@@ -16,7 +16,7 @@ from vtokens.evaluation.harness import paper_tasks, question_files
 from vtokens.evaluation.harness.decoder_lm import PromptEncoder
 from vtokens.evaluation.tasks import Task
 from vtokens.host import errors, paths
-from vtokens.models.base import FrozenBase, OpenBase
+from vtokens.models.frozen_base import FrozenBase, OpenBase
 
 # Its warnings are about settings that stand in the files of tasks.
 logging.getLogger('lm_eval').setLevel(logging.ERROR)
@@ -164,7 +164,7 @@ def check_fits(
           size = len(encoder.text(context + more))
         else:
           size = len(encoder.text(context)) + one.settings.max_new_tokens
-        lengths[size] = instance.doc['id']
+        lengths.setdefault(size, instance.doc['id'])
     longest = max(lengths)
     if longest > encoder.max_length - one.settings.num_active:
       raise errors.UserError(

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from vtokens.data.assemble import Ids
 from vtokens.devices import partitioning
 from vtokens.method import virtual_tokens
-from vtokens.models.base import FrozenBase
+from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
 # Least padded length of a prompt; see `bucket`.

@@ -22,7 +22,7 @@ from vtokens.evaluation.harness.decoder_lm import DecoderLM, PluggedTable
 from vtokens.evaluation.harness.prepared_tasks import PreparedTask
 from vtokens.evaluation.harness.response_log import ResponseLog
 from vtokens.host import stopping, writers
-from vtokens.models.base import FrozenBase
+from vtokens.models.frozen_base import FrozenBase
 
 
 def run_tasks(

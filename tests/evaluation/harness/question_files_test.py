@@ -1,4 +1,4 @@
-"""Settings, files and prompts of general tasks."""
+"""Settings and files of general tasks, and the prompts that lm-eval makes."""
 
 import bz2
 import gzip
@@ -9,11 +9,16 @@ import re
 
 import pytest
 
-from vtokens.evaluation import eval_config, task_prompts, tasks
+from vtokens.evaluation import eval_config, tasks
+from vtokens.evaluation.harness import (
+  paper_tasks,
+  prepared_tasks,
+  question_files,
+)
 from vtokens.evaluation.tasks import Task
 from vtokens.host import errors
 
-DATA = pathlib.Path(__file__).parents[2].parent / 'shared/data/general'
+DATA = pathlib.Path(__file__).parents[4] / 'shared/data/general'
 
 BOOLQ = {'id': 'b0', 'question': 'is it so?', 'answers': ['no']}
 MMLU = {
@@ -45,13 +50,22 @@ def load(tmp_path, format, rows, solved=(), **settings):
   examples = write(tmp_path / 'train.jsonl', *solved) if solved else ''
   task = Task(source=source, format=format, shots_source=examples, **settings)
   tasks.check_task('t', task)
-  return tasks.load('t', task, seed=0)
+  return question_files.draw(task, seed=0), task
+
+
+def prompts(task):
+  """The prompt of each question, as lm-eval puts it to a model."""
+  prepared = prepared_tasks.prepare('t', task, seed=0)
+  [of_harness] = prepared.tasks.values()
+  # Options of a question have the same prompt.
+  found = {i.doc['id']: i.args[0] for i in of_harness.instances}
+  return list(found.values()), prepared
 
 
 @pytest.mark.parametrize('suffix', ['', '.gz', '.xz', '.bz2'])
 def test_reads_compressed_or_not(tmp_path, suffix):
   path = write(tmp_path / f'q.jsonl{suffix}', MMLU, {**MMLU, 'id': 'm1'})
-  first, second = tasks.read_questions(path, 'mmlu')
+  first, second = question_files.read_questions(path, 'mmlu')
   assert (first.id, second.id) == ('m0', 'm1')
   assert first.choices == ('3', '4', '5')
   assert first.answers == ('4',)
@@ -84,7 +98,7 @@ def test_bad_line_is_named(tmp_path, format, row, message):
   good = {'boolq': BOOLQ, 'gsm8k': GSM8K}.get(format, MMLU)
   path = write(tmp_path / 'q.jsonl', {**good, 'id': 'first'}, row)
   with pytest.raises(errors.UserError) as e:
-    tasks.read_questions(path, format)
+    question_files.read_questions(path, format)
   assert str(e.value).startswith(f'{path}:2: ')
   assert message in str(e.value)
 
@@ -92,14 +106,14 @@ def test_bad_line_is_named(tmp_path, format, row, message):
 def test_gsm8k_needs_a_rationale_only_of_shots(tmp_path):
   row = {key: GSM8K[key] for key in ('id', 'question', 'answers')}
   path = write(tmp_path / 'q.jsonl', row)
-  assert tasks.read_questions(path, 'gsm8k')[0].rationale == ''
+  assert question_files.read_questions(path, 'gsm8k')[0].rationale == ''
   with pytest.raises(errors.UserError, match='rationale: missing'):
-    tasks.read_questions(path, 'gsm8k', solved=True)
+    question_files.read_questions(path, 'gsm8k', solved=True)
 
 
 def test_empty_file(tmp_path):
   with pytest.raises(errors.UserError, match='no question in it'):
-    tasks.read_questions(write(tmp_path / 'q.jsonl'), 'mmlu')
+    question_files.read_questions(write(tmp_path / 'q.jsonl'), 'mmlu')
 
 
 @pytest.mark.parametrize(
@@ -116,6 +130,8 @@ def test_empty_file(tmp_path):
       'config.tasks[t].max_questions: expected an integer',
     ),
     ({'max_new_tokens': 0}, 'config.tasks[t].max_new_tokens: expected an int'),
+    ({'num_active': -1}, 'config.tasks[t].num_active: expected an integer'),
+    ({'harness': 'arc_easy'}, 'config.tasks[t].source: expected nothing'),
   ],
 )
 def test_settings_that_are_refused(settings, message):
@@ -148,9 +164,9 @@ def test_questions_asked_are_never_shots(tmp_path):
   # The same words, other marks and spaces.
   leak = {**MMLU, 'id': 'x', 'question': '  q 1'}
   other = {**MMLU, 'id': 'y', 'question': 'Another?'}
-  task = load(tmp_path, 'mmlu', rows, [leak, other], shots=1)
-  assert [e.id for e in task.shots(task.questions[0])] == ['y']
-  assert any(note.startswith('1 of the questions in') for note in task.notes)
+  drawn, _ = load(tmp_path, 'mmlu', rows, [leak, other], shots=1)
+  assert [e.id for e in drawn.shots(drawn.questions[0])] == ['y']
+  assert any(note.startswith('1 of the questions in') for note in drawn.notes)
   with pytest.raises(errors.UserError, match=r'2 shots asked for, .* only 1'):
     load(tmp_path, 'mmlu', rows, [leak, other], shots=2)
 
@@ -168,11 +184,16 @@ def test_shots_have_the_subject_of_the_question(tmp_path):
 
   rows = [row(i, 'ab'[i % 2]) for i in range(4)]
   pool = [row(i, 'ab'[i % 2]) for i in range(10, 20)]
-  task = load(tmp_path, 'mmlu', rows, pool, shots=3)
-  for question in task.questions:
-    shots = task.shots(question)
+  found, task = load(tmp_path, 'mmlu', rows, pool, shots=3)
+  for question in found.questions:
+    shots = found.shots(question)
     assert len({shot.id for shot in shots}) == 3
     assert {shot.topic for shot in shots} == {question.topic}
+  for prompt in prompts(task)[0]:
+    subject = prompt.splitlines()[0][-2]
+    numbers = [int(n) for n in re.findall(r'Q(\d+)\?', prompt)]
+    assert len(numbers) == 4
+    assert {'ab'[n % 2] for n in numbers} == {subject}
   with pytest.raises(errors.UserError, match="only 0 questions about 'c'"):
     load(tmp_path, 'mmlu', [*rows, row(5, 'c')], pool, shots=3)
 
@@ -188,7 +209,7 @@ def test_draws_depend_on_the_seed_alone(tmp_path):
   )
 
   def drawn(seed):
-    loaded = tasks.load('t', task, seed)
+    loaded = question_files.draw(task, seed)
     shots = loaded.shots(loaded.questions[0])
     return [q.id for q in loaded.questions], [q.id for q in shots]
 
@@ -218,37 +239,36 @@ def test_draws_depend_on_the_seed_alone(tmp_path):
   ],
 )
 def test_number(text, value):
-  assert tasks.number(text) == value
+  assert question_files.number(text) == value
 
 
 def test_boolq_prompt(tmp_path):
   passages = ['One passage.', {'title': 'A title', 'text': 'Its text.'}]
   rows = [{**BOOLQ, 'passages': passages}, {**BOOLQ, 'id': 'b1'}]
   shots = [{'id': 's', 'question': 'is 2 even?', 'answers': ['yes']}]
-  task = load(tmp_path, 'boolq', rows, shots, shots=1)
-  assert task.questions[0].choices == ('true', 'false')
-  assert task.questions[0].answers == ('false',)
-  assert task_prompts.render(task, task.questions[0]) == (
+  drawn, task = load(tmp_path, 'boolq', rows, shots, shots=1)
+  assert drawn.questions[0].choices == ('true', 'false')
+  assert drawn.questions[0].answers == ('false',)
+  found, prepared = prompts(task)
+  assert found == [
     'According to the given passages, please answer the following question. '
     'Only return true or false.\n'
     'Question: is 2 even?\nAnswer: true\n\n'
     'Passage: One passage.\nPassage: A title\nIts text.\n'
-    'Question: is it so?\nAnswer:'
-  )
-  assert task_prompts.render(task, task.questions[1]) == (
+    'Question: is it so?\nAnswer:',
     'Please answer the following question. Only return true or false.\n'
     'Question: is 2 even?\nAnswer: true\n\n'
-    'Question: is it so?\nAnswer:'
-  )
-  note = task_prompts.left_out('boolq', task.questions)
+    'Question: is it so?\nAnswer:',
+  ]
+  [note] = prepared.notes
   assert note.startswith("1 of 2 prompts are without the line 'Passage:'")
 
 
 def test_commonsenseqa_prompt(tmp_path):
   rows = [{**MMLU, 'question_type': 'numbers'}, {**MMLU, 'id': 'm1'}]
-  task = load(tmp_path, 'commonsenseqa', rows)
+  _, task = load(tmp_path, 'commonsenseqa', rows)
   question = 'Question: What is 2 + 2?\nChoices:\nA. 3\nB. 4\nC. 5\nAnswer:'
-  assert [task_prompts.render(task, q) for q in task.questions] == [
+  assert prompts(task)[0] == [
     f'Please the following question about numbers.\n{question}',
     question,
   ]
@@ -257,24 +277,58 @@ def test_commonsenseqa_prompt(tmp_path):
 def test_mmlu_prompt(tmp_path):
   row = {**MMLU, 'subject': 'abstract_algebra'}
   shot = {**row, 'id': 's', 'question': 'What is 1 + 2?', 'answers': ['3']}
-  task = load(tmp_path, 'mmlu', [row], [shot], shots=1)
-  assert task_prompts.render(task, task.questions[0]) == (
+  _, task = load(tmp_path, 'mmlu', [row], [shot], shots=1)
+  found, prepared = prompts(task)
+  assert found == [
     'The following are multiple choice questions about abstract algebra.\n'
     'Question: What is 1 + 2?\nChoices:\nA. 3\nB. 4\nC. 5\n'
     'Correct answer: 3\n\n'
     'Question: What is 2 + 2?\nChoices:\nA. 3\nB. 4\nC. 5\n'
     'Correct answer:'
-  )
-  assert task_prompts.left_out('mmlu', task.questions) == ''
+  ]
+  assert prepared.notes == []
 
 
 def test_gsm8k_prompt(tmp_path):
   shot = {**GSM8K, 'id': 's', 'question': 'And 1 and 1?', 'answers': ['2']}
-  task = load(tmp_path, 'gsm8k', [GSM8K], [shot], shots=1)
-  assert task_prompts.render(task, task.questions[0]) == (
+  _, task = load(tmp_path, 'gsm8k', [GSM8K], [shot], shots=1)
+  assert prompts(task)[0] == [
     'Question: And 1 and 1? Answer: We add. 2 + 3 = 5. The answer is: 2\n\n'
     'Question: How many are 2 and 3? Answer:'
-  )
+  ]
+
+
+@pytest.mark.parametrize(
+  ('text', 'value'),
+  [
+    ('2 + 3 = 5. The answer is: 5', 5.0),
+    ('The answer is: 4. No. The answer is: $1,005.50.', 1005.5),
+    ('The answer is: unknown', None),
+    ('The answer is 5', None),
+    ('5', None),
+    ('', None),
+    ('The answer is: 5\nThe answer is:', None),
+    ('The answer is: -2 degrees, 7 less', -2.0),
+  ],
+)
+def test_final_number(text, value):
+  assert paper_tasks.final_number(text) == value
+
+
+@pytest.mark.parametrize(
+  ('value', 'answers', 'right'),
+  [
+    (18.0, ['18'], True),
+    (1234.0, ['1,234'], True),
+    (0.5, ['7', '.50'], True),
+    (18.0, ['18.01'], False),
+    (0.0, ['0'], True),
+    (-3.0, ['3'], False),
+    (None, ['3'], False),
+  ],
+)
+def test_is_right(value, answers, right):
+  assert paper_tasks.is_right(value, answers) is right
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason='no shared data here')
@@ -296,9 +350,10 @@ def test_real_files(name, format, size):
     shots=5,
     shots_source=str(DATA / f'{name}.train.jsonl.gz'),
   )
-  loaded = tasks.load(name, task, seed=0)
-  assert len(loaded.questions) == size
-  for question in loaded.questions:
-    prompt = task_prompts.render(loaded, question)
+  assert len(question_files.draw(task, seed=0).questions) == size
+  task.max_questions = 20
+  found, _ = prompts(task)
+  assert len(found) == 20
+  for prompt in found:
     assert prompt.endswith(('Answer:', 'Correct answer:'))
     assert len(re.findall(r'^Question: ', prompt, re.MULTILINE)) == 6

@@ -150,7 +150,7 @@ setuptools.setup(
     'regex>=2024.11',
     'rich>=14,<16',
     'safetensors>=0.6,<0.9',
-    'scipy>=1.14,<2',
+    'scipy>=1.15,<2',
     # retrieval_qa.py relies on how 4.9.10 writes shards.
     'tensorflow-datasets>=4.9.10,<4.10',
     'tensorboardX>=2.6,<3',

@@ -37,7 +37,6 @@ def test_text_is_squad():
   for name, metric in (
     ('em', metrics.exact_match),
     ('f1', metrics.token_f1),
-    ('contains', metrics.contains_answer),
     ('char_f1', metrics.char_f1),
   ):
     expected = [metric(p, a) for p, a in zip(predictions, answers, strict=True)]

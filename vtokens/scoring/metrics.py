@@ -172,22 +172,6 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
   return text_scores(prediction, answers, ['f1'])['f1']
 
 
-def contains_answer(prediction: str, answers: Sequence[str]) -> float:
-  """Whether the words of any answer stand in a row in the prediction.
-
-  Both are normalised first. FlashRAG's `acc` asks for a substring of the
-  normalised text instead, so that 'no' is contained in 'nobody' and an answer
-  of articles alone in everything; here neither is. Exact match never exceeds
-  this.
-
-  Args and Raises: see `text_scores`.
-
-  Returns:
-    1.0 or 0.0.
-  """
-  return text_scores(prediction, answers, ['contains'])['contains']
-
-
 def char_f1(prediction: str, answers: Sequence[str]) -> float:
   """The best F1 between the characters of the prediction and of an answer.
 

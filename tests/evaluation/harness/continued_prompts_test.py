@@ -8,7 +8,7 @@ import transformers
 from vtokens import config
 from vtokens.devices import partitioning
 from vtokens.evaluation.harness import continued_prompts, prompt_batches
-from vtokens.evaluation.harness.continued_prompts import Draw, Task
+from vtokens.evaluation.harness.continued_prompts import OpenPrompt, TokenChoice
 from vtokens.host import stopping
 from vtokens.models import frozen_base
 
@@ -27,7 +27,9 @@ def base(tiny_dir):
 
 def run(base, texts=TEXTS, *, size=SIZE, until=(), batch_size=2):
   tasks = [
-    Task(text, np.asarray(base.tokenizer.encode(text), np.int32), tuple(until))
+    OpenPrompt(
+      text, np.asarray(base.tokenizer.encode(text), np.int32), tuple(until)
+    )
     for text in texts
   ]
   found = dict(
@@ -35,7 +37,7 @@ def run(base, texts=TEXTS, *, size=SIZE, until=(), batch_size=2):
       base,
       partitioning.make_mesh((-1, 1, 1)),
       tasks,
-      Draw(size),
+      TokenChoice(size),
       table=prompt_batches.no_table(base),
       batch_size=batch_size,
       label='',
@@ -90,23 +92,23 @@ def test_batches_do_not_matter(base, together):
   assert run(base, TEXTS[::-1], batch_size=1)[::-1] == together
 
 
-@pytest.mark.parametrize('at', [2, 70])
-def test_a_stop_sequence_ends_a_text(base, together, expected, at):
+@pytest.mark.parametrize('wanted', [range(2, 65), range(65, SIZE + 1)])
+def test_a_stop_sequence_ends_a_text(base, together, expected, wanted):
   """In the first round and in the second, whatever tokens it is made of."""
   number = next(i for i, ids in enumerate(expected) if len(ids) == SIZE)
-  text = together[number].text
-  # Three characters that come nowhere earlier.
-  until = next(
-    text[i : i + 3]
-    for i in range(at, len(text) - 3)
-    if text.find(text[i : i + 3]) == i and '\ufffd' not in text[i : i + 3]
+  text, ids = together[number].text, expected[number]
+  texts = [decode(base, ids[:n]) for n in range(SIZE + 1)]
+  # A part of the text that its first tokens complete, up to one in `wanted`.
+  until, whole = next(
+    (part, n)
+    for size in (3, 2, 1)
+    for i in range(len(text) - size)
+    if '\ufffd' not in (part := text[i : i + size])
+    if (n := next(n for n in range(SIZE + 1) if part in texts[n])) in wanted
   )
   [found] = run(base, [TEXTS[number]], until=['never said', until])
   assert found.stop == 'until'
   assert found.text == text.split(until)[0]
-  # Up to the token that completes it.
-  ids = expected[number]
-  whole = next(n for n in range(SIZE + 1) if until in decode(base, ids[:n]))
   assert found.num_tokens == whole
 
 

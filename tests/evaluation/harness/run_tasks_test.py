@@ -12,7 +12,7 @@ from vtokens import config
 from vtokens.data.assemble import Assembler
 from vtokens.devices import partitioning
 from vtokens.evaluation import eval_config
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.harness import (
   general_rows,
   prepared_tasks,
@@ -101,7 +101,9 @@ def harness_task(tmp_path, kind, more='', **settings):
 
 def table(base, name='t'):
   rows = np.random.default_rng(0).normal(0, 0.3, (5, 64)).astype(np.float32)
-  return Table(name, rows, Assembler.for_run(base.tokenizer, config.Config()))
+  return TokenTable(
+    name, rows, Assembler.for_run(base.tokenizer, config.Config())
+  )
 
 
 def run(base, settings, directory, *, tables=None, seed=0, **more):

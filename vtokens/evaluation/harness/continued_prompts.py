@@ -32,7 +32,7 @@ _VALUE_AXES = ('layers', 'batch', 'kv_heads', 'slots', 'head')
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Task:
+class OpenPrompt:
   """A prompt to be continued.
 
   Attributes:
@@ -47,7 +47,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Draw:
+class TokenChoice:
   """How tokens are chosen.
 
   Attributes:
@@ -84,8 +84,8 @@ class Continuation:
 def continue_prompts(
   base: FrozenBase,
   mesh: jax.sharding.Mesh,
-  tasks: Sequence[Task],
-  draw: Draw,
+  tasks: Sequence[OpenPrompt],
+  draw: TokenChoice,
   *,
   table: Float[np.ndarray, 'P D'],
   batch_size: int,
@@ -160,7 +160,7 @@ class _Writer:
     base: FrozenBase,
     mesh: jax.sharding.Mesh,
     table: Float[np.ndarray, 'P D'],
-    draw: Draw,
+    draw: TokenChoice,
   ):
     self._base = base
     self._mesh = mesh
@@ -178,7 +178,7 @@ class _Writer:
     self,
     start: KVCache,
     common: int,
-    begun: Sequence[tuple[Task, list[int]]],
+    begun: Sequence[tuple[OpenPrompt, list[int]]],
     size: int,
   ) -> list[list[int]]:
     """The next tokens of each text, eos after its end.
@@ -209,7 +209,7 @@ class _Writer:
     return distributed.fetch(out)[:, 0].tolist()
 
   def look(
-    self, task: Task, written: list[int], new: list[int]
+    self, task: OpenPrompt, written: list[int], new: list[int]
   ) -> Continuation | None:
     """Adds tokens to a text; the continuation if it ends with them."""
     kept = list(itertools.takewhile(lambda token: not self._ends[token], new))
@@ -235,7 +235,7 @@ class _Writer:
     return self._base.tokenizer.decode([i for i in ids if i in self._known])
 
   def _sampling(
-    self, begun: Sequence[tuple[Task, list[int]]], size: int
+    self, begun: Sequence[tuple[OpenPrompt, list[int]]], size: int
   ) -> generate.Sampling:
     keys = np.zeros((size, 2), np.uint32)
     for r, (task, ids) in enumerate(begun):

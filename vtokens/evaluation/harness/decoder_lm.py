@@ -26,7 +26,10 @@ from vtokens.evaluation.harness import (
   prompt_batches,
   response_log,
 )
-from vtokens.evaluation.harness.continued_prompts import Continuation, Draw
+from vtokens.evaluation.harness.continued_prompts import (
+  Continuation,
+  TokenChoice,
+)
 from vtokens.host import errors, stopping
 from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.serving import table_file
@@ -50,7 +53,7 @@ class PluggedTable:
   position: str = 'middle'
 
 
-class PromptEncoder:
+class RequestEncoder:
   """Ids of requests.
 
   Args:
@@ -142,7 +145,7 @@ class DecoderLM(TemplateLM):
     stop: stopping.StopRequest | None = None,
   ):
     super().__init__()
-    self.encoder = PromptEncoder(base, plugged)
+    self.encoder = RequestEncoder(base, plugged)
     self._base = base
     self._mesh = mesh
     self._batch_size = batch_size
@@ -299,7 +302,7 @@ class DecoderLM(TemplateLM):
 
   def _continuation_task(
     self, context: str, settings: Mapping[str, Any]
-  ) -> tuple[str, Draw, continued_prompts.Task]:
+  ) -> tuple[str, TokenChoice, continued_prompts.OpenPrompt]:
     values = normalize_gen_kwargs(dict(settings), self._max_new_tokens)
     others = sorted(set(values) - set(_GENERATION))
     if not values['do_sample'] and 'top_k' in others:
@@ -309,7 +312,7 @@ class DecoderLM(TemplateLM):
         f'generation_kwargs of a task: found {errors.several(others)}, '
         f'expected some of {", ".join(_GENERATION)}'
       )
-    draw = Draw(
+    draw = TokenChoice(
       values['max_gen_toks'],
       float(values.get('temperature', 0.0)) if values['do_sample'] else 0.0,
       float(values.get('top_p', 1.0)),
@@ -323,7 +326,7 @@ class DecoderLM(TemplateLM):
       dataclasses.asdict(draw) if draw.temperature else draw.max_new_tokens
     )
     key = self._key('generate_until', prompt.tolist(), until, about)
-    return key, draw, continued_prompts.Task(key, prompt, until)
+    return key, draw, continued_prompts.OpenPrompt(key, prompt, until)
 
   def _key(self, *parts: Any) -> str:
     return response_log.key(*self._about, *parts)
@@ -378,9 +381,9 @@ def _side_by_side(
 
 
 def _by_draw(
-  asked: Sequence[tuple[Draw, continued_prompts.Task]] | Any,
-) -> Iterator[tuple[Draw, list[continued_prompts.Task]]]:
-  found: dict[Draw, list[continued_prompts.Task]] = {}
+  asked: Sequence[tuple[TokenChoice, continued_prompts.OpenPrompt]] | Any,
+) -> Iterator[tuple[TokenChoice, list[continued_prompts.OpenPrompt]]]:
+  found: dict[TokenChoice, list[continued_prompts.OpenPrompt]] = {}
   for draw, task in asked:
     found.setdefault(draw, []).append(task)
   yield from found.items()

@@ -11,9 +11,9 @@ from typing import Any
 from lm_eval.api.task import Task as HarnessTask
 from lm_eval.tasks import TaskManager
 
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.harness import paper_tasks, question_files
-from vtokens.evaluation.harness.decoder_lm import PromptEncoder
+from vtokens.evaluation.harness.decoder_lm import RequestEncoder
 from vtokens.evaluation.tasks import Task
 from vtokens.host import errors, paths
 from vtokens.models.frozen_base import FrozenBase, OpenBase
@@ -152,11 +152,11 @@ def check_fits(
   Raises:
     errors.UserError: with the longest question.
   """
-  encoder = PromptEncoder(base)
+  encoder = RequestEncoder(base)
   for one in prepared:
     if one.settings.harness:
       continue
-    lengths = {}
+    lengths: dict[int, str] = {}
     for task in one.tasks.values():
       for instance in task.instances:
         context, more = instance.args
@@ -175,7 +175,7 @@ def check_fits(
 
 
 def check_tables(
-  prepared: Sequence[PreparedTask], tables: Mapping[str, Table]
+  prepared: Sequence[PreparedTask], tables: Mapping[str, TokenTable]
 ) -> None:
   """Raises a `UserError` if a task asks for more tokens than a table has."""
   for task in prepared:

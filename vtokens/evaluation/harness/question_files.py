@@ -13,7 +13,7 @@ import numpy as np
 
 from vtokens.data import files
 from vtokens.data.checks import BadRecord, Kind
-from vtokens.data.fields import Fields
+from vtokens.data.fields import RowFields
 from vtokens.evaluation.tasks import Task
 from vtokens.host import errors, paths
 
@@ -141,7 +141,7 @@ def read_questions(
     try:
       if isinstance(row.value, BadRecord):
         raise row.value
-      fields = Fields(row.value, '', _MAX_TEXT_BYTES)
+      fields = RowFields(row.value, '', _MAX_TEXT_BYTES)
       question = _READERS[format](fields)
       if solved and format == 'gsm8k' and not question.rationale:
         raise fields.missing('rationale')
@@ -169,7 +169,7 @@ def number(text: str) -> float | None:
 
 
 def _question(
-  fields: Fields,
+  fields: RowFields,
   *,
   choices: Sequence[str] = (),
   answers: Sequence[str],
@@ -186,7 +186,7 @@ def _question(
   )
 
 
-def _boolq(fields: Fields) -> Question:
+def _boolq(fields: RowFields) -> Question:
   for key in ('choices', 'answers'):
     for i, text in enumerate(fields.texts(key) if key in fields else ()):
       if text.lower() not in _TRUTHS:
@@ -202,7 +202,7 @@ def _boolq(fields: Fields) -> Question:
   return _question(fields, choices=('true', 'false'), answers=tuple(answers))
 
 
-def _choice(fields: Fields, topic: str) -> Question:
+def _choice(fields: RowFields, topic: str) -> Question:
   choices, answers = fields.texts('choices'), fields.texts('answers')
   most = len(string.ascii_uppercase)
   if not 2 <= len(choices) <= most:
@@ -221,7 +221,7 @@ def _choice(fields: Fields, topic: str) -> Question:
   )
 
 
-def _gsm8k(fields: Fields) -> Question:
+def _gsm8k(fields: RowFields) -> Question:
   answers = fields.texts('answers')
   for i, answer in enumerate(answers):
     if number(answer) is None:
@@ -239,7 +239,7 @@ _READERS = {
 }
 
 
-def _passages(fields: Fields) -> tuple[str, ...]:
+def _passages(fields: RowFields) -> tuple[str, ...]:
   """Each as its title, if it has one, and below it its text."""
   if 'passages' not in fields:
     return ()

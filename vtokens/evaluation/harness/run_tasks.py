@@ -16,7 +16,7 @@ from lm_eval import evaluator
 from lm_eval.utils import handle_non_serializable
 
 from vtokens.devices import distributed
-from vtokens.evaluation.conditions import Table
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.harness import task_rows
 from vtokens.evaluation.harness.decoder_lm import DecoderLM, PluggedTable
 from vtokens.evaluation.harness.prepared_tasks import PreparedTask
@@ -29,7 +29,7 @@ def run_tasks(
   base: FrozenBase,
   mesh: jax.sharding.Mesh,
   prepared: Sequence[PreparedTask],
-  tables: Mapping[str, Table],
+  tables: Mapping[str, TokenTable],
   *,
   model: str,
   seed: int,
@@ -110,7 +110,7 @@ def run_tasks(
 
 
 def _plugged(
-  task: PreparedTask, tables: Mapping[str, Table]
+  task: PreparedTask, tables: Mapping[str, TokenTable]
 ) -> list[tuple[str, PluggedTable | None]]:
   """Names and virtual tokens of the tables that a task is asked with."""
   size = task.settings.num_active

@@ -100,6 +100,7 @@ _ANY = {
     'decode.temperature',
     # Compared with the table.
     'num_active',
+    'tasks[x].num_active',
     'tasks[x].max_questions',
     'tasks[x].max_new_tokens',
     'mesh.shape',

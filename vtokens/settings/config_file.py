@@ -6,7 +6,6 @@ import sys
 import traceback
 from typing import Any
 
-import vtokens
 from vtokens.host import errors, paths
 
 # Bytes of a file.

@@ -45,7 +45,7 @@ class Splits(dict[str, datasets.Dataset]):
 def dataset(
   *,
   source: str,
-  format: str,
+  format: Any,
   shots: int = 0,
   shots_source: str = '',
   max_questions: int = 0,

@@ -192,6 +192,7 @@ def test_nothing_is_asked_twice(tiny_dir, tmp_path):
   assert second.loglikelihood(asked[::-1]) == scores[::-1]
   assert second.generate_until(written) == texts
   assert log().path.read_bytes() == data
+  assert response_log.ResponseLog(tmp_path, {'base': 'y'}).path != log().path
   # A kill in the middle of a line loses that line alone.
   log().path.write_bytes(data[:-9])
   third = load(tiny_dir, log=log())[1]
@@ -200,7 +201,6 @@ def test_nothing_is_asked_twice(tiny_dir, tmp_path):
   log().path.write_bytes(data.replace(b'"response": [-', b'"response": [-1'))
   with pytest.raises(errors.UserError, match=r':2: the response has changed'):
     log()
-  assert response_log.ResponseLog(tmp_path, {'base': 'y'}).path != log().path
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ check. See docs/export.md.
 """
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -72,7 +74,7 @@ def _about_base(source: trained_table.Source) -> card.BaseFacts:
   return card.BaseFacts(licence.of_base(path, source.base.source), dtype)
 
 
-def _makers():
+def _makers() -> Mapping[str, Any]:
   """`formats.MAKERS`; the programs that check an export need PyTorch."""
   try:
     from vtokens.exports import export_formats

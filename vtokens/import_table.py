@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Sequence
 
 import huggingface_hub
+import numpy as np
 from absl import flags as absl_flags
 
 from vtokens import config
@@ -143,7 +144,7 @@ def _with_rows(
 
 
 def _from_spring(
-  rows,
+  rows: np.ndarray,
   path: str,
   file: str,
   settings: config.Config,

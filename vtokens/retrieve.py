@@ -117,7 +117,7 @@ def _chunk_size(cfg: retrieval_config.Config) -> int:
   It decides where results lie, not what they are.
   """
   begun = claims.identity_if_there(pathlib.Path(cfg.workdir))
-  size = begun.get('chunk_size', cfg.questions.chunk_size)
+  size: int = begun.get('chunk_size', cfg.questions.chunk_size)
   if size != cfg.questions.chunk_size:
     writers.say(
       f'config.questions.chunk_size: {size} as {cfg.workdir} was begun with, '

@@ -450,7 +450,7 @@ def run_name() -> str:
   # Does not start the devices.
   if (jax_distributed.global_state.num_processes or 1) == 1:
     return ''
-  return from_first(lambda: secrets.token_hex(16))
+  return str(from_first(lambda: secrets.token_hex(16)))
 
 
 @contextlib.contextmanager
@@ -497,7 +497,7 @@ class AnyProcess:
   in the same order; all are told the same. One process alone is told at once.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._pending: Array | None = None
     if jax.process_count() > 1:
       mesh = Mesh(np.asarray(jax.devices()), ('all',))

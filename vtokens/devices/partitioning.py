@@ -119,8 +119,8 @@ def platform(mesh: Mesh | None) -> str:
     mesh: the devices; None for this program's own.
   """
   if mesh is None:
-    return jax.default_backend()
-  return mesh.devices.flat[0].platform
+    return str(jax.default_backend())
+  return str(mesh.devices.flat[0].platform)
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
@@ -140,7 +140,7 @@ def check_batch(mesh: Mesh, rows: int) -> None:
   Raises:
     errors.UserError: the number is no multiple of the data and fsdp devices.
   """
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  parts: int = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % parts:
     raise errors.UserError(
       'config.data.batch_size / config.data.examples_per_row / '
@@ -199,7 +199,7 @@ def constrain(
   """
   if mesh is None or mesh.size == 1:
     return x
-  return jax.lax.with_sharding_constraint(
+  constrained: Array = jax.lax.with_sharding_constraint(
     x,
     NamedSharding(
       mesh,
@@ -213,6 +213,7 @@ def constrain(
       ),
     ),
   )
+  return constrained
 
 
 def gather(params: Any, mesh: Mesh | None) -> Any:
@@ -228,7 +229,7 @@ def gather(params: Any, mesh: Mesh | None) -> Any:
   if mesh is None or mesh.shape['fsdp'] == 1:
     return params
 
-  def whole(param):
+  def whole(param: Any) -> Any:
     axes = (
       None if _rule(axis) == 'fsdp' else axis
       for axis in param.get_metadata('axes')
@@ -286,7 +287,7 @@ def shard_rows(arrays: Any, mesh: Mesh, rows: int) -> Any:
 
 def round_up_rows(mesh: Mesh, rows: int) -> int:
   """The next number of rows that can be dealt out evenly over the mesh."""
-  parts = mesh.shape['data'] * mesh.shape['fsdp']
+  parts: int = mesh.shape['data'] * mesh.shape['fsdp']
   return -(-rows // parts) * parts
 
 

@@ -88,12 +88,13 @@ def read_bytes(path: epath.PathLike, advice: str = '') -> bytes:
   """
   paths.check_file(path, _LARGEST)
   try:
-    return epath.Path(path).read_bytes()
+    data: bytes = epath.Path(path).read_bytes()
   except Exception as e:
     if not paths.makes_unreadable(e):
       raise
     reason = paths.reason(e)
     raise _error(str(path), f'cannot be read: {reason}', advice) from e
+  return data
 
 
 def parse(

@@ -217,7 +217,7 @@ def exists(path: epath.Path) -> bool:
     errors.UserError: that cannot be found out; see `reading`.
   """
   with reading(path):
-    return path.exists()
+    return bool(path.exists())
 
 
 def check_on_disk(path: str) -> None:

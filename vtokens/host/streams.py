@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 # Seconds between two looks at whether the program is to end.
 _TICK = 0.1
@@ -146,7 +146,7 @@ class _Patient(io.RawIOBase):
     """It is."""
     return True
 
-  def write(self, data) -> int:
+  def write(self, data: Any) -> int:
     """Writes some of the data; drops it where nobody will read it.
 
     Returns:

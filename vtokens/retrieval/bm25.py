@@ -129,7 +129,9 @@ class BM25Method:
       claims.remove(leftover)
     return _read_totals(totals)
 
-  def encode_questions(self, questions: Sequence[str], path: pathlib.Path):
+  def encode_questions(
+    self, questions: Sequence[str], path: pathlib.Path
+  ) -> None:
     """Writes the questions' tokens."""
     tokens = lexicon.question_tokens(self.settings, questions)
     with claims.new_part(path) as part:
@@ -346,12 +348,15 @@ def _text(passage: records.Passage, title_weight: int) -> str:
 
 def _words(counts: pathlib.Path) -> list[str]:
   advice = f'delete {counts} to make it again'
-  return json_files.read(counts / 'words.json', [str], advice)
+  words: list[str] = json_files.read(counts / 'words.json', [str], advice)
+  return words
 
 
 def _read_totals(path: pathlib.Path) -> dict[str, Any]:
   shape = {'num_passages': int, 'num_tokens': int, 'num_words': int}
-  return json_files.read(path, shape, f'delete {path.parent} to make it again')
+  advice = f'delete {path.parent} to make it again'
+  totals: dict[str, Any] = json_files.read(path, shape, advice)
+  return totals
 
 
 def _version(package: str) -> str:

@@ -79,7 +79,9 @@ class DenseMethod:
     names = ('sentence-transformers', 'transformers', 'torch', 'faiss-cpu')
     return {'versions': {name: _version(name) for name in names}}
 
-  def encode_questions(self, questions: Sequence[str], path: pathlib.Path):
+  def encode_questions(
+    self, questions: Sequence[str], path: pathlib.Path
+  ) -> None:
     """Writes the questions' embeddings, float32 [B, D]."""
     with claims.new_part(path) as part, part.open('wb') as file:
       np.save(file, self.encoder.encode_questions(questions))

@@ -100,7 +100,7 @@ class SentenceEncoder:
 
   def _encode(self, texts: Sequence[str], prefix: str) -> np.ndarray:
     model = _load(self.directory, self.recipe, self.dtype, self.device)
-    vectors = model.encode(
+    vectors: np.ndarray = model.encode(
       [prefix + text for text in texts],
       batch_size=self.batch_size,
       show_progress_bar=False,

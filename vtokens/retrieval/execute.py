@@ -97,7 +97,7 @@ def map_reduce(
     )
 
 
-def _bar(items: Sequence, todo: Sequence, label: str) -> tqdm.tqdm:
+def _bar(items: Sequence[Any], todo: Sequence[Any], label: str) -> tqdm.tqdm:
   return tqdm.tqdm(
     todo, label, total=len(items), initial=len(items) - len(todo)
   )
@@ -105,13 +105,16 @@ def _bar(items: Sequence, todo: Sequence, label: str) -> tqdm.tqdm:
 
 @contextlib.contextmanager
 def _watch(
-  items: Sequence, todo: Sequence, is_done: Callable, label: str
+  items: Sequence[Any],
+  todo: Sequence[Any],
+  is_done: Callable[[Any], bool],
+  label: str,
 ) -> Iterator[None]:
   """Shows progress by what is on disk: the workers may be anywhere."""
   stop = threading.Event()
   with _bar(items, todo, label) as bar:
 
-    def look():
+    def look() -> None:
       while not stop.wait(1.0):
         bar.n = len(items) - sum(not is_done(item) for item in todo)
         bar.refresh()

@@ -55,7 +55,7 @@ def tokenize_ids(
   bm25s = load_bm25s()
   stopwords = settings.stopwords
   try:
-    return bm25s.tokenize(
+    tokenised: tuple[list[list[int]], dict[str, int]] = bm25s.tokenize(
       list(texts),
       lower=settings.lower,
       token_pattern=settings.token_pattern,
@@ -67,6 +67,7 @@ def tokenize_ids(
     raise errors.UserError(
       f'config.retrievers[...].bm25.stopwords={stopwords!r}: {e}'
     ) from e
+  return tokenised
 
 
 def has_grams(settings: retrieval_config.BM25) -> bool:
@@ -146,7 +147,7 @@ class Vocabulary:
     return len(self._ends) - 1
 
   def __getitem__(self, index: int) -> bytes:
-    return self._text[self._ends[index] : self._ends[index + 1]].tobytes()
+    return bytes(self._text[self._ends[index] : self._ends[index + 1]])
 
   def ids(self, words: Sequence[str]) -> list[int]:
     """Ids of those words that are known, in the same order."""

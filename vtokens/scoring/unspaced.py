@@ -87,7 +87,7 @@ def is_written(text: str) -> bool:
 
 def characters(text: str) -> list[str]:
   """The characters of these scripts, each with its marks, in order."""
-  return _CHARACTER.findall(text)
+  return list(_CHARACTER.findall(text))
 
 
 def fold_width(text: str) -> str:
@@ -97,4 +97,5 @@ def fold_width(text: str) -> str:
 
 def words(text: str) -> list[str]:
   """Words of a text: what spaces separate, and each character by itself."""
-  return _CHARACTER.sub(r' \g<0> ', text).split()
+  spaced: str = _CHARACTER.sub(r' \g<0> ', text)
+  return spaced.split()

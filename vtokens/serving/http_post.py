@@ -114,7 +114,7 @@ def post(url: str, body: Mapping[str, Any], key: str, timeout: float) -> bytes:
   opener = urllib.request.build_opener(
     _NoRedirects, _Http(sockets), _Https(sockets)
   )
-  found: queue.SimpleQueue = queue.SimpleQueue()
+  found: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
 
   def work() -> None:
     try:
@@ -146,7 +146,7 @@ def _exchange(
   url = request.full_url
   try:
     with opener.open(request, timeout=timeout) as answer:
-      reply = answer.read(MAX_REPLY + 1)
+      reply: bytes = answer.read(MAX_REPLY + 1)
   except urllib.error.HTTPError as e:
     with e:
       raise errors.UserError(f'{url}: {e.code}: {_refusal(e)}') from None
@@ -179,7 +179,9 @@ def _refusal(error: urllib.error.HTTPError) -> str:
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
   """Leaves a redirect to be raised as the error that it is here."""
 
-  def http_error_302(self, req, fp, code, msg, headers):
+  def http_error_302(
+    self, req: Any, fp: Any, code: Any, msg: Any, headers: Any
+  ) -> None:
     return None
 
   http_error_301 = http_error_303 = http_error_302
@@ -189,7 +191,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 class _Sockets:
   """The sockets of an exchange, which another thread can end."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._lock = threading.Lock()
     self._all: list[socket.socket] = []
     self._ended = False
@@ -223,7 +225,7 @@ class _Http(urllib.request.HTTPHandler):
     super().__init__()
     self._connection = _noting(http.client.HTTPConnection, sockets)
 
-  def http_open(self, req):
+  def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
     return self.do_open(self._connection, req)
 
 
@@ -234,12 +236,13 @@ class _Https(urllib.request.HTTPSHandler):
     super().__init__()
     self._connection = _noting(http.client.HTTPSConnection, sockets)
 
-  def https_open(self, req):
+  def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
     return self.do_open(self._connection, req)
 
 
 def _noting(base: Any, sockets: _Sockets) -> Any:
-  class Connection(base):
+  # mypy knows no base classes that are values.
+  class Connection(base):  # type: ignore[misc]
     """One whose socket is noted as soon as it is connected."""
 
     def connect(self) -> None:

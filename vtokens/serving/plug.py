@@ -260,7 +260,8 @@ def _attach(module: Any, table: Artifact) -> None:
   kind: Any = type(module)
   size, first = len(module.weight), table.meta.tokens.ids[0]
 
-  class WithVirtualTokens(kind):
+  # mypy knows no base classes that are values.
+  class WithVirtualTokens(kind):  # type: ignore[misc]
     """The base's embedding, and the table's rows for the ids after it."""
 
     before = kind

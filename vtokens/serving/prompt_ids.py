@@ -143,9 +143,10 @@ def check_question(question: Any, where: str = 'question') -> str:
   Raises:
     errors.UserError: it is no text, or blank.
   """
-  if not check_text(question, where).strip():
+  text = check_text(question, where)
+  if not text.strip():
     raise errors.UserError(f'{where}: expected a text that is not blank')
-  return question
+  return text
 
 
 def check_text(text: Any, where: str) -> str:

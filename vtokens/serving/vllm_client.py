@@ -87,7 +87,7 @@ def read_embedding(directory: str) -> 'torch.Tensor':
     if not (path / file).is_file():
       raise ValueError(f'there is no file {file}')
     with safetensors.safe_open(path / file, framework='pt') as tensors:
-      found = tensors.get_tensor(_EMBEDDING)
+      found: torch.Tensor = tensors.get_tensor(_EMBEDDING)
   except (
     *(OSError, ValueError),
     *(errors.UserError, safetensors.SafetensorError),

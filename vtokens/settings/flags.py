@@ -22,7 +22,7 @@ from vtokens.settings import config_file, schema
 _LONGEST = 6000
 
 # By the bare type of a field.
-_PARSERS: dict[Any, flags.ArgumentParser] = {
+_PARSERS: dict[Any, flags.ArgumentParser[Any]] = {
   int: flags.IntegerParser(),
   float: flags.FloatParser(),
   str: flags.ArgumentParser(),
@@ -33,7 +33,9 @@ _PARSERS: dict[Any, flags.ArgumentParser] = {
 flags.disclaim_key_flags()
 
 
-def define_path(name: str, default: str | None, help: str) -> flags.FlagHolder:
+def define_path(
+  name: str, default: str | None, help: str
+) -> flags.FlagHolder[Any]:
   """Defines a flag whose value is a path; see `paths.expand_home`."""
   return flags.DEFINE(
     _PathParser(), name, default, help, serializer=flags.ArgumentSerializer()
@@ -206,7 +208,7 @@ def command_line() -> str:
   return shlex.join([*program, *sys.argv[1:]])
 
 
-class _PathParser(flags.ArgumentParser):
+class _PathParser(flags.ArgumentParser[str]):
   """Expands a leading `~`."""
 
   def parse(self, argument: str) -> str:
@@ -216,7 +218,7 @@ class _PathParser(flags.ArgumentParser):
     return 'string'
 
 
-class _FileParser(flags.ArgumentParser):
+class _FileParser(flags.ArgumentParser[Any]):
   """Runs a config file; ml_collections' own shows mistakes as tracebacks."""
 
   def __init__(self, settings: type):

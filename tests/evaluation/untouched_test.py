@@ -81,7 +81,7 @@ def test_hashes_are_of_name_dtype_shape_and_bytes(tiny_dir, monkeypatch):
   whole = untouched.hash_weights(base)
   assert len(set(whole.values())) == len(whole)
   # In blocks of three rows, of which the last one is smaller.
-  monkeypatch.setattr(untouched, '_BLOCK_BYTES', 3 * 64 * 4)
+  monkeypatch.setattr(untouched, 'BLOCK_BYTES', 3 * 64 * 4)
   assert untouched.hash_weights(base) == whole
   bfloat16 = untouched.hash_weights(load(tiny_dir, 'bfloat16'))
   assert all(whole[name] != bfloat16[name] for name in whole)

@@ -21,7 +21,7 @@ def test_say_goes_to_stdout_above_a_bar(capsys):
 
 
 def test_a_bar_moves_while_nothing_happens(monkeypatch):
-  monkeypatch.setattr(writers, '_TICK', 0.05)
+  monkeypatch.setattr(writers, 'TICK', 0.05)
   shown = io.StringIO()
   with writers.progress(total=2, file=shown, leave=False) as bar:
     bar.update(1)

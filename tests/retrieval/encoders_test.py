@@ -147,7 +147,7 @@ def test_another_model_or_use_is_another_identity(minilm, tmp_path):
   weights = bytearray((path / 'model.safetensors').read_bytes())
   weights[-1] ^= 1
   (path / 'model.safetensors').write_bytes(weights)
-  encoders._hash_model.cache_clear()
+  encoders.hash_model.cache_clear()
   assert settle(model=str(path)).identity() != first
 
 

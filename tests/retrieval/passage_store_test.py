@@ -77,27 +77,39 @@ def test_a_corpus_may_be_moved(tmp_path):
   )
 
 
-def test_hashes_of_unchanged_files_are_remembered(tmp_path, monkeypatch):
+def test_hashes_of_unchanged_files_are_remembered(tmp_path):
   rows = retrieval_data.passages(5)
-  prepare(tmp_path, rows)
   path = tmp_path / 'in' / 'corpus.jsonl'
-  settings = retrieval_config.Corpus(paths=(str(path),))
 
-  def prepare_again():
-    hashed = []
-    original = passage_store._hash_file
-    monkeypatch.setattr(
-      passage_store, '_hash_file', lambda *a: hashed.append(1) or original(*a)
-    )
-    passage_store.prepare(settings, tmp_path / 'index', rebuild=False)
-    monkeypatch.undo()
-    return len(hashed)
+  def change_unnoticed(text):
+    """Writes as many bytes, and gives the file the time it had before."""
+    rows[4]['text'] = text
+    time = path.stat().st_mtime_ns
+    retrieval_data.write(path, rows)
+    os.utime(path, ns=(time, time))
 
-  # Just written: another change within the second would not show.
-  assert prepare_again() == 1
+  def is_read_again():
+    settings = retrieval_config.Corpus(paths=(str(path),))
+    try:
+      passage_store.prepare(settings, tmp_path / 'index', rebuild=False)
+    except errors.UserError as e:
+      assert 'files.0' in str(e)
+      return True
+    return False
+
+  text = rows[4]['text']
+  prepare(tmp_path, rows)
+  # Just written: a change within the same second keeps the file's time.
+  change_unnoticed(text.swapcase())
+  assert is_read_again()
+  change_unnoticed(text)
   os.utime(path, (1e9, 1e9))
-  assert prepare_again() == 1
-  assert prepare_again() == 0
+  assert not is_read_again()
+  # Hashed long after it was written: length and time are believed.
+  change_unnoticed(text.swapcase())
+  assert not is_read_again()
+  os.utime(path, (1e9 + 1, 1e9 + 1))
+  assert is_read_again()
 
 
 def test_two_passages_of_one_id_are_refused(tmp_path):

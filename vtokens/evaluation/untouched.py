@@ -50,8 +50,8 @@ PROBE = (
 # A table is used with its first k tokens for some k up to all of them.
 _USES = 3
 _NEW_TOKENS = 4
-# Bytes of a weight that are on the host at a time.
-_BLOCK_BYTES = 256 << 20
+# Bytes of a weight that are copied to the host at a time.
+BLOCK_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ def hash_weights(base: FrozenBase) -> dict[str, str]:
   for name, array in weights.iter_arrays(base.decoder()):
     digest = hashlib.sha256(f'{name} {array.dtype} {array.shape}'.encode())
     length = array.shape[0]
-    rows = max(1, _BLOCK_BYTES // max(1, array.nbytes // length))
+    rows = max(1, BLOCK_BYTES // max(1, array.nbytes // length))
     for start in range(0, length, rows):
       # The last block goes back to have the size of the others.
       first = max(0, min(start, length - rows))

@@ -18,8 +18,8 @@ from vtokens.host import errors, paths
 
 _silent = False
 
-# Seconds after which a bar moves at least its clock: a batch may take minutes.
-_TICK = 1.5
+# Seconds after which a bar shows its clock anew: a batch may take minutes.
+TICK = 1.5
 _bars: weakref.WeakSet[tqdm.tqdm] = weakref.WeakSet()
 _clock_runs = False
 
@@ -64,12 +64,12 @@ def close_bars() -> None:
 def _tick() -> None:
   """Shows bars again that nothing else has moved."""
   while True:
-    time.sleep(_TICK)
+    time.sleep(TICK)
     for bar in list(_bars):
       with bar.get_lock():
         if bar.disable:  # It is closed.
           _bars.discard(bar)
-        elif time.time() - bar.last_print_t >= _TICK:
+        elif time.time() - bar.last_print_t >= TICK:
           # Nobody may read it any more.
           with contextlib.suppress(OSError, ValueError):
             bar.refresh(nolock=True)

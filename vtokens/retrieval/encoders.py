@@ -87,7 +87,7 @@ class SentenceEncoder:
     return {
       'recipe': dataclasses.asdict(self.recipe),
       'dtype': self.dtype,
-      'model': _hash_model(self.directory),
+      'model': hash_model(self.directory),
     }
 
   def encode_questions(self, texts: Sequence[str]) -> np.ndarray:
@@ -213,7 +213,7 @@ def _own_recipe(directory: pathlib.Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _hash_model(directory: str) -> str:
+def hash_model(directory: str) -> str:
   """SHA-256 over the files that a model is loaded from."""
   digest = hashlib.sha256()
   files = {

@@ -126,8 +126,8 @@ def test_transposed_in_tiles(dtype):
   rng = np.random.default_rng(0)
   block = rng.integers(-9, 9, (300, 257)).astype(jnp.dtype(dtype))
   out = np.zeros((257, 400), block.dtype)
-  # A part of a larger array, as that of the rows of one block is.
-  weight_map._transpose(block, out[:, 50:350])
+  # Rows of one block are written into a part of a larger array.
+  weight_map.transpose(block, out[:, 50:350])
   np.testing.assert_array_equal(out[:, 50:350], block.T)
   assert not out[:, :50].any() and not out[:, 350:].any()
 

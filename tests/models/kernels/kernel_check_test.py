@@ -23,11 +23,11 @@ def _config(**changes):
 @pytest.fixture(autouse=True)
 def _on_gpu(monkeypatch):
   """As if there were a GPU, with its kernels interpreted."""
-  compare = kernel_check._compare.__wrapped__
+  compare = kernel_check.compare.__wrapped__
   monkeypatch.setattr(flash, 'is_for', lambda *_: True)
   monkeypatch.setattr(
     kernel_check,
-    '_compare',
+    'compare',
     lambda *args, **_: compare(*args, interpret=True),
   )
 
@@ -54,7 +54,7 @@ def test_both_loops_are_compared():
     part = flash_masks.make_part(new, new.segments, keys, None, own=own)
     assert (part.begin < part.end).any()
     assert ((part.first < part.begin) | (part.end < part.last)).any()
-  window = jnp.int32([kernel_check._WINDOW])
+  window = jnp.int32([kernel_check.WINDOW])
   part = flash_masks.make_part(new, new.segments, cache, window, own=False)
   assert (part.begin < part.end).any()
 

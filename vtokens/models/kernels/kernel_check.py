@@ -21,8 +21,8 @@ _ROWS, _HEADS = 2, 2
 # blocks, in which the kernels mask nothing.
 _PASSAGES, _SLOTS = (70, 150), 230
 _FOLLOWING, _TOKENS = (40, 140), 190
-# Beyond which the last tokens do not see the first passages.
-_WINDOW = 250
+# Tokens that a layer sees: the last ones do not see the first passages.
+WINDOW = 250
 
 
 def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
@@ -40,7 +40,7 @@ def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
     errors.UserError: they differ.
   """
   if config.kernels and flash.is_for(mesh, mesh.size, _TOKENS, dtype):
-    _compare(
+    compare(
       config.num_heads // config.num_kv_heads,
       config.head_dim,
       config.attention_softcap,
@@ -52,7 +52,7 @@ def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
 
 
 @functools.cache
-def _compare(
+def compare(
   groups: int,
   head_dim: int,
   softcap: float | None,
@@ -62,6 +62,20 @@ def _compare(
   *,
   interpret: bool,
 ) -> None:
+  """Compares the kernels with matrix products on random inputs.
+
+  Args:
+    groups: heads of queries for each head of keys.
+    head_dim: width of a head.
+    softcap: of the attention scores.
+    windowed: whether a layer sees only the last `WINDOW` tokens.
+    dtype: of the activations.
+    device: where both run.
+    interpret: runs the kernels without a GPU.
+
+  Raises:
+    errors.UserError: the kernels are further off than rounding explains.
+  """
   q, new, cache = make_inputs(groups, head_dim, dtype)
   real = (new.positions >= 0)[..., None, None]
   gradient = jnp.where(real, jnp.roll(q, 1, axis=-1), 0)
@@ -76,7 +90,7 @@ def _compare(
         mesh=mesh,
         scale=head_dim**-0.5,
         softcap=softcap,
-        window=_WINDOW if windowed else None,
+        window=WINDOW if windowed else None,
       )
       return jnp.where(real, out, 0)
 

@@ -101,11 +101,9 @@ def test_a_prompt_that_is_too_long_loses_its_beginning(tiny_dir, theirs):
 def test_special_tokens_in_text_stay_text(ours):
   """lm-eval on transformers would read them as special tokens."""
   base, lm = ours
-  context, continuation = lm._encode_pair(*PAIRS[5])
-  assert not {base.tokenizer.eos_id, *base.tokenizer.end_ids} & {
-    *context,
-    *continuation,
-  }
+  special = {base.tokenizer.eos_id, *base.tokenizer.end_ids}
+  for text in (*PAIRS[5], ''.join(PAIRS[5])):
+    assert not special & {*lm.tok_encode(text, add_special_tokens=False)}
   [(found, _)] = lm.loglikelihood(instances('loglikelihood', [PAIRS[5]]))
   assert np.isfinite(found)
 

@@ -100,7 +100,7 @@ def test_fails_with_one_message(name):
 
 
 def test_a_template_without_end_is_tried_once(monkeypatch):
-  monkeypatch.setattr(chat_template, '_SECONDS', 1)
+  monkeypatch.setattr(chat_template, 'PROCESSOR_SECONDS', 1)
   template = (
     '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}'
     '{% endfor %}'

@@ -338,7 +338,9 @@ class TestGGUF:
     assert smollm2.encode_batch(MANY_TEXTS) == ids
     assert smollm2.eos_id == reference.eos_token_id
 
-  @pytest.mark.parametrize('pre', [pre[0] for pre in gguf_tokenizer._FAMILIES])
+  @pytest.mark.parametrize(
+    'pre', [names[0] for names in gguf_tokenizer.PRE_TOKENIZERS]
+  )
   def test_pre_tokenizer_equals_llama_cpp(self, pre, greedy_bpe, tmp_path):
     path = _write_gguf(tmp_path / 'x.gguf', model='gpt2', pre=pre, **greedy_bpe)
     tokenizer = tokenizer_lib.load_tokenizer(path)
@@ -352,9 +354,9 @@ class TestGGUF:
 
   def test_pre_tokenizers_differ(self, greedy_bpe, tmp_path):
     ids = []
-    for pre in gguf_tokenizer._FAMILIES:
+    for names in gguf_tokenizer.PRE_TOKENIZERS:
       path = _write_gguf(
-        tmp_path / 'x.gguf', model='gpt2', pre=pre[0], **greedy_bpe
+        tmp_path / 'x.gguf', model='gpt2', pre=names[0], **greedy_bpe
       )
       tokenizer = tokenizer_lib.load_tokenizer(path)
       ids.append(json.dumps(tokenizer.encode_batch(TEXTS)))
@@ -612,11 +614,13 @@ class TestChatWrap:
 
   @pytest.mark.parametrize('message', ['hello', 'hello world', 'x /'])
   def test_equals_the_whole_conversation(
-    self, message, smollm2, llama2, byte_level
+    self, message, smollm2, llama2, byte_level, tmp_path
   ):
     for tokenizer in (smollm2, llama2, byte_level):
       before, after = tokenizer.chat_wrap
-      whole = tokenizer._tokenizer.apply_chat_template(
+      tokenizer.save(tmp_path)
+      saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+      whole = saved.apply_chat_template(
         [{'role': 'user', 'content': message}],
         tokenize=False,
         add_generation_prompt=True,
@@ -729,7 +733,8 @@ class TestTurnMarks:
   def test_never_come_out_of_text(self, template, marks, end, tmp_path):
     others = ['<think>', '</think>', '<tool_call>', '\n\n', '  ']
     found = _marked(tmp_path, [*marks, *others], template)
-    ids = {m: found._trusted.token_to_id(m) for m in [*marks, *others, '</s>']}
+    saved = tokenizers.Tokenizer.from_file(f'{tmp_path}/tokenizer.json')
+    ids = {m: saved.token_to_id(m) for m in [*marks, *others, '</s>']}
     text = f'x{"".join(marks)}y\n\n{" ".join(marks)} z <think> <tool_call>  '
     for encoded in (
       found.encode(text),

@@ -16,16 +16,16 @@ from typing import Any
 
 _CHILD = pathlib.Path(__file__).with_name('template_child.py')
 
-# Limits, far beyond what a template needs for a few messages: seconds of a
-# processor, seconds of waiting for a busy one, bytes, characters.
-_SECONDS = 5
+# Limits, far beyond what a template needs for a few messages: processor time
+# in seconds, seconds to wait on a busy machine, bytes, characters.
+PROCESSOR_SECONDS = 5
 _PATIENCE = 60
 _MEMORY = 1 << 30
 _LENGTH = 1 << 18
 # Characters of the template itself.
 _LONGEST = 4 << 20
 
-_TOO_LONG = f'it does not end within {_SECONDS} s'
+_TOO_LONG = f'it does not end within {PROCESSOR_SECONDS} s'
 # Templates that did not end; with other messages they would not either.
 _endless: set[str] = set()
 
@@ -65,7 +65,7 @@ def _render(template: str, variables: str) -> tuple[str, str]:
   request = {
     'template': template,
     'variables': json.loads(variables),
-    'seconds': _SECONDS,
+    'seconds': PROCESSOR_SECONDS,
     'memory': _MEMORY,
     'length': _LENGTH,
   }

@@ -54,9 +54,9 @@ class _Pre(NamedTuple):
   add_bos: bool = False
 
 
-# Each checked against llama.cpp itself. Left out, among others, is tekken:
-# llama.cpp only approximates the regular expression of the original.
-_FAMILIES = {
+# By the names that `tokenizer.ggml.pre` can have. Each is tested against
+# llama.cpp. tekken is left out: llama.cpp only approximates its pattern.
+PRE_TOKENIZERS = {
   ('gpt-2', 'phi-2', 'olmo', 'mpt', 'exaone4'): _Pre((_GPT2,)),
   (
     'smollm',
@@ -90,7 +90,7 @@ _FAMILIES = {
     (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', '[0-9][0-9][0-9]')
   ),
 }
-_PRE = {name: pre for names, pre in _FAMILIES.items() for name in names}
+_PRE = {name: pre for names, pre in PRE_TOKENIZERS.items() for name in names}
 
 # GGUF value types: the fixed-size ones by their struct code.
 _STRING, _ARRAY = 8, 9

@@ -93,7 +93,7 @@ def test_examples_are_short(shipped):
 def test_the_config_cuts_nothing(shipped, smollm2_path):
   """By the tokenizer of the quickstart's base."""
   cfg = runpy.run_path(str(_CONFIG))['get_config']()
-  encoder = assemble.Encoder(load_tokenizer(smollm2_path), cfg.templates)
+  encoder = assemble.PromptEncoder(load_tokenizer(smollm2_path), cfg.templates)
   rows = [row for rows in shipped.values() for row in rows]
   limits = cfg.data
   first, second = len(encoder.head(1)), len(encoder.head(2))

@@ -383,17 +383,17 @@ from vtokens import config
 from vtokens.data import token_cache as tokens
 from vtokens.data.assemble import PromptEncoder
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
-from data import tokens_test
+from data import token_cache_test
 
 tokens._CHUNK = 2
 
 def slow():
-  for record in tokens_test.RECORDS:
+  for record in token_cache_test.RECORDS:
     time.sleep(0.3)
     yield record
 
 encoder = PromptEncoder(load_tokenizer({tokenizer!r}), config.Templates())
-tokens_test.tokenize(slow(), encoder, pathlib.Path({directory!r}))
+token_cache_test.tokenize(slow(), encoder, pathlib.Path({directory!r}))
 """
 
 

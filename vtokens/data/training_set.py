@@ -142,7 +142,7 @@ def open_training_set(
         # In order, which decides what comes first and which of two records
         # with one id is the duplicate.
         'sources': _contents(group),
-        'read': formats.VERSION,
+        'read': formats.version(),
         'names': sources.called(group),
         'corpus': _contents(data.corpus),
         'turns': data.turns,

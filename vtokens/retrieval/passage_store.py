@@ -135,7 +135,7 @@ def _identity(
     'shard_size': settings.shard_size,
     'on_bad_record': settings.on_bad_record,
     # What an earlier version left out is read now.
-    **({'read': formats.VERSION} if settings.on_bad_record == 'skip' else {}),
+    **({'read': formats.version()} if settings.on_bad_record == 'skip' else {}),
   }
 
 

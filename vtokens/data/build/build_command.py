@@ -21,6 +21,7 @@ from vtokens.data import built_datasets, dataset_names, sources
 from vtokens.data.build import split_reading
 from vtokens.data.build.build_config import Config
 from vtokens.data.build.split_reading import SplitCounts
+from vtokens.data.formats import row_formats
 from vtokens.data.records import Record
 from vtokens.host import checksums, errors, json_files, paths, stopping, writers
 from vtokens.settings import schema
@@ -95,6 +96,8 @@ def _built_from(cfg: Config) -> dict[str, Any]:
         value['dataset'] = called.dataset
     # It has no influence on what is built.
     del values['splits'][name]['expected_records']
+  if others := row_formats.registered():
+    values['formats'] = others
   return values
 
 

@@ -1,24 +1,49 @@
-"""Which format a row has, told by its keys.
+"""Finds the format of a row by its keys, and reads the row.
 
-A row is the object that a line, an item of an array, a row of Parquet or an
-example of a TFDS data set is.
+A row is the object in a line, an item of an array, a row of Parquet or an
+example of a TFDS dataset.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vtokens.data import table_cells
 from vtokens.data.fields import RowFields
 from vtokens.data.formats import datasets, drafts, evals, rag, unread
 from vtokens.data.formats.drafts import Draft
 
+Converter = Callable[[RowFields], Draft]
+_registered: dict[tuple[str, ...], Converter] = {}
+
+
+def register(keys: Sequence[str], converter: Converter) -> None:
+  """Adds a format from outside this package, e.g. from a config file.
+
+  Token caches record its name. To have rows read again after a change of the
+  function, rename it.
+
+  Args:
+    keys: rows that have all these keys have the format; it goes before the
+      formats of this package.
+    converter: a function of a module that reads such a row.
+  """
+  _registered[tuple(keys)] = converter
+
+
+def registered() -> list[str]:
+  """Keys and functions of the formats from outside, for token caches."""
+  return [
+    f'{" ".join(keys)}: {converter.__qualname__}'
+    for keys, converter in _registered.items()
+  ]
+
 
 def convert(fields: RowFields) -> Draft:
-  """A row, its format told by its keys.
+  """Reads a row of any format.
 
   Raises:
     BadRecord: the row breaks a rule, or has keys that look like passages or
-      answers and belong to none of the formats.
+      answers and belong to no format.
   """
   for key, value in (('answerable', False), ('is_impossible', True)):
     if key in fields and _truth(fields.get(key)) is value:
@@ -30,14 +55,14 @@ def convert(fields: RowFields) -> Draft:
 
 
 def _truth(value: object) -> object:
-  """A cell of a table as a boolean, if it is one; other values as they are."""
+  """Reads true and false from a table's cell; other values stay."""
   if isinstance(value, table_cells.TextCell):
     return {'true': True, 'false': False}.get(value.strip().lower(), value)
   return value
 
 
-def _converter(fields: RowFields) -> Callable[[RowFields], Draft]:
-  for keys, converter in _CONVERTERS:
+def _converter(fields: RowFields) -> Converter:
+  for keys, converter in (*_registered.items(), *_CONVERTERS):
     if all(key in fields for key in keys):
       return converter
   if 'answers' in fields or 'target' in fields:
@@ -51,9 +76,9 @@ def _converter(fields: RowFields) -> Callable[[RowFields], Draft]:
   return rag.own
 
 
-_Converters = tuple[tuple[tuple[str, ...], Callable[[RowFields], Draft]], ...]
+_Converters = tuple[tuple[tuple[str, ...], Converter], ...]
 
-# The first whose keys a row has; more telling ones come first.
+# The first entry whose keys a row has is taken. More specific entries first.
 _CONVERTERS: _Converters = (
   (('golden_answers',), rag.flashrag),
   (('ctxs',), rag.dpr),
@@ -70,7 +95,7 @@ _CONVERTERS: _Converters = (
   (('positive', 'negative', 'answer'), evals.rgb),
   (('query', 'answer', 'search_results'), evals.crag),
 )
-# Of rows without `answers`: what is `answer` there, a system may have said.
+# For rows without `answers`, in which `answer` may be what a system said.
 _OF_SYSTEMS: _Converters = (
   (('ground_truth',), evals.ragas),
   (('ground_truths',), evals.ragas),

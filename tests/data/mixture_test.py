@@ -56,15 +56,9 @@ def assembler(tmp_path_factory):
 @pytest.fixture(scope='module')
 def source(assembler, tmp_path_factory):
   records = [record(name, i) for name, n in SIZES.items() for i in range(n)]
-  return tokens.tokenize(
-    iter(records),
-    BadRecords(),
-    assembler.encoder,
-    depth=6,
-    directory=tmp_path_factory.mktemp('tokens'),
-    identity={},
-    label='',
-  )
+  directory = tmp_path_factory.mktemp('tokens')
+  cache = tokens.TokenCache(directory, assembler.encoder, depth=6)
+  return cache.open(iter(records), BadRecords(), identity={}, label='')
 
 
 @pytest.fixture

@@ -56,12 +56,9 @@ def encoder(tmp_path_factory):
 
 
 def tokenize(records, encoder, directory, *, depth=9, identity=None):
-  return token_cache.tokenize(
+  return token_cache.TokenCache(directory, encoder, depth).open(
     iter(records),
     BadRecords(),
-    encoder,
-    depth=depth,
-    directory=directory,
     identity=identity or {'data': 'abc'},
     label='tokenizing',
   )
@@ -247,15 +244,11 @@ def test_processes_of_a_run_check_once(encoder, tmp_path, monkeypatch, capsys):
 
   def start(run):
     checked.clear()
-    found = token_cache.tokenize(
+    found = token_cache.TokenCache(tmp_path, encoder, 9, run).open(
       iter(RECORDS),
       BadRecords(),
-      encoder,
-      depth=9,
-      directory=tmp_path,
       identity={'data': 'abc'},
       label='tokenizing',
-      run=run,
     )
     assert_same(found, RECORDS, encoder)
     return len(checked)
@@ -286,12 +279,9 @@ def test_a_damaged_partial_file_is_made_again(
     return check
 
   def start(check):
-    return token_cache.tokenize(
+    return token_cache.TokenCache(tmp_path, encoder, 9).open(
       iter(RECORDS),
       BadRecords(),
-      encoder,
-      depth=9,
-      directory=tmp_path,
       identity={'data': 'abc'},
       label='tokenizing',
       check=check,
@@ -439,14 +429,8 @@ def test_what_reading_left_out_is_kept(encoder, tmp_path):
     report.add('a.jsonl:2', BadRecord(Kind.EMPTY, 'question: found nothing'))
     yield RECORDS[1]
 
-  found = token_cache.tokenize(
-    read(),
-    report,
-    encoder,
-    depth=5,
-    directory=tmp_path,
-    identity={},
-    label='tokenizing',
+  found = token_cache.TokenCache(tmp_path, encoder, 5).open(
+    read(), report, identity={}, label='tokenizing'
   )
   assert found.meta['skipped'] == ['a.jsonl:2: question: found nothing']
 

@@ -175,7 +175,7 @@ def test_questions_that_are_held_out(tokenizer, write, make_config, remove):
   title, head, *rows = text.splitlines()
   assert title == (
     'training questions that are also in the validation or test data, '
-    + ('removed from training:' if remove else 'kept all the same:')
+    + ('removed from training:' if remove else 'kept:')
   )
   assert head.split()[:2] == ['training', 'set']
   assert [row.split() for row in rows] == [
@@ -223,7 +223,7 @@ class TestTooLong:
     assert said == [
       '2 training questions are left out: no answer fits '
       'config.data.max_answer_tokens and max_suffix_tokens',
-      '2 alternative answers do not fit them and are never drawn',
+      '2 alternative answers do not fit and are never drawn',
     ]
     member = mixture.member(1, 0)
     assert {mixture.draw(1, epoch, 0).answer for epoch in range(30)} == {1}

@@ -1,17 +1,17 @@
-"""Tokenised records on disk: made once, read at random by all processes.
+"""Tokenised records on disk: written once, read at random by all processes.
 
-  DIR/<key>/meta.json  what was tokenised, and how; says that it is complete;
-                       sizes and SHA-256 of the arrays, and of itself
+  DIR/<key>/meta.json  what was tokenised and how; sizes and SHA-256 of the
+                       arrays, and of itself; the set is complete if it exists
             *.npy      flat arrays, mapped into memory
-  DIR/<key>.part/      the same while it is made: one file for some thousand
-                       records, so that what was done is not done again
+  DIR/<key>.part/      an unfinished set: one file for 2,048 records, so that a
+                       killed run continues
 
-The key covers all that the ids depend on: the sources' content, the tokenizer
-and the templates. Of a record there are, one after the other, the ids of its
+The key is a hash of everything that decides the ids: the sources' content, the
+tokenizer and the templates. The arrays hold, record by record, the ids of the
 question, of each answer, and of each passage.
 
-A set that is not as it was written is made again. A program checks that when it
-starts; processes that it starts itself map the files without another look.
+A program checks a set when it starts, and makes a damaged one again. Processes
+that it starts map the files without a check.
 """
 
 import dataclasses
@@ -36,13 +36,13 @@ from vtokens.data.containment import Matcher
 from vtokens.data.records import GOLD, Passage, Record
 from vtokens.host import checksums, errors, writers
 
-# Of the key. What changes how a set is stored, or what is known of its passages
-# (see `containment`), changes the format instead: the old one is replaced.
+# Part of the key. Raise _FORMAT instead if only the storage changes, or the
+# marks of passages (see `containment`): the old set is then replaced.
 _VERSION = 1
 _FORMAT = 2
 # Records of one partial file: some seconds of work.
 _CHUNK = 2048
-# Where they are put together, in the directory that holds them.
+# Directory among the partial files, in which they are joined.
 _JOINED = 'joined'
 _HAS_ANSWER, _IS_GOLD = 1, 2
 
@@ -54,9 +54,9 @@ class Slots:
   """The passages of a record, in stored order: by retriever, then rank.
 
   Attributes:
-    retriever: number of the retriever, `N` uint32; see `TokenSet.retrievers`.
-    has_answer: whether the text contains an answer, `N` bool.
-    is_gold: whether annotators marked it, `N` bool.
+    retriever: index into `TokenSet.retrievers`, uint32 array of shape [N].
+    has_answer: whether the text contains an answer, bool array of shape [N].
+    is_gold: whether annotators marked it, bool array of shape [N].
   """
 
   retriever: np.ndarray
@@ -67,16 +67,17 @@ class Slots:
 class TokenSet:
   """Tokenised records of one source, mapped into memory.
 
-  Cheap to pickle: another process maps the files itself.
+  Pickling is cheap: the other process maps the files itself.
 
   Args:
-    path: a directory that `tokenize` made.
+    path: a directory of a `TokenCache`.
 
   Attributes:
     datasets: names that records are grouped by.
     retrievers: names of the retrievers.
-    dataset: number of each record's dataset, `N` uint32.
-    question_key: of each question, `N` uint64; see `leaks.hash_questions`.
+    dataset: index into `datasets` of each record, uint32 array of shape [N].
+    question_key: hash of each question, uint64 array of shape [N]; see
+      `leaks.hash_questions`.
     meta: content of meta.json.
   """
 
@@ -85,7 +86,7 @@ class TokenSet:
     self.meta = json.loads((path / 'meta.json').read_text(encoding='utf-8'))
     self.datasets: list[str] = self.meta['datasets']
     self.retrievers: list[str] = self.meta['retrievers']
-    # As plain arrays: slices of a memmap object take 20 times as long to make.
+    # Plain arrays: slicing a memmap object takes 20 times as long.
     arrays = {
       name: np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray)
       for name in _FIELDS
@@ -119,11 +120,11 @@ class TokenSet:
     return self._sequence(self._record_sequence[i])
 
   def answer(self, i: int, j: int) -> Ids:
-    """Ids of the j-th answer, with its end."""
+    """Ids of the j-th answer and its end."""
     return self._sequence(self._record_sequence[i] + 1 + j)
 
   def slots(self, i: int) -> Slots:
-    """What is known of the record's passages."""
+    """Retriever and marks of the record's passages."""
     start, stop = self._record_passage[i : i + 2]
     flags = self._flags[start:stop]
     return Slots(
@@ -133,7 +134,7 @@ class TokenSet:
     )
 
   def has_passages(self, retrievers: Sequence[int]) -> np.ndarray:
-    """Whether each record has passages of one of these retrievers, bool."""
+    """Whether each record has passages of one of these retrievers."""
     found = np.isin(self._retriever, retrievers)
     total = np.concatenate([[0], np.cumsum(found)])
     return np.diff(total[self._record_passage]) > 0
@@ -172,8 +173,8 @@ class TokenSet:
     """Lengths over all records.
 
     Returns:
-      Of each question, `N`; of each answer, `M`; and which record each answer
-      belongs to, `M`.
+      Lengths of the questions, int array of shape [N]; lengths of the answers,
+      int array of shape [M]; the record of each answer, int array of shape [M].
     """
     passages = np.diff(self._record_passage)
     answers = np.diff(self._record_sequence) - 1 - passages
@@ -203,86 +204,112 @@ class TokenSet:
     return self._tokens[start:stop].astype(np.int32)
 
 
-def tokenize(
-  records: Iterable[Record],
-  report: BadRecords,
-  encoder: PromptEncoder,
-  *,
-  depth: int,
-  directory: pathlib.Path,
-  identity: Mapping[str, Any],
-  label: str,
-  check: Callable[[], None] = lambda: None,
-  run: str = '',
-) -> TokenSet:
-  """Opens the tokenised form of a source, making it first if need be.
+@dataclasses.dataclass(frozen=True)
+class TokenCache:
+  """A directory of token sets.
 
-  One that is there is compared with its checksums, and made again if it is not
-  as it was written. A run that is killed meanwhile goes on after the last
-  partial file.
-
-  Args:
-    records: of the source; read only if there is something to do.
-    report: what reading them fills; what it leaves out is kept in the set.
-    encoder: of the run.
+  Attributes:
+    directory: where the sets lie; made if absent.
+    encoder: turns text into ids.
     depth: passages of each retriever that are kept.
-    directory: where such sets lie; made if absent.
-    identity: what tells the records from others.
-    label: of the progress bar.
-    check: called after each partial file; may raise to stop.
-    run: a name that the processes of one run share, and no other run has: what
-      one of them has checked, the others on the same disk believe. '' to
-      believe nobody.
-
-  Returns:
-    The set.
-
-  Raises:
-    errors.UserError: bad records, as reading them says; a directory that
-      cannot be written.
+    run: a name that the processes of one run share, and no other run has. If
+      one process has checked a set, the others on the same disk do not check
+      it again. '' always checks.
   """
-  key = cache_key(encoder, depth, identity)
-  final = directory / key
-  # Without the lock: a directory may be one that can only be read.
-  if not run and _problem(final) == '':
-    return TokenSet(final)
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / f'{key}.lock', 'a+') as lock:
-      # Another process may be making it: wait, then find it done.
-      fcntl.flock(lock, fcntl.LOCK_EX)
-      lock.seek(0)
-      if not run or lock.read() != run or not final.exists():
-        problem = _problem(final)
-        if problem:
-          writers.say(
-            f'{final}: tokenised data are not as they were written '
-            f'({problem}); making them again'
-          )
-          shutil.rmtree(final)
-        if problem != '':
-          part = directory / f'{key}.part'
-          part.mkdir(exist_ok=True)
-          count = _write_chunks(records, encoder, depth, part, label, check)
-          try:
-            _finish(part, count, final, dict(identity), report)
-          finally:
-            shutil.rmtree(part / _JOINED, ignore_errors=True)
-        lock.truncate(0)
-        lock.write(run)
-  except OSError as e:
-    problem = _problem(final)
-    if problem == '':
+
+  directory: pathlib.Path
+  encoder: PromptEncoder
+  depth: int
+  run: str = ''
+
+  def open(
+    self,
+    records: Iterable[Record],
+    report: BadRecords,
+    *,
+    identity: Mapping[str, Any],
+    label: str,
+    check: Callable[[], None] = lambda: None,
+  ) -> TokenSet:
+    """Opens the set of a source; makes it first if it is absent or damaged.
+
+    After a kill, making it continues after the last partial file.
+
+    Args:
+      records: records of the source; read only to make the set.
+      report: the account that reading `records` fills; the set keeps what was
+        left out.
+      identity: JSON values that differ for other records.
+      label: text of the progress bar.
+      check: called after each partial file; may raise to stop.
+
+    Raises:
+      errors.UserError: reading the records raised it, or the directory cannot
+        be written.
+    """
+    directory = self.directory
+    key = cache_key(self.encoder, self.depth, identity)
+    final = directory / key
+    # Without the lock: the directory may be read-only.
+    if not self.run and _problem(final) == '':
       return TokenSet(final)
-    damage = f'tokenised data are damaged ({problem}), and ' if problem else ''
-    raise errors.UserError(
-      f'config.data.token_cache: {damage}{directory} cannot be written: {e}'
-    ) from e
-  return TokenSet(final)
+    try:
+      directory.mkdir(parents=True, exist_ok=True)
+      with open(directory / f'{key}.lock', 'a+') as lock:
+        # Another process may be making the set. Wait, then find it finished.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not self.run or lock.read() != self.run or not final.exists():
+          problem = _problem(final)
+          if problem:
+            writers.say(
+              f'{final}: tokenised data are not as they were written '
+              f'({problem}); making them again'
+            )
+            shutil.rmtree(final)
+          if problem != '':
+            part = directory / f'{key}.part'
+            part.mkdir(exist_ok=True)
+            count = self._write_chunks(records, part, label, check)
+            try:
+              _finish(part, count, final, dict(identity), report)
+            finally:
+              shutil.rmtree(part / _JOINED, ignore_errors=True)
+          lock.truncate(0)
+          lock.write(self.run)
+    except OSError as e:
+      problem = _problem(final)
+      if problem == '':
+        return TokenSet(final)
+      damage = (
+        f'tokenised data are damaged ({problem}), and ' if problem else ''
+      )
+      raise errors.UserError(
+        f'config.data.token_cache: {damage}{directory} cannot be written: {e}'
+      ) from e
+    return TokenSet(final)
+
+  def _write_chunks(
+    self,
+    records: Iterable[Record],
+    part: pathlib.Path,
+    label: str,
+    check: Callable[[], None],
+  ) -> int:
+    """Writes the missing partial files; returns how many there are in all."""
+    number = 0
+    with writers.progress(desc=label, unit='ex', leave=False) as bar:
+      for number, chunk in enumerate(_chunks(records), start=1):
+        path = _chunk_path(part, number)
+        if not _is_whole(path):
+          _save_npz(path, _encode_chunk(chunk, self.encoder, self.depth))
+        bar.update(len(chunk))
+        check()
+    return number
 
 
 def _problem(path: pathlib.Path) -> str | None:
-  """What is wrong with a set, '' for nothing, None where there is none."""
+  """What is wrong with a set; '' if it is whole, None if it is absent."""
   if not path.exists():
     return None
   try:
@@ -303,7 +330,7 @@ def _problem(path: pathlib.Path) -> str | None:
 def cache_key(
   encoder: PromptEncoder, depth: int, identity: Mapping[str, Any]
 ) -> str:
-  """Name of the directory: equal names, equal content."""
+  """Name of a set's directory: equal names mean equal content."""
   content = {
     'version': _VERSION,
     'tokenizer': encoder.tokenizer.sha256,
@@ -315,8 +342,8 @@ def cache_key(
   return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-# Arrays of a set. The first kind is put together by appending; starts are
-# written with lengths, which are summed up at the end.
+# Arrays of a set: arrays of the partial files. Joining appends them. For starts
+# the partial files have lengths; joining sums them up.
 _FIELDS = {
   'tokens': 'tokens',
   'id_bytes': 'id_bytes',
@@ -331,30 +358,10 @@ _FIELDS = {
   'record_passage': 'record_passages',
   'id_start': 'id_len',
 }
-# Numbers of names; each partial file has its own, and the names as JSON.
+# Arrays of indices into names. Each partial file has its own names, as JSON.
 _NAMED = ('dataset', 'retriever')
 _CHUNK_FIELDS = {*_FIELDS.values(), *(f'{name}_names' for name in _NAMED)}
 _STARTS = ('sequence_start', 'record_sequence', 'record_passage', 'id_start')
-
-
-def _write_chunks(
-  records: Iterable[Record],
-  encoder: PromptEncoder,
-  depth: int,
-  part: pathlib.Path,
-  label: str,
-  check: Callable[[], None],
-) -> int:
-  """Writes the partial files that are not there; returns how many there are."""
-  number = 0
-  with writers.progress(desc=label, unit='ex', leave=False) as bar:
-    for number, chunk in enumerate(_chunks(records), start=1):
-      path = _chunk_path(part, number)
-      if not _is_whole(path):
-        _save_npz(path, _encode_chunk(chunk, encoder, depth))
-      bar.update(len(chunk))
-      check()
-  return number
 
 
 def _chunk_path(part: pathlib.Path, number: int) -> pathlib.Path:
@@ -362,14 +369,14 @@ def _chunk_path(part: pathlib.Path, number: int) -> pathlib.Path:
 
 
 def _is_whole(path: pathlib.Path) -> bool:
-  """Whether a partial file is there, with all arrays as they were written."""
+  """Whether a partial file exists with all arrays undamaged."""
   if not path.exists():
     return False
   try:
     with np.load(path) as file:
-      # Each array has a checksum of the zip format, which reading compares.
+      # Reading an array compares its checksum in the zip file.
       whole = {name for name in file.files if file[name] is not None}
-  # What damaged zip files raise is not documented.
+  # The errors of damaged zip files are not documented.
   except Exception:
     whole = set()
   if whole == _CHUNK_FIELDS:
@@ -387,7 +394,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
 def _encode_chunk(
   records: Sequence[Record], encoder: PromptEncoder, depth: int
 ) -> _Arrays:
-  """All arrays of some records."""
+  """Encodes records into the arrays of a partial file."""
   chat = encoder.templates.chat
   kept = [
     [
@@ -439,9 +446,12 @@ def _encode_chunk(
 
 
 def _number(names: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-  """Numbers of names, `N` uint32, and the names by number as JSON, uint8.
+  """Numbers names.
 
-  An array of strings would give each of them the room of the longest.
+  Returns:
+    The number of each name, uint32 array of shape [N]; the distinct names as
+    JSON in a uint8 array. (In an array of strings each would take the memory of
+    the longest.)
   """
   numbers: dict[str, int] = {}
   codes = [numbers.setdefault(name, len(numbers)) for name in names]
@@ -475,7 +485,7 @@ def _finish(
   identity: dict[str, Any],
   report: BadRecords,
 ) -> None:
-  """Joins the partial files into flat arrays; the directory appears whole."""
+  """Joins the partial files into flat arrays, then renames the directory."""
   paths = [_chunk_path(part, number) for number in range(1, count + 1)]
   temporary = part / _JOINED
   shutil.rmtree(temporary, ignore_errors=True)
@@ -526,11 +536,11 @@ def _finish(
 
 
 def _reserve(path: pathlib.Path) -> None:
-  """Takes the room of a file that is mapped, as far as the system can.
+  """Reserves disk space for a mapped file, if the system can.
 
   Raises:
-    OSError: the disk is full. Without this, writing to the mapped memory would
-      kill the process (SIGBUS).
+    OSError: the disk is full. Without this call, writing to the mapped memory
+      would kill the process (SIGBUS).
   """
   if not hasattr(os, 'posix_fallocate'):
     return

@@ -1,7 +1,7 @@
-"""From the sources of a config to the training examples of a run.
+"""Turns the sources of a config into the training examples of a run.
 
-sources --sources.py--> records --tokens.py--> token sets
-  --leaks.py: minus held-out questions--> mixture
+sources --sources.py--> records --token_cache.py--> token sets
+  --leaks.py removes held-out questions--> mixture
 """
 
 import dataclasses
@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from vtokens import config
-from vtokens.data import dataset_names, formats, leaks, sources
-from vtokens.data import token_cache as tokens
+from vtokens.data import dataset_names, formats, leaks, sources, token_cache
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import TrainingMixture
@@ -28,10 +27,10 @@ class HeldOut:
   """Validation or test data.
 
   Attributes:
-    records: those that are used. Of their passages only those are kept that
-      may be shown: a hundred of each question would not fit the memory.
-    question_keys: `leaks.hash_questions` by data set, of all records there
-      are, used or not.
+    records: the records used. They keep only the passages that may be shown:
+      a hundred for each question would not fit into memory.
+    question_keys: `leaks.hash_questions` of all records, used or not, by
+      dataset.
   """
 
   records: list[Record]
@@ -44,13 +43,13 @@ def read_held_out(
   """Reads validation or test records.
 
   Args:
-    cfg: of the run.
+    cfg: config of the run.
     field: validation or test.
-    most: the first so many are used; 0 for all.
-    report: of bad records.
+    most: number of records used, from the first on; 0 for all.
+    report: account of bad records.
 
   Raises:
-    errors.UserError: a source or record is bad, or none has passages of
+    errors.UserError: a source or record is bad, or no record has passages of
       config.eval.retriever.
   """
   found = getattr(cfg.data, field)
@@ -73,7 +72,7 @@ def read_held_out(
       there = sorted({n for record in kept for n in record.passages})
       raise errors.UserError(
         f'config.eval.retriever: no record of config.data.{field} has '
-        f'passages of {name!r}; there are those of {errors.several(there)}'
+        f'passages of {name!r}; found passages of {errors.several(there)}'
       )
     if without:
       report.notes[f'questions without passages of {name}'] += without
@@ -84,7 +83,7 @@ def read_held_out(
 
 
 def bad_records(data: config.Data) -> BadRecords:
-  """An empty account of bad records, with the policy of the config."""
+  """Starts an account of bad records with the config's policy."""
   return BadRecords(data.on_bad_record, max_text_bytes=data.max_text_bytes)
 
 
@@ -103,56 +102,56 @@ def open_training_set(
   say: Callable[[str], None],
   check: Callable[[], None] = lambda: None,
 ) -> tuple[TrainingMixture, list[str]]:
-  """Tokenises the training sources, or finds them tokenised.
+  """Tokenises the training sources, or opens them from the token cache.
 
   Args:
-    cfg: of the run.
-    assembler: of the run.
-    held_out: validation and test data, whose questions are removed.
-    say: is told what was removed.
+    cfg: config of the run.
+    assembler: assembler of the run.
+    held_out: validation and test data; training leaves out their questions.
+    say: called with notes on what was removed.
     check: called while tokenising; may raise to stop.
 
   Returns:
-    The training examples, and a message for each record left out as bad or
-    too long.
+    The training examples, and a message for each record that was bad or too
+    long and was left out.
 
   Raises:
-    errors.UserError: a source or record is bad, or does not fit.
+    errors.UserError: a source or record is bad, or a record does not fit.
   """
   data = cfg.data
   policies = [data.passages, *data.mixture.passages.values()]
-  directory = _token_cache(cfg, say)
   assembler.check_before(assembler.in_chat(None))
   assembler.check_shapes(
     data.shapes,
     data.examples_per_row,
     cfg.virtual_tokens.draws_per_example,
   )
-  run = distributed.run_name()
+  cache = token_cache.TokenCache(
+    _token_cache_directory(cfg, say),
+    assembler.encoder,
+    depth=max(policy.depth for policy in policies),
+    run=distributed.run_name(),
+  )
   token_sets = []
   for group in sources.groups(data.train):
     report = bad_records(data)
-    token_set = tokens.tokenize(
+    token_set = cache.open(
       _read(group, data, report),
       report,
-      assembler.encoder,
-      depth=max(policy.depth for policy in policies),
-      directory=directory,
       identity={
-        # In order, which decides what comes first and which of two records
-        # with one id is the duplicate.
+        # The order of sources decides the order of records, and which of two
+        # records with one id is the duplicate.
         'sources': _contents(group),
         'read': formats.version(),
         'names': sources.called(group),
         'corpus': _contents(data.corpus),
         'turns': data.turns,
-        # What `skip` has left out is still an error to who wants none.
+        # What `skip` left out must still stop a run with `error`.
         'on_bad_record': data.on_bad_record,
         'max_text_bytes': data.max_text_bytes,
       },
       label=f'tokenizing {group[0]}',
       check=check,
-      run=run,
     )
     token_sets.append(token_set)
   leaked = _leaks(token_sets, held_out, data.mixture.remove_leaks, say)
@@ -181,12 +180,12 @@ def open_training_set(
 
 
 def _contents(group: Sequence[str]) -> list[list[str]]:
-  """What sources are called by the config, and their fingerprints."""
+  """NAME, or '', and fingerprint of each source."""
   return [[dataset_names.split(s)[0], sources.fingerprint(s)] for s in group]
 
 
 def hash_questions(held_out: Sequence[HeldOut]) -> str:
-  """Hash of what is asked in held-out data, used or not."""
+  """Hash of all held-out questions, used or not."""
   digest = hashlib.sha256()
   for part in held_out:
     for name, keys in sorted(part.question_keys.items()):
@@ -194,10 +193,10 @@ def hash_questions(held_out: Sequence[HeldOut]) -> str:
   return digest.hexdigest()
 
 
-def _token_cache(
+def _token_cache_directory(
   cfg: config.Config, say: Callable[[str], None]
 ) -> pathlib.Path:
-  """Where tokenised data is kept: always on a disk, to be mapped to memory."""
+  """Directory of tokenised data: on a disk, since memory maps need one."""
   if cfg.data.token_cache:
     return pathlib.Path(cfg.data.token_cache)
   if not paths.on_object_store(cfg.workdir):
@@ -205,23 +204,23 @@ def _token_cache(
   caches = paths.expand_home(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
   directory = pathlib.Path(caches, 'vtokens', 'tokens')
   say(
-    f'tokenised data: {directory}, since {cfg.workdir} is no disk '
+    f'tokenised data: {directory}, since {cfg.workdir} is not on a disk '
     '(config.data.token_cache)'
   )
   return directory
 
 
 def _too_long(
-  token_set: tokens.TokenSet,
+  token_set: token_cache.TokenSet,
   wanted: np.ndarray,
   assembler: Assembler,
   cfg: config.Config,
   say: Callable[[str], None],
   messages: list[str],
 ) -> np.ndarray:
-  """Which of the wanted records have no answer that fits; tells, or raises.
+  """Mask of the wanted records without an answer that fits.
 
-  At the start, rather than hours into the run when one is first drawn.
+  Raises a `UserError` under on_bad_record=error: now, not hours into the run.
   """
   most = cfg.virtual_tokens.num_virtual_tokens
   prompts, answers, owners = token_set.all_lens()
@@ -244,22 +243,22 @@ def _too_long(
       f'{len(bad):,} training questions are left out: no answer fits {fields}'
     )
   if spare:
-    say(f'{spare:,} alternative answers do not fit them and are never drawn')
+    say(f'{spare:,} alternative answers do not fit and are never drawn')
   return ~usable
 
 
 def _leaks(
-  token_sets: Sequence[tokens.TokenSet],
+  token_sets: Sequence[token_cache.TokenSet],
   held_out: Sequence[HeldOut],
   remove: bool,
   say: Callable[[str], None],
 ) -> list[np.ndarray]:
-  """Which training records ask a held-out question; tells how many do."""
+  """Masks of the training records that ask a held-out question."""
   keys: dict[str, list[np.ndarray]] = {}
   for part in held_out:
     for name, hashes in part.question_keys.items():
       keys.setdefault(name, []).append(hashes)
-  # Of each data set, which records of which token set are in it.
+  # By dataset: (number of a token set, indices of its records).
   rows: dict[str, list[tuple[int, np.ndarray]]] = {}
   for number, token_set in enumerate(token_sets):
     for code, name in enumerate(token_set.datasets):
@@ -283,7 +282,7 @@ def _leaks(
       masks[number][index] = leaked
   text = leaks.format_leaks(found)
   if any(mask.any() for mask in masks):
-    verdict = 'removed from training' if remove else 'kept all the same'
+    verdict = 'removed from training' if remove else 'kept'
     text = (
       'training questions that are also in the validation or test data, '
       f'{verdict}:\n{text}'

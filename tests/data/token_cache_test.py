@@ -394,7 +394,8 @@ def test_a_killed_run_goes_on_where_it_was(encoder, tmp_path, monkeypatch):
   program = _PROGRAM.format(
     tests=str(tests), tokenizer=str(tokenizer), directory=str(directory)
   )
-  env = {**os.environ, 'PYTHONPATH': str(tests.parent)}
+  paths = os.pathsep.join([str(tests.parent), str(tests / 'support')])
+  env = {**os.environ, 'PYTHONPATH': paths}
   process = subprocess.Popen([sys.executable, '-c', program], env=env)
   while len(list(directory.glob('*.part/*.npz'))) < 2:
     assert process.poll() is None

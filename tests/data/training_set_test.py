@@ -319,7 +319,7 @@ def test_a_retriever_that_there_is_not(tokenizer, write, make_config):
     assert str(e.value).startswith(
       f'config.data.{field}.retrievers: no training'
     )
-    assert "'bm52'; there are those of bm25" in str(e.value)
+    assert "'bm52'; found passages of bm25" in str(e.value)
   cfg = make_config(train=(path,), test=(path,))
   cfg.eval.retriever = 'bm52'
   with pytest.raises(errors.UserError, match=r'eval\.retriever: no rec'):

@@ -1,12 +1,11 @@
-"""From passages, question, answer and k to token ids: the only place.
+"""Turns passages, question, answer and k into token ids; no other module does.
 
-`PromptEncoder` turns each piece of text into ids by itself: a passage, a
-question, an answer. `join` puts pieces together and cuts passages that do not
-fit. So a passage has the same ids wherever it stands and can be encoded once
-and kept (`data/token_cache.py`), and training, evaluation and serving cannot
-differ. Virtual token i is the id `vocab_size + i`; no text is ever spliced.
-Where they stand (config.virtual_tokens.position) only decides the order of the
-pieces.
+`PromptEncoder` encodes each piece of text alone: a passage, a question, an
+answer. `join` concatenates the pieces and cuts passages that do not fit. So a
+passage has the same ids in every place and can be encoded once and kept
+(`data/token_cache.py`), and training, evaluation and serving cannot differ.
+Virtual token i is the id `vocab_size + i`; no text is spliced.
+config.virtual_tokens.position decides only the order of the pieces.
 """
 
 import dataclasses
@@ -31,9 +30,9 @@ class PassageIds:
   """Ids of a passage after its heading, int32.
 
   Attributes:
-    body: all but the end; what is cut where room is short.
-    end: of a passage that another follows.
-    last_end: of the last passage, with what comes after the passages.
+    body: all ids but the end; a passage that does not fit is cut here.
+    end: end of a passage that another passage follows.
+    last_end: end of the last passage, with the text after the passages.
   """
 
   body: Ids
@@ -50,30 +49,31 @@ class PassageIds:
 class Example:
   """Token ids of one example, in the order in which the model sees them.
 
-  Only the prefix is sure not to depend on the table, so that it can be run
-  without gradient and its keys and values be shared. What it has depends on
-  where the virtual tokens stand:
+  The prefix holds the ids before any virtual token, so it does not depend on
+  the table: it runs without gradient, and its keys and values can be shared.
+  The parts hold, by the position of the virtual tokens:
 
   position  prefix           before    after
   first     start            -         passages, question, end of turn
   middle    start, passages  -         question, end of turn
   last      start, passages  question  end of turn
 
-  The start is bos or that of the chat turn, the end of the user's turn only
-  there in a chat; either may be empty. With `first` the activations of the
-  passages depend on the table: nothing of them can be kept, and gradients flow
-  through all of them.
+  The start is bos, or the start of the chat turn. Only a chat has the end of
+  the turn. Either may be empty. With `first` the passages' activations depend
+  on the table: they cannot be kept, and gradients flow through them.
+
+  All ids are int32.
 
   Attributes:
-    prefix: int32; may be empty.
-    before: what is between the prefix and the virtual tokens, int32.
-    num_active: virtual tokens (k).
-    after: what is between them and the answer, int32.
-    targets: the answer and the token that ends it, or empty, int32.
-    shown: ranks of the passages in it, in order, from 0.
-    kept: ids kept of the body of each given passage; 0 if it was dropped.
-    passages_dropped: passages left out because there was no room.
-    passages_cut: passages shortened for the same reason.
+    prefix: ids before the suffix; may be empty.
+    before: ids between the prefix and the virtual tokens.
+    num_active: number of virtual tokens (k).
+    after: ids between the virtual tokens and the answer.
+    targets: the answer and the token that ends it; empty without an answer.
+    shown: ranks of the shown passages, in order, from 0.
+    kept: number of body ids kept of each given passage; 0 if it was dropped.
+    passages_dropped: number of passages that did not fit at all.
+    passages_cut: number of passages that were shortened.
   """
 
   prefix: Ids
@@ -88,12 +88,12 @@ class Example:
 
   @property
   def suffix_len(self) -> int:
-    """Tokens after the prefix; the last target is never an input."""
+    """Number of tokens after the prefix; the last target is never an input."""
     text = len(self.before) + len(self.after)
     return suffix_len(self.num_active, text, len(self.targets))
 
   def suffix(self, vocab_size: int) -> Ids:
-    """All after the prefix, virtual tokens included, but the last target."""
+    """Ids after the prefix, with virtual tokens, without the last target."""
     virtual = np.arange(
       vocab_size, vocab_size + self.num_active, dtype=np.int32
     )
@@ -101,29 +101,29 @@ class Example:
 
 
 def suffix_len(num_active: int, text: int, targets: int) -> int:
-  """Length of a suffix whose parts have these lengths.
+  """Length of a suffix.
 
   Args:
-    num_active: virtual tokens.
-    text: what is before and after them.
-    targets: the answer with its end.
+    num_active: number of virtual tokens.
+    text: number of text tokens before and after them.
+    targets: number of tokens of the answer and its end.
   """
   return num_active + text + max(0, targets - 1)
 
 
 class PromptEncoder:
-  """Ids of each piece of text that a template knows.
+  """Encodes each piece of text that the templates have a place for.
 
   Args:
-    tokenizer: of the base.
-    templates: the text around the pieces.
+    tokenizer: tokenizer of the base.
+    templates: text around the pieces.
   """
 
   def __init__(self, tokenizer: Tokenizer, templates: Templates):
     self.tokenizer = tokenizer
     self.templates = templates
     self._head, self._body, self._end = split_passage(templates.passage)
-    # What the first heading follows is bos, a chat turn's start or nothing.
+    # The first heading follows bos, the start of a chat turn, or nothing.
     self._encode_head = functools.cache(
       lambda index, first: _array(
         (tokenizer.encode if first else tokenizer.encode_after)(
@@ -131,24 +131,24 @@ class PromptEncoder:
         )
       )
     )
-    # A question is asked in several ways, one after the other.
+    # Evaluation asks each question in several ways, one after the other.
     self._encode_passages = functools.lru_cache(maxsize=1)(self._passages)
 
   def __reduce__(self):
     return type(self), (self.tokenizer, self.templates)
 
   def before(self, chat: bool) -> Ids:
-    """What precedes the passages: bos, or the start of the user's turn."""
+    """Ids before the passages: bos, or the start of the user's turn."""
     if chat:
       return _array(self.tokenizer.chat_wrap[0])
     return _array(self.tokenizer.prefix_ids)
 
   def turn_end(self, chat: bool) -> Ids:
-    """What ends a prompt in a chat: the user's turn; empty without."""
+    """Ids that end the user's turn in a chat; empty otherwise."""
     return _array(self.tokenizer.chat_wrap[1] if chat else ())
 
   def head(self, index: int) -> Ids:
-    """The heading of the passage that is shown at an index from 1."""
+    """Ids of the heading of the passage shown at an index, from 1."""
     return self._encode_head(index, index == 1)
 
   def passages(self, passages: Sequence[Passage]) -> list[PassageIds]:
@@ -159,8 +159,8 @@ class PromptEncoder:
     texts = [self._text(passage) for passage in passages]
     end, last_end = self._end, self._end + self.templates.after_passages
     whole = self.tokenizer.encode_batch_after([t + end for t in texts])
-    # Only the last word is encoded with other ends: what comes before it does
-    # not depend on what comes after.
+    # Earlier words do not depend on the end, so only the last word is encoded
+    # again with each end.
     words = [text[max(text.rfind(' '), 0) :] for text in texts]
     bare, inner, last = (
       self.tokenizer.encode_batch_after([word + tail for word in words])
@@ -176,7 +176,8 @@ class PromptEncoder:
       else:
         alone = self.tokenizer.encode_after(text)
         other = self.tokenizer.encode_after(text + last_end)
-      # No id of an end is body, lest a cut take the line break; but one id is.
+      # The body has no id of the end: a cut must not take the line break. It
+      # has at least one id.
       shared = max(1, min(_shared_start(ids, x) for x in (alone, other)))
       result.append(
         PassageIds(
@@ -188,7 +189,7 @@ class PromptEncoder:
     return result
 
   def shown_text(self, passages: Sequence[Passage]) -> str:
-    """The text of passages as they are shown, uncut."""
+    """The text of uncut passages with headings and ends."""
     texts = [
       self._head.format(index=i + 1) + self._text(passage) + self._end
       for i, passage in enumerate(passages)
@@ -208,14 +209,14 @@ class PromptEncoder:
 
     Args:
       question: the question.
-      name: of the template: prompt, concat or instruction.
-      chat: whether all is inside the user's turn.
+      name: the template's name: prompt, concat or instruction.
+      chat: whether the prompt is a user's turn of a chat.
     """
     text = getattr(self.templates, name).format(question=question)
     return _array([*self.tokenizer.encode(text), *self.turn_end(chat)])
 
   def answers(self, answers: Sequence[str], *, chat: bool) -> list[Ids]:
-    """Ids of answers, each with the token that ends it."""
+    """Ids of each answer and the token that ends it."""
     if chat:
       template, end = self.templates.chat_answer, self.tokenizer.turn_end_id
     else:
@@ -229,9 +230,9 @@ class PromptEncoder:
 def split_passage(template: str) -> tuple[str, str, str]:
   """Cuts `Templates.passage` into heading, body and end.
 
-  The heading may have {index}, and no white space at its end, which belongs to
-  the first word of the body; the body has {text} and maybe {title}; the end is
-  plain text.
+  The heading may have {index}. White space at its end belongs to the body,
+  since it goes with the body's first word. The body has {text} and maybe
+  {title}. The end is plain text.
   """
   found = _PASSAGE.fullmatch(template)
   assert found, template  # config.validate has seen it.
@@ -239,7 +240,7 @@ def split_passage(template: str) -> tuple[str, str, str]:
   return head, body, end.format()
 
 
-# {{ and }} are braces of the text.
+# {{ and }} stand for braces.
 _PASSAGE = re.compile(
   r'((?:[^{}]|\{\{|\}\}|\{index\})*?)(\s*\{(?:title|text)\}(?:.*\})?)(.*)',
   re.DOTALL,
@@ -254,21 +255,22 @@ def fit(
   last_ends: Sequence[int],
   room: int,
 ) -> list[int]:
-  """How many ids of each passage's body to keep, by lengths alone.
+  """Finds how many ids of each passage's body to keep.
 
-  Where room is short, the passages of the highest rank number go first: whole
-  ones are dropped, and the last one that has to yield is cut at its end.
+  If the passages do not fit, those of the lowest rank (the highest number) go
+  first: whole passages are dropped, and the last one to yield is cut at its
+  end.
 
   Args:
-    ranks: of the passages in the order shown.
+    ranks: rank of each passage, in the order shown.
     heads: length of the heading at each index.
-    bodies: length of each body.
-    ends: of each passage's end.
-    last_ends: of its end as the last one.
-    room: ids there is room for.
+    bodies: length of each passage's body.
+    ends: length of each passage's end.
+    last_ends: length of each passage's end if it is the last passage.
+    room: largest length of all passages together.
 
   Returns:
-    Ids kept of each body; 0 for a passage that is dropped.
+    Ids kept of each body; 0 for a dropped passage.
   """
   kept = list(bodies)
   while True:
@@ -291,7 +293,7 @@ def prefix_len(
   ends: Sequence[int],
   last_ends: Sequence[int],
 ) -> int:
-  """Length of start and passages of which `fit` said what to keep."""
+  """Length of the start and of the passages that `fit` kept."""
   shown = [i for i, n in enumerate(kept) if n]
   if not shown:
     return before
@@ -310,20 +312,17 @@ def join(
   max_prefix: int,
   position: str = 'middle',
 ) -> Example:
-  """Puts the pieces of one example together.
+  """Joins the pieces of one example.
 
   Args:
-    encoder: of the pieces.
+    encoder: encoder of the pieces.
     passages: (rank, ids) in the order shown; see `fit`.
-    prompt: the question.
-    targets: the answer, or nothing.
-    num_active: virtual tokens (k).
-    chat: whether all is inside the user's turn.
-    max_prefix: most tokens of start and passages; the start fits it.
+    prompt: ids of the question.
+    targets: ids of the answer; empty without one.
+    num_active: number of virtual tokens (k).
+    chat: whether the prompt is a user's turn of a chat.
+    max_prefix: largest length of start and passages; the start fits.
     position: where the virtual tokens stand; see `Example`.
-
-  Returns:
-    The example.
   """
   start = encoder.before(chat)
   pieces = [ids for _, ids in passages]
@@ -426,25 +425,21 @@ class Assembler:
     """Assembles one example.
 
     Args:
-      passages: (rank, passage) in the order shown; see `fit` for what happens
-        where they are too long together.
+      passages: (rank, passage) in the order shown; `fit` cuts them.
       question: the question.
-      answer: one answer, or None when it is to be generated.
-      num_active: virtual tokens (k); 0 for none.
-      prompt: which of the templates prompt, concat, instruction to use.
-      chat: wrap all of it in the user's turn of the model's chat template;
-        None is what the templates say.
+      answer: one answer, or None if it is to be generated.
+      num_active: number of virtual tokens (k); 0 for none.
+      prompt: template to use: prompt, concat or instruction.
+      chat: whether to wrap the prompt in the user's turn of the chat template;
+        None follows `Templates.chat`.
       position: where the virtual tokens stand; None is the assembler's. With
-        k = 0 all positions give the same ids, cut into prefix and suffix at
-        other places.
-      where: names the record in errors.
-
-    Returns:
-      The example.
+        k = 0 all positions give the same ids; only the cut into prefix and
+        suffix differs.
+      where: name of the record in errors.
 
     Raises:
-      errors.UserError: question, tokens and answer do not fit; they are never
-        cut.
+      errors.UserError: question, virtual tokens and answer do not fit. They
+        are never cut.
     """
     chat = self.in_chat(chat)
     targets = _array([])
@@ -479,7 +474,7 @@ class Assembler:
   def check_shapes(
     self, shapes: Sequence[tuple[int, int]], per_row: int, draws: int
   ) -> None:
-    """Raises a `UserError` unless the last shape, if any, holds all rows.
+    """Raises a `UserError` unless the last shape, if any, holds every row.
 
     Args:
       shapes: config.data.shapes.
@@ -497,11 +492,11 @@ class Assembler:
       )
 
   def in_chat(self, chat: bool | None) -> bool:
-    """What `chat` means: None is what the templates say."""
+    """Resolves `chat`: None follows `Templates.chat`."""
     return self.encoder.templates.chat if chat is None else chat
 
   def check_before(self, chat: bool) -> None:
-    """Raises a `UserError` if bos or chat turn alone overfill the prefix."""
+    """Raises a `UserError` if the start alone exceeds the prefix limit."""
     before = len(self.encoder.before(chat))
     if before > self.limits.prefix:
       raise errors.UserError(
@@ -512,12 +507,12 @@ class Assembler:
   def fits(
     self, num_active: int, prompt: np.ndarray | int, targets: np.ndarray | int
   ) -> np.ndarray | bool:
-    """Whether suffixes with parts of these lengths, in tokens, are allowed.
+    """Whether suffixes with parts of these lengths fit the limits.
 
     Args:
-      num_active: virtual tokens.
-      prompt: question.
-      targets: answer with eos; 0 if it is to be generated.
+      num_active: number of virtual tokens.
+      prompt: tokens of the question.
+      targets: tokens of the answer and eos; 0 if it is to be generated.
     """
     inputs = num_active + prompt + np.maximum(0, np.subtract(targets, 1))
     return (targets <= self.limits.targets) & (inputs <= self.limits.suffix)

@@ -1,8 +1,8 @@
-"""Examples of known length to rows, batches and static shapes.
+"""Groups examples into rows, batches and static shapes by their lengths.
 
-examples --form_rows: several to a row, rows of nearly equal length-->
+examples --form_rows: several to a row, rows of nearly equal length--> rows
 rows --group_rows: rows of similar length together--> batches
---smallest shape that holds it--> what is compiled
+batch --smallest shape that holds it--> compiled program
 """
 
 import heapq
@@ -13,7 +13,7 @@ from jaxtyping import Int
 
 # Row lengths are multiples of these.
 _PREFIX_STEP, _SUFFIX_STEP = 32, 8
-# Beyond the longest row of the sample that shapes are chosen from.
+# Shapes exceed the longest row of the sample by these factors.
 _PREFIX_MARGIN, _SUFFIX_MARGIN = 1.02, 1.1
 
 Shape = tuple[int, int]
@@ -24,16 +24,17 @@ def form_rows(
 ) -> Int[np.ndarray, 'R per_row']:
   """Deals examples into rows of nearly equal total length.
 
-  The longest first, each to the row that is shortest so far and not full:
-  Graham's LPT rule (1969, doi 10.1137/0117039) with as many in each row.
+  Takes the longest example first, and gives each to the shortest row that is
+  not full: Graham's LPT rule (1969, doi 10.1137/0117039) for rows of equally
+  many examples.
 
   Args:
-    lengths: of the part of the examples, prefix or suffix, that differs most;
+    lengths: length of each example's prefix or suffix, whichever varies more;
       N is a multiple of `per_row`.
-    per_row: examples in a row.
+    per_row: number of examples in a row.
 
   Returns:
-    Indices of the examples.
+    Indices of the examples of each row.
   """
   order = np.argsort(-lengths, kind='stable')
   rows: list[list[int]] = [[] for _ in range(len(lengths) // per_row)]
@@ -54,22 +55,22 @@ def group_rows(
   *,
   by_suffix: bool = False,
 ) -> list[tuple[np.ndarray, Shape]]:
-  """Deals rows into batches, those of similar length together.
+  """Puts rows of similar length into the same batch.
 
   Args:
-    prefix: length of each row's prefixes together.
-    suffix: likewise; some shape holds both.
-    shapes: that a batch may have.
-    batch_rows: rows in a batch; R is a multiple of it.
-    by_suffix: whether it is the suffixes that differ in length, or else the
-      prefixes.
+    prefix: total length of each row's prefixes.
+    suffix: total length of each row's suffixes; some shape holds both.
+    shapes: shapes that a batch may have.
+    batch_rows: number of rows in a batch; R is a multiple of it.
+    by_suffix: whether the suffixes vary more in length than the prefixes.
 
   Returns:
-    For each batch the indices of its rows, and the first shape that holds
+    For each batch, the indices of its rows and the first shape that holds
     them.
   """
   first = np.argmax(_fits(prefix, suffix, shapes), axis=1)
-  # The shape first: one long suffix must not lift eight short prefixes.
+  # Sort by shape first: one row with a long suffix must not give its large
+  # shape to rows with short prefixes.
   order = np.lexsort((suffix if by_suffix else prefix, first))
   batches = []
   for start in range(0, len(order), batch_rows):
@@ -86,16 +87,16 @@ def choose_shapes(
   most: Shape,
   num_shapes: int,
 ) -> tuple[Shape, ...]:
-  """Shapes that leave little padding on rows like these.
+  """Chooses shapes that leave little padding on rows like those of a sample.
 
-  Greedy: one shape that holds all rows of the sample, then again and again
-  the one that saves most, each tried once more at the end.
+  Greedy: starts with a shape that holds all rows of the sample, adds the shape
+  that saves most padding again and again, and at the end reconsiders each.
 
   Args:
-    prefix: lengths of the rows of a sample.
-    suffix: likewise.
-    most: what no row can exceed; the last shape, so that any row has one.
-    num_shapes: at most so many in all.
+    prefix: prefix length of each row of the sample.
+    suffix: suffix length of each row of the sample.
+    most: shape that no row can exceed; always the last shape.
+    num_shapes: the most shapes to choose.
 
   Returns:
     The shapes, smallest first.
@@ -115,7 +116,7 @@ def choose_shapes(
   fits = _fits(prefix, suffix, candidates)
   sizes = np.array([p + s for p, s in candidates])
   costs = np.where(fits, sizes, np.iinfo(np.int64).max // len(prefix))
-  # `most` is one of the shapes, and so is `top` where it is less.
+  # `most` is one of the shapes, and so is `top` if it is smaller.
   chosen = [candidates.index(top)]
   free = num_shapes - 1 - (top != most)
 
@@ -136,7 +137,7 @@ def choose_shapes(
 def _fits(
   prefix: np.ndarray, suffix: np.ndarray, shapes: Sequence[Shape]
 ) -> np.ndarray:
-  """Whether row i is within shape j, `R shapes` bool."""
+  """Whether row i fits shape j, bool array of shape [R, shapes]."""
   limits = np.array(shapes)
   return (prefix[:, None] <= limits[:, 0]) & (suffix[:, None] <= limits[:, 1])
 
@@ -149,5 +150,5 @@ def _quantiles(
 
 
 def _round_up(length: int, step: int, most: int) -> int:
-  # Where there is nothing at all, one slot of padding.
+  # At least one slot, of padding, if all lengths are 0.
   return max(1, min(-(-length // step) * step, most))

@@ -1,7 +1,7 @@
-"""Built datasets, read record by record in any order.
+"""Reads built datasets, record by record in any order.
 
-A dataset is finished once it has a `build.json`, which `vtokens.data.build`
-writes last: what it was built from, and each shard's size and SHA-256.
+`vtokens.data.build` writes `build.json` last: settings and hashes of inputs,
+and each shard's size and SHA-256. A dataset with this file is finished.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ MANIFEST = 'build.json'
 FORMAT = 1
 _REBUILD = 'build it again with python -m vtokens.data.build'
 _BLOCK = 1 << 20
-# What `build.json` has to hold.
+# The required content of `build.json`.
 _SHARD = {'file': str, 'num_records': int, 'num_bytes': int, 'sha256': str}
 _MANIFEST = {
   'fingerprint': str,
@@ -34,10 +34,10 @@ class Shard:
   """A file of records.
 
   Attributes:
-    file: its name.
-    num_records: how many it holds.
+    file: name of the file.
+    num_records: number of records in it.
     num_bytes: its size.
-    sha256: of its content, 64 hexadecimal digits.
+    sha256: SHA-256 of its content, 64 hexadecimal digits.
   """
 
   file: str
@@ -48,14 +48,14 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What is known of a dataset without its shards.
+  """The content of `build.json`.
 
   Attributes:
-    path: its directory.
-    fingerprint: of what it was built from.
-    built_from: settings and hashes of inputs, that the fingerprint is of.
-    splits: the shards of each split.
-    datasets: the number of records in each split, by dataset.
+    path: directory of the dataset.
+    fingerprint: hash of `built_from`.
+    built_from: settings and hashes of inputs.
+    splits: shards of each split.
+    datasets: number of records by dataset, for each split.
   """
 
   path: str
@@ -69,7 +69,7 @@ def read_manifest(path: str) -> Manifest:
   """Reads `build.json`.
 
   Args:
-    path: of a dataset, or a directory that holds just one version of it.
+    path: a dataset's directory, or one that holds exactly one version of it.
 
   Raises:
     errors.UserError: there is no finished dataset.
@@ -140,7 +140,7 @@ def _directory(path: str) -> epath.Path:
 
 
 def check_sizes(manifest: Manifest, split: str) -> None:
-  """Checks that a split's shards are there, in their full size.
+  """Checks that a split's shards exist and have their full size.
 
   Raises:
     errors.UserError: one is missing or has another size.
@@ -162,12 +162,10 @@ def check_sizes(manifest: Manifest, split: str) -> None:
 
 
 def verify(manifest: Manifest) -> None:
-  """Reads all shards and compares their SHA-256.
-
-  `sha256sum -c *.sha256` in the dataset's directory does the same.
+  """Compares the SHA-256 of all shards, as `sha256sum -c *.sha256` does.
 
   Raises:
-    errors.UserError: a shard is missing or is not what was built.
+    errors.UserError: a shard is missing or has changed.
   """
   for split, shards in manifest.splits.items():
     check_sizes(manifest, split)
@@ -182,7 +180,7 @@ def verify(manifest: Manifest) -> None:
 
 
 def sha256(path: str) -> str:
-  """Of a file's content, 64 hexadecimal digits."""
+  """SHA-256 of a file's content, 64 hexadecimal digits."""
   digest = hashlib.sha256()
   with epath.Path(path).open('rb') as file:
     while block := file.read(_BLOCK):
@@ -191,16 +189,16 @@ def sha256(path: str) -> str:
 
 
 class RecordStore(Sequence[Record]):
-  """A split of a built dataset; reads a record when it is asked for.
+  """A split of a built dataset, with random access to its records.
 
-  Opening it reads `build.json` and the sizes of the shards. It can be pickled,
-  and opens the files anew where it is unpickled.
+  Opening it reads `build.json` and the sizes of the shards. Unpickling it opens
+  the files again.
 
   Attributes:
     path: the dataset's directory.
     split: the split's name.
-    fingerprint: hash of the split's records and their order, from the
-      metadata alone.
+    fingerprint: hash of the split's records and their order, computed from the
+      shards' SHA-256.
     datasets: number of records by dataset.
   """
 
@@ -223,7 +221,7 @@ class RecordStore(Sequence[Record]):
         f'there is {errors.several(map(repr, manifest.splits))}'
       )
     check_sizes(manifest, split)
-    # Only users of built datasets need these, and they are slow to import.
+    # Slow to import, and only built datasets need them.
     from array_record.python import array_record_data_source
 
     from vtokens.data import retrieval_qa
@@ -236,7 +234,7 @@ class RecordStore(Sequence[Record]):
       '\n'.join(shard.sha256 for shard in shards).encode()
     ).hexdigest()
     self._parse = retrieval_qa.parse
-    # With the range in its name a shard is not opened to count its records.
+    # The range in the name saves opening the shard to count its records.
     self._source = array_record_data_source.ArrayRecordDataSource(
       [
         f'{manifest.path}/{shard.file}[0:{shard.num_records}]'
@@ -248,10 +246,10 @@ class RecordStore(Sequence[Record]):
     return len(self._source)
 
   def __getitem__(self, index: SupportsIndex) -> Record:  # type: ignore[override]
-    """The record at an index from 0; negative ones count from the end.
+    """The record at an index, from 0; a negative one counts from the end.
 
     Raises:
-      IndexError: there is none.
+      IndexError: there is no such record.
       errors.UserError: the shard is damaged.
     """
     number = operator.index(index)
@@ -259,7 +257,7 @@ class RecordStore(Sequence[Record]):
       raise IndexError(f'{self}: no record {number}')
     try:
       return self._parse(self._source[number % len(self)])
-    # What array_record and protobuf raise is not documented.
+    # The errors of array_record and protobuf are not documented.
     except Exception as e:
       raise errors.UserError(
         f'{self.path}: record {number} of the split {self.split} cannot be '
@@ -281,10 +279,10 @@ class RecordStore(Sequence[Record]):
 
 
 def parse_source(source: str) -> tuple[str, str]:
-  """The path and the split, '' if none, of `records:PATH` or with `:SPLIT`.
+  """Splits `records:PATH[:SPLIT]` into path and split; '' for no split.
 
   Raises:
-    errors.UserError: `source` is not of this form.
+    errors.UserError: `source` does not have this form.
   """
   if not source.startswith(SOURCE):
     raise errors.UserError(
@@ -292,12 +290,12 @@ def parse_source(source: str) -> tuple[str, str]:
     )
   source = source.removeprefix(SOURCE)
   path, colon, split = source.rpartition(':')
-  # The colon may be that of gs://bucket/directory.
+  # The colon may belong to gs://bucket/directory.
   return (path, split) if colon and '/' not in split else (source, '')
 
 
 def open_store(source: str) -> RecordStore:
-  """Opens what a config names `records:DIRECTORY` or `records:DIRECTORY:SPLIT`.
+  """Opens the source `records:DIRECTORY` or `records:DIRECTORY:SPLIT`.
 
   Raises:
     errors.UserError: see `parse_source` and `RecordStore`.

@@ -1,15 +1,14 @@
-"""Data sets of the TensorFlow Datasets catalogue, read without TensorFlow.
+"""Reads datasets of the TensorFlow Datasets catalogue without TensorFlow.
 
-A source is `tfds:NAME[/CONFIG][:SPLIT]`, the split being train by default, or
-any expression that TFDS knows, such as `validation[:100]`. The data set must
-have been prepared in array_record, the default format being one that only
-TensorFlow reads; where it lies is what the environment variable TFDS_DATA_DIR
-says.
+A source is `tfds:NAME[/CONFIG][:SPLIT]`. SPLIT defaults to train and may be any
+expression of TFDS, such as `validation[:100]`. The dataset must have been
+prepared in array_record, since only TensorFlow reads the default format. The
+environment variable TFDS_DATA_DIR names its directory.
 
-What tensorflow_datasets 4.9.10 has of the data sets of the paper: squad (v1.1
-is its default, squad/v2.0), natural_questions_open, trivia_qa
-(unfiltered.nocontext for open questions), coqa, web_questions. It has no
-HotpotQA, 2WikiMultiHopQA, MS MARCO or PopQA.
+tensorflow_datasets 4.9.10 has these datasets of the paper: squad (default v1.1;
+squad/v2.0), natural_questions_open, trivia_qa (unfiltered.nocontext for open
+questions), coqa, web_questions. It lacks HotpotQA, 2WikiMultiHopQA, MS MARCO
+and PopQA.
 """
 
 from collections.abc import Iterator
@@ -25,18 +24,18 @@ _PREFIX = 'tfds:'
 
 
 def is_source(source: str) -> bool:
-  """Whether it names a data set of the catalogue, not a file."""
+  """Whether a source names a dataset of the catalogue, not a file."""
   return source.startswith(_PREFIX)
 
 
 def stem(source: str) -> str:
-  """What default ids of its records start with: 'squad.train'."""
+  """Start of the default ids of its records, e.g. 'squad.train'."""
   name, split = _parse(source)
   return f'{name.split("/")[0]}.{split}'
 
 
 def version(source: str) -> str:
-  """Name, version and split of a data set, which fix its content.
+  """Name, version and split of a dataset, which determine its content.
 
   Raises:
     errors.UserError: see `rows`.
@@ -45,11 +44,11 @@ def version(source: str) -> str:
 
 
 def rows(source: str) -> Iterator[Row]:
-  """The examples of a data set, as rows of plain Python values.
+  """Yields the examples of a dataset as rows of plain Python values.
 
   Raises:
-    errors.UserError: tensorflow-datasets is not installed, has no such data
-      set or split, or the data set is not prepared.
+    errors.UserError: tensorflow-datasets is not installed, has no such dataset
+      or split, or the dataset is not prepared.
   """
   name, split = _parse(source)
   builder = _builder(source)
@@ -57,7 +56,7 @@ def rows(source: str) -> Iterator[Row]:
     data = builder.as_data_source(split=split)
   except ValueError as e:
     raise errors.UserError(f'{source}: {e}') from None
-  # Prepared in another format; not prepared.
+  # It is prepared in another format, or not prepared.
   except (NotImplementedError, AssertionError):
     raise errors.UserError(
       f'{source}: found no examples in array_record in {builder.data_path}. '
@@ -82,7 +81,7 @@ def _builder(source: str) -> Any:
   try:
     return tfds.builder(name, try_gcs=False)
   except (tfds.core.DatasetNotFoundError, ValueError) as e:
-    # The messages go on with the names of all data sets.
+    # Later lines of the message list all datasets.
     reason = str(e).partition('\n')[0]
     raise errors.UserError(
       f'{source}: not in the catalogue of tensorflow-datasets '
@@ -110,7 +109,7 @@ def _plain_or_bad(example: Any) -> Any | BadRecord:
 
 
 def _plain(value: Any) -> Any:
-  """Without the types of numpy, and bytes as text."""
+  """Converts numpy values to Python values, and bytes to text."""
   if isinstance(value, dict):
     return {key: _plain(item) for key, item in value.items()}
   if isinstance(value, np.ndarray):

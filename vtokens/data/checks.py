@@ -1,4 +1,4 @@
-"""What can be wrong with records, and what becomes of those."""
+"""Kinds of bad records, and the account of those left out."""
 
 import collections
 import enum
@@ -27,10 +27,10 @@ class Kind(enum.StrEnum):
 
 
 class BadRecord(Exception):
-  """What is wrong with one record, without its place.
+  """The message says what is wrong with a record, without its place.
 
   Attributes:
-    kind: the sort of mistake, for counting.
+    kind: the kind of mistake, for counting.
   """
 
   def __init__(self, kind: Kind, message: str):
@@ -39,17 +39,18 @@ class BadRecord(Exception):
 
 
 class BadRecords:
-  """What to do with bad records, and an account of those left out.
+  """The policy for bad records, and an account of those left out.
 
   Attributes:
-    on_bad_record: 'error' raises at the first; 'skip' counts and goes on.
-    on_unanswerable: likewise for questions that their source says have no
-      answer, such as those of SQuAD 2.0: they are no mistake.
-    max_text_bytes: longest text allowed, in bytes of UTF-8.
-    num_good: records (or passages of a corpus) that passed.
-    counts: how many were left out, by kind.
-    skipped: (place, kind, reason) of each of them, about 300 bytes of memory.
-    notes: how often something happened that left nobody out.
+    on_bad_record: 'error' raises at the first; 'skip' counts it and goes on.
+    on_unanswerable: the same for questions whose source says that they have no
+      answer, as in SQuAD 2.0. They are not bad.
+    max_text_bytes: length limit of a text, in bytes of UTF-8.
+    num_good: number of good records, or passages of a corpus.
+    counts: number of records left out, by kind.
+    skipped: (place, kind, reason) of each record left out; about 300 bytes of
+      memory each.
+    notes: counts of events after which the record was kept.
   """
 
   def __init__(
@@ -66,7 +67,7 @@ class BadRecords:
       on_bad_record: see the class.
       on_unanswerable: see the class.
       max_text_bytes: see the class.
-      flag: what a user sets so that bad records are skipped, for messages.
+      flag: flag that skips bad records, for messages.
 
     Raises:
       ValueError: a policy is neither 'error' nor 'skip'.
@@ -88,10 +89,10 @@ class BadRecords:
     self._flag = flag
 
   def add(self, place: str, bad: BadRecord) -> None:
-    """Takes note of a bad record.
+    """Notes a bad record.
 
     Raises:
-      RecordError: if that is the policy; with the place and what to do.
+      RecordError: the policy is 'error'. The message has place and advice.
     """
     if bad.kind is Kind.UNANSWERABLE:
       if self.on_unanswerable == 'error':
@@ -108,7 +109,7 @@ class BadRecords:
 
   @property
   def messages(self) -> list[str]:
-    """One line for each bad record left out; those unanswerable are not bad."""
+    """A line for each bad record left out, without unanswerable ones."""
     return [
       f'{place}: {reason}'
       for place, kind, reason in self.skipped

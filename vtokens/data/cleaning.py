@@ -1,18 +1,18 @@
-r"""The one meaning of characters that are no text, for all formats.
+r"""Replaces control characters, in the same way for all formats.
 
-Published files have control characters where an encoding was mistaken for
-another: U+0091 for a quotation mark of Windows-1252. A control character of
-80 to 9F becomes the character that Windows-1252 has there. Those that it does
-not define, other control characters (but for \t \n \r) and surrogates
-without their other half become a space. All else is kept as it is, marks of
-byte order, line separators of Unicode (U+2028) and noncharacters too.
+Published files have control characters where one encoding was taken for
+another, e.g. U+0091 for a quotation mark of Windows-1252. Control characters
+U+0080 to U+009F become the characters of Windows-1252 with these codes. Codes
+that it does not define, other control characters (except \t \n \r) and lone
+surrogates become a space. All other characters stay, including byte order
+marks, U+2028 and noncharacters.
 """
 
 import re
 
 NOTE = 'rows with control characters, which were replaced'
-# Unicode's control characters (category Cc) but for \t \n \r, and surrogates:
-# json.loads makes a lone surrogate from '\ud800', and no tokenizer encodes it.
+# Control characters (category Cc) except \t \n \r, and surrogates: json.loads
+# turns '\ud800' into a lone surrogate, which no tokenizer encodes.
 _BAD = re.compile(r'[^\t\n\r\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]')
 _WINDOWS = {
   chr(byte): bytes([byte]).decode('cp1252', 'replace').replace('\ufffd', ' ')
@@ -21,10 +21,9 @@ _WINDOWS = {
 
 
 def clean(text: str) -> str:
-  """The text without control characters and lone surrogates.
+  """Replaces control characters and lone surrogates, one for one.
 
-  It has as many characters as before; the very same object is returned if
-  nothing is to be replaced.
+  Returns the same object if there are none.
   """
   if not _BAD.search(text):
     return text

@@ -1,16 +1,15 @@
-"""Whether passages hold an answer, as DPR counts it.
+"""Tells whether a passage contains an answer, by the rule of DPR.
 
 The rule of Karpukhin et al., 2020 (arXiv 2004.04906; `has_answer` with match
-type `string` in the code of DPR): text and answer are brought to Unicode's
-NFD and lower case and cut into tokens, each a run of letters, digits and
-marks, or another character that is neither a separator nor a control
-character; an answer is contained if its tokens occur in a row. Titles do not
-count. This is not the normalisation of exact match: articles and punctuation
-stay.
+type `string` in DPR's code): text and answer are normalised to Unicode NFD and
+lower case, and cut into tokens. A token is a run of letters, digits and marks,
+or another character that is neither a separator nor a control character. A text
+contains an answer if the answer's tokens occur in it in a row. Titles do not
+count. Unlike in exact match, articles and punctuation stay.
 
-DPR's texts are English. In a text that is written without spaces
-(`unspaced.is_written`) each character, with its marks, is a token here, and
-full-width forms count as normal ones.
+DPR's texts are English. In text written without spaces (`unspaced.is_written`)
+each character with its marks is a token, and full-width forms equal normal
+ones.
 """
 
 import unicodedata
@@ -28,10 +27,10 @@ _UNSPACED_TOKEN = regex.compile(
 
 
 class Matcher:
-  """Looks for the answers to one question.
+  """Finds the answers to one question in texts.
 
   Args:
-    answers: any one counts.
+    answers: accepted answers.
   """
 
   def __init__(self, answers: Iterable[str]):
@@ -39,10 +38,10 @@ class Matcher:
     self._tokens: dict[bool, list[tuple[str, str]]] = {}
 
   def contains(self, text: str) -> bool:
-    """Whether a text contains an answer."""
+    """Whether a text contains any of the answers."""
     by_character = unspaced.is_written(text)
     text = _fold(text, by_character)
-    # Cutting into tokens is slow, and most texts lack the longest token.
+    # Cutting into tokens is slow, and most texts lack even the longest token.
     candidates = [
       joined
       for token, joined in self._tokens_of_answers(by_character)
@@ -54,7 +53,7 @@ class Matcher:
     return any(joined in joined_text for joined in candidates)
 
   def _tokens_of_answers(self, by_character: bool) -> list[tuple[str, str]]:
-    """Of each answer the longest token, and all of them."""
+    """The longest token of each answer, and all of its tokens, joined."""
     if by_character not in self._tokens:
       tokens = [
         _cut(_fold(answer, by_character), by_character)
@@ -66,7 +65,7 @@ class Matcher:
     return self._tokens[by_character]
 
   def first(self, passages: Iterable[records.Passage]) -> int:
-    """The rank from 1 on of the first passage with an answer; 0 for none."""
+    """Rank, from 1, of the first passage with an answer; 0 if none has one."""
     for rank, passage in enumerate(passages, start=1):
       if self.contains(passage.text):
         return rank
@@ -84,5 +83,5 @@ def _cut(text: str, by_character: bool) -> list[str]:
 
 
 def _join(tokens: Sequence[str]) -> str:
-  # No token holds a space: a match of strings is a match of whole tokens.
+  # Tokens have no spaces, so a match of strings is a match of whole tokens.
   return f' {" ".join(tokens)} '

@@ -1,8 +1,8 @@
-"""Corpora: files of passages, streamed.
+"""Streams corpora: files of passages.
 
 A passage is a row (see `vtokens.data.files` for the shapes of files) with the
-keys of one of these, `id` being also called `_id` or `docid`, and a string or
-a whole number:
+keys of one of the formats below. `id` may also be called `_id` or `docid`; it
+is a string or a whole number.
 
     {id, text, title?}     jsonl, Parquet, CSV, or psgs_w100.tsv, whose header
                            is id, text, title and whose quoting is that of CSV
@@ -17,7 +17,7 @@ a whole number:
                            headings ('Section::::...'); its id is
                            'wikipedia_id:index of the paragraph'
 
-The text of a document with a title alone is its title. One with neither is left
+A document with only a title has the title as its text. One with neither is left
 out and counted.
 """
 
@@ -49,18 +49,18 @@ _BLANK = 'documents without title and text left out of the corpus'
 def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
   """Yields the passages of a corpus, in the order of the files.
 
-  Memory: a row, and some 20 bytes for each passage by which ids that occur
-  twice are found (64-bit hashes: 21 million different ids have a chance of
-  1e-5 that two of them are taken for one).
+  Memory: one row, and about 20 bytes for each passage to find duplicate ids.
+  These are 64-bit hashes: among 21 million ids, the chance that two different
+  ones count as equal is 1e-5.
 
   Args:
     paths: files, plain, .gz, .xz or .bz2; local, any that etils.epath opens,
       or package:NAME/FILE.
-    report: what to do with bad passages, and an account of them.
+    report: policy for bad passages, and an account of them.
 
   Raises:
-    RecordError: a file cannot be read to its end, or has no passage; or a
-      passage is bad and that is an error.
+    RecordError: a file cannot be read to its end or has no passage, or a
+      passage is bad and the policy is 'error'.
   """
   seen = _SeenIds()
   for path in _resolve(paths):
@@ -89,24 +89,25 @@ def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
 def lookup(
   paths: Sequence[str], ids: Collection[str], report: BadRecords
 ) -> dict[str, Passage]:
-  """The passages of these ids, found in one pass over a corpus.
+  """Finds the passages with given ids in one pass over a corpus.
 
-  Memory: these ids and passages; no others are kept, and the texts of others
-  are not checked.
+  Memory: these ids and passages. The texts of other passages are not checked.
 
   Args:
-    paths: as for `read_corpus`.
-    ids: those wanted; what the corpus lacks, the result lacks. Of a document
-      that is blank the text is ''.
-    report: what to do with rows that cannot be read, and with a wanted id
-      that occurs twice.
+    paths: files, as for `read_corpus`.
+    ids: ids of the wanted passages.
+    report: policy for bad rows, and for a wanted id that occurs twice.
+
+  Returns:
+    Passages by id. Ids that the corpus lacks are absent. A blank document has
+    the text ''.
 
   Raises:
     RecordError: as for `read_corpus`.
   """
   found: dict[str, Passage] = {}
   wanted = ids if isinstance(ids, set | frozenset | dict) else frozenset(ids)
-  # Short ones need no bar.
+  # A short pass needs no bar.
   with tqdm.tqdm(
     desc='corpus', unit=' passages', unit_scale=True, delay=2, leave=False
   ) as bar:
@@ -133,7 +134,7 @@ def lookup(
 
 
 def split_contents(contents: str) -> tuple[str, str]:
-  """Title and text of what FlashRAG and Pyserini call contents."""
+  """Splits `contents` of FlashRAG and Pyserini into title and text."""
   title, newline, text = contents.partition('\n')
   return (title, text) if newline else ('', contents)
 
@@ -162,14 +163,14 @@ def _passages(
   *,
   blank: bool = False,
 ) -> Iterator[Passage]:
-  """The passages of a row.
+  """Yields the passages of a row.
 
   Args:
-    row: of the file.
-    max_text_bytes: longest text allowed.
-    notes: gets what was left out or replaced.
-    wanted: the ids wanted; None for all.
-    blank: also yield a document without title and text.
+    row: row of the file.
+    max_text_bytes: length limit of a text.
+    notes: list for notes on what was left out or replaced.
+    wanted: ids of the wanted passages; None for all.
+    blank: whether to yield a document without title and text.
 
   Raises:
     BadRecord: the row breaks a rule.
@@ -186,9 +187,9 @@ def _passages(
   if 'contents' in fields:
     title, text = split_contents(fields.text('contents', ''))
   else:
-    # The key must be there: a text may be under another one.
+    # `text` is required: without it, the text may be under another key.
     title, text = fields.text('title', ''), fields.body('text')
-  if not text.strip():  # The title is all there is to find and to show.
+  if not text.strip():  # Search and show the title instead.
     title, text = '', title
   if text.strip() or blank:
     yield Passage(id=passage_id, title=title, text=text)
@@ -215,15 +216,15 @@ def _page(
 
 
 def kilt_id(wikipedia_id: str, paragraph: int) -> str:
-  """The id of a paragraph of a page of KILT's knowledge source."""
+  """Id of a paragraph of a page in KILT's knowledge source."""
   return f'{wikipedia_id}:{paragraph}'
 
 
 class _SeenIds:
-  """A set of strings, as hashes of 64 bits.
+  """A set of strings, stored as 64-bit hashes.
 
-  It takes 8 bytes for each of the old ones, and some 80 for each of the recent
-  ones, of which there are at most an eighth as many.
+  An old entry takes 8 bytes, a recent one about 80. There are at most an eighth
+  as many recent entries as old ones.
   """
 
   _MAX_RECENT = 1 << 18
@@ -233,14 +234,14 @@ class _SeenIds:
     self._recent: set[int] = set()
 
   def add(self, text: str) -> bool:
-    """Adds it; whether it was there already."""
+    """Adds a string; returns whether it was there already."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     key = int.from_bytes(digest, 'little')
     i = bisect.bisect_left(self._old, key)
     if key in self._recent or (i < len(self._old) and self._old[i] == key):
       return True
     self._recent.add(key)
-    # Sorting seldom as the set grows keeps the work near linear.
+    # Sorting ever more rarely as the set grows keeps the work near linear.
     if len(self._recent) >= max(self._MAX_RECENT, len(self._old) // 8):
       recent = np.fromiter(self._recent, np.uint64, len(self._recent))
       merged = np.concatenate([np.frombuffer(self._old, np.uint64), recent])

@@ -1,13 +1,13 @@
-"""What the data sets of sources are called, and what tells their ids apart.
+"""Names the datasets of sources, and makes their ids unique.
 
-A source may be written `NAME=PATH`: all its records are then of the data set
-NAME. Without a NAME, where rows do not say it, the set is called by
+In a source `NAME=PATH` all records belong to the dataset NAME. Without NAME,
+and if rows do not name it, the dataset's name is
 
 * the file's stem up to its first dot: `nq.dev.jsonl` is `nq`;
-* its folder, where files of several folders have equal stems:
-  `nq/train.jsonl` and `triviaqa/train.jsonl` are `nq` and `triviaqa`.
+* the folder, if files of several folders have the same stem: `nq/train.jsonl`
+  and `triviaqa/train.jsonl` are `nq` and `triviaqa`.
 
-Files NAME-NNNNN-of-NNNNN are shards of one data set.
+Files NAME-NNNNN-of-NNNNN are shards of one dataset.
 """
 
 import dataclasses
@@ -30,15 +30,15 @@ _SHARD = re.compile(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name:
-  """How a source is called.
+  """The names of a source.
 
   Attributes:
-    location: the source without NAME=; a path, or tfds:..., or records:...
-    given: NAME, '' if there is none.
-    dataset: of its records, where they and the config do not say it.
-    stem: what the default ids of its records start with.
-    label: what tells its ids from equal ones of other sources; shards of one
-      data set have one.
+    location: the source without NAME=: a path, tfds:... or records:...
+    given: NAME; '' if there is none.
+    dataset: dataset of its records, if neither they nor the config name one.
+    stem: start of its records' default ids.
+    label: prefix of its ids if other sources have equal ids. Shards of one
+      dataset share a label.
   """
 
   location: str
@@ -49,9 +49,9 @@ class Name:
 
 
 def split(source: str) -> tuple[str, str]:
-  """NAME and PATH of `NAME=PATH`; '' and the source if it is only a path.
+  """Splits `NAME=PATH`; NAME is '' if the source is only a path.
 
-  A file whose path has such a form (`lang=en/a.jsonl`) is one.
+  An existing file whose path has this form (`lang=en/a.jsonl`) is a path.
   """
   match = _NAMED.match(source)
   if not match or os.path.exists(os.path.expanduser(source)):
@@ -60,7 +60,7 @@ def split(source: str) -> tuple[str, str]:
 
 
 def by_file(location: str) -> str:
-  """The stem up to its first dot of a file or a data set of TFDS."""
+  """The stem, up to its first dot, of a file or a TFDS dataset."""
   if catalogue.is_source(location):
     stem = catalogue.stem(location)
   else:
@@ -69,7 +69,7 @@ def by_file(location: str) -> str:
 
 
 def of(sources: Sequence[str]) -> list[Name]:
-  """The names of sources that are read together.
+  """Names sources that are read together.
 
   Raises:
     RecordError: a source is given twice.
@@ -104,16 +104,16 @@ def of(sources: Sequence[str]) -> list[Name]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Place:
-  """Where a source is.
+  """The parts of a source's path.
 
   Attributes:
-    location: without NAME=.
+    location: the source without NAME=.
     given: NAME.
-    path: absolute, to find a source again.
-    folders: above it.
-    stem: of the file.
-    long_stem: likewise, with the number of the shard.
-    base: the stem without that.
+    path: absolute path, to recognise a source given twice.
+    folders: folders above the file.
+    stem: stem of the file.
+    long_stem: stem with the number of the shard.
+    base: stem without the number of the shard.
   """
 
   location: str
@@ -144,7 +144,7 @@ class _Place:
 
   @property
   def scope(self) -> tuple[tuple[str, ...], str, str]:
-    """What ids are unique in: a file, or the shards of a data set."""
+    """Identifies the file, or the dataset of a shard: ids are unique in it."""
     tfds = self.location if catalogue.is_source(self.location) else ''
     return self.folders, self.base, tfds
 
@@ -158,7 +158,7 @@ _Scope = tuple[tuple[str, ...], str, str]
 
 
 def _folder_names(places: Sequence[_Place]) -> dict[_Scope, str]:
-  """By scope, where files of several folders have one stem."""
+  """Dataset names by scope, for files of several folders with one stem."""
   names: dict[_Scope, str] = {}
   for base in {place.base for place in places}:
     scopes = list(
@@ -171,7 +171,7 @@ def _folder_names(places: Sequence[_Place]) -> dict[_Scope, str]:
 
 
 def _distinct(folders: Sequence[tuple[str, ...]]) -> list[str]:
-  """The nearest folder that differs in all paths, or the last few of each."""
+  """The nearest folder that differs in all paths, else the last few folders."""
   deepest = max(map(len, folders))
   for level in range(1, deepest + 1):
     names = [path[-level] if len(path) >= level else '' for path in folders]
@@ -187,7 +187,7 @@ def _distinct(folders: Sequence[tuple[str, ...]]) -> list[str]:
 def _labels(
   places: Sequence[_Place], datasets: Sequence[str]
 ) -> dict[_Scope, str]:
-  """The shortest labels of one kind that differ between all scopes."""
+  """Labels by scope: the first kind of label that differs for all scopes."""
   kinds: tuple[Callable[[_Place, str], str], ...] = (
     lambda place, dataset: dataset,
     lambda place, dataset: place.base,

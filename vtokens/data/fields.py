@@ -1,4 +1,4 @@
-"""Values of files, checked as they are asked for."""
+"""Values of rows, checked when they are read."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from vtokens.data import cleaning, table_cells
 from vtokens.data.checks import BadRecord, Kind, printable
 from vtokens.host import errors
 
-# A byte that is no UTF-8, in a file that is decoded with surrogateescape.
+# A byte that is not UTF-8, in a file decoded with surrogateescape.
 _BAD_BYTE = re.compile('[\udc80-\udcff]')
 _TYPE_NAMES = {
   dict: 'an object',
@@ -21,30 +21,31 @@ _TYPE_NAMES = {
   float: 'a number',
   type(None): 'null',
 }
-# Stands for a value whose key an object has more than once.
+# Stands for the value of a key that an object has more than once.
 DUPLICATE = object()
 
 
 class RowFields:
-  """An object of a file: its values, checked when asked for.
+  """An object of a file, whose values are checked when they are read.
 
-  A key whose value is null is absent: files in columns, and what is made of
-  them, have null under each key that a row lacks.
+  A key whose value is null counts as absent: in columnar files a row has null
+  for each key that it lacks.
 
   Args:
-    values: what the object holds.
-    path: where in its record it lies, such as 'ctxs[3]'; '' for the record.
-    max_text_bytes: longest text allowed, in bytes of UTF-8.
-    notes: gets what was left out or replaced; shared by the parts of a record.
+    values: the object.
+    path: its place in the record, such as 'ctxs[3]'; '' for the record.
+    max_text_bytes: length limit of a text, in bytes of UTF-8.
+    notes: list for notes on what was left out or replaced; shared by the parts
+      of a record.
 
   Attributes:
-    values: the same, without what is null.
-    nulls: the keys whose value is null.
-    used: the keys that were asked for.
-    notes: the same, or a new list.
+    values: the object's values without nulls.
+    nulls: keys whose value is null.
+    used: keys that were read.
+    notes: see above.
 
   Raises:
-    BadRecord: by every method, with the key, what was found and expected.
+    BadRecord: from every method, with the key, what was found and expected.
   """
 
   def __init__(
@@ -72,18 +73,18 @@ class RowFields:
         )
 
   def part(self, values: Any, path: str) -> 'RowFields':
-    """An object within this one."""
+    """Wraps an object within this one."""
     return RowFields(values, path, self.max_text_bytes, self.notes)
 
   def __contains__(self, key: str) -> bool:
     return key in self.values
 
   def name(self, key: str) -> str:
-    """The key with the path before it, fit for a message of one line."""
+    """The key with its path, printable in one line."""
     return f'{self.path}.{printable(key)}' if self.path else printable(key)
 
   def only(self, *keys: str) -> str:
-    """The one of several equivalent keys that the object has."""
+    """Returns the one of several equivalent keys that the object has."""
     present = [key for key in keys if key in self.values]
     if not present:
       raise self.missing(' or '.join(keys))
@@ -96,7 +97,7 @@ class RowFields:
     return present[0]
 
   def missing(self, key: str) -> BadRecord:
-    """The error that a key is missing."""
+    """Makes the error for a missing key."""
     keys = errors.several(map(printable, self.values), 'no key')
     return BadRecord(
       Kind.MISSING_KEY,
@@ -104,18 +105,18 @@ class RowFields:
     )
 
   def get(self, key: str, default: Any = None) -> Any:
-    """Whatever lies under a key; the default if it is absent."""
+    """The unchecked value of a key; the default if the key is absent."""
     self.used.add(key)
     return self.values.get(key, default)
 
   def value(self, key: str) -> Any:
-    """Whatever lies under a key that must be there."""
+    """The unchecked value of a required key."""
     if key not in self.values:
       raise self.missing(key)
     return self.get(key)
 
   def text(self, key: str, default: str | None = None) -> str:
-    """Visible text; with a default the text may be blank, or no key there."""
+    """A text. With a default it may be blank or absent, else neither."""
     if default is not None and key not in self.values:
       return default
     return self.check_text(
@@ -123,7 +124,7 @@ class RowFields:
     )
 
   def id(self, key: str, default: str | None = None) -> str:
-    """Like `text`, but whole numbers will do."""
+    """Like `text`; also accepts a whole number."""
     if default is not None and key not in self.values:
       return default
     return self.check_id(
@@ -131,15 +132,15 @@ class RowFields:
     )
 
   def body(self, key: str) -> str:
-    """A text that may be blank; '' for null. The key must be there."""
+    """A text that may be blank; '' for null. The key is required."""
     return '' if key in self.nulls else self.text(key, '') or self.value(key)
 
   def score(self, key: str) -> float | None:
-    """A finite number, or a string that reads as one; None if absent."""
+    """A finite number, or a string that spells one; None if absent."""
     return as_score(self.get(key), self.name(key))
 
   def texts(self, key: str) -> tuple[str, ...]:
-    """A visible text, or an array of at least one."""
+    """A text, or an array of at least one text; none may be blank."""
     value, name = self._parsed(key), self.name(key)
     if isinstance(value, str):
       return (self.check_text(value, name),)
@@ -156,14 +157,14 @@ class RowFields:
     return texts
 
   def array(self, key: str, what: str) -> list[Any]:
-    """An array of whatever."""
+    """An array; `what` names its items in messages."""
     value = self._parsed(key)
     if not isinstance(value, list):
       raise wrong_type(self.name(key), value, f'an array of {what}')
     return value
 
   def items(self, key: str, what: str) -> list[tuple[str, Any]]:
-    """(name for messages, item) of an array, without those that are null."""
+    """(name for messages, item) of each item of an array that is not null."""
     return [
       (f'{self.name(key)}[{i}]', item)
       for i, item in enumerate(self.array(key, what))
@@ -171,9 +172,9 @@ class RowFields:
     ]
 
   def objects(self, key: str, what: str) -> list['RowFields']:
-    """An array of objects; an object of arrays, all as long, will do.
+    """An array of objects, or an object of arrays of equal length.
 
-    The latter is how TFDS and Parquet files of Hugging Face store the former.
+    TFDS and Hugging Face's Parquet files store the former as the latter.
     """
     value = self._parsed(key)
     if not isinstance(value, dict):
@@ -189,11 +190,11 @@ class RowFields:
     ]
 
   def object(self, key: str) -> 'RowFields':
-    """An object."""
+    """The object of a key."""
     return self.part(self._parsed(key), self.name(key))
 
   def _parsed(self, key: str) -> Any:
-    """The value, or what a cell of a table spells."""
+    """The value of a key; a table's cell is parsed."""
     value = table_cells.parsed(self.value(key))
     if isinstance(value, table_cells.TextCell) and table_cells.is_like_an_array(
       value
@@ -206,13 +207,13 @@ class RowFields:
     return value
 
   def check_id(self, value: Any, name: str, *, blank: bool = False) -> str:
-    """Text, or the digits of a whole number."""
+    """Checks an id: a text or a whole number."""
     if isinstance(value, int) and not isinstance(value, bool):
       return str(value)
     return self.check_text(value, name, blank=blank)
 
   def check_text(self, value: Any, name: str, *, blank: bool = False) -> str:
-    """Text within the limit, its control characters replaced."""
+    """Checks a text, and replaces its control characters."""
     if not isinstance(value, str):
       raise wrong_type(name, value, 'a string')
     if bad := _BAD_BYTE.search(value):
@@ -244,10 +245,10 @@ class RowFields:
 
 
 def as_score(value: Any, name: str) -> float | None:
-  """A finite number, or a string that reads as one; None for None.
+  """Converts a finite number, or a string that spells one; None stays None.
 
   Raises:
-    BadRecord: it is neither.
+    BadRecord: the value is neither.
   """
   if value is None:
     return None
@@ -262,7 +263,7 @@ def as_score(value: Any, name: str) -> float | None:
 
 
 def wrong_type(name: str, value: Any, expected: str) -> BadRecord:
-  """The error that a value is not what was expected."""
+  """Makes the error for a value of a wrong type."""
   kind = str if isinstance(value, str) else type(value)
   found = _TYPE_NAMES.get(kind, kind.__name__)
   if isinstance(value, bool | int | float | str):
@@ -273,5 +274,5 @@ def wrong_type(name: str, value: Any, expected: str) -> BadRecord:
 
 
 def unique(texts: Iterable[str]) -> tuple[str, ...]:
-  """The texts in their order, each once."""
+  """Drops repeated texts; keeps the order."""
   return tuple(dict.fromkeys(texts))

@@ -1,7 +1,7 @@
-"""Questions of the test sets that also occur in training sets.
+"""Finds training questions that are also in validation or test sets.
 
-All works on hashes of 64 bits: a million questions are 8 MB. That any two
-different ones of 10^6 have the same hash has a probability of 3e-8.
+Compares 64-bit hashes: a million questions take 8 MB. The probability that two
+of 10^6 different questions share a hash is 3e-8.
 """
 
 import dataclasses
@@ -15,18 +15,18 @@ from vtokens.scoring import metrics
 
 
 def question_key(question: str) -> str:
-  """What two questions have in common that count as the same.
+  """Normalises a question; equal keys mean the same question.
 
-  In this order: Unicode NFKC (width, ligatures, superscripts); case folding;
-  all punctuation of Unicode (categories P*) goes, as ASCII's does; then
-  `metrics.normalize_answer`: lower case, ASCII punctuation and symbols, the
-  words a, an and the, and runs of white space. Accents, word order and other
-  words count. A question of which nothing is left keeps its case-folded NFKC
-  form, less white space at its ends.
+  The steps are: Unicode NFKC (width, ligatures, superscripts); case folding;
+  dropping Unicode punctuation (categories P*); `metrics.normalize_answer`,
+  which lowers case, drops ASCII punctuation and symbols and the words a, an and
+  the, and joins words by one space. Accents, word order and other words stay.
+  If nothing is left, the key is the case-folded NFKC form without white space
+  at its ends.
   """
   folded = unicodedata.normalize('NFKC', question).casefold()
   words = folded
-  if not folded.isascii():  # ASCII's punctuation goes with the rest.
+  if not folded.isascii():  # normalize_answer drops ASCII punctuation.
     words = ''.join(
       c for c in folded if not unicodedata.category(c).startswith('P')
     )
@@ -34,7 +34,7 @@ def question_key(question: str) -> str:
 
 
 def hash_questions(questions: Iterable[str]) -> np.ndarray:
-  """BLAKE2b of each question's key in UTF-8, [n] uint64."""
+  """BLAKE2b of each question's key in UTF-8, uint64 array of shape [n]."""
   return np.fromiter(
     (
       int.from_bytes(
@@ -54,10 +54,11 @@ class Leaks:
   """Which training questions are held out.
 
   Attributes:
-    counts: (training set, held-out set) -> rows of the training set whose
-      question is in the held-out set, for every pair.
-    remove: training set -> [rows] bool, true where the question is in any
-      held-out set. A row can count for several held-out sets.
+    counts: (training set, held-out set) -> number of rows of the training set
+      whose question is in the held-out set, for every pair. A row can count
+      for several held-out sets.
+    remove: training set -> bool array of shape [rows], true where the question
+      is in any held-out set.
   """
 
   counts: Mapping[tuple[str, str], int]
@@ -72,10 +73,7 @@ def find_leaks(
   Args:
     train: `hash_questions` by name of the training set, in the order of its
       rows.
-    held_out: likewise of validation and test sets.
-
-  Returns:
-    The counts, and what to leave out of training.
+    held_out: `hash_questions` by name of the validation or test set.
   """
   unique = {name: np.unique(hashes) for name, hashes in held_out.items()}
   counts, remove = {}, {}
@@ -89,7 +87,7 @@ def find_leaks(
 
 
 def format_leaks(leaks: Leaks) -> str:
-  """A table: a line for each pair with leaks, and the total of each set."""
+  """Formats a table with a line for each pair with leaks, and totals."""
   names = list(leaks.remove)
   pairs = {pair: n for pair, n in leaks.counts.items() if n}
   if not pairs:

@@ -1,6 +1,6 @@
-"""Which example comes when, and what chance decides about it.
+"""Order of the training examples, and the random choices about each.
 
-Everything here is a pure function of (seed, epoch, index).
+Everything is a pure function of (seed, epoch, index).
 """
 
 import collections
@@ -16,9 +16,8 @@ from vtokens.data.records import GOLD
 from vtokens.data.token_cache import TokenSet
 from vtokens.host import errors
 
-# Streams of random numbers derived from one seed. `order` has those that are
-# numbered like the data sets; of these only the first state is ever used, as
-# the seed of a shuffle by another generator.
+# Numbers of random streams under one seed. `order` uses the datasets' numbers
+# too, but only to seed the shuffle of another generator.
 _DRAW, _CAP = 1, 2
 
 
@@ -27,9 +26,9 @@ class Member:
   """Where an example of the mixture comes from.
 
   Attributes:
-    dataset: its number among the mixture's datasets.
-    source: number of the token set.
-    index: in the token set.
+    dataset: index of its dataset in `TrainingMixture.names`.
+    source: number of its token set.
+    index: its index in the token set.
   """
 
   dataset: int
@@ -42,9 +41,9 @@ class ShownPassage:
   """A passage that an example shows.
 
   Attributes:
-    rank: in its retriever's list, from 0.
-    member: the example that it belongs to; another one for a distractor.
-    slot: of the passage in that example.
+    rank: rank in its retriever's list, from 0.
+    member: the example that it belongs to: for a distractor, another one.
+    slot: number of the passage in that example.
   """
 
   rank: int
@@ -54,12 +53,12 @@ class ShownPassage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Origin:
-  """What is known of a passage.
+  """A passage's retriever and marks.
 
   Attributes:
-    retriever: its name.
-    has_answer: whether the text contains an answer of its own example.
-    is_gold: whether annotators marked it for that example.
+    retriever: the retriever's name.
+    has_answer: whether the text contains an answer to its own question.
+    is_gold: whether annotators marked it for that question.
   """
 
   retriever: str
@@ -69,13 +68,13 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DatasetCounts:
-  """What became of the records of a dataset.
+  """Numbers of records of a dataset that are used and left out.
 
   Attributes:
-    records: read.
-    removed: by reason, each record under the first that applies.
-    capped: left out by config.data.mixture.max_examples.
-    used: the rest.
+    records: records read.
+    removed: records removed, by the first reason that applies.
+    capped: records left out by config.data.mixture.max_examples.
+    used: records used.
   """
 
   records: int
@@ -86,12 +85,12 @@ class DatasetCounts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ExampleDraw:
-  """What chance decides about one example.
+  """The random choices about one example.
 
   Attributes:
-    passages: in the order shown.
+    passages: passages in the order shown.
     answer: number of the answer.
-    num_active: virtual tokens (k) of each of its suffixes.
+    num_active: number of virtual tokens (k) of each suffix.
   """
 
   passages: tuple[ShownPassage, ...]
@@ -100,25 +99,26 @@ class ExampleDraw:
 
 
 class TrainingMixture:
-  """Training examples of any number of datasets.
+  """Training examples of all datasets.
 
   Args:
-    sources: the token sets.
-    removed: for each of them, by reason, which records not to use, bool.
-    cfg: of the run: data.mixture, data.passages, virtual_tokens (for draw
-      per_batch, k is n here and replaced later) and seed.
-    assembler: says which answers are short enough to be drawn.
+    sources: token sets.
+    removed: for each token set, by reason, a bool array that is true for
+      records not to use.
+    cfg: config of the run: data.mixture, data.passages, virtual_tokens and
+      seed. With draw=per_batch, k is n here and is replaced later.
+    assembler: tells which answers are short enough to be drawn.
 
   Attributes:
-    names: of the datasets, sorted.
-    sizes: examples of each.
-    weights: share of each in the batches; the sum is 1.
-    counts: by name, also of datasets of which no example is left.
-    num_without_passages: examples that have none that their policy allows.
+    names: names of the datasets, sorted.
+    sizes: number of examples of each dataset.
+    weights: share of each dataset in the batches; the sum is 1.
+    counts: counts by dataset, also for datasets without a usable example.
+    num_without_passages: number of examples without a passage that their
+      policy allows.
 
   Raises:
-    errors.UserError: settings name a dataset that there is not, or leave no
-      example.
+    errors.UserError: a setting names an unknown dataset, or no example is left.
   """
 
   def __init__(
@@ -174,7 +174,7 @@ class TrainingMixture:
     return count
 
   def order(self) -> grain.MapDataset:
-    """The endless order of (dataset, epoch, index), by random access."""
+    """The endless order of (dataset, epoch, index), with random access."""
     streams = []
     for number, size in enumerate(self.sizes):
       entropy = np.random.SeedSequence([self._seed, number])
@@ -205,7 +205,7 @@ class TrainingMixture:
     answer = int(usable[rng.integers(len(usable))])
     first = _draw_k(self._tokens, rng)
     passages = self._draw_passages(member, rng)
-    # Last, so that all else does not depend on how many there are.
+    # Drawn last, so that the other choices do not depend on their number.
     more = range(1, self._tokens.draws_per_example)
     num_active = (first, *(_draw_k(self._tokens, rng) for _ in more))
     return ExampleDraw(passages, answer, num_active)
@@ -248,12 +248,12 @@ class TrainingMixture:
   ) -> ShownPassage:
     """A passage that another example of the dataset could show.
 
-    It is cut as the one whose place it takes. Whether it happens to contain an
-    answer is not looked at.
+    It takes the rank, and so the cut, of the passage that it replaces. It may
+    contain an answer: that is not checked.
     """
     dataset = passage.member.dataset
     depth = self._policies[dataset].depth
-    # An example without passages has none to give; others mostly have.
+    # Some examples have no passages, so try a few.
     for index in rng.integers(self.sizes[dataset], size=8).tolist():
       other = self.member(dataset, index)
       if other == passage.member:
@@ -268,11 +268,11 @@ class TrainingMixture:
     return passage
 
   def prompt_len(self, member: Member) -> int:
-    """Tokens of its question."""
+    """Number of tokens of the question."""
     return self._sources[member.source].prompt_len(member.index)
 
   def answer_len(self, member: Member, answer: int) -> int:
-    """Tokens of an answer of it."""
+    """Number of tokens of an answer and its end."""
     return self._sources[member.source].answer_len(member.index, answer)
 
   def passage_lens(self, passage: ShownPassage) -> tuple[int, int, int]:
@@ -281,7 +281,7 @@ class TrainingMixture:
     return self._sources[member.source].passage_lens(member.index, passage.slot)
 
   def origin(self, passage: ShownPassage) -> Origin:
-    """Who retrieved it, and what is known of it."""
+    """Retriever and marks of a passage."""
     member = passage.member
     source = self._sources[member.source]
     slots = source.slots(member.index)
@@ -292,16 +292,16 @@ class TrainingMixture:
     )
 
   def passage(self, passage: ShownPassage) -> PassageIds:
-    """Its ids."""
+    """Ids of a passage."""
     member = passage.member
     return self._sources[member.source].passage(member.index, passage.slot)
 
   def prompt(self, member: Member) -> np.ndarray:
-    """Ids of its question."""
+    """Ids of the question."""
     return self._sources[member.source].prompt(member.index)
 
   def answer(self, member: Member, answer: int) -> np.ndarray:
-    """Ids of an answer of it."""
+    """Ids of an answer and its end."""
     return self._sources[member.source].answer(member.index, answer)
 
   def id(self, member: Member) -> str:
@@ -311,7 +311,7 @@ class TrainingMixture:
 
 @dataclasses.dataclass(frozen=True)
 class _EpochPosition:
-  """From a position of a repeated order to (dataset, epoch, index)."""
+  """Maps a position of a repeated order to (dataset, epoch, index)."""
 
   dataset: int
   size: int
@@ -335,7 +335,7 @@ def _draw_k(tokens: config.VirtualTokens, rng: np.random.Generator) -> int:
 def _draw_list(
   retriever: np.ndarray, allowed: Sequence[int], rng: np.random.Generator
 ) -> tuple[int, int]:
-  """First slot and length of a retriever's list, drawn among those present."""
+  """First slot and length of the list of a retriever, drawn at random."""
   present = [code for code in allowed if (retriever == code).any()]
   if not present:
     return 0, 0
@@ -387,8 +387,8 @@ def _cap(rows: np.ndarray, most: int | None, seed: int) -> np.ndarray:
 def _check_names(settings: config.Mixture, names: Sequence[str]) -> None:
   if not names:
     raise errors.UserError(
-      'config.data.train: no training example is left: all questions are in '
-      'the validation or test data too (config.data.mixture.remove_leaks) or '
+      'config.data.train: no training example is left: every question is also '
+      'in the validation or test data (config.data.mixture.remove_leaks) or '
       'too long (config.data.max_answer_tokens, max_suffix_tokens)'
     )
   fields: dict[str, Mapping] = {
@@ -427,7 +427,7 @@ def _check_retrievers(
     if unknown:
       raise errors.UserError(
         f'config.data.{field}.retrievers: no training data have passages of '
-        f'{unknown[0]!r}; there are those of {errors.several(there)}'
+        f'{unknown[0]!r}; found passages of {errors.several(there)}'
       )
 
 

@@ -1,8 +1,8 @@
-"""Training batches: every batch is a pure function of (seed, step).
+"""Training batches. Each batch is a pure function of (seed, step).
 
 token sets --mixture.py: order, draws--> window of `window_batches` batches
-  --by lengths alone, batching.py: rows, batches, shapes--> plan
-  --assemble.py: only this process's rows--> Batch
+  --batching.py: rows, batches, shapes, from lengths alone--> plan
+  --assemble.py: ids of this process's rows--> Batch
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from vtokens.data.batch import Batch
 from vtokens.data.mixture import ExampleDraw, Member, TrainingMixture
 from vtokens.data.records import Passage, Record
 
-# Streams of random numbers derived from one seed; see mixture.py for others.
+# Numbers of random streams under one seed; mixture.py has others.
 _WINDOW, _EVAL = 3, 4
-# At most so many examples, and so many epochs, decide the shapes.
+# At most so many examples, of so many epochs, decide the shapes.
 _SAMPLE, _SAMPLE_EPOCHS = 8192, 4
 
 
 @dataclasses.dataclass(frozen=True)
 class HostBatch:
-  """A batch and what the host wants to know about it.
+  """A batch and its counts. Only `batch` is of this process's rows alone.
 
   Attributes:
-    batch: numpy arrays, of the rows of this process only.
-    ids: of all records of the batch, over all processes.
-    lengths: of each suffix; see `flops.train_flops`.
-    real_tokens: of all rows, padding apart.
-    computed_tokens: of all rows, padding included.
-    passages_dropped: over all examples.
-    passages_cut: over all examples.
+    batch: numpy arrays of this process's rows.
+    ids: ids of the batch's records.
+    lengths: lengths of each suffix; see `flops.train_flops`.
+    real_tokens: number of tokens without padding.
+    computed_tokens: number of tokens with padding.
+    passages_dropped: number of passages that did not fit at all.
+    passages_cut: number of passages that were shortened.
   """
 
   batch: Batch
@@ -53,16 +53,16 @@ class HostBatch:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Planned:
-  """An example of which only the lengths are known.
+  """The lengths of an example, before its ids are read.
 
   Attributes:
     member: where it comes from.
-    draw: what chance decided about it.
+    draw: the random choices about it.
     prefix: length of its prefix.
     text: length of a suffix without its virtual tokens.
-    targets: tokens of its answer, eos included.
+    targets: number of tokens of its answer and eos.
     kept: tokens kept of each drawn passage's body; 0 if it is dropped.
-    cut: passages shortened.
+    cut: number of passages shortened.
   """
 
   member: Member
@@ -75,24 +75,24 @@ class Planned:
 
   @property
   def suffix(self) -> int:
-    """Length of its suffixes together, with as many tokens as `draw` says."""
+    """Total length of its suffixes with the drawn virtual tokens."""
     return sum(k + self.text for k in self.draw.num_active)
 
   @property
   def dropped(self) -> int:
-    """Passages left out because the prefix was full."""
+    """Number of passages left out because the prefix was full."""
     return sum(not n for n in self.kept)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlannedBatch:
-  """A batch of which only the lengths are known.
+  """The lengths of a batch, before its ids are read.
 
   Attributes:
-    rows: the examples of each row.
+    rows: examples of each row.
     shape: prefix and suffix length of a row.
-    num_active: virtual tokens (k) of each suffix where those numbers are drawn
-      for all examples; or None.
+    num_active: number of virtual tokens (k) of each suffix, if it is drawn
+      once for all examples; else None.
   """
 
   rows: list[list[Planned]]
@@ -100,12 +100,12 @@ class PlannedBatch:
   num_active: tuple[int, ...] | None
 
   def active(self, example: Planned) -> tuple[int, ...]:
-    """Virtual tokens of each of an example's suffixes."""
+    """Number of virtual tokens of each suffix of an example."""
     return self.num_active or example.draw.num_active
 
   @property
   def lengths(self) -> tuple[tuple[int, int, int, int], ...]:
-    """Of each suffix; see `flops.train_flops`."""
+    """Lengths of each suffix; see `flops.train_flops`."""
     return tuple(
       (0 if number else e.prefix, e.prefix, k + e.text, e.targets)
       for row in self.rows
@@ -115,19 +115,19 @@ class PlannedBatch:
 
   @property
   def real_tokens(self) -> int:
-    """Of all rows, padding apart."""
+    """Number of tokens without padding."""
     return sum(encoded + suffix for encoded, _, suffix, _ in self.lengths)
 
 
 def shown_passages(
   record: Record, settings: config.Shown, seed: int
 ) -> tuple[tuple[int, Passage], ...]:
-  """The top passages as evaluation shows them, with their ranks.
+  """The passages that evaluation shows, with their ranks.
 
   Args:
     record: the record.
-    settings: how many, of which retriever, in which order.
-    seed: of the order, which depends on it and the record's id alone.
+    settings: number of passages, retriever and order.
+    seed: seed of the order, which depends only on it and the record's id.
 
   Raises:
     records.RecordError: the record has several retrievers and none is named.
@@ -152,21 +152,18 @@ def collate(
   packed: bool = False,
   draws: int = 1,
 ) -> Batch:
-  """Writes examples into arrays of one shape.
+  """Writes examples into numpy arrays of one shape.
 
   Args:
-    rows: of each row the prefixes, of each prefix the examples that have it,
-      one for each suffix; at most `num_rows`, the rest is padding.
+    rows: for each row and each prefix in it, the examples that share the
+      prefix, one for each suffix. There are at most `num_rows` rows; the rest
+      is padding.
     shape: prefix and suffix length of a row.
-    num_targets: targets of a row.
+    num_targets: largest number of targets of a row.
     vocab_size: id of the first virtual token.
-    num_rows: rows of the batch.
-    packed: whether rows may have several prefixes, so that segments are
-      needed to tell them apart.
-    draws: most suffixes of a prefix; likewise.
-
-  Returns:
-    The batch, numpy arrays.
+    num_rows: number of rows of the batch.
+    packed: whether rows may have several prefixes, which need segments.
+    draws: the most suffixes that a prefix can have.
   """
 
   def empty(size: int, fill: int) -> Any:
@@ -192,8 +189,8 @@ def collate(
         suffix_segments[r, s:s_stop] = suffixes
         suffix_parents[r, s:s_stop] = number
         targets[r, t:t_stop] = example.targets
-        # The token before the answer predicts the first of it; the last of the
-        # answer is no input.
+        # The token before the answer predicts its first token. The answer's
+        # last token is never an input.
         first = s_stop - len(example.targets)
         target_at[r, t:t_stop] = np.arange(first, first + t_stop - t)
         s, t, suffixes = s_stop, t_stop, suffixes + 1
@@ -219,14 +216,14 @@ class TrainBatches:
   Args:
     mixture: the training examples.
     data: batch size, rows, shapes.
-    tokens: whether k is drawn per batch.
-    assembler: with the limits of the run.
+    tokens: how k is drawn.
+    assembler: assembler of the run.
     vocab_size: id of the first virtual token.
-    seed: of the run.
-    local_rows: which rows of each batch this process makes; None for all.
+    seed: seed of the run.
+    local_rows: rows of each batch that this process makes; None for all.
 
   Attributes:
-    batch_rows: rows of a whole batch.
+    batch_rows: number of rows of a whole batch.
     shapes: (prefix, suffix) lengths that a batch may have.
   """
 
@@ -247,7 +244,7 @@ class TrainBatches:
     self._encoder = assembler.encoder
     self._chat = assembler.in_chat(None)
     self._before = len(self._encoder.before(self._chat))
-    # What differs in length is where the passages are.
+    # Passages vary most in length; with `first` they are in the suffix.
     self._by_suffix = assembler.position == 'first'
     most = max(1, data.passages.number[1])
     for policy in data.mixture.passages.values():
@@ -282,7 +279,7 @@ class TrainBatches:
     )
 
   def _plan(self, dataset: int, epoch: int, index: int) -> Planned:
-    """Draws an example and finds its lengths, without reading its ids."""
+    """Draws an example and computes its lengths without reading ids."""
     mixture = self._mixture
     member = mixture.member(dataset, index)
     draw = mixture.draw(dataset, epoch, index)
@@ -316,7 +313,7 @@ class TrainBatches:
   def _form_rows(
     self, examples: Sequence[Planned]
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of each row's examples, and lengths of the rows."""
+    """Indices of each row's examples; prefix and suffix length of each row."""
     prefix = np.array([example.prefix for example in examples])
     suffix = np.array([example.suffix for example in examples])
     rows = batching.form_rows(
@@ -325,7 +322,7 @@ class TrainBatches:
     return rows, prefix[rows].sum(axis=1), suffix[rows].sum(axis=1)
 
   def plan(self, window: int) -> list[PlannedBatch]:
-    """The batches of a window in the order of their steps, from lengths."""
+    """Plans the batches of a window, in the order of their steps."""
     return self._window(window, self._windows[window])
 
   def _window(
@@ -380,7 +377,7 @@ class TrainBatches:
     )
 
   def _read(self, planned: Planned, num_active: Sequence[int]) -> list[Example]:
-    """An example with each of these numbers of virtual tokens."""
+    """Reads an example; returns it once for each number of virtual tokens."""
     draw, mixture = planned.draw, self._mixture
     example = assemble.join(
       self._encoder,
@@ -396,11 +393,10 @@ class TrainBatches:
 
   @contextlib.contextmanager
   def starting_at(self, step: int) -> Iterator[Iterator[HostBatch]]:
-    """Batches from a step on, made in the background while it is open."""
+    """Yields the batches from a step on, made in the background."""
     first, skip = divmod(step, self._data.window_batches)
     windows = self._windows.map_with_index(self._window)[first:]
-    # A thread of this process makes windows ahead, or, in their place, worker
-    # processes do.
+    # A thread of this process makes windows ahead, unless worker processes do.
     stream = windows.map(
       lambda window: [self._make(planned) for planned in window]
     ).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))

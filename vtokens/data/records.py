@@ -1,7 +1,4 @@
-"""Records: a question, its answers, its passages by retriever.
-
-`vtokens.data.formats` reads them.
-"""
+"""A record: a question, its answers, and its passages by retriever."""
 
 import dataclasses
 import hashlib
@@ -10,14 +7,14 @@ from collections.abc import Mapping, Sequence
 
 from vtokens.host import errors
 
-# Under this name lie the passages that annotators marked, if any.
+# Retriever of the passages that annotators marked.
 GOLD = 'gold'
-# Under this one what a file gives without naming who retrieved it.
+# Retriever of passages for which the file names none.
 GIVEN = 'given'
 
 
 class RecordError(errors.UserError):
-  """A file of records that cannot be used; the message says where and why."""
+  """A file of records is unusable; the message says where and why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -25,10 +22,10 @@ class Passage:
   """A passage of text.
 
   Attributes:
-    id: the corpus id, '' if the file gives none.
-    title: the title, '' if the file gives none.
-    text: the text; never blank.
-    score: the retriever's, finite; None if the file gives none.
+    id: id in the corpus; '' if the file gives none.
+    title: title; '' if the file gives none.
+    text: text; never blank.
+    score: the retriever's score, finite; None if the file gives none.
   """
 
   id: str
@@ -39,15 +36,15 @@ class Passage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-  """A question with everything needed to train on it or to score it.
+  """A question with all that training and scoring need.
 
   Attributes:
-    id: unique over all the files read together.
-    dataset: the name that results are grouped by.
+    id: unique among all files that are read together.
+    dataset: name that results are grouped by.
     question: never blank.
-    answers: at least one, none blank; any one counts.
-    passages: by retriever, each in rank order, best first; may be empty.
-      Two names have a meaning: `GOLD` and `GIVEN`.
+    answers: at least one, none blank; any of them is right.
+    passages: passages by retriever, best first; may be empty. `GOLD` and
+      `GIVEN` are special retrievers.
   """
 
   id: str
@@ -57,10 +54,10 @@ class Record:
   passages: Mapping[str, tuple[Passage, ...]]
 
   def ranked(self, retriever: str = '') -> tuple[Passage, ...]:
-    """The passages of one retriever; none if it has none for this question.
+    """The passages of one retriever; empty if it found none.
 
     Args:
-      retriever: its name; '' for that of `only_retriever`.
+      retriever: name of the retriever; '' for `only_retriever`.
 
     Raises:
       RecordError: `retriever` is '' and there are several.
@@ -83,7 +80,7 @@ class Record:
 
 
 def sha256(records: Sequence[Record]) -> str:
-  """Hash of the records' content and order, 64 hexadecimal digits."""
+  """SHA-256 of the records' content and order, 64 hexadecimal digits."""
   digest = hashlib.sha256()
   for record in records:
     line = json.dumps(dataclasses.asdict(record), sort_keys=True)

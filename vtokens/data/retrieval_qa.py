@@ -1,6 +1,6 @@
-"""Records as a TensorFlow Datasets dataset in array_record; no TensorFlow.
+"""Writes and parses records as a TensorFlow Datasets dataset in array_record.
 
-Importing this module needs the package tensorflow-datasets.
+Importing this module needs the package tensorflow-datasets, not TensorFlow.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ is not known is NaN, an id or title that is not known is ''.
 
 
 def features() -> tfds.features.FeaturesDict:
-  """The schema, readable by any user of tfds."""
+  """The schema, for any user of tfds."""
   text = tfds.features.Text
   return tfds.features.FeaturesDict(
     {
@@ -78,7 +78,7 @@ def features() -> tfds.features.FeaturesDict:
 
 
 def to_example(record: Record) -> dict[str, Any]:
-  """A record as `features` has it."""
+  """Converts a record to a dict with the keys of `features`."""
   return {
     'id': record.id,
     'dataset': record.dataset,
@@ -100,15 +100,15 @@ def to_example(record: Record) -> dict[str, Any]:
 
 
 def keyed_example(record: Record) -> tuple[bytes, dict[str, Any]]:
-  """What a builder yields: records are sorted by a hash of the key."""
-  # Bytes, since tfds takes '\\' for '/' in a key that is a str.
+  """(key, example) for a builder, which sorts by a hash of the key."""
+  # Bytes, since tfds replaces '\\' by '/' in a str.
   return record.id.encode(), to_example(record)
 
 
 def parse(serialized: bytes) -> Record:
-  """The record of a serialized example.
+  """Parses a serialized example.
 
-  It reads the protocol buffer itself, four times as fast as tfds decodes it.
+  Reading the protocol buffer directly is four times as fast as with tfds.
   """
   values = Example.FromString(serialized).features.feature
 
@@ -142,11 +142,11 @@ def parse(serialized: bytes) -> Record:
 
 @dataclasses.dataclass(eq=False)
 class RetrievalQaConfig(tfds.core.BuilderConfig):
-  """What a builder builds.
+  """The content of a dataset to build.
 
   Attributes:
-    splits: split name -> a function that returns the split's records, or a
-      Beam PTransform that yields each as `keyed_example`.
+    splits: split name -> a function that returns the split's records, or a Beam
+      PTransform that yields them as `keyed_example`.
   """
 
   splits: Mapping[str, Any] = dataclasses.field(
@@ -155,15 +155,15 @@ class RetrievalQaConfig(tfds.core.BuilderConfig):
 
 
 class RetrievalQa(tfds.core.GeneratorBasedBuilder):
-  """One dataset of records; its name is that of the `BuilderConfig`.
+  """A dataset of records, named by its `BuilderConfig`.
 
-  Records lie in the order of a hash of their ids, which does not depend on
-  the order of the inputs.
+  Records are sorted by a hash of their ids, so the order of the inputs does not
+  matter.
   """
 
   VERSION = tfds.core.Version(VERSION)
-  # Nothing is downloaded; tfds 4.9.10 looks for their checksums with a
-  # package, importlib_resources, that it does not require.
+  # Nothing is downloaded. Otherwise tfds 4.9.10 would look for checksums with
+  # the package importlib_resources, which it does not require.
   url_infos = None
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -190,8 +190,8 @@ class RetrievalQa(tfds.core.GeneratorBasedBuilder):
 class _CanonicalWriter(writer.ExampleWriter):
   """Writes equal examples as equal bytes.
 
-  A tf.train.Example is a protocol buffer with a map in it, which tfds
-  serializes in an order that differs between processes.
+  A tf.train.Example has a map, which tfds serializes in an order that differs
+  between processes.
   """
 
   def write(self, path: Any, examples: Any) -> Any:
@@ -215,18 +215,18 @@ def write(
   """Writes a dataset.
 
   Args:
-    directory: an empty one.
-    name: of the dataset.
+    directory: an empty directory.
+    name: name of the dataset.
     splits: see `RetrievalQaConfig`.
-    num_shards: of each split; 0 is tfds's choice: the largest power of two
-      with which each has at least 64 MiB, before compression.
+    num_shards: number of shards of each split; 0 lets tfds choose the largest
+      power of two with at least 64 MiB in each, before compression.
     beam_options: PipelineOptions, if `splits` has PTransforms.
 
   Returns:
     The directory of the finished dataset, below `directory`.
 
   Raises:
-    errors.UserError: a split is too large to be sorted in memory.
+    errors.UserError: a split is too large to sort in memory.
   """
   config = tfds.download.DownloadConfig(
     try_download_gcs=False,
@@ -256,10 +256,9 @@ def write(
 
 @contextlib.contextmanager
 def _quiet_tfds() -> Iterator[None]:
-  """Without its banners and bars, and sorting in memory.
+  """Hides the banners and bars of tfds, and makes it sort in memory.
 
-  Over `MAX_MEM_BUFFER_SIZE` tfds sorts on disk, by way of TensorFlow's file
-  functions.
+  Above `MAX_MEM_BUFFER_SIZE` tfds sorts on disk, which needs TensorFlow.
   """
   limit, verbosity = shuffle.MAX_MEM_BUFFER_SIZE, logging.get_verbosity()
   shuffle.MAX_MEM_BUFFER_SIZE = _memory_limit()
@@ -275,6 +274,6 @@ def _quiet_tfds() -> Iterator[None]:
 
 
 def _memory_limit() -> int:
-  """Bytes of records that one process sorts: 60 % of the machine's memory."""
+  """Bytes of records that one process may sort: 60 % of the memory."""
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   return total * 6 // 10

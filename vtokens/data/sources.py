@@ -1,4 +1,4 @@
-"""What a config calls a source: files, TFDS data sets, built datasets."""
+"""Reads the sources that a config names: files, TFDS and built datasets."""
 
 import dataclasses
 import functools
@@ -17,10 +17,10 @@ from vtokens.host import errors, paths
 
 
 def groups(sources: Sequence[str]) -> list[tuple[str, ...]]:
-  """Sources that must be read together.
+  """Groups sources that must be read together.
 
-  A built dataset, `records:DIRECTORY:SPLIT`, stands by itself. All others are
-  one group, since runs and caches among them apply to the questions in others.
+  A built dataset, `records:DIRECTORY:SPLIT`, is a group alone. All others form
+  one group, since runs and caches apply to the questions of other files.
   """
   others = tuple(s for s in sources if not _is_built(s))
   found = [(s,) for s in sources if _is_built(s)]
@@ -41,10 +41,10 @@ def read(
   """Yields the records of sources, one at a time.
 
   Args:
-    sources: see the module docstring of `vtokens.data.formats`; and
-      `records:DIRECTORY[:SPLIT]`, which `vtokens.data.build` made. NAME=
-      before one calls all its records' data set so.
-    report: of bad records.
+    sources: files and TFDS datasets, see `formats.read_records`, or
+      `records:DIRECTORY[:SPLIT]`, made by `vtokens.data.build`. NAME= before a
+      source names the dataset of all its records.
+    report: account of bad records.
     corpus: files of passages, for sources that name passages by id only.
     turns: see `formats.read_records`.
 
@@ -63,9 +63,10 @@ def read(
 
 
 def called(sources: Sequence[str]) -> list[str]:
-  """What decides the data sets and ids of sources beside their content.
+  """Names that decide the datasets and ids of records, besides the content.
 
-  Of each but built ones, data set, start of default ids, and label.
+  For each source that is not a built dataset: its dataset, the start of its
+  default ids, its label, and NAME.
   """
   others = [source for source in sources if not _is_built(source)]
   return [
@@ -75,10 +76,11 @@ def called(sources: Sequence[str]) -> list[str]:
 
 
 def regrouped(sources: Sequence[str]) -> dict[str, str]:
-  """The data sets of sources that are not called by their file's name alone.
+  """Datasets of the sources whose dataset is not named by the file alone.
 
-  Number of the source -> data set. Of one source there is nothing to tell: what
-  its data set is called changes no number of a training.
+  Returns:
+    Number of the source -> dataset. Empty for one source: the name of its
+    dataset does not change training.
   """
   others = {i: s for i, s in enumerate(sources) if not _is_built(s)}
   if len(others) < 2:
@@ -93,16 +95,14 @@ def regrouped(sources: Sequence[str]) -> dict[str, str]:
 
 @functools.cache
 def fingerprint(source: str) -> str:
-  """What tells the content of one source from any other, wherever it lies.
-
-  A source is read once by a process.
+  """Identifies the content of a source, wherever it lies; cached.
 
   Returns:
-    SHA-256 of a file, fingerprint of a built dataset, or version of a TFDS
-    data set.
+    The SHA-256 of a file, the fingerprint of a built dataset, or the version of
+    a TFDS dataset.
 
   Raises:
-    errors.UserError: it is not there, or no file.
+    errors.UserError: the source does not exist or is not a file.
   """
   source = dataset_names.split(source)[1]
   if source.startswith(built_datasets.SOURCE):
@@ -118,5 +118,5 @@ def fingerprint(source: str) -> str:
       raise
     raise errors.UserError(
       f'{source}: cannot be read: {type(e).__name__}: {e}. Check the path; '
-      'docs/data.md says where the files of configs/data/ are to be had'
+      'docs/data.md says where to get the files of configs/data/'
     ) from e

@@ -1,4 +1,4 @@
-"""Cells of tables, which are text whatever they stand for."""
+"""Cells of tables: text that may spell an array or an object."""
 
 import ast
 import io
@@ -12,19 +12,19 @@ _ARRAY = re.compile(r"""\s*\[\s*(['"]).*['"]\s*\]\s*\Z""", re.DOTALL)
 
 
 class TextCell(str):
-  """Text of a table without types, which may spell an array or an object.
+  """Text of an untyped table, which may spell an array or an object.
 
-  Where an array is expected, `parsed` reads it as one; elsewhere it is text.
+  Where an array is expected, `parsed` reads it; elsewhere it is text.
   """
 
   __slots__ = ()
 
 
 def parsed(value: Any) -> Any:
-  """What a cell spells if it is an array or object; other values as they are.
+  """Parses a cell that spells an array or object; returns other values as is.
 
-  In JSON's spelling, or in that of Python, in which pandas writes columns of
-  lists. A tuple or set of strings is an array too.
+  The spelling is JSON's, or Python's, in which pandas writes columns of lists.
+  A tuple or set of strings counts as an array.
   """
   if not isinstance(value, TextCell) or not value.strip().startswith(
     ('[', '{', '(')
@@ -37,7 +37,7 @@ def parsed(value: Any) -> Any:
     if isinstance(found, tuple | set) and all(
       isinstance(item, str) for item in found
     ):
-      # A set has no order of its own.
+      # A set has no order.
       found = sorted(found) if isinstance(found, set) else list(found)
   return found if isinstance(found, list | dict) else value
 
@@ -48,9 +48,10 @@ def is_like_an_array(text: str) -> bool:
 
 
 def _python(text: str) -> Any:
-  """A literal of Python; None if it is not one.
+  """Parses a Python literal; None if the text is not one.
 
-  NumPy prints arrays without commas, which Python takes for one string.
+  NumPy prints arrays without commas, which Python would join to one string: not
+  a literal here.
   """
   text = text.strip()
   try:

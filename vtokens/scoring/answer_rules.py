@@ -1,23 +1,23 @@
-"""How answers are compared, by the kind of answers that a dataset has.
+"""Rules that compare answers, by the kind of answers of a dataset.
 
 text: SQuAD 1.1's rules; see `vtokens.scoring.metrics`.
 
-regex: the accepted answers are regular expressions, as those of CuratedTREC.
-  They are Python's, case does not count, and they see the prediction as it is
-  but for white space around it; normalising would take away the punctuation
-  that such patterns ask for. EM: a pattern matches all of the prediction, a
-  full stop at the end aside. Containment: it matches somewhere.
+regex: accepted answers are regular expressions of Python, as in CuratedTREC.
+  Case does not count. White space around the prediction is dropped; it is not
+  normalised, since patterns may ask for punctuation. EM: a pattern matches the
+  whole prediction, perhaps without a full stop at the end. Containment: a
+  pattern matches somewhere.
 
-number: each accepted answer has one number, and maybe a unit. EM: the
-  prediction has one number, equal to it, and no word that the answer does not
-  have. Containment: the number is among those of the prediction, whatever the
-  units. What a number is: see `vtokens.scoring.numbers`.
+number: each accepted answer has one number, and perhaps a unit. EM: the
+  prediction has exactly this number, and no word that the answer lacks.
+  Containment: the prediction has this number, whatever its words. Numbers are
+  defined in `vtokens.scoring.numbers`.
 
 yes_no: accepted answers are yes or true, no or false. The first word of the
-  normalised prediction counts; if it is none of these, the answer is wrong.
+  normalised prediction counts; if it is none of these, the prediction is wrong.
 
-A pattern, a number and a yes have no words to share, so that under these three
-F1 is EM; under yes_no so is containment.
+Under regex, number and yes_no, F1 is EM: there are no words to share. Under
+yes_no containment is EM too.
 """
 
 import dataclasses
@@ -40,14 +40,14 @@ _MEANING = {'yes': True, 'true': True, 'no': False, 'false': False}
 
 
 def check_answers(rule: str, records: Sequence[Record]) -> None:
-  """Raises if an accepted answer is not of the kind that a rule compares.
+  """Checks that accepted answers are of the kind that a rule compares.
 
   Args:
-    rule: of `RULES`.
+    rule: one of `RULES`.
     records: the questions.
 
   Raises:
-    errors.UserError: naming record, dataset and answer, for the first one.
+    errors.UserError: one is not; the message names record, dataset and answer.
     ValueError: there is no such rule.
   """
   problem_of = _get(rule).problem
@@ -71,15 +71,16 @@ def score_questions(
   """Scores each question.
 
   Args:
-    rule: of `RULES`.
-    predictions: one per question.
-    answers: the accepted answers of each, in the same order; `check_answers`
-      has passed them.
-    char_f1: whether to add `metrics.char_f1`; it takes answers as text under
-      every rule but regex, where it is EM.
+    rule: one of `RULES`.
+    predictions: one prediction per question.
+    answers: accepted answers of each question, in the same order, which
+      `check_answers` has passed.
+    char_f1: whether to add `metrics.char_f1`. Under regex it is EM; other rules
+      compare the answers as text.
 
   Returns:
-    em, f1, contains and maybe char_f1 -> value of each question, f64, 0 to 1.
+    For em, f1, contains and perhaps char_f1 the value of each question, 0 to 1,
+    float64 array of shape [n].
 
   Raises:
     ValueError: the two differ in length, or there is no such rule.
@@ -114,7 +115,8 @@ def _score_regex(
     pattern.fullmatch(text) or pattern.fullmatch(text.removesuffix('.'))
     for pattern in patterns
   )
-  # A pattern may ask for the end of the text, which the full stop hides.
+  # A pattern for the end of the text may match only without the full stop, as
+  # EM does.
   contains = em or any(pattern.search(text) for pattern in patterns)
   return {name: float(contains if name == 'contains' else em) for name in names}
 
@@ -189,7 +191,7 @@ class _Rule:
 
   Attributes:
     score: (prediction, accepted answers, names of metrics) -> their values.
-    problem: what is wrong with accepted answers; '' for nothing.
+    problem: accepted answers -> what is wrong with them; '' for nothing.
   """
 
   score: Callable[[str, Sequence[str], Sequence[str]], dict[str, float]]

@@ -1,17 +1,17 @@
-"""How well a prediction agrees with the accepted answers.
+"""Metrics of a prediction against accepted answers.
 
-Exact match and token F1 are those of SQuAD 1.1; source: the official SQuAD 1.1
-evaluation script (evaluate-v1.1.py), described in Rajpurkar et al., 2016, arXiv
-1606.05250, section 6.1. Answers that are not plain text, as patterns or
-numbers, have rules of their own: see `vtokens.scoring.answer_rules`.
+Exact match and token F1 follow SQuAD 1.1: its official evaluation script
+(evaluate-v1.1.py), described in Rajpurkar et al., 2016, arXiv 1606.05250,
+section 6.1. `vtokens.scoring.answer_rules` compares answers that are not plain
+text, such as patterns or numbers.
 
-Two kinds of text, which SQuAD 1.1 does not have, are compared otherwise:
+Two kinds of text that SQuAD 1.1 lacks are compared differently:
 
-- An accepted answer of nothing but articles and punctuation, such as 'A' or
-  'The The': the articles of answer and prediction stay. Of an answer of
-  nothing but punctuation, such as '+', the punctuation stays too.
-- Where prediction or answer is written without spaces (`unspaced.is_written`),
-  both are compared by characters: see `normalize_unspaced`.
+- If an accepted answer has only articles and punctuation ('A', 'The The'), the
+  articles of answer and prediction stay. If it has only punctuation ('+'), the
+  punctuation stays too.
+- If prediction or answer is written without spaces (`unspaced.is_written`),
+  both are compared by characters; see `normalize_unspaced`.
 """
 
 import collections
@@ -52,15 +52,9 @@ class Scores:
 def normalize_answer(text: str) -> str:
   """Lowers case, drops ASCII punctuation and articles, joins words by a space.
 
-  The order is the official script's and matters: punctuation goes first and
-  leaves nothing behind, so 'a.b' becomes the word 'ab' and not 'b'. Curly
-  quotes and Unicode dashes are not in `string.punctuation` and stay.
-
-  Args:
-    text: any text.
-
-  Returns:
-    The normalised text, possibly empty.
+  The order is the official script's and matters: punctuation is dropped first,
+  so 'a.b' becomes the word 'ab', not 'b'. Curly quotes and Unicode dashes are
+  not in `string.punctuation` and stay. The result may be empty.
   """
   text = text.lower().translate(_DROP_PUNCTUATION)
   return ' '.join(_ARTICLES.sub(' ', text).split())
@@ -69,17 +63,11 @@ def normalize_answer(text: str) -> str:
 def normalize_unspaced(text: str) -> str:
   """Normalises text of scripts without spaces; each character is a word.
 
-  Full-width letters and digits become normal, case is lowered, punctuation of
-  ASCII and of Unicode (categories P*) goes. Articles stay: the A of
-  '维生素A' is none. MLQA compares Chinese in this way (Lewis et al., 2020,
-  arXiv 1910.07475, and its `mlqa_evaluation_v1.py`); other scripts and widths
-  are added here.
-
-  Args:
-    text: any text.
-
-  Returns:
-    The words, joined by a space; possibly empty.
+  Makes full-width letters and digits normal, lowers case, drops punctuation of
+  ASCII and Unicode (categories P*), and joins words by a space. Articles stay:
+  the A of '维生素A' is none. MLQA compares Chinese like this (Lewis et al.,
+  2020, arXiv 1910.07475, `mlqa_evaluation_v1.py`); other scripts and widths are
+  added here. The result may be empty.
   """
   text = unicodedata.normalize('NFC', unspaced.fold_width(text)).lower()
   text = _UNICODE_PUNCTUATION.sub('', text.translate(_DROP_PUNCTUATION))
@@ -97,22 +85,22 @@ def _keep_all(text: str) -> str:
 def text_scores(
   prediction: str, answers: Sequence[str], names: Iterable[str]
 ) -> dict[str, float]:
-  """Several metrics of one prediction, each the best over the answers.
+  """Computes metrics of a prediction, each the best over the answers.
 
   Args:
-    prediction: what the model said.
-    answers: the accepted answers, at least one.
-    names: of `METRICS`.
+    prediction: the model's text.
+    answers: accepted answers, at least one.
+    names: names of `METRICS`.
 
   Returns:
-    Name -> value, 0.0 to 1.0; the answer that is best for one metric need not
-    be so for another.
+    Values by name, 0.0 to 1.0. Different answers may be best for different
+    metrics.
 
   Raises:
-    TypeError: if `answers` is one string.
-    ValueError: if `answers` is empty.
+    TypeError: `answers` is one string.
+    ValueError: `answers` is empty.
   """
-  # A string is a sequence of strings too: its letters would be the answers.
+  # A string is also a sequence of strings: its letters would be the answers.
   if isinstance(answers, str):
     raise TypeError(f'answers is the string {answers!r}, expected a list of it')
   if not answers:
@@ -132,18 +120,18 @@ def _value(
   name: str, rule: Callable[[str], str], said: str, gold: str
 ) -> float:
   if name == 'char_f1' and rule is normalize_unspaced:
-    # Its spaces are not in the text.
+    # `normalize_unspaced` added the spaces.
     said, gold = said.replace(' ', ''), gold.replace(' ', '')
   return METRICS[name](said, gold)
 
 
 def _rule(prediction: str, answer: str) -> Callable[[str], str]:
-  """How a prediction and an accepted answer are normalised to be compared."""
+  """Chooses the normalisation for a prediction and an accepted answer."""
   if unspaced.is_written(prediction) or unspaced.is_written(answer):
     rules = [normalize_unspaced, _keep_all]
   else:
     rules = [normalize_answer, _keep_articles, _keep_all]
-  # Of a blank answer nothing is left by any rule.
+  # No rule leaves anything of a blank answer.
   return next((rule for rule in rules if rule(answer)), rules[0])
 
 
@@ -159,10 +147,10 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def token_f1(prediction: str, answers: Sequence[str]) -> float:
-  """The best F1 between the prediction's words and those of an answer.
+  """The best F1 between the words of the prediction and of an answer.
 
-  F1 = 2PR / (P + R) over the two bags of normalised words; 0 where no word is
-  shared, as in the official script.
+  F1 = 2PR / (P + R) over the two bags of normalised words; 0 if they share
+  none, as in the official script.
 
   Args and Raises: see `text_scores`.
 
@@ -175,10 +163,10 @@ def token_f1(prediction: str, answers: Sequence[str]) -> float:
 def char_f1(prediction: str, answers: Sequence[str]) -> float:
   """The best F1 between the characters of the prediction and of an answer.
 
-  As `token_f1`, over the characters of the normalised texts, spaces between
-  words included. Wrong answers get about a third: it is here for one purpose,
-  to stand beside the F1 of the SPRING paper (arXiv 2405.19670), whose values
-  look like this. That is a guess; the paper defines none.
+  Like `token_f1`, over the characters of the normalised texts with the spaces
+  between words. Wrong answers get about a third. Its only purpose is to compare
+  with the F1 of the SPRING paper (arXiv 2405.19670), whose values look like
+  this. That is a guess: the paper does not define its F1.
 
   Args and Raises: see `text_scores`.
 
@@ -195,15 +183,15 @@ def score(
 
   Args:
     predictions: one prediction per question.
-    answers: the accepted answers of each question, in the same order.
+    answers: accepted answers of each question, in the same order.
 
   Returns:
     The means in percent.
 
   Raises:
-    TypeError: if the answers of a question are one string.
-    ValueError: if there are no questions, a question has no answers, or the
-      two sequences differ in length.
+    TypeError: the answers of a question are one string.
+    ValueError: there are no questions, a question has no answers, or the two
+      sequences differ in length.
   """
   if len(predictions) != len(answers):
     raise ValueError(
@@ -222,7 +210,7 @@ def score(
 
 
 def _bag_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
-  """F1 of two bags of words, or of characters; 0 where nothing is shared."""
+  """F1 of two bags of words or characters; 0 if they share nothing."""
   shared = collections.Counter(predicted) & collections.Counter(expected)
   num_shared = shared.total()
   if num_shared == 0:
@@ -232,11 +220,11 @@ def _bag_f1(predicted: Sequence[str], expected: Sequence[str]) -> float:
   return 2 * precision * recall / (precision + recall)
 
 
-# Of a normalised prediction and one normalised answer.
+# Functions of a normalised prediction and a normalised answer.
 METRICS: Mapping[str, Callable[[str, str], float]] = {
   'em': lambda said, gold: float(said == gold),
   'f1': lambda said, gold: _bag_f1(said.split(), gold.split()),
-  # No word holds a space: a match of strings is a match of whole words.
+  # Words have no spaces, so a match of strings is a match of whole words.
   'contains': lambda said, gold: float(f' {gold} ' in f' {said} '),
   'char_f1': _bag_f1,
 }

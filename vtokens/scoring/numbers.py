@@ -1,19 +1,18 @@
-r"""Numbers in text.
+r"""Finds numbers in text.
 
 A number is written in digits: 1800, 1,800 (commas between groups of three),
-18.5, .5, with a sign (-, + or U+2212) that does not follow a word, and with a
-currency sign ($ € £ ¥) or % beside it, which are ignored: 5 %, $5 and 5 are
-equal. It may be scaled: 1.8e3, 1.8E+3, 1.8 x 10^3 (the sign of multiplication
-may also be U+00D7, a raised dot, * or \times, the power 10**3, 10^{3} or 10³),
-10^3 alone, or with thousand, million, billion or trillion after it. Values are
-compared exactly: 18 is 18.0 and not 17.99.
+18.5 or .5. It may have a sign (-, + or U+2212) that does not follow a word. A
+currency sign ($ € £ ¥) or % beside it is ignored: 5 %, $5 and 5 are equal. It
+may have a scale: 1.8e3, 1.8E+3, 1.8 x 10^3 (for x also U+00D7, a raised dot, *
+or \times; for 10^3 also 10**3, 10^{3} or 10³), 10^3 alone, or the words
+thousand, million, billion or trillion. Values are compared exactly: 18 equals
+18.0, not 17.99.
 
-No number: digits that a letter precedes (B12), a run of digits with commas or
-points that is written otherwise (1,2 or 1.2.3), exponents of units (m**3 or
-s^-1, with spaces or without), exponents of more than four digits, and numbers
-written in words. A point that no digit follows ends a sentence. Letters may
-follow at once, as in 5kg; 10k is 10 and the word k, 2nd is 2 and the word nd. A
-fraction is two numbers.
+These are not numbers: digits after a letter (B12), digits with other commas or
+points (1,2 or 1.2.3), exponents of units (m**3 or s^-1, with or without
+spaces), exponents of more than four digits, and numbers in words. A point
+without a digit after it ends a sentence. Letters may follow directly: 5kg; 10k
+is 10 and the word k, 2nd is 2 and the word nd. A fraction is two numbers.
 """
 
 import decimal
@@ -39,8 +38,8 @@ _NUMBER = re.compile(
   re.VERBOSE | re.IGNORECASE,
 )
 
-# After a letter, and not the marks of bold text: **5** has them on both sides,
-# and no space inside.
+# Follows a letter. Not the marks of bold text: **5** has them on both sides,
+# without a space inside.
 _UNIT_EXPONENT = re.compile(
   r"""
   (?<= [^\W\d_] )
@@ -64,21 +63,13 @@ _POWER_OF_TEN = re.compile(
 
 _LOWERED = str.maketrans('⁺⁻⁰¹²³⁴⁵⁶⁷⁸⁹', '+-0123456789')
 _SCALES = {'thousand': 3, 'million': 6, 'billion': 9, 'trillion': 12}
-# Those that the normalisation of words does not drop.
+# Currency signs that `normalize_answer` does not drop.
 _NO_CURRENCY = str.maketrans('', '', '€£¥')
 
 
 def parse(text: str) -> tuple[list[decimal.Decimal], set[str]]:
-  """The numbers in a text, and its other words.
-
-  Args:
-    text: any text.
-
-  Returns:
-    The numbers in order, and the words of the normalised rest (units, or
-    whatever else was said).
-  """
-  # Made a part of the word, they are no numbers; the sign is punctuation.
+  """Finds the numbers in a text, in order, and its other words, normalised."""
+  # Joined to the unit's letters, an exponent is no number.
   text = _UNIT_EXPONENT.sub(r'\g<digits>', text)
   text = _POWER_OF_TEN.sub(_exponent_notation, text)
   values = [_value(found) for found in _NUMBER.finditer(text)]
@@ -95,5 +86,5 @@ def _value(found: re.Match[str]) -> decimal.Decimal:
   exponent = int((found['exponent'] or '0').replace('\u2212', '-'))
   exponent += _SCALES.get((found['scale'] or '').lower(), 0)
   sign = '' if found['sign'] in (None, '+') else '-'
-  # In one piece: arithmetic would round, to the precision of the context.
+  # Not by arithmetic, which would round to the context's precision.
   return decimal.Decimal(f'{sign}{found["digits"].replace(",", "")}e{exponent}')

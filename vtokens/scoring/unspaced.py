@@ -1,9 +1,8 @@
-"""Text of scripts that put no spaces between words.
+"""Text in scripts that put no spaces between words.
 
-The scripts are Han, Hiragana, Katakana, Thai, Khmer, Lao and Burmese (Myanmar).
-Their words cannot be found without a dictionary of the language, so everything
-here takes a *character* for a word: a letter or digit with the marks on it.
-Korean has spaces, and is not one of these scripts.
+These are Han, Hiragana, Katakana, Thai, Khmer, Lao and Burmese (Myanmar), not
+Korean. Finding their words needs a dictionary, so a *character*, a letter or
+digit with its marks, counts as a word here.
 """
 
 import re
@@ -11,8 +10,7 @@ import unicodedata
 
 import regex
 
-# The prolonged sound marks are common to both kinds of Kana, and so are in
-# neither of them.
+# Unicode puts the prolonged sound marks, common to both Kana, into neither.
 _SCRIPTS = (
   r'\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Khmer}\p{Lao}\p{Myanmar}'
   r'\u30fc\uff70'
@@ -25,7 +23,7 @@ OTHER_WORD = rf'[[\p{{L}}\p{{N}}\p{{M}}]--[{_SCRIPTS}]]+'
 _IN_SCRIPTS = regex.compile(
   rf'[[{_SCRIPTS}]&&[\p{{L}}\p{{N}}\p{{M}}]]', regex.V1
 )
-# Has all of them and more. Searching it first is several times as fast.
+# A superset of these scripts. Searching it first is several times as fast.
 _MAYBE = re.compile(
   '[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u19e0-\u19ff\u2e80-\ufaff'
   '\uff00-\uffef\U00016fe0-\U0003ffff]'
@@ -38,7 +36,7 @@ _NARROW_LETTER = regex.compile(r'[\p{L}--[\uff01-\uffef]]', regex.V1)
 _FULL_WIDTH = regex.compile(
   '[０-９Ａ-Ｚａ-ｚ].*[０-９Ａ-Ｚａ-ｚ]', regex.DOTALL
 )
-# Thai and the others put a space next to a foreign word.
+# Thai and the other scripts put a space next to a foreign word.
 _EAST_ASIAN = r'\p{Han}\p{Hiragana}\p{Katakana}\u30fc'
 _OTHER = rf'[[\p{{L}}\p{{N}}]--[{_SCRIPTS}]]'
 _MIXED = regex.compile(
@@ -63,14 +61,14 @@ def is_written(text: str) -> bool:
   """Whether a text as a whole is written without spaces.
 
   English text that quotes a name, as in 'Beijing (北京)', is not. A text is
-  if one of these holds:
+  written without spaces if one of these holds:
 
-  - at least half of its letters are of these scripts;
-  - it has four characters of these scripts for each other word;
-  - at least a tenth are, and a letter or digit of another script stands
-    directly beside Han or Kana, or the text has punctuation of East Asia or
-    full-width forms (U+3001 to U+303F, U+FF01 to U+FFEF);
-  - it is a number or a name in several full-width digits and letters.
+  - at least half of its letters are in these scripts;
+  - it has at least four characters in these scripts for each other word;
+  - at least a tenth of its letters are in these scripts, and a letter or digit
+    of another script stands directly beside Han or Kana, or the text has East
+    Asian punctuation or full-width forms (U+3001 to U+303F, U+FF01 to U+FFEF);
+  - it is a number or name in several full-width digits or letters.
   """
   if text.isascii() or not _MAYBE.search(text):
     return False
@@ -78,7 +76,7 @@ def is_written(text: str) -> bool:
     return bool(_FULL_WIDTH.search(text)) and not _NARROW_LETTER.search(text)
   num_letters = sum(map(str.isalpha, text))
   own = sum(found[0].isalpha() for found in characters(text))
-  # 'Transformer 模型是谁提出的?' has more letters of the one English word.
+  # In 'Transformer 模型是谁提出的?' the English word has most of the letters.
   if 2 * own >= num_letters or own >= 4 * len(_OTHER_WORD.findall(text)):
     return True
   has_sign = _WIDE.search(text) or _MIXED.search(text)
@@ -86,16 +84,16 @@ def is_written(text: str) -> bool:
 
 
 def characters(text: str) -> list[str]:
-  """The characters of these scripts, each with its marks, in order."""
+  """The characters in these scripts, each with its marks, in order."""
   return list(_CHARACTER.findall(text))
 
 
 def fold_width(text: str) -> str:
-  """Makes full-width letters, digits and signs, and half-width Kana, normal."""
+  """Makes full-width letters, digits, signs and half-width Kana normal."""
   return text if text.isascii() else text.translate(_NARROW)
 
 
 def words(text: str) -> list[str]:
-  """Words of a text: what spaces separate, and each character by itself."""
+  """Words of a text: split at spaces, with each character a word."""
   spaced: str = _CHARACTER.sub(r' \g<0> ', text)
   return spaced.split()

@@ -1,7 +1,7 @@
 """Builds a dataset of records: python -m vtokens.data.build --config FILE.
 
-Its fields are documented in `vtokens/data/build/build_config.py`, what is
-written in docs/data.md.
+`vtokens/data/build/build_config.py` documents the fields of FILE, docs/data.md
+the dataset.
 """
 
 from vtokens.data.build import build_command, build_config

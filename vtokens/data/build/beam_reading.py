@@ -1,7 +1,7 @@
-"""Splits read by Apache Beam: sources in parallel, ids compared over all.
+"""Reads splits with Apache Beam: sources in parallel, ids compared over all.
 
-Bad input travels as data and not as exceptions, whose text differs between
-runners, so that the user reads the same messages as without Beam.
+Workers return bad input as data. The text of exceptions differs between
+runners; so the messages are the same as without Beam.
 """
 
 import collections
@@ -28,13 +28,13 @@ except ImportError as e:
     f"runner='beam' needs Apache Beam: pip install 'vtokens[beam]' ({e})"
   ) from e
 
-# Where a record comes from: index of the source, number in it from 1.
+# Place of a record: index of its source, number in the source from 1.
 _Place = tuple[int, int]
 _Placed = tuple[_Place, Record]
 
 
 def pipeline_options(options: Sequence[str]) -> Any:
-  """Beam's options, of both pipelines of a build."""
+  """Beam's options for both pipelines of a build."""
   return beam_options.PipelineOptions(list(options))
 
 
@@ -49,20 +49,20 @@ def read_splits(
   """Reads and checks all splits in one pipeline.
 
   Args:
-    splits: what to read.
-    max_passages: kept of each retriever.
+    splits: the splits.
+    max_passages: passages kept of each retriever.
     on_bad_record: error or skip.
-    directory: for the records between this pipeline and the one that writes
-      the dataset; workers must reach it.
+    directory: directory for the records until the second pipeline writes the
+      dataset; workers must reach it.
     options: see `pipeline_options`.
 
   Returns:
-    The counts of each split; and for each a PTransform that yields its
+    The counts of each split; and for each split a PTransform that yields its
     records as `retrieval_qa.keyed_example`.
 
   Raises:
-    errors.UserError: a source that cannot be read, or a bad record with
-      `on_bad_record=error`.
+    errors.UserError: a source cannot be read, or a record is bad and
+      `on_bad_record` is error.
   """
   prefixes = {
     name: os.path.join(os.path.abspath(directory), 'read', name)
@@ -90,7 +90,7 @@ def read_splits(
 
 
 def _gather(prefix: str, split: Split, on_bad_record: str) -> SplitCounts:
-  """Sums up the notes of the workers."""
+  """Adds up the notes of the workers."""
   counts = SplitCounts()
   skipped: list[tuple[_Place, str]] = []
   directory, stem = os.path.split(f'{prefix}.notes')
@@ -118,7 +118,7 @@ def _gather(prefix: str, split: Split, on_bad_record: str) -> SplitCounts:
 
 
 class _ReadSplit(beam.PTransform):
-  """Pipeline -> the records of a split, and notes on what was left out."""
+  """Reads the records of a split, and notes on what was left out."""
 
   def __init__(self, split: Split, max_passages: int):
     super().__init__()
@@ -195,7 +195,7 @@ class _ReadSplit(beam.PTransform):
 
 
 class _Kept(beam.PTransform):
-  """Pipeline -> what `read_splits` kept of a split."""
+  """Reads the records of a split that `read_splits` wrote."""
 
   def __init__(self, prefix: str):
     super().__init__()
@@ -241,7 +241,7 @@ def _read_source(
 
 
 def _twin_key(placed: _Placed) -> tuple[_Place, str, str]:
-  """What tells records of one id apart: source, data set and question."""
+  """Source, dataset and question of a record, to compare equal ids."""
   place, record = placed
   digest = hashlib.blake2b(record.question.encode(), digest_size=12)
   return place, record.dataset, digest.hexdigest()
@@ -252,7 +252,7 @@ def _repeated(
   split: Split,
   labels: Sequence[str],
 ) -> Iterator[tuple[_Place, str]]:
-  """The records that have the id of an earlier one and are not told apart."""
+  """Yields records whose id an earlier record has, where no label helps."""
   id_ = item[0]
   kept: list[tuple[_Place, str, str]] = []
   for place, *twin in sorted(item[1]):
@@ -279,7 +279,7 @@ def _repeated(
 def _clashing(
   item: tuple[str, Iterable[tuple[_Place, str, str]]], labels: Sequence[str]
 ) -> set[str]:
-  """Labels of the sources that have one id, if they are several."""
+  """Labels of the sources that have an id, if there are several."""
   found = {labels[place[0]] for place, *_ in item[1]}
   return found if len(found) > 1 else set()
 
@@ -287,7 +287,7 @@ def _clashing(
 def _labelled(
   placed: _Placed, labels: Sequence[str], clashing: Mapping[str, bool]
 ) -> _Placed:
-  """The record with its source's label in its id, if that is among those."""
+  """Prefixes the source's label to a record's id, if the label is clashing."""
   place, record = placed
   label = labels[place[0]]
   if label in clashing:
@@ -300,7 +300,7 @@ def _draw_hash(placed: _Placed, seed: int) -> int:
 
 
 def _left_out(note: str, before: Any, after: Any) -> list[Any]:
-  """Notes whose sum is how many elements a filter left out."""
+  """Notes whose sum is the number of elements that a filter left out."""
   return [
     pcollection
     | f'Count {note} {sign}' >> beam.combiners.Count.Globally()

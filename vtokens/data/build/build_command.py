@@ -1,7 +1,7 @@
 """Builds a dataset of records: python -m vtokens.data.build --config FILE.
 
-The result, in array_record, can be read by `vtokens.data.built_datasets` and by
-tensorflow-datasets. docs/data.md tells more.
+`vtokens.data.built_datasets` and tensorflow-datasets read the result, which is
+in array_record; see docs/data.md.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from vtokens.settings import schema
 
 
 def build(cfg: Config) -> str:
-  """Builds a dataset, or keeps it if it is there.
+  """Builds a dataset, or keeps it if it exists.
 
-  Nothing is under the final name before all is written and checked.
+  The dataset gets its final name once it is written and checked.
 
   Args:
     cfg: a valid config.
@@ -39,7 +39,7 @@ def build(cfg: Config) -> str:
     The dataset's directory.
 
   Raises:
-    errors.UserError: bad input, or another dataset is under this name.
+    errors.UserError: the input is bad, or another dataset has this name.
   """
   from vtokens.data import retrieval_qa
 
@@ -76,7 +76,7 @@ def build(cfg: Config) -> str:
 
 
 def _built_from(cfg: Config) -> dict[str, Any]:
-  """All that the content depends on."""
+  """Everything that decides the content of the dataset."""
   values = schema.to_dict(cfg)
   for name in ('out', 'runner', 'beam_options', 'on_bad_record'):
     del values[name]
@@ -91,10 +91,10 @@ def _built_from(cfg: Config) -> dict[str, Any]:
       dataset_names.of(split.sources),
       strict=True,
     ):
-      # Most sources are called by their file's name.
+      # Most datasets are named by their file.
       if called.dataset != dataset_names.by_file(called.location):
         value['dataset'] = called.dataset
-    # It has no influence on what is built.
+    # It does not decide what is built.
     del values['splits'][name]['expected_records']
   if others := row_formats.registered():
     values['formats'] = others
@@ -108,10 +108,10 @@ def _fingerprint(built_from: Mapping[str, Any]) -> str:
 
 
 def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
-  """Checks that what is there is what would be built.
+  """Checks that the existing dataset is the one to build.
 
   Raises:
-    errors.UserError: it is something else, or damaged.
+    errors.UserError: it is another one, or damaged.
   """
   manifest = built_datasets.read_manifest(path)
   if manifest.fingerprint != fingerprint:
@@ -129,7 +129,7 @@ def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
 
 
 def _write(cfg: Config, work: str) -> tuple[str, dict[str, SplitCounts]]:
-  """Writes the shards below `work`; returns where, and the splits' counts."""
+  """Writes the shards below `work`; returns their directory and the counts."""
   from vtokens.data import retrieval_qa
 
   write = functools.partial(
@@ -174,7 +174,7 @@ def _read_split(
     unit=' records',
     disable=None,
   )
-  # While no shard is written yet.
+  # Before tfds writes the shards.
   _check_number(cfg, name, counts)
 
 
@@ -201,8 +201,8 @@ def _finish(
   fingerprint: str,
   built_from: dict[str, Any],
 ) -> None:
-  """Writes checksums, reports and, last, the manifest; then checks all."""
-  # tfds's record of what it wrote.
+  """Writes checksums, reports and, last, the manifest; then verifies all."""
+  # Written by tfds.
   info = json_files.read(pathlib.Path(directory, 'dataset_info.json'))
   lengths = {
     split['name']: [int(n) for n in split['shardLengths']]
@@ -214,7 +214,7 @@ def _finish(
     shards = []
     for file, num_records in zip(files, lengths[name], strict=True):
       sha256 = built_datasets.sha256(str(file))
-      # As sha256sum writes it.
+      # In the format of sha256sum.
       file.with_name(f'{file.name}.sha256').write_text(
         f'{sha256}  {file.name}\n'
       )
@@ -268,7 +268,7 @@ def _left_out(counts: SplitCounts) -> str:
 
 
 def _report(path: str) -> None:
-  """Says what a dataset holds."""
+  """Prints the content of a dataset."""
   manifest = built_datasets.read_manifest(path)
   counts = {
     'skipped': int,

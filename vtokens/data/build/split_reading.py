@@ -1,4 +1,4 @@
-"""From a split's sources to the records that are built, with counts."""
+"""Reads the records of a split, with counts."""
 
 import collections
 import dataclasses
@@ -15,15 +15,15 @@ from vtokens.data.records import Record
 
 @dataclasses.dataclass
 class SplitCounts:
-  """What became of the records of a split.
+  """Numbers of records of a split that are kept and left out.
 
   Attributes:
-    skipped: one message for each that broke a rule and was left out.
-    no_answer: left out for `drop_answers`.
-    not_drawn: left out for `max_records`.
-    passages_cut: passages beyond `max_passages` of a retriever.
+    skipped: a message for each bad record that was left out.
+    no_answer: records left out for `drop_answers`.
+    not_drawn: records left out for `max_records`.
+    passages_cut: passages left out for `max_passages`.
     datasets: records kept, by dataset.
-    notes: how often something else happened that should be known.
+    notes: counts of other events that users should know.
   """
 
   skipped: list[str] = dataclasses.field(default_factory=list)
@@ -40,7 +40,7 @@ class SplitCounts:
 
   @property
   def kept(self) -> int:
-    """Records of the split."""
+    """Number of records kept."""
     return self.datasets.total()
 
 
@@ -51,18 +51,18 @@ def read_source(
   skipped: list[str],
   notes: collections.Counter[str],
 ) -> Iterator[Record]:
-  """Reads sources; the only place that knows which formats there are.
+  """Yields the records of sources.
 
   Args:
-    sources: some or all of `split.sources`; of some, ids that others have too
-      are not told apart.
-    split: says how to read them.
+    sources: some or all of `split.sources`. If some, ids that other sources
+      share do not get a label.
+    split: how to read them.
     on_bad_record: error or skip.
-    skipped: is appended a message for each record that is skipped.
-    notes: is added how often something else happened that should be known.
+    skipped: list to append a message to for each skipped record.
+    notes: counter of other events to add to.
 
   Raises:
-    errors.UserError: a file that cannot be read, or a bad record in it.
+    errors.UserError: a file cannot be read, or a record is bad.
   """
   report = BadRecords(
     on_bad_record,
@@ -87,10 +87,10 @@ def read_split(
   """Yields the records of a split, in the order of its sources.
 
   Args:
-    split: what to read; its sources are read twice if it has `max_records`.
-    max_passages: kept of each retriever.
+    split: the split; its sources are read twice if it has `max_records`.
+    max_passages: passages kept of each retriever.
     on_bad_record: error or skip.
-    counts: is brought up to date.
+    counts: updated while reading.
 
   Raises:
     errors.UserError: see `read_source`.
@@ -125,7 +125,7 @@ def has_answer(record: Record, split: Split) -> bool:
 
 
 def cut_passages(record: Record, max_passages: int) -> tuple[Record, int]:
-  """The first passages of each retriever, and how many were cut."""
+  """Keeps the first passages of each retriever; returns the number cut, too."""
   cut = sum(
     max(0, len(ranked) - max_passages) for ranked in record.passages.values()
   )
@@ -169,7 +169,7 @@ class IdSample:
 
 
 def draw_hash(id_: str, seed: int) -> int:
-  """63 bits that are as good as random."""
+  """A pseudorandom hash of 63 bits."""
   digest = hashlib.blake2b(f'{seed}:{id_}'.encode(), digest_size=8)
-  # Beam's integers have a sign.
+  # Beam's integers are signed.
   return int.from_bytes(digest.digest(), 'big') >> 1

@@ -1,7 +1,7 @@
-"""Files of rows, one row at a time: JSON lines, JSON, tables, Parquet.
+"""Reads files of rows, one row at a time: JSON lines, JSON, tables, Parquet.
 
-A row is where a file holds one record or one passage. What the shape of a file
-is, its content says; its name says only whether it is compressed.
+A row holds one record or one passage. The shape of a file is told by its
+content; its name only tells whether it is compressed.
 """
 
 from collections.abc import Iterator
@@ -40,13 +40,13 @@ _READERS = {
 
 
 def rows(path: str, is_shape: Shape) -> Iterator[Row]:
-  """The rows of a file that has rows.
+  """Yields the rows of a file.
 
-  All but a JSON array's current item, or a Parquet file's current batch of
-  rows, stays on disk.
+  Only the current item of a JSON array, or the current batch of rows of a
+  Parquet file, is in memory.
 
   Raises:
-    RecordError: the file cannot be read to its end, or has no rows.
+    RecordError: the file cannot be read to its end, or its shape has no rows.
   """
   if is_shape not in _READERS:
     raise RecordError(

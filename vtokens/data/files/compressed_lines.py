@@ -1,4 +1,4 @@
-"""Lines of files that may be compressed or remote."""
+"""Reads lines of files that may be compressed or remote."""
 
 import bz2
 import codecs
@@ -18,8 +18,8 @@ from etils import epath
 from vtokens.data.checks import BadRecord
 from vtokens.data.records import RecordError
 
-# Longest row, in bytes as unpacked or in characters. A row of a hundred
-# passages has some 65 kB; one that unpacks to gigabytes would fill the memory.
+# Longest row, in unpacked bytes or in characters. A row with a hundred passages
+# has about 65 kB; one that unpacks to gigabytes would fill the memory.
 MAX_ROW = 1 << 26
 _MAX_BLANK = 1000  # lines in a row
 _BLOCK = 1 << 20
@@ -32,12 +32,12 @@ _DECOMPRESSORS: dict[str, Callable[..., Any]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-  """One row of a file, not checked yet.
+  """A row of a file, not checked yet.
 
   Attributes:
-    number: from 1; the line, where rows are lines.
-    place: where it is, for messages: 'file:line' or 'file: [3]'.
-    value: what it holds, or what is wrong with it.
+    number: number from 1; the line number if rows are lines.
+    place: place for messages: 'file:line' or 'file: [3]'.
+    value: the row's value, or what is wrong with it.
   """
 
   number: int
@@ -46,7 +46,7 @@ class Row:
 
 
 def stem(path: str) -> str:
-  """The file's name without what tells of compression, and its last suffix."""
+  """The file's name without .gz, .xz or .bz2 and without its last suffix."""
   name = epath.Path(path).name
   root, suffix = os.path.splitext(name)
   if suffix.lower() in _DECOMPRESSORS:
@@ -55,22 +55,21 @@ def stem(path: str) -> str:
 
 
 def text_lines(path: str) -> Iterator[tuple[int, str]]:
-  """(number from 1, line) of the lines that are not blank."""
+  """Yields (number from 1, line) for lines that are not blank."""
   for number, line in numbered_lines(path):
     if text := line.decode('utf-8', 'surrogateescape').strip():
       yield number, text
 
 
 def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
-  """(number from 1, line) up to the last line that is not blank.
+  """Yields (number from 1, line) up to the last line that is not blank.
 
-  Of a line that is longer than `MAX_ROW`, one byte more than that is yielded,
-  and the rest is read past. A mark of byte order is no part of a line, as it is
-  where files were put together.
+  A line longer than `MAX_ROW` is cut to one byte more. A byte order mark at the
+  start of a line, as in concatenated files, is dropped.
 
   Raises:
-    RecordError: the file cannot be read to its end, or has thousands of blank
-      lines.
+    RecordError: the file cannot be read to its end, or has over a thousand
+      blank lines in a row.
   """
   blank = number = 0
   with opened(path) as file:
@@ -96,11 +95,12 @@ def numbered_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def check_is_file(path: str) -> None:
-  """Raises unless a path is a file, or not of this machine, or not there.
+  """Refuses directories, pipes and devices: data are read more than once.
+
+  Remote and missing paths pass.
 
   Raises:
-    RecordError: it is a directory, a pipe or a device, none of which can be
-      read as often as data are.
+    RecordError: the path is one of these.
   """
   if '://' in path:
     return
@@ -124,10 +124,10 @@ def check_is_file(path: str) -> None:
 
 @contextlib.contextmanager
 def opened(path: str) -> Iterator[IO[bytes]]:
-  """A file to be read, decompressed if its name ends in .gz, .xz or .bz2.
+  """Opens a file; decompresses it if its name ends in .gz, .xz or .bz2.
 
   Raises:
-    RecordError: the file cannot be read, at whatever point, or is no file.
+    RecordError: the path is not a file, or reading it fails, also later.
   """
   check_is_file(path)
   suffix = os.path.splitext(path)[1].lower()
@@ -150,10 +150,7 @@ def opened(path: str) -> Iterator[IO[bytes]]:
 
 
 def _buffered(file: Any) -> IO[bytes]:
-  """The file itself, or one around it: files of fsspec read whole lines only.
-
-  Their `readline` takes no size.
-  """
+  """Wraps files of fsspec, whose `readline` takes no size."""
   if isinstance(file, io.BufferedIOBase):
     return file  # type: ignore[return-value]
   return io.BufferedReader(file, _BLOCK)

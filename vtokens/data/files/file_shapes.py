@@ -1,4 +1,4 @@
-"""How a file holds what it holds, told by its start."""
+"""Tells the shape of a file by its start."""
 
 import codecs
 import csv
@@ -13,15 +13,15 @@ from vtokens.data.files.compressed_lines import MAX_ROW, numbered_lines, opened
 from vtokens.data.records import RecordError
 
 _HEAD = 1 << 16  # bytes
-# Lines looked at to tell broken JSON lines from JSON over several lines.
+# Lines parsed to tell broken JSON lines from JSON over several lines.
 _MAX_LINES_TRIED = 100
-# What the first line of a TREC run or of qrels is: four or six columns.
+# First lines of TREC runs (six columns) and qrels (four).
 _TREC_RUN = re.compile(rb'\S+\s+\S+\s+\S+\s+-?\d+\s+[-+.\deE]+\s+\S+\s*\Z')
 _TREC_QRELS = re.compile(rb'\S+\s+\S+\s+\S+\s+-?\d+\s*\Z')
 # The header of BEIR's qrels.
 BEIR_QRELS = ('query-id', 'corpus-id', 'score')
 _FIRST_KEY = re.compile(rb'\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*(.)', re.DOTALL)
-# A header has one of these, and nothing but names.
+# A header consists of names, and has one of these.
 _COLUMNS = {
   '\t': {'id', 'question', 'text', 'possible_answers', 'query', 'contents'},
   ',': {'question', 'text', 'possible_answers', 'query', 'contents'},
@@ -53,7 +53,7 @@ _EXPECTED = (
 
 
 class Shape(enum.Enum):
-  """How a file holds what it holds."""
+  """The shape of a file."""
 
   LINES = 'JSON lines'
   ARRAY = 'a JSON array'
@@ -68,11 +68,10 @@ class Shape(enum.Enum):
 
 
 def shape(path: str) -> Shape:
-  """Looks at the start of a file.
+  """Finds the shape of a file.
 
   Raises:
-    RecordError: the file cannot be read, or not to its end; it is plainly of
-      another kind.
+    RecordError: the file cannot be read, or it has no known shape.
   """
   with opened(path) as file:
     head = file.read(_HEAD)
@@ -94,7 +93,7 @@ def shape(path: str) -> Shape:
 
 
 def delimiter(header: str) -> str:
-  """What separates the columns of a table, by its header; '' if it is none."""
+  """The separator of a table's columns; '' if the line is no header."""
   for mark, known in _COLUMNS.items():
     names = _split(header, mark)
     if (
@@ -118,7 +117,7 @@ def _shape_of_text(path: str, head: bytes) -> Shape:
     return Shape.TREC_QRELS
   if delimiter(first):
     return Shape.TABLE
-  # Bad lines among good ones are those of JSON.
+  # A line may be bad, so one good line is enough.
   if any(line.startswith(b'{') for line in lines):
     return Shape.LINES
   columns = first.split('\t')
@@ -149,7 +148,7 @@ def _split(line: str, mark: str) -> list[str]:
 
 
 def _shape_of_objects(path: str, head: bytes) -> Shape:
-  """JSON lines, or one object? The first line is an object, or a part."""
+  """Tells JSON lines from one JSON object in the whole file."""
   first_key = _FIRST_KEY.match(head)
   whole = Shape.OBJECT
   if first_key and first_key[2] == b'[' and first_key[1] != b'data':
@@ -157,7 +156,7 @@ def _shape_of_objects(path: str, head: bytes) -> Shape:
   lines = (line for _, line in numbered_lines(path) if line.strip())
   first = next(lines)
   if len(first) > MAX_ROW:
-    # No row is as long. Documents have objects and arrays under their keys.
+    # No row is so long. In documents, keys hold objects and arrays.
     starts = first_key and (
       first_key[2] in b'[{' or first_key[1] in (b'data', b'version')
     )
@@ -166,7 +165,7 @@ def _shape_of_objects(path: str, head: bytes) -> Shape:
   if value is not None:
     more = next(lines, None) is not None
     return Shape.LINES if more or not _is_document(value) else whole
-  # Lines within an object are no objects themselves, at column 1.
+  # In an object over several lines, no line is itself an object at column 1.
   number = 0
   for number, line in enumerate(lines, start=1):
     if line.startswith(b'{') and _object_or_none(line) is not None:
@@ -183,7 +182,7 @@ def _is_document(value: dict[str, Any]) -> bool:
   return bool(values) and (
     isinstance(value.get('data'), list)
     or all(isinstance(column, dict) for column in columns)
-    # By id or question.
+    # Values by id or question.
     or all(isinstance(item, list) for item in values)
     or all(isinstance(item, dict) and 'contexts' in item for item in values)
   )

@@ -1,4 +1,4 @@
-"""Rows of JSON: lines, and items of arrays."""
+"""Reads rows of JSON: lines, and items of arrays."""
 
 import codecs
 import itertools
@@ -22,13 +22,12 @@ _CHUNK = 1 << 20  # bytes
 
 
 def load_json(path: str) -> Any:
-  """What a file of one JSON value holds, all of it in memory.
+  """Loads a file of one JSON value into memory.
 
-  Bytes that are not UTF-8 become surrogates, which checks of text find.
+  Bytes that are not UTF-8 become surrogates, which `RowFields` refuses.
 
   Raises:
-    RecordError: the file cannot be read, is no JSON, or is too large for the
-      memory.
+    RecordError: the file cannot be read, is not JSON, or is too large.
   """
   _check_size(path)
   with opened(path) as file:
@@ -47,7 +46,7 @@ def load_json(path: str) -> Any:
 
 
 def max_document() -> int:
-  """Bytes of the largest JSON document that is loaded whole.
+  """Bytes of the largest JSON document to load whole.
 
   Its values take several times as much memory.
   """
@@ -55,7 +54,7 @@ def max_document() -> int:
 
 
 def _check_size(path: str) -> None:
-  """Raises if a document is too large, before any of it is kept."""
+  """Raises a `RecordError` if a document is too large to load."""
   limit, size = max_document(), 0
   with opened(path) as file:
     while size <= limit and (block := file.read(_CHUNK)):
@@ -69,7 +68,7 @@ def _check_size(path: str) -> None:
 
 
 def json_lines(path: str) -> Iterator[Row]:
-  """A row for each line, blank ones at the end apart."""
+  """Yields a row for each line, except blank lines at the end."""
   for number, line in numbered_lines(path):
     yield Row(number, f'{path}:{number}', _or_bad(_parse_line, line))
 
@@ -118,11 +117,11 @@ def _parse_line(line: bytes) -> Any:
 
 
 class _NotWholeError(Exception):
-  """What was read of a JSON array ends within an item."""
+  """The text read so far ends within an item of the array."""
 
 
 def _mark_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  # The error is raised later, where the object's place in the row is known.
+  # `RowFields` raises the error: it knows the object's place in the row.
   result: dict[str, Any] = {}
   for key, value in pairs:
     result[key] = DUPLICATE if key in result else value
@@ -130,7 +129,7 @@ def _mark_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_mark_duplicates)
-# Bytes that are no UTF-8, as they are decoded; and escapes that look so then.
+# Bytes that are not UTF-8 after decoding, and escapes that decode to the same.
 _BAD_BYTE = re.compile('[\udc80-\udcff]')
 _ESCAPE = re.compile(r'\\u[dD][cC]')
 
@@ -140,11 +139,11 @@ def _decode(text: str) -> Any:
 
 
 def _tell_escapes(value: Any, text: str) -> Any:
-  """The value, in which lone surrogates cannot be taken for bad bytes.
+  r"""Replaces escaped lone surrogates that would look like bad bytes.
 
   Args:
-    value: of JSON.
-    text: the JSON. If it has bad bytes itself, nothing is changed.
+    value: the parsed JSON.
+    text: the JSON text. If it has bad bytes itself, nothing is replaced.
   """
   if not _ESCAPE.search(text) or _BAD_BYTE.search(text):
     return value
@@ -166,7 +165,7 @@ _END = object()  # of an array
 
 
 def array_items(path: str) -> Iterator[Row]:
-  """Items of a JSON array, which may be of many gigabytes, one at a time."""
+  """Yields the items of a JSON array of any size, one at a time."""
   with opened(path) as file:
     chunks = _text_chunks(file)
     text, at = next(chunks, '').lstrip(), len('[')
@@ -177,7 +176,8 @@ def array_items(path: str) -> Iterator[Row]:
           value, at = _next_item(text, at, is_first=not number)
           break
         except _NotWholeError as e:
-          # Twice as much each time: an item is parsed again from its start.
+          # Double the amount each time, since each try parses the item from
+          # its start.
           more = ''.join(itertools.islice(chunks, want))
           if not more:
             _bad_array(path, number, str(e))
@@ -207,11 +207,11 @@ def _text_chunks(file: IO[bytes]) -> Iterator[str]:
 
 
 def _next_item(text: str, at: int, *, is_first: bool) -> tuple[Any, int]:
-  """The item that starts there, or `_END`, and where it ends.
+  """Parses the item at an index; returns it, or `_END`, and its end.
 
   Raises:
-    _NotWholeError: perhaps it is whole with more text.
-    ValueError: it is not, however much follows.
+    _NotWholeError: more text may complete the item.
+    ValueError: the text is not JSON, whatever follows.
   """
   at = _skip_space(text, at)
   if text.startswith(']', at):
@@ -224,7 +224,7 @@ def _next_item(text: str, at: int, *, is_first: bool) -> tuple[Any, int]:
     value, end = _DECODER.raw_decode(text, at)
   except json.JSONDecodeError as e:
     raise _NotWholeError(str(e)) from None
-  if end == len(text):  # A number may go on.
+  if end == len(text):  # A number may continue.
     raise _NotWholeError('the end of the file')
   return _tell_escapes(value, text[at:end]), end
 

@@ -1,4 +1,4 @@
-"""Rows of tables: tab- and comma-separated values, and Parquet."""
+"""Reads rows of tables: tab- and comma-separated values, and Parquet."""
 
 import csv
 import itertools
@@ -19,21 +19,20 @@ from vtokens.data.table_cells import TextCell
 from vtokens.host import errors
 
 _BATCH = 256  # rows of Parquet
-# Bytes of a batch as it is in memory: more than rows that are all as long as
-# one may be on average.
+# Bytes of a batch in memory: a batch of rows of the longest average that
+# `_batch_size` accepts is smaller.
 _MAX_BATCH = 1 << 30
 
 
 def table_rows(path: str) -> Iterator[Row]:
-  """Rows as objects by the names in the header; all values are cells.
+  """Yields rows as objects of cells, with the header's names as keys.
 
   An empty cell is null. Quoting is that of CSV files. A field may have up to
-  131,072 characters: a quotation mark that is never closed swallows no more
-  than that.
+  131,072 characters: an unclosed quotation mark swallows no more.
 
   Raises:
-    RecordError: the file cannot be read to its end, or its header has a name
-      twice.
+    RecordError: the file cannot be read to its end, or its header repeats a
+      name.
   """
   first = next((line for _, line in text_lines(path)), '')
   reader = _separated(path, file_shapes.delimiter(first) or '\t')
@@ -48,20 +47,20 @@ def table_rows(path: str) -> Iterator[Row]:
 
 
 def question_rows(path: str) -> Iterator[Row]:
-  """DPR's questions: a question, and a list as Python or JSON writes it."""
+  """Yields DPR's questions: a question, and a list in Python or JSON."""
   for row in _separated(path, '\t'):
     yield _row_of(row, ('question', 'answers'))
 
 
 def collection_rows(path: str) -> Iterator[Row]:
-  """MS MARCO's passages: an id, a tab, and a text without quoting."""
+  """Yields MS MARCO's passages: an id, a tab, and a text without quoting."""
   for number, line in numbered_lines(path):
     fields = line.decode('utf-8', 'surrogateescape').rstrip('\r\n').split('\t')
     yield _row_of(Row(number, f'{path}:{number}', fields), ('id', 'text'))
 
 
 def _separated(path: str, mark: str) -> Iterator[Row]:
-  """The fields of each row, or what is wrong with it."""
+  """Yields the fields of each row, or what is wrong with it."""
   lines = (
     line.decode('utf-8', 'surrogateescape') for _, line in numbered_lines(path)
   )
@@ -99,7 +98,7 @@ def _row_of(row: Row, header: Sequence[str]) -> Row:
 
 
 def parquet_rows(path: str) -> Iterator[Row]:
-  """Rows as objects; a column that a row lacks is null in it.
+  """Yields rows as objects; a column that a row lacks is null.
 
   Raises:
     errors.UserError: pyarrow is not installed.
@@ -143,7 +142,7 @@ def _batch_values(batch: Any) -> Iterable[Any | BadRecord]:
 
 
 def _batch_size(path: str, metadata: Any) -> int:
-  """Rows of a batch, so that rows of the largest group fit the memory.
+  """Chooses the rows of a batch such that any group's batch fits into memory.
 
   Raises:
     RecordError: the rows of a group are too long.

@@ -1,4 +1,4 @@
-"""Rows of data sets as their authors, Hugging Face or TFDS publish them.
+"""Formats of datasets as their authors, Hugging Face or TFDS publish them.
 
 Sources of the field lists: the builders of tensorflow_datasets 4.9.10 for
 SQuAD, CoQA, NQ-open and TriviaQA; hotpotqa/hotpot README and
@@ -24,17 +24,19 @@ _NO_ANSWER = 'No Answer Present.'  # MS MARCO
 _EVIDENCE = 'records of TriviaQA whose evidence, whole documents, was left out'
 _UNKNOWN_ANSWER = '<unk>'  # tfds:trivia_qa, in its test split
 
-# What stands before each utterance of a conversation.
+# Prefixes of the utterances of a conversation.
 USER, AGENT = 'User: ', 'Agent: '
 
 
 def expand(value: Any, turns: str) -> Iterator[tuple[str, Any]]:
-  """(suffix of id, row) for the rounds of a conversation; other rows as is.
+  """Yields (suffix of id, row) for each round of a conversation.
+
+  Other rows are yielded as they are.
 
   Args:
     value: the row.
-    turns: 'first', or 'all': then the question is the whole conversation so
-      far, a line for each utterance.
+    turns: 'first' yields the first round. 'all' yields all rounds; a question
+      is then the conversation so far, with a line for each utterance.
   """
   if not isinstance(value, dict) or value.get('story') is None:
     yield '', value
@@ -86,9 +88,9 @@ def _said(turn: Any) -> Any:
 
 
 def squad(fields: RowFields) -> Draft:
-  """A question of SQuAD or MRQA: its paragraph is gold."""
+  """SQuAD and MRQA: the question's paragraph is gold."""
   answers = table_cells.parsed(fields.value('answers'))
-  if isinstance(answers, dict):  # columns, not always of one length
+  if isinstance(answers, dict):  # Columns, whose lengths may differ.
     column = fields.object('answers')
     texts = column.texts('text') if column.get('text') else ()
   elif isinstance(answers, str) or (
@@ -112,15 +114,15 @@ def squad(fields: RowFields) -> Draft:
 
 
 def coqa(fields: RowFields) -> Draft:
-  """A round of CoQA, as `expand` makes it."""
+  """CoQA: a round that `expand` made; the story is gold."""
   gold = drafts.visible(Passage('', '', fields.body('story')), fields)
   return drafts.make(fields, 'answers', passages={GOLD: [gold]} if gold else {})
 
 
 def hotpot(fields: RowFields) -> Draft:
-  """HotpotQA and 2WikiMultiHopQA: every paragraph given, some of them gold."""
+  """HotpotQA and 2WikiMultiHopQA: all paragraphs given, some also gold."""
   for key in ('supporting_facts', 'context'):
-    # Parquet files of 2WikiMultiHopQA have JSON as text in these columns.
+    # In Parquet files of 2WikiMultiHopQA these columns hold JSON as text.
     if isinstance(text := fields.value(key), str):
       fields.values[key] = table_cells.TextCell(text)
   facts = fields.value('supporting_facts')
@@ -138,7 +140,7 @@ def hotpot(fields: RowFields) -> Draft:
       if sentence is None:
         continue
       sentence = fields.check_text(sentence, f'{name}[1][{j}]', blank=True)
-      # HotpotQA's sentences start with a space, those of others do not.
+      # Sentences start with a space in HotpotQA, but not in other datasets.
       glue = text and not text[-1].isspace() and not sentence[:1].isspace()
       text += f' {sentence}' if glue else sentence
     passage = drafts.visible(Passage('', title, text.strip()), fields)
@@ -156,9 +158,9 @@ def hotpot(fields: RowFields) -> Draft:
 
 
 def _paragraphs(fields: RowFields) -> list[tuple[str, Any, Any]]:
-  """(name, title, sentences) of [[title, sentences]].
+  """(name, title, sentences) of [[title, sentences]] or {title, sentences}.
 
-  Or of columns, as in Parquet: {title, sentences}.
+  Parquet files have the latter, an object of columns.
   """
   context = table_cells.parsed(fields.value('context'))
   if isinstance(context, dict):
@@ -183,7 +185,7 @@ def _first_column(fields: RowFields, key: str, value: Any) -> list[str]:
 
 
 def musique(fields: RowFields) -> Draft:
-  """MuSiQue: every paragraph given, the supporting ones gold."""
+  """MuSiQue: all paragraphs given, the supporting ones also gold."""
   given = drafts.listed(fields, 'paragraphs', text='paragraph_text', id_='')
   gold = [p for p, part in given if part and part.get('is_supporting') is True]
   return drafts.make(
@@ -195,7 +197,7 @@ def musique(fields: RowFields) -> Draft:
 
 
 def ms_marco(fields: RowFields) -> Draft:
-  """MS MARCO QA: every passage given, the selected ones gold."""
+  """MS MARCO QA: all passages given, the selected ones also gold."""
   answers = fields.value('answers')
   if answers in ([], [_NO_ANSWER]):
     raise drafts.unanswerable('answers')
@@ -219,7 +221,7 @@ def ms_marco(fields: RowFields) -> Draft:
 
 
 def popqa(fields: RowFields) -> Draft:
-  """PopQA: `possible_answers` is an array spelled as text."""
+  """PopQA: `possible_answers` is a JSON array as text."""
   text = fields.value('possible_answers')
   if isinstance(text, str):
     answers = table_cells.parsed(table_cells.TextCell(text))
@@ -232,14 +234,14 @@ def popqa(fields: RowFields) -> Draft:
 
 
 def nq_open(fields: RowFields) -> Draft:
-  """Question and `answer`, a string or an array of them."""
-  # MIRAGE has no other id.
+  """NQ-open and others: question and `answer`, a string or an array."""
+  # MIRAGE has only this id.
   id_ = 'query_id' if 'query' in fields and 'id' not in fields else 'id'
   return drafts.make(fields, 'answer', id_=id_)
 
 
 def trivia_qa(fields: RowFields) -> Draft:
-  """TriviaQA without its evidence: the value and its aliases count."""
+  """TriviaQA without evidence: the value and its aliases are answers."""
   for key in ('entity_pages', 'search_results'):
     documents = fields.get(key)
     if isinstance(documents, dict):

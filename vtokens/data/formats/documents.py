@@ -1,4 +1,4 @@
-"""JSON files that hold many records in one object, taken apart into rows.
+"""Splits JSON files that hold many records in one object into rows.
 
 Sources of the shapes: SQuAD 1.1 and 2.0 as the builder of tensorflow_datasets
 4.9.10 reads them; CoQA likewise; MS MARCO QA as
@@ -19,14 +19,14 @@ _MS_MARCO_COLUMNS = ('query', 'query_id', 'passages', 'answers')
 
 
 def rows(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-  """(path within the document, row) of what a document holds.
+  """Yields (path within the document, row).
 
   Args:
     path: the file, for messages.
-    value: the JSON value in it.
+    value: its JSON value.
 
   Raises:
-    RecordError: it is none of the documents known.
+    RecordError: the document has no known format.
   """
   if isinstance(value, dict) and isinstance(value.get('data'), list):
     yield from _data(path, value['data'])
@@ -46,7 +46,7 @@ def rows(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_ms_marco(value: Any) -> bool:
-  """Whether it is an object of columns, each an object by row."""
+  """Whether a value is MS MARCO's object of columns, keyed by row."""
   return isinstance(value, dict) and all(
     isinstance(value.get(column), dict)
     for column in ('query', 'query_id', 'passages')
@@ -106,7 +106,7 @@ def _each_has(value: dict[str, Any], key: str) -> bool:
 
 
 def _with(row: Any, **values: Any) -> Any | BadRecord:
-  """The row with more keys; what is no object stays what it is."""
+  """Adds keys to a row; returns other values as they are."""
   if row is DUPLICATE:
     return BadRecord(Kind.MALFORMED, 'found more than once, expected once')
   return {**row, **values} if isinstance(row, dict) else row

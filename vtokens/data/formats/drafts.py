@@ -1,4 +1,4 @@
-"""Records on their way, whose passages may still lie in a corpus."""
+"""Drafts: records whose passages may still be in a corpus."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ BLANK = 'blank passages left out'
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ref:
-  """A passage named by its id, its text being in a corpus.
+  """A passage named by id, whose text is in a corpus.
 
   Attributes:
-    ids: of the passage; several for a span of which at least one passage must
-      be in the corpus.
-    score: the retriever's.
-    key: where the row names it, for messages.
+    ids: id of the passage; several ids for a span of passages, of which the
+      corpus must have at least one.
+    score: the retriever's score.
+    key: key of the row that names it, for messages.
   """
 
   ids: tuple[str, ...]
@@ -34,15 +34,15 @@ Passages = dict[str, list[Passage | Ref]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Draft:
-  """A record whose passages may still lie in a corpus.
+  """A record whose passages may still be in a corpus.
 
   Attributes:
-    id: '' if the row has none.
-    dataset: '' if the row has none.
+    id: id; '' if the row has none.
+    dataset: dataset; '' if the row names none.
     question: never blank.
     answers: at least one, none blank.
-    passages: by retriever, best first.
-    notes: what was left out or replaced.
+    passages: passages by retriever, best first.
+    notes: notes on what was left out or replaced.
   """
 
   id: str
@@ -54,9 +54,9 @@ class Draft:
 
 
 def answers(fields: RowFields) -> tuple[str, ...]:
-  """Those under `answers` or `target`; of both, `target` comes first.
+  """Answers under `answers` or `target`; if a row has both, `target` first.
 
-  FiD and Atlas have both for TriviaQA: aliases, and the one to train on.
+  For TriviaQA, FiD and Atlas have the aliases, and the answer to train on.
   """
   if 'answers' in fields and 'target' in fields:
     texts = fields.texts('target') + fields.texts('answers')
@@ -70,14 +70,14 @@ def make(
   passages: Passages | None = None,
   id_: str = 'id',
 ) -> Draft:
-  """A draft of a row with `question` (or `query`) and its answers' keys.
+  """Makes a draft of a row with a `question` (or `query`).
 
   Args:
     fields: the row.
-    *keys: of the answers; the first must be there, others may be absent or
+    *keys: keys of the answers. The first is required; others may be absent or
       empty.
-    passages: of the row.
-    id_: the key of the id.
+    passages: the row's passages.
+    id_: key of the id.
   """
   texts = fields.texts(keys[0])
   for key in keys[1:]:
@@ -95,12 +95,12 @@ def make(
 def passage(
   fields: RowFields, *, text: str = 'text', id_: str = 'id'
 ) -> Passage | None:
-  """A passage {id?, title?, text, score?}; None, and a note, if it is blank.
+  """Reads {id?, title?, text, score?}; None and a note if the text is blank.
 
   Args:
     fields: the passage.
-    text: the key of the text.
-    id_: the key of the id.
+    text: key of the text.
+    id_: key of the id.
   """
   found = Passage(
     id=fields.id(id_, ''),
@@ -112,14 +112,14 @@ def passage(
 
 
 def contents(fields: RowFields, key: str, id_: str) -> Passage | None:
-  """A passage whose title is the first line of its text; see `passage`."""
+  """Like `passage`, for a text whose first line is the title."""
   title, text = corpus.split_contents(fields.body(key))
   found = Passage(fields.id(id_, ''), title, text, fields.score('score'))
   return visible(found, fields)
 
 
 def visible(passage: Passage, fields: RowFields) -> Passage | None:
-  """The passage; None, and a note among those of the row, if it is blank."""
+  """Returns the passage; None, and adds a note to the row, if it is blank."""
   if passage.text.strip():
     return passage
   fields.notes.append(BLANK)
@@ -129,16 +129,16 @@ def visible(passage: Passage, fields: RowFields) -> Passage | None:
 def listed(
   fields: RowFields, key: str, *, text: str = 'text', id_: str = 'id'
 ) -> list[tuple[Passage, Any]]:
-  """The passages of an array of strings and objects, without blank ones.
+  """Reads an array of strings and objects as passages; leaves out blank ones.
 
   Args:
     fields: the row.
-    key: of the array.
-    text: the key of an object's text.
-    id_: the key of an object's id.
+    key: key of the array.
+    text: key of the text in an object.
+    id_: key of the id in an object.
 
   Returns:
-    Each passage, with its object as Fields; None for a string.
+    Each passage with its object; None instead of the object for a string.
   """
   found: list[tuple[Passage, Any]] = []
   value = table_cells.parsed(fields.value(key))
@@ -163,7 +163,7 @@ def listed(
 
 
 def with_gold(given: Sequence[Passage], gold: Sequence[Passage]) -> Passages:
-  """All passages as `GIVEN`, and those that are gold, if any, as `GOLD`."""
+  """Lists all passages as `GIVEN`, and gold ones, if any, as `GOLD` too."""
   passages: Passages = {GIVEN: [*given]}
   if gold:
     passages[GOLD] = [*gold]
@@ -171,7 +171,7 @@ def with_gold(given: Sequence[Passage], gold: Sequence[Passage]) -> Passages:
 
 
 def unanswerable(key: str) -> BadRecord:
-  """The error that a question has no answer, by what its source says."""
+  """Makes the error for a question that its source marks as unanswerable."""
   return BadRecord(
     Kind.UNANSWERABLE, f'{key}: the source says that there is no answer'
   )

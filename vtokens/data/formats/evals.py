@@ -1,4 +1,4 @@
-"""Rows of sets that were made to evaluate retrieval-augmented generation.
+"""Formats of datasets that evaluate retrieval-augmented generation.
 
 Sources of the field lists: princeton-nlp/ALCE README and run.py; chen700564/RGB
 README and evalue.py; explodinggradients/ragas docs (evaluation schema) of
@@ -16,7 +16,7 @@ _PAGES = 'web pages of CRAG left out: their snippets are the passages'
 
 
 def alce(fields: RowFields) -> Draft:
-  """ALCE: `docs` are given, `answer` is what annotators wrote."""
+  """ALCE: `docs` are given passages, `answer` is the annotators'."""
   given = [passage for passage, _ in drafts.listed(fields, 'docs')]
   return drafts.make(
     fields,
@@ -27,7 +27,7 @@ def alce(fields: RowFields) -> Draft:
 
 
 def rgb(fields: RowFields) -> Draft:
-  """RGB: positive passages are gold; all are given, false ones last."""
+  """RGB: `positive` is gold; all passages are given, false ones last."""
   gold = [passage for passage, _ in drafts.listed(fields, 'positive')]
   given = list(gold)
   for key in ('negative', 'positive_wrong'):
@@ -37,7 +37,7 @@ def rgb(fields: RowFields) -> Draft:
 
 
 def ragas(fields: RowFields) -> Draft:
-  """RAGAS: the truth is the answer; what a system answered is not read."""
+  """RAGAS: the truth is the answer; a system's answer is not read."""
   keys = ('ground_truths', 'ground_truth', 'reference')
   truths = [key for key in keys if key in fields]
   passages: Passages = {}
@@ -60,7 +60,7 @@ def ragas(fields: RowFields) -> Draft:
 
 
 def crag(fields: RowFields) -> Draft:
-  """CRAG: the snippets of the pages found are given."""
+  """CRAG: the snippets of the found pages are given passages."""
   given = []
   for page in fields.objects('search_results', 'pages'):
     title = page.text('page_name', '')
@@ -84,10 +84,10 @@ def crag(fields: RowFields) -> Draft:
 
 
 def check_choices(fields: RowFields, draft: Draft) -> None:
-  """Raises if the answer only names one of several choices.
+  """Checks that the answer is not the letter of a choice.
 
   Raises:
-    BadRecord: it is the letter of a choice.
+    BadRecord: it is.
   """
   key = next((k for k in ('options', 'choices') if fields.get(k)), None)
   if key is None:

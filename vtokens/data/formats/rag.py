@@ -1,4 +1,4 @@
-"""Rows of retrieval-augmented question answering: they bring passages.
+"""Formats of retrieval-augmented question answering, with passages.
 
 Sources of the field lists: facebookresearch/DPR dense_retriever.py
 (save_results) and facebookresearch/FiD src/preprocess.py for `ctxs`, DPR
@@ -17,14 +17,14 @@ from vtokens.data.formats import drafts
 from vtokens.data.formats.drafts import Draft, Passages, Ref
 from vtokens.data.records import GIVEN, GOLD, Passage
 
-# What the lists [[id, score], ...] under `retrieved` come from.
+# Retriever of the lists [[id, score], ...] under `retrieved`.
 BM25 = 'bm25'
 _MAX_SPAN = 1000  # paragraphs of KILT
 _DPR_TRAINING = ('positive_ctxs', 'hard_negative_ctxs', 'negative_ctxs')
 
 
 def own(fields: RowFields) -> Draft:
-  """This project's own, SPRING's, Atlas's, and questions without passages."""
+  """vtokens, SPRING, Atlas, and questions without passages."""
   answers = drafts.answers(fields)
   passages: Passages = {}
   if 'passages' in fields or 'ret_passages' in fields:
@@ -40,7 +40,7 @@ def own(fields: RowFields) -> Draft:
       gold = [p for p, part in listed if _is_gold(part)]
       if gold:
         passages[GOLD] = [*gold]
-      # The gold ones keep their place among others.
+      # `GIVEN` has the gold passages too, in their places.
       if len(gold) < len(listed) or not gold:
         passages[GIVEN] = [p for p, _ in listed]
   if 'retrieved' in fields:
@@ -80,7 +80,7 @@ def _retrieved(fields: RowFields) -> list[Passage | Ref]:
 
 
 def flashrag(fields: RowFields) -> Draft:
-  """A data set's line; what its intermediate_data.json adds is `output`."""
+  """FlashRAG's datasets, and intermediate_data.json, which adds `output`."""
   passages: Passages = {}
   output = fields.get('output')
   if isinstance(output, dict) and output.get('retrieval_result') is not None:
@@ -91,7 +91,7 @@ def flashrag(fields: RowFields) -> Draft:
 
 
 def cached(results: list[RowFields]) -> list[Passage | Ref]:
-  """What FlashRAG keeps of retrieved passages: {id, contents, score}."""
+  """FlashRAG's retrieved passages: {id, contents, score}."""
   found: list[Passage | Ref | None] = []
   for result in results:
     if 'contents' in result or 'contents' in result.nulls:
@@ -105,7 +105,7 @@ def cached(results: list[RowFields]) -> list[Passage | Ref]:
 
 
 def dpr(fields: RowFields) -> Draft:
-  """DPR's and FiD's: `ctxs`, whose scores may be strings."""
+  """DPR and FiD: `ctxs` are given passages; their scores may be strings."""
   ctxs = [drafts.passage(ctx) for ctx in fields.objects('ctxs', 'passages')]
   return Draft(
     id=fields.id('id') if 'id' in fields else '',
@@ -117,7 +117,7 @@ def dpr(fields: RowFields) -> Draft:
 
 
 def dpr_training(fields: RowFields) -> Draft:
-  """What DPR trains its retriever on; the negatives are given too."""
+  """Training data of DPR's retriever: positives are gold, all are given."""
   found: dict[str, list[Passage]] = {}
   for key in _DPR_TRAINING:
     found[key] = []
@@ -137,7 +137,7 @@ def dpr_training(fields: RowFields) -> Draft:
 
 
 def pyserini(fields: RowFields) -> Draft:
-  """One question of Pyserini's DPR run; `text` is only there if asked for."""
+  """A question of Pyserini's DPR run, whose contexts may lack `text`."""
   given: list[Passage | Ref | None] = []
   for context in fields.objects('contexts', 'passages'):
     if 'text' in context or 'text' in context.nulls:
@@ -150,7 +150,7 @@ def pyserini(fields: RowFields) -> Draft:
 
 
 def kilt(fields: RowFields) -> Draft:
-  """KILT: the paragraphs that its provenances name are gold."""
+  """KILT: the paragraphs that the provenances name are gold."""
   answers: list[str] = []
   gold: dict[tuple[str, ...], Ref] = {}
   for output in fields.objects('output', 'outputs'):
@@ -176,7 +176,7 @@ def kilt(fields: RowFields) -> Draft:
 
 
 def _span(source: RowFields) -> tuple[str, ...]:
-  """Ids of the paragraphs that a provenance names, if it names any."""
+  """Ids of the paragraphs that a provenance names; may be empty."""
   start = source.get('start_paragraph_id')
   if 'wikipedia_id' not in source or start is None:
     return ()

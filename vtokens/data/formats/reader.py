@@ -1,4 +1,4 @@
-"""From sources to records: the one way in."""
+"""Reads records from sources."""
 
 import dataclasses
 import hashlib
@@ -27,12 +27,12 @@ _Places = dict[str, int | str]  # id -> line, or else place
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Source:
-  """A file of questions, or a data set of TFDS.
+  """A file of questions, or a TFDS dataset.
 
   Attributes:
-    path: as in messages.
-    name: how it is called.
-    shape: how the file holds rows; None for a data set of TFDS.
+    path: path for messages.
+    name: names of the source.
+    shape: shape of the file; None for a TFDS dataset.
   """
 
   path: str
@@ -42,13 +42,13 @@ class _Source:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Found:
-  """What is in one place of a source.
+  """The draft at one place of a source.
 
   Attributes:
-    place: for messages.
-    line: its number, where a place is a line.
-    default_id: of the record, if it has no id itself.
-    draft: the record so far, or what is wrong with it.
+    place: place for messages.
+    line: line number, if the place is a line.
+    default_id: id for a record without one.
+    draft: the draft, or what is wrong with it.
   """
 
   place: str
@@ -69,39 +69,37 @@ def read_records(
   """Yields the records of all sources, one at a time.
 
   A source is a file (plain, .gz, .xz or .bz2; local or any path that
-  etils.epath opens; package:NAME/FILE) or a prepared data set,
-  tfds:NAME[/CONFIG][:SPLIT], with NAME= before it if its data set is to be
-  called so; see `vtokens.data.dataset_names`. The keys of a row tell its
-  format; see the module docstring, `row_formats`, `documents` and `retrieved`.
-  Runs, qrels and retrieval caches among the sources apply to the records of all
-  others, by id or by question.
+  etils.epath opens; package:NAME/FILE) or a prepared TFDS dataset,
+  tfds:NAME[/CONFIG][:SPLIT]. NAME= before it names its dataset; see
+  `vtokens.data.dataset_names`. The keys of a row tell its format; see
+  `row_formats`, `documents` and `retrieved`. Runs, qrels and retrieval caches
+  among the sources apply to the records of all others, by id or by question.
 
-  Ids are unique in a file, or in the shards of a data set. Where several files
-  have an id, all ids of these files get the file's label before them:
-  'nq/train_0'. To find that out, several files are read twice.
+  Ids must be unique in a file, or in the shards of a dataset. If several files
+  have the same id, all ids of these files get the file's label as a prefix:
+  'nq/train_0'. So several files are read twice, first to compare ids.
 
-  Memory: a row; an id and where it was for each record, some 120 bytes, to
-  find ids that occur twice; documents of JSON are loaded whole; of a corpus,
-  the passages that records name by their ids. These are collected in a pass
-  of their own over all sources.
+  Memory: one row; about 120 bytes for each record, to find duplicate ids; JSON
+  documents as a whole; the passages of a corpus that records name by id. Their
+  ids are collected in one more pass over all sources.
 
   Args:
     sources: see above.
-    report: what to do with bad records, and an account of them.
+    report: policy for bad records, and an account of them.
     corpus: files of passages, see `vtokens.data.corpus`. Without it, passages
       that rows name by id alone are left out and counted.
-    dataset: the records' data set where rows do not name it; '' for the file
-      stem up to its first dot.
-    turns: of a conversation, 'first' makes its first question a record,
-      'all' every one, with what was said before it.
-    among: all sources, where others of them are read elsewhere; names are
-      those among all, and ids that others have too stay as they are.
+    dataset: dataset of records whose rows do not name it; '' for the default
+      of `vtokens.data.dataset_names`.
+    turns: which questions of a conversation become records: 'first', or 'all',
+      each with the conversation before it.
+    among: all sources, if `sources` are only some of them. Names are chosen
+      among all; ids that other sources share do not get a label.
 
   Raises:
-    RecordError: a record is bad and that is an error; a file cannot be read,
-      has no good record, or matches none of the records.
-    TypeError: if `sources` or `corpus` is one string.
-    ValueError: if `turns` is neither 'first' nor 'all'.
+    RecordError: a record is bad and the policy is 'error'; a file cannot be
+      read, has no good record, or matches none of the records.
+    TypeError: `sources` or `corpus` is one string.
+    ValueError: `turns` is neither 'first' nor 'all'.
   """
   for name, value in (('sources', sources), ('corpus', corpus)):
     if isinstance(value, str):
@@ -125,7 +123,7 @@ def read_all(
   dataset: str = '',
   turns: str = 'first',
 ) -> list[Record]:
-  """`read_records` as a list; without a report any bad record is an error."""
+  """Like `read_records`, as a list. Without a report bad records are errors."""
   return list(
     read_records(
       sources,
@@ -203,7 +201,7 @@ def _with_labels(labelled: Collection[str]) -> str:
 def _sort(
   named: Sequence[dataset_names.Name], report: BadRecords
 ) -> tuple[list[_Source], list[retrieved.Retrieved]]:
-  """Files of questions, and what was retrieved for those."""
+  """Separates files of questions from files of retrieved passages."""
   questions, retrievals = [], []
   for name in named:
     if catalogue.is_source(name.location):
@@ -244,7 +242,7 @@ def _rows(source: _Source) -> Iterator[files.Row]:
 def _clashing(
   questions: Sequence[_Source], turns: str, max_text_bytes: int
 ) -> frozenset[str]:
-  """Labels of the sources that have an id which another one has too."""
+  """Labels of the sources that share an id with another source."""
   if len({source.name.label for source in questions}) < 2:
     return frozenset()
   look = _Look(turns, max_text_bytes, (), frozenset())
@@ -263,13 +261,13 @@ def _clashing(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Look:
-  """How sources are looked through.
+  """How to read sources.
 
   Attributes:
     turns: see `read_records`.
-    max_text_bytes: longest text allowed.
-    retrievals: what was retrieved for the records.
-    labelled: labels of the sources whose ids get them.
+    max_text_bytes: length limit of a text.
+    retrievals: files of passages retrieved for the records.
+    labelled: labels that are prefixed to the ids of their sources.
   """
 
   turns: str
@@ -294,7 +292,7 @@ def _find(source: _Source, look: _Look) -> Iterator[_Found]:
       continue
     for suffix, value in rounds:
       round_id = default_id + suffix
-      # A record is in one line, or a conversation's part of it.
+      # A place is a line, or a round of the conversation in it.
       place = (
         row.place if len(rounds) == 1 else f'{row.place}, round {suffix[1:]}'
       )
@@ -310,7 +308,7 @@ def _find(source: _Source, look: _Look) -> Iterator[_Found]:
 
 
 def _add(draft: drafts.Draft, default_id: str, look: _Look) -> drafts.Draft:
-  """The draft with what was retrieved for it."""
+  """Adds retrieved passages to a draft."""
   for retrieval in look.retrievals:
     found, notes = retrieval.passages(
       draft.id or default_id, draft, look.max_text_bytes
@@ -331,7 +329,7 @@ def _add(draft: drafts.Draft, default_id: str, look: _Look) -> drafts.Draft:
 
 
 def _named(draft: drafts.Draft | BadRecord) -> Iterator[str]:
-  """Ids of the passages whose texts are in the corpus."""
+  """Yields ids of the passages whose texts are in the corpus."""
   if isinstance(draft, BadRecord):
     return
   for listed in draft.passages.values():
@@ -363,7 +361,7 @@ def _finish(
         num_blank += sum(not one.text for one in there)
       else:
         num_left_out += 1
-    # Without a corpus, a list of ids alone is no list.
+    # Without a corpus, drop a list that has only ids.
     if texts or not listed or num_left_out == before:
       passages[retriever] = tuple(texts)
   report.notes.update(draft.notes)
@@ -398,19 +396,19 @@ def _look_up(ref: drafts.Ref, corpus: dict[str, Passage]) -> Iterator[Passage]:
 
 
 class _Seen:
-  """The ids of records, by the label of their source."""
+  """Ids of the records read, by the label of their source."""
 
   def __init__(self) -> None:
     self._places: dict[str, dict[str, _Places]] = {}
-    # Of records whose ids several sources have.
+    # Places of records with a label, by hash of dataset, id and question.
     self._twins: dict[bytes, str] = {}
 
   def add(self, record: Record, found: _Found, source: _Source) -> None:
-    """Takes note of a record.
+    """Adds a record.
 
     Raises:
-      BadRecord: its source has the id already, or another source the same
-        question under this id, in the same data set.
+      BadRecord: its source has the id already, or another source has the same
+        question under this id in the same dataset.
     """
     label = source.name.label
     files_of_label = self._places.setdefault(label, {})
@@ -431,7 +429,7 @@ class _Seen:
       twin = self._twins.setdefault(key, found.place)
       if twin != found.place:
         self._refuse(record.id, found, f'{twin}, with the same question,')
-    # An int takes less memory than the place written out.
+    # A line number takes less memory than the place's text.
     places = files_of_label.setdefault(source.path, {})
     places[record.id] = found.place if found.line is None else found.line
 

@@ -1,16 +1,14 @@
-"""Files that say what was retrieved for questions that are in other files.
+"""Reads files of passages retrieved for the questions of other files.
 
 * FlashRAG's retrieval_cache.json: {question: [{id, contents, score}]}
-  (RUC-NLPIR/FlashRAG flashrag/retriever/retriever.py); the whole file is held
-  in memory.
-* A TREC run, lines of `qid Q0 docid rank score tag`: the passages are those
-  of the retriever `tag`, in the order of their ranks.
-* TREC qrels, lines of `qid 0 docid relevance`, or BEIR's, whose header is
-  `query-id corpus-id score`, with tabs: those with a relevance above 0 are
+  (RUC-NLPIR/FlashRAG flashrag/retriever/retriever.py), loaded into memory.
+* TREC runs, lines of `qid Q0 docid rank score tag`: passages of the retriever
+  `tag` in the order of their ranks.
+* TREC qrels, lines of `qid 0 docid relevance`, or BEIR's with the header
+  `query-id corpus-id score` and tabs: passages with a relevance above 0 are
   gold.
 
-The ids of the last two are held in memory, a string for each question: about
-25 bytes for each passage.
+The ids of runs and qrels take about 25 bytes of memory for each passage.
 """
 
 import dataclasses
@@ -31,13 +29,13 @@ _BEIR_LINE = re.compile(r'([^\t]+)\t([^\t]+)\t(-?\d+(?:\.\d+)?)\Z')
 
 @dataclasses.dataclass
 class Retrieved:
-  """What one file says; `passages` of a record marks it as used.
+  """The content of one file.
 
   Attributes:
     path: the file.
-    by_question: question -> its results, of a cache.
+    by_question: results by question, for a cache.
     by_id: retriever -> id of a record -> lines of 'rank score docid'.
-    num_used: records that the file had something for.
+    num_used: number of records for which `passages` found any.
   """
 
   path: str
@@ -48,18 +46,18 @@ class Retrieved:
   def passages(
     self, record_id: str, draft: drafts.Draft, max_text_bytes: int
   ) -> tuple[drafts.Passages, tuple[str, ...]]:
-    """What was retrieved for a record; nothing if it is not in the file.
+    """Finds the passages for a record; none if it is not in the file.
 
     Args:
-      record_id: of the record.
+      record_id: id of the record.
       draft: the record.
-      max_text_bytes: longest text allowed.
+      max_text_bytes: length limit of a text.
 
     Returns:
       The passages, and notes on what was left out or replaced.
 
     Raises:
-      BadRecord: something in it breaks a rule.
+      BadRecord: an entry breaks a rule.
     """
     found: drafts.Passages = {}
     notes: list[str] = []

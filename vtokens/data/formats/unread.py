@@ -1,8 +1,8 @@
-"""Keys of a row that no reader used and that should not be lost in silence.
+"""Refuses rows with unread keys that look like passages or answers.
 
-A row is read as question and answer because it has these keys, whatever else
-it has. What else looks like passages or answers is an error: a set of another
-format would be trained on without its passages, or on wrong answers.
+A row is read as question and answer if it has these keys, whatever other keys
+it has. If another key looks like passages or answers, the row has an unknown
+format: training would miss its passages or learn wrong answers.
 """
 
 import functools
@@ -34,7 +34,7 @@ _ANSWERS = _words(
   truth truths
   """
 )
-# A last word that makes a key a property of passages or answers.
+# Last words of keys that hold a property of passages or answers.
 _PROPERTIES = _words(
   """
   categories category checked class classes count counts cutoff date end ends
@@ -45,7 +45,7 @@ _PROPERTIES = _words(
   types uri url urls version views
   """
 )
-# A first word of answers that are not gold, or gold ones once more.
+# First words of keys for answers that are not gold, or repeat gold ones.
 _OTHERS = _words(
   """
   baseline candidate fake false generated has incorrect invalid is llm model n
@@ -56,8 +56,8 @@ _OTHERS = _words(
 _NO_TEXT = re.compile(r'[-+.\deE]*|\[\s*\]|\{\s*\}|(?i:true|false)')
 _WORD = re.compile(r'[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+')
 
-# Known keys, by what a row of the format has: other forms of what is read, or
-# annotations that are no passages.
+# (keys of a format, its keys that may stay unread): they repeat what is read,
+# or are annotations.
 _KNOWN = (
   # SQuAD 2.0, 2WikiMultiHopQA, MS MARCO, PopQA, MuSiQue.
   ({'context'}, {'plausible_answers'}),
@@ -67,7 +67,7 @@ _KNOWN = (
   ),
   ({'query_id', 'passages'}, {'wellFormedAnswers'}),
   ({'possible_answers'}, {'s_aliases', 'o_aliases', 'obj'}),
-  # ALCE: of parts of the question, and what the passages were found with.
+  # ALCE: answers to parts of the question, and queries for passages.
   ({'docs'}, {'answers', 'annotations', 'wikipages', 'qa_pairs', 'claims'}),
   ({'ground_truth'}, {'answer'}),
   ({'ground_truths'}, {'answer'}),
@@ -76,10 +76,10 @@ _KNOWN = (
 
 
 def check(fields: RowFields) -> None:
-  """Raises if a key that was not asked for looks like passages or answers.
+  """Checks that no unread key looks like passages or answers.
 
   Raises:
-    BadRecord: with the names of such keys.
+    BadRecord: some do; the message names them.
   """
   unused = fields.values.keys() - fields.used
   for has, known in _KNOWN:
@@ -111,7 +111,7 @@ def check(fields: RowFields) -> None:
 @functools.lru_cache(maxsize=4096)
 def _looks_like(key: str, many: bool) -> bool:
   words = [word.lower() for word in _WORD.findall(key)]
-  # Digits at the end number keys: answer_0.
+  # Digits at the end are numbers, as in answer_0.
   while words and words[-1].isdigit():
     words.pop()
   if not words:
@@ -127,7 +127,7 @@ def _looks_like(key: str, many: bool) -> bool:
 
 
 def _has_text(value: Any) -> bool:
-  """Whether there is text in a value, at whatever depth."""
+  """Whether a value has text, at any depth."""
   if isinstance(value, str):
     text = value.strip()
     if isinstance(value, table_cells.TextCell):  # Numbers of a table are text.
@@ -137,5 +137,5 @@ def _has_text(value: Any) -> bool:
     return any(map(_has_text, value.values()))
   if isinstance(value, list):
     return any(map(_has_text, value))
-  # Passages and answers can be numbers in an array alone: ids.
+  # Numbers alone are no passages or answers.
   return False

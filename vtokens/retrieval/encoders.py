@@ -1,4 +1,4 @@
-"""Sentence encoders: how each wants its input, and what makes an embedding."""
+"""Sentence encoders, and the settings that each was trained with."""
 
 import dataclasses
 import functools
@@ -15,14 +15,14 @@ from vtokens.retrieval import retrieval_config
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-  """What a model was trained with.
+  """The settings that a model was trained with.
 
   Attributes:
-    query_prefix: before each question.
-    passage_prefix: before each passage.
+    query_prefix: text before each question.
+    passage_prefix: text before each passage.
     pooling: cls or mean.
     normalize: yes or no.
-    max_length: in tokens.
+    max_length: longest input in tokens.
   """
 
   query_prefix: str = ''
@@ -56,21 +56,21 @@ KNOWN = {
   'all-MiniLM-L6-v2': _MINILM,
 }
 _FILES = ('*.json', '*.safetensors', '*.txt', '*.model')
-# What a local directory may have besides.
+# Files of a local directory.
 _LOCAL_FILES = (*_FILES, '*.bin')
 
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEncoder:
-  """A model and how it is used, all settled.
+  """A model with all its settings.
 
   Attributes:
-    name: of the model, for people.
-    directory: the model's files.
-    recipe: how it is used.
-    sources: where each part of the recipe came from, for people.
-    dtype: of weights and activations.
-    batch_size: texts encoded together.
+    name: name of the model, for messages.
+    directory: directory of the model's files.
+    recipe: prefixes, pooling, normalisation and length.
+    sources: where each setting of the recipe comes from, for messages.
+    dtype: type of weights and activations.
+    batch_size: number of texts encoded together.
     device: auto, or a torch device.
   """
 
@@ -83,7 +83,7 @@ class SentenceEncoder:
   device: str
 
   def identity(self) -> dict[str, Any]:
-    """What decides an embedding, but for the last bits of its floats."""
+    """The values that decide embeddings, except for their last bits."""
     return {
       'recipe': dataclasses.asdict(self.recipe),
       'dtype': self.dtype,
@@ -115,14 +115,14 @@ class SentenceEncoder:
 
 
 def settle(settings: retrieval_config.Dense, name: str) -> SentenceEncoder:
-  """Finds the model and fills in what the config leaves to it.
+  """Finds a model, and fills in settings that the config leaves open.
 
   Args:
-    settings: of the retriever.
-    name: of the retriever, for messages.
+    settings: settings of the retriever.
+    name: name of the retriever, for messages.
 
   Raises:
-    errors.UserError: the model is not there, or it is not known how it pools.
+    errors.UserError: the model is not found, or a setting is unknown.
   """
   directory = _find(settings, name)
   known = KNOWN.get(settings.model.rstrip('/').split('/')[-1])
@@ -158,7 +158,7 @@ def settle(settings: retrieval_config.Dense, name: str) -> SentenceEncoder:
 def _find(settings: retrieval_config.Dense, name: str) -> pathlib.Path:
   field = f'config.retrievers[{name}].dense.model'
   if settings.model.startswith('package:'):
-    # Packages are searched for files.
+    # `resolve` finds files only.
     return pathlib.Path(paths.resolve(f'{settings.model}/config.json')).parent
   directory = pathlib.Path(settings.model)
   if directory.is_dir():
@@ -174,7 +174,7 @@ def _find(settings: retrieval_config.Dense, name: str) -> pathlib.Path:
         allow_patterns=[*_FILES, '*/*.json'],
       )
     )
-  # OSError: no connection, and nothing in the cache.
+  # OSError: there is no connection, and the model is not in the cache.
   except (
     hub_errors.HfHubHTTPError,
     hub_errors.HFValidationError,
@@ -187,7 +187,7 @@ def _find(settings: retrieval_config.Dense, name: str) -> pathlib.Path:
 
 
 def _own_recipe(directory: pathlib.Path) -> dict[str, Any]:
-  """What a model's sentence-transformers files say; may be empty."""
+  """Settings in a model's sentence-transformers files; may be empty."""
 
   def read(name: str) -> Any:
     path = directory / name
@@ -214,7 +214,7 @@ def _own_recipe(directory: pathlib.Path) -> dict[str, Any]:
 
 @functools.cache
 def hash_model(directory: str) -> str:
-  """SHA-256 over the files that a model is loaded from."""
+  """SHA-256 of the files that a model is loaded from."""
   digest = hashlib.sha256()
   files = {
     f for pattern in _LOCAL_FILES for f in pathlib.Path(directory).glob(pattern)
@@ -229,7 +229,7 @@ def hash_model(directory: str) -> str:
 
 @functools.cache
 def _load(directory: str, recipe: Recipe, dtype: str, device: str) -> Any:
-  """A model of just the recipe's modules; its own files have no say."""
+  """Loads a model by the recipe alone, whatever its own files say."""
   try:
     import sentence_transformers
     import torch
@@ -255,7 +255,7 @@ def _load(directory: str, recipe: Recipe, dtype: str, device: str) -> Any:
 
 
 def missing_extra(error: ImportError) -> errors.UserError:
-  """What to say when a package of dense retrieval is missing."""
+  """Makes the error for a missing package of dense retrieval."""
   return errors.UserError(
     'config.retrievers: kind=dense needs sentence-transformers and faiss, '
     f'not all of which are installed ({error}); try: pip install '

@@ -1,7 +1,7 @@
-"""Runs one function over many items: here in a loop, or on Apache Beam.
+"""Runs a function over many items, in a loop or on Apache Beam.
 
-The functions write files and may be repeated, so that a run that was killed
-is continued by giving only the items whose files are missing.
+The functions write files and may be repeated: a killed run continues with the
+items whose files are missing.
 """
 
 import contextlib
@@ -62,14 +62,14 @@ def map_reduce(
   """For each key that is not done, combines the results of all parts.
 
   Args:
-    settings: where.
-    work: of a part and a key.
-    parts: e.g. shards.
-    combine: of results of one key; may be applied to its own results.
-    write: of a key and what its results were combined to.
-    keys: e.g. chunks of questions.
-    is_done: of a key.
-    label: of the progress bar.
+    settings: where to run.
+    work: computes the result of a part and a key.
+    parts: parts, e.g. shards.
+    combine: combines results of one key, and results of itself.
+    write: writes the combined result of a key.
+    keys: keys, e.g. chunks of questions.
+    is_done: whether a key is done.
+    label: text of the progress bar.
   """
   todo = [key for key in keys if not is_done(key)]
   if not todo:
@@ -77,7 +77,7 @@ def map_reduce(
   if settings.runner == 'loop':
     for key in _bar(keys, todo, label):
       results = (work(part, key) for part in parts)
-      # One by one: all at once may not fit memory.
+      # One by one: all results may not fit into memory.
       total = functools.reduce(lambda *two: combine(two), results)
       write(key, combine([total]))
     return
@@ -110,7 +110,7 @@ def _watch(
   is_done: Callable[[Any], bool],
   label: str,
 ) -> Iterator[None]:
-  """Shows progress by what is on disk: the workers may be anywhere."""
+  """Shows progress by the files on disk: workers may be on other machines."""
   stop = threading.Event()
   with _bar(items, todo, label) as bar:
 

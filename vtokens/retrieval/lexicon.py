@@ -1,10 +1,10 @@
-"""Texts as words for BM25, and words as ids on disk.
+"""Splits texts into words for BM25, and keeps the words' ids on disk.
 
-A text of scripts without spaces (see `vtokens.scoring.unspaced`) also has
+A text in scripts without spaces (see `vtokens.scoring.unspaced`) also has
 *grams*: its characters, the pairs of neighbouring characters, and words of
-other scripts that no space separates from them, such as CUDA in 'CUDA编程'.
-Grams begin with `GRAM`, so that no gram equals a word. Words do not change: a
-question without grams gets the same passages and scores as before.
+other scripts directly beside them, such as CUDA in 'CUDA编程'. Grams begin with
+`GRAM`, so no gram equals a word. Grams do not change a text's words: a question
+without grams gets the same passages and scores as in an index without them.
 """
 
 import bisect
@@ -25,7 +25,7 @@ from vtokens.host import errors
 from vtokens.retrieval import retrieval_config
 from vtokens.scoring import unspaced
 
-# Sorts before all that patterns of words match.
+# Sorts before all words.
 GRAM = '\x01'
 _RUN = regex.compile(
   rf'(?:{unspaced.CHARACTER}|{unspaced.OTHER_WORD})+', regex.V1
@@ -38,10 +38,10 @@ _PART = regex.compile(
 def tokenize(
   settings: retrieval_config.BM25, texts: Sequence[str]
 ) -> list[list[str]]:
-  """Tokens of each text: the same function for passages and questions.
+  """Splits each text, passage or question, into words.
 
   Raises:
-    errors.UserError: the stemmer or the stopwords are not known.
+    errors.UserError: the stemmer or the stopwords are unknown.
   """
   ids, vocabulary = tokenize_ids(settings, texts)
   words = list(vocabulary)  # In the order of their ids.
@@ -51,7 +51,7 @@ def tokenize(
 def tokenize_ids(
   settings: retrieval_config.BM25, texts: Sequence[str]
 ) -> tuple[list[list[int]], dict[str, int]]:
-  """As `tokenize`, but ids of tokens, and the tokens by id from 0 on."""
+  """Like `tokenize`; returns ids of words, from 0, and the ids by word."""
   bm25s = load_bm25s()
   stopwords = settings.stopwords
   try:
@@ -71,14 +71,14 @@ def tokenize_ids(
 
 
 def has_grams(settings: retrieval_config.BM25) -> bool:
-  """Whether texts get grams: not where users say themselves what a token is."""
+  """Whether texts get grams: only with the default token_pattern."""
   return settings.token_pattern == retrieval_config.BM25.token_pattern
 
 
 def grams(
   settings: retrieval_config.BM25, texts: Sequence[str]
 ) -> list[list[str]]:
-  """Grams of each text; none of one that lacks the scripts."""
+  """Grams of each text; none for a text without these scripts."""
   found: list[list[str]] = [[] for _ in texts]
   if not has_grams(settings):
     return found
@@ -106,10 +106,10 @@ def grams(
 def question_tokens(
   settings: retrieval_config.BM25, questions: Sequence[str]
 ) -> list[list[str]]:
-  """Words of each question; grams too of one that is written without spaces.
+  """Words of each question, and grams if it is written without spaces.
 
-  Words of other scripts in it are looked for as both: in passages they stand
-  with spaces or without.
+  Its words in other scripts are searched both as words and as grams, since
+  passages have them with or without spaces.
   """
   result = tokenize(settings, questions)
   for number, own in enumerate(grams(settings, questions)):
@@ -122,10 +122,10 @@ def question_tokens(
 
 
 class Vocabulary:
-  """Ids of words, looked up on disk: a dict for each shard would be large.
+  """Looks up ids of words on disk: a dict for each shard would be large.
 
   Args:
-    directory: where `save` wrote it.
+    directory: directory that `save` wrote.
   """
 
   def __init__(self, directory: pathlib.Path):
@@ -150,7 +150,7 @@ class Vocabulary:
     return bytes(self._text[self._ends[index] : self._ends[index + 1]])
 
   def ids(self, words: Sequence[str]) -> list[int]:
-    """Ids of those words that are known, in the same order."""
+    """Ids of the known words, in the same order."""
     found = []
     for word in words:
       key = word.encode()  # Sorts as the text does.
@@ -185,8 +185,8 @@ _IMPORTING = threading.Lock()
 def load_bm25s() -> Any:
   """Imports bm25s without JAX.
 
-  bm25s runs a JAX program as it is imported, if JAX is there, which would take
-  hold of an accelerator. What it uses JAX for is done by `topk` here.
+  If JAX is installed, importing bm25s runs a JAX program, which would occupy an
+  accelerator. bm25s uses JAX to find the best scores; `topk` does that here.
   """
   with _IMPORTING:
     if 'bm25s' not in sys.modules:

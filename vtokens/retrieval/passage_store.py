@@ -1,7 +1,7 @@
-"""Passages on disk, in shards, read by row.
+"""Stores passages on disk in shards, and reads them by row.
 
-A shard is a directory with `passages.jsonl` and `offsets.npy`, int64 [n + 1]:
-line i lies from byte offsets[i] to offsets[i + 1].
+A shard is a directory with `passages.jsonl` and `offsets.npy`, an int64 array
+of shape [n + 1]: line i is the bytes from offsets[i] to offsets[i + 1].
 """
 
 import bisect
@@ -25,7 +25,7 @@ from vtokens.retrieval import claims, retrieval_config, retrieval_inputs
 
 _FORMAT = 1
 _HASHES = 'hashes.json'
-# Messages on the lines of the corpus that were left out.
+# Messages about lines of the corpus that were left out.
 SKIPPED = 'skipped_passages.txt'
 
 
@@ -49,19 +49,19 @@ class PassageReader:
 
   @classmethod
   def open(cls, directory: pathlib.Path) -> 'PassageReader':
-    """A store that is complete."""
+    """Opens a complete store."""
     return cls(directory, claims.read_info(directory)['shard_sizes'])
 
   @property
   def identity(self) -> dict[str, Any]:
-    """What decided the content of the store."""
+    """The values that decided the content of the store."""
     return claims.read_identity(self.directory)
 
   def __len__(self) -> int:
     return self._starts[-1]
 
   def __getitem__(self, row: int) -> records.Passage:
-    """The passage of a row from 0 on, without a score."""
+    """The passage of a row, from 0, without a score."""
     if not 0 <= row < len(self):
       raise IndexError(f'row {row} of {len(self)}')
     shard = bisect.bisect_right(self._starts, row) - 1
@@ -95,18 +95,18 @@ class PassageReader:
 def prepare(
   settings: retrieval_config.Corpus, index_dir: pathlib.Path, *, rebuild: bool
 ) -> PassageReader:
-  """Writes the corpus to disk, or finds it there.
+  """Opens the corpus on disk; writes it first if it is absent.
 
-  A run that was killed goes on after its last whole shard.
+  After a kill, writing continues after the last complete shard.
 
   Args:
-    settings: of the corpus.
-    index_dir: gets the directory `corpus`.
-    rebuild: replace another corpus that is there.
+    settings: settings of the corpus.
+    index_dir: directory that gets the directory `corpus`.
+    rebuild: whether to replace another corpus in its place.
 
   Raises:
-    errors.UserError: the corpus cannot be read, two passages have one id, or
-      another corpus is there and `rebuild` is off.
+    errors.UserError: the corpus cannot be read, two passages have the same id,
+      or another corpus is in its place and `rebuild` is off.
   """
   directory = index_dir / 'corpus'
   complete = claims.claim(
@@ -125,7 +125,7 @@ def prepare(
 def _identity(
   settings: retrieval_config.Corpus, index_dir: pathlib.Path
 ) -> dict[str, Any]:
-  """What decides the content of a store; hashes every file."""
+  """The values that decide the content of a store; hashes every file."""
   return {
     'format': _FORMAT,
     'files': {
@@ -134,7 +134,7 @@ def _identity(
     },
     'shard_size': settings.shard_size,
     'on_bad_record': settings.on_bad_record,
-    # What an earlier version left out is read now.
+    # Another version of the formats may skip other passages.
     **({'read': formats.version()} if settings.on_bad_record == 'skip' else {}),
   }
 
@@ -163,7 +163,7 @@ def _write(settings: retrieval_config.Corpus, directory: pathlib.Path) -> None:
 
 
 def shard_directory(directory: pathlib.Path, shard: int) -> pathlib.Path:
-  """Where a shard of a corpus or of an index lies."""
+  """Directory of a shard of a corpus or an index."""
   return directory / 'shards' / f'{shard:05}'
 
 
@@ -171,7 +171,7 @@ def _write_shard(
   passages: Iterator[records.Passage], size: int, path: pathlib.Path
 ) -> int:
   """Writes up to `size` passages and returns how many; 0 writes nothing."""
-  if path.exists():  # By a run that was killed later.
+  if path.exists():  # A run that was killed later wrote it.
     return sum(1 for _ in itertools.islice(passages, size))
   first = next(passages, None)
   if first is None:
@@ -195,7 +195,7 @@ def _write_shard(
 def _hash_files(
   files: tuple[str, ...], index_dir: pathlib.Path
 ) -> Iterator[str]:
-  """SHA-256 of each file; of one unchanged since the last time, from then."""
+  """Yields the SHA-256 of each file; that of an unchanged file is cached."""
   cache = index_dir / _HASHES
   known = _read_hashes(cache)
   for name in files:
@@ -204,7 +204,7 @@ def _hash_files(
     try:
       stat = path.stat()
       entry = known.get(str(path))
-      # A file written in the second it was hashed could change unnoticed.
+      # A file written in the second of its hashing could change unnoticed.
       if not entry or (
         (entry['length'], entry['mtime']) != (stat.length, stat.mtime)
         or entry['hashed'] < stat.mtime + 2
@@ -225,7 +225,7 @@ def _hash_files(
 
 
 def _read_hashes(path: pathlib.Path) -> dict[str, Any]:
-  """What is known of files; nothing if it is not as it was written."""
+  """Cached hashes of files; empty if the cache is damaged."""
   try:
     values = json.loads(path.read_text('utf-8'))
   except (OSError, ValueError, RecursionError):

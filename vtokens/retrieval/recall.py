@@ -1,6 +1,6 @@
-"""Recall: for how many questions the first k passages hold an answer.
+"""Recall: the share of questions whose first k passages contain an answer.
 
-What holding an answer means: see `vtokens.data.containment`.
+`vtokens.data.containment` defines what contains an answer.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,16 +13,16 @@ def table(
   ranks: Mapping[str, Sequence[int]],
   top_k: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """Recall by dataset, retriever and number of passages.
+  """Computes recall by dataset, retriever and number of passages.
 
   Args:
-    datasets: of each question.
-    ranks: by retriever, what `Matcher.first` gave for each question.
-    top_k: how many passages were looked at.
+    datasets: dataset of each question.
+    ranks: for each retriever, the result of `Matcher.first` for each question.
+    top_k: number of passages searched for an answer.
 
   Returns:
     dataset -> retriever -> {'n': questions, 'recall@k': fraction}, for the
-    `RANKS` up to `top_k`, datasets in the order of their first question.
+    `RANKS` up to `top_k`; datasets in the order of their first question.
   """
   result: dict[str, dict[str, dict[str, float]]] = {}
   for dataset in dict.fromkeys(datasets):
@@ -40,7 +40,7 @@ def table(
 def format_table(
   recall: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> str:
-  """The table as text, in percent."""
+  """Formats the table as text, in percent."""
   rows = [
     (dataset, retriever, values)
     for dataset, by_retriever in recall.items()

@@ -1,4 +1,4 @@
-"""Passages and questions as they come: the one place that opens their files."""
+"""Reads the files of passages and questions."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,19 +11,16 @@ from vtokens.host import writers
 def read_passages(
   files: Sequence[str], *, on_bad_record: str, skipped: list[str]
 ) -> Iterator[Passage]:
-  """Streams a corpus; see `corpus.read_corpus` for its formats.
+  """Yields the passages of a corpus, in order; see `corpus.read_corpus`.
 
   Args:
-    files: of the corpus.
-    on_bad_record: error, or skip.
-    skipped: gets a message for each passage left out, at the end.
-
-  Yields:
-    Passages, each with an id, in the order of the files and their lines.
+    files: files of the corpus.
+    on_bad_record: error or skip.
+    skipped: list that gets, at the end, a message for each passage left out.
 
   Raises:
-    errors.UserError: a file cannot be read; a passage is bad and is not to be
-      skipped.
+    errors.UserError: a file cannot be read, or a passage is bad and
+      `on_bad_record` is error.
   """
   report = BadRecords(on_bad_record, flag='--config.corpus.on_bad_record=skip')
   yield from corpus.read_corpus(files, report)
@@ -35,18 +32,18 @@ def read_passages(
 def read_questions(
   files: Sequence[str], *, on_bad_record: str
 ) -> tuple[list[Record], list[str]]:
-  """Reads questions, which need not have passages.
+  """Reads questions, with or without passages.
 
   Args:
-    files: any sources that `formats.read_records` reads.
-    on_bad_record: error, or skip.
+    files: sources of `formats.read_records`.
+    on_bad_record: error or skip.
 
   Returns:
-    The questions, and a message for each left out.
+    The questions, and a message for each one left out.
 
   Raises:
-    errors.UserError: a source cannot be read; a question is bad, or has the id
-      of another, and is not to be skipped; there is none.
+    errors.UserError: a source cannot be read or has no question, or a question
+      is bad or has a duplicate id and `on_bad_record` is error.
   """
   report = BadRecords(
     on_bad_record, flag='--config.questions.on_bad_record=skip'

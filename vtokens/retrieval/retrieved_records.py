@@ -1,8 +1,7 @@
-"""Records with the passages that were found, and how often they help.
+"""Writes records with the passages found, and ranks of passages with answers.
 
-Each chunk of questions becomes a part of the file; the parts in their order
-are the file. Parts of a compressed file are gzip members of their own, which
-the format allows.
+Each chunk of questions becomes a part; the file is the parts in order. The
+parts of a compressed file are separate gzip members, which gzip allows.
 """
 
 import functools
@@ -23,7 +22,7 @@ from vtokens.retrieval import (
   search,
 )
 
-# Of records with 100 passages, level 6 saves 4 % and takes 2.3 times as long.
+# For records with 100 passages, level 6 saves 4 % and takes 2.3 times as long.
 _LEVEL = 4
 
 
@@ -35,18 +34,18 @@ def write_records(
   *,
   compress: bool,
 ) -> dict[str, list[int]]:
-  """Writes the records, and says where the first answers are.
+  """Writes the records.
 
   Args:
-    chunks: of questions, as they were searched.
-    names: of the retrievers, in the order in which they are written.
-    corpus: that was searched.
-    workdir: has the hits; gets records.jsonl, or records.jsonl.gz.
-    compress: write the latter.
+    chunks: questions, in chunks as they were searched.
+    names: names of the retrievers, in the order to write them.
+    corpus: corpus that was searched.
+    workdir: directory with the hits; gets records.jsonl or records.jsonl.gz.
+    compress: whether to write records.jsonl.gz.
 
   Returns:
-    By retriever, for each question the rank of its first passage with an
-    answer, 0 for none; see `recall`.
+    For each retriever the rank of the first passage with an answer to each
+    question, 0 for none; see `recall`.
   """
   suffix = '.jsonl.gz' if compress else '.jsonl'
   whole = workdir / f'records{suffix}'
@@ -98,7 +97,7 @@ def _lines(
   corpus: passage_store.PassageReader,
   workdir: pathlib.Path,
 ) -> tuple[list[str], dict[str, list[int]]]:
-  """The lines of a chunk, and the ranks of the first answers."""
+  """The lines of a chunk, and the ranks of first passages with an answer."""
   hits = {name: search.read_hits(workdir, name, chunk) for name in names}
   lines = []
   ranks: dict[str, list[int]] = {name: [] for name in names}
@@ -110,7 +109,7 @@ def _lines(
     matcher = containment.Matcher(record.answers)
     for name in names:
       found = [
-        # The shortest decimal number that is this float32.
+        # The shortest decimal that rounds to this float32.
         (corpus[row], float(str(score)))
         for row, score in zip(
           hits[name].rows[i], hits[name].scores[i], strict=True

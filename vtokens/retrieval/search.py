@@ -1,4 +1,4 @@
-"""From a corpus on disk and questions to the best passages of each."""
+"""Builds indices of a corpus, and searches them for questions."""
 
 import dataclasses
 import functools
@@ -24,19 +24,19 @@ from vtokens.scoring import unspaced
 
 
 class Method(Protocol):
-  """A way to retrieve: picklable, so that Beam's workers can have it."""
+  """A way to retrieve. It can be pickled, for Beam's workers."""
 
   def identity(self) -> dict[str, Any]:
-    """What, with the corpus, decides the index."""
+    """The settings that, with the corpus, decide the index."""
 
   def will_do(self) -> list[dict[str, Any]]:
-    """Identities of other indices that are searched with the same result."""
+    """Identities of other indices in which a search gives the same result."""
 
   def check(self) -> None:
-    """Raises a UserError if it cannot run here; done before long work."""
+    """Raises a `UserError` if it cannot run here; called before long work."""
 
   def describe(self) -> str:
-    """Settings, for people."""
+    """The settings as text."""
 
   def build(
     self,
@@ -45,12 +45,12 @@ class Method(Protocol):
     execution: retrieval_config.Execution,
     label: str,
   ) -> dict[str, Any]:
-    """Writes the index of every shard that is missing; returns facts."""
+    """Writes the missing indices of shards; returns facts about the index."""
 
   def encode_questions(
     self, questions: Sequence[str], path: pathlib.Path
   ) -> None:
-    """Writes what `search` needs of some questions."""
+    """Writes a file of questions for `search`."""
 
   def search(
     self,
@@ -61,15 +61,15 @@ class Method(Protocol):
     questions: pathlib.Path,
     k: int,
   ) -> topk.Hits:
-    """The best passages of one shard for the questions of one file.
+    """Finds the best passages of a shard for the questions of a file.
 
     Args:
-      directory: of the index.
-      digest: of the index.
-      first_row: of the shard.
-      shard: from 0 on.
-      questions: what `encode_questions` wrote.
-      k: most passages for a question.
+      directory: directory of the index.
+      digest: digest of the index.
+      first_row: row of the shard's first passage.
+      shard: number of the shard, from 0.
+      questions: file that `encode_questions` wrote.
+      k: the most passages for a question.
     """
 
 
@@ -78,10 +78,10 @@ class Index:
   """The complete index of one retriever.
 
   Attributes:
-    name: of the retriever.
+    name: name of the retriever.
     method: how it retrieves.
-    directory: where it lies.
-    digest: hash of all that decides its content.
+    directory: directory of the index.
+    digest: hash of everything that decides its content.
   """
 
   name: str
@@ -95,15 +95,15 @@ def make_method(
   name: str,
   questions: Iterable[str] | None = None,
 ) -> Method:
-  """A retriever of the config, checked.
+  """Makes and checks a retriever of the config.
 
   Args:
-    settings: of the retriever.
-    name: of it.
-    questions: all that it will search for; None if they are not known.
+    settings: settings of the retriever.
+    name: name of the retriever.
+    questions: all questions to search for; None if they are not known.
 
   Raises:
-    errors.UserError: it cannot be used here.
+    errors.UserError: the retriever cannot run here.
   """
   method: Method
   if settings.kind == 'bm25':
@@ -125,18 +125,18 @@ def prepare_index(
   *,
   rebuild: bool,
 ) -> Index:
-  """Builds the index of a retriever, or finds it.
+  """Opens the index of a retriever; builds it first if it is absent.
 
   Args:
-    name: of the retriever.
+    name: name of the retriever.
     method: how it retrieves.
-    corpus: to be indexed.
-    index_dir: gets a directory of that name.
-    execution: where the work is done.
-    rebuild: replace another index that is there.
+    corpus: corpus to index.
+    index_dir: directory that gets the index, in a directory `name`.
+    execution: where to do the work.
+    rebuild: whether to replace another index in its place.
 
   Raises:
-    errors.UserError: another index or a damaged one is there, and `rebuild`
+    errors.UserError: another or a damaged index is in its place, and `rebuild`
       is off.
   """
   directory = index_dir / name
@@ -168,7 +168,7 @@ def digest(identity: dict[str, Any]) -> str:
 def chunk_path(
   workdir: pathlib.Path, kind: str, name: str, chunk: int, suffix: str
 ) -> pathlib.Path:
-  """Where what belongs to a chunk of questions lies."""
+  """Path of a file for a chunk of questions."""
   return workdir / kind / name / f'{chunk:05}{suffix}'
 
 
@@ -180,15 +180,15 @@ def search(
   execution: retrieval_config.Execution,
   top_k: int,
 ) -> None:
-  """Writes the best passages for each chunk of questions that lacks them.
+  """Writes the missing files of the best passages for chunks of questions.
 
   Args:
-    index: to search.
-    corpus: that it is of.
-    chunks: of questions.
-    workdir: gets `questions/NAME/` and `hits/NAME/`.
-    execution: where the work is done.
-    top_k: most passages for a question.
+    index: index to search.
+    corpus: corpus of the index.
+    chunks: questions, in chunks.
+    workdir: directory that gets `questions/NAME/` and `hits/NAME/`.
+    execution: where to do the work.
+    top_k: the most passages for a question.
   """
   numbers = range(len(chunks))
   encoded = functools.partial(
@@ -217,13 +217,13 @@ def search(
 
 
 def read_hits(workdir: pathlib.Path, name: str, chunk: int) -> topk.Hits:
-  """What `search` wrote."""
+  """Reads the hits that `search` wrote."""
   with np.load(chunk_path(workdir, 'hits', name, chunk, '.npz')) as file:
     return topk.Hits(rows=file['rows'], scores=file['scores'])
 
 
 def count_without(workdir: pathlib.Path, name: str, num_chunks: int) -> int:
-  """How many questions a retriever found nothing for."""
+  """Number of questions for which a retriever found nothing."""
   return sum(
     int((read_hits(workdir, name, chunk).rows[:, 0] < 0).sum())
     for chunk in range(num_chunks)

@@ -1,7 +1,7 @@
-"""The best k of many scores, exactly and in one order.
+"""The best k of many scores, exactly and in a fixed order.
 
-Higher scores come first, and of equal scores the lower row: so the best k of
-a corpus are the best k of the best k of its parts.
+Higher scores come first; of equal scores the lower row. So the best k of a
+corpus are the best k among the best k of its parts.
 """
 
 import dataclasses
@@ -14,12 +14,12 @@ NO_ROW = -1
 
 @dataclasses.dataclass(frozen=True)
 class Hits:
-  """What was found for B questions.
+  """The passages found for B questions.
 
   Attributes:
-    rows: int64 [B, k], rows of the corpus, best first; `NO_ROW` after the
-      last.
-    scores: float32 [B, k]; -inf where there is no row.
+    rows: rows of the corpus, best first, int64 array of shape [B, k]; `NO_ROW`
+      after the last one found.
+    scores: float32 array of shape [B, k]; -inf at `NO_ROW`.
   """
 
   rows: np.ndarray
@@ -29,20 +29,21 @@ class Hits:
 def best(
   scores: np.ndarray, k: int, first_row: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The best k of the scores of one question that are not 0.
+  """The best k nonzero scores of a question.
 
   Args:
-    scores: float32 [N], of the rows from `first_row` on.
-    k: how many.
-    first_row: what is added to the index of a score.
+    scores: scores of the rows from `first_row` on, float32 array of shape [N].
+    k: number of scores.
+    first_row: row of the first score.
 
   Returns:
-    int64 and float32 [k], as a row of `Hits`.
+    Rows and scores as in a row of `Hits`: int64 and float32 arrays of shape
+    [k].
   """
   index = np.flatnonzero(scores)
   found = scores[index]
   if len(index) > k:
-    # All above the k-th best score, and of those equal to it the first.
+    # All scores above the k-th best, then the first ones equal to it.
     limit = np.partition(found, len(found) - k)[len(found) - k]
     above = np.flatnonzero(found > limit)
     equal = np.flatnonzero(found == limit)[: k - len(above)]
@@ -57,11 +58,11 @@ def best(
 
 
 def merge(parts: Iterable[Hits], k: int) -> Hits:
-  """The best k of what was found in several parts of a corpus.
+  """Merges the hits of several parts of a corpus.
 
   Args:
-    parts: at least one, for the same questions; widths may differ.
-    k: how many to keep.
+    parts: hits for the same questions; at least one; their k may differ.
+    k: number of hits to keep for each question.
   """
   parts = list(parts)
   rows = np.concatenate([part.rows for part in parts], axis=1)

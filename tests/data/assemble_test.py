@@ -22,8 +22,9 @@ from tokenizers import (
 )
 
 from vtokens import config
-from vtokens.data import assemble, formats, records
-from vtokens.data.assemble import Assembler, Example, Limits, PromptEncoder
+from vtokens.data import assemble, formats, prompt_encoder, records
+from vtokens.data.assemble import Assembler, Example, Limits
+from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.data.records import Passage, Record
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -739,7 +740,7 @@ class TestTemplates:
     ],
   )
   def test_split_passage(self, template, parts):
-    assert assemble.split_passage(template) == parts
+    assert prompt_encoder.split_passage(template) == parts
 
 
 def test_an_encoder_can_be_sent_to_another_process(llama2):

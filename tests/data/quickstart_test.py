@@ -12,6 +12,7 @@ import runpy
 import pytest
 
 from vtokens.data import assemble, formats, records
+from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.data.quickstart import build_quickstart
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
 from vtokens.scoring import metrics
@@ -93,7 +94,7 @@ def test_examples_are_short(shipped):
 def test_the_config_cuts_nothing(shipped, smollm2_path):
   """By the tokenizer of the quickstart's base."""
   cfg = runpy.run_path(str(_CONFIG))['get_config']()
-  encoder = assemble.PromptEncoder(load_tokenizer(smollm2_path), cfg.templates)
+  encoder = PromptEncoder(load_tokenizer(smollm2_path), cfg.templates)
   rows = [row for rows in shipped.values() for row in rows]
   limits = cfg.data
   first, second = len(encoder.head(1)), len(encoder.head(2))

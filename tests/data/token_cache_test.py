@@ -17,10 +17,10 @@ import pytest
 import tiny_models
 
 from vtokens import config
-from vtokens.data import leaks, token_cache
-from vtokens.data.assemble import PromptEncoder
+from vtokens.data import leaks, token_cache, token_set
 from vtokens.data.checks import BadRecords
 from vtokens.data.containment import Matcher
+from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.data.records import GOLD, Passage, Record
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
@@ -64,7 +64,7 @@ def tokenize(records, encoder, directory, *, depth=9, identity=None):
   )
 
 
-def assert_same(found: token_cache.TokenSet, records, encoder, depth=9):
+def assert_same(found: token_set.TokenSet, records, encoder, depth=9):
   assert len(found) == len(records)
   for i, record in enumerate(records):
     assert found.id(i) == record.id
@@ -370,12 +370,12 @@ _PROGRAM = """
 import pathlib, sys, time
 sys.path.insert(0, {tests!r})
 from vtokens import config
-from vtokens.data import token_cache as tokens
-from vtokens.data.assemble import PromptEncoder
+from vtokens.data import token_cache
+from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
 from data import token_cache_test
 
-tokens._CHUNK = 2
+token_cache._CHUNK = 2
 
 def slow():
   for record in token_cache_test.RECORDS:

@@ -11,9 +11,10 @@ import grain
 import numpy as np
 
 from vtokens import config
-from vtokens.data.assemble import Assembler, PassageIds
+from vtokens.data.assemble import Assembler
+from vtokens.data.prompt_encoder import PassageIds
 from vtokens.data.records import GOLD
-from vtokens.data.token_cache import TokenSet
+from vtokens.data.token_set import TokenSet
 from vtokens.host import errors
 
 # Numbers of random streams under one seed. `order` uses the datasets' numbers

@@ -18,6 +18,7 @@ from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import TrainingMixture
 from vtokens.data.records import Record
+from vtokens.data.token_set import TokenSet
 from vtokens.devices import distributed
 from vtokens.host import errors, paths
 
@@ -211,7 +212,7 @@ def _token_cache_directory(
 
 
 def _too_long(
-  token_set: token_cache.TokenSet,
+  token_set: TokenSet,
   wanted: np.ndarray,
   assembler: Assembler,
   cfg: config.Config,
@@ -248,7 +249,7 @@ def _too_long(
 
 
 def _leaks(
-  token_sets: Sequence[token_cache.TokenSet],
+  token_sets: Sequence[TokenSet],
   held_out: Sequence[HeldOut],
   remove: bool,
   say: Callable[[str], None],

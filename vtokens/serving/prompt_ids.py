@@ -7,7 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import Any
 
-from vtokens.data.assemble import Assembler, Limits, PromptEncoder
+from vtokens.data.assemble import Assembler, Limits
+from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.data.records import Passage
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer

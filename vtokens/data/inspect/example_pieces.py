@@ -10,9 +10,10 @@ import numpy as np
 
 from vtokens import config
 from vtokens.data import pipeline, token_cache
-from vtokens.data.assemble import Assembler, Ids
+from vtokens.data.assemble import Assembler
 from vtokens.data.batch import Batch
 from vtokens.data.mixture import Origin, TrainingMixture
+from vtokens.data.prompt_encoder import Ids
 from vtokens.data.records import Record
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from vtokens.data.assemble import Ids
+from vtokens.data.prompt_encoder import Ids
 from vtokens.models.tokenizers.tokenizer import Tokenizer
 
 # Longer texts lose what is neither near an end nor near the first answer.

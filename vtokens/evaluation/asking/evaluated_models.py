@@ -8,7 +8,8 @@ import numpy as np
 from etils import epath
 
 from vtokens import config
-from vtokens.data.assemble import Assembler, Limits, PromptEncoder
+from vtokens.data.assemble import Assembler, Limits
+from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.eval_config import Config
 from vtokens.host import errors, json_files, paths

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from vtokens.data.assemble import Ids
+from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.harness import prompt_batches
 from vtokens.host import stopping, writers

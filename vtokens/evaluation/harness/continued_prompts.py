@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from vtokens.data.assemble import Ids
+from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.harness import prompt_batches
 from vtokens.host import stopping, writers

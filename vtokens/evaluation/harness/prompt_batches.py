@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from vtokens.data.assemble import Ids
+from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import partitioning
 from vtokens.method import virtual_tokens
 from vtokens.models.frozen_base import FrozenBase

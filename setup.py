@@ -132,7 +132,6 @@ setuptools.setup(
     'array_record>=0.8,<0.9',
     'bm25s>=0.3.16,<0.4',
     'etils[epath]>=1.12,<2',
-    'filelock>=3.32,<5',
     'flax>=0.12.8,<0.14',
     'gguf>=0.17,<0.20',
     'grain>=0.2.16,<0.3',

@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 
 from vtokens.exports import card, gate, hf_checkpoint, licence, trained_table
 from vtokens.exports.export_config import FORMATS, Config, validate
-from vtokens.host import errors, versions, whole_directory, writers
+from vtokens.host import claimed_directory, errors, versions, writers
 from vtokens.settings import flags
 
 # Packages of the programs that exports are checked with.
@@ -38,7 +38,7 @@ def export(cfg: Config, to: str, out: str) -> None:
   Raises:
     errors.UserError: bad input, or a check failed.
   """
-  with whole_directory.new(out) as directory:
+  with claimed_directory.new(out) as directory:
     source = trained_table.read(cfg.workdir, cfg.names, cfg.base)
     method = source.table.meta.quantize
     if method != 'none':

@@ -25,7 +25,7 @@ from vtokens.exports import (
   vocabulary_rows,
 )
 from vtokens.exports.export_config import NAMES
-from vtokens.host import errors, whole_directory, writers
+from vtokens.host import claimed_directory, errors, writers
 from vtokens.models import frozen_base
 from vtokens.serving import artifact, prompt_ids, table_file
 from vtokens.serving.artifact import (
@@ -55,7 +55,7 @@ def import_table(kind: str, path: str, base: str, out: str) -> None:
   Raises:
     errors.UserError: bad input, or another base than the table's.
   """
-  with whole_directory.new(out) as directory:
+  with claimed_directory.new(out) as directory:
     table, settings = _read(kind, path, base)
     trained_table.write(directory, table, settings)
   writers.say(f'{len(table.table)} virtual tokens written to {out}')

@@ -11,9 +11,8 @@ import time
 from collections.abc import Sequence
 
 from vtokens.data import records
-from vtokens.host import errors, stopping, writers
+from vtokens.host import claimed_directory, errors, stopping, writers
 from vtokens.retrieval import (
-  claims,
   passage_store,
   recall,
   retrieval_config,
@@ -42,7 +41,7 @@ def retrieve(
   rebuild = cfg.on_stale_index == 'rebuild'
   questions, skipped = _read_questions(cfg)
   # Before the index, which takes long.
-  claims.check_writable(workdir)
+  claimed_directory.check_writable(workdir)
   methods = {}
   for name, settings in cfg.retrievers.items():
     methods[name] = search.make_method(
@@ -50,7 +49,9 @@ def retrieve(
     )
     writers.say(f'{name}: {methods[name].describe()}')
   corpus = passage_store.prepare(cfg.corpus, index_dir, rebuild=rebuild)
-  if num_skipped := claims.read_info(corpus.directory)['num_skipped']:
+  if num_skipped := claimed_directory.read_info(corpus.directory)[
+    'num_skipped'
+  ]:
     writers.say(
       f'config.corpus: skipped {num_skipped:,} bad passages, see '
       f'{corpus.directory}/{passage_store.SKIPPED}'
@@ -61,7 +62,7 @@ def retrieve(
     index = search.prepare_index(
       name, method, corpus, index_dir, cfg.execution, rebuild=rebuild
     )
-    size = claims.num_bytes(index.directory)
+    size = claimed_directory.num_bytes(index.directory)
     writers.say(
       f'{name}: index of {len(corpus):,} passages, {size / 1e6:,.1f} MB, '
       f'{size / len(corpus):,.0f} bytes each, ready after '
@@ -116,7 +117,7 @@ def _chunk_size(cfg: retrieval_config.Config) -> int:
 
   It decides where results lie, not what they are.
   """
-  begun = claims.identity_if_there(pathlib.Path(cfg.workdir))
+  begun = claimed_directory.identity_if_there(pathlib.Path(cfg.workdir))
   size: int = begun.get('chunk_size', cfg.questions.chunk_size)
   if size != cfg.questions.chunk_size:
     writers.say(
@@ -133,7 +134,7 @@ def _claim_workdir(
   indices: Sequence[search.Index],
 ) -> None:
   """Raises unless the work directory is of this run, or empty."""
-  claims.claim(
+  claimed_directory.claim(
     pathlib.Path(cfg.workdir),
     {
       'questions': records.sha256(questions),
@@ -152,7 +153,7 @@ def _claim_workdir(
 def main(cfg: retrieval_config.Config) -> None:
   """Entry point."""
   try:
-    with claims.locked(pathlib.Path(cfg.index_dir)):
+    with claimed_directory.locked(pathlib.Path(cfg.index_dir)):
       table = retrieve(cfg)
   # Whatever is on disk is whole at any time.
   except stopping.Ended:

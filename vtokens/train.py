@@ -34,6 +34,7 @@ from vtokens.evaluation.asking.prompter import (
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import (
   errors,
+  json_diff,
   json_files,
   paths,
   plots,
@@ -49,7 +50,7 @@ from vtokens.run import run_identity, tracking
 from vtokens.run.checkpoints import Checkpoints
 from vtokens.run.loop import Loop
 from vtokens.serving import table_file
-from vtokens.settings import flags, schema
+from vtokens.settings import flags
 
 # Of JSON files of a run that are read again.
 _SCORES = {'em': float, 'f1': float, 'n': int}
@@ -126,7 +127,7 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   }
   claimed_base = _read_if_there(workdir / 'base.json', {str: str}, _LOST)
   if claimed_base is not None:
-    lines = schema.diff(claimed_base, identity, 'base.')
+    lines = json_diff.diff(claimed_base, identity, 'base.')
     _refuse(workdir, 'another base', lines)
   for line in moved:
     writers.say(f'{line}; the content is the same')

@@ -14,7 +14,7 @@ import tiny_run
 
 from vtokens import config
 from vtokens.devices import distributed
-from vtokens.host import errors, writers
+from vtokens.host import claimed_directory, errors
 
 _AUTO = config.Distributed()
 _SLURM = {
@@ -122,7 +122,7 @@ def test_one_process_alone(tmp_path):
     distributed.check_shared(str(tmp_path / 'none'))
     with distributed.sole_writer(str(tmp_path)):
       with pytest.raises(errors.UserError, match='another program'):
-        with writers.sole_writer(tmp_path):
+        with claimed_directory.sole_writer(tmp_path):
           pass
 
 

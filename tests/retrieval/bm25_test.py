@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import retrieval_data
 
-from vtokens.host import errors
+from vtokens.host import claimed_directory, errors
 from vtokens.retrieval import (
   bm25,
-  claims,
   lexicon,
   passage_store,
   retrieval_config,
@@ -388,8 +387,10 @@ def test_an_index_of_words_alone_serves_questions_without_grams(tmp_path):
   identity = {'corpus': corpus.identity, **method.will_do()[0]}
   assert 'scripts_without_spaces' not in identity
   directory = tmp_path / 'index' / 'x'
-  claims.claim(directory, identity, 'an index', rebuild=False, advice='')
-  claims.finish(
+  claimed_directory.claim(
+    directory, identity, 'an index', rebuild=False, advice=''
+  )
+  claimed_directory.finish(
     directory, method.build(corpus, directory, retrieval_config.Execution(), '')
   )
   assert prepare(method).digest == search.digest(identity)

@@ -1,6 +1,5 @@
 """Tests of vtokens.settings.schema, on settings made up for them."""
 
-import copy
 import dataclasses
 import json
 import pickle
@@ -196,48 +195,6 @@ def test_build_leaves_the_type_of_a_dict_to_check(value):
     errors.UserError, match=r'^config\.branches: expected a d'
   ):
     schema.check(built)
-
-
-def test_diff():
-  old = schema.to_dict(_full())
-  assert schema.diff(old, copy.deepcopy(old)) == []
-  new = copy.deepcopy(old)
-  new['name'] = 'm'
-  new['files'] = ['a']
-  new['numbers']['x'] = 0.75
-  del new['branch']['leaf']['share']
-  new['branches']['b']['leaves']['c']['size'] = 8
-  del new['branches']['e f']
-  assert schema.diff(old, new) == [
-    "config.branch.leaf.share: 0.25 there, '(absent)' now",
-    'config.branches.b.leaves.c.size: 3 there, 8 now',
-    "config.branches.e f.leaf.range: [1, 2] there, '(absent)' now",
-    "config.branches.e f.leaf.share: 0.5 there, '(absent)' now",
-    "config.branches.e f.leaf.size: 1 there, '(absent)' now",
-    "config.files: ['a', 'b'] there, ['a'] now",
-    "config.name: 'n' there, 'm' now",
-    'config.numbers.x: 0.5 there, 0.75 now',
-  ]
-  assert schema.diff({'a': 1}, {'a': 2}, 'base.') == ['base.a: 1 there, 2 now']
-
-
-def test_diff_tells_false_from_absent():
-  assert schema.diff({'a': None}, {}) == [
-    "config.a: None there, '(absent)' now"
-  ]
-  assert schema.diff({}, {'a': {'b': 0}}) == [
-    "config.a.b: '(absent)' there, 0 now"
-  ]
-
-
-def test_diff_from_what_had_fewer_fields():
-  defaults = {'a': 1, 'b': {'c': 2, 'd': 3}}
-  old = {'b': {'c': 4}}
-  assert schema.diff(old, {'a': 1, 'b': {'c': 4, 'd': 3}}, '', defaults) == []
-  assert schema.diff(old, {'a': 5, 'b': {'c': 2, 'd': 3}}, '', defaults) == [
-    'a: 1 there, 5 now',
-    'b.c: 4 there, 2 now',
-  ]
 
 
 def test_as_section():

@@ -32,7 +32,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from vtokens import config
-from vtokens.host import errors, paths, stopping, writers
+from vtokens.host import claimed_directory, errors, paths, stopping, writers
 
 # Seconds between two looks at how the others are.
 _TICK = 1.0
@@ -455,13 +455,15 @@ def run_name() -> str:
 
 @contextlib.contextmanager
 def sole_writer(directory: str) -> Iterator[None]:
-  """`writers.sole_writer` of the first process, the only one that writes.
+  """The sole writer of a directory is the first process, the only one that writes.
 
   Raises:
     errors.UserError: on all processes, if the first cannot be it.
   """
   with contextlib.ExitStack() as stack:
-    from_first(lambda: stack.enter_context(writers.sole_writer(directory)))
+    from_first(
+      lambda: stack.enter_context(claimed_directory.sole_writer(directory))
+    )
     yield
 
 

@@ -10,7 +10,6 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
-import filelock
 import tqdm
 from etils import epath
 
@@ -73,53 +72,6 @@ def _tick() -> None:
           # Nobody may read it any more.
           with contextlib.suppress(OSError, ValueError):
             bar.refresh(nolock=True)
-
-
-@contextlib.contextmanager
-def sole_writer(directory: epath.PathLike) -> Iterator[None]:
-  """Makes a directory and refuses it to others that ask likewise meanwhile.
-
-  The lock goes with the process, however it ends. On an object store, which
-  has none, it is only found out whether one can write there.
-
-  Raises:
-    errors.UserError: another one writes there, or it is not writable.
-  """
-  directory = epath.Path(directory)
-  if paths.on_object_store(directory):
-    _check_writable(directory)
-    yield
-    return
-  # Not the file system's own substitute, which would outlive a killed process.
-  lock = filelock.FileLock(directory / '.lock', fallback_to_soft=False)
-  try:
-    directory.mkdir(parents=True, exist_ok=True)
-    lock.acquire(timeout=0)
-  except filelock.Timeout:
-    raise errors.UserError(
-      f'config.workdir: another program is writing to {directory}; wait for it '
-      'to end, or choose another directory'
-    ) from None
-  except OSError as e:
-    raise errors.UserError(
-      f'config.workdir: cannot write to {directory}: {e.strerror}'
-    ) from None
-  try:
-    yield
-  finally:
-    lock.release()
-
-
-def _check_writable(directory: epath.Path) -> None:
-  """Raises if no object can be written there."""
-  try:
-    (directory / '.writable').write_text('')
-    (directory / '.writable').unlink()
-  # Each store has exceptions of its own, and so have its credentials.
-  except Exception as e:
-    raise errors.UserError(
-      f'config.workdir: cannot write to {directory}: {type(e).__name__}: {e}'
-    ) from e
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

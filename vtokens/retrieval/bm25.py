@@ -28,9 +28,8 @@ import numpy as np
 import tqdm
 
 from vtokens.data import records
-from vtokens.host import errors, json_files, writers
+from vtokens.host import claimed_directory, errors, json_files, writers
 from vtokens.retrieval import (
-  claims,
   execute,
   lexicon,
   passage_store,
@@ -126,7 +125,7 @@ class BM25Method:
       f'{label}: index',
     )
     for leftover in (counts, frequencies):
-      claims.remove(leftover)
+      claimed_directory.remove(leftover)
     return _read_totals(totals)
 
   def encode_questions(
@@ -134,7 +133,7 @@ class BM25Method:
   ) -> None:
     """Writes the questions' tokens."""
     tokens = lexicon.question_tokens(self.settings, questions)
-    with claims.new_part(path) as part:
+    with claimed_directory.new_part(path) as part:
       part.write_text(json.dumps(tokens, ensure_ascii=False), 'utf-8')
 
   def search(
@@ -213,7 +212,9 @@ def _count_shard(
   keys |= np.concatenate([np.repeat(rows, n) for n in (length, gram_lengths)])
   keys, tf = np.unique(keys, return_counts=True)
   frequencies = np.bincount(keys >> 32, minlength=len(ordered))
-  with claims.new_part(passage_store.shard_directory(counts, shard)) as part:
+  with claimed_directory.new_part(
+    passage_store.shard_directory(counts, shard)
+  ) as part:
     part.mkdir()
     writers.write_text(
       part / 'words.json', json.dumps(ordered, ensure_ascii=False)
@@ -254,11 +255,11 @@ def _add_up(
     if _frequencies(frequencies, shard).exists():
       continue
     words = _words(passage_store.shard_directory(counts, shard))
-    with claims.new_part(_frequencies(frequencies, shard)) as part:
+    with claimed_directory.new_part(_frequencies(frequencies, shard)) as part:
       with part.open('wb') as file:
         np.save(file, np.array([df[word] for word in words], np.int64))
   # Written last: this file marks the step as done.
-  with claims.new_part(totals) as part:
+  with claimed_directory.new_part(totals) as part:
     facts = {
       'num_passages': num_passages,
       'num_tokens': num_tokens,
@@ -311,7 +312,9 @@ def _score_shard(
   }
   index.nonoccurrence_array = None
   index.vocab_dict = {word: i for i, word in enumerate(words)}
-  with claims.new_part(passage_store.shard_directory(directory, shard)) as part:
+  with claimed_directory.new_part(
+    passage_store.shard_directory(directory, shard)
+  ) as part:
     index.save(part, show_progress=False)
     lexicon.Vocabulary.save(part, words)
 

@@ -15,8 +15,8 @@ import numpy as np
 import tqdm
 
 from vtokens.data import records
+from vtokens.host import claimed_directory
 from vtokens.retrieval import (
-  claims,
   encoders,
   execute,
   passage_store,
@@ -83,7 +83,7 @@ class DenseMethod:
     self, questions: Sequence[str], path: pathlib.Path
   ) -> None:
     """Writes the questions' embeddings, float32 array of shape [B, D]."""
-    with claims.new_part(path) as part, part.open('wb') as file:
+    with claimed_directory.new_part(path) as part, part.open('wb') as file:
       np.save(file, self.encoder.encode_questions(questions))
 
   def search(
@@ -123,7 +123,9 @@ def _index_shard(
         index = _new_index(faiss, vectors.shape[1], method.storage)
       index.add(vectors)
       bar.update(len(vectors))
-  with claims.new_part(passage_store.shard_directory(directory, shard)) as part:
+  with claimed_directory.new_part(
+    passage_store.shard_directory(directory, shard)
+  ) as part:
     part.mkdir()
     faiss.write_index(index, str(part / _INDEX))
 

@@ -20,8 +20,8 @@ from etils import epath
 
 from vtokens.data import files as data_files
 from vtokens.data import formats, records
-from vtokens.host import checksums, errors, paths, writers
-from vtokens.retrieval import claims, retrieval_config, retrieval_inputs
+from vtokens.host import checksums, claimed_directory, errors, paths, writers
+from vtokens.retrieval import retrieval_config, retrieval_inputs
 
 _FORMAT = 1
 _HASHES = 'hashes.json'
@@ -50,12 +50,12 @@ class PassageReader:
   @classmethod
   def open(cls, directory: pathlib.Path) -> 'PassageReader':
     """Opens a complete store."""
-    return cls(directory, claims.read_info(directory)['shard_sizes'])
+    return cls(directory, claimed_directory.read_info(directory)['shard_sizes'])
 
   @property
   def identity(self) -> dict[str, Any]:
     """The values that decided the content of the store."""
-    return claims.read_identity(self.directory)
+    return claimed_directory.read_identity(self.directory)
 
   def __len__(self) -> int:
     return self._starts[-1]
@@ -109,7 +109,7 @@ def prepare(
       or another corpus is in its place and `rebuild` is off.
   """
   directory = index_dir / 'corpus'
-  complete = claims.claim(
+  complete = claimed_directory.claim(
     directory,
     _identity(settings, index_dir),
     'the corpus',
@@ -152,7 +152,7 @@ def _write(settings: retrieval_config.Corpus, directory: pathlib.Path) -> None:
     ):
       sizes.append(size)
   writers.write_text(directory / SKIPPED, ''.join(f'{m}\n' for m in skipped))
-  claims.finish(
+  claimed_directory.finish(
     directory,
     {
       'num_passages': sum(sizes),
@@ -177,7 +177,7 @@ def _write_shard(
   if first is None:
     return 0
   offsets = [0]
-  with claims.new_part(path) as part:
+  with claimed_directory.new_part(path) as part:
     part.mkdir()
     with (part / 'passages.jsonl').open('wb') as file:
       for passage in itertools.chain(

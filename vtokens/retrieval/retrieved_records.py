@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vtokens.data import containment, records
-from vtokens.host import json_files
+from vtokens.host import claimed_directory, json_files
 from vtokens.retrieval import (
-  claims,
   execute,
   passage_store,
   retrieval_config,
@@ -57,9 +56,9 @@ def write_records(
     data = ''.join(lines).encode()
     if compress:
       data = gzip.compress(data, compresslevel=_LEVEL, mtime=0)
-    with claims.new_part(part(chunk)) as path:
+    with claimed_directory.new_part(part(chunk)) as path:
       path.write_bytes(data)
-    with claims.new_part(ranks(chunk)) as path:
+    with claimed_directory.new_part(ranks(chunk)) as path:
       path.write_text(json.dumps(found), 'utf-8')
 
   numbers = range(len(chunks))
@@ -71,12 +70,12 @@ def write_records(
       lambda chunk: part(chunk).exists() and ranks(chunk).exists(),
       'write records',
     )
-    with claims.new_part(whole) as path, path.open('wb') as file:
+    with claimed_directory.new_part(whole) as path, path.open('wb') as file:
       for chunk in numbers:
         with part(chunk).open('rb') as source:
           shutil.copyfileobj(source, file)
   for chunk in numbers:
-    claims.remove(part(chunk))
+    claimed_directory.remove(part(chunk))
   result: dict[str, list[int]] = {name: [] for name in names}
   advice = f'delete {workdir} to have it made again'
   for chunk in numbers:

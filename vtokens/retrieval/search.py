@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vtokens.host import claimed_directory
 from vtokens.retrieval import (
   bm25,
-  claims,
   dense,
   encoders,
   execute,
@@ -141,12 +141,12 @@ def prepare_index(
   """
   directory = index_dir / name
   identity = {'corpus': corpus.identity, **method.identity()}
-  if claims.is_claimed(directory):
-    there = claims.read_identity(directory)
+  if claimed_directory.is_claimed(directory):
+    there = claimed_directory.read_identity(directory)
     for other in method.will_do():
       if there == json.loads(json.dumps({'corpus': corpus.identity, **other})):
         identity = there
-  complete = claims.claim(
+  complete = claimed_directory.claim(
     directory,
     identity,
     'an index',
@@ -155,7 +155,9 @@ def prepare_index(
     'replace it with --config.on_stale_index=rebuild',
   )
   if not complete:
-    claims.finish(directory, method.build(corpus, directory, execution, name))
+    claimed_directory.finish(
+      directory, method.build(corpus, directory, execution, name)
+    )
   return Index(name, method, directory, digest(identity))
 
 
@@ -256,5 +258,5 @@ def _write_hits(
   workdir: pathlib.Path, name: str, chunk: int, hits: topk.Hits
 ) -> None:
   path = chunk_path(workdir, 'hits', name, chunk, '.npz')
-  with claims.new_part(path) as part, part.open('wb') as file:
+  with claimed_directory.new_part(path) as part, part.open('wb') as file:
     np.savez(file, rows=hits.rows, scores=hits.scores)

@@ -12,6 +12,7 @@ from etils import epath
 
 from vtokens import config
 from vtokens.data import records, sources, training_set
+from vtokens.host import json_diff
 from vtokens.serving import table_file
 from vtokens.settings import schema
 
@@ -78,10 +79,10 @@ def compare(
     is another: whether the content is the same is to be seen.
   """
   # What came with a later version is off by default.
-  then = schema.flat(to_dict(config.Config())) | schema.flat(claimed)
-  now = schema.flat(to_dict(cfg))
+  then = json_diff.flat(to_dict(config.Config())) | json_diff.flat(claimed)
+  now = json_diff.flat(to_dict(cfg))
   blocking, moved = [], []
-  for field, line in schema.differences(then, now, 'config.').items():
+  for field, line in json_diff.differences(then, now, 'config.').items():
     if field in PATHS:
       moved.append(line)
     elif field not in FREE and _has_a_say(field, then, now):

@@ -152,58 +152,6 @@ def build(cls: type[_T], values: Any, prefix: str = '') -> _T:
   return cls(**built)
 
 
-def diff(
-  old: dict[str, Any],
-  new: dict[str, Any],
-  root: str = 'config.',
-  absent: dict[str, Any] | None = None,
-) -> list[str]:
-  """One line for each field in which two `to_dict` results differ.
-
-  Args:
-    old: the earlier settings.
-    new: the settings compared with them.
-    root: before each field's name.
-    absent: values of fields that `old` lacks, since they came with a later
-      version.
-  """
-  there = flat(absent or {}) | flat(old)
-  return list(differences(there, flat(new), root).values())
-
-
-def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Field path -> value, over the nested dicts of `to_dict`."""
-  found: dict[str, Any] = {}
-  for key, value in values.items():
-    if isinstance(value, dict):
-      found |= flat(value, f'{prefix}{key}.')
-    else:
-      found[f'{prefix}{key}'] = value
-  return found
-
-
-def differences(
-  there: Mapping[str, Any], now: Mapping[str, Any], root: str = 'config.'
-) -> dict[str, str]:
-  """A line for each field, by its path, in which results of `flat` differ.
-
-  Args:
-    there: the earlier settings.
-    now: the settings compared with them.
-    root: before each field's name.
-  """
-
-  def shown(values: Mapping[str, Any], field: str) -> str:
-    return errors.shorten(repr(values.get(field, '(absent)')))
-
-  return {
-    field: f'{root}{field}: {shown(there, field)} there, '
-    f'{shown(now, field)} now'
-    for field in sorted(there.keys() | now.keys())
-    if there.get(field, ...) != now.get(field, ...)
-  }
-
-
 @functools.cache
 def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
   return pydantic.TypeAdapter(cls)

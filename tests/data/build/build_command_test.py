@@ -337,7 +337,7 @@ def test_interrupted_builds_leave_nothing_that_looks_finished(tmp_path, number):
 
   done = run(f'--config={file}')
   assert done.returncode == 0, done.stderr
-  assert ('left by a build' in done.stdout) == killed
+  assert ('left by a killed program' in done.stdout) == killed
   assert (
     len(built_datasets.RecordStore(str(out / 'retrieval_qa/numbers'))) == 6_000
   )

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -23,7 +22,16 @@ from vtokens.data.build.build_config import Config
 from vtokens.data.build.split_reading import SplitCounts
 from vtokens.data.formats import row_formats
 from vtokens.data.records import Record
-from vtokens.host import checksums, errors, json_files, paths, stopping, writers
+from vtokens.host import (
+  checksums,
+  claimed_directory,
+  errors,
+  json_diff,
+  json_files,
+  paths,
+  stopping,
+  writers,
+)
 from vtokens.settings import schema
 
 
@@ -55,14 +63,10 @@ def build(cfg: Config) -> str:
   with paths.writing(out):
     out.mkdir(parents=True, exist_ok=True)
   writers.say(f'{cfg.name}: building in {final}')
-  prefix = f'.building-{cfg.name}-'
-  for left in sorted(out.glob(f'{prefix}*')):
-    writers.say(
-      f'{left}: left by a build of {cfg.name} that was killed; delete it, if '
-      'none is running'
-    )
-  with tempfile.TemporaryDirectory(prefix=prefix, dir=out) as work:
-    written, counts = _write(cfg, work)
+  with claimed_directory.unfinished(
+    final, str(out / f'.building-{cfg.name}-')
+  ) as work:
+    written, counts = _write(cfg, str(work))
     _finish(written, cfg, counts, fingerprint, built_from)
     final.parent.mkdir(parents=True, exist_ok=True)
     stopping.check()
@@ -115,7 +119,7 @@ def _keep(path: str, fingerprint: str, built_from: dict[str, Any]) -> None:
   """
   manifest = built_datasets.read_manifest(path)
   if manifest.fingerprint != fingerprint:
-    differences = schema.diff(dict(manifest.built_from), built_from)
+    differences = json_diff.diff(dict(manifest.built_from), built_from)
     raise errors.UserError(
       f'{path}: a dataset that was built from something else is here:'
       + errors.lines(differences)

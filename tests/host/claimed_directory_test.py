@@ -1,16 +1,15 @@
-"""Tests of vtokens.retrieval.claims."""
+"""Tests of vtokens.host.claimed_directory."""
 
 import json
 import subprocess
 
 import pytest
 
-from vtokens.host import errors
-from vtokens.retrieval import claims
+from vtokens.host import claimed_directory, errors
 
 
 def claim(directory, *, rebuild=False, **identity):
-  return claims.claim(
+  return claimed_directory.claim(
     directory, identity, 'an index', rebuild=rebuild, advice='Do this.'
   )
 
@@ -20,15 +19,15 @@ def complete(tmp_path):
   directory = tmp_path / 'index'
   assert not claim(directory, k1=0.9, b=0.4)
   (directory / 'data').write_text('12345')
-  claims.finish(directory, {'words': 3})
+  claimed_directory.finish(directory, {'words': 3})
   return directory
 
 
 def test_a_complete_directory_is_found_again(complete):
   assert claim(complete, k1=0.9, b=0.4)
-  assert claims.read_info(complete) == {'words': 3}
-  assert claims.read_identity(complete) == {'k1': 0.9, 'b': 0.4}
-  assert claims.num_bytes(complete) > 5
+  assert claimed_directory.read_info(complete) == {'words': 3}
+  assert claimed_directory.read_identity(complete) == {'k1': 0.9, 'b': 0.4}
+  assert claimed_directory.num_bytes(complete) > 5
 
 
 def test_another_identity_is_refused_by_what_differs(complete):
@@ -44,7 +43,7 @@ def test_another_identity_is_refused_by_what_differs(complete):
 def test_rebuild_starts_afresh(complete):
   assert not claim(complete, k1=1.2, b=0.4, rebuild=True)
   assert not (complete / 'data').exists()
-  claims.finish(complete)
+  claimed_directory.finish(complete)
   assert claim(complete, k1=1.2, b=0.4)
 
 
@@ -113,7 +112,7 @@ def test_an_index_without_checksums_gets_them(complete, capsys):
   assert claim(complete, k1=0.9, b=0.4)
   (line,) = capsys.readouterr().out.splitlines()
   assert line.startswith(f'{complete}: an earlier version')
-  assert claims.read_info(complete) == {'words': 3}
+  assert claimed_directory.read_info(complete) == {'words': 3}
   assert claim(complete, k1=0.9, b=0.4)
   assert capsys.readouterr().out == ''
   (complete / 'data').write_text('12344')
@@ -125,11 +124,11 @@ def test_damaged_parts_of_what_is_not_complete_are_removed(tmp_path, capsys):
   directory = tmp_path / 'index'
   claim(directory, a=1)
   for name in ('0', '1', '2'):
-    with claims.new_part(directory / 'shards' / name) as part:
+    with claimed_directory.new_part(directory / 'shards' / name) as part:
       part.mkdir()
       (part / 'x').write_text('12345')
   for name in ('a', 'b', 'c'):
-    with claims.new_part(directory / 'hits' / name) as part:
+    with claimed_directory.new_part(directory / 'hits' / name) as part:
       part.write_text('12345')
   (directory / 'shards' / '0' / 'x').write_text('12344')
   (directory / 'shards' / '1' / 'x').unlink()
@@ -167,12 +166,12 @@ def test_a_part_appears_whole_or_not_at_all(tmp_path):
   directory = tmp_path / 'index'
   claim(directory, a=1)
   with pytest.raises(ZeroDivisionError):
-    with claims.new_part(directory / 'shards' / '0') as part:
+    with claimed_directory.new_part(directory / 'shards' / '0') as part:
       part.mkdir()
       (part / 'x').write_text('1')
       _ = 1 / 0
   assert list((directory / 'shards').iterdir()) == []
-  with claims.new_part(directory / 'shards' / '0') as part:
+  with claimed_directory.new_part(directory / 'shards' / '0') as part:
     part.mkdir()
     (part / 'x').write_text('1')
   assert (directory / 'shards' / '0' / 'x').read_text() == '1'
@@ -180,10 +179,10 @@ def test_a_part_appears_whole_or_not_at_all(tmp_path):
 
 def test_of_two_workers_the_first_wins(tmp_path):
   path = tmp_path / 'shard'
-  with claims.new_part(path) as slow:
+  with claimed_directory.new_part(path) as slow:
     slow.mkdir()
     (slow / 'x').write_text('slow')
-    with claims.new_part(path) as fast:
+    with claimed_directory.new_part(path) as fast:
       fast.mkdir()
       (fast / 'x').write_text('fast')
   assert (path / 'x').read_text() == 'fast'
@@ -193,7 +192,7 @@ def test_of_two_workers_the_first_wins(tmp_path):
 def test_leftovers_of_a_kill_are_removed(tmp_path):
   directory = tmp_path / 'index'
   claim(directory, a=1)
-  manager = claims.new_part(directory / 'shards' / '0')
+  manager = claimed_directory.new_part(directory / 'shards' / '0')
   part = manager.__enter__()  # And never left.
   part.mkdir()
   (part / 'x').write_text('1')
@@ -206,4 +205,4 @@ def test_a_kill_before_the_identity_is_no_directory_of_others(tmp_path):
   directory.mkdir()
   (directory / 'identity.json.partial').write_text('{"a"')
   assert not claim(directory, a=1)
-  assert claims.read_identity(directory) == {'a': 1}
+  assert claimed_directory.read_identity(directory) == {'a': 1}

@@ -455,7 +455,9 @@ def run_name() -> str:
 
 @contextlib.contextmanager
 def sole_writer(directory: str) -> Iterator[None]:
-  """The sole writer of a directory is the first process, the only one that writes.
+  """Makes the first process the sole writer of a directory.
+
+  It writes for all processes of the run.
 
   Raises:
     errors.UserError: on all processes, if the first cannot be it.

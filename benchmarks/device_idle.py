@@ -51,12 +51,13 @@ def main():
   import jax
   import optax
 
-  from vtokens import config, train
+  from vtokens import config
   from vtokens.data import pipeline, training_set
   from vtokens.data.assemble import Assembler
   from vtokens.devices import partitioning
   from vtokens.method import steps
   from vtokens.models import frozen_base
+  from vtokens.run import training_state
 
   with tempfile.TemporaryDirectory() as directory:
     cfg = config.Config(
@@ -85,7 +86,7 @@ def main():
     mixture, _ = training_set.open_training_set(cfg, assembler, [], print)
     base = opened.load(mesh)
     optimizer = optax.adam(1e-3)
-    state = train._initial_state(cfg, mesh, base, optimizer)
+    state = training_state.initial_state(cfg, mesh, base, optimizer)
     batches = pipeline.TrainBatches(
       mixture,
       cfg.data,

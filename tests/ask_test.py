@@ -192,7 +192,7 @@ def test_bad_input(workdir, change, message):
 
 
 def test_no_run_there(tmp_path):
-  with pytest.raises(errors.UserError, match='no run there'):
+  with pytest.raises(errors.UserError, match=r'--workdir: .* no finished run'):
     ask.ask(str(tmp_path), 'what?', [])
 
 

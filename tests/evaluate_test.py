@@ -651,7 +651,9 @@ class TestBadInput:
   def test_another_base(self, root, tmp_path):
     tiny_models.save(tmp_path / 'other', seed=1)
     base = config.Base(path=str(tmp_path / 'other'), dtype='float32')
-    self.fails(root, r'of a was trained on another base .* fing', base=base)
+    self.fails(
+      root, r'runs: .*a: .* trained on another base .* fingerprint', base=base
+    )
 
   def test_a_table_of_another_width(self, root, tmp_path):
     """Though it names this base."""
@@ -660,7 +662,9 @@ class TestBadInput:
     file = copied / 'table.safetensors'
     rows, metadata = table_file.load(file)
     table_file.save(file, rows[:, 1:], metadata)
-    self.fails(root, 'runs: w: .* expected a width of', runs=(str(copied),))
+    self.fails(
+      root, 'runs: .*w/table.* expected a width of', runs=(str(copied),)
+    )
 
   def test_no_run(self, root, tmp_path):
     self.fails(root, 'holds no finished run', runs=(str(tmp_path),))

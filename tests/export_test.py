@@ -595,7 +595,7 @@ class TestSpring:
 
   def test_other_width(self, one, tmp_path):
     torch.save(torch.zeros(50, 4096), tmp_path / 'a.pt')
-    with pytest.raises(errors.UserError, match='rows of 4096 numbers'):
+    with pytest.raises(errors.UserError, match='a width of 64'):
       import_table.import_table(
         'spring-pt',
         str(tmp_path / 'a.pt'),

@@ -29,6 +29,7 @@ from vtokens.data.assemble import Assembler
 from vtokens.devices import partitioning
 from vtokens.host import errors, stopping
 from vtokens.method import optim, steps
+from vtokens.models import frozen_base
 from vtokens.models.tokenizers import tokenizer as tokenizer_lib
 from vtokens.run import checkpoints
 from vtokens.scoring import metrics
@@ -326,7 +327,7 @@ def test_killed_at_changes_of_checkpoints(place, tmp_path):
   done = subprocess.run(
     [
       sys.executable,
-      tiny_run.ROOT / 'tests' / 'aimed_kills.py',
+      tiny_run.ROOT / 'tests' / 'support' / 'aimed_kills.py',
       place.root,
       tmp_path,
       str(kills),
@@ -335,7 +336,7 @@ def test_killed_at_changes_of_checkpoints(place, tmp_path):
     env={
       **place.env,
       # With PyTorch, which the tiny models are written by.
-      'PYTHONPATH': f'{tiny_run.ROOT}:{tiny_run.ROOT / "tests"}',
+      'PYTHONPATH': f'{tiny_run.ROOT}:{tiny_run.ROOT / "tests" / "support"}',
     },
     capture_output=True,
     text=True,
@@ -739,22 +740,26 @@ def test_question_that_does_not_fit_ends_the_command(place, tmp_path):
 
 @contextlib.contextmanager
 def _watched(monkeypatch):
-  """Yields what `train.train` makes: its base and its loop."""
+  """Yields what `train.train` makes: its base, jitted step and loop."""
   made = {}
+
+  def watch(patch, place, name, key):
+    make = getattr(place, name)
+
+    def watched(*args, **kwargs):
+      made[key] = make(*args, **kwargs)
+      if key == 'base':
+        made['hashes'] = _hashes(made['base'])
+      if key == 'loop':
+        made['batches'] = args[2]
+      return made[key]
+
+    patch.setattr(place, name, watched)
+
   with monkeypatch.context() as patch:
-    for module, name, key in (
-      (train.frozen_base.OpenBase, 'load', 'base'),
-      (train, '_make_loop', 'loop'),
-    ):
-      make = getattr(module, name)
-
-      def watched(*args, make=make, key=key, **kwargs):
-        made[key] = make(*args, **kwargs)
-        if key == 'base':
-          made['hashes'] = _hashes(made['base'])
-        return made[key]
-
-      patch.setattr(module, name, watched)
+    watch(patch, frozen_base.OpenBase, 'load', 'base')
+    watch(patch, steps, 'jit_train_step', 'step')
+    watch(patch, train, 'Loop', 'loop')
     yield made
 
 
@@ -787,10 +792,10 @@ def test_only_the_table_changes(place, tmp_path, monkeypatch):
   assert {leaf.shape for leaf in jax.tree.leaves(saved)} == shapes
 
   # Each shape has been compiled once.
-  with loop._batches.starting_at(0) as stream:
+  with made['batches'].starting_at(0) as stream:
     shapes = [next(stream).batch.prefix.shape for _ in range(6)]
   assert len(set(shapes)) == 2
-  assert loop._train_step._cache_size() == 2
+  assert made['step']._cache_size() == 2
 
 
 def test_ways_to_compute_the_same_step(place, tmp_path):

@@ -7,9 +7,7 @@ python -m vtokens.ask --workdir runs/quickstart --question 'Who wrote it?'
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
-from etils import epath
 
-from vtokens import config
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import GIVEN, Record
 from vtokens.devices import partitioning
@@ -21,9 +19,10 @@ from vtokens.evaluation.asking.prompter import (
   tokens_variant,
 )
 from vtokens.evaluation.conditions import TokenTable
-from vtokens.host import errors, json_files, paths, writers
+from vtokens.host import errors, writers
 from vtokens.models import frozen_base
-from vtokens.serving import prompt_ids, table_file
+from vtokens.run.workdir import RunDir
+from vtokens.serving import prompt_ids
 from vtokens.settings import flags
 
 _WORKDIR = flags.define_path(
@@ -34,7 +33,7 @@ _PASSAGE = absl_flags.DEFINE_multi_string(
   'passage', [], 'A passage, best first; may be repeated.'
 )
 _NUM_ACTIVE = absl_flags.DEFINE_integer(
-  'num_active', None, 'Virtual tokens used (k); all of them if not given.'
+  'num_active', None, 'Virtual tokens used (k); default: all.'
 )
 
 _LABELS = {
@@ -59,32 +58,24 @@ def ask(
     num_active: virtual tokens used (k); None for all.
 
   Returns:
-    Label of the condition -> answer; the last is that of the tokens.
+    Label of the condition -> answer; the virtual tokens come last.
 
   Raises:
-    errors.UserError: there is no finished run, its base has changed, question
-      or passages are no text, or the question does not fit.
+    errors.UserError: there is no finished run, its base has changed, the
+      question or a passage is not text, or the question is too long.
   """
   prompt_ids.check_question(question, '--question')
   shown = prompt_ids.read_passages(passages)
-  cfg = _read_config(workdir)
-  file = epath.Path(workdir) / 'table.safetensors'
-  table, metadata = table_file.load(file)
-  rows = table.shape[0]
-  k = rows
+  finished = RunDir(workdir).read('--workdir')
+  cfg, table = finished.config, finished.table
+  k = len(table)
   if num_active is not None:
-    k = prompt_ids.check_number(num_active, 1, rows, '--num_active')
+    k = prompt_ids.check_number(num_active, 1, k, '--num_active')
   mesh = partitioning.make_mesh((-1, 1, 1))
   opened = frozen_base.open_base(cfg.base, cfg.context_length)
-  if opened.fingerprint != metadata.get('fingerprint'):
-    raise errors.UserError(
-      f'{workdir}: the table was trained on another base than '
-      f'{cfg.base.path} is now: fingerprint {metadata.get("fingerprint")} '
-      f'there, {opened.fingerprint} now'
-    )
-  table_file.check_width(table, file, cfg.base.path, opened.config.embed_dim)
+  finished.check_base(opened)
   base = opened.load(mesh)
-  # All passages that were given, in the order given.
+  # Show all the given passages, in the given order.
   cfg.eval.num_passages = len(shown)
   cfg.eval.batch_size = 1
   cfg.eval.shuffle_passages = False
@@ -111,14 +102,6 @@ def ask(
   return {
     labels[variant.name]: answers[variant.name][0].text for variant in variants
   }
-
-
-def _read_config(workdir: str) -> config.Config:
-  path = epath.Path(workdir) / 'config.json'
-  if not paths.exists(path):
-    raise errors.UserError(f'--workdir={workdir}: no run there ({path.name})')
-  values = json_files.read(path)
-  return config.from_dict({**values, 'workdir': workdir})
 
 
 def main(argv: Sequence[str]) -> None:

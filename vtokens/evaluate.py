@@ -225,7 +225,8 @@ def _results(
 
 
 def _versions(
-  opened: Sequence[evaluated_models.Model], runs: Sequence[evaluated_models.Run]
+  opened: Sequence[evaluated_models.Model],
+  runs: Sequence[evaluated_models.EvaluatedRun],
 ) -> dict[str, Any]:
   """What the numbers depend on, beside the settings."""
   found: dict[str, Any] = {
@@ -236,9 +237,11 @@ def _versions(
     found[f'base {model.name}'] = model.base.fingerprint
     found[f'quantize, base {model.name}'] = model.base.settings.quantize
   for run in runs:
-    found[f'table {run.name}'] = run.sha256
+    found[f'table {run.name}'] = run.finished.sha256
     # The base that it is evaluated on may be quantised in another way.
-    found[f'quantize, when table {run.name} was trained'] = run.quantize
+    found[f'quantize, when table {run.name} was trained'] = (
+      run.finished.quantize
+    )
   return found
 
 

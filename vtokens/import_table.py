@@ -27,6 +27,7 @@ from vtokens.exports import (
 from vtokens.exports.export_config import NAMES
 from vtokens.host import claimed_directory, errors, writers
 from vtokens.models import frozen_base
+from vtokens.run import workdir
 from vtokens.serving import artifact, prompt_ids, table_file
 from vtokens.serving.artifact import (
   Artifact,
@@ -69,17 +70,15 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
       _check_found(path, table.meta.base)
     settings = _settings(table, base)
     opened = frozen_base.open_base(settings.base)
-    for name, now in (
-      ('fingerprint', opened.fingerprint),
-      ('tokenizer_sha256', opened.tokenizer.sha256),
-    ):
-      then = getattr(table.meta.base, name)
-      if now != then:
-        raise errors.UserError(
-          f'{path}: the table was trained on another base than '
-          f'{settings.base.path}: {name} {then} there, {now} now; --base gives '
-          'the path of the right one'
-        )
+    workdir.check_base(
+      path,
+      {
+        'fingerprint': table.meta.base.fingerprint,
+        'tokenizer_sha256': table.meta.base.tokenizer_sha256,
+      },
+      opened,
+      advice='; give the path of the right one with --base',
+    )
   else:
     file = _local(path)
     rows = spring_file.read(file)
@@ -88,11 +87,9 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
     settings = config.Config(base=config.Base(path=base), data=_no_data())
     opened = frozen_base.open_base(settings.base)
     table = _from_spring(rows, path, file, settings, opened)
-  if table.table.shape[1] != opened.config.embed_dim:
-    raise errors.UserError(
-      f'{path}: the table has rows of {table.table.shape[1]} numbers, '
-      f'{settings.base.path} embeds tokens in {opened.config.embed_dim}'
-    )
+  table_file.check_width(
+    table.table, path, settings.base.path, opened.config.embed_dim
+  )
   return table, settings
 
 

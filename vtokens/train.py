@@ -5,66 +5,56 @@ documented in `vtokens/config.py`. The same command continues a run that was
 stopped or killed.
 """
 
+import dataclasses
 import functools
-import resource
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from jaxtyping import Float
 
 from vtokens import config
-from vtokens.data import pipeline, records, training_set
+from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler
+from vtokens.data.records import Record
 from vtokens.devices import chips, distributed, partitioning
 from vtokens.evaluation.asking import run_scores
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import (
   Prompter,
-  PromptVariant,
   bare_variant,
   tokens_variant,
 )
 from vtokens.evaluation.conditions import TokenTable
-from vtokens.host import (
-  errors,
-  json_diff,
-  json_files,
-  paths,
-  plots,
-  stopping,
-  versions,
-  writers,
-)
-from vtokens.method import optim, steps, virtual_tokens
-from vtokens.models import frozen_base, rope
+from vtokens.host import stopping, versions, writers
+from vtokens.method import optim, steps
 from vtokens.models.decoder import num_params
-from vtokens.planning import abstract_step, flops
-from vtokens.run import run_identity, tracking
+from vtokens.models.frozen_base import FrozenBase
+from vtokens.models.rope import regime
+from vtokens.planning import flops
+from vtokens.run import (
+  loop_hooks,
+  run_identity,
+  run_inputs,
+  run_summary,
+  step_log,
+  tracking,
+  training_state,
+  workdir,
+)
 from vtokens.run.checkpoints import Checkpoints
+from vtokens.run.hook import Hook
 from vtokens.run.loop import Loop
+from vtokens.run.run_inputs import RunInputs
+from vtokens.run.test_scores import TestScores
+from vtokens.run.workdir import RecordedClaim, RunDir
 from vtokens.serving import table_file
 from vtokens.settings import flags
-
-# Of JSON files of a run that are read again.
-_SCORES = {'em': float, 'f1': float, 'n': int}
-_SUMMARY = {
-  'conditions': {str: _SCORES},
-  'k': {str: {'em': float, 'f1': float}},
-  'steps': int,
-  'train_seconds': float,
-  'total_seconds': float,
-  'peak_rss_gib': float,
-}
-_LOST = (
-  'it says what the run is: put it back, or choose another --config.workdir'
-)
 
 
 def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
@@ -88,404 +78,261 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
 
 def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   began = time.monotonic()
-  workdir = epath.Path(cfg.workdir)
-  claimed = _read_if_there(workdir / 'config.json', dict, _LOST)
-  blocking, moved = (
-    ([], []) if claimed is None else run_identity.compare(claimed, cfg)
-  )
-  _refuse(workdir, 'another config', blocking)
-  report = training_set.bad_records(cfg.data)
-  held_out = [
-    stop.run(
-      functools.partial(training_set.read_held_out, cfg, field, most, report)
-    )
-    for field, most in (
-      ('validation', cfg.eval.max_validation),
-      ('test', cfg.eval.max_test),
-    )
-  ]
-  validation_set, test_set = (part.records for part in held_out)
-  hashes = stop.run(lambda: run_identity.content(cfg, held_out))
-  claimed_data = _read_if_there(workdir / 'data.json', dict, _LOST)
-  if claimed_data is not None:
-    _refuse(
-      workdir,
-      'other data',
-      run_identity.compare_content(claimed_data, hashes, cfg),
-    )
-  mesh = partitioning.make_mesh(cfg.mesh.shape)
-  batch_rows = cfg.data.batch_size // cfg.data.examples_per_row
-  partitioning.check_batch(mesh, batch_rows // cfg.train.accumulation_steps)
-  stop.check()
-  # Whatever is wrong should show before the long work of tokenising, and that
-  # before the weights are loaded.
-  opened = stop.run(lambda: frozen_base.open_base(cfg.base, cfg.context_length))
-  virtual_tokens.check_init(cfg.virtual_tokens, opened.config.embed_dim)
-  identity = {
-    'fingerprint': opened.fingerprint,
-    'tokenizer_sha256': opened.tokenizer.sha256,
-  }
-  claimed_base = _read_if_there(workdir / 'base.json', {str: str}, _LOST)
-  if claimed_base is not None:
-    lines = json_diff.diff(claimed_base, identity, 'base.')
-    _refuse(workdir, 'another base', lines)
-  for line in moved:
-    writers.say(f'{line}; the content is the same')
-  _check_base(cfg, opened)
-  finished = _read_if_there(
-    workdir / 'summary.json',
-    _SUMMARY,
-    'delete it to have the table scored again',
-  )
+  run_dir = RunDir(cfg.workdir)
+
+  # Open.
+  inputs = run_inputs.open_inputs(cfg, run_dir, stop)
+  finished = distributed.from_first(run_dir.read_summary)
   if finished is not None:
-    if moved and distributed.is_first():
-      # Where the base is now is what evaluations and exports read there.
-      writers.write_json(workdir / 'config.json', run_identity.to_dict(cfg))
-    writers.say(f'{workdir} holds the finished run')
+    if inputs.moved and distributed.is_first():
+      # Evaluations and exports read there where the base is now.
+      run_dir.claim(RecordedClaim(settings=run_identity.to_dict(cfg)))
+    writers.say(f'{run_dir.path} holds the finished run')
     return finished
-  assembler = Assembler.for_run(opened.tokenizer, cfg)
-  mixture, left_out = stop.run(
-    lambda: training_set.open_training_set(
-      cfg, assembler, held_out, writers.say, stop.check
-    )
-  )
-  hashes['datasets'] = list(mixture.names)
-  named = (claimed_data or {}).get('datasets', hashes['datasets'])
-  if named != hashes['datasets']:
-    _refuse(
-      workdir,
-      'other data',
-      [
-        f'data sets of config.data.train: {named} there, '
-        f'{hashes["datasets"]} now; they are called after the files'
-      ],
-    )
-  for note, count in report.notes.items():
-    writers.say(f'validation and test data: {count:,} {note}')
-  _report_left_out(cfg, [*left_out, *report.messages])
-  stop.check()
-  base = stop.run(lambda: opened.load(mesh))
-  stop.check()
-  rows = cfg.virtual_tokens.num_virtual_tokens
-  kept = '' if base.quantize == 'none' else f', matrices in {base.quantize}'
-  writers.say(
-    f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen'
-    f'{kept}\n'
-    f'table: {rows} virtual tokens x {base.config.embed_dim} = '
-    f'{rows * base.config.embed_dim:,} parameters, trained\n'
-    f'data: {sum(mixture.sizes):,} training, {len(validation_set):,} '
-    f'validation, {len(test_set):,} test questions'
-  )
-  for used in dict.fromkeys(kind.rope for kind in base.config.layer_pattern):
-    regime = used and rope.regime(used, cfg.context_length)
-    if regime:
-      writers.say(regime)
-  prompter = Prompter(assembler, cfg.eval, cfg.seed)
-  answerer = Answerer(base, mesh, cfg.eval, cfg.seed)
-  evaluator = Evaluator(answerer, prompter, stop)
 
-  def as_table(rows: np.ndarray) -> TokenTable:
-    return TokenTable('table', rows, assembler)
-
-  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
-  state = _initial_state(cfg, mesh, base, optimizer)
-  bare = [bare_variant(name) for name in cfg.eval.conditions]
-  initial = as_table(distributed.fetch(state.table))
-  most = tokens_variant(initial, max(cfg.eval.num_active))
-  stop.run(lambda: prompter.check_fits(validation_set, [most], answers=True))
-  stop.run(lambda: prompter.check_fits(test_set, [*bare, most]))
-  # Only now: a mistake found above may be mended in the same directory.
+  # Prepare.
+  run = _prepare(cfg, run_dir, inputs, stop)
+  # Only now: after a mistake found above, the directory is still free.
   if distributed.is_first():
-    writers.write_json(workdir / 'config.json', run_identity.to_dict(cfg))
-    writers.write_json(workdir / 'data.json', hashes)
-    writers.write_json(workdir / 'base.json', identity)
-  checkpoints = Checkpoints(
-    workdir,
-    cfg.train.keep_checkpoints,
-    {**identity, 'config': run_identity.to_dict(cfg)},
-  )
+    run_dir.claim(inputs.claim(cfg))
+  untrained = run.tests.score_untrained(cfg.eval.conditions)
 
-  untrained = _score_untrained(cfg, evaluator, test_set, bare)
-  loop = _make_loop(
-    cfg,
-    mesh,
-    base,
-    optimizer,
-    state,
-    evaluator,
-    pipeline.TrainBatches(
+  # Train.
+  trained = _run_loop(cfg, run, stop)
+
+  # Score and write.
+  if distributed.is_first():
+    run_dir.write_table(
+      trained.table,
+      {
+        'base': cfg.base.path,
+        **run.identity,
+        'quantize': cfg.base.quantize,
+        'step': trained.step,
+        'position': cfg.virtual_tokens.position,
+        'num_virtual_tokens': len(trained.table),
+        'versions': versions.packages(),
+      },
+    )
+  by_k = run.tests.score_tokens(
+    run.as_table(trained.table), cfg.eval.num_active
+  )
+  summary = {
+    **run_summary.combine_scores(untrained, by_k),
+    'steps': cfg.train.num_steps,
+    'train_seconds': trained.seconds,
+    'total_seconds': trained.seconds_before + time.monotonic() - began,
+    'peak_rss_gib': run_summary.peak_rss_gib(),
+    'base_fingerprint': run.base.fingerprint,
+    'quantize': run.base.quantize,
+    'table_sha256': table_file.sha256(trained.table),
+  }
+  if distributed.is_first():
+    run_summary.write(run_dir, summary)
+  return summary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _PreparedRun:
+  """All that training needs.
+
+  Attributes:
+    mesh: the devices.
+    base: the frozen model.
+    assembler: puts examples together.
+    batches: of the training data.
+    validation: records to validate with.
+    optimizer: of the table.
+    initial: the state before the first step.
+    evaluator: asks questions.
+    tests: scores on the test questions.
+    identity: of the base; see `workdir.base_identity`.
+  """
+
+  mesh: jax.sharding.Mesh
+  base: FrozenBase
+  assembler: Assembler
+  batches: pipeline.TrainBatches
+  validation: Sequence[Record]
+  optimizer: optax.GradientTransformation
+  initial: steps.TrainState
+  evaluator: Evaluator
+  tests: TestScores
+  identity: dict[str, str]
+
+  def as_table(self, rows: Float[np.ndarray, 'P D']) -> TokenTable:
+    """The table as the evaluator takes it."""
+    return TokenTable('table', rows, self.assembler)
+
+
+def _prepare(
+  cfg: config.Config,
+  run_dir: RunDir,
+  inputs: RunInputs,
+  stop: stopping.StopRequest,
+) -> _PreparedRun:
+  """Tokenises, loads the base, and checks that all questions fit."""
+  assembler = Assembler.for_run(inputs.base.tokenizer, cfg)
+  mixture = run_inputs.open_mixture(cfg, run_dir, inputs, assembler, stop)
+  stop.check()
+  base = stop.run(lambda: inputs.base.load(inputs.mesh))
+  stop.check()
+  _describe(cfg, base, inputs, sum(mixture.sizes))
+  prompter = Prompter(assembler, cfg.eval, cfg.seed)
+  answerer = Answerer(base, inputs.mesh, cfg.eval, cfg.seed)
+  evaluator = Evaluator(answerer, prompter, stop)
+  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+  rows = run_inputs.batch_rows(cfg)
+  run = _PreparedRun(
+    mesh=inputs.mesh,
+    base=base,
+    assembler=assembler,
+    batches=pipeline.TrainBatches(
       mixture,
       cfg.data,
       cfg.virtual_tokens,
       assembler,
       base.config.vocab_size,
       cfg.seed,
-      partitioning.local_rows(mesh, batch_rows),
+      partitioning.local_rows(inputs.mesh, rows),
     ),
-    validation_set,
-    as_table,
-    checkpoints,
-    stop,
-  )
-  loop.run()
-  best = checkpoints.restore_best(loop.state)
-  checkpoints.close()
-  chosen = loop.state if best is None else best[0]
-  table = distributed.fetch(chosen.table)
-  if distributed.is_first():
-    table_file.save(
-      workdir / 'table.safetensors',
-      table,
-      {
-        'base': cfg.base.path,
-        **identity,
-        'quantize': cfg.base.quantize,
-        'step': int(chosen.step),
-        'position': cfg.virtual_tokens.position,
-        'num_virtual_tokens': rows,
-        'versions': versions.packages(),
-      },
-    )
-  by_k = _score_tokens(cfg, evaluator, test_set, as_table(table))
-  tokens = {'tokens': by_k[max(by_k)]} if by_k else {}
-  summary = {
-    'conditions': {**untrained, **tokens},
-    'k': {
-      str(k): {'em': values['em'], 'f1': values['f1']}
-      for k, values in by_k.items()
-    },
-    'steps': loop.step,
-    'train_seconds': loop.seconds,
-    'total_seconds': loop.seconds_before + time.monotonic() - began,
-    'peak_rss_gib': _peak_rss_gib(),
-    'base_fingerprint': base.fingerprint,
-    'quantize': base.quantize,
-    'table_sha256': table_file.sha256(table),
-  }
-  if distributed.is_first():
-    plots.plot_run(
-      workdir / 'training.png',
-      tracking.read_metrics(workdir / 'metrics.jsonl'),
-      summary,
-    )
-    # Last: it says that the run is finished.
-    writers.write_json(workdir / 'summary.json', summary)
-  return summary
-
-
-def _read_if_there(path: epath.Path, shape: Any, advice: str = '') -> Any:
-  """Content of a JSON file, or None; the first process decides.
-
-  Args:
-    path: the file.
-    shape: what it has to hold; see `json_files`.
-    advice: what to do if it does not.
-  """
-  return distributed.from_first(
-    lambda: json_files.read(path, shape, advice) if paths.exists(path) else None
-  )
-
-
-def _refuse(workdir: epath.Path, what: str, lines: Sequence[str]) -> None:
-  """Raises if a work directory holds another run.
-
-  Args:
-    workdir: of the run.
-    what: it holds.
-    lines: how that differs; none if it does not.
-
-  Raises:
-    errors.UserError: there are such lines.
-  """
-  if lines:
-    raise errors.UserError(
-      f'{workdir} holds a run of {what}:\n  '
-      + '\n  '.join(lines)
-      + '\nchoose another --config.workdir, or repeat the same command to '
-      'continue that run'
-    )
-
-
-def _report_left_out(cfg: config.Config, messages: Sequence[str]) -> None:
-  """Says how many bad records were left out; a file has them all."""
-  path = epath.Path(cfg.workdir) / 'skipped_records.txt'
-  if messages:
-    writers.say(
-      f'skipped {len(messages)} bad records, listed in {path}; the first: '
-      f'{messages[0]}'
-    )
-  if distributed.is_first() and (messages or path.exists()):
-    writers.write_text(path, ''.join(f'{line}\n' for line in messages))
-
-
-def _check_base(cfg: config.Config, base: frozen_base.OpenBase) -> None:
-  """Raises if the base cannot do what the config asks of it."""
-  if cfg.context_length > base.config.longest_sequence:
-    raise errors.UserError(
-      'config.data.max_prefix_tokens, max_suffix_tokens and '
-      'config.eval.max_new_tokens together make '
-      f'{cfg.context_length} tokens, more than the '
-      f'{base.config.longest_sequence} that {cfg.base.path} was trained for'
-    )
-  if base.tokenizer.has_chat_template:
-    return
-  if 'chat_prompt' in cfg.eval.conditions:
-    raise errors.UserError(
-      f'config.eval.conditions: {cfg.base.path} has no chat template; leave '
-      'out chat_prompt'
-    )
-  if cfg.templates.chat:
-    raise errors.UserError(
-      f'config.templates.chat: {cfg.base.path} has no chat template; leave it '
-      'False'
-    )
-
-
-def _initial_state(
-  cfg: config.Config,
-  mesh: jax.sharding.Mesh,
-  base: frozen_base.FrozenBase,
-  optimizer: optax.GradientTransformation,
-) -> steps.TrainState:
-  """The state before the first step, every leaf a global array."""
-  rows = virtual_tokens.initial_table(
-    cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
-  )
-  shapes = abstract_step.state(optimizer, rows.shape, mesh)
-  where = jax.tree.map(lambda x: x.sharding, shapes)
-  table = jax.device_put(rows, where.table)
-  return steps.TrainState(
-    table=table,
-    opt_state=jax.jit(optimizer.init, out_shardings=where.opt_state)(table),
-    step=jax.device_put(jnp.zeros((), jnp.int32), where.step),
-  )
-
-
-def _make_loop(
-  cfg: config.Config,
-  mesh: jax.sharding.Mesh,
-  base: frozen_base.FrozenBase,
-  optimizer: optax.GradientTransformation,
-  state: steps.TrainState,
-  evaluator: Evaluator,
-  batches: pipeline.TrainBatches,
-  validation: Sequence[records.Record],
-  as_table: Callable[[np.ndarray], TokenTable],
-  checkpoints: Checkpoints,
-  stop: stopping.StopRequest,
-) -> Loop:
-  chip = chips.find(jax.devices()[0].device_kind)
-  return Loop(
-    settings=cfg.train,
-    train_step=steps.jit_train_step(base.graph, optimizer, state, cfg.train),
-    base=base.params,
-    state=state,
-    mesh=mesh,
-    batches=batches,
-    schedule=optim.make_schedule(cfg.optim, cfg.train.num_steps),
+    validation=inputs.validation,
+    optimizer=optimizer,
+    initial=training_state.initial_state(cfg, inputs.mesh, base, optimizer),
     evaluator=evaluator,
-    validation=validation,
-    as_table=as_table,
-    num_active=max(cfg.eval.num_active),
-    checkpoints=checkpoints,
-    tracker=lambda step, validated: (
-      tracking.open_tracker(
-        cfg.workdir,
-        cfg.tracking,
-        run_identity.to_dict(cfg),
-        step,
-        validated,
-      )
-      if distributed.is_first()
-      else tracking.Tracker([])
-    ),
-    profile=tracking.Profile(
-      epath.Path(cfg.workdir) / 'profile',
-      cfg.tracking.profile_steps if distributed.is_first() else (0, 0),
-    ),
-    flops=functools.partial(flops.train_flops, base.config),
-    peak_flops=None if chip is None else chip.flops * mesh.size,
-    stop=stop,
+    tests=TestScores(run_dir, evaluator, inputs.test),
+    identity=workdir.base_identity(inputs.base),
   )
+  initial = run.as_table(training_state.fetch_table(run.initial))
+  most = tokens_variant(initial, max(cfg.eval.num_active))
+  bare = [bare_variant(name) for name in cfg.eval.conditions]
+  stop.run(lambda: prompter.check_fits(run.validation, [most], answers=True))
+  stop.run(lambda: prompter.check_fits(inputs.test, [*bare, most]))
+  return run
 
 
-def _score_untrained(
-  cfg: config.Config,
-  evaluator: Evaluator,
-  test: Sequence[records.Record],
-  arms: Sequence[PromptVariant],
-) -> dict[str, dict[str, Any]]:
-  """Scores of the base as it is; kept, so that a restart need not repeat."""
-  path = epath.Path(cfg.workdir) / 'untrained.json'
-  found = _read_if_there(
-    path, {str: _SCORES}, 'delete it to have the base scored again'
-  )
-  if found is None:
-    found = _score(cfg, evaluator, test, arms, 'untrained')
-    if distributed.is_first():
-      writers.write_json(path, found)
-  if found:
-    writers.say(run_scores.format_scores('before training', found))
-  return found
-
-
-def _score_tokens(
-  cfg: config.Config,
-  evaluator: Evaluator,
-  test: Sequence[records.Record],
-  table: TokenTable,
-) -> dict[int, dict[str, Any]]:
-  arms = {k: tokens_variant(table, k) for k in sorted(set(cfg.eval.num_active))}
-  found = _score(cfg, evaluator, test, list(arms.values()), 'virtual tokens')
-  return {k: found[arm.name] for k, arm in arms.items() if arm.name in found}
-
-
-def _score(
-  cfg: config.Config,
-  evaluator: Evaluator,
-  test: Sequence[records.Record],
-  arms: Sequence[PromptVariant],
-  label: str,
-) -> dict[str, dict[str, Any]]:
-  """Answers the test questions, writes predictions, returns EM and F1."""
-  if not test or not arms:
-    return {}
-  found = {}
-  for name, answers in evaluator.answers(test, arms, label=label).items():
-    if distributed.is_first():
-      run_scores.write_predictions(
-        epath.Path(cfg.workdir) / 'predictions' / f'{name}.jsonl',
-        test,
-        answers,
-      )
-    found[name] = run_scores.scores_of(test, answers).as_dict()
-  return found
-
-
-def _peak_rss_gib() -> float:
-  """Largest resident memory of this process so far, in GiB."""
-  # Linux counts in KiB, macOS in bytes.
-  unit = 1 if sys.platform == 'darwin' else 1024
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak * unit / 2**30
-
-
-def _report(summary: dict[str, Any], workdir: str) -> None:
-  untrained = dict(summary['conditions'])
-  untrained.pop('tokens', None)
-  by_k = {
-    f'tokens, k={k}': {**values, 'n': summary['conditions']['tokens']['n']}
-    for k, values in summary['k'].items()
-  }
-  if by_k:
-    writers.say(run_scores.format_scores('result', {**untrained, **by_k}))
+def _describe(
+  cfg: config.Config, base: FrozenBase, inputs: RunInputs, num_examples: int
+) -> None:
+  """Prints what is trained, on what."""
+  rows, width = cfg.virtual_tokens.num_virtual_tokens, base.config.embed_dim
+  kept = '' if base.quantize == 'none' else f', matrices in {base.quantize}'
   writers.say(
-    f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
-    f'{summary["total_seconds"]:.0f} s in all, peak memory '
-    f'{summary["peak_rss_gib"]:.1f} GiB\n'
-    f'written to {workdir}: table.safetensors, summary.json, training.png, '
-    'metrics.jsonl, predictions/'
+    f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen'
+    f'{kept}\n'
+    f'table: {rows} virtual tokens x {width} = {rows * width:,} parameters, '
+    'trained\n'
+    f'data: {num_examples:,} training, {len(inputs.validation):,} validation, '
+    f'{len(inputs.test):,} test questions'
   )
+  for rope in dict.fromkeys(kind.rope for kind in base.config.layer_pattern):
+    line = rope and regime(rope, cfg.context_length)
+    if line:
+      writers.say(line)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _TrainedTable:
+  """What the loop ends with.
+
+  Attributes:
+    table: of the best validation, or of the last step if there is none: array
+      of shape [P, D], float32.
+    step: that it is of.
+    seconds: time in the loop, over all processes of the run.
+    seconds_before: of them, those of earlier processes.
+  """
+
+  table: Float[np.ndarray, 'P D']
+  step: int
+  seconds: float
+  seconds_before: float
+
+
+def _run_loop(
+  cfg: config.Config, run: _PreparedRun, stop: stopping.StopRequest
+) -> _TrainedTable:
+  """Trains from where the checkpoints left off to the last step."""
+  checkpoints = Checkpoints(
+    cfg.workdir,
+    cfg.train.keep_checkpoints,
+    {**run.identity, 'config': run_identity.to_dict(cfg)},
+  )
+  state, progress = loop_hooks.resume(checkpoints, run.initial)
+  seconds_before = progress.train_seconds
+  log = step_log.StepLog(
+    cfg.train,
+    _step_cost(cfg, run),
+    _open_tracker(cfg, int(state.step), progress.validated_step),
+    progress,
+    int(state.step),
+  )
+  hooks: list[Hook] = [log, _profile(cfg)]
+  if run.validation:
+    hooks.append(
+      loop_hooks.Validation(
+        functools.partial(_validate, run, max(cfg.eval.num_active)),
+        cfg.train.validate_every,
+        log,
+        progress,
+        checkpoints,
+      )
+    )
+  hooks += [
+    loop_hooks.Saving(checkpoints, cfg.train.checkpoint_every, log, progress),
+    loop_hooks.StopIfAsked(stop),
+  ]
+  train_step = steps.jit_train_step(
+    run.base.graph, run.optimizer, state, cfg.train
+  )
+
+  def step_fn(state, batch):
+    batch = partitioning.shard_batch(batch, run.mesh, run.batches.batch_rows)
+    return train_step(state, run.base.params, batch)
+
+  loop = Loop(step_fn, state, run.batches, hooks)
+  loop.run(cfg.train.num_steps)
+  seconds = log.train_seconds()
+  table, step = loop_hooks.best_table(checkpoints, loop.state)
+  checkpoints.close()
+  return _TrainedTable(table, step, seconds, seconds_before)
+
+
+def _step_cost(cfg: config.Config, run: _PreparedRun) -> step_log.StepCost:
+  chip = chips.find(jax.devices()[0].device_kind)
+  return step_log.StepCost(
+    flops=functools.partial(flops.train_flops, run.base.config),
+    peak_flops=None if chip is None else chip.flops * run.mesh.size,
+    learning_rates=step_log.learning_rates(
+      optim.make_schedule(cfg.optim, cfg.train.num_steps), cfg.train.num_steps
+    ),
+  )
+
+
+def _open_tracker(
+  cfg: config.Config, step: int, validated: int
+) -> tracking.Tracker:
+  if not distributed.is_first():
+    return tracking.Tracker([])
+  settings = run_identity.to_dict(cfg)
+  return tracking.open_tracker(
+    cfg.workdir, cfg.tracking, settings, step, validated
+  )
+
+
+def _profile(cfg: config.Config) -> tracking.Profile:
+  traced = cfg.tracking.profile_steps if distributed.is_first() else (0, 0)
+  return tracking.Profile(epath.Path(cfg.workdir) / 'profile', traced)
+
+
+def _validate(
+  run: _PreparedRun, num_active: int, rows: Float[np.ndarray, 'P D']
+) -> loop_hooks.ValidationResult:
+  loss, answers = run.evaluator.validate(
+    run.validation, run.as_table(rows), num_active
+  )
+  scores = run_scores.scores_of(run.validation, answers)
+  return loop_hooks.ValidationResult(loss, scores, num_active)
 
 
 def main(cfg: config.Config) -> None:
@@ -494,7 +341,7 @@ def main(cfg: config.Config) -> None:
     among, may_leave = distributed.AnyProcess(), distributed.may_leave()
     with stopping.StopRequest(among, may_leave=may_leave) as stop:
       summary = train(cfg, stop)
-    _report(summary, cfg.workdir)
+    run_summary.report(summary, cfg.workdir)
 
 
 if __name__ == '__main__':

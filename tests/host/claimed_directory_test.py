@@ -111,7 +111,8 @@ def test_an_index_without_checksums_gets_them(complete, capsys):
   path.write_text(json.dumps(content))
   assert claim(complete, k1=0.9, b=0.4)
   (line,) = capsys.readouterr().out.splitlines()
-  assert line.startswith(f'{complete}: an earlier version')
+  assert line.startswith(f'{complete}: ')
+  assert 'without checksums' in line
   assert claimed_directory.read_info(complete) == {'words': 3}
   assert claim(complete, k1=0.9, b=0.4)
   assert capsys.readouterr().out == ''

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vtokens import config
 from vtokens.devices import partitioning
+from vtokens.host import writers
 from vtokens.method import optim, steps
 from vtokens.run import checkpoints
 
@@ -119,7 +120,7 @@ def test_a_kill_before_the_manifest_leaves_the_one_before(
   def killed(*_):
     raise SystemExit
 
-  monkeypatch.setattr(checkpoints, '_write_manifest', killed)
+  monkeypatch.setattr(writers, 'write_json', killed)
   with pytest.raises(SystemExit):
     getattr(saved, save)(_state(4), {'step': 4})
   again = checkpoints.Checkpoints(tmp_path, 1)
@@ -134,7 +135,7 @@ def test_none_is_left(tmp_path, capsys):
   assert checkpoints.Checkpoints(tmp_path, 2).restore(_state(0)) is None
   directory = tmp_path / 'checkpoints'
   said = capsys.readouterr().out
-  assert said == f'{directory}/2: not finished before a kill; removed\n'
+  assert said == f'{directory}/2: cut off by a kill; removed\n'
   assert _saved(directory) == []
 
 
@@ -146,7 +147,7 @@ def test_a_step_that_a_kill_cut_off_is_saved_again(save, tmp_path, monkeypatch):
     raise SystemExit
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoints, '_write_manifest', killed)
+    patch.setattr(writers, 'write_json', killed)
     with pytest.raises(SystemExit):
       getattr(checkpoints.Checkpoints(tmp_path, 2), save)(_state(4), {'of': 1})
   again = checkpoints.Checkpoints(tmp_path, 2)
@@ -188,8 +189,8 @@ def test_a_manifest_that_is_none(tmp_path, capsys, manifest, problem):
   path.write_bytes(manifest)
   again = checkpoints.Checkpoints(tmp_path, 3)
   assert again.restore(_state(0))[1] == {'step': 2}
-  assert re.search(
-    rf'4: not as it was written \(.*{problem}', capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert re.search(rf'4: has changed since .*\(.*{problem}', said)
   )
 
 
@@ -238,6 +239,7 @@ from vtokens.run import checkpoints
 from vtokens import config
 from vtokens.method import optim, steps
 from vtokens.devices import partitioning
+from vtokens.host import writers
 
 mesh = partitioning.make_mesh((1, 2, 1))
 sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)
@@ -333,9 +335,9 @@ def test_falls_back_to_the_one_before(tmp_path, how, capsys):
     _assert_equal(restored, _state(2))
     said = capsys.readouterr().out
     if (name, how) == ('manifest.json', 'missing'):
-      assert 'checkpoints/4: not finished before a kill; removed' in said
+      assert 'checkpoints/4: cut off by a kill; removed' in said
     else:
-      assert 'checkpoints/4: not as it was written (' in said
+      assert 'checkpoints/4: has changed since it was written (' in said
       assert f'moved to {directory}/unreadable/checkpoints-4' in said
     # The step can be saved anew.
     again.save(_state(4, value=1.0), {'step': 4})
@@ -397,7 +399,9 @@ def on_full_disks(tmp_path_factory):
     [sys.executable, '-c', _FULL, str(directory), *map(str, _LIMITS)],
     env={
       **os.environ,
-      'PYTHONPATH': f'{_ROOT}{os.pathsep}{_ROOT / "tests"}',
+      'PYTHONPATH': os.pathsep.join(
+        map(str, (_ROOT, _ROOT / 'tests' / 'run', _ROOT / 'tests' / 'support'))
+      ),
       'JAX_PLATFORMS': 'cpu',
     },
     capture_output=True,

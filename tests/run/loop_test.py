@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,19 +14,14 @@ import pytest
 
 from vtokens import config
 from vtokens.data import batch as batch_lib
-from vtokens.data import pipeline, records
-from vtokens.devices import partitioning
-from vtokens.evaluation.asking.cells import Answer
-from vtokens.host import errors, stopping
+from vtokens.data import pipeline
+from vtokens.host import errors, stopping, writers
 from vtokens.method import steps
-from vtokens.run import checkpoints, loop, tracking
-
-_RECORDS = [
-  records.Record(id='v', dataset='d', question='q', answers=('x',), passages={})
-]
+from vtokens.run import checkpoints, loop, loop_hooks, step_log, tracking
+from vtokens.scoring import metrics
 
 
-def _train_step(state, unused_base, batch):
+def _train_step(state, batch):
   """Adds the batch's number to the table; its loss is that number."""
   number = jnp.asarray(batch.prefix)[0, 0].astype(jnp.float32)
   state = state.replace(table=state.table + number, step=state.step + 1)
@@ -65,22 +61,24 @@ class _Batches:
     )
 
 
-class _Evaluator:
-  """Validation losses from a list; stops when it is told to."""
+class _Validate:
+  """Validation losses from a dict by step; stops when it is told to."""
 
-  def __init__(self, losses, stop=None, stop_in=()):
+  def __init__(self, losses, stop, stop_in):
     self._losses = losses
     self._stop = stop
     self._stop_in = stop_in
     self.steps = []
 
-  def validate(self, unused_records, table, unused_num_active):
+  def __call__(self, table):
     step = self._step_of(float(table[0, 0]))
     self.steps.append(step)
     if step in self._stop_in:
       self._stop.signal = signal.SIGTERM
       self._stop.check()
-    return self._losses.get(step, 1.0), [Answer('x', 1, 'end')]
+    return loop_hooks.ValidationResult(
+      self._losses.get(step, 1.0), metrics.Scores(100.0, 100.0, 1), 1
+    )
 
   def _step_of(self, value):
     # The table holds 1 + 2 + ... + step.
@@ -90,8 +88,14 @@ class _Evaluator:
 @dataclasses.dataclass
 class _Run:
   loop: loop.Loop
-  evaluator: _Evaluator
+  num_steps: int
+  validate: _Validate
   stop: stopping.StopRequest
+  log: step_log.StepLog
+
+  def run(self):
+    self.loop.run(self.num_steps)
+    return self
 
   @property
   def table(self):
@@ -104,49 +108,60 @@ def _make(
   train_step=_train_step,
   validation_losses=None,
   stop_in=(),
-  validation=_RECORDS,
+  validates=True,
   **settings,
 ):
-  settings = {
-    'num_steps': 7,
-    'validate_every': 3,
-    'checkpoint_every': 2,
-    **settings,
-  }
-  mesh = partitioning.make_mesh((1, 1, 1))
+  settings = config.Train(
+    **{
+      'num_steps': 7,
+      'validate_every': 3,
+      'checkpoint_every': 2,
+      **settings,
+    }
+  )
   stop = stopping.StopRequest()
-  evaluator = _Evaluator(validation_losses or {}, stop, stop_in)
-  return _Run(
-    loop.Loop(
-      settings=config.Train(**settings),
-      train_step=train_step,
-      base=None,
-      state=jax.device_put(
-        steps.TrainState(
-          table=jnp.zeros((1, 1)), opt_state=(), step=jnp.int32(0)
-        ),
-        partitioning.replicated(mesh),
-      ),
-      mesh=mesh,
-      batches=_Batches(),
-      schedule=lambda step: 0.5,
-      evaluator=evaluator,
-      validation=validation,
-      as_table=lambda rows: rows,
-      num_active=1,
-      checkpoints=checkpoints.Checkpoints(
-        directory, settings.get('keep_checkpoints', 2)
-      ),
-      tracker=lambda *args: tracking.MetricsWriter(
-        directory / 'metrics.jsonl', *args
-      ),
-      profile=tracking.Profile('', (0, 0)),
-      flops=lambda lengths: 6.0 * sum(map(sum, lengths)),
-      peak_flops=None,
-      stop=stop,
+  validate = _Validate(validation_losses or {}, stop, stop_in)
+  saved = checkpoints.Checkpoints(directory, 2)
+  state, progress = loop_hooks.resume(
+    saved,
+    jax.device_put(
+      steps.TrainState(table=jnp.zeros((1, 1)), opt_state=(), step=jnp.int32(0))
     ),
-    evaluator,
+  )
+  step = int(state.step)
+  cost = step_log.StepCost(
+    flops=lambda lengths: 6.0 * sum(map(sum, lengths)),
+    peak_flops=None,
+    learning_rates=step_log.learning_rates(
+      lambda step: 0.5, settings.num_steps
+    ),
+  )
+  log = step_log.StepLog(
+    settings,
+    cost,
+    tracking.MetricsWriter(
+      directory / 'metrics.jsonl', step, progress.validated_step
+    ),
+    progress,
+    step,
+  )
+  hooks = [log]
+  if validates:
+    hooks.append(
+      loop_hooks.Validation(
+        validate, settings.validate_every, log, progress, saved
+      )
+    )
+  hooks += [
+    loop_hooks.Saving(saved, settings.checkpoint_every, log, progress),
+    loop_hooks.StopIfAsked(stop),
+  ]
+  return _Run(
+    loop.Loop(train_step, state, _Batches(), hooks),
+    settings.num_steps,
+    validate,
     stop,
+    log,
   )
 
 
@@ -179,13 +194,13 @@ _ALL_ROWS = [
 
 def test_a_whole_run(tmp_path, capsys):
   run = _make(tmp_path, validation_losses={3: 2.0, 6: 0.5, 7: 0.7})
-  run.loop.run()
+  run.run()
   assert run.loop.step == 7
   assert run.table == 1 + 2 + 3 + 4 + 5 + 6 + 7
   assert _rows(tmp_path) == _ALL_ROWS
   assert _saved(tmp_path) == [6, 7]
   assert _saved(tmp_path, 'best') == [3, 6]
-  assert run.evaluator.steps == [3, 6, 7]
+  assert run.validate.steps == [3, 6, 7]
   rows = tracking.read_metrics(tmp_path / 'metrics.jsonl')
   rate = rows[0].pop('examples_per_second')
   seconds = [
@@ -221,14 +236,14 @@ def test_a_whole_run(tmp_path, capsys):
 
 
 def test_without_validation(tmp_path):
-  run = _make(tmp_path, validation=[])
-  run.loop.run()
+  run = _make(tmp_path, validates=False)
+  run.run()
   assert _rows(tmp_path) == [(i, 'loss') for i in range(1, 8)]
   assert _saved(tmp_path, 'best') == []
 
 
 def test_log_every(tmp_path):
-  _make(tmp_path, validation=[], log_every=3).loop.run()
+  _make(tmp_path, validates=False, log_every=3).run()
   assert _rows(tmp_path) == [(3, 'loss'), (6, 'loss')]
 
 
@@ -239,10 +254,10 @@ class _KilledError(Exception):
 def _killed_in(step):
   """A train step in which the process dies."""
 
-  def train_step(state, base, batch):
+  def train_step(state, batch):
     if int(batch.prefix[0, 0]) == step:
       raise _KilledError
-    return _train_step(state, base, batch)
+    return _train_step(state, batch)
 
   return train_step
 
@@ -251,9 +266,9 @@ def _killed_in(step):
 def test_killed_and_continued(tmp_path, killed):
   for step in killed:
     with pytest.raises(_KilledError):
-      _make(tmp_path, train_step=_killed_in(step)).loop.run()
+      _make(tmp_path, train_step=_killed_in(step)).run()
   run = _make(tmp_path)
-  run.loop.run()
+  run.run()
   assert run.table == 28
   assert _rows(tmp_path) == _ALL_ROWS
   last = tracking.read_metrics(tmp_path / 'metrics.jsonl')[-2]
@@ -261,30 +276,28 @@ def test_killed_and_continued(tmp_path, killed):
 
 
 def test_a_finished_run_goes_no_further(tmp_path):
-  _make(tmp_path).loop.run()
+  _make(tmp_path).run()
   run = _make(tmp_path)
-  run.loop.run()
-  assert run.evaluator.steps == []
+  run.run()
+  assert run.validate.steps == []
   assert run.table == 28
   assert _rows(tmp_path) == _ALL_ROWS
 
 
 def test_a_signal_saves_the_step(tmp_path):
-  first = _make(tmp_path)
-
-  def train_step(state, base, batch):
+  def train_step(state, batch):
     if int(batch.prefix[0, 0]) == 5:
       first.stop.signal = signal.SIGINT
-    return _train_step(state, base, batch)
+    return _train_step(state, batch)
 
-  first.loop._train_step = train_step
+  first = _make(tmp_path, train_step=train_step)
   with pytest.raises(stopping.Stopped, match='SIGINT'):
-    first.loop.run()
+    first.run()
   assert _saved(tmp_path)[-1] == 5
   assert _rows(tmp_path)[-1] == (5, 'loss')
   second = _make(tmp_path)
   assert second.loop.step == 5
-  second.loop.run()
+  second.run()
   assert second.table == 28
   assert _rows(tmp_path) == _ALL_ROWS
 
@@ -292,15 +305,15 @@ def test_a_signal_saves_the_step(tmp_path):
 @pytest.mark.parametrize('step', [3, 6, 7])
 def test_a_signal_during_validation(tmp_path, step):
   with pytest.raises(stopping.Stopped):
-    _make(tmp_path, stop_in=[step]).loop.run()
+    _make(tmp_path, stop_in=[step]).run()
   assert _saved(tmp_path)[-1] == step
   # Done on restart; if killed after that, once more, but reported once.
   if step < 7:
     with pytest.raises(_KilledError):
-      _make(tmp_path, train_step=_killed_in(step + 1)).loop.run()
+      _make(tmp_path, train_step=_killed_in(step + 1)).run()
   run = _make(tmp_path)
-  run.loop.run()
-  assert run.evaluator.steps[0] == step
+  run.run()
+  assert run.validate.steps[0] == step
   assert run.table == 28
   assert _rows(tmp_path) == _ALL_ROWS
 
@@ -308,10 +321,8 @@ def test_a_signal_during_validation(tmp_path, step):
 def test_the_best_is_remembered(tmp_path):
   losses = {3: 0.5, 6: 0.9, 7: 0.6}
   with pytest.raises(_KilledError):
-    _make(
-      tmp_path, train_step=_killed_in(5), validation_losses=losses
-    ).loop.run()
-  _make(tmp_path, validation_losses=losses).loop.run()
+    _make(tmp_path, train_step=_killed_in(5), validation_losses=losses).run()
+  _make(tmp_path, validation_losses=losses).run()
   assert _saved(tmp_path, 'best') == [3]
 
 
@@ -319,17 +330,21 @@ def test_killed_between_a_best_one_and_its_manifest(tmp_path, monkeypatch):
   """Before the first latest one: the best must not be lost."""
   losses = {3: 0.5, 6: 0.9, 7: 0.6}
 
-  def killed(directory):
-    raise _KilledError
+  write_json = writers.write_json
+
+  def killed(path, value):
+    if path.name == 'manifest.json':
+      raise _KilledError
+    write_json(path, value)
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoints, '_write_manifest', killed)
+    patch.setattr(writers, 'write_json', killed)
     with pytest.raises(_KilledError):
-      _make(tmp_path, validation_losses=losses, checkpoint_every=10).loop.run()
+      _make(tmp_path, validation_losses=losses, checkpoint_every=10).run()
   assert _saved(tmp_path, 'best') == [3]
   assert _saved(tmp_path) == []
   run = _make(tmp_path, validation_losses=losses, checkpoint_every=10)
-  run.loop.run()
+  run.run()
   assert _saved(tmp_path, 'best') == [3]
   best, metadata = checkpoints.Checkpoints(tmp_path, 2).restore_best(
     run.loop.state
@@ -346,40 +361,40 @@ def test_a_best_one_counts_without_a_latest_one(tmp_path):
       train_step=_killed_in(7),
       validation_losses=losses,
       checkpoint_every=10,
-    ).loop.run()
+    ).run()
   assert _saved(tmp_path, 'best') == [3, 6]
   run = _make(tmp_path, validation_losses=losses, checkpoint_every=10)
-  assert run.loop._best_loss == 0.5
-  run.loop.run()
+  run.run()
   best = checkpoints.Checkpoints(tmp_path, 2).restore_best(run.loop.state)
   assert best[1]['step'] == 6
 
 
 def test_time_adds_up(tmp_path, monkeypatch):
   now = iter(range(0, 10_000, 10))
-  monkeypatch.setattr(loop.time, 'monotonic', lambda: float(next(now)))
+  monkeypatch.setattr(time, 'monotonic', lambda: float(next(now)))
   with pytest.raises(_KilledError):
-    _make(tmp_path, train_step=_killed_in(4)).loop.run()
+    _make(tmp_path, train_step=_killed_in(4)).run()
   run = _make(tmp_path)
-  assert run.loop.seconds_before > 0
-  run.loop.run()
-  assert run.loop.seconds > run.loop.seconds_before
+  before = run.log.train_seconds()
+  assert before > 10
+  run.run()
+  assert run.log.train_seconds() > before + 10
 
 
 @pytest.mark.parametrize('key', ['loss', 'grad_norm'])
 @pytest.mark.parametrize('bad', [math.nan, math.inf])
 @pytest.mark.parametrize('step, last_good', [(1, None), (4, 2), (5, 4), (7, 6)])
 def test_loss_that_is_not_finite(tmp_path, key, bad, step, last_good):
-  def train_step(state, base, batch):
-    state, values = _train_step(state, base, batch)
+  def train_step(state, batch):
+    state, values = _train_step(state, batch)
     if int(batch.prefix[0, 0]) == step:
       values[key] = jnp.float32(bad)
       state = state.replace(table=state.table * jnp.nan)
     return state, values
 
-  run = _make(tmp_path, train_step=train_step, validation=[])
+  run = _make(tmp_path, train_step=train_step, validates=False)
   with pytest.raises(errors.UserError) as e:
-    run.loop.run()
+    run.run()
   assert f'at step {step}; its examples: record{step}. ' in str(e.value)
   assert _rows(tmp_path) == [(i, 'loss') for i in range(1, step)]
   saved = _saved(tmp_path)
@@ -387,15 +402,15 @@ def test_loss_that_is_not_finite(tmp_path, key, bad, step, last_good):
 
 
 def test_table_that_an_update_broke(tmp_path):
-  def train_step(state, base, batch):
-    state, values = _train_step(state, base, batch)
+  def train_step(state, batch):
+    state, values = _train_step(state, batch)
     if int(batch.prefix[0, 0]) == 4:
       state = state.replace(table=state.table + jnp.inf)
     return state, values
 
-  run = _make(tmp_path, train_step=train_step, validation=[])
+  run = _make(tmp_path, train_step=train_step, validates=False)
   with pytest.raises(errors.UserError, match='not finite after step 4'):
-    run.loop.run()
+    run.run()
   assert _saved(tmp_path) == [2]
 
 
@@ -404,7 +419,7 @@ def test_validation_loss_that_is_not_finite(tmp_path):
   with pytest.raises(
     errors.UserError, match='validation loss nan after step 6'
   ):
-    run.loop.run()
+    run.run()
   assert _saved(tmp_path) == [2, 4]
   assert _saved(tmp_path, 'best') == [3]
 
@@ -421,15 +436,15 @@ def test_reports_one_step_late(tmp_path):
       events.append(f'read {self._step}')
       return 1.0
 
-  def train_step(state, base, batch):
+  def train_step(state, batch):
     step = int(batch.prefix[0, 0])
     events.append(f'dispatched {step}')
-    state, values = _train_step(state, base, batch)
+    state, values = _train_step(state, batch)
     return state, {**values, 'loss': Late(step)}
 
   _make(
-    tmp_path, train_step=train_step, validation=[], checkpoint_every=100
-  ).loop.run()
+    tmp_path, train_step=train_step, validates=False, checkpoint_every=100
+  ).run()
   expected = ['dispatched 1']
   for step in range(2, 8):
     expected += [f'dispatched {step}', f'read {step - 1}']

@@ -1,5 +1,6 @@
 """Tests of vtokens.run.tracking."""
 
+import dataclasses
 import json
 import struct
 
@@ -9,7 +10,7 @@ from tensorboardX.proto import event_pb2
 
 from vtokens import config
 from vtokens.host import errors
-from vtokens.run import tracking
+from vtokens.run import hook, tracking
 
 
 def test_metrics_round_trip(tmp_path):
@@ -129,18 +130,29 @@ def test_wandb_that_is_not_installed(tmp_path, monkeypatch):
     _open(tmp_path, config.Tracking(wandb_project='x'))
 
 
+@dataclasses.dataclass
+class _Steps:
+  """As much of a loop as a profile looks at."""
+
+  step: int
+
+
+def _done(step):
+  return hook.DispatchedStep(step, None, {'loss': jnp.ones(3) * step}, 0.0)
+
+
 def test_profile(tmp_path, capsys):
   profile = tracking.Profile(str(tmp_path / 'profile'), (2, 3))
   for step in range(1, 6):
-    profile.before(step)
-    profile.after(step, jnp.ones(3) * step)
+    profile.before_step(_Steps(step - 1))
+    profile.after_step(_Steps(step), _done(step))
   assert list(tmp_path.rglob('*.xplane.pb'))
   assert 'trace of steps up to 3' in capsys.readouterr().out
 
 
 def test_profile_of_a_run_that_is_stopped(tmp_path):
   profile = tracking.Profile(str(tmp_path), (1, 9))
-  profile.before(1)
+  profile.before_step(_Steps(0))
   profile.close()
   profile.close()
   assert list(tmp_path.rglob('*.xplane.pb'))
@@ -148,7 +160,7 @@ def test_profile_of_a_run_that_is_stopped(tmp_path):
 
 def test_no_profile(tmp_path):
   profile = tracking.Profile(str(tmp_path), (0, 0))
-  profile.before(1)
-  profile.after(1, None)
+  profile.before_step(_Steps(0))
+  profile.after_step(_Steps(1), _done(1))
   profile.close()
   assert not list(tmp_path.iterdir())

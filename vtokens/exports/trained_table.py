@@ -4,13 +4,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from etils import epath
-
 from vtokens import config
 from vtokens.exports import public_names, vocabulary_rows
 from vtokens.exports.export_config import NAMES
-from vtokens.host import errors, json_files, paths, writers
+from vtokens.host import errors, paths, writers
 from vtokens.models import frozen_base
+from vtokens.run.workdir import RecordedClaim, RunDir
 from vtokens.serving import artifact, prompt_ids, table_file
 from vtokens.serving.artifact import (
   Artifact,
@@ -20,9 +19,6 @@ from vtokens.serving.artifact import (
   Tokens,
 )
 from vtokens.settings import schema
-
-# What vtokens.train says of the base that it trained on.
-BASE = 'base.json'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,36 +49,16 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
     errors.UserError: there is no finished run, its base or that one's tokenizer
       is not what it was trained with, or two names are equal.
   """
-  directory = epath.Path(workdir)
-  if not paths.exists(directory / 'summary.json'):
-    raise errors.UserError(
-      f'config.workdir: {workdir} holds no finished run (no summary.json)'
-    )
-  values = json_files.read(directory / 'config.json')
-  cfg = config.from_dict({**values, 'workdir': workdir})
+  finished = RunDir(workdir).read('config.workdir', scored=True)
+  cfg = finished.config
   trained_on = cfg.base.path
   if base:
     cfg = dataclasses.replace(
       cfg, base=dataclasses.replace(cfg.base, path=base)
     )
   opened = frozen_base.open_base(cfg.base, cfg.context_length)
-  table, metadata = table_file.load(directory / 'table.safetensors')
-  identity = json_files.read(directory / BASE, {str: str})
-  for name, now in (
-    ('fingerprint', opened.fingerprint),
-    ('tokenizer_sha256', opened.tokenizer.sha256),
-  ):
-    if identity.get(name) != now:
-      raise errors.UserError(
-        f'{workdir}: the table was trained on another base than '
-        f'{cfg.base.path} is now: {name} {identity.get(name)} there, {now} now'
-      )
-  table_file.check_width(
-    table,
-    directory / 'table.safetensors',
-    cfg.base.path,
-    opened.config.embed_dim,
-  )
+  finished.check_base(opened, tokenizer=True)
+  table = finished.table
   count, first = len(table), vocabulary_rows.first_id(opened)
   ids = tuple(range(first, first + count))
   prompt = Prompt(
@@ -91,7 +67,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
     max_prefix_tokens=cfg.data.max_prefix_tokens,
     max_suffix_tokens=cfg.data.max_suffix_tokens,
   )
-  imported = directory / artifact.META
+  imported = finished.directory.path / artifact.META
   # What it was imported from knows more than this directory.
   known = artifact.read_meta(imported) if paths.exists(imported) else None
   own = known and min(known.tokens.ids) > opened.tokenizer.max_id
@@ -112,8 +88,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
   # Where it was then, unless the hub has a name for it now.
   revision = frozen_base.revision(cfg.base.path)
   name = cfg.base.path if revision else trained_on
-  summary = json_files.read(directory / 'summary.json')
-  trained = cfg.virtual_tokens
+  summary = finished.read_summary()
   return Source(
     Artifact(
       table,
@@ -132,13 +107,13 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
           tokens=tokens,
           table_sha256=table_file.sha256(table),
           shape=(count, table.shape[1]),
-          num_trained=trained.num_active if trained.draw == 'fixed' else count,
+          num_trained=finished.num_trained,
           metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
           training={
-            'config': values,
-            'data': json_files.read(directory / 'data.json'),
+            'config': finished.settings,
+            'data': finished.read_data(),
           },
-          versions=_as_strings(metadata.get('versions', {})),
+          versions=_as_strings(finished.metadata.get('versions', {})),
         )
       ),
     ),
@@ -159,9 +134,17 @@ def write(
   """
   values = schema.to_dict(settings)
   del values['workdir']
-  writers.write_json(directory / 'config.json', values)
-  table_file.save(
-    directory / 'table.safetensors',
+  run = RunDir(directory)
+  run.claim(
+    RecordedClaim(
+      settings=values,
+      base={
+        'fingerprint': table.meta.base.fingerprint,
+        'tokenizer_sha256': table.meta.base.tokenizer_sha256,
+      },
+    )
+  )
+  run.write_table(
     table.table,
     {
       'fingerprint': table.meta.base.fingerprint,
@@ -169,15 +152,8 @@ def write(
       'imported': True,
     },
   )
-  writers.write_json(
-    directory / BASE,
-    {
-      'fingerprint': table.meta.base.fingerprint,
-      'tokenizer_sha256': table.meta.base.tokenizer_sha256,
-    },
-  )
   writers.write_json(directory / artifact.META, dataclasses.asdict(table.meta))
-  writers.write_json(directory / 'summary.json', dict(table.meta.metrics))
+  run.finish(table.meta.metrics)
 
 
 def _as_strings(values: Any) -> dict[str, str]:

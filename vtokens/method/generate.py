@@ -1,8 +1,8 @@
-"""Answers: prefix once, suffixes side by side, then one token at a time.
+"""Generates answers: the prefix once, all suffixes, then token by token.
 
-Several continuations of the same prefix, the *branches*, are answered together
-as segments of one row: with 1, 5 and 50 virtual tokens, say. The prefix is
-encoded once for all, and each step reads the weights once for all.
+Several continuations of one prefix, the *branches*, are segments of one row,
+e.g. with 1, 5 and 50 virtual tokens. They share the encoded prefix, and each
+step reads the weights once for all of them.
 """
 
 import functools
@@ -19,15 +19,17 @@ from vtokens.models.kv_cache import KVCache
 
 @struct.dataclass
 class Suffixes:
-  """What follows the prefixes of a batch: C branches in each row.
+  """The suffixes of a batch: C branches in each row.
 
   Attributes:
-    ids: virtual tokens and prompts, branch after branch, `B S` int32.
-    positions: of each in its branch's sequence, which goes on where the prefix
-      ends, `B S` int32; -1 for padding, which is at the end of the row.
-    segments: number of its branch, `B S` int32; None where C is 1.
-    last: index of each branch's last token, `B C` int32; -1 where the row has
-      no such branch.
+    ids: virtual tokens and prompts, branch after branch; array of shape [B, S],
+      int32.
+    positions: position of each token in its branch, counted on from the prefix;
+      array of shape [B, S], int32; -1 for padding, at the end of the row.
+    segments: number of each token's branch; array of shape [B, S], int32; None
+      if C is 1.
+    last: index of each branch's last token; array of shape [B, C], int32; -1
+      if the row lacks the branch.
   """
 
   ids: Int[Array, 'B S']
@@ -38,14 +40,14 @@ class Suffixes:
 
 @struct.dataclass
 class Endings:
-  """Which tokens mean what when an answer is generated.
+  """Which tokens end an answer; masks are arrays of shape [V], bool.
 
   Attributes:
-    eos_id: fills up branches that have ended, int32 scalar.
-    is_end: tokens that end an answer: eos, the end of a turn, `V`.
-    is_newline: tokens whose text has a line break; they end an answer once it
-      has a token that is not blank. All false: line breaks do not end it.
-    is_blank: tokens whose text is only white space, `V`.
+    eos_id: fills branches that have ended; int32 scalar.
+    is_end: tokens that end an answer: eos, the end of a turn.
+    is_newline: tokens with a line break, which end an answer once it has a
+      token that is not blank. If all are false, line breaks end no answer.
+    is_blank: tokens of white space alone.
   """
 
   eos_id: Int[Array, '']
@@ -56,15 +58,15 @@ class Endings:
 
 @struct.dataclass
 class Sampling:
-  """How a token is drawn, where it is not the most likely one.
+  """How tokens are drawn.
 
   Attributes:
-    keys: of each row, `B 2` uint32: draws depend on it, the number of the
-      token and nothing else.
-    temperature: f32 scalar, above 0; divides the logits.
-    top_p: f32 scalar in (0, 1): draws are among the most likely tokens that
-      have together at least this probability (nucleus sampling, Holtzman et
-      al., 2020, arXiv 1904.09751); None for draws among all.
+    keys: random key of each row; array of shape [B, 2], uint32. A draw depends
+      on the key and the number of the token alone.
+    temperature: divides the logits; float32 scalar above 0.
+    top_p: draws are among the most likely tokens that together have at least
+      this probability (nucleus sampling, Holtzman et al., 2020, arXiv
+      1904.09751); float32 scalar in (0, 1); None for draws among all tokens.
   """
 
   keys: UInt32[Array, 'B 2']
@@ -80,7 +82,7 @@ def encode_prefix(
   *,
   graph: nnx.GraphDef,
 ) -> KVCache:
-  """Keys and values of the passages, for any number of suffixes after them."""
+  """Encodes prefixes, for any number of suffixes after each."""
   return steps.encode_prefix(nnx.merge(graph, base), prefix, positions)
 
 
@@ -96,22 +98,22 @@ def generate(
   graph: nnx.GraphDef,
   max_new_tokens: int,
 ) -> Int[Array, 'B C max_new_tokens']:
-  """One token after the suffix, and so on, until all branches have ended.
+  """Generates tokens after the suffixes until all branches have ended.
 
-  Ids of virtual tokens cannot come out: the head has no logits for them.
+  Virtual tokens cannot be generated: the head has no logits for them.
 
   Args:
     base: weights of the decoder.
     table: the virtual tokens.
-    cache: of the prefix; see `encode_prefix`.
-    suffixes: what follows it.
+    cache: keys and values of the prefixes; see `encode_prefix`.
+    suffixes: what follows the prefixes.
     endings: which tokens end an answer.
     sampling: how tokens are drawn; None for the most likely one (greedy).
     graph: structure of the decoder.
     max_new_tokens: longest answer.
 
   Returns:
-    Generated ids; after a branch's end, eos. The token that ends it is kept.
+    Generated ids, with the token that ends a branch, then eos.
   """
   decoder = nnx.merge(graph, base)
   hidden, kv = decoder(
@@ -121,7 +123,7 @@ def generate(
     segments=suffixes.segments,
   )
   rows, branches = suffixes.last.shape
-  # The passages' cache is only read; what grows is this small one.
+  # The cache of the passages is only read; this small one grows.
   tail = kv.with_room((max_new_tokens - 1) * branches)
   first_slot = suffixes.ids.shape[1]
   segments = None
@@ -134,7 +136,7 @@ def generate(
   length = jnp.take_along_axis(suffixes.positions, last, axis=1) + 1
 
   def pick(step, hidden, done, begun, out):
-    """Chooses token number `step` and notes it."""
+    """Chooses token number `step`."""
     logits = decoder.logits(hidden, stationary=True)
     if sampling is not None:
       logits = _perturb(logits, sampling, step)
@@ -179,10 +181,10 @@ def generate(
 def _perturb(
   logits: Float[Array, 'B C V'], sampling: Sampling, step: Int[Array, '']
 ) -> Float[Array, 'B C V']:
-  """Logits whose largest is a draw from their distribution.
+  """Perturbs logits so that the largest is a draw from their distribution.
 
-  By the Gumbel-max trick (Gumbel, 1954). All branches of a row share their
-  random numbers, so that they differ by what they were asked alone.
+  Uses the Gumbel-max trick (Gumbel, 1954). All branches of a row share random
+  numbers, so that they differ only by their suffixes.
   """
   logits = logits / sampling.temperature
   noise = jax.vmap(
@@ -197,7 +199,7 @@ def _perturb(
     return drawn
   ordered = jnp.sort(logits, axis=-1, descending=True)
   before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-  # The probability of those before it decides, so that one is always left.
+  # The probability of all likelier tokens decides, so that one always stays.
   before = before - jax.nn.softmax(ordered, axis=-1)
   least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(
     axis=-1, keepdims=True

@@ -1,4 +1,4 @@
-"""Losses on logits."""
+"""The loss on logits."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,15 @@ def masked_nll(
   targets: Int[Array, '*B'],
   mask: Bool[Array, '*B'],
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Negative log-likelihood of targets, summed where the mask is true.
+  """Sums the negative log-likelihood of targets where the mask is true.
 
   Args:
-    logits: unnormalised log-probabilities, f32.
-    targets: ids; those that are masked out may be anything below V.
-    mask: which of them count.
+    logits: unnormalised log-probabilities, float32.
+    targets: ids; masked ones may be any id below V.
+    mask: which targets count.
 
   Returns:
-    The sum in nats and the number of targets that count, both f32 scalars.
+    The sum in nats and the number of counted targets, float32 scalars.
   """
   log_normaliser = jax.nn.logsumexp(logits, axis=-1)
   picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -6,7 +6,7 @@ from vtokens import config
 
 
 def make_schedule(settings: config.Optim, num_steps: int) -> optax.Schedule:
-  """Learning rate by step: linear warm-up, then the chosen decay."""
+  """Makes the learning rate by step: linear warm-up, then a decay."""
   peak, warmup = settings.learning_rate, settings.warmup_steps
   decay = num_steps - warmup
   after = {
@@ -14,7 +14,7 @@ def make_schedule(settings: config.Optim, num_steps: int) -> optax.Schedule:
     'linear': optax.linear_schedule(peak, 0.0, decay),
     'constant': optax.constant_schedule(peak),
   }[settings.schedule]
-  # Ends one step past the warm-up's last, so that no step has rate 0.
+  # Starts above 0, so that no step has rate 0.
   ramp = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
   return optax.join_schedules([ramp, after], [warmup])
 
@@ -22,10 +22,9 @@ def make_schedule(settings: config.Optim, num_steps: int) -> optax.Schedule:
 def make_optimizer(
   settings: config.Optim, num_steps: int
 ) -> optax.GradientTransformation:
-  """Adam after clipping by the global norm.
+  """Makes the optimiser: clipping by the global norm, then Adam.
 
-  No weight decay: rows that no example of a batch uses must not move because
-  of it.
+  There is no weight decay: it would move rows that no example of a batch uses.
   """
   steps = [optax.clip_by_global_norm(settings.clip_norm)]
   if not settings.clip_norm:

@@ -22,9 +22,9 @@ class TrainState:
   """All that training changes.
 
   Attributes:
-    table: the virtual tokens' embeddings, `P D` f32.
-    opt_state: optax state for the table.
-    step: number of updates done, int32 scalar.
+    table: embeddings of the virtual tokens; array of shape [P, D], float32.
+    opt_state: optax state of the table.
+    step: number of updates done; int32 scalar.
   """
 
   table: Float[Array, 'P D']
@@ -38,10 +38,10 @@ def encode_prefix(
   positions: Int[Array, 'R P'],
   segments: Int[Array, 'R P'] | None = None,
 ) -> KVCache:
-  """Runs the passages forward; nothing flows back through the result.
+  """Encodes prefixes; no gradient flows back through them.
 
-  The passages precede the virtual tokens and the model is causal, so their
-  keys and values do not depend on the table.
+  A prefix precedes the virtual tokens and the model is causal, so its keys and
+  values do not depend on the table.
   """
   cache = decoder.encode(decoder.embed(prefix), positions, segments=segments)
   return jax.lax.stop_gradient(cache)
@@ -55,17 +55,17 @@ def suffix_nll(
   *,
   remat: bool = False,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Negative log-likelihood of the answers, summed over their tokens.
+  """Sums the negative log-likelihood of the answers over their tokens.
 
   Args:
     table: the virtual tokens.
     decoder: the frozen base.
-    cache: of the batch's prefix; see `encode_prefix`.
+    cache: keys and values of the prefixes; see `encode_prefix`.
     batch: the examples.
     remat: see `Decoder.__call__`.
 
   Returns:
-    The sum in nats, f32, and the number of target tokens, f32.
+    The sum in nats and the number of target tokens, float32 scalars.
   """
   x = virtual_tokens.embed(decoder, table, batch.suffix)
   hidden, _ = decoder(
@@ -76,8 +76,8 @@ def suffix_nll(
     parents=batch.suffix_parents,
     remat=remat,
   )
-  # Only answer positions meet the vocabulary: at 49k rows and 80 suffix
-  # tokens the head would otherwise cost as much as ten layers.
+  # Compute logits at answer positions only: for all 80 tokens of a suffix and a
+  # vocabulary of 49k, the head would cost as much as ten layers.
   where = jnp.maximum(batch.target_index, 0)
   picked = jnp.take_along_axis(hidden, where[..., None], axis=1)
   return losses.masked_nll(
@@ -97,11 +97,11 @@ def make_train_step(
   """Builds `(state, base, batch) -> (state, metrics)`, to be jitted.
 
   Args:
-    graph: structure of the decoder whose weights are passed as `base`.
+    graph: structure of the decoder; `base` has its weights.
     optimizer: of the table.
-    accumulation_steps: microbatches that the batch is cut into; the update is
-      that of the whole batch.
-    remat: see `Decoder.__call__`; for the suffix.
+    accumulation_steps: number of microbatches that a batch is split into; the
+      update is that of the whole batch.
+    remat: see `Decoder.__call__`; applies to suffixes.
 
   Returns:
     The step. Its metrics are scalars: `loss` (mean nats per target token),
@@ -120,7 +120,7 @@ def make_train_step(
     if accumulation_steps == 1:
       (nll, tokens), grad = grad_fn(state.table, base, batch)
     else:
-      # Every n-th row, so that each microbatch has rows of every device.
+      # Take every n-th row, so that each microbatch has rows on every device.
       micro = jax.tree.map(
         lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(
           0, 1
@@ -161,12 +161,12 @@ def jit_train_step(
   like: TrainState,
   settings: config.Train,
 ) -> Any:
-  """The jitted `make_train_step`, whose result lies as its input does.
+  """Jits `make_train_step`; the new state is sharded like the old one.
 
   Args:
     graph: see `make_train_step`.
     optimizer: of the table.
-    like: a state, or its shapes, with shardings; its step is on every device.
+    like: a state, or its shapes, with shardings; `step` is on every device.
     settings: accumulation_steps and remat.
   """
   return jax.jit(

@@ -1,4 +1,4 @@
-"""The table of virtual tokens: how it starts and is looked up."""
+"""The table of virtual tokens: initial values and lookup."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +15,12 @@ from vtokens.serving import table_file
 def embed(
   decoder: Decoder, table: Float[Array, 'P D'], ids: Int[Array, 'B T']
 ) -> Float[Array, 'B T D']:
-  """Embeddings of ids: from the base below `vocab_size`, else from the table.
+  """Embeds ids: with the base below `vocab_size`, else with the table.
 
   Args:
     decoder: the base.
-    table: row i is virtual token i, id `vocab_size + i`.
-    ids: int32.
+    table: row i belongs to virtual token i, whose id is `vocab_size + i`.
+    ids: of tokens, int32.
 
   Returns:
     Embeddings in the base's dtype.
@@ -28,18 +28,18 @@ def embed(
   vocab_size = decoder.config.vocab_size
   virtual = ids >= vocab_size
   ordinary = decoder.embed(jnp.where(virtual, 0, ids))
-  # Small enough for every device to have it whole.
+  # The table is small enough for every device to hold all of it.
   table = partitioning.constrain(table, decoder.mesh, (None, None))
   rows = table[jnp.clip(ids - vocab_size, 0, table.shape[0] - 1)]
   return jnp.where(virtual[..., None], rows.astype(ordinary.dtype), ordinary)
 
 
 def check_init(settings: config.VirtualTokens, width: int) -> None:
-  """Checks a saved table to start from, before the base is loaded.
+  """Checks a saved initial table, before the base is loaded.
 
   Args:
     settings: see `initial_table`.
-    width: of the base's embeddings.
+    width: size of the base's embeddings.
 
   Raises:
     errors.UserError: it has another shape, or cannot be read.
@@ -65,16 +65,16 @@ def initial_table(
   tokenizer: Tokenizer,
   seed: int,
 ) -> np.ndarray:
-  """The table before the first step.
+  """Makes the table before the first step.
 
   Args:
     settings: how to make it; see `config.VirtualTokens`.
-    decoder: the base, whose embeddings `text` and `vocab` copy.
+    decoder: the base; `text` and `vocab` copy its embeddings.
     tokenizer: of the base.
-    seed: for `vocab` and `normal`.
+    seed: of the draws of `vocab` and `normal`.
 
   Returns:
-    `P D` f32.
+    Array of shape [P, D], float32.
 
   Raises:
     errors.UserError: a saved table has another shape, or cannot be read.
@@ -87,8 +87,7 @@ def initial_table(
   if settings.init == 'table':
     return _saved_table(settings, shape[1])
   if settings.init == 'text':
-    # No bos: it belongs before the passages, not between them and the
-    # question.
+    # Without bos, which belongs before the passages.
     sentence = tokenizer.encode(settings.init_text)
     ids = np.resize(np.asarray(sentence, np.int32), shape[0])
   else:

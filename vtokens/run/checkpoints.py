@@ -1,4 +1,4 @@
-"""Saving and restoring what training changes: never the base."""
+"""Saving and restoring the state of training; the base is never saved."""
 
 import contextlib
 import hashlib
@@ -15,7 +15,7 @@ from vtokens.devices import distributed
 from vtokens.host import errors, json_files, paths, writers
 from vtokens.method.steps import TrainState
 
-# Of all files of a checkpoint, by their paths in it: SHA-256. Written last.
+# SHA-256 of each file of a checkpoint, by its path there. Written last.
 _MANIFEST = 'manifest.json'
 
 
@@ -23,16 +23,16 @@ class Checkpoints:
   """The latest checkpoints of a run and its best one.
 
   A checkpoint is a few MB: table, optimiser state, step, and JSON metadata.
-  It counts as whole once its manifest is there, which is written last, so that
-  a kill leaves the one before: two are kept at least. One without a manifest
-  is removed when the directory is opened. One that is not as it was written is
-  set aside in `unreadable/`, and the one before it is used.
+  Its manifest is written last and makes it whole. At least two checkpoints are
+  kept, so that a kill leaves a whole one. Opening the directory removes
+  checkpoints without a manifest. A checkpoint that has changed since it was
+  written is moved to `unreadable/`, and the one before it is used.
 
   Args:
-    directory: of the run.
-    keep: latest checkpoints kept.
-    identity: JSON values that say what the run is; written into the metadata
-      of each checkpoint.
+    directory: the work directory of the run.
+    keep: number of latest checkpoints to keep.
+    identity: JSON values that identify the run, added to the metadata of each
+      checkpoint.
   """
 
   def __init__(
@@ -52,34 +52,37 @@ class Checkpoints:
     """Saves a checkpoint at the state's step and waits until it is written.
 
     Raises:
-      errors.UserError: it cannot be written; those before it are as they were.
+      errors.UserError: it cannot be written; earlier ones are unharmed.
     """
     self._latest.save(state, {**self._identity, **metadata})
 
   def save_best(self, state: TrainState, metadata: dict[str, Any]) -> None:
-    """Replaces the best checkpoint; see `save`."""
+    """Saves a new best checkpoint; see `save`."""
     self._best.save(state, {**self._identity, **metadata})
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
-    """The latest checkpoint that is whole and its metadata, or None.
+    """Restores the latest whole checkpoint.
 
     Args:
       like: a state with the shapes, dtypes and shardings wanted.
+
+    Returns:
+      The state and its metadata, or None if there is no checkpoint.
     """
     return self._latest.restore(like)
 
   def restore_best(self, like: TrainState) -> tuple[TrainState, dict] | None:
-    """The best checkpoint and its metadata, or None."""
+    """Restores the best checkpoint; see `restore`."""
     return self._best.restore(like)
 
   def close(self) -> None:
-    """Waits for what is being written."""
+    """Waits for unfinished writes."""
     self._latest.close()
     self._best.close()
 
 
 class _Series:
-  """The checkpoints in one directory, by step."""
+  """The checkpoints in one directory, named by step."""
 
   def __init__(self, directory: epath.Path, keep: int):
     self._directory = directory
@@ -89,24 +92,24 @@ class _Series:
     self._manager = self._open()
 
   def _remove_unfinished(self) -> list[str]:
-    """Removes what a kill has left; a message for each."""
+    """Removes checkpoints that a kill cut off; returns a message for each."""
     if not self._directory.exists():
       return []
     messages = []
     for path in sorted(self._directory.iterdir()):
       if path.name.isdecimal() and not (path / _MANIFEST).exists():
         path.rmtree()
-        messages.append(f'{path}: not finished before a kill; removed')
+        messages.append(f'{path}: cut off by a kill; removed')
     return messages
 
   def _open(self) -> ocp.CheckpointManager:
     return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        # Orbax deletes others before the newest has its manifest.
+        # Orbax deletes old ones before the newest has its manifest.
         max_to_keep=max(2, self._keep),
         cleanup_tmp_directories=True,
-        # The whole state is smaller than what an asynchronous copy would save.
+        # The state is small: an asynchronous copy would not save time.
         enable_async_checkpointing=False,
       ),
     )
@@ -130,7 +133,7 @@ class _Series:
         self._manager.wait_until_finished()
       if distributed.is_first():
         _write_manifest(self._directory / str(step))
-    # Files go through TensorStore, whose errors are ValueErrors.
+    # TensorStore writes the files; it raises ValueError.
     except Exception as e:
       known = isinstance(e, (OSError, ValueError)) or paths.is_of_a_store(e)
       if not known:
@@ -149,11 +152,11 @@ class _Series:
       ) from e
 
   def _remove_failed(self, step: int) -> None:
-    """Frees the room of a checkpoint that could not be written.
+    """Frees the space of a checkpoint that could not be written.
 
-    What cannot be removed now, Orbax removes when the series is opened again.
+    Orbax removes the rest when the series is opened again.
     """
-    # TensorStore's threads go on for a while, and make directories anew.
+    # Threads of TensorStore go on for a while and make directories anew.
     for _ in range(10):
       with contextlib.suppress(Exception):
         for path in self._directory.iterdir():
@@ -164,7 +167,7 @@ class _Series:
       time.sleep(0.05)
 
   def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
-    # What is whole decides the first process, whose word holds for all.
+    # The first process decides for all which checkpoint is whole.
     step, problems = distributed.from_first(self._find_whole)
     for problem in problems:
       writers.say(problem)
@@ -186,12 +189,12 @@ class _Series:
     return restored.state, restored.metadata
 
   def _reopen(self) -> None:
-    """Has Orbax look again: it remembers the steps that were there."""
+    """Makes Orbax list the directory again: it remembers the steps."""
     self._manager.close()
     self._manager = self._open()
 
   def _keep_if_whole(self, step: int) -> bool:
-    """Whether a checkpoint is whole; removes it if it is not."""
+    """Whether a checkpoint is whole; a damaged one is removed."""
     path = self._directory / str(step)
     if _problem(path) is None:
       return True
@@ -199,7 +202,7 @@ class _Series:
     return False
 
   def _find_whole(self) -> tuple[int | None, list[str]]:
-    """Step of the latest checkpoint that is whole; sets later ones aside."""
+    """Finds the latest whole checkpoint; moves damaged later ones away."""
     problems: list[str] = []
     steps = sorted(self._manager.all_steps(), reverse=True)
     for step in steps:
@@ -213,9 +216,10 @@ class _Series:
         target.rmtree()
       _move(path, target)
       problems.append(
-        f'{path}: not as it was written ({problem}); moved to {target}, and '
+        f'{path}: has changed since it was written ({problem}); moved to '
+        f'{target}, and '
         + (
-          'there is none before it'
+          'there is no earlier checkpoint'
           if step == steps[-1]
           else 'the checkpoint before it is used'
         )
@@ -228,7 +232,7 @@ class _Series:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps Orbax from logging what it raises, with tracebacks."""
+  """Keeps Orbax from logging tracebacks of what it raises."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
   try:
@@ -238,7 +242,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _files(directory: epath.Path) -> dict[str, str]:
-  """SHA-256 of every file below a directory, by its path in it."""
+  """Hashes every file below a directory: its path there -> SHA-256."""
   return {
     str(path.relative_to(directory)): hashlib.sha256(
       path.read_bytes()
@@ -249,9 +253,9 @@ def _files(directory: epath.Path) -> dict[str, str]:
 
 
 def _move(directory: epath.Path, target: epath.Path) -> None:
-  """Moves a directory to where none is."""
+  """Moves a directory to a place that does not exist."""
   if paths.on_object_store(directory):
-    # Where epath renames only into a directory that has objects.
+    # There epath renames only into a directory that has objects.
     writers.copy_files(directory, target)
     directory.rmtree()
   else:
@@ -264,7 +268,7 @@ def _write_manifest(directory: epath.Path) -> None:
 
 
 def _problem(directory: epath.Path) -> str | None:
-  """What is wrong with a checkpoint, if anything."""
+  """Says what is wrong with a checkpoint; None if it is whole."""
   manifest = directory / _MANIFEST
   if not manifest.exists():
     return 'it was not finished'
@@ -273,7 +277,7 @@ def _problem(directory: epath.Path) -> str | None:
   except errors.UserError as e:
     return str(e)
   found = _files(directory)
-  # What an operating system leaves in a directory begins with a dot.
+  # Operating systems leave files whose names begin with a dot.
   for name in found:
     if name not in expected and not name.split('/')[-1].startswith('.'):
       return f'{_MANIFEST} does not list {name}'

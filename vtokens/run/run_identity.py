@@ -1,8 +1,8 @@
-"""Whether a work directory's run is the one that a config describes.
+"""Compares a config with the run in a work directory.
 
-A run is what its numbers depend on. Files are known by their content, so they
-may lie elsewhere than when it began; fields that change no number of it, or say
-only how it runs, may change.
+Two runs are the same if their numbers depend on the same things. Files are
+compared by content, so they may be moved. Fields that change no number, or only
+where and how a run computes, may change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from vtokens.host import json_diff
 from vtokens.serving import table_file
 from vtokens.settings import schema
 
-# By content: base.json has the base's, data.json that of the others.
+# Fields compared by content: of the base by base.json, of data by data.json.
 PATHS = (
   'base.path',
   'virtual_tokens.init_path',
@@ -26,7 +26,7 @@ PATHS = (
   'data.corpus',
 )
 
-# Change no number of the training.
+# Fields that change no number of the training.
 FREE = (
   'data.on_bad_record',
   'data.workers',
@@ -35,15 +35,15 @@ FREE = (
   'train.checkpoint_every',
   'train.keep_checkpoints',
   'eval.batch_size',
-  # The records that are used count, as content.
+  # The records used are compared by content.
   'eval.max_validation',
   'eval.max_test',
 )
 
-# Where and how it runs, which is not even noted.
+# Fields that say where and how a run computes; config.json lacks them.
 NOT_KEPT = ('workdir', 'mesh', 'distributed', 'tracking')
 
-# Have a say only with some values of another field.
+# Fields that matter only if another field has a certain value.
 _ONLY_WITH: Mapping[str, tuple[str, Any]] = {
   'virtual_tokens.init_text': ('virtual_tokens.init', 'text'),
   'virtual_tokens.init_std': ('virtual_tokens.init', 'normal'),
@@ -57,7 +57,7 @@ _ONLY_WITH: Mapping[str, tuple[str, Any]] = {
 
 
 def to_dict(cfg: config.Config) -> dict[str, Any]:
-  """The config as config.json has it: JSON values."""
+  """Converts a config to the JSON values of config.json."""
   values = schema.to_dict(cfg)
   for name in NOT_KEPT:
     del values[name]
@@ -68,29 +68,29 @@ def to_dict(cfg: config.Config) -> dict[str, Any]:
 def compare(
   claimed: dict[str, Any], cfg: config.Config
 ) -> tuple[list[str], list[str]]:
-  """Compares a config with that of the run in a work directory.
+  """Compares a config with the run in a work directory.
 
   Args:
-    claimed: content of config.json there, maybe of an earlier version.
+    claimed: content of config.json there, maybe from an earlier version.
     cfg: the config now.
 
   Returns:
-    A line for each field that makes another run, and one for each path that
-    is another: whether the content is the same is to be seen.
+    One line per field that makes it another run, and one per path that has
+    changed, whose content the caller must compare.
   """
-  # What came with a later version is off by default.
+  # Fields that a later version added are off by default.
   then = json_diff.flat(to_dict(config.Config())) | json_diff.flat(claimed)
   now = json_diff.flat(to_dict(cfg))
   blocking, moved = [], []
   for field, line in json_diff.differences(then, now, 'config.').items():
     if field in PATHS:
       moved.append(line)
-    elif field not in FREE and _has_a_say(field, then, now):
+    elif field not in FREE and _matters(field, then, now):
       blocking.append(line)
   return blocking, moved
 
 
-def _has_a_say(
+def _matters(
   field: str, then: Mapping[str, Any], now: Mapping[str, Any]
 ) -> bool:
   if field == 'train.validate_every':
@@ -106,30 +106,30 @@ def _has_a_say(
 def content(
   cfg: config.Config, held_out: Sequence[training_set.HeldOut]
 ) -> dict[str, Any]:
-  """What tells the run's files but for the base from any others.
+  """Hashes all files of a run but the base.
 
   Args:
     cfg: of the run.
     held_out: validation and test data.
 
   Returns:
-    JSON values, as data.json has them.
+    The JSON values of data.json.
 
   Raises:
-    errors.UserError: a file is not there, or not to be read.
+    errors.UserError: a file is missing or cannot be read.
   """
   tokens = cfg.virtual_tokens
   return {
     'format': 2,
     'train': [sources.fingerprint(path) for path in cfg.data.train],
     'corpus': [sources.fingerprint(path) for path in cfg.data.corpus],
-    # Draws go by data set; those called after their files are not listed.
+    # Draws depend on names of data sets; names of files are not listed.
     'train_sets': sources.regrouped(cfg.data.train),
     **{
       name: records.sha256(part.records)
       for name, part in zip(('validation', 'test'), held_out, strict=True)
     },
-    # Also of those that are not used: what they ask is no training question.
+    # Of all records, used or not: no training question may be among them.
     'held_out': training_set.hash_questions(held_out)
     if cfg.data.mixture.remove_leaks
     else '',
@@ -142,12 +142,15 @@ def content(
 def compare_content(
   claimed: dict[str, Any], found: dict[str, Any], cfg: config.Config
 ) -> list[str]:
-  """A line for each file that is another than in data.json.
+  """Compares files with those of the run in a work directory.
 
   Args:
-    claimed: content of data.json, maybe of an earlier version.
-    found: of `content`.
+    claimed: content of data.json there, maybe from an earlier version.
+    found: result of `content`.
     cfg: the config now.
+
+  Returns:
+    One line per file that has changed.
   """
   if 'format' not in claimed:
     claimed = _as_now(claimed, found, cfg)
@@ -178,7 +181,7 @@ def compare_content(
   return lines
 
 
-# Of data.json, as messages call it.
+# Names of the fields of data.json, for messages.
 _WHAT = {
   'validation': 'config.data.validation',
   'test': 'config.data.test',
@@ -190,10 +193,10 @@ _WHAT = {
 def _as_now(
   claimed: dict[str, Any], found: dict[str, Any], cfg: config.Config
 ) -> dict[str, Any]:
-  """What an earlier version wrote, as this one does.
+  """Converts a data.json of an earlier version.
 
-  It had one dict by path for training sources and corpus, and nothing of
-  `held_out` and `init_table`.
+  It had one dict by path for training sources and corpus, and lacked `held_out`
+  and `init_table`.
   """
   named = claimed.get('train')
   there = list(named.items()) if isinstance(named, dict) else []
@@ -201,7 +204,7 @@ def _as_now(
     zip(cfg.data.corpus, found['corpus'], strict=True)
   )
   same = len(there) == len(now) and all(
-    # Data sets and ids can be called after the file.
+    # Names of data sets and ids can come from the name of the file.
     epath.Path(old_path).name == epath.Path(path).name and old == digest
     for (old_path, old), (path, digest) in zip(there, now.items(), strict=True)
   )

@@ -1,11 +1,11 @@
-"""Where the numbers of a run go: metrics.jsonl, TensorBoard, wandb, a trace."""
+"""Where metrics of a run go: metrics.jsonl, TensorBoard, wandb, a trace."""
 
 import hashlib
 import json
 import os
 import tempfile
 import time
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 from etils import epath
@@ -14,47 +14,51 @@ from tensorboardX.proto import event_pb2
 
 from vtokens import config
 from vtokens.host import errors, json_files, paths, writers
+from vtokens.run.hook import DispatchedStep, Hook
+
+if TYPE_CHECKING:
+  from vtokens.run.loop import Loop
 
 
 class Sink(Protocol):
   """One place that metrics are written to."""
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """Notes the values of a step."""
+    """Takes the values of a step."""
 
   def flush(self) -> None:
-    """Brings all of it to where it belongs."""
+    """Writes what was taken to its final place."""
 
   def close(self) -> None:
-    """Likewise; nothing is written after it."""
+    """Flushes, and takes nothing more."""
 
 
 class Tracker:
-  """All places that metrics are written to.
+  """All places that metrics are written to, as one.
 
   Args:
-    sinks: none on all processes but the first.
+    sinks: the places; the first process alone has any.
   """
 
   def __init__(self, sinks: list[Sink]):
     self._sinks = sinks
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """Notes the values of a step."""
+    """Takes the values of a step."""
     for sink in self._sinks:
       sink.write(step, values)
 
   def flush(self) -> None:
-    """Brings all of it to where it belongs.
+    """Writes what was taken to its final place.
 
-    To be called before a checkpoint is saved, after which nothing before it
-    is computed again.
+    Call it before a checkpoint is saved: a run that continues from there does
+    not compute earlier steps again.
     """
     for sink in self._sinks:
       sink.flush()
 
   def close(self) -> None:
-    """Brings all of it to where it belongs; nothing is written after it."""
+    """Flushes, and takes nothing more."""
     for sink in self._sinks:
       sink.close()
 
@@ -66,14 +70,14 @@ def open_tracker(
   step: int,
   validated: int,
 ) -> Tracker:
-  """Opens what the settings ask for, to go on after a step.
+  """Opens the sinks that the settings ask for, to continue after a step.
 
   Args:
     workdir: of the run.
     settings: of the run.
-    run: its config, JSON values, for wandb.
-    step: see `MetricsWriter`; likewise validated.
-    validated: likewise.
+    run: the run's config, JSON values, for wandb.
+    step: the last step done; see `MetricsWriter`.
+    validated: the last step validated.
 
   Raises:
     errors.UserError: wandb is not installed, or cannot be used.
@@ -91,13 +95,14 @@ def open_tracker(
 class MetricsWriter:
   """Appends one JSON object per line to a file.
 
-  At once on a disk; by `flush` on an object store, where all is written anew.
+  On a disk, lines are written at once. On an object store, `flush` writes the
+  whole file anew.
 
   Args:
-    path: the file.
-    step: lines of later steps, left by a run that was killed after its last
-      checkpoint, are dropped, as is a line that was cut off.
-    validated: likewise for the lines of validations.
+    path: the file. Lines of later steps, left by a run that was killed after
+      its last checkpoint, are dropped, as is a line that was cut off.
+    step: the last step whose line is kept.
+    validated: the last step whose validation is kept.
   """
 
   def __init__(self, path: epath.PathLike, step: int, validated: int):
@@ -113,13 +118,13 @@ class MetricsWriter:
     self._unwritten = b''
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    """Appends the values of a step."""
+    """Appends a line with the values of a step."""
     self._unwritten += json.dumps({'step': step, **values}).encode() + b'\n'
     if not paths.on_object_store(self._path):
       self._write()
 
   def flush(self) -> None:
-    """Brings all lines to the disk or the store."""
+    """Writes all lines through to the disk or the store."""
     self._write()
     if not paths.on_object_store(self._path):
       writers.sync(self._path)
@@ -131,14 +136,14 @@ class MetricsWriter:
       self._unwritten = b''
 
   def close(self) -> None:
-    """Likewise."""
+    """Flushes."""
     self.flush()
 
 
 def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
-  """The lines of a metrics file; none if it does not exist.
+  """Reads the lines of a metrics file; none if it does not exist.
 
-  A last line that a kill has cut off is left out.
+  A last line that a kill cut off is left out.
 
   Raises:
     errors.UserError: the file is damaged.
@@ -153,13 +158,13 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
 
 
 class _OnDisk:
-  """Where a library that knows only disks may write a directory.
+  """A directory on a disk, for a library that can write nowhere else.
 
-  That directory itself, or a temporary one in place of one that is on an
-  object store.
+  For a directory on an object store, it is a temporary one whose files are
+  copied there.
 
   Attributes:
-    path: of what can be written to.
+    path: the directory on the disk.
   """
 
   def __init__(self, directory: epath.Path):
@@ -170,28 +175,29 @@ class _OnDisk:
       directory.mkdir(parents=True, exist_ok=True)
 
   def copy(self) -> None:
-    """Brings what was written to where it belongs."""
+    """Copies the files to the object store, if that is their place."""
     if self.path != self._directory:
       writers.copy_files(self.path, self._directory)
 
   def move(self) -> None:
-    """Likewise; nothing is written after it."""
+    """Copies, and removes the temporary directory."""
     self.copy()
     if self.path != self._directory:
       self.path.rmtree()
 
 
 class _TensorBoard:
-  """Event files. Without tensorboardX's thread, whose errors none would see."""
+  """Event files, without tensorboardX's thread, which hides its errors."""
 
   def __init__(self, directory: epath.Path, step: int):
     self._written = _OnDisk(directory)
     self._writer = event_file_writer.EventsWriter(
       str(self._written.path / 'events'),
-      # Names have only seconds: a file of the same second would be replaced.
+      # A file name has a time in seconds: one of the same second would be
+      # replaced.
       filename_suffix=f'.{step}.{os.getpid()}',
     )
-    # Drops later steps, of a run that was killed after its checkpoint.
+    # Makes readers drop later steps, of a run killed after its checkpoint.
     start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
     self._write(step + 1, session_log=start)
 
@@ -214,7 +220,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-  """One wandb run for a work directory, however often it is restarted."""
+  """One wandb run per work directory, however often it is restarted."""
 
   def __init__(self, workdir: str, project: str, run: dict[str, Any]):
     try:
@@ -235,33 +241,33 @@ class _Wandb:
         id=f'{name}-{number[:8]}',
         resume='allow',
         config=run,
-        # Else ./wandb, which holds nothing that wandb's server has not.
+        # None is ./wandb, whose content the server of wandb has too.
         dir=None if remote else workdir,
       )
     except wandb.errors.Error as e:
       raise errors.UserError(f'config.tracking.wandb_project: {e}') from None
 
   def write(self, step: int, values: dict[str, Any]) -> None:
-    # Not wandb's own step: it takes none twice, and a validation has that of
-    # the update before it.
+    # wandb takes each step of its own only once, but a validation has the step
+    # of the update before it.
     self._run.log(
       {'step': step, **{_tag(name): value for name, value in values.items()}}
     )
 
   def flush(self) -> None:
-    pass  # Its own process sends what comes in.
+    pass  # The process of wandb sends lines as they come.
 
   def close(self) -> None:
     self._run.finish()
 
 
 def _tag(name: str) -> str:
-  """As TensorBoard groups them: train/loss, validation/em."""
+  """Names a metric as TensorBoard groups it: train/loss, validation/em."""
   part, _, rest = name.partition('_')
   return f'validation/{rest}' if part == 'validation' else f'train/{name}'
 
 
-class Profile:
+class Profile(Hook):
   """A trace of some steps, for TensorBoard's or XProf's profiler.
 
   Args:
@@ -274,21 +280,21 @@ class Profile:
     self._first, self._last = steps
     self._running: _OnDisk | None = None
 
-  def before(self, step: int) -> None:
-    """To be called before a step is begun."""
-    if self._first and step == self._first:
+  def before_step(self, loop: 'Loop') -> None:
+    """Starts the trace if the next step is the first one traced."""
+    if self._first and loop.step + 1 == self._first:
       self._running = _OnDisk(self._directory)
       jax.profiler.start_trace(str(self._running.path))
 
-  def after(self, step: int, state: Any) -> None:
-    """To be called with what the step gave."""
-    if self._running and step >= self._last:
-      jax.block_until_ready(state)
+  def after_step(self, loop: 'Loop', done: DispatchedStep) -> None:
+    """Ends the trace once the last step traced has been computed."""
+    if self._running and done.number >= self._last:
+      jax.block_until_ready(done.values)
       self.close()
-      writers.say(f'trace of steps up to {step}: {self._directory}')
+      writers.say(f'trace of steps up to {done.number}: {self._directory}')
 
   def close(self) -> None:
-    """Ends a trace that is still on, e.g. when the run is stopped."""
+    """Ends a trace that is still on, e.g. if the run is stopped."""
     if self._running:
       written, self._running = self._running, None
       jax.profiler.stop_trace()

@@ -4,47 +4,27 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-import numpy as np
-from etils import epath
-
 from vtokens import config
 from vtokens.data.assemble import Assembler, Limits
 from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.eval_config import Config
-from vtokens.host import errors, json_files, paths
+from vtokens.host import errors
 from vtokens.models import frozen_base
-from vtokens.serving import table_file
+from vtokens.run.workdir import FinishedRun, RunDir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Run:
-  """A finished training run.
+class EvaluatedRun:
+  """A finished run in an evaluation.
 
   Attributes:
-    name: unique in an evaluation.
-    config: of the run.
-    rows: its table, `P D` f32.
-    fingerprint: of the base that it was trained on.
-    quantize: how that one's matrices were kept; see `config.Base`.
+    name: unique in the evaluation.
+    finished: its table and settings.
   """
 
   name: str
-  config: config.Config
-  rows: np.ndarray
-  fingerprint: str
-  quantize: str = 'none'
-
-  @property
-  def sha256(self) -> str:
-    """Hash of the table's values."""
-    return table_file.sha256(self.rows)
-
-  @property
-  def num_trained(self) -> int:
-    """Rows that training has changed: the most virtual tokens to be used."""
-    tokens = self.config.virtual_tokens
-    return tokens.num_active if tokens.draw == 'fixed' else len(self.rows)
+  finished: FinishedRun
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,46 +44,22 @@ class Model:
   tables: dict[str, TokenTable]
 
 
-def read_runs(workdirs: Sequence[str]) -> list[Run]:
+def read_runs(workdirs: Sequence[str]) -> list[EvaluatedRun]:
   """Reads the tables of finished runs.
 
   Args:
-    workdirs: of the runs.
+    workdirs: work directories of the runs.
 
   Raises:
-    errors.UserError: there is no finished run, or its files are broken.
+    errors.UserError: there is no finished run, or a file of it is damaged.
   """
-  names = unique_names(workdirs)
   return [
-    _read_run(name, path) for name, path in zip(names, workdirs, strict=True)
+    EvaluatedRun(name, RunDir(path).read('config.runs'))
+    for name, path in zip(unique_names(workdirs), workdirs, strict=True)
   ]
 
 
-def _read_run(name: str, path: str) -> Run:
-  settings = epath.Path(path) / 'config.json'
-  table = epath.Path(path) / 'table.safetensors'
-  for file in (settings, table):
-    if not paths.exists(file):
-      raise errors.UserError(
-        f'config.runs: {path} holds no finished run of vtokens.train: it has '
-        f'no {file.name}'
-      )
-  values = json_files.read(settings)
-  rows, metadata = table_file.load(table)
-  if 'fingerprint' not in metadata:
-    raise errors.UserError(
-      f'config.runs: {table} does not say which base it was trained on'
-    )
-  return Run(
-    name=name,
-    config=config.from_dict({**values, 'workdir': path}),
-    rows=rows,
-    fingerprint=str(metadata['fingerprint']),
-    quantize=str(metadata.get('quantize', 'none')),
-  )
-
-
-def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
+def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
   """Opens each base once.
 
   Args:
@@ -119,11 +75,12 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
   """
   most = max(cfg.num_active, default=0)
   for run in runs:
-    if most > run.num_trained:
+    trained, rows = run.finished.num_trained, len(run.finished.table)
+    if most > trained:
       raise errors.UserError(
         f'config.num_active: {most} virtual tokens asked for, but the table '
-        f'of {run.name} has {run.num_trained}'
-        + (' that were trained' if run.num_trained < len(run.rows) else '')
+        f'of {run.name} has {trained}'
+        + (' that were trained' if trained < rows else '')
       )
   opened: dict[str, frozen_base.OpenBase] = {}
   settings = [_base_settings(cfg, run) for run in runs]
@@ -141,19 +98,7 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
       opened[one.path] = frozen_base.open_base(one, cfg.context_length)
       _check_length(cfg, opened[one.path])
   for run, one in zip(runs, settings, strict=True):
-    found = opened[one.path].fingerprint
-    if found != run.fingerprint:
-      raise errors.UserError(
-        f'config.runs: the table of {run.name} was trained on another base '
-        f'than {one.path} is now: fingerprint {run.fingerprint} there, '
-        f'{found} now'
-      )
-    table_file.check_width(
-      run.rows,
-      f'config.runs: {run.name}',
-      one.path,
-      opened[one.path].config.embed_dim,
-    )
+    run.finished.check_base(opened[one.path])
   models = []
   # A base that two runs call by two paths is one base.
   by_identity: dict[tuple[str, ...], frozen_base.OpenBase] = {}
@@ -170,12 +115,12 @@ def open_models(cfg: Config, runs: Sequence[Run]) -> list[Model]:
           run.name: TokenTable(
             name=run.name,
             # Rows that no step has trained are not to be used.
-            rows=run.rows[: run.num_trained],
+            rows=run.finished.table[: run.finished.num_trained],
             assembler=_assembler(
               cfg,
               base,
-              run.config.templates,
-              run.config.virtual_tokens.position,
+              run.finished.config.templates,
+              run.finished.config.virtual_tokens.position,
             ),
           )
           for run, one in zip(runs, settings, strict=True)
@@ -196,11 +141,11 @@ def _identity(base: frozen_base.OpenBase) -> tuple[str, ...]:
   )
 
 
-def _base_settings(cfg: Config, run: Run) -> config.Base:
+def _base_settings(cfg: Config, run: EvaluatedRun) -> config.Base:
   return config.Base(
-    path=cfg.base.path or run.config.base.path,
-    dtype=cfg.base.dtype or run.config.base.dtype,
-    quantize=cfg.base.quantize or run.config.base.quantize,
+    path=cfg.base.path or run.finished.config.base.path,
+    dtype=cfg.base.dtype or run.finished.config.base.dtype,
+    quantize=cfg.base.quantize or run.finished.config.base.quantize,
     attention=cfg.base.attention,
   )
 

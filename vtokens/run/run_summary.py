@@ -1,0 +1,69 @@
+"""The result of a run: summary.json, its picture, and what is printed."""
+
+import resource
+import sys
+from typing import Any
+
+from vtokens.evaluation.asking import run_scores
+from vtokens.host import plots, writers
+from vtokens.run import tracking
+from vtokens.run.workdir import RunDir
+
+
+def combine_scores(
+  untrained: dict[str, dict[str, Any]], by_k: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+  """Joins the scores of a run as summary.json has them.
+
+  Args:
+    untrained: condition -> scores of the base.
+    by_k: number of virtual tokens -> scores, in rising order.
+
+  Returns:
+    `conditions`, where `tokens` has the scores of the largest k, and `k`.
+  """
+  tokens = {'tokens': by_k[max(by_k)]} if by_k else {}
+  return {
+    'conditions': {**untrained, **tokens},
+    'k': {
+      str(k): {'em': scores['em'], 'f1': scores['f1']}
+      for k, scores in by_k.items()
+    },
+  }
+
+
+def write(run_dir: RunDir, summary: dict[str, Any]) -> None:
+  """Draws training.png and writes summary.json, which ends the run."""
+  plots.plot_run(
+    run_dir.path / 'training.png',
+    tracking.read_metrics(run_dir.path / 'metrics.jsonl'),
+    summary,
+  )
+  run_dir.finish(summary)
+
+
+def report(summary: dict[str, Any], workdir: str) -> None:
+  """Prints the result of a run."""
+  untrained = dict(summary['conditions'])
+  untrained.pop('tokens', None)
+  by_k = {
+    f'tokens, k={k}': {**scores, 'n': summary['conditions']['tokens']['n']}
+    for k, scores in summary['k'].items()
+  }
+  if by_k:
+    writers.say(run_scores.format_scores('result', {**untrained, **by_k}))
+  writers.say(
+    f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
+    f'{summary["total_seconds"]:.0f} s in all, peak memory '
+    f'{summary["peak_rss_gib"]:.1f} GiB\n'
+    f'written to {workdir}: table.safetensors, summary.json, training.png, '
+    'metrics.jsonl, predictions/'
+  )
+
+
+def peak_rss_gib() -> float:
+  """Measures the largest resident memory of this process so far, in GiB."""
+  # Linux counts in KiB, macOS in bytes.
+  unit = 1 if sys.platform == 'darwin' else 1024
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return peak * unit / 2**30

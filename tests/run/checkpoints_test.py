@@ -191,7 +191,6 @@ def test_a_manifest_that_is_none(tmp_path, capsys, manifest, problem):
   assert again.restore(_state(0))[1] == {'step': 2}
   said = capsys.readouterr().out
   assert re.search(rf'4: has changed since .*\(.*{problem}', said)
-  )
 
 
 def test_what_a_kill_left_is_ignored_and_removed(tmp_path):

@@ -1,4 +1,4 @@
-"""What accelerators can do, by their makers' data sheets."""
+"""Peak performance and memory of accelerators, from their data sheets."""
 
 import dataclasses
 
@@ -7,16 +7,16 @@ _GB, _GIB = 10**9, 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One accelerator, as JAX sees it as one device.
+  """An accelerator that JAX sees as one device.
 
   Attributes:
-    name: in the maker's words.
+    name: as its maker calls it.
     flops: peak of dense bfloat16 products, FLOP/s.
-    memory: bytes of HBM that a program can have; of TPUs what their compiler
-      says, which is less than the data sheet.
+    memory: bytes of HBM that a program can use; for TPUs the figure of their
+      compiler, which is below that of the data sheet.
     bandwidth: of the HBM, bytes/s.
-    interconnect: to the other chips of its slice or machine, bytes/s in one
-      direction, all links together.
+    interconnect: to other chips of its slice or machine, bytes/s in one
+      direction, over all links together.
     source: page of the figures.
   """
 
@@ -40,15 +40,15 @@ def _chip(
   interconnect: float,
   source: str,
 ) -> Chip:
-  """A chip; memory in bytes, bandwidth and interconnect in GB/s."""
+  """Makes a chip from bytes of memory, and GB/s of both rates."""
   return Chip(
     name, tflops * 1e12, memory, bandwidth * _GB, interconnect * _GB, source
   )
 
 
-# By what `jax.Device.device_kind` begins with, the longest first. Google gives
-# the interconnect of v5e and v6e for both directions together, that of v4 and
-# v5p in Gbit/s of one; NVIDIA that of NVLink for both.
+# Keys are prefixes of `jax.Device.device_kind`, longer ones first. For v5e and
+# v6e, Google states the interconnect in both directions together; for v4 and
+# v5p, in one direction, in Gbit/s. NVIDIA states NVLink in both directions.
 CHIPS = {
   'TPU v6 lite': _chip('v6e', 918, 31.25 * _GIB, 1638, 400, f'{_TPU}v6e'),
   'TPU v5 lite': _chip('v5e', 197, 15.75 * _GIB, 819, 200, f'{_TPU}v5e'),
@@ -63,10 +63,10 @@ CHIPS = {
 
 
 def find(device_kind: str) -> Chip | None:
-  """The chip of a device, or None where it is not in the table.
+  """Finds the chip of a device; None if the table lacks it.
 
   Args:
-    device_kind: what JAX calls it.
+    device_kind: its name in JAX.
   """
   for prefix, chip in CHIPS.items():
     if device_kind.startswith(prefix):

@@ -1,6 +1,6 @@
-"""Several processes as one program: how they meet, agree and end together.
+"""Several processes as one program: they meet, agree and end together.
 
-Without a coordinator there is one process, and everything here is a no-op.
+Without a coordinator there is one process, and nothing here has an effect.
 """
 
 import contextlib
@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-# Its key-value store is what processes can talk by before and without their
-# devices; JAX has no public name for it. Orbax uses it in the same way.
+# Processes talk through its key-value store before and without their devices.
+# JAX has no public name for it; Orbax uses it in the same way.
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -34,27 +34,27 @@ from jaxtyping import Array, Shaped
 from vtokens import config
 from vtokens.host import claimed_directory, errors, paths, stopping, writers
 
-# Seconds between two looks at how the others are.
+# Seconds between two checks of the other processes.
 _TICK = 1.0
-# How long a process that has failed stays for the others to read why.
+# Seconds that a failed process waits for the others to read why.
 _FAREWELL = 10.0
 _TPU_VM = 'TPU VM'
 _FOREVER_MS = 7 * 24 * 3600 * 1000
-# What a process says that was asked to stop, and leaves nothing to be saved.
+# Ends the message of a process that was stopped before it had to save.
 _CONTINUES = 'the same command continues'
 _ALIVE, _FAILED, _READ = 'vtokens/alive/', 'vtokens/failed/', 'vtokens/read/'
 
 
 class ProcessGroup(typing.NamedTuple):
-  """How to reach the other processes; what is None, JAX finds out itself.
+  """How to reach the other processes; JAX finds out what is None.
 
   Attributes:
-    name: where it comes from, for messages.
+    name: where the values come from, for messages.
     coordinator: HOST:PORT of process 0.
-    num_processes: how many there are.
-    process_id: this one's number.
-    all_devices: whether the process has all devices of its machine that it
-      can see; otherwise JAX gives it one, by its number on the machine.
+    num_processes: number of processes.
+    process_id: number of this process.
+    all_devices: whether the process uses all devices that it can see; otherwise
+      JAX gives it one, by its number on the machine.
   """
 
   name: str
@@ -64,8 +64,8 @@ class ProcessGroup(typing.NamedTuple):
   all_devices: bool = True
 
 
-# Variables with number of processes, number of this one, and processes on this
-# machine, of the launchers that JAX can ask for a coordinator.
+# Environment variables of the launchers that JAX can ask for a coordinator:
+# number of processes, number of this one, processes on this machine.
 _LAUNCHERS = {
   'Slurm': (
     'SLURM_STEP_NUM_TASKS',
@@ -83,18 +83,18 @@ _LAUNCHERS = {
 def find_process_group(
   settings: config.Distributed, environ: Mapping[str, str]
 ) -> ProcessGroup | None:
-  """How this process reaches the others, or None where it is alone.
+  """Finds how this process reaches the others; None if it is alone.
 
-  In this order: the config, JAX_COORDINATOR_ADDRESS (with JAX_NUM_PROCESSES and
-  JAX_PROCESS_ID, or else the launcher's numbers), Slurm and Open MPI with more
-  than one task, a TPU pod or multi-slice (GKE, or a TPU VM).
+  Looks in this order: the config; JAX_COORDINATOR_ADDRESS, with
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID or else the launcher's numbers; Slurm and
+  Open MPI with more than one task; a TPU pod or multi-slice (GKE, or a TPU VM).
 
   Args:
     settings: of the config.
     environ: environment variables.
 
   Raises:
-    errors.UserError: some of it is missing or no number.
+    errors.UserError: a value is missing or not a number.
   """
   if settings.coordinator == 'none':
     return None
@@ -141,9 +141,9 @@ def _explicit(
       process_id = launcher.process_id
   if num_processes is None or process_id is None:
     raise errors.UserError(
-      f'{name}: {coordinator}, but not how many processes there are and which '
-      'this one is; set config.distributed.num_processes and process_id, or '
-      'JAX_NUM_PROCESSES and JAX_PROCESS_ID'
+      f'{name}: {coordinator}, but the number of processes or that of this '
+      'one is missing; set config.distributed.num_processes and process_id, '
+      'or JAX_NUM_PROCESSES and JAX_PROCESS_ID'
     )
   if not 0 <= process_id < num_processes:
     raise errors.UserError(
@@ -163,14 +163,14 @@ def _explicit(
 
 
 def _launcher(environ: Mapping[str, str]) -> ProcessGroup | None:
-  """What Slurm or Open MPI say, the coordinator apart."""
+  """Reads the variables of Slurm or Open MPI, without the coordinator."""
   for name, variables in _LAUNCHERS.items():
     total, number, here = variables
     if total not in environ or number not in environ:
       continue
-    # Slurm's is like '2(x3),1': two on each of three machines, one on another.
+    # Slurm writes '2(x3),1' for two on each of three machines, one on another.
     alone = environ.get(here, '1').split('(')[0].split(',')[0] == '1'
-    # The launcher may have dealt out the GPUs already.
+    # The launcher may have assigned GPUs to processes already.
     visible = environ.get('CUDA_VISIBLE_DEVICES', '')
     return ProcessGroup(
       name,
@@ -198,26 +198,26 @@ def _has_tpu() -> bool:
   )
 
 
-# Whether a `session` with others is open.
+# Whether a `session` with other processes is open.
 _watched = False
 
 
 def may_leave() -> bool:
   """Whether this process can stop by itself, at any point.
 
-  It is alone, or its `session` ends the others; they would wait for it for ever
-  where a script of the user's has brought them together.
+  It can if it is alone, or if its `session` ends the others. Processes that a
+  user's script joined would wait for it forever.
   """
   return _watched or jax.process_count() == 1
 
 
 @contextlib.contextmanager
 def session(settings: config.Distributed) -> Iterator[None]:
-  """Joins the other processes, if there are any, for as long as it is open.
+  """Joins the other processes, if there are any, while the context is open.
 
-  When one process fails the others end as well, within
-  `settings.failure_timeout` and some seconds, each with a message that names
-  it. To be entered before JAX computes anything.
+  If a process fails, the others end within `settings.failure_timeout` and some
+  seconds, each with a message that names it. Enter it before JAX computes
+  anything.
 
   Args:
     settings: of the config.
@@ -254,10 +254,10 @@ def session(settings: config.Distributed) -> Iterator[None]:
 
 
 def _join(group: ProcessGroup, settings: config.Distributed) -> None:
-  """Meets the other processes.
+  """Connects to the other processes.
 
   Raises:
-    errors.UserError: that fails.
+    errors.UserError: they cannot be reached.
   """
   where = '' if group.coordinator is None else f' at {group.coordinator}'
   try:
@@ -265,29 +265,29 @@ def _join(group: ProcessGroup, settings: config.Distributed) -> None:
       group.coordinator,
       group.num_processes,
       group.process_id,
-      # An empty list: no choice among the devices.
+      # An empty list means all devices.
       local_device_ids=[] if group.all_devices else None,
       initialization_timeout=settings.start_timeout,
       shutdown_timeout_seconds=settings.start_timeout,
     )
-  # JAX has no common class for them: no coordinator found, none answers.
+  # JAX raises either if it finds no coordinator, or none answers.
   except (ValueError, RuntimeError) as e:
     if group.name == _TPU_VM and isinstance(e, ValueError):
-      return  # A machine with a TPU that belongs to no pod.
+      return  # The TPU of this machine belongs to no pod.
     raise errors.UserError(
       f'the processes of this run ({group.name}) did not meet{where} within '
       f'config.distributed.start_timeout={settings.start_timeout} s: '
       f'{str(e).splitlines()[0]}. '
-      'JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who '
-      'they are; --config.distributed.coordinator=none runs one alone'
+      'Check JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or '
+      'run one process alone with --config.distributed.coordinator=none'
     ) from None
 
 
 class _Watch(threading.Thread):
-  """Tells the others that this process lives, and ends it when one does not.
+  """Shows that this process is alive, and ends it if another one is not.
 
-  By the key-value store of the coordinator, which is process 0. If that one
-  is killed, JAX itself ends the others at once.
+  Uses the key-value store of the coordinator, process 0. If that process is
+  killed, JAX itself ends the others at once.
 
   Args:
     timeout: seconds without a sign of life after which a process has failed.
@@ -300,26 +300,26 @@ class _Watch(threading.Thread):
     self._me = jax.process_index()
     self._stopped = threading.Event()
     self._signs = itertools.count()
-    # Of each process the last sign of life and when it came.
+    # Process -> its last sign of life, and when that came.
     self._seen = {
       str(number): ('', time.monotonic())
       for number in range(jax.process_count())
     }
 
   def run(self) -> None:
-    """Looks after the others until `leave_together`."""
+    """Watches the others until `leave_together`."""
     while not self._stopped.wait(_TICK):
       try:
         self._show_alive()
         failed = self._first_failure()
-      # Process 0 has gone; JAX tells, and ends this process.
+      # Process 0 is gone: JAX says so and ends this process.
       except jax.errors.JaxRuntimeError:
         return
       if failed is not None and not self._stopped.is_set():
         self._end(*failed)
 
   def leave_together(self) -> None:
-    """Waits for the others to come as far, and takes leave of them."""
+    """Waits until all processes are here, and disconnects."""
     self._client.wait_at_barrier('vtokens/end', _FOREVER_MS)
     self._stopped.set()
     jax.distributed.shutdown()
@@ -327,11 +327,11 @@ class _Watch(threading.Thread):
   def fail(self, failure: BaseException, code: int = 1) -> typing.NoReturn:
     """Tells the others that this process has failed, and ends it.
 
-    Not by way of the interpreter's exit: that would wait for all processes.
+    It skips the interpreter's exit, which would wait for all processes.
     """
     if isinstance(failure, jax.errors.JaxRuntimeError | ValueError):
-      # Communication fails here first when another process is killed: the
-      # watch gets to know which, and ends this one.
+      # If another process is killed, communication fails here first. Give the
+      # watch time to find out which, and to end this process.
       time.sleep(self._timeout + 10 * _TICK)
     text = str(failure) or type(failure).__name__
     where = f'process {self._me} ({socket.gethostname()})'
@@ -350,7 +350,7 @@ class _Watch(threading.Thread):
     )
 
   def _first_failure(self) -> tuple[str, int] | None:
-    """What the first process that failed says, and exits with."""
+    """Returns message and exit code of the first process that failed."""
     failed = self._client.key_value_dir_get(_FAILED)
     if failed:
       code, _, message = failed[0][1].partition(' ')
@@ -379,7 +379,7 @@ class _Watch(threading.Thread):
       )
 
   def _end(self, message: str, code: int = 1) -> typing.NoReturn:
-    """Ends the process; process 0, which holds the messages, as the last."""
+    """Ends this process; process 0, which holds the messages, waits."""
     print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -398,14 +398,14 @@ class _Watch(threading.Thread):
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes and speaks for all."""
+  """Whether this process writes and prints for all."""
   return jax_distributed.global_state.process_id == 0
 
 
 def fetch(array: Shaped[Array, '...']) -> Shaped[np.ndarray, '...']:
-  """A whole array on every process, however it is sharded.
+  """Copies a whole array to every process, however it is sharded.
 
-  All processes have to call it, in the same order.
+  All processes must call it, in the same order.
   """
   if array.is_fully_addressable:
     return np.asarray(jax.device_get(array))
@@ -413,12 +413,12 @@ def fetch(array: Shaped[Array, '...']) -> Shaped[np.ndarray, '...']:
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-  """What a function returns on the first process, on all of them.
+  """Calls a function on the first process, and returns its result on all.
 
-  All processes have to call it, in the same order.
+  All processes must call it, in the same order.
 
   Args:
-    function: called on the first process only; returns a JSON value.
+    function: returns a JSON value.
 
   Raises:
     errors.UserError: on all processes, if the function raises it.
@@ -443,9 +443,9 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def run_name() -> str:
-  """A name that the processes of this run share, and no other run has.
+  """Makes a name that the processes of this run share and no other run has.
 
-  All processes have to call it, in the same order. '' if there is only one.
+  All processes must call it, in the same order. It is '' for a single process.
   """
   # Does not start the devices.
   if (jax_distributed.global_state.num_processes or 1) == 1:
@@ -460,7 +460,7 @@ def sole_writer(directory: str) -> Iterator[None]:
   It writes for all processes of the run.
 
   Raises:
-    errors.UserError: on all processes, if the first cannot be it.
+    errors.UserError: on all processes, if another program writes there.
   """
   with contextlib.ExitStack() as stack:
     from_first(
@@ -470,10 +470,10 @@ def sole_writer(directory: str) -> Iterator[None]:
 
 
 def check_shared(directory: str) -> None:
-  """Raises if not all processes see the same directory.
+  """Checks that all processes see the same directory.
 
   Raises:
-    errors.UserError: this one sees another.
+    errors.UserError: this process sees another.
   """
   if jax.process_count() == 1:
     return
@@ -495,10 +495,11 @@ def check_shared(directory: str) -> None:
 
 
 class AnyProcess:
-  """Whether a number above 0 was given by any process, one call late.
+  """The largest number that any process gave, one call late.
 
-  Late so that no device has to be waited for. All processes have to call it,
-  in the same order; all are told the same. One process alone is told at once.
+  It is late so that nobody waits for a device. All processes must call it, in
+  the same order; all get the same number. A single process gets its own number
+  at once.
   """
 
   def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The device mesh, and which array axis lies over which mesh axis."""
+"""The device mesh, and which array axis is sharded over which mesh axis."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...]] = {
   'batch': ('data', 'fsdp'),
   'batch_over_data': 'data',
   'embed_over_fsdp': 'fsdp',
-  # Weights, and what comes out of products with them.
+  # Weights, and the results of products with them.
   'vocab': 'tensor',
   'heads': 'tensor',
   'kv_heads': 'tensor',
@@ -37,25 +37,26 @@ TABLE_AXES = ('vtoken', 'vtoken_embed')
 def make_mesh(
   shape: Sequence[int], devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A mesh of all devices.
+  """Makes a mesh of all devices.
 
-  Slices of TPUs, and machines with GPUs, are joined by a network that is slower
-  than the links inside them. The data axis goes over these first, so that only
-  the table's gradient crosses it; where data is no multiple of their number,
-  slices of TPUs are refused, and of machines with GPUs it is said.
+  The network between slices of TPUs, or between machines with GPUs, is slower
+  than the links inside them. So the data axis is laid over slices or machines
+  first, and only the table's gradient crosses the network. If data is not a
+  multiple of their number, slices of TPUs are refused; machines with GPUs get a
+  notice.
 
   Args:
-    shape: devices along (data, fsdp, tensor); one of them may be -1: as many
-      as are left.
-    devices: others than this program's own.
+    shape: numbers of devices along (data, fsdp, tensor); one may be -1, for all
+      remaining devices.
+    devices: the devices; None for all of this program.
 
   Returns:
     The mesh, with Auto axes.
 
   Raises:
-    errors.UserError: the shape does not use every device exactly once; or
-      data is no multiple of the number of slices of TPUs; or slices or
-      machines have unequal numbers of devices.
+    errors.UserError: the shape does not use every device exactly once, data is
+      not a multiple of the number of slices of TPUs, or slices or machines have
+      unequal numbers of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   count = len(devices)
@@ -86,7 +87,7 @@ def make_mesh(
       f'{slices} slices or machines have unequal numbers of devices: '
       f'{sorted(per_slice)}; use equal ones'
     )
-  # `jax.make_mesh` refuses several slices, which machines with GPUs are, too.
+  # `jax.make_mesh` refuses several slices, and counts machines with GPUs so.
   if sizes[0] % slices == 0:
     placed = mesh_utils.create_hybrid_device_mesh(
       (sizes[0] // slices, *sizes[1:]),
@@ -96,27 +97,27 @@ def make_mesh(
     )
   elif devices[0].platform == 'tpu':
     raise errors.UserError(
-      f'config.mesh.shape: {tuple(sizes)} over {MESH_AXES} on {slices} slices, '
-      f'of which data={sizes[0]} is no multiple; weights and activations would '
+      f'config.mesh.shape: {tuple(sizes)} over {MESH_AXES}: data={sizes[0]} '
+      f'is no multiple of the {slices} slices; weights and activations would '
       'go through the network between them'
     )
   else:
     writers.say(
-      f'config.mesh.shape: {tuple(sizes)} has weights over {slices} machines, '
-      f'gathered through the network between them; ({slices}, -1, 1) would '
-      'keep them inside each'
+      f'config.mesh.shape: {tuple(sizes)} shards weights over {slices} '
+      f'machines and gathers them through the network; ({slices}, -1, 1) would '
+      'keep them inside each machine'
     )
     placed = np.array(devices).reshape(sizes)
   return Mesh(placed, MESH_AXES, axis_types=axis_types)
 
 
 def platform(mesh: Mesh | None) -> str:
-  """What a program over these devices runs on: cpu, gpu or tpu.
+  """Returns the platform that a program runs on: cpu, gpu or tpu.
 
-  Not always what compiles it.
+  It may differ from the platform that compiles the program.
 
   Args:
-    mesh: the devices; None for this program's own.
+    mesh: the devices; None for those of this program.
   """
   if mesh is None:
     return str(jax.default_backend())
@@ -124,21 +125,21 @@ def platform(mesh: Mesh | None) -> str:
 
 
 def named_sharding(mesh: Mesh, axes: Sequence[str]) -> NamedSharding:
-  """Sharding of an array whose dimensions have these logical names."""
+  """Returns the sharding of an array with these logical axes."""
   return NamedSharding(
     mesh, PartitionSpec(*(LOGICAL_AXIS_RULES.get(axis) for axis in axes))
   )
 
 
 def check_batch(mesh: Mesh, rows: int) -> None:
-  """Raises if rows cannot be dealt out evenly over the mesh.
+  """Raises if rows cannot be divided evenly among devices.
 
   Args:
     mesh: the devices.
-    rows: of a (micro)batch.
+    rows: number of rows of a (micro)batch.
 
   Raises:
-    errors.UserError: the number is no multiple of the data and fsdp devices.
+    errors.UserError: it is not a multiple of the devices along data and fsdp.
   """
   parts: int = mesh.shape['data'] * mesh.shape['fsdp']
   if rows % parts:
@@ -150,12 +151,12 @@ def check_batch(mesh: Mesh, rows: int) -> None:
 
 
 def is_divisible(mesh: Mesh, axis: str, size: int) -> bool:
-  """Whether a dimension can be cut evenly over the devices of its axis.
+  """Whether a dimension can be divided evenly among its devices.
 
   Args:
     mesh: the devices.
     axis: logical name of the dimension.
-    size: of it.
+    size: size of the dimension.
   """
   return size % _parts(mesh, axis) == 0
 
@@ -163,16 +164,16 @@ def is_divisible(mesh: Mesh, axis: str, size: int) -> bool:
 def check_divisible(
   mesh: Mesh, axes: Sequence[str], shape: Sequence[int], name: str
 ) -> None:
-  """Raises if an array cannot be cut evenly along its sharded dimensions.
+  """Raises if a sharded dimension cannot be divided evenly.
 
   Args:
     mesh: the devices.
-    axes: logical names of the dimensions.
-    shape: their sizes.
-    name: of the array, for the error.
+    axes: logical names of the array's dimensions.
+    shape: sizes of the dimensions.
+    name: name of the array, for the message.
 
   Raises:
-    errors.UserError: a dimension is no multiple of its devices.
+    errors.UserError: a dimension is not a multiple of its number of devices.
   """
   for axis, size in zip(axes, shape, strict=True):
     if not is_divisible(mesh, axis, size):
@@ -186,13 +187,13 @@ def check_divisible(
 def constrain(
   x: Shaped[Array, '...'], mesh: Mesh | None, axes: Sequence[str | None]
 ) -> Shaped[Array, '...']:
-  """Says how an array inside a jitted function lies over the mesh.
+  """Fixes the sharding of an array inside a jitted function.
 
   Args:
     x: the array.
-    mesh: the devices; None leaves it to the compiler.
-    axes: logical names of its dimensions, None for one without. Dimensions that
-      cannot be cut evenly are left to the compiler.
+    mesh: the devices; None leaves the sharding to the compiler.
+    axes: logical names of the dimensions; None for an unsharded one. The
+      compiler decides about dimensions that cannot be divided evenly.
 
   Returns:
     The same values.
@@ -217,14 +218,14 @@ def constrain(
 
 
 def gather(params: Any, mesh: Mesh | None) -> Any:
-  """Weights as the products with them read them: whole along fsdp.
+  """Gathers weights along fsdp, as products need them.
 
-  Inside a jitted function, where it is an all-gather; with
-  `keep_products` it is not kept for the backward pass.
+  To be called inside a jitted function. With `keep_products`, gathered weights
+  are not kept for the backward pass.
 
   Args:
     params: `nnx.Param`s with logical axes, of one layer or a part of it.
-    mesh: over which they lie.
+    mesh: the devices that they are sharded over.
   """
   if mesh is None or mesh.shape['fsdp'] == 1:
     return params
@@ -241,63 +242,63 @@ def gather(params: Any, mesh: Mesh | None) -> Any:
   )
 
 
-# Of what a layer computes, what costs more to compute again than to keep.
+# Operations whose results cost more to recompute than to keep.
 _KEPT = ('dot_general', 'pallas_call', 'exp')
 
 
 def keep_products(prim: Any, *unused_args: Any, **unused: Any) -> bool:
-  """A `jax.checkpoint` policy: products and attention are kept, little else.
+  """A `jax.checkpoint` policy that keeps products, attention and little else.
 
-  What lies between them is computed again, which on accelerators is less work
-  than to write it to memory and to read it; gathered weights, too, which would
-  be the whole model on each device.
+  Other results are recomputed, which takes accelerators less time than writing
+  and reading them. Gathered weights are gathered again: kept, they would be the
+  whole model on each device.
   """
   return prim.name in _KEPT
 
 
 def _rule(axis: str | None) -> str | tuple[str, ...] | None:
-  """The mesh axes of a logical axis."""
+  """Returns the mesh axes of a logical axis."""
   return None if axis is None else LOGICAL_AXIS_RULES.get(axis)
 
 
 def _parts(mesh: Mesh, axis: str | None) -> int:
-  """Number of devices that a logical axis is cut over."""
+  """Counts the devices that a logical axis is sharded over."""
   rule = _rule(axis) or ()
   names = (rule,) if isinstance(rule, str) else rule
   return math.prod(mesh.shape[name] for name in names)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Sharding of an array that every device holds whole."""
+  """Returns the sharding of an array that every device holds whole."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
-  """Which rows of a batch lie on this process's devices, ascending."""
+  """Finds the rows of a batch on this process's devices, in rising order."""
   sharding = named_sharding(mesh, ('batch',))
   where = sharding.addressable_devices_indices_map((rows,)).values()
   return np.unique([np.arange(rows)[index or ...] for index in where])
 
 
 def shard_rows(arrays: Any, mesh: Mesh, rows: int) -> Any:
-  """Like `shard_batch`, of arrays that have all rows on each process."""
+  """Like `shard_batch`, for arrays that have all rows on each process."""
   local = local_rows(mesh, rows)
   return shard_batch(jax.tree.map(lambda x: x[local], arrays), mesh, rows)
 
 
 def round_up_rows(mesh: Mesh, rows: int) -> int:
-  """The next number of rows that can be dealt out evenly over the mesh."""
+  """Rounds a number of rows up to one that devices can divide evenly."""
   parts: int = mesh.shape['data'] * mesh.shape['fsdp']
   return -(-rows // parts) * parts
 
 
 def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
-  """Puts a batch on the mesh, its first dimension over (data, fsdp).
+  """Puts a batch on the mesh, its first dimension sharded over (data, fsdp).
 
   Args:
     batch: arrays of this process's rows; see `local_rows`.
     mesh: the devices.
-    rows: of the whole batch.
+    rows: number of rows of the whole batch.
 
   Returns:
     Global arrays.

@@ -1061,7 +1061,7 @@ class TestArtifact:
       ['--config.workdir=x', '--config.names={i.a}', '--to=hf', '--out=y'],
       'config.names: expected a text with {i}',
     ),
-    (['--config.workdir=x', '--to=hf', '--out=gs://b/y'], 'written to a disk'),
+    (['--config.workdir=x', '--to=hf', '--out=gs://b/y'], 'on a disk'),
     (['--config.workdir=x', '--to=hf', '--out=/proc/y'], 'cannot be written'),
     (['--config.gat.logits=3'], "did you mean 'gate'"),
   ],

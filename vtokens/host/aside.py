@@ -1,8 +1,7 @@
-"""Long calls that a signal does not have to wait for.
+"""Long calls that a signal can interrupt.
 
-Python tells signals to the main thread, and only between two of its own
-instructions. A device that computes, a compiler or a library's loop may keep it
-from that for minutes.
+Python handles signals in the main thread, between two of its instructions. A
+device, a compiler or a library's loop may delay that for minutes.
 """
 
 import contextlib
@@ -17,22 +16,25 @@ T = typing.TypeVar('T')
 # Seconds between two calls of `check`.
 _LOOK = 0.2
 
-# Threads whose results nobody waits for any more.
+# Threads whose results nobody waits for.
 _left: list[threading.Thread] = []
 
 
 def call(
   function: Callable[[], T], check: Callable[[], None] = lambda: None
 ) -> T:
-  """What a function returns; it runs in a thread of its own.
+  """Calls a function in a thread of its own, and waits for it.
 
-  If `check` or a signal's handler raises meanwhile, that is raised here, and
-  the thread goes on alone: nothing that it changes may matter then, and the
-  program has to end by `end`.
+  If `check` or a signal's handler raises meanwhile, so does this call, and the
+  thread goes on alone. Then its effects must not matter, and the program must
+  end with `end`.
 
   Args:
-    function: takes no lock and writes nothing that has to be whole.
-    check: called every so often; may raise to stop waiting.
+    function: must take no lock and write no file that has to be whole.
+    check: called five times a second; may raise to stop waiting.
+
+  Returns:
+    The result of the function.
   """
   if threading.current_thread() is not threading.main_thread():
     return function()
@@ -62,17 +64,17 @@ def call(
 
 
 def end(code: str | int | None) -> typing.NoReturn:
-  """Exits, without waiting for what `call` has left behind.
+  """Exits without waiting for threads that `call` left behind.
 
-  The interpreter's own exit would wait for computations of devices, and ends in
-  an abort where a thread is in compiled code.
+  The interpreter's own exit waits for devices, and aborts if a thread is in
+  compiled code.
 
   Args:
-    code: as of `SystemExit`.
+    code: see `SystemExit`.
   """
   if isinstance(code, int) and any(thread.is_alive() for thread in _left):
     for stream in (sys.stdout, sys.stderr):
-      # Nobody may read it, or it may be closed.
+      # It may have no reader, or be closed.
       with contextlib.suppress(AttributeError, OSError, ValueError):
         stream.flush()
     os._exit(code)

@@ -1,8 +1,8 @@
-"""Whether files are as they were written, by size and SHA-256.
+"""Checks by size and SHA-256 that files have not changed.
 
-For files on a disk that a program makes once and believes later. Processors of
-today have instructions for SHA-256, and reading takes longer than hashing; see
-docs/performance.md for what it costs.
+For files on a disk that a program writes once and trusts later. Processors have
+instructions for SHA-256: reading takes longer than hashing. docs/performance.md
+has the cost.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ _THREADS = 8
 
 
 def sha256(path: pathlib.Path) -> str:
-  """Of a file's content, 64 hexadecimal digits."""
+  """Hashes a file's content: 64 hexadecimal digits."""
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
@@ -29,14 +29,14 @@ def sha256(path: pathlib.Path) -> str:
 def of_files(
   directory: pathlib.Path, names: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-  """Sizes in bytes and SHA-256 of files, by their names in a directory.
+  """Measures files in a directory: name -> size in bytes and SHA-256.
 
   Raises:
     OSError: one cannot be read.
   """
   names = list(names)
   paths = [directory / name for name in names]
-  # Hashing leaves the interpreter to other threads.
+  # Hashing releases the interpreter lock.
   with concurrent.futures.ThreadPoolExecutor(_num_threads()) as pool:
     digests = list(pool.map(sha256, paths))
   return {
@@ -48,12 +48,15 @@ def of_files(
 def problem(
   directory: pathlib.Path, files: Mapping[str, Mapping[str, Any]]
 ) -> str:
-  """What is wrong with files, '' for nothing.
+  """Compares files with their checksums.
 
   Args:
-    directory: where they are.
-    files: what `of_files` gave; an entry may lack `sha256`, and then only the
-      size is compared.
+    directory: where the files are.
+    files: result of `of_files`. Of an entry without `sha256`, only the size is
+      compared.
+
+  Returns:
+    The first problem, or '' if there is none.
   """
   for name, file in files.items():
     path = directory / name
@@ -63,7 +66,7 @@ def problem(
     if size != file['bytes']:
       return f'{name} has {size:,} bytes, expected {file["bytes"]:,} bytes'
   names = [name for name, file in files.items() if 'sha256' in file]
-  # The largest first: the others are done meanwhile.
+  # Start with the largest: others are done meanwhile.
   names.sort(key=lambda name: -files[name]['bytes'])
   with (
     concurrent.futures.ThreadPoolExecutor(_num_threads()) as pool,
@@ -89,22 +92,22 @@ def problem(
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Adds to JSON values the SHA-256 of themselves; see `is_sealed`."""
+  """Adds to JSON values their own SHA-256; see `is_sealed`."""
   return {**values, _SEAL: _digest(values)}
 
 
 def has_seal(values: Mapping[str, Any]) -> bool:
-  """Whether values are from a version that seals."""
+  """Whether values have a seal; earlier versions wrote none."""
   return _SEAL in values
 
 
 def is_sealed(values: Mapping[str, Any]) -> bool:
-  """Whether JSON values are those that `seal` returned, read from a file."""
+  """Whether sealed JSON values are unchanged."""
   return values.get(_SEAL) == _digest(without_seal(values))
 
 
 def without_seal(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The values that were sealed."""
+  """Removes the seal from sealed values."""
   return {key: value for key, value in values.items() if key != _SEAL}
 
 

@@ -1,35 +1,34 @@
-"""The one exception type that users are meant to read, and its lists."""
+"""The exception whose messages users read, and lists in messages."""
 
 import itertools
 from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-  """A mistake in what the user gave: a flag, a file, a config field.
+  """A mistake in the user's input: a flag, a file, a config field.
 
-  Command-line programs show the message in one piece, without a traceback, and
-  exit with status 1. So the message has to stand alone: where the mistake is,
-  what was found, what was expected and what to do about it.
+  Programs print its message without a traceback and exit with status 1. So the
+  message must be complete: where the mistake is, what was found, what was
+  expected and what to do about it.
   """
 
 
 class NotWrittenError(UserError):
-  """A path that cannot be written: once it can, the command can go on."""
+  """A path cannot be written; the command can be repeated once it can."""
 
 
-# A list in a message is given whole up to so many items, and cut to so few if
-# it is longer.
+# A message lists up to `_WHOLE` items; of a longer list it shows `_CUT`.
 _WHOLE, _CUT = 8, 3
-# Characters of an item.
+# Most characters of an item.
 _LENGTH = 200
 
 
 def shorten(text: object, most: int = _LENGTH) -> str:
-  """Text from outside, fit for a message: one line, of bounded length.
+  """Makes any text fit for a message: one line of bounded length.
 
   Args:
-    text: what is shown, by its `str`.
-    most: characters; of a longer text the start and the end are given.
+    text: shown by its `str`.
+    most: most characters; a longer text is cut to its start and its end.
   """
   text = str(text)
   length = len(text)
@@ -44,11 +43,11 @@ def shorten(text: object, most: int = _LENGTH) -> str:
 
 
 def several(items: Iterable[object], none: str = 'none') -> str:
-  """A list of any length for a message: `a, b, c and 579 more`.
+  """Joins items for a message: `a, b, c and 579 more`.
 
   Args:
-    items: by their `str`; see `shorten`.
-    none: in place of an empty list.
+    items: shown by their `str`; see `shorten`.
+    none: result for an empty list.
   """
   shown, more = _cut(items)
   if not shown:
@@ -57,9 +56,9 @@ def several(items: Iterable[object], none: str = 'none') -> str:
 
 
 def lines(items: Iterable[object]) -> str:
-  """As `several`, each item on an indented line of its own.
+  """Lists items for a message, each on an indented line of its own.
 
-  There it may be longer: a line compares two values of bounded length.
+  Items may be longer than those of `several`: a line compares two values.
   """
   shown, more = _cut(items, 3 * _LENGTH)
   if more:
@@ -68,10 +67,10 @@ def lines(items: Iterable[object]) -> str:
 
 
 def common_prefix(names: Sequence[str]) -> str:
-  """The start that all of several dotted names share, up to a dot."""
+  """Finds the common start of dotted names, up to a dot."""
   if len(names) < 2:
     return ''
-  # What first and last of them share, all between them share.
+  # All names share what the first and the last in order share.
   first, last = (name.split('.')[:-1] for name in (min(names), max(names)))
   shared = itertools.takewhile(
     lambda pair: pair[0] == pair[1], zip(first, last, strict=False)
@@ -80,7 +79,7 @@ def common_prefix(names: Sequence[str]) -> str:
 
 
 def _cut(items: Iterable[object], most: int = _LENGTH) -> tuple[list[str], int]:
-  """The items that are shown, and the number of the others."""
+  """Returns the items to show, and the number of the others."""
   items = list(items)
   shown = items if len(items) <= _WHOLE else items[:_CUT]
   return [shorten(item, most) for item in shown], len(items) - len(shown)

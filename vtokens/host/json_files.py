@@ -1,15 +1,15 @@
-"""Reads again the JSON that vtokens has written. Needs no JAX.
+"""Reads JSON files that vtokens wrote. Needs no JAX.
 
-What is read may have been damaged, cut off or edited meanwhile: each fault is
-one message that names the file.
+A file may be damaged, cut off or edited: each fault is one message that names
+the file.
 
-The functions take a `shape`, which says what the content has to be:
+A `shape` says what the content must be:
 
-  a type       a value of it; an int will do for a float, a bool for neither
-  [shape]      a list of such values
+  a type       a value of the type; an int counts as a float, a bool as neither
+  [shape]      a list of values of the shape
   (a, b)       a value of either shape
-  {key: shape} an object that has these keys, and may have others
-  {str: shape} an object, all of whose values not listed by key are of a shape
+  {key: shape} an object with these keys, and maybe others
+  {str: shape} an object whose other values all have the shape
   object       anything
 """
 
@@ -22,24 +22,24 @@ from etils import epath
 
 from vtokens.host import errors, paths
 
-# Nothing that vtokens writes is nested half as deeply. More would end other
-# code, which follows the nesting by recursion.
+# Files of vtokens are not nested half as deeply. Deeper nesting would break
+# code that follows it by recursion.
 _MAX_DEPTH = 64
-# Bytes of a file: a report lists the questions of an evaluation.
+# Most bytes of a file: a report lists all questions of an evaluation.
 _LARGEST = 4 << 30
 
 
 def read(path: epath.PathLike, shape: Any = dict, advice: str = '') -> Any:
-  """The content of a file of JSON.
+  """Reads a JSON file.
 
   Args:
     path: the file.
-    shape: what it has to hold; see the module.
-    advice: how messages end: what to do about it.
+    shape: what it must hold; see the module.
+    advice: how messages end: what to do about a fault.
 
   Raises:
-    errors.UserError: the file is missing, cannot be read, is no JSON in UTF-8,
-      or holds something else.
+    errors.UserError: the file is missing, cannot be read, is not JSON in UTF-8,
+      or has another shape.
   """
   return parse(read_bytes(path, advice), str(path), shape, advice)
 
@@ -52,22 +52,22 @@ def read_lines(
   head: Any = None,
   open_end: bool = False,
 ) -> Iterator[tuple[int, Any]]:
-  """The lines of a file that has JSON on each.
+  """Reads a file with JSON on each line.
 
-  What follows the last line break was cut off by a kill, and is left out.
+  A last line without a line break was cut off by a kill, and is left out.
 
   Args:
     path: the file.
-    shape: of a line; see the module.
-    advice: how messages end: what to do about it.
-    head: shape of the first line, if that is another.
-    open_end: also take what follows the last line break, if it is of the shape.
+    shape: what a line must be; see the module.
+    advice: how messages end: what to do about a fault.
+    head: shape of the first line; None if it is like the others.
+    open_end: take a last line without a line break if it has the shape.
 
   Yields:
-    The number of bytes up to and with the line, and its value.
+    The number of bytes up to the end of the line, and its value.
 
   Raises:
-    errors.UserError: the file cannot be read, or a line is not of the shape.
+    errors.UserError: the file cannot be read, or a line has another shape.
   """
   size = 0
   *lines, rest = read_bytes(path, advice).split(b'\n')
@@ -81,7 +81,7 @@ def read_lines(
 
 
 def read_bytes(path: epath.PathLike, advice: str = '') -> bytes:
-  """The content of a file.
+  """Reads a file.
 
   Raises:
     errors.UserError: it is missing or cannot be read.
@@ -100,16 +100,16 @@ def read_bytes(path: epath.PathLike, advice: str = '') -> bytes:
 def parse(
   data: bytes | str, where: str, shape: Any = dict, advice: str = ''
 ) -> Any:
-  """The value that a JSON text stands for.
+  """Parses JSON.
 
   Args:
     data: the text, in UTF-8.
-    where: it is from, for messages.
-    shape: what it has to be; see the module.
-    advice: how messages end: what to do about it.
+    where: source of the text, for messages.
+    shape: what it must be; see the module.
+    advice: how messages end: what to do about a fault.
 
   Raises:
-    errors.UserError: it is no JSON in UTF-8, or something else.
+    errors.UserError: it is not JSON in UTF-8, or has another shape.
   """
   try:
     text = data if isinstance(data, str) else data.decode()
@@ -128,16 +128,16 @@ def parse(
 
 
 def check(value: Any, where: str, shape: Any, advice: str = '') -> None:
-  """Raises if a value that was read is not of a shape.
+  """Raises if a JSON value has another shape.
 
   Args:
-    value: of JSON.
-    where: it is from, for messages.
-    shape: what it has to be; see the module.
-    advice: how messages end: what to do about it.
+    value: the value.
+    where: source of the value, for messages.
+    shape: what it must be; see the module.
+    advice: how messages end: what to do about a fault.
 
   Raises:
-    errors.UserError: it is something else.
+    errors.UserError: it has another shape.
   """
   problem = _mismatch(value, shape, '')
   if problem:
@@ -149,7 +149,7 @@ def _error(where: str, problem: str, advice: str) -> errors.UserError:
 
 
 def _depth(value: Any) -> int:
-  """How many lists and objects are in one another, up to one too many."""
+  """Counts nested lists and objects, up to one more than is allowed."""
   level, depth = [value], 0
   while level and depth <= _MAX_DEPTH:
     level = [
@@ -169,7 +169,7 @@ def _depth(value: Any) -> int:
 
 
 def _mismatch(value: Any, shape: Any, place: str) -> str:
-  """Where a value is not of a shape, and how; '' if it is."""
+  """Says where and how a value differs from a shape; '' if it does not."""
   if isinstance(shape, tuple):
     found = [_mismatch(value, one, place) for one in shape]
     return '' if '' in found else found[0]

@@ -1,21 +1,21 @@
-"""Text of others in Markdown: names of data and runs, templates, paths."""
+"""Escapes text for Markdown: names of data and runs, templates, paths."""
 
 import re
 
-# Numbers and intervals as tables have them: in them nothing is marked up.
+# Numbers and intervals in tables need no escapes.
 _NUMBERS = re.compile(r'[-+<\d.,/e% ]*(\[[-+\d.,e ]*\])?')
-# Whatever begins markup of CommonMark, of GitHub's tables, links and formulas.
-# An underscore inside a word does not.
+# Characters that begin markup in CommonMark, or in GitHub's tables, links and
+# formulas. An underscore inside a word does not.
 _MARKS = re.compile(
   r'[\\`*\[\]<>|&~$#@]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=www)\.',
   re.IGNORECASE,
 )
-# Controls, and what makes text run the other way.
+# Control characters, and marks that reverse the direction of text.
 _UNSEEN = re.compile('[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
 
 
 def text(value: str) -> str:
-  """A text as itself, in one line; numbers and intervals as they are."""
+  """Escapes a text, in one line; numbers and intervals stay as they are."""
   value = _line(value)
   if _NUMBERS.fullmatch(value):
     return value
@@ -23,16 +23,16 @@ def text(value: str) -> str:
 
 
 def code(value: str) -> str:
-  """A text as code in a line; not for tables, where a | would end a cell."""
+  """Marks a text as code in a line; not for tables, where | ends a cell."""
   value = _line(value)
   fence = '`' * (_longest(value) + 1)
-  # One space beside each fence is left out when it is shown.
+  # Renderers drop one space beside each fence.
   space = ' ' * (value.startswith('`') or value.endswith('`') or not value)
   return f'{fence}{space}{value}{space}{fence}'
 
 
 def block(value: str, language: str) -> str:
-  """Lines of code."""
+  """Marks lines as code."""
   fence = '`' * max(3, _longest(value) + 1)
   return f'{fence}{language}\n{value}\n{fence}'
 
@@ -42,5 +42,5 @@ def _line(value: str) -> str:
 
 
 def _longest(value: str) -> int:
-  """Length of the longest run of backticks."""
+  """Counts the longest run of backticks."""
   return max(map(len, re.findall('`+', value)), default=0)

@@ -1,4 +1,4 @@
-"""Earlier names of modules that users' config files import."""
+"""Earlier names of modules, which configs of users import."""
 
 import importlib
 import types

@@ -1,8 +1,8 @@
-"""Paths as configs write them: local, on an object store, in a package.
+"""Paths in configs: on a disk, on an object store, in a package.
 
-Directories and data may be local or on an object store (`gs://`), so code
-opens them with `epath.Path`. What needs memory maps, locks or renames cannot
-be there, and its config says so.
+Directories and data may be on a disk or an object store (`gs://`), so code
+opens them with `epath.Path`. Files that need memory maps, locks or renames must
+be on a disk; their config fields say so.
 """
 
 import contextlib
@@ -19,22 +19,21 @@ from etils import epath
 
 from vtokens.host import errors
 
-# Orbax and TensorStore write past fsspec, whose lists of a directory would
-# then be those of before.
+# Orbax and TensorStore write without fsspec, so its cached lists of directories
+# would be out of date.
 for _protocol in ('gs', 'gcs', 's3'):
   fsspec.config.conf.setdefault(_protocol, {}).setdefault(
     'use_listings_cache', False
   )
-# It logs, with tracebacks, what it raises.
+# gcsfs logs a traceback of what it raises.
 logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 
-# Packages whose exceptions, of their own kinds, mean that a store cannot be
-# reached or refuses.
+# Packages whose exceptions mean that a store cannot be reached or refuses.
 _CLIENTS = ('aiohttp', 'botocore', 'gcsfs', 'google')
 
 _PACKAGE = 'package:'
 
-# What a path can be other than a file.
+# Kinds of paths that are not files.
 _KINDS = {
   stat.S_ISDIR: 'a directory',
   stat.S_ISFIFO: 'a pipe',
@@ -43,18 +42,18 @@ _KINDS = {
   stat.S_ISSOCK: 'a socket',
 }
 
-# What may stand before the path of a data source, and a leading ~ or ~user.
+# Optional NAME= and records: of a data source, and a leading ~ or ~user.
 _HOME = re.compile(r'((?:[^/~=:]+=)?(?:records:)?)(~[^/]*)')
 
 
 def expand_home(path: str) -> str:
-  """The path with the home directory in place of a leading `~` or `~user`.
+  """Replaces a leading `~` or `~user` by the home directory.
 
-  A shell does so for words that begin with `~`, but not for `--flag=~/x`. In
-  data sources the path may follow `records:` and `NAME=`.
+  A shell does so for words that begin with `~`, but not for `--flag=~/x`. In a
+  data source, `NAME=` and `records:` may precede the path.
 
   Raises:
-    errors.UserError: the home directory is not known.
+    errors.UserError: the home directory is unknown.
   """
   found = _HOME.match(path)
   if found is None:
@@ -70,7 +69,9 @@ def expand_home(path: str) -> str:
 
 
 def resolve(path: str) -> str:
-  """The path itself, or for `package:NAME/FILE` a file of a Python package.
+  """Resolves `package:NAME/FILE` to a file of a Python package.
+
+  Other paths are returned unchanged.
 
   Raises:
     errors.UserError: the package is not installed or has no such file.
@@ -80,7 +81,7 @@ def resolve(path: str) -> str:
   name, _, file = path.removeprefix(_PACKAGE).partition('/')
   try:
     spec = importlib.util.find_spec(name)
-  except (ImportError, ValueError):  # No parent package, or no name.
+  except (ImportError, ValueError):  # There is no parent package, or no name.
     spec = None
   if spec is None or not spec.submodule_search_locations:
     raise errors.UserError(
@@ -103,18 +104,18 @@ def shipped_configs() -> pathlib.Path:
 
 
 def on_object_store(path: epath.PathLike) -> bool:
-  """Whether a path is that of an object store, as `gs://bucket/name` is.
+  """Whether a path is on an object store, such as `gs://bucket/name`.
 
-  There a file is written whole, seen only then, and never appended to; there
-  are no locks.
+  There, a file appears once it is written whole. It cannot be appended to or
+  locked.
   """
   return '://' in str(path)
 
 
 def is_of_a_store(error: Exception) -> bool:
-  """Whether an object store's client raised an error.
+  """Whether the client of an object store raised an error.
 
-  One of its own kinds, or a plain OSError out of its code.
+  The error has a type of the client, or comes out of its code.
   """
   trace = error.__traceback__
   while trace is not None and trace.tb_next is not None:
@@ -127,20 +128,20 @@ def is_of_a_store(error: Exception) -> bool:
 
 
 def makes_unreadable(error: Exception) -> bool:
-  """Whether an error says that a path, wherever it is, cannot be read.
+  """Whether an error means that a path cannot be read or written.
 
-  An ImportError says so where the store's client (gcsfs, s3fs) is missing.
+  So does an ImportError, if the client of a store (gcsfs, s3fs) is missing.
   """
   return isinstance(error, (OSError, ImportError)) or is_of_a_store(error)
 
 
 @contextlib.contextmanager
 def reading(path: object) -> Iterator[None]:
-  """Turns what makes a path unreadable into one message.
+  """Turns errors of reading a path into one message.
 
   Raises:
-    errors.UserError: it cannot be read, e.g. for want of the store's client or
-      of a permission.
+    errors.UserError: the path cannot be read, e.g. because a permission or the
+      client of a store is missing.
   """
   try:
     yield
@@ -154,11 +155,11 @@ def reading(path: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: object) -> Iterator[None]:
-  """Turns what keeps a path from being written into one message.
+  """Turns errors of writing a path into one message.
 
   Raises:
-    errors.NotWrittenError: it cannot be written: a full disk, a missing
-      permission, a file where a directory is needed.
+    errors.NotWrittenError: the path cannot be written: the disk is full, a
+      permission is missing, or a file is where a directory is needed.
   """
   try:
     yield
@@ -171,24 +172,24 @@ def writing(path: object) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-  """What an error says, without the path that it is about."""
+  """Returns the text of an error, without the path in it."""
   if isinstance(error, OSError) and error.strerror:
     return error.strerror
   return f'{type(error).__name__}: {error}'
 
 
 def check_file(path: epath.PathLike, most: int, where: str = '') -> None:
-  """Raises unless a path, if it is there, is a file that can be read whole.
+  """Raises if an existing path is not a file of bounded size.
 
-  A pipe or a device (`/dev/zero`) would be read without end.
+  Reading a pipe or a device (`/dev/zero`) would never end.
 
   Args:
-    path: local or on an object store.
-    most: bytes that such a file may have.
-    where: what names the path, such as `--config `, for messages.
+    path: on a disk or an object store.
+    most: most bytes that such a file may have.
+    where: flag or field that names the path, e.g. `--config `, for messages.
 
   Raises:
-    errors.UserError: it is something else, or larger.
+    errors.UserError: it is not a file, or larger.
   """
   if on_object_store(path):
     with reading(path):
@@ -198,7 +199,7 @@ def check_file(path: epath.PathLike, most: int, where: str = '') -> None:
     try:
       found = os.stat(path)
     except OSError:
-      return  # Who opens it says so.
+      return  # Opening it will say why.
     for test, kind in _KINDS.items():
       if test(found.st_mode):
         raise errors.UserError(f'{where}{path}: is {kind}, expected a file')
@@ -211,20 +212,20 @@ def check_file(path: epath.PathLike, most: int, where: str = '') -> None:
 
 
 def exists(path: epath.Path) -> bool:
-  """Whether a file or directory is there.
+  """Whether a file or directory exists.
 
   Raises:
-    errors.UserError: that cannot be found out; see `reading`.
+    errors.UserError: a store cannot be read; see `reading`.
   """
   with reading(path):
     return bool(path.exists())
 
 
 def check_on_disk(path: str) -> None:
-  """Raises if a base is on an object store.
+  """Checks that a base is on a disk.
 
   Raises:
-    errors.UserError: it is.
+    errors.UserError: it is on an object store.
   """
   if on_object_store(path):
     raise errors.UserError(
@@ -234,28 +235,28 @@ def check_on_disk(path: str) -> None:
 
 
 def check_is_new(out: str) -> None:
-  """Raises if a directory for `--out` is there, or cannot be made on a disk.
+  """Checks that a directory for `--out` can be made on a disk.
 
   Raises:
-    errors.UserError: it is there, or on an object store.
+    errors.UserError: it exists, or is on an object store.
   """
   if on_object_store(out):
     raise errors.UserError(
-      f'--out: {out}: this is written to a disk; copy it from there'
+      f'--out: {out}: expected a directory on a disk; copy it from there'
     )
   if os.path.lexists(out):
     raise errors.UserError(
-      f'--out: {out} is there already, and is never replaced; choose another '
+      f'--out: {out} exists already and is never replaced; choose another '
       'directory'
     )
 
 
 def files_below(directory: epath.Path) -> Iterator[epath.Path]:
-  """The files of a directory and of those in it."""
-  # epath's own walk loses the gs:// (etils 1.15), and its glob knows no **.
+  """Yields all files below a directory."""
+  # The walk of epath loses the gs:// (etils 1.15), and its glob has no **.
   for path in directory.iterdir():
     if path.is_dir():
       yield from files_below(path)
-    # An object `directory/` marks a directory, and is listed as if in it.
+    # An object `directory/` marks a directory; stores list it as if inside.
     elif path.name != directory.name or path.exists():
       yield path

@@ -1,4 +1,4 @@
-"""Pictures of a run."""
+"""Pictures: PNG files, and the curves of a run."""
 
 import io
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from vtokens.host import writers
 
 
 def png(figure: Figure, dpi: int) -> bytes:
-  """A picture as a PNG file's content."""
+  """Renders a figure to the content of a PNG file."""
   file = io.BytesIO()
   figure.savefig(file, dpi=dpi, format='png')
   return file.getvalue()
@@ -25,7 +25,7 @@ def plot_run(
   metrics: Sequence[dict[str, Any]],
   summary: dict[str, Any],
 ) -> None:
-  """Loss by step, and EM by number of virtual tokens, in one PNG.
+  """Plots loss by step and EM by number of virtual tokens, in one PNG.
 
   Args:
     path: the file to write.

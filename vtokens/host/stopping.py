@@ -1,8 +1,8 @@
-"""Ending a program when the user or the machine asks for it.
+"""Ends a program when the user or the machine asks for it.
 
-Asked is by Ctrl-C, by SIGTERM, or by going away: a program whose output nobody
-reads any more ends as if by SIGPIPE. (That signal itself is off in Python, as
-it would come from network connections too.)
+They ask by Ctrl-C, by SIGTERM, or by no longer reading its output, which ends
+it as SIGPIPE would. (Python disables that signal, because network connections
+raise it too.)
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from typing import Any
 from vtokens.host import aside, streams
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Seconds after which an exit that was lost is raised again.
+# Seconds after which a lost exit is raised again.
 _AGAIN = 1.0
 
 T = typing.TypeVar('T')
@@ -30,7 +30,7 @@ class Stopped(Exception):
   """A run was asked to stop.
 
   Attributes:
-    exit_code: what programs that a signal ends exit with.
+    exit_code: 128 and the number of the signal.
     agreed: whether all processes of the run stop at the same point.
   """
 
@@ -41,13 +41,13 @@ class Stopped(Exception):
 
 
 class StopRequest:
-  """Turns Ctrl-C and SIGTERM into a flag that the loops look at.
+  """Turns Ctrl-C and SIGTERM into a flag that loops check.
 
-  A second signal ends the program at once, for a run that hangs. Use as a
+  A second signal ends the program at once, in case it hangs. Use it as a
   context manager, in the main thread.
 
   Attributes:
-    signal: number of the signal that came, or 0.
+    signal: number of the signal that came; 0 for none.
   """
 
   signal: int = 0
@@ -61,8 +61,8 @@ class StopRequest:
     """Remembers how to ask other processes.
 
     Args:
-      among: told this process's signal, gives the one of any process; called
-        by all at the same points. See `distributed.AnyProcess`.
+      among: maps the signal of this process to that of any process; all call it
+        at the same points. See `distributed.AnyProcess`.
       may_leave: see `distributed.may_leave`.
     """
     self._among = among
@@ -78,7 +78,7 @@ class StopRequest:
 
   def _note(self, number: int) -> None:
     if number == signal.SIGPIPE:
-      # Another signal may have ended the reader and this program together.
+      # Another signal may have reached the reader and this program together.
       self.signal = self.signal or number
       return
     if self.signal in _SIGNALS:
@@ -97,18 +97,18 @@ class StopRequest:
   def check_together(self) -> None:
     """Raises `Stopped` on all processes if a signal has come to any.
 
-    To be called by all at the same points.
+    All processes must call it at the same points.
     """
     number = self._among(self.signal)
     if number:
       raise Stopped(number, agreed=True)
 
   def run(self, function: Callable[[], T]) -> T:
-    """What a function returns, unless a signal comes to this process first.
+    """Calls a function, unless a signal comes to this process first.
 
-    For what takes long and may be dropped: answers of a batch, the loading of
-    weights. See `aside.call`. Where other processes would wait for this one,
-    so does the signal for the function.
+    For long work that may be dropped, such as answering a batch or loading
+    weights; see `aside.call`. If other processes would wait for this one, the
+    signal waits until the function returns.
 
     Raises:
       Stopped: this process was asked to stop, whatever the others do.
@@ -116,15 +116,15 @@ class StopRequest:
 
     def look() -> None:
       self.check()
-      check()  # Of a program that handles signals by `at_once`.
+      check()  # For programs that handle signals with `at_once`.
 
     return aside.call(function, look) if self._may_leave else function()
 
 
 class Ended(SystemExit):
-  """What a signal raises within `at_once`.
+  """Raised by a signal within `at_once`.
 
-  No `Exception`, of which libraries catch any.
+  It is not an `Exception`, because libraries catch those.
   """
 
 
@@ -136,7 +136,7 @@ class _AtOnce:
   """
 
   signal: int = 0
-  # The exit that was raised last, for as long as it is on its way.
+  # The exit raised last, while it still unwinds.
   _exit: Callable[[], Ended | None] = staticmethod(lambda: None)
 
   def note(self, number: int) -> None:
@@ -151,11 +151,11 @@ class _AtOnce:
     self.insist()
 
   def insist(self) -> None:
-    """Raises the exit unless it is on its way, and sees to it later too.
+    """Raises the exit if it is not unwinding, and checks again later.
 
-    While it is on its way, what cleans up must not be disturbed.
+    While it unwinds, code that cleans up must not be disturbed.
     """
-    # In another thread it would end that one alone.
+    # In another thread, it would end only that thread.
     if threading.current_thread() is threading.main_thread():
       signal.setitimer(signal.ITIMER_REAL, _AGAIN)
       if self._exit() is None:
@@ -169,7 +169,7 @@ class _AtOnce:
       try:
         raise ended
       finally:
-        # Its traceback has this frame, which would keep it.
+        # Its traceback holds this frame, which would keep it alive.
         del ended
 
 
@@ -178,19 +178,20 @@ _at_once: _AtOnce | None = None
 
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
-  """Lets Ctrl-C and SIGTERM end the program, cleaning up on the way.
+  """Lets Ctrl-C and SIGTERM end the program after cleaning up.
 
-  For what is done anew and not continued. It exits with 128 and the signal's
-  number; a second signal ends it without cleaning up. Compiled code that
-  calls back into Python may lose the exit on its way and raise an error of its
-  own (dm-tree, which tensorflow-datasets is built on, a bare TypeError), or
-  none: then it is raised again a second later, and however the block ends after
-  a signal, it is that exit. `check` is to be called before what the block has
-  made is put in its place.
+  For work that is repeated, not continued. The program exits with 128 and the
+  signal's number. A second signal ends it without cleaning up.
+
+  Compiled code that calls back into Python may lose the exit, or replace it by
+  an error of its own (dm-tree of tensorflow-datasets raises a bare TypeError).
+  So the exit is raised again each second, and after a signal the block always
+  ends with that exit. Call `check` before the result of the block is put in its
+  place.
   """
   global _at_once
   if threading.current_thread() is not threading.main_thread():
-    yield  # Others cannot be told of signals.
+    yield  # Python handles signals in the main thread only.
     return
   if _at_once is not None:
     yield
@@ -216,7 +217,7 @@ def at_once() -> Iterator[None]:
 
 
 def _without_exit(lost: Any) -> None:
-  """Python's hook for exceptions that are lost, but for the exit."""
+  """Reports lost exceptions as Python does, but not the exit."""
   if not isinstance(lost.exc_value, Ended):
     sys.__unraisablehook__(lost)
 
@@ -229,7 +230,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def _handling(told: Callable[[int], None]) -> Iterator[None]:
-  """Has a function told of signals, by their numbers."""
+  """Calls a function with the number of each signal."""
 
   def note(number: int, unused_frame: FrameType | None = None) -> None:
     streams.hurry()
@@ -247,10 +248,10 @@ def _handling(told: Callable[[int], None]) -> Iterator[None]:
 
 
 def end_now_outside() -> None:
-  """Has signals outside of all blocks end the program as a second one does.
+  """Makes a signal outside of all blocks end the program at once.
 
-  For programs: before their work begins and after it has ended, Python would
-  show where it was.
+  Otherwise Python would print a traceback before a program's work begins and
+  after it has ended.
   """
   for number in _SIGNALS:
     found = signal.getsignal(number)
@@ -259,9 +260,9 @@ def end_now_outside() -> None:
 
 
 def _end_now(number: int) -> None:
-  """Ends the program as a kill would, but for a line."""
+  """Prints a line and ends the program as a kill would."""
   streams.notice(f'\n{signal.Signals(number).name}: ended at once\n')
-  # They would outlive it.
+  # Children would outlive the program.
   with contextlib.suppress(Exception):
     for child in multiprocessing.active_children():
       child.kill()

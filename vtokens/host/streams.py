@@ -1,8 +1,8 @@
-"""Standard output and standard error of a program, whoever reads them.
+"""Standard output and standard error that cannot block or break a run.
 
-A reader may have gone (`| head -1`), may not read (a pipe that is full), or
-may not be there from the start (`>&-`). None of this may cost a run its state
-or keep it from ending.
+Their reader may leave (`| head -1`), stop reading (the pipe is full), or be
+missing from the start (`>&-`). In no case may a run lose its state or fail to
+end.
 """
 
 import errno
@@ -16,33 +16,32 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-# Seconds between two looks at whether the program is to end.
+# Seconds between two checks whether the program must end.
 _TICK = 0.1
-# Seconds that output may still take once the program is to end.
+# Seconds that output may still take once the program must end.
 _PATIENCE = 2.0
 
 _streams: list[TextIO] = []
 _deadline: float | None = None
-# Whether the reader of one of them has gone.
+# Whether the reader of a stream has gone.
 _broken = False
 # Threads share the streams, and both streams may be one pipe.
 _lock = threading.RLock()
 
 
 def _ignore() -> None:
-  """`finish` tells of it."""
+  """Does nothing: `finish` reports it."""
 
 
-# Called on each write to a stream whose reader has gone, in any thread.
+# Called in any thread, on each write to a stream whose reader has gone.
 on_broken: Callable[[], None] = _ignore
 
 
 def guard() -> None:
-  """Makes `sys.stdout` and `sys.stderr` streams that do not block an end.
+  """Replaces `sys.stdout` and `sys.stderr` by streams that cannot block.
 
-  For programs, before they write anything; `finish` belongs to it. A stream
-  that has taken the place of a standard one before, as those of test runners
-  do, stays.
+  Programs call it before they write anything, and `finish` at their end. A
+  stream that a test runner has put in place stays.
   """
   if _streams:
     return
@@ -50,8 +49,8 @@ def guard() -> None:
     try:
       os.fstat(number)
     except OSError:
-      # Else the next file opened gets the number, and what compiled libraries
-      # write to standard error goes into that file.
+      # Otherwise the next opened file gets this number, and compiled libraries
+      # write their messages into that file.
       os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
   for name, number in (('stdout', 1), ('stderr', 2)):
     old = getattr(sys, name)
@@ -59,14 +58,14 @@ def guard() -> None:
       continue
     stream: TextIO
     if old is None:
-      # Closed from the start; the number may be that of another file by now.
+      # It was closed from the start; another file may have its number by now.
       stream = os.fdopen(os.open(os.devnull, os.O_WRONLY), 'w')
     else:
       old.flush()
       stream = io.TextIOWrapper(
         io.BufferedWriter(_Patient(number)),
         encoding=old.encoding,
-        # A character that a terminal does not have must not end a run.
+        # A character that the terminal lacks must not end a run.
         errors='backslashreplace',
         line_buffering=name == 'stderr' or old.isatty(),
       )
@@ -75,7 +74,7 @@ def guard() -> None:
 
 
 def finish() -> bool:
-  """Writes what is still in the buffers.
+  """Flushes the streams.
 
   Returns:
     Whether everything could be written.
@@ -86,41 +85,41 @@ def finish() -> bool:
 
 
 def hurry() -> None:
-  """From now on a reader that does not read is waited for no more."""
+  """Limits the time that output waits for a reader that does not read."""
   global _deadline
   if _deadline is None:
     _deadline = time.monotonic() + _PATIENCE
 
 
 def notice(text: str) -> None:
-  """Writes to standard error, from a signal handler too, or not at all.
+  """Writes to standard error if it can do so at once.
 
-  A signal may come while something is printed, and streams do not let their
-  own signal handler in: so past them.
+  Signal handlers may call it: it bypasses the streams, which a signal may have
+  interrupted in the middle of a print.
   """
   try:
     number = sys.stderr.fileno()
     if _is_ready(number):
       os.write(number, text.encode()[: select.PIPE_BUF])
-  # No such stream, or none with a number, or nobody reads it.
+  # There is no such stream, it has no descriptor, or no reader.
   except (AttributeError, OSError, ValueError):
     pass
 
 
 def _is_ready(number: int, seconds: float = 0.0) -> bool:
-  """Whether a write to a descriptor would not wait, now or within a time."""
-  # Not select(), which refuses numbers from 1,024 on.
+  """Whether a descriptor can be written without waiting, within a time."""
+  # select() would refuse numbers from 1,024 on.
   waiting = select.poll()
   waiting.register(number, select.POLLOUT)
   return bool(waiting.poll(1000 * seconds))
 
 
 class _Patient(io.RawIOBase):
-  """A file descriptor that is waited for outside of the system call.
+  """A file descriptor that is never written before it is ready.
 
-  A write to a full pipe sleeps in the kernel; a signal interrupts it, but
-  after the handler Python goes on with it. The descriptor is not made
-  non-blocking: it would be for all programs that share the terminal.
+  A write to a full pipe would sleep in the kernel, and Python would resume it
+  after a signal's handler. Making the descriptor non-blocking would affect all
+  programs that share the terminal.
 
   Args:
     number: of the descriptor.
@@ -129,31 +128,31 @@ class _Patient(io.RawIOBase):
   def __init__(self, number: int):
     self._number = number
     self._broken = False
-    # Linux can write to pipes so, even to one that is nearly full, which is
-    # not reported as ready.
+    # With this flag, Linux writes to a nearly full pipe too, which poll() does
+    # not report as ready.
     is_pipe = stat.S_ISFIFO(os.fstat(number).st_mode)
     self._flag = getattr(os, 'RWF_NOWAIT', 0) if is_pipe else 0
 
   def fileno(self) -> int:
-    """Its number."""
+    """Returns the number of the descriptor."""
     return self._number
 
   def isatty(self) -> bool:
-    """Whether it is a terminal."""
+    """Whether the descriptor is a terminal."""
     return os.isatty(self._number)
 
   def writable(self) -> bool:
-    """It is."""
+    """Always true."""
     return True
 
   def write(self, data: Any) -> int:
-    """Writes some of the data; drops it where nobody will read it.
+    """Writes some of the data, or drops it if nobody will read it.
 
     Returns:
       Number of bytes written or dropped.
 
     Raises:
-      OSError: there is no room on a disk, for example; once.
+      OSError: e.g. the disk is full; raised once.
     """
     data = data[: select.PIPE_BUF]
     while not self._broken:
@@ -172,7 +171,7 @@ class _Patient(io.RawIOBase):
     return len(data)
 
   def _write_now(self, data: memoryview) -> int:
-    """Number of bytes that could be written without waiting."""
+    """Writes what can be written at once; returns the number of bytes."""
     if self._flag:
       try:
         return os.pwritev(self._number, [data], -1, self._flag)
@@ -181,7 +180,7 @@ class _Patient(io.RawIOBase):
       except OSError as e:
         if e.errno != errno.EOPNOTSUPP:
           raise
-        self._flag = 0  # Of an older kernel.
+        self._flag = 0  # The kernel is too old for it.
     with _lock:
       if _is_ready(self._number):
         return os.write(self._number, data)
@@ -192,7 +191,7 @@ class _Patient(io.RawIOBase):
     self._broken = True
     if error.errno == errno.EPIPE:
       _broken = True
-    # A terminal that was closed while the run goes on is no mistake.
+    # Closing the terminal of a run is not an error.
     elif error.errno != errno.EIO:
       name = {1: 'standard output', 2: 'standard error'}[self._number]
       raise OSError(error.errno, error.strerror, name) from None

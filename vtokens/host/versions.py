@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on, beside its settings."""
+"""Versions of the packages that the numbers of a run depend on."""
 
 import contextlib
 import importlib.metadata
@@ -7,10 +7,10 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'transformers', 'tokenizers')
 
 
 def packages(*others: str) -> dict[str, str]:
-  """Versions of the packages that compute, by name.
+  """Returns the versions of packages, by name.
 
   Args:
-    *others: further packages, told of if they are installed.
+    *others: further packages, included if they are installed.
   """
   found = {name: importlib.metadata.version(name) for name in _PACKAGES}
   for name in others:

@@ -1,4 +1,4 @@
-"""What a run tells people and programs: lines, files, metrics."""
+"""Output of a program: printed lines, progress bars, files."""
 
 import contextlib
 import json
@@ -17,14 +17,14 @@ from vtokens.host import errors, paths
 
 _silent = False
 
-# Seconds after which a bar shows its clock anew: a batch may take minutes.
+# Seconds after which a bar updates its clock: a batch may take minutes.
 TICK = 1.5
 _bars: weakref.WeakSet[tqdm.tqdm] = weakref.WeakSet()
 _clock_runs = False
 
 
 def silence() -> None:
-  """Makes `say` and `progress` show nothing: another process does."""
+  """Makes `say` and `progress` print nothing: another process does."""
   global _silent
   _silent = True
 
@@ -37,12 +37,12 @@ def say(text: str = '') -> None:
 
 
 def progress(**settings: Any) -> tqdm.tqdm:
-  """A progress bar on standard error.
+  """Makes a progress bar on standard error.
 
-  Its clock goes on while the program waits for a device.
+  Its clock runs on while the program waits for a device.
 
   Args:
-    **settings: of `tqdm.tqdm`.
+    **settings: arguments of `tqdm.tqdm`.
   """
   global _clock_runs
   bar = tqdm.tqdm(dynamic_ncols=True, disable=_silent, **settings)
@@ -55,13 +55,13 @@ def progress(**settings: Any) -> tqdm.tqdm:
 
 
 def close_bars() -> None:
-  """Takes bars away that belong to work that was left behind."""
+  """Removes the bars of abandoned work."""
   for bar in list(_bars):
     bar.close()
 
 
 def _tick() -> None:
-  """Shows bars again that nothing else has moved."""
+  """Updates bars that have not moved for a while."""
   while True:
     time.sleep(TICK)
     for bar in list(_bars):
@@ -69,7 +69,7 @@ def _tick() -> None:
         if bar.disable:  # It is closed.
           _bars.discard(bar)
         elif time.time() - bar.last_print_t >= TICK:
-          # Nobody may read it any more.
+          # It may have no reader any more.
           with contextlib.suppress(OSError, ValueError):
             bar.refresh(nolock=True)
 
@@ -102,9 +102,13 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
 
 @contextlib.contextmanager
 def whole(path: epath.PathLike) -> Iterator[epath.Path]:
-  """A path beside a file on a disk, to write to; it becomes the file.
+  """A path to write to, which becomes the file at the end.
 
-  Whatever ends the block early (a full disk, Ctrl-C), nothing is left there.
+  If anything ends the block early, such as a full disk or Ctrl-C, the path is
+  removed.
+
+  Args:
+    path: a file on a disk.
   """
   path = epath.Path(path)
   partial = path.with_name(path.name + '.partial')
@@ -118,17 +122,17 @@ def whole(path: epath.PathLike) -> Iterator[epath.Path]:
 
 
 def append(path: epath.PathLike, size: int, data: bytes) -> None:
-  """Writes data after the first bytes of a file, in place of what follows.
+  """Keeps the first bytes of a file and replaces the rest.
 
-  An object store cannot append: there the whole file is written anew.
+  On an object store, the whole file is written anew.
 
   Args:
-    path: the file; need not be there if size is 0.
-    size: how many bytes stay.
+    path: the file; need not exist if `size` is 0.
+    size: number of bytes to keep.
     data: what follows them.
 
   Raises:
-    errors.UserError: the file has not so many bytes, or cannot be written.
+    errors.UserError: the file has fewer bytes, or cannot be written.
   """
   path = epath.Path(path)
   with paths.writing(path):
@@ -150,7 +154,7 @@ def sync(path: epath.PathLike) -> None:
   """Waits until a file's content is on the disk.
 
   Raises:
-    errors.NotWrittenError: it cannot be brought there.
+    errors.NotWrittenError: it cannot be written.
   """
   with paths.writing(path), open(path, 'r+b') as file:
     os.fsync(file.fileno())
@@ -165,6 +169,6 @@ def _check_length(path: epath.Path, length: int, expected: int) -> None:
 
 
 def copy_files(source: epath.Path, target: epath.Path) -> None:
-  """Copies the files of a directory and of those in it."""
+  """Copies all files below a directory."""
   for path in paths.files_below(source):
     write_bytes(target / path.relative_to(source), path.read_bytes())

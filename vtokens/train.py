@@ -30,6 +30,7 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
   tokens_variant,
 )
+from vtokens.evaluation.asking.test_scores import TestScores
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import stopping, versions, writers
 from vtokens.method import optim, steps
@@ -51,7 +52,6 @@ from vtokens.run.checkpoints import Checkpoints
 from vtokens.run.hook import Hook
 from vtokens.run.loop import Loop
 from vtokens.run.run_inputs import RunInputs
-from vtokens.run.test_scores import TestScores
 from vtokens.run.workdir import RecordedClaim, RunDir
 from vtokens.serving import table_file
 from vtokens.settings import flags

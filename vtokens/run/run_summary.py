@@ -4,7 +4,6 @@ import resource
 import sys
 from typing import Any
 
-from vtokens.evaluation.asking import run_scores
 from vtokens.host import plots, writers
 from vtokens.run import tracking
 from vtokens.run.workdir import RunDir
@@ -51,7 +50,7 @@ def report(summary: dict[str, Any], workdir: str) -> None:
     for k, scores in summary['k'].items()
   }
   if by_k:
-    writers.say(run_scores.format_scores('result', {**untrained, **by_k}))
+    writers.say(format_scores('result', {**untrained, **by_k}))
   writers.say(
     f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
     f'{summary["total_seconds"]:.0f} s in all, peak memory '
@@ -59,6 +58,17 @@ def report(summary: dict[str, Any], workdir: str) -> None:
     f'written to {workdir}: table.safetensors, summary.json, training.png, '
     'metrics.jsonl, predictions/'
   )
+
+
+def format_scores(title: str, scores: dict[str, dict[str, Any]]) -> str:
+  """Formats a table: one line per condition, EM and F1 in percent."""
+  width = max(map(len, [title, *scores]))
+  lines = [f'{title:<{width}}     EM     F1      n']
+  for name, row in scores.items():
+    lines.append(
+      f'{name:<{width}}  {row["em"]:5.1f}  {row["f1"]:5.1f}  {row["n"]:5d}'
+    )
+  return '\n'.join(lines)
 
 
 def peak_rss_gib() -> float:

@@ -1,8 +1,7 @@
-"""Scores of a training run, as files and as a small table."""
+"""Predictions and scores of a training run."""
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from etils import epath
 
@@ -41,14 +40,3 @@ def scores_of(
     [answer.text for answer in answers],
     [record.answers for record in records],
   )
-
-
-def format_scores(title: str, scores: dict[str, dict[str, Any]]) -> str:
-  """A small table: one line per condition, EM and F1 in percent."""
-  width = max(map(len, [title, *scores]))
-  lines = [f'{title:<{width}}     EM     F1      n']
-  for name, row in scores.items():
-    lines.append(
-      f'{name:<{width}}  {row["em"]:5.1f}  {row["f1"]:5.1f}  {row["n"]:5d}'
-    )
-  return '\n'.join(lines)

@@ -14,6 +14,7 @@ from vtokens.evaluation.asking.prompter import (
 )
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import writers
+from vtokens.run import run_summary
 from vtokens.run.workdir import RunDir
 
 
@@ -54,7 +55,7 @@ class TestScores:
       if distributed.is_first():
         self._run_dir.write_untrained(found)
     if found:
-      writers.say(run_scores.format_scores('before training', found))
+      writers.say(run_summary.format_scores('before training', found))
     return found
 
   def score_tokens(

@@ -1,5 +1,6 @@
 """Tests of vtokens.settings.schema, on settings made up for them."""
 
+import copy
 import dataclasses
 import json
 import pickle

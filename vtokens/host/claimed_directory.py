@@ -316,7 +316,8 @@ def finish(directory: pathlib.Path, info: dict[str, Any] | None = None) -> None:
 
 def read_info(directory: pathlib.Path) -> dict[str, Any]:
   """Returns the `info` that `finish` was given."""
-  return _read(directory / _COMPLETE)['info']
+  info: dict[str, Any] = _read(directory / _COMPLETE)['info']
+  return info
 
 
 def is_claimed(directory: pathlib.Path) -> bool:
@@ -431,7 +432,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     {'info': dict, 'files': {str: int}} if path.name == _COMPLETE else dict
   )
   advice = f'delete {path.parent} to make it again'
-  return json_files.read(path, shape, advice)
+  found: dict[str, Any] = json_files.read(path, shape, advice)
+  return found
 
 
 def remove(path: pathlib.Path) -> None:

@@ -14,6 +14,7 @@ from vtokens.models import layers, rope
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kernels import flash, splash
 from vtokens.models.kv_cache import KVCache
+from vtokens.models.layer_inputs import LayerInputs
 
 # Queries attended at a time. Later ones of the same call cannot be seen, so
 # their scores need not be computed: at 512 tokens, 5/8 of the work remain with
@@ -133,10 +134,14 @@ class Attention(nnx.Module):
     d, h = config.embed_dim, config.head_dim
     n, k = config.num_heads, config.num_kv_heads
     self.config = config
-    self.q = layers.param(rngs, (d, n, h), ('embed', 'heads', 'head'), dtype)
-    self.k = layers.param(rngs, (d, k, h), ('embed', 'kv_heads', 'head'), dtype)
-    self.v = layers.param(rngs, (d, k, h), ('embed', 'kv_heads', 'head'), dtype)
-    self.o = layers.param(rngs, (n, h, d), ('heads', 'head', 'embed'), dtype)
+
+    def matrix(shape, axes, inputs):
+      return layers.param(rngs, shape, axes, dtype, inputs=inputs)
+
+    self.q = matrix((d, n, h), ('embed', 'heads', 'head'), 1)
+    self.k = matrix((d, k, h), ('embed', 'kv_heads', 'head'), 1)
+    self.v = matrix((d, k, h), ('embed', 'kv_heads', 'head'), 1)
+    self.o = matrix((n, h, d), ('heads', 'head', 'embed'), 2)
 
     def bias(shape, axes):
       zeros = jax.nn.initializers.zeros
@@ -161,45 +166,37 @@ class Attention(nnx.Module):
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
-    segments: Int[Array, 'B T'] | None,
-    parents: Int[Array, 'B T'] | None,
-    angles: tuple[Array, Array],
-    window: Int[Array, ''] | int | None,
-    caches: Sequence[KVCache],
-    mesh: jax.sharding.Mesh | None,
+    tokens: LayerInputs,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
-    config = self.config
+    config, caches = self.config, tokens.caches
     q = layers.product('btd,dnh->btnh', x, self.q)
     if config.qkv_bias:
       q = q + self.q_bias[...]
     if config.qk_norm != 'none':
       q = self.q_norm(q)
-    q = rope.rotate(q, angles)
-    new = self.keys_values(x, positions, segments, angles)
+    q = rope.rotate(q, tokens.angles)
+    new = self.keys_values(x, tokens)
     scalar = config.query_scalar or config.head_dim
     settings: dict[str, Any] = {
       'scale': scalar**-0.5,
       'softcap': config.attention_softcap,
-      'window': window,
+      'window': tokens.window,
     }
     rows, length, _ = x.shape
-    over = mesh if config.kernels else None
-    if over and splash.is_for(over, rows, length, caches, window):
+    over = tokens.mesh if config.kernels else None
+    if over and splash.is_for(over, rows, length, caches, tokens.window):
       out = splash.attend(q, new, over, **settings)
     elif over and flash.is_for(over, rows, length, x.dtype):
-      out = flash.attend(q, new, caches, over, **settings, parents=parents)
+      settings['parents'] = tokens.parents
+      out = flash.attend(q, new, caches, over, **settings)
     else:
-      out = attend(q, new, caches, **settings, parents=parents, mesh=mesh)
+      settings['parents'] = tokens.parents
+      out = attend(q, new, caches, **settings, mesh=tokens.mesh)
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new
 
   def keys_values(
-    self,
-    x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
-    segments: Int[Array, 'B T'] | None,
-    angles: tuple[Array, Array],
+    self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> KVCache:
     """What later tokens see of these."""
     k = layers.product('btd,dkh->btkh', x, self.k)
@@ -208,7 +205,10 @@ class Attention(nnx.Module):
       k, v = k + self.k_bias[...], v + self.v_bias[...]
     if self.config.qk_norm != 'none':
       k = self.k_norm(k)
-    k = rope.rotate(k, angles)
+    k = rope.rotate(k, tokens.angles)
     return KVCache(
-      k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3), positions, segments
+      k.transpose(0, 2, 3, 1),
+      v.transpose(0, 2, 1, 3),
+      tokens.positions,
+      tokens.segments,
     )

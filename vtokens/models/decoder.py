@@ -14,6 +14,7 @@ from vtokens.models import layers, quantize, rope
 from vtokens.models.attention import Attention
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
+from vtokens.models.layer_inputs import LayerInputs
 
 # Of the residual stream, for many tokens to a row and for one.
 _RESIDUAL_AXES = ('batch', None, None)
@@ -28,8 +29,10 @@ class Block(nnx.Module):
       return layers.RMSNorm((config.embed_dim,), ('norm',), config, dtype, rngs)
 
     self.config = config
-    self.attention = Attention(config, dtype, rngs)
-    self.mlp = layers.GatedMLP(config, dtype, rngs)
+    attention = Attention if config.attention is None else config.attention
+    mlp = layers.GatedMLP if config.mlp is None else config.mlp
+    self.attention = attention(config, dtype, rngs)
+    self.mlp = mlp(config, dtype, rngs)
     if config.pre_norm:
       self.attention_norm = norm()
       self.mlp_norm = norm()
@@ -38,35 +41,21 @@ class Block(nnx.Module):
       self.mlp_post_norm = norm()
 
   def __call__(
-    self,
-    x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
-    segments: Int[Array, 'B T'] | None,
-    parents: Int[Array, 'B T'] | None,
-    angles: tuple[Array, Array],
-    window: Int[Array, ''] | int | None,
-    caches: Sequence[KVCache],
-    mesh: jax.sharding.Mesh | None,
+    self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     pre, post = self.config.pre_norm, self.config.post_norm
     y = self.attention_norm(x) if pre else x
-    y, new = self.attention(
-      y, positions, segments, parents, angles, window, caches, mesh
-    )
+    y, new = self.attention(y, tokens)
     x = x + (self.attention_post_norm(y) if post else y)
     y = self.mlp(self.mlp_norm(x) if pre else x)
     return x + (self.mlp_post_norm(y) if post else y), new
 
   def keys_values(
-    self,
-    x: Float[Array, 'B T D'],
-    positions: Int[Array, 'B T'],
-    segments: Int[Array, 'B T'] | None,
-    angles: tuple[Array, Array],
+    self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> KVCache:
     """The keys and values of `__call__` alone."""
     y = self.attention_norm(x) if self.config.pre_norm else x
-    return self.attention.keys_values(y, positions, segments, angles)
+    return self.attention.keys_values(y, tokens)
 
 
 class Decoder(nnx.Module):
@@ -92,7 +81,11 @@ class Decoder(nnx.Module):
     self.config = config
     self.mesh = mesh
     self.embedding = layers.param(
-      rngs, (config.vocab_size, config.embed_dim), ('vocab', 'embed'), dtype
+      rngs,
+      (config.vocab_size, config.embed_dim),
+      ('vocab', 'embed'),
+      dtype,
+      inputs=0,
     )
     self.layers = nnx.vmap(
       lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0
@@ -104,7 +97,11 @@ class Decoder(nnx.Module):
       None
       if config.tie_embeddings
       else layers.param(
-        rngs, (config.embed_dim, config.vocab_size), ('embed', 'vocab'), dtype
+        rngs,
+        (config.embed_dim, config.vocab_size),
+        ('embed', 'vocab'),
+        dtype,
+        inputs=1,
       )
     )
 
@@ -159,9 +156,10 @@ class Decoder(nnx.Module):
         for (k, v), cache in zip(kv, caches, strict=True)
       ]
       angles, window = select(kind)
-      x, new = nnx.merge(block, weights)(
-        x, positions, segments, parents, angles, window, parts, self.mesh
+      tokens = LayerInputs(
+        positions, segments, parents, angles, window, parts, self.mesh
       )
+      x, new = nnx.merge(block, weights)(x, tokens)
       return partitioning.constrain(x, self.mesh, axes), (new.k, new.v)
 
     if remat:
@@ -197,13 +195,17 @@ class Decoder(nnx.Module):
     block, weights = nnx.split(self.layers)
 
     def layer(i):
-      """One layer's block, angles and window."""
+      """One layer's block and inputs."""
       own, kind = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False),
         (weights, kinds),
       )
       own = partitioning.gather(own, self.mesh)
-      return nnx.merge(block, own), *select(kind)
+      angles, window = select(kind)
+      tokens = LayerInputs(
+        positions, segments, None, angles, window, (), self.mesh
+      )
+      return nnx.merge(block, own), tokens
 
     def note(kv, new, i):
       return kv[0].at[i].set(new.k), kv[1].at[i].set(new.v)
@@ -212,14 +214,14 @@ class Decoder(nnx.Module):
     # scan, those of all layers but one would have to be copied.
     def body(i, carry):
       x, kv = carry
-      run, angles, window = layer(i)
-      x, new = run(x, positions, segments, None, angles, window, (), self.mesh)
+      run, tokens = layer(i)
+      x, new = run(x, tokens)
       x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
       return x, note(kv, new, i)
 
     def keys_values(i, x):
-      run, angles, _ = layer(i)
-      return run.keys_values(x, positions, segments, angles)
+      run, tokens = layer(i)
+      return run.keys_values(x, tokens)
 
     def empty(part):
       return partitioning.constrain(

@@ -1,6 +1,30 @@
 """Shape and constants of a decoder."""
 
 import dataclasses
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+  import flax.nnx as nnx
+  import jax.numpy as jnp
+
+
+# Of a field that is no part of `identity` while it has its default. Any field
+# that is added has to be one: the fingerprints of bases stay.
+_LATER = {'later': True}
+
+
+class BlockPart(Protocol):
+  """Another attention or MLP than the usual one, with its own settings.
+
+  A frozen dataclass: the settings tell two architectures apart. It makes the
+  module of one layer, whose weights are of `layers.param`. Such modules are
+  called as `attention.Attention` and `layers.GatedMLP` are.
+  """
+
+  def __call__(
+    self, config: 'DecoderConfig', dtype: 'jnp.dtype', rngs: 'nnx.Rngs'
+  ) -> Any:
+    """Makes the module, an `nnx.Module`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +111,8 @@ class DecoderConfig:
     context_length: longest sequence that will be run; None for
       `longest_sequence`. Only rope types dynamic and longrope depend on it.
     kernels: whether attention may have kernels; see `config.Base.attention`.
+    attention: of each block; None for `attention.Attention`.
+    mlp: of each block; None for `layers.GatedMLP`.
   """
 
   vocab_size: int
@@ -114,8 +140,10 @@ class DecoderConfig:
   attention_softcap: float | None = None
   logit_softcap: float | None = None
   context_length: int | None = None
-  # How something is computed is nothing that identifies a base.
+  # Not what is computed, but how: it does not identify a base.
   kernels: bool = dataclasses.field(default=True, repr=False, compare=False)
+  attention: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
+  mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
 
   def __post_init__(self):
     # ValueError: who builds it from a file adds the file's name.
@@ -153,3 +181,26 @@ class DecoderConfig:
         if rope.type == 'yarn':
           lengths.append(int(rope.original_max_positions * rope.factor))
     return max(lengths)
+
+
+def identity(value: Any) -> str:
+  """The text of a config that fingerprints are computed from.
+
+  It is `repr` of the first version of these classes. Fields that came later
+  are added where they are not the default.
+
+  Args:
+    value: a config, or a part of one.
+  """
+  if isinstance(value, tuple):
+    parts = [identity(part) for part in value]
+    return f'({", ".join(parts)}{"," if len(parts) == 1 else ""})'
+  if not isinstance(value, DecoderConfig | LayerKind | Rope):
+    return repr(value)
+  fields = []
+  for field in dataclasses.fields(value):
+    found = getattr(value, field.name)
+    later = field.metadata == _LATER and found == field.default
+    if field.repr and not later:
+      fields.append(f'{field.name}={identity(found)}')
+  return f'{type(value).__name__}({", ".join(fields)})'

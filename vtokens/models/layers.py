@@ -18,8 +18,13 @@ def param(
   axes: Sequence[str],
   dtype: jnp.dtype,
   init: jax.nn.initializers.Initializer | None = None,
+  *,
+  inputs: int | None = None,
+  active: float = 1.0,
 ) -> nnx.Param:
-  """A weight whose dimensions carry logical axis names.
+  """A weight, with the metadata that all else goes by.
+
+  By them it is sharded, stored in files, quantised and counted.
 
   Args:
     rngs: random streams; only `params` is used.
@@ -28,20 +33,28 @@ def param(
       says over which mesh axis each is sharded.
     dtype: of the stored weight.
     init: initialiser; normal with standard deviation 0.02 if None.
+    inputs: of a matrix, how many leading axes a product contracts; 0 for a
+      table of rows, None for what files store as one axis.
+    active: share of the matrix that one token meets, e.g. that of its experts.
   """
   init = init or jax.nn.initializers.normal(0.02)
-  return nnx.Param(init(rngs.params(), tuple(shape), dtype), axes=tuple(axes))
+  return nnx.Param(
+    init(rngs.params(), tuple(shape), dtype),
+    axes=tuple(axes),
+    inputs=inputs,
+    active=active,
+  )
 
 
 def product(
   spec: str, x: Float[Array, '*B'], weight: nnx.Param | quantize.Matrix
 ) -> Float[Array, '*C']:
-  """`jnp.einsum(spec, x, weight)`: where activations meet a layer's matrix.
+  """`jnp.einsum(spec, x, weight)` for a matrix of a layer, quantised or not.
 
   Args:
-    spec: which contracts the last axes of x with the matrix's first ones.
+    spec: contracts the last axes of x with the first axes of the matrix.
     x: activations.
-    weight: the matrix, quantised or not.
+    weight: the matrix.
   """
   if isinstance(weight, quantize.Matrix):
     return quantize.product(x, weight)
@@ -52,7 +65,7 @@ class RMSNorm(nnx.Module):
   """Root mean square norm (arXiv 1910.07467), computed in f32.
 
   Args:
-    shape: of what is normed together: the last dimensions of the input.
+    shape: the last dimensions of the input, which are normed together.
     axes: their logical names.
     config: its `norm_eps` and `norm_offset`.
     dtype: of the stored scale.
@@ -90,9 +103,9 @@ class GatedMLP(nnx.Module):
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
     dim, width = config.embed_dim, config.mlp_dim
-    self.gate = param(rngs, (dim, width), ('embed', 'mlp'), dtype)
-    self.up = param(rngs, (dim, width), ('embed', 'mlp'), dtype)
-    self.down = param(rngs, (width, dim), ('mlp', 'embed'), dtype)
+    self.gate = param(rngs, (dim, width), ('embed', 'mlp'), dtype, inputs=1)
+    self.up = param(rngs, (dim, width), ('embed', 'mlp'), dtype, inputs=1)
+    self.down = param(rngs, (width, dim), ('mlp', 'embed'), dtype, inputs=1)
     self.activation = config.activation
 
   def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:

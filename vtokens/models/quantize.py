@@ -23,17 +23,6 @@ from jaxtyping import Array, Float, Int, Shaped
 # bfloat16 scale for each makes that 4.25 bits a weight.
 GROUP = 64
 
-# Of a layer: each matrix, and how many of its leading axes a product contracts.
-MATRICES = {
-  ('attention', 'q'): 1,
-  ('attention', 'k'): 1,
-  ('attention', 'v'): 1,
-  ('attention', 'o'): 2,
-  ('mlp', 'gate'): 1,
-  ('mlp', 'up'): 1,
-  ('mlp', 'down'): 1,
-}
-
 _DTYPES = {'int8': jnp.int8, 'int4': jnp.int4}
 _LARGEST = {'int8': 127, 'int4': 7}
 
@@ -66,9 +55,16 @@ class Matrix(nnx.Module):
   ):
     both = (axes[0], axes[inputs])
     channels = values.dtype == jnp.int8
-    self.values = nnx.Param(values, axes=both)
-    self.scales = nnx.Param(scales, axes=both[1:] if channels else both)
+    self.values = nnx.Param(values, axes=both, inputs=1)
+    self.scales = nnx.Param(
+      scales, axes=both[1:] if channels else both, inputs=1
+    )
     self.inputs, self.outputs = inputs, shape[inputs:]
+
+
+def matrix_inputs(variable: nnx.Variable) -> int | None:
+  """How many leading axes a product contracts; see `layers.param`."""
+  return variable.get_metadata().get('inputs')
 
 
 def group_size(rows: int) -> int:
@@ -180,12 +176,14 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
     layers: whose matrices have a leading axis of layers.
     method: int8 or int4.
   """
-  for (part, name), inputs in MATRICES.items():
-    module = getattr(layers, part)
-    weight = getattr(module, name)
-    values, scales = stacked(inputs, method)(weight[...])
-    axes, shape = weight.get_metadata('axes'), weight.shape[1:]
-    setattr(module, name, Matrix(values, scales, axes, shape, inputs))
+  for _, module in list(nnx.iter_modules(layers)):
+    for name, weight in list(vars(module).items()):
+      inputs = matrix_inputs(weight) if isinstance(weight, nnx.Param) else None
+      if not inputs:
+        continue
+      values, scales = stacked(inputs, method)(weight[...])
+      axes, shape = weight.get_metadata('axes'), weight.shape[1:]
+      setattr(module, name, Matrix(values, scales, axes, shape, inputs))
 
 
 def stacked(inputs: int, method: str) -> Callable[[Array], tuple[Array, Array]]:

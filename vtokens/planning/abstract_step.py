@@ -55,7 +55,7 @@ def base(
 
 
 def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
-  """What the layers' matrices take on a device that holds them whole.
+  """Bytes of the layers' matrices on a device that holds them whole.
 
   Args:
     config: the architecture.
@@ -67,8 +67,7 @@ def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
     math.prod(param.shape)
     * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
     for path, param in nnx.to_flat_state(params)
-    # After `layers`, and before `values` or `scales`.
-    if path[1:3] in quantize.MATRICES
+    if path[0] == 'layers' and quantize.matrix_inputs(param)
   )
 
 

@@ -9,19 +9,29 @@ the weights: 4 M where training of all weights has 6 M. Recomputing the suffix
 does not count here.
 """
 
+import functools
+import math
 from collections.abc import Sequence
 
+import flax.nnx as nnx
+import jax.numpy as jnp
 import numpy as np
 
+from vtokens.models import quantize
+from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
 
 
+@functools.cache
 def matrix_weights(config: DecoderConfig) -> int:
-  """Weights of the layers' matrices: all but embeddings, head and norms."""
-  attention = 2 * config.num_heads + 2 * config.num_kv_heads
-  return config.num_layers * (
-    config.embed_dim * config.head_dim * attention
-    + 3 * config.embed_dim * config.mlp_dim
+  """Weights of the layers' matrices that one token meets."""
+  params = nnx.state(abstract_decoder(config, jnp.dtype(jnp.float32)))
+  return round(
+    sum(
+      math.prod(param.shape) * param.get_metadata('active')
+      for path, param in nnx.to_flat_state(params)
+      if path[0] == 'layers' and quantize.matrix_inputs(param)
+    )
   )
 
 

@@ -11,6 +11,7 @@ import flax.nnx as nnx
 import jax.numpy as jnp
 import numpy as np
 
+from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry
@@ -21,11 +22,6 @@ BLOCK_BYTES = 64 << 20
 # Rows and columns transposed at a time, and how many threads do that.
 _TILE = 128
 _THREADS = min(16, os.cpu_count() or 1)
-
-# Stored as one axis. Matrices but the embedding are [out, in] in files and
-# [in, ..., out, ...] here.
-_VECTORS = ('scale', '_bias')
-
 
 EVERY = slice(None)
 
@@ -187,12 +183,11 @@ def weights_of(config: DecoderConfig) -> dict[tuple, tuple[Weight, nnx.Param]]:
     path, variable = flat.pop(dotted)
     stacked = dotted.startswith('layers.')
     shape = tuple(variable.shape[1:] if stacked else variable.shape)
-    inputs = 2 if dotted == 'layers.attention.o' else 1
-    if dotted == 'embedding':
-      inputs, stored = 0, shape
-    elif dotted.endswith(_VECTORS):
-      inputs, stored = 0, (math.prod(shape),)
-    else:
+    inputs = quantize.matrix_inputs(variable)
+    stored: tuple[int, ...] = (math.prod(shape),)
+    if inputs == 0:
+      stored = shape
+    elif inputs:
       stored = math.prod(shape[inputs:]), math.prod(shape[:inputs])
     weight = Weight(
       names=tuple(
@@ -201,7 +196,7 @@ def weights_of(config: DecoderConfig) -> dict[tuple, tuple[Weight, nnx.Param]]:
       stacked=stacked,
       shape=shape,
       stored=stored,
-      inputs=inputs,
+      inputs=inputs or 0,
       first_row=rows.get(template, 0),
     )
     rows[template] = weight.first_row + stored[0]

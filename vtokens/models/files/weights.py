@@ -24,7 +24,7 @@ from vtokens.devices import partitioning
 from vtokens.host import errors, writers
 from vtokens.models import quantize
 from vtokens.models.decoder import Decoder, abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, identity
 from vtokens.models.families import registry
 from vtokens.models.files.weight_map import (
   BLOCK_BYTES,
@@ -349,7 +349,7 @@ def fingerprint(source: TensorSource, config: DecoderConfig) -> str:
   Returns:
     64 hexadecimal digits.
   """
-  digest = hashlib.sha256(repr(config).encode())
+  digest = hashlib.sha256(identity(config).encode())
   for name, shape in sorted(source.shapes().items()):
     digest.update(f'{name}{shape}'.encode())
     digest.update(source.sample(name))

@@ -1,0 +1,33 @@
+"""What a layer is told about its tokens."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+from jaxtyping import Array, Float, Int
+
+from vtokens.models.kv_cache import KVCache
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerInputs:
+  """All that one layer needs besides the residual stream.
+
+  Attributes:
+    positions: of the new tokens, int32; -1 marks padding.
+    segments: see `Decoder.__call__`; likewise `parents`.
+    parents: which segment of the caches each token goes on from.
+    angles: cosines and sines of the layer's rotary embedding; see
+      `rope.angles`.
+    window: how many positions a query of the layer sees; None for all.
+    caches: the layer's part of the caches.
+    mesh: the devices; None for one device.
+  """
+
+  positions: Int[Array, 'B T']
+  segments: Int[Array, 'B T'] | None
+  parents: Int[Array, 'B T'] | None
+  angles: tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
+  window: Int[Array, ''] | int | None
+  caches: Sequence[KVCache]
+  mesh: jax.sharding.Mesh | None

@@ -132,7 +132,7 @@ def parts(
 
 def main(argv: list[str]) -> None:
   del argv
-  values = known_models.find(_MODEL.value)
+  values, _ = known_models.CONFIGS.get(_MODEL.value, (None, 0))
   if values is None:
     raise SystemExit(f'--model: one of {", ".join(known_models.CONFIGS)}')
   chip = chips.find(_CHIP.value)

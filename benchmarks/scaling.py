@@ -22,10 +22,10 @@ from typing import Any
 
 import jax
 
-from vtokens import plan, recipes
+from vtokens import recipes
 from vtokens.devices import chips
 from vtokens.host import errors, writers
-from vtokens.planning import aot, flops, hlo
+from vtokens.planning import aot, estimate, flops, hlo, known_models
 
 MODELS = {
   'Mistral 7B': 'mistralai/Mistral-7B-Instruct-v0.1',
@@ -123,11 +123,11 @@ COMPUTED = (
 PREFIX, SUFFIX = 540, 57
 ROW = (2304, 256)
 # Share of the peak in arithmetic, and of the data sheet's bandwidth of the
-# interconnect; TPUs as in `plan.estimate`.
+# interconnect; TPUs as in `estimate.step_time`.
 EFFICIENCY = {
-  'v5e': plan.EFFICIENCY['tpu'],
-  'v5p': plan.EFFICIENCY['tpu'],
-  'H100 SXM': plan.EFFICIENCY['gpu'],
+  'v5e': estimate.EFFICIENCY['tpu'],
+  'v5p': estimate.EFFICIENCY['tpu'],
+  'H100 SXM': estimate.EFFICIENCY['gpu'],
 }
 BANDWIDTH = {'v5e': 0.5, 'v5p': 0.5, 'H100 SXM': 0.8}
 # Dollars of a chip for an hour.
@@ -155,7 +155,7 @@ def compile_run(run: Run) -> dict[str, Any]:
   """What `vtokens.plan` says of it, as far as the tables need that."""
   target = aot.find_target(SLICES[run.slice], run.slices)
   try:
-    found = plan.plan(_config(run), target, decoding=False)
+    found = estimate.plan_run(_config(run), target, decoding=False)
   except errors.UserError as e:
     return {'fits': False, 'refused': True, 'problem': str(e)}
   return {**found['programs']['training step'], 'refused': False}
@@ -205,9 +205,9 @@ def memory(run: Run) -> float:
 def _shapes(run: Run):
   """Config, base, rows of a device in a microbatch, longest row."""
   cfg = _config(run)
-  base = plan.read_architecture(MODELS[run.model])
+  base = known_models.read_architecture(MODELS[run.model])
   rows = run.batch / cfg.data.examples_per_row / run.accumulation
-  return cfg, base, rows / run.mesh[0] / run.mesh[1], plan.row_shape(cfg)
+  return cfg, base, rows / run.mesh[0] / run.mesh[1], programs.row_shape(cfg)
 
 
 def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
@@ -259,7 +259,7 @@ def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
   for row in found['collectives']:
     if row['kind'] == hlo.BETWEEN_SLICES:
       continue
-    sent = row['times'] * plan.traffic(row)
+    sent = row['times'] * estimate.traffic(row)
     # TPUs' compiler does some gathers as all-reduces; see docs/scaling.md.
     if (
       row['kind'] in ('all-gather', 'all-reduce')

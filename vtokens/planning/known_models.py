@@ -1,6 +1,14 @@
-"""Architectures of known models, where their files are not at hand."""
+"""Architectures of bases, also of known models whose files are not at hand."""
 
 from typing import Any
+
+import huggingface_hub
+from etils import epath
+
+from vtokens.host import errors, paths
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families import registry
+from vtokens.models.files import gguf_weights, hf_directory
 
 _LLAMA2 = {
   'model_type': 'llama',
@@ -85,8 +93,8 @@ _MISTRAL_V3 = {
   'sliding_window': None,
 }
 
-# Of each hub id the fields of its config.json that decide the architecture, and
-# the number of parameters that the hub counts in its files.
+# Hub id -> the fields of config.json that decide the architecture, and the
+# number of parameters that the hub counts in the files.
 CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
   'mistralai/Mistral-7B-v0.1': (_MISTRAL, 7_241_732_096),
   'mistralai/Mistral-7B-Instruct-v0.1': (_MISTRAL, 7_241_732_096),
@@ -190,7 +198,30 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
 }
 
 
-def find(path: str) -> dict[str, Any] | None:
-  """What config.json says of a model, by its hub id."""
-  found = CONFIGS.get(path)
-  return None if found is None else found[0]
+def read_architecture(path: str) -> DecoderConfig:
+  """Reads the architecture of a base without its weights.
+
+  Args:
+    path: as `config.base.path`.
+
+  Raises:
+    errors.UserError: the base is not found or not supported.
+  """
+  path = paths.resolve(path)
+  paths.check_on_disk(path)
+  if path.endswith('.gguf'):
+    return gguf_weights.GGUFSource(path).config
+  if epath.Path(path).exists():
+    return hf_directory.read_config(path)
+  if path in CONFIGS:
+    return registry.from_hf(CONFIGS[path][0], path)
+  try:
+    file = huggingface_hub.hf_hub_download(path, 'config.json')
+  # The hub's errors, and those of its HTTP client.
+  except Exception as e:
+    raise errors.UserError(
+      f'config.base.path: {path} is no local path, its config.json cannot be '
+      f'had from the hub ({str(e).splitlines()[0]}), and it is not among the '
+      f'models known here: {", ".join(CONFIGS)}'
+    ) from e
+  return hf_directory.read_config(epath.Path(file).parent)

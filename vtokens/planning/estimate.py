@@ -1,0 +1,217 @@
+"""Whether a run fits devices, how long its steps take, and what would help."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vtokens import config
+from vtokens.devices import chips, partitioning
+from vtokens.host import writers
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.planning import (
+  abstract_step,
+  aot,
+  flops,
+  hlo,
+  known_models,
+  programs,
+)
+
+# Share of the peak that a training step reaches, by platform. MaxText's
+# published runs of 16B to 128B models on v5e-256 have 0.56 to 0.67
+# (https://github.com/AI-Hypercomputer/maxtext, configs/v5e/README.md); Llama 3
+# 405B had 0.38 to 0.43 on H100s (arXiv 2407.21783, section 3.3.2).
+EFFICIENCY = {'tpu': 0.55, 'gpu': 0.4}
+# Share of the data sheet's bandwidth of the interconnect that collectives
+# reach. Most collectives of TPUs use the links of one direction of the torus
+# only. NVLink reaches 370 of 450 GB/s
+# (https://jax-ml.github.io/scaling-book/gpus).
+INTERCONNECT = {'tpu': 0.5, 'gpu': 0.8}
+
+
+def plan_run(
+  cfg: config.Config, target: aot.Target, *, decoding: bool = True
+) -> dict[str, Any]:
+  """Compiles the programs of a run and estimates the time of a step.
+
+  Args:
+    cfg: a validated config.
+    target: the slice or machine.
+    decoding: whether to compile the programs of evaluation.
+
+  Returns:
+    JSON values: the figures of each program, `fits`, and the estimates.
+
+  Raises:
+    errors.UserError: base, batch and mesh do not fit one another.
+  """
+  base = dataclasses.replace(
+    known_models.read_architecture(cfg.base.path),
+    context_length=cfg.context_length,
+    kernels=cfg.base.attention == 'auto',
+  )
+  mesh = partitioning.make_mesh(cfg.mesh.shape, target.devices)
+  found = programs.compile_programs(cfg, base, mesh, target, decoding=decoding)
+  train = found['training step']
+  result = {
+    'base': cfg.base.path,
+    'dtype': cfg.base.dtype,
+    'quantize': cfg.base.quantize,
+    'topology': target.name,
+    'chip': dataclasses.asdict(target.chip),
+    'devices': len(target.devices),
+    'mesh': dict(mesh.shape),
+    'batch_size': cfg.data.batch_size,
+    'row_shape': list(programs.row_shape(cfg)),
+    'remat': cfg.train.remat,
+    'accumulation_steps': cfg.train.accumulation_steps,
+    'programs': found,
+    'fits': all(program['fits'] for program in found.values()),
+    'memory_bytes': target.memory,
+    'jax': jax.__version__,
+  }
+  if train['fits']:
+    result['estimate'] = step_time(cfg, base, mesh, target.chip, train)
+  return result
+
+
+def step_time(
+  cfg: config.Config,
+  base: DecoderConfig,
+  mesh: jax.sharding.Mesh,
+  chip: chips.Chip,
+  train: dict[str, Any],
+) -> dict[str, float]:
+  """Estimates a training step of full rows: the slowest of three resources.
+
+  Arithmetic runs at `EFFICIENCY` of the peak, with padding and recomputation.
+  HBM reads the weights once in each of three passes. The interconnect moves the
+  collectives at `INTERCONNECT` of the data sheet's bandwidth, without the
+  traffic between slices. The three overlap.
+
+  Args:
+    cfg: a validated config.
+    base: the architecture of its base.
+    mesh: the devices.
+    chip: one of them.
+    train: figures of the training step; see `aot.compile_program`.
+
+  Returns:
+    Seconds of each resource, `step_seconds`, `examples_per_second`,
+    `needed_flops`, the `efficiency` assumed, and `mfu` of the arithmetic that
+    the method needs for rows without padding.
+  """
+  per_row = cfg.data.examples_per_row
+  draws = cfg.virtual_tokens.draws_per_example
+  prefix, suffix = programs.row_shape(cfg)
+  prefix, suffix = prefix // per_row, suffix // per_row
+  answer = cfg.data.max_answer_tokens
+  suffixes = [
+    (0 if number else prefix, prefix, suffix // draws, answer)
+    for number in range(draws)
+  ]
+  needed = cfg.data.batch_size * flops.train_flops(base, suffixes)
+  done = needed
+  if cfg.train.remat:
+    done += 2.0 * flops.matrix_weights(base) * cfg.data.batch_size * suffix
+  passes = 3 * cfg.train.accumulation_steps
+  moved = sum(
+    row['times'] * traffic(row)
+    for row in train['collectives']
+    if row['kind'] != hlo.BETWEEN_SLICES
+  )
+  platform = partitioning.platform(mesh)
+  efficiency = EFFICIENCY[platform]
+  seconds = {
+    'arithmetic_seconds': done / mesh.size / (efficiency * chip.flops),
+    'hbm_seconds': passes
+    * abstract_step.matrix_bytes(
+      base, jnp.dtype(cfg.base.dtype), cfg.base.quantize
+    )
+    / mesh.shape['tensor']
+    / chip.bandwidth,
+    'interconnect_seconds': moved
+    / (INTERCONNECT[platform] * chip.interconnect),
+  }
+  step = max(seconds.values())
+  return {
+    **seconds,
+    'step_seconds': step,
+    'examples_per_second': cfg.data.batch_size / step,
+    'needed_flops': needed,
+    'efficiency': efficiency,
+    'mfu': needed / mesh.size / chip.flops / step,
+  }
+
+
+def traffic(row: dict[str, Any]) -> float:
+  """Bytes that a device sends in one run of a collective.
+
+  Args:
+    row: of a program's `collectives`.
+  """
+  factor = 1.0
+  if row['kind'] == 'all-reduce':
+    factor = 2.0  # It goes round twice.
+  elif row['kind'] == 'reduce-scatter':
+    # A device keeps one part and sends all others.
+    factor = max(row['devices'] - 1, 1)
+  return factor * row['bytes']
+
+
+def advise(cfg: config.Config, target: aot.Target) -> str | None:
+  """Finds the cheapest change of the config that makes a run fit.
+
+  Args:
+    cfg: the config, which does not fit.
+    target: the slice or machine.
+
+  Returns:
+    Flags that change it; None if no change helps.
+  """
+  devices = len(target.devices)
+  rows = cfg.data.batch_size // cfg.data.examples_per_row
+  changes: list[dict[str, Any]] = []
+  mesh = {}
+  over_all = (target.num_slices, devices // target.num_slices, 1)
+  if tuple(cfg.mesh.shape) != over_all and rows % devices == 0:
+    mesh = {'mesh.shape': over_all}
+    changes.append(mesh)
+  if not cfg.train.remat:
+    changes.append({**mesh, 'train.remat': True})
+  accumulation = cfg.train.accumulation_steps
+  while rows % (2 * accumulation * devices) == 0:
+    accumulation *= 2
+    changes.append(
+      {**mesh, 'train.remat': True, 'train.accumulation_steps': accumulation}
+    )
+  if cfg.eval.batch_size > devices:
+    changes.append(
+      {**(changes[-1] if changes else {}), 'eval.batch_size': devices}
+    )
+  # Last, because it changes what the base computes.
+  if cfg.base.quantize == 'none':
+    most = changes[-1] if changes else {}
+    changes += [
+      {**most, 'base.quantize': method} for method in ('int8', 'int4')
+    ]
+  for change in changes:
+    overrides = ' '.join(
+      f'--config.{name}={value}'.replace(' ', '')
+      for name, value in change.items()
+    )
+    writers.say(f'trying {overrides}')
+    if plan_run(_with(cfg, change), target)['fits']:
+      return overrides
+  return None
+
+
+def _with(cfg: config.Config, changes: dict[str, Any]) -> config.Config:
+  """A config with some fields changed."""
+  for name, value in changes.items():
+    section, field = name.split('.')
+    part = dataclasses.replace(getattr(cfg, section), **{field: value})
+    cfg = dataclasses.replace(cfg, **{section: part})
+  return cfg

@@ -1,0 +1,142 @@
+"""The programs of a run, compiled for devices that are not there."""
+
+from typing import Any
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+
+from vtokens import config
+from vtokens.devices import partitioning
+from vtokens.evaluation.asking import answering
+from vtokens.method import generate, optim, steps
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.planning import abstract_step, aot
+
+
+def compile_programs(
+  cfg: config.Config,
+  base: DecoderConfig,
+  mesh: jax.sharding.Mesh,
+  target: aot.Target,
+  *,
+  decoding: bool = True,
+) -> dict[str, dict[str, Any]]:
+  """Compiles what a run executes: training, and the answers of evaluation.
+
+  Args:
+    cfg: a validated config.
+    base: the architecture of its base.
+    mesh: the devices of the target.
+    target: the slice or machine.
+    decoding: whether to compile the programs of evaluation.
+
+  Returns:
+    By the name of each program its figures; see `aot.compile_program`.
+
+  Raises:
+    errors.UserError: base, batch and mesh do not fit one another.
+  """
+  rows = cfg.data.batch_size // cfg.data.examples_per_row
+  partitioning.check_batch(mesh, rows // cfg.train.accumulation_steps)
+  graph, params = abstract_step.base(
+    base, jnp.dtype(cfg.base.dtype), mesh, cfg.base.quantize
+  )
+  lowered = _lower_train(cfg, base, graph, params, mesh)
+  programs = {'training step': aot.compile_program(lowered, target)[1]}
+  if decoding:
+    programs |= _compile_decoding(cfg, base, graph, params, mesh, target)
+  return programs
+
+
+def row_shape(cfg: config.Config) -> tuple[int, int]:
+  """Tokens of the longest row, which needs most memory: prefix, suffix."""
+  if cfg.data.shapes:
+    return cfg.data.shapes[-1]
+  per_row = cfg.data.examples_per_row
+  prefix = per_row * cfg.data.max_prefix_tokens
+  draws = cfg.virtual_tokens.draws_per_example
+  suffix = per_row * draws * cfg.data.max_suffix_tokens
+  if cfg.virtual_tokens.position == 'first':
+    return (per_row, prefix + suffix)
+  return prefix, suffix
+
+
+def _lower_train(
+  cfg: config.Config,
+  base: DecoderConfig,
+  graph: nnx.GraphDef,
+  params: nnx.State,
+  mesh: jax.sharding.Mesh,
+) -> jax.stages.Lowered:
+  optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+  per_row = cfg.data.examples_per_row
+  draws = cfg.virtual_tokens.draws_per_example
+  size = (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim)
+  state = abstract_step.state(optimizer, size, mesh)
+  return steps.jit_train_step(graph, optimizer, state, cfg.train).lower(
+    state,
+    params,
+    abstract_step.batch(
+      cfg.data.batch_size // per_row,
+      row_shape(cfg),
+      per_row * draws * cfg.data.max_answer_tokens,
+      mesh,
+      packed=per_row > 1,
+      draws=draws,
+    ),
+  )
+
+
+def _compile_decoding(
+  cfg: config.Config,
+  base: DecoderConfig,
+  graph: nnx.GraphDef,
+  params: nnx.State,
+  mesh: jax.sharding.Mesh,
+  target: aot.Target,
+) -> dict[str, dict[str, Any]]:
+  """Evaluation encodes passages once, then answers for all numbers of k."""
+  rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
+  branches = len(set(cfg.eval.num_active))
+  prefix, suffix = answering.ROUND
+  prefix = answering.round_up(cfg.data.max_prefix_tokens, prefix)
+  longest = min(branches * cfg.data.max_suffix_tokens, answering.SUFFIX_BUDGET)
+  batch = abstract_step.batch(
+    rows,
+    (prefix, answering.round_up(longest, suffix)),
+    branches,
+    mesh,
+    packed=True,
+  )
+  lowered = generate.encode_prefix.lower(
+    params, batch.prefix, batch.prefix_positions, graph=graph
+  )
+  compiled, encode = aot.compile_program(lowered, target)
+  if compiled is None:
+    return {'passages': encode}
+  cache = jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    lowered.out_info,
+    compiled.output_shardings,
+  )
+  of_vocab: Any = jax.ShapeDtypeStruct((base.vocab_size,), bool)
+  eos_id: Any = jax.ShapeDtypeStruct((), jnp.int32)
+  table = jax.ShapeDtypeStruct(
+    (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim), jnp.float32
+  )
+  answer = generate.generate.lower(
+    params,
+    table,
+    cache,
+    generate.Suffixes(
+      batch.suffix,
+      batch.suffix_positions,
+      batch.suffix_segments if branches > 1 else None,
+      batch.targets,
+    ),
+    generate.Endings(eos_id, of_vocab, of_vocab, of_vocab),
+    graph=graph,
+    max_new_tokens=cfg.eval.max_new_tokens,
+  )
+  return {'passages': encode, 'answers': aot.compile_program(answer, target)[1]}

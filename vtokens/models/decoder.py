@@ -16,7 +16,7 @@ from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 
-# Of the residual stream, for many tokens to a row and for one.
+# Axes of the residual stream: with many tokens in a row, and with one.
 _RESIDUAL_AXES = ('batch', None, None)
 _STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
 
@@ -169,7 +169,7 @@ class Decoder(nnx.Module):
         body, prevent_cse=False, policy=partitioning.keep_products
       )
     x = partitioning.constrain(x, self.mesh, axes)
-    # For all kinds of attention alike: kernels have no gradient of them.
+    # Kernels compute no gradient of caches, so no kind of attention does.
     kv = jax.lax.stop_gradient([(cache.k, cache.v) for cache in caches])
     x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
     return self.norm(x), KVCache(k, v, positions, segments)
@@ -181,14 +181,14 @@ class Decoder(nnx.Module):
     *,
     segments: Int[Array, 'B T'] | None = None,
   ) -> KVCache:
-    """The cache of `__call__` without any before it, and nothing else.
+    """The cache that `__call__` makes of tokens without caches before them.
 
-    Forward only. What follows the last layer's keys and values is not computed.
+    Forward only. It stops after the keys and values of the last layer.
 
     Args:
-      x: see `__call__`; likewise the rest.
-      positions: of the tokens.
-      segments: of the tokens.
+      x: embeddings of the tokens; see `__call__`.
+      positions: positions of the tokens, int32; -1 marks padding.
+      segments: segments of the tokens; see `__call__`.
     """
     x = self._scale(x)
     select, kinds = _layer_kinds(self.config, positions)
@@ -210,8 +210,8 @@ class Decoder(nnx.Module):
     def note(kv, new, i):
       return kv[0].at[i].set(new.k), kv[1].at[i].set(new.v)
 
-    # Weights by number and the cache as a carry: as inputs and outputs of a
-    # scan, those of all layers but one would have to be copied.
+    # The loop indexes the weights and carries the cache. A scan over all layers
+    # but the last would copy both.
     def body(i, carry):
       x, kv = carry
       run, tokens = layer(i)
@@ -289,9 +289,9 @@ def abstract_decoder(
 
   Args:
     config: the architecture.
-    dtype: of its weights.
+    dtype: dtype of the weights.
     mesh: see `Decoder`.
-    method: of `config.Base.quantize`, for the matrices of its layers.
+    method: how the layers' matrices are quantised; see `config.Base.quantize`.
   """
 
   def make() -> Decoder:
@@ -315,9 +315,9 @@ def _layer_kinds(
   """What differs between the layers, in a form that a scan can carry.
 
   Returns:
-    A function from one layer's entry to its angles (see `rope.angles`) and
-    window; and the entries, one per layer. They are traced only where layers
-    do differ: constants make better programs.
+    A function from the entry of one layer to its angles (see `rope.angles`) and
+    window, and the entries, one for each layer. Entries are traced only where
+    layers differ: constants make better programs.
   """
   dim = config.rotary_dim or config.head_dim
   length = config.context_length or config.longest_sequence
@@ -328,7 +328,7 @@ def _layer_kinds(
   if len(set(kinds)) == 1:
     return lambda _: (angles[0], windows[0]), None
   table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
-  # No sequence has so many positions: all is within that window.
+  # No sequence has so many positions, so this window shows everything.
   unlimited = np.iinfo(np.int32).max // 2
   entries = np.array(
     [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
   import jax.numpy as jnp
 
 
-# Of a field that is no part of `identity` while it has its default. Any field
-# that is added has to be one: the fingerprints of bases stay.
+# Metadata of a field that `identity` leaves out while it has its default. Every
+# new field needs it, or the fingerprints of all bases change.
 _LATER = {'later': True}
 
 
@@ -96,7 +96,7 @@ class DecoderConfig:
     layer_pattern: kinds of the layers from the first on, repeated as often as
       needed.
     rotary_dim: leading values of a head that are rotated, even; None for all.
-    activation: of the MLP's gate, silu or gelu_tanh.
+    activation: activation of the MLP's gate, silu or gelu_tanh.
     qkv_bias: whether the projections to q, k and v have a bias.
     out_bias: whether the projection out of attention has one.
     qk_norm: RMSNorm of queries and keys: none, head (each head by itself,
@@ -107,12 +107,12 @@ class DecoderConfig:
     scale_embeddings: whether embeddings are multiplied by sqrt(D).
     query_scalar: attention scores are divided by its square root; None for H.
     attention_softcap: c in `c * tanh(score / c)`; None for none.
-    logit_softcap: likewise of the logits.
+    logit_softcap: the same for the logits.
     context_length: longest sequence that will be run; None for
       `longest_sequence`. Only rope types dynamic and longrope depend on it.
     kernels: whether attention may have kernels; see `config.Base.attention`.
-    attention: of each block; None for `attention.Attention`.
-    mlp: of each block; None for `layers.GatedMLP`.
+    attention: makes each block's attention; None for `attention.Attention`.
+    mlp: makes each block's MLP; None for `layers.GatedMLP`.
   """
 
   vocab_size: int
@@ -146,7 +146,7 @@ class DecoderConfig:
   mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
 
   def __post_init__(self):
-    # ValueError: who builds it from a file adds the file's name.
+    # ValueError: the reader of the file adds its name.
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_heads={self.num_heads} is not a multiple of '
@@ -169,8 +169,8 @@ class DecoderConfig:
   def longest_sequence(self) -> int:
     """How many tokens the model is made for.
 
-    Configs with scaled positions give the length before or after scaling;
-    where one says before, it is stretched here.
+    Configs with scaled positions give the length before or after scaling. A
+    length before scaling is stretched here.
     """
     lengths = [self.max_positions]
     for kind in self.layer_pattern:

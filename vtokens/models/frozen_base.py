@@ -1,4 +1,4 @@
-"""The frozen base: weights, tokenizer and identity, from wherever it lies."""
+"""The frozen base: weights, tokenizer and identity."""
 
 import dataclasses
 import itertools
@@ -31,9 +31,9 @@ class FrozenBase:
     graph: structure of the `Decoder`.
     params: its weights.
     tokenizer: its tokenizer.
-    fingerprint: see `weights.fingerprint`; of the files, so the same however
-      the matrices are kept.
-    quantize: how they are; see `config.Base`.
+    fingerprint: see `weights.fingerprint`. It identifies the files, however the
+      matrices are kept.
+    quantize: how the matrices are kept; see `config.Base`.
   """
 
   path: str
@@ -51,12 +51,14 @@ class FrozenBase:
 
 @dataclasses.dataclass(frozen=True)
 class OpenBase:
-  """A base of which all is known but the weights, which are not loaded.
+  """A base whose weights are not loaded.
 
   Attributes:
     settings: where it is, its dtype and how its matrices are kept.
-    source: of its weights.
-    config: see `FrozenBase`; likewise the rest.
+    source: source of its weights.
+    config: its architecture.
+    tokenizer: its tokenizer.
+    fingerprint: see `FrozenBase`.
   """
 
   settings: config.Base
@@ -115,9 +117,9 @@ def open_base(
   """
   path = resolve(settings.path)
   source, architecture = _open(path)
-  # Before anything is sized by a number of the config.
+  # First: numbers of the config size arrays below.
   weights.check_shapes(source, architecture)
-  # Of the base itself, so not of how long this run's sequences are.
+  # Without `context_length`: it belongs to the run, not to the base.
   fingerprint = weights.fingerprint(source, architecture)
   tokenizer = load_tokenizer(path, architecture.vocab_size)
   return OpenBase(
@@ -166,10 +168,10 @@ def revision(path: str) -> str:
 
 
 def commit(path: str) -> str:
-  """That of what huggingface_hub has in its cache; '' for other paths.
+  """The commit of a path in the cache of huggingface_hub; '' for others.
 
   Args:
-    path: as huggingface_hub gave it, of a repository or a file in it.
+    path: path of a repository or of a file in it.
   """
   parts = pathlib.Path(path).parts
   # models--ORG--NAME/snapshots/COMMIT/...
@@ -213,8 +215,7 @@ def resolve(path: str) -> str:
       # Mistral's and Meta's own form of the same weights.
       ignore_patterns=['consolidated*', 'original/*'],
     )
-  # Besides the hub's own errors, those of its HTTP client, which is another
-  # package from version to version.
+  # The hub's errors and those of its HTTP client, which differs by version.
   except Exception as e:
     raise errors.UserError(
       f'config.base.path: {path} is no local path, and as a Hugging Face id '

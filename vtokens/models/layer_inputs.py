@@ -14,9 +14,9 @@ class LayerInputs:
   """All that one layer needs besides the residual stream.
 
   Attributes:
-    positions: of the new tokens, int32; -1 marks padding.
-    segments: see `Decoder.__call__`; likewise `parents`.
-    parents: which segment of the caches each token goes on from.
+    positions: positions of the new tokens, int32; -1 marks padding.
+    segments: see `Decoder.__call__`.
+    parents: see `Decoder.__call__`.
     angles: cosines and sines of the layer's rotary embedding; see
       `rope.angles`.
     window: how many positions a query of the layer sees; None for all.

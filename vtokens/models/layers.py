@@ -22,19 +22,19 @@ def param(
   inputs: int | None = None,
   active: float = 1.0,
 ) -> nnx.Param:
-  """A weight, with the metadata that all else goes by.
+  """A weight and its metadata.
 
-  By them it is sharded, stored in files, quantised and counted.
+  They say how it is sharded, stored in files, quantised and counted.
 
   Args:
     rngs: random streams; only `params` is used.
     shape: dimensions.
     axes: one logical name per dimension; `partitioning.LOGICAL_AXIS_RULES`
       says over which mesh axis each is sharded.
-    dtype: of the stored weight.
+    dtype: dtype of the stored weight.
     init: initialiser; normal with standard deviation 0.02 if None.
-    inputs: of a matrix, how many leading axes a product contracts; 0 for a
-      table of rows, None for what files store as one axis.
+    inputs: how many leading axes of a matrix a product contracts; 0 for a
+      table of rows, None for a weight that files store as one axis.
     active: share of the matrix that one token meets, e.g. that of its experts.
   """
   init = init or jax.nn.initializers.normal(0.02)
@@ -68,7 +68,7 @@ class RMSNorm(nnx.Module):
     shape: the last dimensions of the input, which are normed together.
     axes: their logical names.
     config: its `norm_eps` and `norm_offset`.
-    dtype: of the stored scale.
+    dtype: dtype of the stored scale.
     rngs: not used; for `param`.
   """
 

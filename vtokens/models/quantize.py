@@ -1,12 +1,12 @@
 """The layers' matrices in 8 or 4 bits, quantised as they are loaded.
 
-Written here because qwix (0.1.8) keeps no room for what this is about: its
-einsum leaves the dequantised weights for the backward pass, which a scan stacks
-to the whole model, and its arrays carry no logical axes to be loaded by.
+qwix (0.1.8) would not save the memory: its einsum keeps the dequantised weights
+for the backward pass, which a scan stacks to the whole model. Its arrays also
+carry no logical axes, which loading needs.
 
 int8 has a scale for each output channel, int4 one for each group of rows along
-the contracted dimension; both are symmetric, a weight being value * scale. What
-a layer has besides (norms, biases), embedding and head stay in `base.dtype`.
+the contracted dimension; both are symmetric: a weight is value * scale. Norms,
+biases, embedding and head stay in `base.dtype`.
 """
 
 import functools
@@ -28,19 +28,20 @@ _LARGEST = {'int8': 127, 'int4': 7}
 
 
 class Matrix(nnx.Module):
-  """A quantised matrix, its contracted axes made one and its outputs, too.
+  """A quantised matrix with one contracted axis and one output axis.
 
   Args:
     values: see below.
-    scales: likewise.
-    axes: logical ones of the matrix, contracted ones first. Of those that are
-      made one, only the first may be sharded.
-    shape: of the matrix.
+    scales: see below.
+    axes: logical axes of the matrix, contracted ones first. Only the first of
+      axes that are merged may be sharded.
+    shape: shape of the matrix before its axes are merged.
     inputs: how many of its axes are contracted.
 
   Attributes:
-    values: int8 or int4, `C O`.
-    scales: of int8 `O`, f32; of int4 `C/g O`, bf16, with g rows to a group.
+    values: array of shape [C, O], int8 or int4.
+    scales: for int8 an array of shape [O], float32; for int4 of shape [C/g, O],
+      bfloat16, with g rows in a group.
     inputs: how many axes C is made of.
     outputs: the axes that O is made of.
   """
@@ -144,15 +145,15 @@ def _multiply(x: Array, values: Array, scales: Array) -> Array:
   values = _as_stored(values)
   if scales.ndim == 2:
     return x @ dequantise(values, scales, x.dtype)
-  # int8 is exact in bfloat16. What devices sum up over a contracted axis is
-  # in x's dtype, as it is without quantisation.
+  # int8 is exact in bfloat16. Devices sum over a contracted axis in x's dtype,
+  # as without quantisation.
   y = x @ values.astype(x.dtype)
   return (y * scales).astype(x.dtype)
 
 
 def _forward(x: Array, values: Array, scales: Array):
-  # Not the dequantised weights: of all layers they would be the whole model.
-  # Nor by `_product`, in which `keep_products` would see no product.
+  # It keeps no dequantised weights: all layers' would be the whole model. It
+  # does not call `_product`, in which `keep_products` would see no product.
   return _multiply(x, values, scales), (values, scales)
 
 

@@ -94,7 +94,7 @@ def check(rope: Rope | None, dim: int) -> None:
 
 
 def regime(rope: Rope, length: int) -> str | None:
-  """Says what a run's longest sequence makes of it; None if nothing."""
+  """Says how the longest sequence of a run decides scaling; None if not."""
   if rope.type not in ('dynamic', 'longrope'):
     return None
   long = length > rope.original_max_positions

@@ -1,4 +1,4 @@
-"""Shapes, dtypes and places of what a step takes, without any values."""
+"""Shapes, dtypes and shardings of the arguments of a step, without values."""
 
 import math
 from typing import Any
@@ -27,7 +27,7 @@ def base(
 
   Args:
     config: the architecture.
-    dtype: of its weights.
+    dtype: dtype of its weights.
     mesh: the devices.
     method: by which its matrices are quantised; see `config.Base.quantize`.
 
@@ -35,7 +35,7 @@ def base(
     errors.UserError: a weight cannot be cut evenly over the mesh.
   """
   if method != 'none':
-    # Heads have to be dealt out evenly, of which quantised ones know nothing.
+    # Quantised matrices have no axis of heads, which must be divisible, too.
     base(config, dtype, mesh)
   graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
   placed = []
@@ -59,7 +59,7 @@ def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
 
   Args:
     config: the architecture.
-    dtype: of its weights.
+    dtype: dtype of its weights.
     method: see `base`.
   """
   params = nnx.state(abstract_decoder(config, dtype, None, method))
@@ -76,11 +76,11 @@ def state(
   shape: tuple[int, int],
   mesh: jax.sharding.Mesh,
 ) -> TrainState:
-  """What training changes.
+  """The state that training changes.
 
   Args:
-    optimizer: of the table.
-    shape: of the table.
+    optimizer: optimizer of the table.
+    shape: shape of the table.
     mesh: the devices; moments lie as the table does.
 
   Raises:
@@ -122,7 +122,7 @@ def batch(
   """A training batch.
 
   Args:
-    rows: of the whole batch.
+    rows: rows of the whole batch.
     shape: prefix and suffix length of a row.
     num_targets: targets of a row.
     mesh: the devices.

@@ -18,8 +18,8 @@ from vtokens.planning import gpus, hlo
 
 # What Pallas' kernels are called in a program of TPUs and of GPUs.
 _KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
-# Whose kernels do a product is measured on the device. Without one Triton's are
-# guessed, and some do not compile; those of cuBLAS need no compiler.
+# XLA measures on the device which kernels to use for a product. Without one it
+# guesses Triton's, and some do not compile. cuBLAS's need no compiler.
 _GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 _GIB = 2**30
 
@@ -149,7 +149,7 @@ def compile_program(
 
   Args:
     lowered: the program.
-    target: what it is lowered for.
+    target: the target that it is lowered for.
 
   Returns:
     The program, and JSON values: `fits`; `bytes` per device, the collectives

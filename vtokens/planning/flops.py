@@ -1,4 +1,4 @@
-"""How much arithmetic the method needs, padding and recomputation apart.
+"""How much arithmetic the method needs, without padding and recomputation.
 
 With M weights of the layers' matrices, a token that only goes forward costs 2 M
 floating point operations, a multiplication and an addition each (Kaplan et al.,
@@ -38,7 +38,7 @@ def matrix_weights(config: DecoderConfig) -> int:
 def train_flops(
   config: DecoderConfig, lengths: Sequence[Sequence[int]]
 ) -> float:
-  """Of one training step: forward and backward for the table's gradient.
+  """FLOPs of one training step: forward, and backward to the table.
 
   Scores that a causal mask leaves out do not count; windows are taken for full
   attention. Of attention over the passages the gradient needs that of the

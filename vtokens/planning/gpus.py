@@ -1,4 +1,4 @@
-"""What the compiler of NVIDIA's GPUs has to know of a card that is not there.
+"""Properties of NVIDIA's cards that their compiler needs without a card.
 
 The figures are those of XLA's target configs, h100_sxm, h200 and a100_sxm_80
 (https://github.com/openxla/xla, xla/backends/gpu/target_config/specs).
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 # Cards that NVLink joins in one machine.
 MOST_CARDS = 8
-# Of a card's memory that a process of JAX takes, if nothing else is said
+# Share of a card's memory that a process of JAX takes by default
 # (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
 _SHARE = 0.75
 _SHARE_VARIABLES = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')

@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices, read from its HLO text."""
+"""Reads from HLO text what a compiled program moves between devices."""
 
 import dataclasses
 import math
@@ -185,7 +185,7 @@ def _called(line: str) -> Iterator[str]:
 
 
 def _result(kind: str, opcode: str, shape: str) -> tuple[int, ...]:
-  """Bytes of what an instruction gives, its operands apart."""
+  """Bytes of the result of an instruction, without its operands."""
   if kind == BETWEEN_SLICES:  # (operand, context, token)
     return tuple(_nbytes(*part) for part in _SHAPE.findall(shape)[:1])
   sizes = tuple(_nbytes(*part) for part in _SHAPE.findall(shape))

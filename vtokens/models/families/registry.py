@@ -29,7 +29,7 @@ _BUILT_IN = (
 # Where other packages name their families.
 ENTRY_POINTS = 'vtokens.families'
 
-# What transformers acts on in a config of any family, and this decoder has not.
+# Fields on which transformers acts in any family and this decoder does not.
 _NEVER = (
   'quantization_config',
   'per_layer_config',  # Layers of other sizes, or without some parts.

@@ -1,7 +1,7 @@
-"""Whether the header of a GGUF file is whole, before its numbers are believed.
+"""Checks the header of a GGUF file before its numbers are used.
 
-The gguf package makes as many objects as a header says that there are, also
-past the end of the file. Layout: github.com/ggml-org/ggml, docs/gguf.md.
+The gguf package makes as many objects as the header says, even past the end of
+the file. Layout: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 import mmap

@@ -92,7 +92,7 @@ class GGUFSource:
     }
 
   def metadata(self, key: str) -> Any:
-    """A value of any type, as the file has it; None if it has not."""
+    """A value of the metadata, of any type; None where it is missing."""
     return self._metadata.contents(key)
 
   def _hf_names(self, tensors: dict[str, gguf.ReaderTensor]) -> dict[str, str]:
@@ -287,5 +287,5 @@ def _rope_scaling(
 
 def _floats(tensor: gguf.ReaderTensor) -> list[float]:
   if tensor.data.ndim != 1 or tensor.data.dtype.kind != 'f':
-    return []  # Refused with the number that there should be.
+    return []  # Refused later, with the number that is expected.
   return [float(value) for value in tensor.data]

@@ -16,9 +16,9 @@ from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 _FLOATS = {'F16': 2, 'BF16': 2, 'F32': 4}
 # Tensors of at most so many values go into the fingerprint whole: all norms.
 _SMALL = 1 << 16
-# What makes transformers put an adapter on the weights.
+# With this file transformers puts an adapter on the weights.
 _ADAPTER = 'adapter_config.json'
-# What is read of a model besides its weights.
+# Files of a model that are read besides its weights.
 _FILES = (
   'config.json',
   'generation_config.json',
@@ -42,8 +42,8 @@ _AGAIN = 'download or copy it again'
 class SafetensorsSource:
   """The safetensors files of a directory.
 
-  A file is opened for each read: what was read of one that stays open counts
-  to the memory of the process.
+  A file is opened for each read: pages of an open file count to the memory of
+  the process.
 
   Raises:
     errors.UserError: there are none, only pickled ones, or a file that the
@@ -155,7 +155,7 @@ def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def check_files(directory: str | pathlib.Path) -> None:
-  """Raises if a file of a model is none that can be read.
+  """Raises if a file of a model cannot be read.
 
   Raises:
     errors.UserError: one is a directory, a pipe or a device, or far too large.
@@ -177,8 +177,8 @@ def check_files(directory: str | pathlib.Path) -> None:
 def _check_adapter(directory: pathlib.Path, has_weights: bool) -> None:
   """Raises if transformers would put an adapter on the weights.
 
-  Which of the two is meant, only its owner knows: PEFT leaves such files beside
-  weights that were merged, too.
+  Only the owner knows whether it is meant: PEFT leaves such files beside merged
+  weights, too.
   """
   path = directory / _ADAPTER
   if not path.exists():

@@ -16,7 +16,7 @@ from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry
 
-# Bytes read at a time: what the host holds besides the shard that it fills.
+# Bytes read at a time, which the host holds besides the shard that it fills.
 BLOCK_BYTES = 64 << 20
 
 # Rows and columns transposed at a time, and how many threads do that.
@@ -59,12 +59,12 @@ class Weight:
   Attributes:
     names: the tensor, for each layer.
     stacked: whether the parameter has a leading axis of layers.
-    shape: of one layer's parameter.
+    shape: shape of one layer's parameter.
     stored: its shape in the file: its rows alone, where the tensor holds
       other parameters as well.
     inputs: how many of its leading axes are the stored tensor's second; 0 for
       one that is not transposed.
-    first_row: of the tensor.
+    first_row: first row of the tensor.
   """
 
   names: tuple[str, ...]
@@ -89,7 +89,7 @@ class Weight:
       layer: which one; 0 for a parameter that is not stacked.
       index: one slice of each axis of `shape`. Axes are sharded only where
         the part stays a block of rows and columns of the stored tensor.
-      out: what to fill: of the part's shape, contiguous, of any dtype.
+      out: contiguous array of the part's shape and any dtype, to be filled.
       progress: called with the number of stored bytes just read.
     """
     name = self.names[layer]

@@ -36,7 +36,7 @@ from vtokens.models.files.weight_map import (
 
 INDEX_FILE = 'model.safetensors.index.json'
 SINGLE_FILE = 'model.safetensors'
-# Tensors that an error gives a line each.
+# An error has a line for each of so many tensors.
 _LISTED = 8
 
 
@@ -55,13 +55,13 @@ def load_decoder(
   """Builds the decoder and fills it from a source.
 
   The host holds a few layers of one parameter at a time, and each process
-  reads only what its own devices hold. Where matrices are quantised, that is
-  all that there ever is of them in float, on the host and on the devices.
+  reads only what its own devices hold. Matrices that are quantised are never
+  in float as a whole, on the host or on the devices.
 
   Args:
     source: the tensors.
     config: the architecture.
-    dtype: of the weights on the device.
+    dtype: dtype of the weights on the device.
     mesh: over which `partitioning.LOGICAL_AXIS_RULES` lays the weights.
     method: by which matrices of layers are quantised, from the stored values
       whatever the dtype; see `config.Base.quantize`.
@@ -139,11 +139,11 @@ def load_decoder(
       if path in variables:
         kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
       else:
-        # Exact, whatever is stored: scales are those of the model itself.
+        # Exact for every stored dtype, so scales do not depend on it.
         kind = np.dtype(np.float32)
         paths = [(*path, 'values'), (*path, 'scales')]
-        # On the devices, where the scales of a matrix that is cut along what
-        # they are for come out as they would of a whole one.
+        # On the devices: a matrix that is cut over them gets the scales of the
+        # whole matrix.
         convert = jax.jit(
           quantize.stacked(weight.inputs, method),
           out_shardings=tuple(
@@ -176,13 +176,13 @@ def load_decoder(
 def _stacked_sharding(
   mesh: jax.sharding.Mesh, variable: nnx.Param
 ) -> jax.sharding.NamedSharding:
-  """That of a parameter of all layers."""
+  """The sharding of a parameter of all layers."""
   axes = variable.get_metadata('axes')
   return partitioning.named_sharding(mesh, ('layers', *axes))
 
 
 def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param) -> Array:
-  """What layers are written into."""
+  """An empty parameter that layers are written into."""
   zeros = functools.partial(jnp.zeros, variable.shape, variable.dtype)
   return jax.jit(zeros, out_shardings=_stacked_sharding(mesh, variable))()
 
@@ -227,7 +227,7 @@ def _listed(kind: str, names: Sequence[str]) -> str:
 
 
 def _renamed(missing: Sequence[str], surplus: Sequence[str]) -> str:
-  """What to do if the tensors only have other names."""
+  """Advice if the tensors only have other names."""
   if not missing or not surplus:
     return ''
   prefix = errors.common_prefix(surplus)

@@ -126,6 +126,7 @@ def assert_table_as_before(found, before):
     np.testing.assert_array_equal(table(found), table(before))
 
 
+@pytest.mark.slow
 def test_training_goes_on(unpack, capsys):
   unpack('half', 'finished')
   before = files('half')
@@ -152,6 +153,7 @@ def test_training_goes_on(unpack, capsys):
   assert summary('half')['k'].keys() == summary('finished')['k'].keys()
 
 
+@pytest.mark.slow
 def test_training_afresh_gives_the_same_table(unpack):
   unpack('finished')
   train.main(settings('tiny.py', workdir='fresh'))
@@ -173,6 +175,7 @@ def test_a_finished_run_is_left_as_it_is(unpack):
   assert summary('finished')['table_sha256'] == sha256(rows)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_asked(unpack):
   unpack('finished')
   found = ask.ask('finished', QUESTION, PASSAGES)

@@ -237,7 +237,11 @@ def test_what_is_advised_first(monkeypatch, quantize):
     (('h200:2x2',), '--topology h200:2x2: expected h200:N'),
     (('h100:8', '--num_slices=2'), '--num_slices=2: h100:8 is a machine'),
     (('v5e:2x2', '--config.mesh.shape=(3,1,1)'), 'each of the 4 devices'),
-    (('v5e:2x2', '--config.base.path=no/such'), 'no/such is no local path'),
+    pytest.param(
+      ('v5e:2x2', '--config.base.path=no/such'),
+      'no/such is no local path',
+      marks=pytest.mark.slow,
+    ),
   ],
 )
 def test_mistakes(tmp_path, arguments, message):

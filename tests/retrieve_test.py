@@ -193,6 +193,7 @@ def test_a_finished_run_is_not_done_again(case):
   assert index.stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', [6, 11])
 def test_killed_again_and_again_it_ends_with_the_same(case, step):
   workdir, index_dir = f'killed{step}', f'killed-index{step}'

@@ -291,9 +291,8 @@ def test_what_csv_writes_is_read(tmp_path_factory, texts):
   ]
 
 
-def test_ids_are_found_again_after_many(monkeypatch):
-  monkeypatch.setattr(corpus._SeenIds, '_MAX_RECENT', 10)
-  seen = corpus._SeenIds()
+def test_ids_are_found_again_after_many():
+  seen = corpus.SeenIds(max_recent=10)
   names = [f'id {i}' for i in range(1000)]
   assert not any(seen.add(name) for name in names)
   assert all(seen.add(name) for name in names)

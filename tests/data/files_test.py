@@ -103,7 +103,7 @@ def test_shape(tmp_path, content, shape):
 def test_arrays_in_chunks_of_any_size(
   tmp_path, monkeypatch, value, indent, ensure_ascii, chunk
 ):
-  monkeypatch.setattr(json_rows, '_CHUNK', chunk)
+  monkeypatch.setattr(json_rows, 'CHUNK_BYTES', chunk)
   text = json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
   content = text.encode('utf-8', 'surrogatepass')
   path = write(tmp_path / 'a.json', content + b' \n')

@@ -132,8 +132,8 @@ def test_a_batch_depends_only_on_seed_and_step(make, draw, per_row):
 
 def test_more_draws_change_nothing_else(make):
   """The same examples, passages and answers, whose first k is the same."""
-  one = make(draw='uniform')._mixture
-  three = make(draw='uniform', draws=3)._mixture
+  one = make(draw='uniform').mixture
+  three = make(draw='uniform', draws=3).mixture
   drawn = set()
   for place in itertools.product([0, 1], [0, 1], range(11)):
     a, b = one.draw(*place), three.draw(*place)
@@ -226,7 +226,7 @@ def examples_of(batch, r):
 @pytest.mark.parametrize('draw', ['uniform', 'per_batch'])
 def test_what_is_in_a_batch(make, directory, per_row, draws, draw):
   batches = make(examples_per_row=per_row, draw=draw, draws=draws)
-  encoder = batches._encoder
+  encoder = batches.encoder
   by_id = {f'r{i}': row(i) for i in range(23)}
   drawn = set()
   for host in take(batches, 0, 12):
@@ -302,7 +302,7 @@ def test_the_position_changes_only_where_virtual_tokens_stand(
   found = {}
   for position in ('first', 'middle', 'last'):
     batches = make(position=position, **settings)
-    encoder = batches._encoder
+    encoder = batches.encoder
     start, end = encoder.before(chat).tolist(), encoder.turn_end(chat).tolist()
     examples = []
     for host in take(batches, 0, 12):

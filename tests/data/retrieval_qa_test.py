@@ -125,7 +125,7 @@ def test_too_large_for_memory(tmp_path, monkeypatch):
   # setup.py does not install it, so that .ci/run never skips this.
   if importlib.util.find_spec('tensorflow'):
     pytest.skip('TensorFlow is installed: tfds sorts on disk')
-  monkeypatch.setattr(retrieval_qa, '_memory_limit', lambda: 1000)
+  monkeypatch.setattr(retrieval_qa, 'memory_limit', lambda: 1000)
   with pytest.raises(errors.UserError, match="runner='beam'"):
     retrieval_qa.write(
       str(tmp_path), 'numbers', {'train': lambda: iter(RECORDS)}

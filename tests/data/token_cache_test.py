@@ -22,7 +22,7 @@ from vtokens.data.checks import BadRecords
 from vtokens.data.containment import Matcher
 from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.data.records import GOLD, Passage, Record
-from vtokens.host import errors
+from vtokens.host import checksums, errors, writers
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
 
 
@@ -110,7 +110,7 @@ def assert_same(found: token_set.TokenSet, records, encoder, depth=9):
 def test_what_is_kept_is_what_encoding_gives(
   encoder, tmp_path, monkeypatch, chunk
 ):
-  monkeypatch.setattr(token_cache, '_CHUNK', chunk)
+  monkeypatch.setattr(token_cache, 'CHUNK_RECORDS', chunk)
   found = tokenize(RECORDS, encoder, tmp_path)
   assert_same(found, RECORDS, encoder)
   assert_same(pickle.loads(pickle.dumps(found)), RECORDS, encoder)
@@ -235,12 +235,13 @@ def test_a_damaged_set_that_cannot_be_made_again(
 def test_processes_of_a_run_check_once(encoder, tmp_path, monkeypatch, capsys):
   made = tokenize(RECORDS, encoder, tmp_path)
   checked = []
-  problem = token_cache._problem
-  monkeypatch.setattr(
-    token_cache,
-    '_problem',
-    lambda path: (checked.append(path), problem(path))[1],
-  )
+  problem = checksums.problem
+
+  def check(path, files):
+    checked.append(path)
+    return problem(path, files)
+
+  monkeypatch.setattr(checksums, 'problem', check)
 
   def start(run):
     checked.clear()
@@ -267,7 +268,7 @@ def test_processes_of_a_run_check_once(encoder, tmp_path, monkeypatch, capsys):
 def test_a_damaged_partial_file_is_made_again(
   encoder, tmp_path, monkeypatch, capsys
 ):
-  monkeypatch.setattr(token_cache, '_CHUNK', 2)
+  monkeypatch.setattr(token_cache, 'CHUNK_RECORDS', 2)
 
   def stop_after(count):
     seen = iter(range(count))
@@ -375,7 +376,7 @@ from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
 from data import token_cache_test
 
-token_cache._CHUNK = 2
+token_cache.CHUNK_RECORDS = 2
 
 def slow():
   for record in token_cache_test.RECORDS:
@@ -407,14 +408,15 @@ def test_a_killed_run_goes_on_where_it_was(encoder, tmp_path, monkeypatch):
   assert 2 <= len(times) < 6
   assert not list(directory.glob('*/meta.json'))
 
-  monkeypatch.setattr(token_cache, '_CHUNK', 2)
+  monkeypatch.setattr(token_cache, 'CHUNK_RECORDS', 2)
   saved = []
-  save = token_cache._save_npz
-  monkeypatch.setattr(
-    token_cache,
-    '_save_npz',
-    lambda path, arrays: (saved.append(path.name), save(path, arrays)),
-  )
+  write_bytes = writers.write_bytes
+
+  def write(path, data):
+    saved.append(path.name)
+    write_bytes(path, data)
+
+  monkeypatch.setattr(writers, 'write_bytes', write)
   found = tokenize(RECORDS, encoder, directory)
   assert_same(found, RECORDS, encoder)
   assert sorted([*saved, *times]) == [f'{i:06d}.npz' for i in range(6)]
@@ -445,7 +447,7 @@ def test_a_directory_that_cannot_be_written(encoder, tmp_path):
 @pytest.mark.parametrize('size', [2_000, 20_000])
 def test_a_full_disk_leaves_no_half_file(size, encoder, tmp_path, monkeypatch):
   """While chunks are written, and while they are put together."""
-  monkeypatch.setattr(token_cache, '_CHUNK', 8)
+  monkeypatch.setattr(token_cache, 'CHUNK_RECORDS', 8)
   records = [record(i) for i in range(800)]
   with file_limit.at(size), pytest.raises(errors.UserError, match='cannot be'):
     tokenize(records, encoder, tmp_path)

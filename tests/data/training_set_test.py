@@ -344,6 +344,6 @@ def test_the_order_of_sources_counts(tokenizer, write, make_config):
   for train in (paths, paths[::-1]):
     cfg = make_config(train=tuple(train))
     mixture, _, _ = _open(cfg, tokenizer)
-    [source] = mixture._sources
-    orders.append([source.id(i) for i in range(2)])
+    members = [Member(dataset=0, source=0, index=i) for i in range(2)]
+    orders.append([mixture.id(member) for member in members])
   assert orders == [['q0', 'q1'], ['q1', 'q0']]

@@ -265,6 +265,7 @@ def test_one_has_a_bug(tmp_path):
   assert re.search(r"error: process 1 \(\S+\) failed: 'oh'", outputs[0])
 
 
+@pytest.mark.slow
 def test_one_is_killed(tmp_path):
   codes, outputs, seconds = _run(tmp_path, 'kill', 1)
   assert codes == [1, -signal.SIGKILL, 1], '\n'.join(outputs)
@@ -273,6 +274,7 @@ def test_one_is_killed(tmp_path):
     assert 'error: process 1 has shown no sign of life' in outputs[number]
 
 
+@pytest.mark.slow
 def test_the_first_is_killed(tmp_path):
   """It held the messages: JAX itself ends the others, and says so."""
   codes, outputs, seconds = _run(tmp_path, 'kill', 0)

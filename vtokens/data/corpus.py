@@ -62,7 +62,7 @@ def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
     RecordError: a file cannot be read to its end or has no passage, or a
       passage is bad and the policy is 'error'.
   """
-  seen = _SeenIds()
+  seen = SeenIds()
   for path in _resolve(paths):
     num_good = report.num_good
     for row in _rows(path):
@@ -220,16 +220,15 @@ def kilt_id(wikipedia_id: str, paragraph: int) -> str:
   return f'{wikipedia_id}:{paragraph}'
 
 
-class _SeenIds:
+class SeenIds:
   """A set of strings, stored as 64-bit hashes.
 
   An old entry takes 8 bytes, a recent one about 80. There are at most an eighth
-  as many recent entries as old ones.
+  as many recent entries as old ones, or `max_recent`.
   """
 
-  _MAX_RECENT = 1 << 18
-
-  def __init__(self) -> None:
+  def __init__(self, max_recent: int = 1 << 18) -> None:
+    self._max_recent = max_recent
     self._old = array.array('Q')  # sorted
     self._recent: set[int] = set()
 
@@ -242,7 +241,7 @@ class _SeenIds:
       return True
     self._recent.add(key)
     # Sorting ever more rarely as the set grows keeps the work near linear.
-    if len(self._recent) >= max(self._MAX_RECENT, len(self._old) // 8):
+    if len(self._recent) >= max(self._max_recent, len(self._old) // 8):
       recent = np.fromiter(self._recent, np.uint64, len(self._recent))
       merged = np.concatenate([np.frombuffer(self._old, np.uint64), recent])
       self._old = array.array('Q', np.sort(merged).tobytes())

@@ -223,6 +223,8 @@ class TrainBatches:
     local_rows: rows of each batch that this process makes; None for all.
 
   Attributes:
+    mixture: the training examples.
+    encoder: encoder of the run's prompts.
     batch_rows: number of rows of a whole batch.
     shapes: (prefix, suffix) lengths that a batch may have.
   """
@@ -237,19 +239,19 @@ class TrainBatches:
     seed: int,
     local_rows: np.ndarray | None = None,
   ):
-    self._mixture = mixture
+    self.mixture = mixture
     self._data = data
     self._tokens = tokens
     self._assembler = assembler
-    self._encoder = assembler.encoder
+    self.encoder = assembler.encoder
     self._chat = assembler.in_chat(None)
-    self._before = len(self._encoder.before(self._chat))
+    self._before = len(self.encoder.before(self._chat))
     # Passages vary most in length; with `first` they are in the suffix.
     self._by_suffix = assembler.position == 'first'
     most = max(1, data.passages.number[1])
     for policy in data.mixture.passages.values():
       most = max(most, policy.number[1])
-    self._heads = [len(self._encoder.head(i + 1)) for i in range(most)]
+    self._heads = [len(self.encoder.head(i + 1)) for i in range(most)]
     self._vocab_size = vocab_size
     self._seed = seed
     self.batch_rows = data.batch_size // data.examples_per_row
@@ -264,7 +266,7 @@ class TrainBatches:
   def _choose_shapes(self) -> tuple[batching.Shape, ...]:
     size = self._data.batch_size * self._data.window_batches
     plans = []
-    sample = min(_SAMPLE, _SAMPLE_EPOCHS * sum(self._mixture.sizes))
+    sample = min(_SAMPLE, _SAMPLE_EPOCHS * sum(self.mixture.sizes))
     for number in range(max(2, sample // size)):
       examples = [self._plan(*place) for place in self._windows[number]]
       plans.append(self._form_rows(examples)[1:])
@@ -280,7 +282,7 @@ class TrainBatches:
 
   def _plan(self, dataset: int, epoch: int, index: int) -> Planned:
     """Draws an example and computes its lengths without reading ids."""
-    mixture = self._mixture
+    mixture = self.mixture
     member = mixture.member(dataset, index)
     draw = mixture.draw(dataset, epoch, index)
     lens = [mixture.passage_lens(passage) for passage in draw.passages]
@@ -368,7 +370,7 @@ class TrainBatches:
         packed=data.examples_per_row > 1,
         draws=draws,
       ),
-      ids=tuple(self._mixture.id(e.member) for e in everything),
+      ids=tuple(self.mixture.id(e.member) for e in everything),
       lengths=planned.lengths,
       real_tokens=planned.real_tokens,
       computed_tokens=self.batch_rows * sum(planned.shape),
@@ -378,9 +380,9 @@ class TrainBatches:
 
   def _read(self, planned: Planned, num_active: Sequence[int]) -> list[Example]:
     """Reads an example; returns it once for each number of virtual tokens."""
-    draw, mixture = planned.draw, self._mixture
+    draw, mixture = planned.draw, self.mixture
     example = assemble.join(
-      self._encoder,
+      self.encoder,
       [(passage.rank, mixture.passage(passage)) for passage in draw.passages],
       mixture.prompt(planned.member),
       mixture.answer(planned.member, draw.answer),

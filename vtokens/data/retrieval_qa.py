@@ -245,7 +245,7 @@ def write(
       if e.name != 'tensorflow':
         raise
       raise errors.UserError(
-        f'A split of {name} is larger than the {_memory_limit() / 2**30:.0f} '
+        f'A split of {name} is larger than the {memory_limit() / 2**30:.0f} '
         "GiB that are sorted in memory (60 % of this machine's). Build it "
         "with runner='beam' on a cluster, keep fewer passages "
         '(max_passages), or pip install tensorflow, with which '
@@ -261,7 +261,7 @@ def _quiet_tfds() -> Iterator[None]:
   Above `MAX_MEM_BUFFER_SIZE` tfds sorts on disk, which needs TensorFlow.
   """
   limit, verbosity = shuffle.MAX_MEM_BUFFER_SIZE, logging.get_verbosity()
-  shuffle.MAX_MEM_BUFFER_SIZE = _memory_limit()
+  shuffle.MAX_MEM_BUFFER_SIZE = memory_limit()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()
   try:
@@ -273,7 +273,7 @@ def _quiet_tfds() -> Iterator[None]:
     tfds.enable_progress_bar()
 
 
-def _memory_limit() -> int:
+def memory_limit() -> int:
   """Bytes of records that one process may sort: 60 % of the memory."""
   total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
   return total * 6 // 10

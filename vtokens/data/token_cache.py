@@ -41,7 +41,7 @@ from vtokens.host import checksums, claimed_directory, errors, writers
 _VERSION = 1
 _FORMAT = 2
 # Records of one partial file: some seconds of work.
-_CHUNK = 2048
+CHUNK_RECORDS = 2048
 # Directory among the partial files, in which they are joined.
 _JOINED = 'joined'
 _Arrays = dict[str, np.ndarray]
@@ -213,7 +213,7 @@ def _is_whole(path: pathlib.Path) -> bool:
 
 def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
   iterator = iter(records)
-  while chunk := list(itertools.islice(iterator, _CHUNK)):
+  while chunk := list(itertools.islice(iterator, CHUNK_RECORDS)):
     yield chunk
 
 

@@ -18,7 +18,7 @@ from vtokens.data.files.compressed_lines import (
 )
 from vtokens.data.records import RecordError
 
-_CHUNK = 1 << 20  # bytes
+CHUNK_BYTES = 1 << 20
 
 
 def load_json(path: str) -> Any:
@@ -57,7 +57,7 @@ def _check_size(path: str) -> None:
   """Raises a `RecordError` if a document is too large to load."""
   limit, size = max_document(), 0
   with opened(path) as file:
-    while size <= limit and (block := file.read(_CHUNK)):
+    while size <= limit and (block := file.read(CHUNK_BYTES)):
       size += len(block)
   if size > limit:
     raise RecordError(
@@ -181,10 +181,10 @@ def array_items(path: str) -> Iterator[Row]:
           more = ''.join(itertools.islice(chunks, want))
           if not more:
             _bad_array(path, number, str(e))
-          if len(text) - at + len(more) > MAX_ROW + want * _CHUNK:
+          if len(text) - at + len(more) > MAX_ROW + want * CHUNK_BYTES:
             _bad_array(path, number, f'an item of over {MAX_ROW:,} characters')
           text, at = text[at:] + more, 0
-          want = min(2 * want, max(1, MAX_ROW // _CHUNK))
+          want = min(2 * want, max(1, MAX_ROW // CHUNK_BYTES))
         except (RecursionError, ValueError) as e:
           _bad_array(path, number, str(e))
       if value is _END:
@@ -196,7 +196,7 @@ def array_items(path: str) -> Iterator[Row]:
 
 def _text_chunks(file: IO[bytes]) -> Iterator[str]:
   decoder = codecs.getincrementaldecoder('utf-8')('surrogateescape')
-  size = _CHUNK
+  size = CHUNK_BYTES
   data = file.read(size).removeprefix(codecs.BOM_UTF8)
   while data:
     if text := decoder.decode(data):

@@ -9,6 +9,7 @@ from vtokens import config
 from vtokens.data import sources, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
+from vtokens.data.mixture import Member
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 

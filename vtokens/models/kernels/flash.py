@@ -60,13 +60,13 @@ def attend(
   parents: Int[Array, 'B T'] | None = None,
   interpret: bool = False,
 ) -> Float[Array, 'B T N H']:
-  """`attention.attend`, of which nothing flows back into the caches.
+  """`attention.attend` without gradients of the caches.
 
   FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): a block of queries
-  goes over the blocks of keys that its segments have, first those of the caches
-  and then the new ones, and no score is written to memory. Gradients are those
-  of q and of the new keys and values; the caches are of a frozen prefix, from
-  which `Decoder` cuts gradients off.
+  goes over the blocks of keys that its segments have, first in the
+  caches and then in the new tokens. It writes no score to memory. q and the new
+  keys and values have gradients; the caches hold a frozen prefix, from which
+  `Decoder` cuts gradients off.
 
   Args:
     q: rotated queries.
@@ -97,7 +97,7 @@ def attend(
 
 @struct.dataclass
 class _Context:
-  """What nothing flows back into.
+  """The arguments without gradients.
 
   Attributes:
     positions: of the new tokens, `B T` int32.

@@ -30,7 +30,7 @@ Keys = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """What is known of a call when it is compiled; see `flash.attend`."""
+  """Settings of a call that are compiled in; see `flash.attend`."""
 
   scale: float
   softcap: float | None
@@ -288,14 +288,14 @@ class _Program:
     return jnp.arange(width) < self.sizes.head_dim
 
   def scores(self, q: Array, k: Array) -> Array:
-    """Of queries and keys, nothing masked."""
+    """The scores of queries and keys without a mask."""
     scores = self.triton.dot(q, k) * self.settings.scale
     return layers.softcap(scores, self.settings.softcap)
 
   def through_scores(self, of_scores: Array, scores: Array) -> Array:
-    """The gradient of q times k, from that of what `scores` made of it.
+    """The gradient of q times k from the gradient of `scores`.
 
-    Without the scale, by which the sum is multiplied in the end.
+    It lacks the scale, which multiplies the sum in the end.
     """
     cap = self.settings.softcap
     if cap is not None:
@@ -344,7 +344,7 @@ class _Program:
 
 
 def _outer(*masks: Array | None) -> Array | None:
-  """The mask of a block, of those of its axes; None for all."""
+  """Joins the masks of a block's axes; None where nothing is masked."""
   if len(masks) == 1:
     return masks[0]
   rows, columns = masks

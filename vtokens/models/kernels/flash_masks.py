@@ -24,11 +24,11 @@ class Part:
     numbers: segments of the keys, `B S` int32.
     first: the first block of keys that each block of queries needs, `B I`
       int32.
-    begin: the first of those of which all its queries see all keys, so that
-      nothing is to be masked, `B I` int32.
-    end: of these, `B I` int32.
-    last: of those that it needs, the end, `B I` int32. All four are the same
-      where it needs none.
+    begin: the first block that needs no mask, because all its keys are seen by
+      all queries, `B I` int32.
+    end: the end of the blocks without a mask, `B I` int32.
+    last: the end of the blocks that it needs, `B I` int32. All four are the
+      same where it needs none.
     from_row: the first block of queries that needs each block of keys, `B J`
       int32.
     to_row: the end of these, `B J` int32.
@@ -84,7 +84,7 @@ def make_part(
     segments: which of the keys' segments each of them sees.
     keys: the part.
     window: see `attend`.
-    own: whether the keys are those of the same tokens.
+    own: whether the keys belong to the same tokens.
   """
   numbers = keys.segments
   if segments is None or numbers is None:

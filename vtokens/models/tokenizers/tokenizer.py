@@ -73,12 +73,12 @@ class Tokenizer:
     more_end_ids: Sequence[int] = (),
     num_rows: int | None = None,
   ):
-    """Wraps a fast tokenizer, of which it keeps its own copies.
+    """Wraps copies of a fast tokenizer.
 
     Args:
-      tokenizer: of transformers.
-      more_end_ids: that the model is known to end an answer with.
-      num_rows: of the model's embedding matrix; None if it has one for each
+      tokenizer: a tokenizer of transformers.
+      more_end_ids: further ids with which the model ends an answer.
+      num_rows: rows of the model's embedding matrix; None for one for each
         token. Tokens beyond (`<image_soft_token>` of Gemma 3, which the models
         for text have no row for) are none here: no method gives or takes their
         ids, which are those of virtual tokens.
@@ -279,7 +279,7 @@ class Tokenizer:
 
   @property
   def special_texts(self) -> frozenset[str]:
-    """What stands for special tokens where a program reads them in text."""
+    """The texts in which programs read special tokens."""
     added = self._trusted.get_added_tokens_decoder().values()
     return frozenset(token.content for token in added if token.special)
 

@@ -175,7 +175,7 @@ def make_vtokens_step(
   from vtokens.data import assemble, batching, pipeline
   from vtokens.devices import partitioning
   from vtokens.method import losses, optim, steps
-  from vtokens.method import virtual_tokens as virtual
+  from vtokens.method.virtual_tokens import TABLE
   from vtokens.planning import abstract_step
 
   architecture = dataclasses.replace(architecture, kernels=task.kernels)
@@ -236,7 +236,7 @@ def make_vtokens_step(
 
     def nll(table, params, batch):
       decoder = nnx.merge(graph, jax.lax.stop_gradient(params))
-      x = virtual.embed(decoder, table, batch.suffix)
+      x = TABLE.embed(decoder, table, batch.suffix)
       hidden, _ = decoder(
         x, batch.suffix_positions, segments=batch.suffix_segments
       )
@@ -249,10 +249,12 @@ def make_vtokens_step(
 
     @jax.jit
     def step(state, params, batch):
-      loss, grad = jax.value_and_grad(nll)(state.table, params, batch)
-      updates, opt_state = optimizer.update(grad, state.opt_state, state.table)
+      loss, grad = jax.value_and_grad(nll)(state.trained, params, batch)
+      updates, opt_state = optimizer.update(
+        grad, state.opt_state, state.trained
+      )
       new = steps.TrainState(
-        optax.apply_updates(state.table, updates), opt_state, state.step + 1
+        optax.apply_updates(state.trained, updates), opt_state, state.step + 1
       )
       return new, {'loss': loss, 'grad_norm': optax.tree.norm(grad)}
 

@@ -48,7 +48,9 @@ for count in json.loads(sys.argv[1]):
     shape = tuple(count if i == axis else 1 for i in range(3))
     mesh = partitioning.make_mesh(shape, jax.devices()[:count])
     graph, params = abstract.base(base, jnp.dtype('float32'), mesh)
-    state = abstract.state(optimizer, (50, base.embed_dim), mesh)
+    state = abstract.state(
+    optimizer, jax.ShapeDtypeStruct((50, base.embed_dim), jnp.float32), mesh
+  )
     batch = abstract.batch(16, (256, 64), 16, mesh, packed=False)
     text = steps.jit_train_step(
       graph, optimizer, state, config.Train()

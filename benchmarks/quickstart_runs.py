@@ -86,7 +86,7 @@ class Setting:
 
   def initial_table(self, base: frozen_base.FrozenBase) -> np.ndarray:
     """The table before the first step, `P D` f32."""
-    return virtual_tokens.initial_table(
+    return virtual_tokens.TABLE.init(
       self.cfg.virtual_tokens, base.decoder(), base.tokenizer, self.cfg.seed
     )
 
@@ -105,7 +105,7 @@ class Setting:
           host.batch, self.mesh, batches.batch_rows
         )
         state, values = step(state, base.params, batch)
-        yield float(values['loss']), np.asarray(state.table)
+        yield float(values['loss']), np.asarray(state.trained)
 
   def score(self, variants: Sequence[PromptVariant]) -> list[dict[str, Any]]:
     """EM, F1 and number of questions, for each variant."""

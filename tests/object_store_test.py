@@ -36,7 +36,7 @@ def place(tmp_path_factory):
 def _state(step):
   table = jnp.full((4, 8), float(step))
   return TrainState(
-    table=table, opt_state=optax.adam(1.0).init(table), step=jnp.int32(step)
+    trained=table, opt_state=optax.adam(1.0).init(table), step=jnp.int32(step)
   )
 
 

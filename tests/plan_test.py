@@ -179,7 +179,9 @@ def test_no_stack_of_matrices_is_laid_out_anew(method):
   mesh = partitioning.make_mesh((1, 1, 1), target.devices)
   graph, params = abstract_step.base(base, jnp.dtype('bfloat16'), mesh, method)
   optimizer = optim.make_optimizer(config.Optim(), 1000)
-  state = abstract_step.state(optimizer, (16, 1024), mesh)
+  state = abstract_step.state(
+    optimizer, jax.ShapeDtypeStruct((16, 1024), jnp.float32), mesh
+  )
   compiled = (
     steps.jit_train_step(graph, optimizer, state, config.Train(remat=True))
     .lower(
@@ -340,7 +342,9 @@ def test_only_the_table_goes_between_slices(accumulation):
   )
   graph, params = abstract_step.base(base, jnp.dtype('bfloat16'), mesh)
   optimizer = optim.make_optimizer(config.Optim(), 1000)
-  state = abstract_step.state(optimizer, (16, 512), mesh)
+  state = abstract_step.state(
+    optimizer, jax.ShapeDtypeStruct((16, 512), jnp.float32), mesh
+  )
   settings = config.Train(remat=True, accumulation_steps=accumulation)
   # As where a base in float32 was loaded before this one.
   with jax.default_matmul_precision('highest'):

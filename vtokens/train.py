@@ -203,7 +203,7 @@ def _prepare(
     tests=TestScores(run_dir, evaluator, inputs.test),
     identity=workdir.base_identity(inputs.base),
   )
-  initial = run.as_table(training_state.fetch_table(run.initial))
+  initial = run.as_table(training_state.fetch_trained(run.initial))
   most = tokens_variant(initial, max(cfg.eval.num_active))
   bare = [bare_variant(name) for name in cfg.eval.conditions]
   stop.run(lambda: prompter.check_fits(run.validation, [most], answers=True))

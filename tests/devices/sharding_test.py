@@ -71,7 +71,9 @@ for shape in eval(sys.argv[1]):
   mesh = partitioning.make_mesh(shape)
   graph, base = abstract.base(CONFIG, jnp.dtype('float32'), mesh)
   optimizer = optax.adam(1e-3)
-  state = abstract.state(optimizer, (16, 64), mesh)
+  state = abstract.state(
+    optimizer, jax.ShapeDtypeStruct((16, 64), jnp.float32), mesh
+  )
   batch = abstract.batch(16, (128, 48), 8, mesh, packed=True)
   programs = {
     f'train {remat}': jax.jit(

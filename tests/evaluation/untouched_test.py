@@ -134,14 +134,14 @@ def test_change_by_use_is_found(tiny_dir, tables, monkeypatch):
 def test_leak_of_the_table_is_found(
   tiny_dir, tables, monkeypatch, leak, message
 ):
-  original = virtual_tokens.embed
+  original = virtual_tokens.TABLE.embed
 
-  def leaks(decoder, table, ids):
+  def leaks(self, decoder, table, ids):
     return original(decoder, table, ids) + leak(table)
 
   # What was compiled before knows nothing of the leak.
   jax.clear_caches()
-  monkeypatch.setattr(virtual_tokens, 'embed', leaks)
+  monkeypatch.setattr(virtual_tokens.InputEmbeddings, 'embed', leaks)
   base = load(tiny_dir)
   with pytest.raises(errors.UserError, match=message):
     untouched.prove(lambda: base, base, tables)

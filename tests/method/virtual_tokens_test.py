@@ -26,9 +26,7 @@ def base(tiny_dir) -> frozen_base.FrozenBase:
 
 def initial(base, seed=0, **settings) -> np.ndarray:
   tokens = config.VirtualTokens(num_virtual_tokens=N, **settings)
-  return virtual_tokens.initial_table(
-    tokens, base.decoder(), base.tokenizer, seed
-  )
+  return virtual_tokens.TABLE.init(tokens, base.decoder(), base.tokenizer, seed)
 
 
 def rows_of(base, ids) -> np.ndarray:
@@ -40,7 +38,7 @@ def test_lookup_takes_each_id_from_its_table(base):
   v = base.config.vocab_size
   table = jnp.asarray(np.random.default_rng(0).normal(size=(N, 64)), 'float32')
   ids = jnp.asarray([[0, v - 1, v, v + N - 1, 5, v + 3]])
-  out = np.asarray(virtual_tokens.embed(decoder, table, ids))[0]
+  out = np.asarray(virtual_tokens.TABLE.embed(decoder, table, ids))[0]
   np.testing.assert_array_equal(out[[0, 1, 4]], rows_of(base, [0, v - 1, 5]))
   np.testing.assert_array_equal(out[[2, 3, 5]], table[np.array([0, N - 1, 3])])
 

@@ -159,7 +159,9 @@ def _step(method, remat, config=CONFIG):
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   graph, base = abstract_step.base(config, jnp.dtype('float32'), mesh, method)
   optimizer = optax.adam(1e-3)
-  state = abstract_step.state(optimizer, (4, config.embed_dim), mesh)
+  state = abstract_step.state(
+    optimizer, jax.ShapeDtypeStruct((4, config.embed_dim), jnp.float32), mesh
+  )
   batch = abstract_step.batch(2, (16, 8), 4, mesh, packed=False)
   step = steps.make_train_step(graph, optimizer, remat=remat)
   return step, (state, base, batch)
@@ -326,9 +328,9 @@ def run(shape):
   sharded = sum(
     x.addressable_shards[0].data.size < x.size
     for n, x in weights.iter_arrays(model) if n.endswith(('values', 'scales')))
-  like = abstract.state(optimizer, table.shape, mesh)
+  like = abstract.state(optimizer, jax.eval_shape(lambda: table), mesh)
   state = steps.TrainState(
-    table=jax.device_put(table, like.table.sharding),
+    trained=jax.device_put(table, like.trained.sharding),
     opt_state=optimizer.init(table),
     step=jax.device_put(jnp.zeros((), jnp.int32), like.step.sharding))
   step = jax.jit(steps.make_train_step(graph, optimizer))

@@ -32,7 +32,7 @@ def _state(step, value=0.0):
     lambda x: x + jnp.asarray(step + 3).astype(x.dtype), optimizer.init(table)
   )
   return steps.TrainState(
-    table=table, opt_state=opt_state, step=jnp.int32(step)
+    trained=table, opt_state=opt_state, step=jnp.int32(step)
   )
 
 
@@ -61,9 +61,9 @@ def test_nothing_saved(tmp_path):
 
 def test_round_trip_in_another_process_of_the_run(tmp_path):
   state = _state(7, value=1 / 3)
-  table = np.array(state.table)
+  table = np.array(state.trained)
   table[0] = [np.float32(1e-45), -0.0, 3.4e38, 1 / 3]  # Denormal, sign, large.
-  state = state.replace(table=jnp.asarray(table))
+  state = state.replace(trained=jnp.asarray(table))
   first = checkpoints.Checkpoints(tmp_path, 2)
   first.save(state, {'step': 7, 'train_seconds': 1.5, 'name': 'ä'})
   first.close()
@@ -74,7 +74,7 @@ def test_round_trip_in_another_process_of_the_run(tmp_path):
   assert isinstance(restored, steps.TrainState)
   # optax finds its own types again, or it could not go on.
   optimizer = optim.make_optimizer(config.Optim(), 200)
-  optimizer.update(restored.table, restored.opt_state, restored.table)
+  optimizer.update(restored.trained, restored.opt_state, restored.trained)
 
 
 def test_keeps_the_latest(tmp_path):
@@ -236,27 +236,27 @@ import jax, numpy, optax, sys
 import jax.numpy as jnp
 from vtokens.run import checkpoints
 from vtokens import config
-from vtokens.method import optim, steps
+from vtokens.method import optim, steps, virtual_tokens
 from vtokens.devices import partitioning
 from vtokens.host import writers
 
 mesh = partitioning.make_mesh((1, 2, 1))
-sharding = partitioning.named_sharding(mesh, partitioning.TABLE_AXES)
+sharding = partitioning.named_sharding(mesh, virtual_tokens.TABLE.axes())
 whole = partitioning.replicated(mesh)
 optimizer = optim.make_optimizer(config.Optim(), 200)
 table = jnp.zeros((3, 4))
 like = jax.tree.map(
   lambda x: jax.device_put(x, sharding if x.ndim == 2 else whole),
   steps.TrainState(
-    table=table, opt_state=optimizer.init(table), step=jnp.int32(0)
+    trained=table, opt_state=optimizer.init(table), step=jnp.int32(0)
   ),
 )
 restored, _ = checkpoints.Checkpoints(sys.argv[1], 2).restore(like)
-assert len(restored.table.addressable_shards) == 2
-for shard in restored.table.addressable_shards:
+assert len(restored.trained.addressable_shards) == 2
+for shard in restored.trained.addressable_shards:
   assert shard.data.shape == (3, 2)
 assert restored.opt_state[1][0].mu.sharding == sharding
-print(numpy.asarray(restored.table).tobytes().hex())
+print(numpy.asarray(restored.trained).tobytes().hex())
 """
 
 
@@ -276,7 +276,7 @@ def test_restores_over_more_devices(tmp_path):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  table = np.asarray(_state(2).table)
+  table = np.asarray(_state(2).trained)
   assert done.stdout.split() == [table.tobytes().hex()]
 
 
@@ -286,7 +286,7 @@ def test_is_small(tmp_path):
   optimizer = optax.adam(1e-3)
   table = jax.random.normal(jax.random.key(0), (50, 1024))
   state = steps.TrainState(
-    table=table, opt_state=optimizer.init(table), step=jnp.int32(1)
+    trained=table, opt_state=optimizer.init(table), step=jnp.int32(1)
   )
   state = jax.tree.map(lambda x: x + table if x.ndim else x, state)
   saved.save(state, {'step': 1})

@@ -24,7 +24,7 @@ from vtokens.scoring import metrics
 def _train_step(state, batch):
   """Adds the batch's number to the table; its loss is that number."""
   number = jnp.asarray(batch.prefix)[0, 0].astype(jnp.float32)
-  state = state.replace(table=state.table + number, step=state.step + 1)
+  state = state.replace(trained=state.trained + number, step=state.step + 1)
   return state, {'loss': number, 'grad_norm': number, 'tokens': jnp.ones(())}
 
 
@@ -99,7 +99,7 @@ class _Run:
 
   @property
   def table(self):
-    return float(self.loop.state.table[0, 0])
+    return float(self.loop.state.trained[0, 0])
 
 
 def _make(
@@ -125,7 +125,9 @@ def _make(
   state, progress = loop_hooks.resume(
     saved,
     jax.device_put(
-      steps.TrainState(table=jnp.zeros((1, 1)), opt_state=(), step=jnp.int32(0))
+      steps.TrainState(
+        trained=jnp.zeros((1, 1)), opt_state=(), step=jnp.int32(0)
+      )
     ),
   )
   step = int(state.step)
@@ -350,7 +352,7 @@ def test_killed_between_a_best_one_and_its_manifest(tmp_path, monkeypatch):
     run.loop.state
   )
   assert metadata['validation_loss'] == 0.5
-  assert float(best.table[0, 0]) == 1 + 2 + 3
+  assert float(best.trained[0, 0]) == 1 + 2 + 3
 
 
 def test_a_best_one_counts_without_a_latest_one(tmp_path):
@@ -389,7 +391,7 @@ def test_loss_that_is_not_finite(tmp_path, key, bad, step, last_good):
     state, values = _train_step(state, batch)
     if int(batch.prefix[0, 0]) == step:
       values[key] = jnp.float32(bad)
-      state = state.replace(table=state.table * jnp.nan)
+      state = state.replace(trained=state.trained * jnp.nan)
     return state, values
 
   run = _make(tmp_path, train_step=train_step, validates=False)
@@ -405,7 +407,7 @@ def test_table_that_an_update_broke(tmp_path):
   def train_step(state, batch):
     state, values = _train_step(state, batch)
     if int(batch.prefix[0, 0]) == 4:
-      state = state.replace(table=state.table + jnp.inf)
+      state = state.replace(trained=state.trained + jnp.inf)
     return state, values
 
   run = _make(tmp_path, train_step=train_step, validates=False)

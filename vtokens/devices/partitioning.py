@@ -31,8 +31,6 @@ LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...]] = {
   'vtoken_embed': ('fsdp', 'tensor'),
 }
 
-TABLE_AXES = ('vtoken', 'vtoken_embed')
-
 
 def make_mesh(
   shape: Sequence[int], devices: Sequence[jax.Device] | None = None

@@ -19,7 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from vtokens.devices import distributed
 from vtokens.host import errors
-from vtokens.method import generate, steps, virtual_tokens
+from vtokens.method import generate, steps
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder import num_params
 from vtokens.models.files import weights
 from vtokens.models.frozen_base import FrozenBase
@@ -197,9 +198,7 @@ def _piped(
   """Logits as training and evaluation come to them, table and all."""
   decoder = nnx.merge(graph, base)
   cache = steps.encode_prefix(decoder, prefix, prefix_positions)
-  hidden, _ = decoder(
-    virtual_tokens.embed(decoder, table, suffix), positions, [cache]
-  )
+  hidden, _ = decoder(TABLE.embed(decoder, table, suffix), positions, [cache])
   return decoder.logits(hidden)
 
 

@@ -17,7 +17,7 @@ from vtokens.evaluation.asking.answering import Answerer, round_up
 from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import aside, stopping, writers
-from vtokens.method import virtual_tokens
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.serving import prompt_ids
 from vtokens.serving.artifact import Artifact
@@ -183,6 +183,6 @@ def _forward(
   at: Int[Array, 'A'],
 ) -> Float[Array, 'A V']:
   decoder = nnx.merge(graph, params)
-  x = virtual_tokens.embed(decoder, table, ids)
+  x = TABLE.embed(decoder, table, ids)
   hidden, _ = decoder(x, positions)
   return decoder.logits(jnp.take(hidden[0], at, axis=0))

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from vtokens.method import steps, virtual_tokens
+from vtokens.method import steps
+from vtokens.method.trainable import Trainable, Values
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.kv_cache import KVCache
 
 
@@ -86,10 +88,12 @@ def encode_prefix(
   return steps.encode_prefix(nnx.merge(graph, base), prefix, positions)
 
 
-@functools.partial(jax.jit, static_argnames=('graph', 'max_new_tokens'))
+@functools.partial(
+  jax.jit, static_argnames=('graph', 'max_new_tokens', 'trainable')
+)
 def generate(
   base: nnx.State,
-  table: Float[Array, 'P D'],
+  trained: Values,
   cache: KVCache,
   suffixes: Suffixes,
   endings: Endings,
@@ -97,6 +101,7 @@ def generate(
   *,
   graph: nnx.GraphDef,
   max_new_tokens: int,
+  trainable: Trainable = TABLE,
 ) -> Int[Array, 'B C max_new_tokens']:
   """Generates tokens after the suffixes until all branches have ended.
 
@@ -104,26 +109,31 @@ def generate(
 
   Args:
     base: weights of the decoder.
-    table: the virtual tokens.
+    trained: values of the trainable.
     cache: keys and values of the prefixes; see `encode_prefix`.
     suffixes: what follows the prefixes.
     endings: which tokens end an answer.
     sampling: how tokens are drawn; None for the most likely one (greedy).
     graph: structure of the decoder.
     max_new_tokens: longest answer.
+    trainable: what was trained.
 
   Returns:
     Generated ids, with the token that ends a branch, then eos.
   """
   decoder = nnx.merge(graph, base)
+  before = [
+    cache,
+    *trainable.caches(decoder, trained, suffixes.positions, suffixes.segments),
+  ]
   hidden, kv = decoder(
-    virtual_tokens.embed(decoder, table, suffixes.ids),
+    trainable.embed(decoder, trained, suffixes.ids),
     suffixes.positions,
-    [cache],
+    before,
     segments=suffixes.segments,
   )
   rows, branches = suffixes.last.shape
-  # The cache of the passages is only read; this small one grows.
+  # The caches before are only read; this small one grows.
   tail = kv.with_room((max_new_tokens - 1) * branches)
   first_slot = suffixes.ids.shape[1]
   segments = None
@@ -158,7 +168,7 @@ def generate(
     hidden, kv = decoder(
       decoder.embed(token),
       length + step - 1,
-      [cache, tail],
+      [*before, tail],
       segments=segments,
       stationary=True,
     )

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from vtokens import config
 from vtokens.data.batch import Batch
-from vtokens.method import losses, virtual_tokens
+from vtokens.method import losses
+from vtokens.method.trainable import Trainable, Values
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
 
@@ -22,12 +24,13 @@ class TrainState:
   """All that training changes.
 
   Attributes:
-    table: embeddings of the virtual tokens; array of shape [P, D], float32.
-    opt_state: optax state of the table.
+    trained: the trainable's values; for the table of virtual tokens an array
+      of shape [P, D], float32.
+    opt_state: optax state of these.
     step: number of updates done; int32 scalar.
   """
 
-  table: Float[Array, 'P D']
+  trained: Values
   opt_state: optax.OptState
   step: Int[Array, '']
 
@@ -41,37 +44,41 @@ def encode_prefix(
   """Encodes prefixes; no gradient flows back through them.
 
   A prefix precedes the virtual tokens and the model is causal, so its keys and
-  values do not depend on the table.
+  values do not depend on what is trained.
   """
   cache = decoder.encode(decoder.embed(prefix), positions, segments=segments)
   return jax.lax.stop_gradient(cache)
 
 
 def suffix_nll(
-  table: Float[Array, 'P D'],
+  trained: Values,
   decoder: Decoder,
   cache: KVCache,
   batch: Batch,
   *,
+  trainable: Trainable = TABLE,
   remat: bool = False,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
   """Sums the negative log-likelihood of the answers over their tokens.
 
   Args:
-    table: the virtual tokens.
+    trained: values of the trainable.
     decoder: the frozen base.
     cache: keys and values of the prefixes; see `encode_prefix`.
     batch: the examples.
+    trainable: what is trained.
     remat: see `Decoder.__call__`.
 
   Returns:
     The sum in nats and the number of target tokens, float32 scalars.
   """
-  x = virtual_tokens.embed(decoder, table, batch.suffix)
   hidden, _ = decoder(
-    x,
+    trainable.embed(decoder, trained, batch.suffix),
     batch.suffix_positions,
     [cache],
+    trained_caches=trainable.caches(
+      decoder, trained, batch.suffix_positions, batch.suffix_segments
+    ),
     segments=batch.suffix_segments,
     parents=batch.suffix_parents,
     remat=remat,
@@ -89,6 +96,7 @@ def make_train_step(
   graph: nnx.GraphDef,
   optimizer: optax.GradientTransformation,
   *,
+  trainable: Trainable = TABLE,
   accumulation_steps: int = 1,
   remat: bool = False,
 ) -> Callable[
@@ -98,7 +106,8 @@ def make_train_step(
 
   Args:
     graph: structure of the decoder; `base` has its weights.
-    optimizer: of the table.
+    optimizer: of the trained values.
+    trainable: what is trained.
     accumulation_steps: number of microbatches that a batch is split into; the
       update is that of the whole batch.
     remat: see `Decoder.__call__`; applies to suffixes.
@@ -108,17 +117,19 @@ def make_train_step(
     `grad_norm` (before clipping), `tokens` (targets).
   """
 
-  def loss_fn(table, base, batch):
+  def loss_fn(trained, base, batch):
     decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
     cache = encode_prefix(
       decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
     )
-    return suffix_nll(table, decoder, cache, batch, remat=remat)
+    return suffix_nll(
+      trained, decoder, cache, batch, trainable=trainable, remat=remat
+    )
 
   def step(state, base, batch):
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation_steps == 1:
-      (nll, tokens), grad = grad_fn(state.table, base, batch)
+      (nll, tokens), grad = grad_fn(state.trained, base, batch)
     else:
       # Take every n-th row, so that each microbatch has rows on every device.
       micro = jax.tree.map(
@@ -130,18 +141,18 @@ def make_train_step(
 
       def add(total, part):
         return jax.tree.map(
-          jnp.add, total, grad_fn(state.table, base, part)
+          jnp.add, total, grad_fn(state.trained, base, part)
         ), None
 
       zero = jnp.zeros((), jnp.float32)
       ((nll, tokens), grad), _ = jax.lax.scan(
-        add, ((zero, zero), jnp.zeros_like(state.table)), micro
+        add, ((zero, zero), jax.tree.map(jnp.zeros_like, state.trained)), micro
       )
     tokens_or_one = jnp.maximum(tokens, 1.0)
-    grad = grad / tokens_or_one
-    updates, opt_state = optimizer.update(grad, state.opt_state, state.table)
+    grad = jax.tree.map(lambda part: part / tokens_or_one, grad)
+    updates, opt_state = optimizer.update(grad, state.opt_state, state.trained)
     new = TrainState(
-      table=optax.apply_updates(state.table, updates),
+      trained=optax.apply_updates(state.trained, updates),
       opt_state=opt_state,
       step=state.step + 1,
     )
@@ -160,19 +171,22 @@ def jit_train_step(
   optimizer: optax.GradientTransformation,
   like: TrainState,
   settings: config.Train,
+  trainable: Trainable = TABLE,
 ) -> Any:
   """Jits `make_train_step`; the new state is sharded like the old one.
 
   Args:
     graph: see `make_train_step`.
-    optimizer: of the table.
+    optimizer: of the trained values.
     like: a state, or its shapes, with shardings; `step` is on every device.
     settings: accumulation_steps and remat.
+    trainable: what is trained.
   """
   return jax.jit(
     make_train_step(
       graph,
       optimizer,
+      trainable=trainable,
       accumulation_steps=settings.accumulation_steps,
       remat=settings.remat,
     ),

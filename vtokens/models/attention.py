@@ -183,7 +183,8 @@ class Attention(nnx.Module):
       'window': tokens.window,
     }
     rows, length, _ = x.shape
-    over = tokens.mesh if config.kernels else None
+    kernels = config.kernels and not tokens.trains_caches
+    over = tokens.mesh if kernels else None
     if over and splash.is_for(over, rows, length, caches, tokens.window):
       out = splash.attend(q, new, over, **settings)
     elif over and flash.is_for(over, rows, length, x.dtype):

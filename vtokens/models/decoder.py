@@ -111,6 +111,7 @@ class Decoder(nnx.Module):
     positions: Int[Array, 'B T'],
     caches: Sequence[KVCache] = (),
     *,
+    trained_caches: Sequence[KVCache] = (),
     segments: Int[Array, 'B T'] | None = None,
     parents: Int[Array, 'B T'] | None = None,
     remat: bool = False,
@@ -127,6 +128,8 @@ class Decoder(nnx.Module):
       caches: keys and values of the tokens before them, in any number of
         parts, so that a part that never changes need not be copied. Nothing
         flows back into them.
+      trained_caches: caches that gradients do flow into: what a
+        `method.trainable.Trainable` puts beside the others.
       segments: which of several sequences packed into a row each token
         belongs to, int32; tokens see their own only, and caches without
         segments whole. None where a row is one sequence.
@@ -146,6 +149,7 @@ class Decoder(nnx.Module):
     select, kinds = _layer_kinds(self.config, positions)
     block, weights = nnx.split(self.layers)
     axes = _STATIONARY_AXES if stationary else _RESIDUAL_AXES
+    all_caches = [*caches, *trained_caches]
 
     def body(x, layer):
       weights, kind, kv = layer
@@ -153,11 +157,18 @@ class Decoder(nnx.Module):
         weights = partitioning.gather(weights, self.mesh)
       parts = [
         KVCache(k, v, cache.positions, cache.segments)
-        for (k, v), cache in zip(kv, caches, strict=True)
+        for (k, v), cache in zip(kv, all_caches, strict=True)
       ]
       angles, window = select(kind)
       tokens = LayerInputs(
-        positions, segments, parents, angles, window, parts, self.mesh
+        positions,
+        segments,
+        parents,
+        angles,
+        window,
+        parts,
+        self.mesh,
+        trains_caches=bool(trained_caches),
       )
       x, new = nnx.merge(block, weights)(x, tokens)
       return partitioning.constrain(x, self.mesh, axes), (new.k, new.v)
@@ -169,8 +180,9 @@ class Decoder(nnx.Module):
         body, prevent_cse=False, policy=partitioning.keep_products
       )
     x = partitioning.constrain(x, self.mesh, axes)
-    # Kernels compute no gradient of caches, so no kind of attention does.
+    # Kernels have no gradient of caches: without one, all attention is alike.
     kv = jax.lax.stop_gradient([(cache.k, cache.v) for cache in caches])
+    kv += [(cache.k, cache.v) for cache in trained_caches]
     x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
     return self.norm(x), KVCache(k, v, positions, segments)
 

@@ -21,6 +21,8 @@ class LayerInputs:
       `rope.angles`.
     window: how many positions a query of the layer sees; None for all.
     caches: the layer's part of the caches.
+    trains_caches: whether gradients flow into some of the caches; kernels have
+      none.
     mesh: the devices; None for one device.
   """
 
@@ -31,3 +33,4 @@ class LayerInputs:
   window: Int[Array, ''] | int | None
   caches: Sequence[KVCache]
   mesh: jax.sharding.Mesh | None
+  trains_caches: bool = False

@@ -12,6 +12,8 @@ from vtokens.data import batch as batch_lib
 from vtokens.data.batch import Batch
 from vtokens.devices import partitioning
 from vtokens.method.steps import TrainState
+from vtokens.method.trainable import Trainable, Values
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
@@ -73,34 +75,39 @@ def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
 
 def state(
   optimizer: optax.GradientTransformation,
-  shape: tuple[int, int],
+  shapes: Values,
   mesh: jax.sharding.Mesh,
+  trainable: Trainable = TABLE,
 ) -> TrainState:
-  """The state that training changes.
+  """Returns the shapes and shardings of what training changes.
 
   Args:
-    optimizer: optimizer of the table.
-    shape: shape of the table.
-    mesh: the devices; moments lie as the table does.
+    optimizer: of the trained values.
+    shapes: of the trained values; see `Trainable.shapes`.
+    mesh: the devices; moments are sharded like the values.
+    trainable: what is trained.
 
   Raises:
-    errors.UserError: the table cannot be cut evenly over the mesh.
+    errors.UserError: an array cannot be cut evenly over the mesh.
   """
-  axes = partitioning.TABLE_AXES
-  partitioning.check_divisible(mesh, axes, shape, 'the table')
-  sharding = partitioning.named_sharding(mesh, axes)
+
+  def placed(shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> Any:
+    partitioning.check_divisible(mesh, axes, shape.shape, 'the table')
+    return shape.update(sharding=partitioning.named_sharding(mesh, axes))
+
+  trained = jax.tree.map(placed, shapes, trainable.axes())
   whole = partitioning.replicated(mesh)
-  table: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
   step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-  moments = jax.eval_shape(optimizer.init, table)
+  moments = jax.eval_shape(optimizer.init, trained)
   shardings = optax.tree_utils.tree_map_params(
     optimizer,
-    lambda _: sharding,
+    lambda _, value: value.sharding,
     moments,
+    trained,
     transform_non_params=lambda _: whole,
   )
   return TrainState(
-    table=table,
+    trained=trained,
     opt_state=jax.tree.map(
       lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
       moments,

@@ -10,6 +10,7 @@ from vtokens import config
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking import answering
 from vtokens.method import generate, optim, steps
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.planning import abstract_step, aot
 
@@ -72,8 +73,9 @@ def _lower_train(
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   per_row = cfg.data.examples_per_row
   draws = cfg.virtual_tokens.draws_per_example
-  size = (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim)
-  state = abstract_step.state(optimizer, size, mesh)
+  state = abstract_step.state(
+    optimizer, TABLE.shapes(cfg.virtual_tokens, base), mesh
+  )
   return steps.jit_train_step(graph, optimizer, state, cfg.train).lower(
     state,
     params,
@@ -122,9 +124,7 @@ def _compile_decoding(
   )
   of_vocab: Any = jax.ShapeDtypeStruct((base.vocab_size,), bool)
   eos_id: Any = jax.ShapeDtypeStruct((), jnp.int32)
-  table = jax.ShapeDtypeStruct(
-    (cfg.virtual_tokens.num_virtual_tokens, base.embed_dim), jnp.float32
-  )
+  table = TABLE.shapes(cfg.virtual_tokens, base)
   answer = generate.generate.lower(
     params,
     table,

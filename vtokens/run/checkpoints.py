@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -81,6 +81,23 @@ class Checkpoints:
     self._best.close()
 
 
+def _to_stored(state: TrainState) -> dict[str, Any]:
+  """Names the parts of a state as files do; `table` is their earliest name."""
+  return {
+    'table': state.trained,
+    'opt_state': state.opt_state,
+    'step': state.step,
+  }
+
+
+def _from_stored(stored: Mapping[str, Any]) -> TrainState:
+  return TrainState(
+    trained=stored['table'],
+    opt_state=stored['opt_state'],
+    step=stored['step'],
+  )
+
+
 class _Series:
   """The checkpoints in one directory, named by step."""
 
@@ -125,7 +142,7 @@ class _Series:
         self._manager.save(
           step,
           args=ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(_to_stored(state)),
             metadata=ocp.args.JsonSave(metadata),
           ),
           force=True,
@@ -177,7 +194,7 @@ class _Series:
       return None
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      like,
+      _to_stored(like),
     )
     restored = self._manager.restore(
       step,
@@ -186,7 +203,7 @@ class _Series:
         metadata=ocp.args.JsonRestore(),
       ),
     )
-    return restored.state, restored.metadata
+    return _from_stored(restored.state), restored.metadata
 
   def _reopen(self) -> None:
     """Makes Orbax list the directory again: it remembers the steps."""

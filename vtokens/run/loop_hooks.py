@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -100,7 +101,7 @@ class Validation(Hook):
     if not due or self._progress.validated_step == step:
       return
     self._log.report()
-    found = self._validate(training_state.fetch_table(loop.state))
+    found = self._validate(training_state.fetch_trained(loop.state))
     self._log.restart_clock()
     self._progress.validated_step = step
     if not math.isfinite(found.loss):
@@ -164,7 +165,8 @@ class Saving(Hook):
     self._log.report()
     # Nor one that the last update broke, which only the next loss would show.
     # Look on the host: the device may still compute answers that were dropped.
-    if not np.isfinite(training_state.fetch_table(loop.state)).all():
+    trained = training_state.fetch_trained(loop.state)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(trained)):
       raise errors.UserError(
         f'the table is not finite after step {loop.step}. The last checkpoint '
         'is from before this step. Try a lower --config.optim.learning_rate'
@@ -216,4 +218,4 @@ def best_table(
   """
   best = checkpoints.restore_best(state)
   chosen = state if best is None else best[0]
-  return training_state.fetch_table(chosen), int(chosen.step)
+  return training_state.fetch_trained(chosen), int(chosen.step)

@@ -16,7 +16,7 @@ from vtokens.data.mixture import TrainingMixture
 from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
 from vtokens.host import errors, json_diff, stopping, writers
-from vtokens.method import virtual_tokens
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models import frozen_base
 from vtokens.run import run_identity, workdir
 from vtokens.run.workdir import RecordedClaim, RunDir
@@ -110,7 +110,7 @@ def open_inputs(
   )
   stop.check()
   base = stop.run(lambda: frozen_base.open_base(cfg.base, cfg.context_length))
-  virtual_tokens.check_init(cfg.virtual_tokens, base.config.embed_dim)
+  TABLE.check(cfg.virtual_tokens, base.config)
   if recorded.base is not None:
     identity = workdir.base_identity(base)
     run_dir.refuse(

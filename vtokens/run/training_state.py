@@ -1,15 +1,14 @@
-"""The state of a training run: how it begins, and its table on the host."""
+"""The state of a training run: how it begins, and its values on the host."""
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Float
 
 from vtokens import config
 from vtokens.devices import distributed
-from vtokens.method import virtual_tokens
 from vtokens.method.steps import TrainState
+from vtokens.method.trainable import Trainable, Values
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.planning import abstract_step
 
@@ -19,35 +18,42 @@ def initial_state(
   mesh: jax.sharding.Mesh,
   base: FrozenBase,
   optimizer: optax.GradientTransformation,
+  trainable: Trainable = TABLE,
 ) -> TrainState:
   """Makes the state before the first step; every leaf is a global array.
 
   Args:
     cfg: of the run.
     mesh: the devices.
-    base: the frozen model, whose embeddings the table may start from.
-    optimizer: of the table.
+    base: the frozen model, from whose embeddings a table may start.
+    optimizer: of the trained values.
+    trainable: what is trained.
 
   Raises:
     errors.UserError: a saved table to start from has another shape.
   """
-  rows = virtual_tokens.initial_table(
+  values = trainable.init(
     cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
   )
-  shapes = abstract_step.state(optimizer, rows.shape, mesh)
+  shapes = abstract_step.state(
+    optimizer,
+    trainable.shapes(cfg.virtual_tokens, base.config),
+    mesh,
+    trainable,
+  )
   where = jax.tree.map(lambda x: x.sharding, shapes)
-  table = jax.device_put(rows, where.table)
+  trained = jax.device_put(values, where.trained)
   return TrainState(
-    table=table,
-    opt_state=jax.jit(optimizer.init, out_shardings=where.opt_state)(table),
+    trained=trained,
+    opt_state=jax.jit(optimizer.init, out_shardings=where.opt_state)(trained),
     step=jax.device_put(jnp.zeros((), jnp.int32), where.step),
   )
 
 
-def fetch_table(state: TrainState) -> Float[np.ndarray, 'P D']:
-  """Copies the table to the host; all processes must call it in step.
+def fetch_trained(state: TrainState) -> Values:
+  """Copies the trained values to the host; all processes must call it in step.
 
   Returns:
-    Array of shape [P, D], float32.
+    Numpy arrays, float32; for the table one of shape [P, D].
   """
-  return distributed.fetch(state.table)
+  return jax.tree.map(distributed.fetch, state.trained)

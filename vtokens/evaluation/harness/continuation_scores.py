@@ -21,7 +21,7 @@ from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.harness import prompt_batches
 from vtokens.host import stopping, writers
-from vtokens.method import virtual_tokens
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
@@ -98,12 +98,12 @@ def _score_targets(
   decoder = nnx.merge(graph, base)
   before = prompt_batches.repeat_row(start, rows.prompt.shape[0])
   _, own = decoder(
-    virtual_tokens.embed(decoder, table, rows.prompt),
+    TABLE.embed(decoder, table, rows.prompt),
     rows.prompt_positions,
     [before],
   )
   hidden, _ = decoder(
-    virtual_tokens.embed(decoder, table, rows.inputs),
+    TABLE.embed(decoder, table, rows.inputs),
     rows.positions,
     [before, own],
     segments=rows.segments,

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import partitioning
-from vtokens.method import virtual_tokens
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
@@ -68,7 +68,7 @@ def _encode(
   graph: nnx.GraphDef,
 ) -> KVCache:
   decoder = nnx.merge(graph, base)
-  return decoder.encode(virtual_tokens.embed(decoder, table, ids), positions)
+  return decoder.encode(TABLE.embed(decoder, table, ids), positions)
 
 
 def encode_start(

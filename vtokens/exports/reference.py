@@ -13,10 +13,11 @@ from vtokens import config
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
-from vtokens.evaluation.asking.answering import Answerer, round_up
+from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import aside, stopping, writers
+from vtokens.method import padding
 from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.serving import prompt_ids
@@ -162,7 +163,7 @@ def _logits(
 ) -> np.ndarray:
   """Logits at the positions that predict the answer, in one plain pass."""
   ids = [*one.ids, *one.answer[:-1]]
-  size = round_up(len(ids), _ROUND)
+  size = padding.round_up(len(ids), _ROUND)
   padded = np.zeros((1, size), np.int32)
   positions = np.full((1, size), -1, np.int32)
   padded[0, : len(ids)] = ids

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 
 from vtokens import config
 from vtokens.devices import partitioning
-from vtokens.evaluation.asking import answering
-from vtokens.method import generate, optim, steps
+from vtokens.method import generate, optim, padding, steps
 from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.planning import abstract_step, aot
@@ -101,12 +100,12 @@ def _compile_decoding(
   """Evaluation encodes passages once, then answers for all numbers of k."""
   rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
   branches = len(set(cfg.eval.num_active))
-  prefix, suffix = answering.ROUND
-  prefix = answering.round_up(cfg.data.max_prefix_tokens, prefix)
-  longest = min(branches * cfg.data.max_suffix_tokens, answering.SUFFIX_BUDGET)
+  prefix, suffix = padding.ROUND
+  prefix = padding.round_up(cfg.data.max_prefix_tokens, prefix)
+  longest = min(branches * cfg.data.max_suffix_tokens, padding.SUFFIX_BUDGET)
   batch = abstract_step.batch(
     rows,
-    (prefix, answering.round_up(longest, suffix)),
+    (prefix, padding.round_up(longest, suffix)),
     branches,
     mesh,
     packed=True,

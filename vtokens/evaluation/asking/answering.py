@@ -18,16 +18,9 @@ from vtokens import config
 from vtokens.data.assemble import Example
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.asking.cells import Answer
-from vtokens.method import generate
+from vtokens.method import generate, padding
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
-
-# Prefixes and suffixes are padded to multiples of these, so that few shapes are
-# compiled. On a CPU it is the computing that takes long.
-ROUND, _ROUND_CPU = (128, 32), (32, 16)
-# Suffix tokens of the branches answered together, unless one alone has more:
-# they see one another's slots only to mask them.
-SUFFIX_BUDGET = 1024
 
 
 class Answerer:
@@ -118,7 +111,7 @@ class Answerer:
   def encode(self, examples: Sequence[Example]) -> KVCache:
     """The cache of a batch's prefixes."""
     longest = max(len(example.prefix) for example in examples)
-    shape = (self.batch_size, round_prefix(longest))
+    shape = (self.batch_size, padding.round_prefix(longest))
     prefix, positions = _full(shape, 0), _full(shape, -1)
     for r, example in enumerate(examples):
       size = len(example.prefix)
@@ -189,7 +182,7 @@ class Answerer:
     first_ids: Sequence[int],
   ) -> generate.Suffixes:
     longest = max(sum(e.suffix_len for e in row) for row in examples)
-    shape = (self.batch_size, round_suffix(longest))
+    shape = (self.batch_size, padding.round_suffix(longest))
     ids, positions = _full(shape, 0), _full(shape, -1)
     segments = _full(shape, -1)
     last = _full((self.batch_size, len(first_ids)), -1)
@@ -252,25 +245,6 @@ def _full(shape: tuple[int, int], fill: int) -> Any:
   return np.full(shape, fill, np.int32)
 
 
-def round_prefix(size: int) -> int:
-  """Length that a prefix is padded to; 1 if it is empty or only bos."""
-  return round_up(size, _rounding()[0]) if size > 1 else 1
-
-
-def round_suffix(size: int) -> int:
-  """Length that a suffix is padded to."""
-  return round_up(size, _rounding()[1])
-
-
-def _rounding() -> tuple[int, int]:
-  return _ROUND_CPU if jax.default_backend() == 'cpu' else ROUND
-
-
-def round_up(size: int, multiple: int) -> int:
-  """The next multiple, at least one."""
-  return max(1, -(-size // multiple)) * multiple
-
-
 def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:
   """Numbers of the branches, grouped by what all of their prefixes are."""
   groups: list[list[int]] = []
@@ -297,7 +271,7 @@ def _within_budget(
     size = max(row[branch].suffix_len for row in examples)
     if size > room:
       groups.append([])
-      room = SUFFIX_BUDGET
+      room = padding.SUFFIX_BUDGET
     groups[-1].append(branch)
     room -= size
   return groups

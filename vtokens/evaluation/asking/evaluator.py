@@ -15,7 +15,6 @@ from vtokens.data import pipeline
 from vtokens.data.assemble import Example
 from vtokens.data.batch import Batch
 from vtokens.data.records import Record
-from vtokens.evaluation.asking import answering
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.cells import Answer
 from vtokens.evaluation.asking.prompter import (
@@ -25,7 +24,7 @@ from vtokens.evaluation.asking.prompter import (
 )
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import stopping, writers
-from vtokens.method import steps
+from vtokens.method import padding, steps
 from vtokens.models.decoder_config import DecoderConfig
 
 
@@ -205,8 +204,8 @@ class Evaluator:
     batch = pipeline.collate(
       [[[example]] for example in examples],
       shape=(
-        answering.round_prefix(max(len(e.prefix) for e in examples)),
-        answering.round_suffix(max(e.suffix_len for e in examples)),
+        padding.round_prefix(max(len(e.prefix) for e in examples)),
+        padding.round_suffix(max(e.suffix_len for e in examples)),
       ),
       num_targets=self._prompter.max_targets,
       vocab_size=self._base.config.vocab_size,

@@ -76,7 +76,7 @@ def test_a_marker_is_no_file(bucket):
 
 def test_a_file_that_lost_its_content(bucket):
   writers.write_text(bucket / 'short.txt', 'ab')
-  with pytest.raises(errors.UserError, match='but 3 were written'):
+  with pytest.raises(errors.UserError, match=r'has \d bytes, but 3 '):
     writers.append(bucket / 'short.txt', 3, b'd')
 
 

@@ -117,7 +117,7 @@ def test_an_index_without_checksums_gets_them(complete, capsys):
   assert claim(complete, k1=0.9, b=0.4)
   assert capsys.readouterr().out == ''
   (complete / 'data').write_text('12344')
-  with pytest.raises(errors.UserError, match='the content of data has changed'):
+  with pytest.raises(errors.UserError, match=r'\bdata has changed'):
     claim(complete, k1=0.9, b=0.4)
 
 
@@ -151,7 +151,7 @@ def test_damaged_parts_of_what_is_not_complete_are_removed(tmp_path, capsys):
 @pytest.mark.parametrize('rebuild', [False, True])
 def test_a_directory_of_others_is_never_touched(tmp_path, rebuild):
   (tmp_path / 'thesis.tex').write_text('x')
-  with pytest.raises(errors.UserError, match='is not empty and does not hold'):
+  with pytest.raises(errors.UserError, match='is not empty'):
     claim(tmp_path, a=1, rebuild=rebuild)
   assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 

@@ -115,9 +115,7 @@ def test_hashes_of_unchanged_files_are_remembered(tmp_path):
 def test_two_passages_of_one_id_are_refused(tmp_path):
   rows = retrieval_data.passages(9)
   rows[7]['id'] = 'p2'
-  with pytest.raises(
-    errors.UserError, match='jsonl:8: id: found p2, which an earlier passage'
-  ):
+  with pytest.raises(errors.UserError, match=r'corpus\.jsonl:8: id: found p2'):
     prepare(tmp_path, rows, shard_size=4)
 
 

@@ -248,7 +248,7 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
   assert again['cells'] == whole['cells']
   assert cells_of(tmp_path / 'cells') == cells_of(root / 'eval' / 'cells')
   # Nothing is left to do, and the weights are not even loaded.
-  monkeypatch.setattr(eval_models.base_lib.OpenBase, 'load', None)
+  monkeypatch.setattr(eval_models.frozen_base.OpenBase, 'load', None)
   assert run(cfg)['cells'] == whole['cells']
 
 
@@ -345,7 +345,7 @@ def test_what_changes_answers_makes_other_cells(root, change):
     runs = eval_models.read_runs(cfg.runs)
     [model] = eval_models.open_models(cfg, runs)
     records = evaluate.questions.read(cfg, print)
-    groups = evaluate.plan.groups(cfg, model, list(records))
+    groups = evaluate.cell_plan.groups(cfg, model, list(records))
     grid = evaluate.Grid(cfg, model, groups, records)
     grid.open()
     return {file.path.name for file in grid.files.values()}
@@ -672,7 +672,7 @@ class TestBadInput:
   def test_missing_retriever(self, root):
     self.fails(
       root,
-      r'no question of one has passages of e5; there are those of bm25, dense',
+      'no question of one has passages of e5; there are passages of bm25, ',
       retrievers=('bm25', 'e5'),
     )
 

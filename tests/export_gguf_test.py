@@ -1,23 +1,24 @@
 """Tests of `--to gguf`: tiny files of many kinds, and SmolLM2, in llama.cpp."""
 
 import dataclasses
+import importlib.util
 import json
 import subprocess
 import sys
 
-import export_test
 import family_models
 import gguf
-import gguf_models
+import gguf_runs
 import numpy as np
 import pytest
-import torch
+import trained_runs
 import transformers
 
 from vtokens import export
 from vtokens.data import records
 from vtokens.exports import (
-  export_config,
+  export_format,
+  exporting,
   reference,
   torch_consumer,
   trained_table,
@@ -32,90 +33,8 @@ from vtokens.host import errors
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import plug, table_file
 
-ROWS = export_test.ROWS
+ROWS = trained_runs.ROWS
 Type = gguf.GGMLQuantizationType
-
-# name -> architecture, family, type of matrices, changes of the model, metadata
-CASES = {
-  'llama_q8_0': ('llama', 'llama2', Type.Q8_0, {}, {'vocab_size': 300}),
-  # llama.cpp rearranges this type in memory.
-  'llama_tied_q4_0': ('llama', 'llama3', Type.Q4_0, {}, {}),
-  'qwen2_tied_q4_1_37_spare': ('qwen2', 'qwen', Type.Q4_1, {}, {}),
-  'qwen2_f32_2_spare': ('qwen2', 'qwen_untied', Type.F32, {}, {}),
-  'qwen3_tied_bf16': (
-    'qwen3',
-    'llama3',
-    Type.BF16,
-    {'model_type': 'qwen3', 'head_dim': 24},
-    {'attention.key_length': 24, 'attention.value_length': 24},
-  ),
-  'gemma3_tied_f16': (
-    'gemma3',
-    'gemma',
-    Type.F16,
-    {'model_type': 'gemma3_text'},
-    {
-      'attention.key_length': 24,
-      'attention.value_length': 24,
-      'attention.sliding_window': 64,
-    },
-  ),
-}
-
-
-def save(root, case, *, kind=None, line_breaks=0.0, **more):
-  """The base and a run of it; the base's file.
-
-  Args:
-    root: where to.
-    case: of CASES.
-    kind: of matrices, in place of the case's.
-    line_breaks: see `family_models.say_line_breaks`.
-    **more: changes of the model.
-  """
-  architecture, family, own, changes, metadata = CASES[case]
-  family_models.save(root / 'hf', family, **changes, **more)
-  if line_breaks:
-    family_models.say_line_breaks(root / 'hf', line_breaks)
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    root / 'hf', dtype=torch.float32
-  )
-  # Rows that pad a matrix are not said, as those of a random model would be.
-  tokens = len(family_models.FAMILIES[family].backend().get_vocab())
-  with torch.no_grad():
-    for module in (
-      model.get_input_embeddings(),
-      model.get_output_embeddings(),
-    ):
-      module.weight[tokens:] = 0
-  path = root / 'base.gguf'
-  gguf_models.write(
-    path,
-    architecture,
-    model,
-    metadata,
-    kind=own if kind is None else kind,
-    tokenizer=gguf_models.tokenizer(family, model.config.vocab_size),
-  )
-  export_test.write_run(root / 'run', path)
-  return path
-
-
-def _settings(root, **gate) -> export_config.Config:
-  settings = export_config.Config(
-    workdir=str(root / 'run'),
-    gate=export_config.Gate(
-      **{
-        'questions': 12,
-        'logits': 3,
-        'sampled': 1000,
-        'batch_size': 4,
-        **gate,
-      }
-    ),
-  )
-  export_config.validate(settings)
-  return settings
 
 
 def _tensors(path):
@@ -172,11 +91,11 @@ def _assert_logits_are_those_of_the_base(base, out, count):
   assert found.stdout == 'bit by bit\n', found.stderr
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', gguf_runs.CASES)
 def test_exported(case, tmp_path):
-  base = save(tmp_path, case)
+  base = gguf_runs.save(tmp_path, case)
   out = tmp_path / 'out'
-  export.export(_settings(tmp_path), 'gguf', str(out))
+  export.export(gguf_runs.settings(tmp_path), 'gguf', str(out))
   gate = json.loads((out / 'gate.json').read_text())
   assert gate['passed']
   assert len(gate['checks']) == 11
@@ -206,7 +125,7 @@ def test_exported(case, tmp_path):
   # The head: of its own, in the old type, and of as many rows.
   head = before.get('output.weight', before['token_embd.weight'])
   new = after['output.weight']
-  assert new.tensor_type == head.tensor_type == CASES[case][2]
+  assert new.tensor_type == head.tensor_type == gguf_runs.CASES[case][2]
   np.testing.assert_array_equal(new.data[old], head.data[old])
   assert len(new.data) == len(found)
   # None of the rest changes.
@@ -215,7 +134,7 @@ def test_exported(case, tmp_path):
     np.testing.assert_array_equal(after[name].data, before[name].data)
   assert after.keys() == {*before, 'output.weight'}
   # Metadata: the same but for the tokens.
-  size = f'{CASES[case][0]}.vocab_size'
+  size = f'{gguf_runs.CASES[case][0]}.vocab_size'
   changed = {
     'tokenizer.ggml.tokens',
     'tokenizer.ggml.token_type',
@@ -243,20 +162,20 @@ def test_exported(case, tmp_path):
   # A name in a passage stays text.
   tokenizer = gguf_tokenizer.read_tokenizer(out / 'model.gguf')
   prompt = plug.prompt_ids(
-    tokenizer, export_test.PASSAGES, 'When?', 2, plug.load(out).meta
+    tokenizer, trained_runs.PASSAGES, 'When?', 2, plug.load(out).meta
   )
   assert [i for i in prompt if i in ids] == ids[:2]
   _assert_logits_are_those_of_the_base(base, out / 'model.gguf', first)
 
 
 def test_what_is_exact_in_f16_stays_f16(tmp_path):
-  base = save(tmp_path, 'gemma3_tied_f16')
+  base = gguf_runs.save(tmp_path, 'gemma3_tied_f16')
   file = tmp_path / 'run' / 'table.safetensors'
   table, metadata = table_file.load(file)
   table = table.astype(np.float16).astype(np.float32)
   table_file.save(file, table, metadata)
   out = tmp_path / 'out'
-  export.export(_settings(tmp_path, questions=4), 'gguf', str(out))
+  export.export(gguf_runs.settings(tmp_path, questions=4), 'gguf', str(out))
   embedding = _tensors(out / 'model.gguf')['token_embd.weight']
   assert embedding.tensor_type == Type.F16
   ids = list(plug.load(out).meta.tokens.ids)
@@ -309,7 +228,7 @@ def test_types_that_only_llama_cpp_writes(kind, tied, tmp_path):
       for tensor in reader.tensors
     ],
   )
-  export_test.write_run(tmp_path / 'run', base)
+  trained_runs.write_run(tmp_path / 'run', base)
   source = trained_table.read(str(tmp_path / 'run'), '[ref{i}]')
   plan = gguf_file.plan(source.table, source.base, str(base))
   out = tmp_path / 'out.gguf'
@@ -324,9 +243,9 @@ def test_types_that_only_llama_cpp_writes(kind, tied, tmp_path):
 
 @pytest.mark.slow
 def test_smollm2(smollm2_path, tmp_path):
-  export_test.write_run(tmp_path / 'run', smollm2_path)
+  trained_runs.write_run(tmp_path / 'run', smollm2_path)
   out = tmp_path / 'out'
-  settings = _settings(tmp_path, questions=3, logits=1, sampled=90)
+  settings = gguf_runs.settings(tmp_path, questions=3, logits=1, sampled=90)
   export.export(settings, 'gguf', str(out))
   file = out / 'model.gguf'
   _assert_logits_are_those_of_the_base(smollm2_path, file, 49_152)
@@ -338,18 +257,18 @@ class TestGate:
   @pytest.fixture(scope='class')
   def one(self, tmp_path_factory):
     root = tmp_path_factory.mktemp('one')
-    save(root, 'llama_tied_q4_0')
+    gguf_runs.save(root, 'llama_tied_q4_0')
     return root
 
   def _refused(self, one, match, tmp_path, **gate):
-    settings = _settings(one, **{'questions': 4, **gate})
+    settings = gguf_runs.settings(one, **{'questions': 4, **gate})
     with pytest.raises(errors.UserError, match='(?s)' + match):
       export.export(settings, 'gguf', str(tmp_path / 'out'))
     assert not list(tmp_path.iterdir())
 
   def test_rows_that_differ(self, one, tmp_path, monkeypatch):
     monkeypatch.setattr(
-      gguf_file.Plan, 'stored', lambda self, table: table * 1.01
+      export_format.Placement, 'stored', lambda self, table: table * 1.01
     )
     self._refused(one, 'with all weights as f32: log prob', tmp_path)
 
@@ -370,6 +289,8 @@ class TestGate:
   def test_tokens_that_would_be_said(self, one, tmp_path, monkeypatch):
     quietest = reference.quietest
     monkeypatch.setattr(
+      export_format,
+      exporting,
       reference,
       'quietest',
       lambda _, probes: quietest(range(200), probes)[::-1],
@@ -447,37 +368,43 @@ class TestCompare:
 
 def test_a_base_that_is_no_gguf_file(tmp_path):
   family_models.save(tmp_path / 'base', 'llama2')
-  export_test.write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   with pytest.raises(errors.UserError, match=r'is no GGUF file.*convert_hf_to'):
-    export.export(_settings(tmp_path), 'gguf', str(tmp_path / 'out'))
+    export.export(gguf_runs.settings(tmp_path), 'gguf', str(tmp_path / 'out'))
 
 
 def test_a_base_that_can_have_no_head(tmp_path, monkeypatch):
-  family = {**CASES['gemma3_tied_f16'][4], 'final_logit_softcapping': 30.0}
-  monkeypatch.setitem(CASES, 'x', ('gemma2', 'gemma', Type.F16, {}, family))
-  save(tmp_path, 'x')
+  family = {
+    **gguf_runs.CASES['gemma3_tied_f16'][4],
+    'final_logit_softcapping': 30.0,
+  }
+  monkeypatch.setitem(
+    gguf_runs.CASES, 'x', ('gemma2', 'gemma', Type.F16, {}, family)
+  )
+  gguf_runs.save(tmp_path, 'x')
   with pytest.raises(errors.UserError, match=r'architecture gemma2 .*--to hf'):
-    export.export(_settings(tmp_path), 'gguf', str(tmp_path / 'out'))
+    export.export(gguf_runs.settings(tmp_path), 'gguf', str(tmp_path / 'out'))
 
 
 def test_a_path_without_a_directory(tmp_path, monkeypatch):
-  save(tmp_path, 'llama_tied_q4_0')
+  gguf_runs.save(tmp_path, 'llama_tied_q4_0')
   monkeypatch.chdir(tmp_path)
   assert torch_consumer.load_model('base.gguf').config.vocab_size == 337
 
 
 def test_name_of_a_token(tmp_path):
-  save(tmp_path, 'llama_q8_0')
-  settings = _settings(tmp_path)
+  gguf_runs.save(tmp_path, 'llama_q8_0')
+  settings = gguf_runs.settings(tmp_path)
   settings.names = '<0x0{i}>'
   with pytest.raises(errors.UserError, match="has a token '<0x01>' already"):
     export.export(settings, 'gguf', str(tmp_path / 'out'))
 
 
 def test_llama_cpp_that_is_not_installed(monkeypatch):
-  monkeypatch.setattr(llama_gate.importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(errors.UserError, match='pip install xllamacpp'):
-    llama_gate.require('gguf')
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  for name in ('gguf', 'hf-base'):
+    with pytest.raises(errors.UserError, match=f'--to {name}: .*pip install'):
+      exporting.require_consumers(export_format.FORMATS[name])
 
 
 def test_a_file_that_ends_llama_cpp(tmp_path):

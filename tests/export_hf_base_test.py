@@ -3,18 +3,19 @@
 import json
 import re
 
-import export_gguf_test
-import export_test
 import family_models
 import gguf
+import gguf_runs
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import trained_runs
 import transformers
 
 from vtokens import export
-from vtokens.exports import hf_base, trained_table
+from vtokens.exports import trained_table
+from vtokens.exports.formats import hf_base_format
 from vtokens.host import errors
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import artifact, plug
@@ -22,9 +23,9 @@ from vtokens.serving import artifact, plug
 
 @pytest.mark.parametrize('case', ['llama_tied_q4_0', 'gemma3_tied_f16'])
 def test_exported(case, tmp_path):
-  base = export_gguf_test.save(tmp_path, case)
+  base = gguf_runs.save(tmp_path, case)
   out = tmp_path / 'out'
-  settings = export_gguf_test._settings(tmp_path, questions=4, logits=2)
+  settings = gguf_runs.settings(tmp_path, questions=4, logits=2)
   export.export(settings, 'hf-base', str(out))
   found = json.loads((out / 'gate.json').read_text())
   assert found['passed'] and len(found['checks']) == 8
@@ -52,12 +53,12 @@ def test_exported(case, tmp_path):
   )
   tokenizer = transformers.AutoTokenizer.from_pretrained(out)
   ids = plug.prompt_ids(
-    tokenizer, export_test.PASSAGES, export_test.QUESTION, 5, table.meta
+    tokenizer, trained_runs.PASSAGES, trained_runs.QUESTION, 5, table.meta
   )
   assert ids == plug.prompt_ids(
     gguf_tokenizer.read_tokenizer(base),
-    export_test.PASSAGES,
-    export_test.QUESTION,
+    trained_runs.PASSAGES,
+    trained_runs.QUESTION,
     5,
     table.meta,
   )
@@ -67,10 +68,10 @@ def test_exported(case, tmp_path):
 
 def test_a_directory_is_one_already(tmp_path):
   family_models.save(tmp_path / 'base', 'llama2')
-  export_test.write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   with pytest.raises(errors.UserError, match='servers read as it is'):
     export.export(
-      export_test._quick(tmp_path / 'run'), 'hf-base', str(tmp_path / 'out')
+      trained_runs.quick(tmp_path / 'run'), 'hf-base', str(tmp_path / 'out')
     )
   assert not (tmp_path / 'out').exists()
 
@@ -81,13 +82,13 @@ class TestGate:
   @pytest.fixture(scope='class')
   def place(self, tmp_path_factory):
     root = tmp_path_factory.mktemp('gate')
-    export_gguf_test.save(root, 'qwen2_f32_2_spare')
+    gguf_runs.save(root, 'qwen2_f32_2_spare')
     return root
 
   @pytest.fixture
   def written(self, place, tmp_path):
     source = trained_table.read(str(place / 'run'))
-    hf_base.write(tmp_path / 'out', source.base)
+    hf_base_format.write(tmp_path / 'out', source.base)
     artifact.write(tmp_path / 'out', source.table)
     return tmp_path / 'out', source.base
 
@@ -101,12 +102,12 @@ class TestGate:
   )
   def test_tensors(self, written, change, said):
     out, opened = written
-    assert hf_base.same_tensors(out, opened).passed
+    assert hf_base_format.same_tensors(out, opened).passed
     file = out / 'model.safetensors'
     tensors = safetensors.torch.load_file(file)
     change(tensors)
     safetensors.torch.save_file(tensors, file, {'format': 'pt'})
-    check = hf_base.same_tensors(out, opened)
+    check = hf_base_format.same_tensors(out, opened)
     assert not check.passed
     assert re.search(said, check.found)
 
@@ -118,7 +119,9 @@ class TestGate:
 
     def passed():
       tokenizer = transformers.AutoTokenizer.from_pretrained(out)
-      return [c.passed for c in hf_base.same_ids(tokenizer, path, ['In 1859.'])]
+      return [
+        c.passed for c in hf_base_format.same_ids(tokenizer, path, ['In 1859.'])
+      ]
 
     assert passed() == [True, True]
     values = json.loads(text)

@@ -15,8 +15,8 @@ import numpy as np
 import peft
 import pytest
 import safetensors
-import tiny_models
 import torch
+import trained_runs
 import transformers
 from huggingface_hub import constants
 
@@ -24,100 +24,14 @@ from vtokens import config, evaluate, export, import_table
 from vtokens.evaluation import eval_config
 from vtokens.exports import (
   export_config,
+  export_format,
   hf_checkpoint,
   spring_file,
   trained_table,
 )
-from vtokens.host import errors, stopping
-from vtokens.models import frozen_base
+from vtokens.exports.formats import vtokens_format
+from vtokens.host import errors, stopping, writers
 from vtokens.serving import artifact, plug, table_file
-from vtokens.settings import schema
-
-ROWS = 5
-PASSAGES = [
-  {'title': 'Tower', 'text': 'It was completed in 1859.'},
-  {'title': '', 'text': 'A passage with [ref1] and [ref2] in its text.'},
-]
-QUESTION = 'When was it completed?'
-
-
-def write_run(
-  directory: pathlib.Path,
-  base: pathlib.Path,
-  *,
-  chat: bool = False,
-  quantize: str = 'none',
-  **tokens,
-) -> None:
-  """A finished training run with a random table."""
-  directory.mkdir()
-  questions = directory / 'questions.jsonl'
-  rows = [
-    {
-      'id': f'q{i}',
-      'question': f'When was tower {i} completed?',
-      'answers': ['1859'],
-      'passages': [{'text': f'Tower {i} was completed in 18{i:02}.'}] * 2,
-    }
-    for i in range(12)
-  ]
-  questions.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  cfg = config.Config(
-    base=config.Base(path=str(base), dtype='float32', quantize=quantize),
-    virtual_tokens=config.VirtualTokens(num_virtual_tokens=ROWS, **tokens),
-    templates=config.Templates(chat=chat),
-    data=config.Data(
-      train=('unused.jsonl',),
-      test=(str(questions),),
-      max_prefix_tokens=220,
-      max_suffix_tokens=120,
-    ),
-    eval=config.Eval(
-      num_passages=2,
-      max_new_tokens=6,
-      num_active=(tokens.get('num_active', ROWS),),
-    ),
-  )
-  values = schema.to_dict(cfg)
-  del values['workdir']
-  (directory / 'config.json').write_text(json.dumps(values))
-  opened = frozen_base.open_base(cfg.base)
-  rng = np.random.default_rng(0)
-  table = rng.normal(0, 0.2, (ROWS, opened.config.embed_dim))
-  table[:, 0] = tiny_models.LEVEL
-  table_file.save(
-    directory / 'table.safetensors',
-    table.astype(np.float32),
-    {'fingerprint': opened.fingerprint, 'versions': {'jax': '1'}},
-  )
-  summary = {
-    'conditions': {'prompt': {'em': 1.0, 'f1': 2.0, 'n': 12}},
-    'k': {'5': {'em': 3.0, 'f1': 4.0}},
-  }
-  (directory / 'summary.json').write_text(json.dumps(summary))
-  (directory / 'data.json').write_text('{}')
-  identity = {
-    'fingerprint': opened.fingerprint,
-    'tokenizer_sha256': opened.tokenizer.sha256,
-  }
-  (directory / 'base.json').write_text(json.dumps(identity))
-
-
-def _settings(workdir, **changes) -> export_config.Config:
-  settings = export_config.Config(
-    workdir=str(workdir),
-    gate=export_config.Gate(questions=12, logits=4, sampled=1000, batch_size=4),
-  )
-  for name, value in changes.items():
-    setattr(settings, name, value)
-  export_config.validate(settings)
-  return settings
-
-
-def _quick(workdir, **changes) -> export_config.Config:
-  """Where another thing than the gate's figures is tested."""
-  gate = export_config.Gate(questions=4, logits=1, sampled=64, batch_size=4)
-  return _settings(workdir, **{'gate': gate, **changes})
 
 
 @pytest.fixture(scope='module', params=family_models.FAMILIES)
@@ -125,7 +39,7 @@ def family(request, tmp_path_factory):
   """The base and the run of each family."""
   root = tmp_path_factory.mktemp(request.param)
   family_models.save(root / 'base', request.param)
-  write_run(root / 'run', root / 'base')
+  trained_runs.write_run(root / 'run', root / 'base')
   return root
 
 
@@ -134,7 +48,7 @@ def one(tmp_path_factory):
   """The base and the run of one family."""
   root = tmp_path_factory.mktemp('one')
   family_models.save(root / 'base', 'llama2')
-  write_run(root / 'run', root / 'base')
+  trained_runs.write_run(root / 'run', root / 'base')
   return root
 
 
@@ -148,7 +62,7 @@ def _gate(directory):
 
 def test_hf(family):
   out = family / 'hf'
-  export.export(_settings(family / 'run'), 'hf', str(out))
+  export.export(trained_runs.settings(family / 'run'), 'hf', str(out))
   checks = _gate(out)
   assert len(checks) == 11
   base = transformers.AutoModelForCausalLM.from_pretrained(family / 'base')
@@ -158,7 +72,7 @@ def test_hf(family):
   meta = plug.load(out).meta
   ids = list(meta.tokens.ids)
   # They follow the tokenizer's own, into rows that pad the matrix if any do.
-  assert ids == list(range(len(old), len(old) + ROWS))
+  assert ids == list(range(len(old), len(old) + trained_runs.ROWS))
   rows = model.get_input_embeddings().weight
   assert len(rows) == max(base.config.vocab_size, ids[-1] + 1)
   assert model.config.vocab_size == len(rows)
@@ -168,7 +82,7 @@ def test_hf(family):
   assert head.data_ptr() != rows.data_ptr()
   # None is more likely than the token whose row they copy.
   same = [(head == head[i]).all(dim=1).sum() for i in ids]
-  assert min(same) >= ROWS
+  assert min(same) >= trained_runs.ROWS
   assert set(ids) <= set(model.generation_config.suppress_tokens)
   # Names are recognised where SPRING's recipe puts them, and not lost.
   text = 'A passage.\n\n' + ''.join(meta.tokens.names) + 'Question: Is it?'
@@ -179,7 +93,9 @@ def test_hf(family):
   for text in family_models.TEXT[:3]:
     assert tokenizer(text)['input_ids'] == old(text)['input_ids']
   # A name in a passage stays text.
-  prompt = plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 2, meta)
+  prompt = plug.prompt_ids(
+    tokenizer, trained_runs.PASSAGES, trained_runs.QUESTION, 2, meta
+  )
   assert [i for i in prompt if i in ids] == ids[:2]
   # Files that need not change are the base's own.
   index = out / 'model.safetensors.index.json'
@@ -205,12 +121,14 @@ def test_hf(family):
 def test_a_table_among_the_weights_of_the_model(name, tmp_path, monkeypatch):
   """vLLM would load it as a weight: there is no such export."""
   family_models.save(tmp_path / 'base', name)
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   monkeypatch.setattr(artifact, 'TABLE', 'vtokens.safetensors')
   with pytest.raises(
     errors.UserError, match=r"0 missing \[\], 1 others \['virtual_tokens'\]"
   ):
-    export.export(_quick(tmp_path / 'run'), 'hf', str(tmp_path / 'out'))
+    export.export(
+      trained_runs.quick(tmp_path / 'run'), 'hf', str(tmp_path / 'out')
+    )
   assert not (tmp_path / 'out').exists()
 
 
@@ -218,14 +136,14 @@ def test_a_table_among_the_weights_of_the_model(name, tmp_path, monkeypatch):
 def test_peft(name, tmp_path):
   """Rows that pad the matrix, and those of reserved tokens; both tied."""
   family_models.save(tmp_path / 'base', name)
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   out = tmp_path / 'out'
-  export.export(_settings(tmp_path / 'run'), 'peft', str(out))
+  export.export(trained_runs.settings(tmp_path / 'run'), 'peft', str(out))
   assert len(_gate(out)) == 12
   meta = plug.load(out).meta
   expected = {
-    'qwen': [f'[ref{i + 1}]' for i in range(ROWS)],
-    'gemma': [f'<unused{i}>' for i in range(ROWS)],
+    'qwen': [f'[ref{i + 1}]' for i in range(trained_runs.ROWS)],
+    'gemma': [f'<unused{i}>' for i in range(trained_runs.ROWS)],
   }
   assert list(meta.tokens.names) == expected[name]
   # As PEFT's users load them, and merged: a model of the base's own shape.
@@ -249,9 +167,11 @@ def test_peft(name, tmp_path):
 @pytest.mark.parametrize('name', ['llama2', 'qwen_untied'])
 def test_peft_without_room(name, tmp_path):
   family_models.save(tmp_path / 'base', name)
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   with pytest.raises(errors.UserError, match='use --to hf, which adds rows'):
-    export.export(_settings(tmp_path / 'run'), 'peft', str(tmp_path / 'out'))
+    export.export(
+      trained_runs.settings(tmp_path / 'run'), 'peft', str(tmp_path / 'out')
+    )
   assert not (tmp_path / 'out').exists()
 
 
@@ -259,18 +179,18 @@ def test_peft_without_room(name, tmp_path):
 def test_vtokens(name, tmp_path):
   """Gemma's embedding multiplies what it looks up."""
   family_models.save(tmp_path / 'base', name)
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   out = tmp_path / 'exported'
-  export.export(_settings(tmp_path / 'run'), 'vtokens', str(out))
+  export.export(trained_runs.settings(tmp_path / 'run'), 'vtokens', str(out))
   assert len(_gate(out)) == 8
 
 
 def test_a_run_on_a_quantised_base(tmp_path, capsys):
   """Exported and compared is the base itself; the export says so."""
   family_models.save(tmp_path / 'base', 'llama2')
-  write_run(tmp_path / 'run', tmp_path / 'base', quantize='int4')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base', quantize='int4')
   out = tmp_path / 'exported'
-  export.export(_settings(tmp_path / 'run'), 'vtokens', str(out))
+  export.export(trained_runs.settings(tmp_path / 'run'), 'vtokens', str(out))
   assert _gate(out)
   assert 'trained with base.quantize=int4' in capsys.readouterr().out
   gate = json.loads((out / 'gate.json').read_text())
@@ -300,19 +220,19 @@ def test_other_bases_and_prompts(kind, name, base, settings, tmp_path):
   family_models.save(tmp_path / 'base', name, **base)
   if settings.get('chat'):
     family_models.add_chat_template(tmp_path / 'base')
-  write_run(tmp_path / 'run', tmp_path / 'base', **settings)
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base', **settings)
   out = tmp_path / 'out'
-  export.export(_settings(tmp_path / 'run'), kind, str(out))
+  export.export(trained_runs.settings(tmp_path / 'run'), kind, str(out))
   assert _gate(out)
   meta = plug.load(out).meta
-  assert meta.num_trained == settings.get('num_active', ROWS)
+  assert meta.num_trained == settings.get('num_active', trained_runs.ROWS)
   assert meta.prompt.position == settings.get('position', 'middle')
 
 
 @pytest.mark.parametrize('file', ['model.safetensors', 'tokenizer.json'])
 def test_a_base_that_has_changed(file, tmp_path):
   family_models.save(tmp_path / 'base', 'llama3_whole')
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   family_models.save(tmp_path / 'other', 'llama3_whole', seed=1)
   other = tmp_path / 'other' / file
   if file == 'tokenizer.json':
@@ -322,27 +242,31 @@ def test_a_base_that_has_changed(file, tmp_path):
     other.write_text(text.replace('{1,3}', '{1,2}'))
   (tmp_path / 'base' / file).write_bytes(other.read_bytes())
   with pytest.raises(errors.UserError, match='another base than'):
-    export.export(_settings(tmp_path / 'run'), 'hf', str(tmp_path / 'out'))
+    export.export(
+      trained_runs.settings(tmp_path / 'run'), 'hf', str(tmp_path / 'out')
+    )
   assert not (tmp_path / 'out').exists()
 
 
 def test_a_table_of_another_width(tmp_path):
   """Though it names this base."""
   family_models.save(tmp_path / 'base', 'llama3')
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   file = tmp_path / 'run' / 'table.safetensors'
   rows, metadata = table_file.load(file)
   table_file.save(file, rows[:, 1:], metadata)
   with pytest.raises(errors.UserError, match='expected a width of'):
-    export.export(_settings(tmp_path / 'run'), 'hf', str(tmp_path / 'out'))
+    export.export(
+      trained_runs.settings(tmp_path / 'run'), 'hf', str(tmp_path / 'out')
+    )
   assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.slow
 def test_a_base_in_gguf(smollm2_path, tmp_path):
   """The real SmolLM2, written for transformers; the tokenizer as well."""
-  write_run(tmp_path / 'run', smollm2_path)
-  settings = _settings(
+  trained_runs.write_run(tmp_path / 'run', smollm2_path)
+  settings = trained_runs.settings(
     tmp_path / 'run',
     gate=export_config.Gate(questions=4, logits=2, sampled=40, batch_size=4),
   )
@@ -365,8 +289,16 @@ def test_attached_and_detached(one):
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
   embedding = model.get_input_embeddings()
   names = list(model.state_dict())
-  ids = plug.prompt_ids(tokenizer, PASSAGES, QUESTION, ROWS, table.meta)
-  plain = plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 0, table.meta)
+  ids = plug.prompt_ids(
+    tokenizer,
+    trained_runs.PASSAGES,
+    trained_runs.QUESTION,
+    trained_runs.ROWS,
+    table.meta,
+  )
+  plain = plug.prompt_ids(
+    tokenizer, trained_runs.PASSAGES, trained_runs.QUESTION, 0, table.meta
+  )
   assert [i for i in ids if i < model.config.vocab_size] == plain
   before = model(torch.tensor([plain])).logits
   plug.attach(model, table)
@@ -400,21 +332,27 @@ def test_attached_and_detached(one):
 def test_a_token_without_a_row_is_no_virtual_token(tmp_path):
   """`<pad>` has the id that virtual token 0 has inside of this program."""
   family_models.save(tmp_path / 'base', 'llama2_pad')
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   table = trained_table.read(str(tmp_path / 'run')).table
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'base')
   tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'base')
   rows, pad = model.config.vocab_size, tokenizer.pad_token_id
   assert pad == rows == len(tokenizer) - 1 == table.meta.base.vocab_size
-  assert table.meta.tokens.ids == tuple(range(rows + 1, rows + 1 + ROWS))
+  assert table.meta.tokens.ids == tuple(
+    range(rows + 1, rows + 1 + trained_runs.ROWS)
+  )
   passages = [{'title': '<pad>', 'text': 'a<pad> <pad>'}]
-  ids = plug.prompt_ids(tokenizer, passages, '<pad>?', ROWS, table.meta)
+  ids = plug.prompt_ids(
+    tokenizer, passages, '<pad>?', trained_runs.ROWS, table.meta
+  )
   assert pad not in ids
   assert [i for i in ids if i >= rows] == list(table.meta.tokens.ids)
   plug.attach(model, table)
   found = model.get_input_embeddings()(torch.tensor(ids))
   at = ids.index(rows + 1)
-  assert torch.equal(found[at : at + ROWS], torch.from_numpy(table.table))
+  assert torch.equal(
+    found[at : at + trained_runs.ROWS], torch.from_numpy(table.table)
+  )
   with pytest.raises(IndexError):
     model.get_input_embeddings()(torch.tensor([pad]))
 
@@ -423,33 +361,32 @@ def test_prompt_ids_refuses(one, tmp_path):
   meta = trained_table.read(str(one / 'run')).table.meta
   tokenizer = transformers.AutoTokenizer.from_pretrained(one / 'base')
   with pytest.raises(errors.UserError, match='whole number from 0 to 5'):
-    plug.prompt_ids(tokenizer, PASSAGES, QUESTION, 6, meta)
+    plug.prompt_ids(
+      tokenizer, trained_runs.PASSAGES, trained_runs.QUESTION, 6, meta
+    )
   with pytest.raises(errors.UserError, match='max_suffix_tokens=120'):
-    plug.prompt_ids(tokenizer, PASSAGES, QUESTION * 20, 5, meta)
+    plug.prompt_ids(
+      tokenizer, trained_runs.PASSAGES, trained_runs.QUESTION * 20, 5, meta
+    )
   family_models.save(tmp_path / 'other', 'llama3')
   other = transformers.AutoTokenizer.from_pretrained(tmp_path / 'other')
   with pytest.raises(errors.UserError, match='not the one that the virtual'):
-    plug.prompt_ids(other, PASSAGES, QUESTION, 5, meta)
-
-
-def assert_needs_no_jax(module: str) -> None:
-  program = (
-    'import sys\n'
-    "sys.modules['jax'] = sys.modules['flax'] = sys.modules['torch'] = None\n"
-    f'import {module}\n'
-  )
-  subprocess.run([sys.executable, '-c', program], check=True)
+    plug.prompt_ids(
+      other, trained_runs.PASSAGES, trained_runs.QUESTION, 5, meta
+    )
 
 
 def test_plug_needs_no_jax():
-  assert_needs_no_jax('vtokens.plug')
+  trained_runs.assert_needs_no_jax('vtokens.plug')
 
 
 def test_round_trip_is_byte_identical(one, tmp_path):
   names = '<|vt{i}|>'
   questions = (str(one / 'run' / 'questions.jsonl'),)
   first = tmp_path / 'vtokens'
-  export.export(_quick(one / 'run', names=names), 'vtokens', str(first))
+  export.export(
+    trained_runs.quick(one / 'run', names=names), 'vtokens', str(first)
+  )
   # Ids are others there.
   source = trained_table.read(str(one / 'run'), names)
   tokens = hf_checkpoint.plan(
@@ -466,7 +403,9 @@ def test_round_trip_is_byte_identical(one, tmp_path):
     values = json.loads((work / 'config.json').read_text())
     assert values['base']['dtype'] == 'float32'
     if kind == 'vtokens':
-      export.export(_quick(work, data=questions), 'vtokens', str(again))
+      export.export(
+        trained_runs.quick(work, data=questions), 'vtokens', str(again)
+      )
     else:
       artifact.write(again, trained_table.read(str(work)).table)
     for name in (artifact.TABLE, artifact.META):
@@ -475,13 +414,13 @@ def test_round_trip_is_byte_identical(one, tmp_path):
 
 def test_the_file_of_the_authors(one, tmp_path):
   out = tmp_path / 'out'
-  export.export(_quick(one / 'run'), 'spring-pt', str(out))
+  export.export(trained_runs.quick(one / 'run'), 'spring-pt', str(out))
   table, _ = table_file.load(one / 'run' / 'table.safetensors')
   file = out / spring_file.FILE
   np.testing.assert_array_equal(spring_file.read(str(file)), table)
   read = torch.load(file, weights_only=True)
   assert read.dtype == torch.float32
-  assert list(read.shape) == [ROWS, 64]
+  assert list(read.shape) == [trained_runs.ROWS, 64]
   # No more than the table: a slice would bring all that it is a slice of.
   assert file.stat().st_size < table.nbytes + 2000
 
@@ -608,14 +547,14 @@ class TestSpring:
 class TestGate:
   """What is wrong is not exported."""
 
-  def _refused(self, one, kind, match, tmp_path, settings=_quick):
+  def _refused(self, one, kind, match, tmp_path, settings=trained_runs.quick):
     with pytest.raises(errors.UserError, match=match):
       export.export(settings(one / 'run'), kind, str(tmp_path / 'out'))
     assert not list(tmp_path.iterdir())
 
   def test_rows_that_differ(self, one, tmp_path, monkeypatch):
     monkeypatch.setattr(
-      hf_checkpoint.Plan, 'stored', lambda self, table: table * 1.01
+      export_format.Placement, 'stored', lambda self, table: table * 1.01
     )
     self._refused(one, 'hf', 'logits at answer positions', tmp_path)
 
@@ -631,7 +570,7 @@ class TestGate:
   def test_names_that_get_lost(self, one, tmp_path, monkeypatch):
     # As tokenizer.add_tokens does it, which is how the authors' recipe loses
     # all of them.
-    write_json = hf_checkpoint.write_json
+    write_json = writers.write_json
 
     def normalized(path, values, indent=2):
       for token in [
@@ -642,7 +581,7 @@ class TestGate:
           token['normalized'] = True
       write_json(path, values, indent)
 
-    monkeypatch.setattr(hf_checkpoint, 'write_json', normalized)
+    monkeypatch.setattr(writers, 'write_json', normalized)
     self._refused(one, 'hf', 'names of virtual tokens recognised', tmp_path)
 
   def test_tokens_that_would_be_said(self, one, tmp_path, monkeypatch):
@@ -659,7 +598,7 @@ class TestGate:
       'hf',
       '(?s)which is not said: 0, of id .*virtual tokens among sampled',
       tmp_path,
-      _settings,
+      trained_runs.settings,
     )
 
   def test_a_head_of_old_rows_that_differ(self, one, tmp_path, monkeypatch):
@@ -677,7 +616,7 @@ class TestGate:
     monkeypatch.setattr(
       hf_checkpoint,
       '_write_generation_config',
-      lambda base, out, plan: (out / 'generation_config.json').write_text('{}'),
+      lambda base, out, *_: (out / 'generation_config.json').write_text('{}'),
     )
     self._refused(one, 'hf', 'in suppress_tokens of generation', tmp_path)
 
@@ -685,7 +624,7 @@ class TestGate:
     monkeypatch.setattr(
       hf_checkpoint,
       '_write_generation_config',
-      lambda base, out, plan: (out / 'generation_config.json').write_text(
+      lambda base, out, plan, end: (out / 'generation_config.json').write_text(
         json.dumps({'suppress_tokens': plan.tokens.ids, 'eos_token_id': 1})
       ),
     )
@@ -696,7 +635,7 @@ class TestGate:
       errors.UserError, match='100 questions, but there are 12'
     ):
       export.export(
-        _settings(one / 'run', gate=export_config.Gate()),
+        trained_runs.settings(one / 'run', gate=export_config.Gate()),
         'hf',
         str(tmp_path / 'out'),
       )
@@ -706,11 +645,13 @@ class TestGate:
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'a').write_text('mine')
     with pytest.raises(errors.UserError, match='never replaced'):
-      export.export(_settings(one / 'run'), 'vtokens', str(tmp_path / 'out'))
+      export.export(
+        trained_runs.settings(one / 'run'), 'vtokens', str(tmp_path / 'out')
+      )
     assert (tmp_path / 'out' / 'a').read_text() == 'mine'
 
   def test_name_of_a_token(self, one, tmp_path):
-    settings = _settings(one / 'run', names='<0x0{i}>')
+    settings = trained_runs.settings(one / 'run', names='<0x0{i}>')
     with pytest.raises(errors.UserError, match="has a token '<0x01>' already"):
       export.export(settings, 'hf', str(tmp_path / 'out'))
 
@@ -720,15 +661,17 @@ class TestCheckpoint:
 
   def _write(self, root):
     source = trained_table.read(str(root / 'run'))
-    plan = hf_checkpoint.plan(source.table, source.base, str(root / 'base'))
-    (root / 'out').mkdir()
-    hf_checkpoint.write(root / 'out', source.table, plan, str(root / 'base'))
-    return root / 'out', plan
+    base, out = str(root / 'base'), root / 'out'
+    placement = hf_checkpoint.place(source.table, source.base, base)
+    out.mkdir()
+    end = hf_checkpoint.answer_end(source.table, source.base)
+    hf_checkpoint.write(out, source.table, placement, base, end)
+    return out, placement
 
   @pytest.fixture
   def plain(self, tmp_path):
     family_models.save(tmp_path / 'base', 'llama2')
-    write_run(tmp_path / 'run', tmp_path / 'base')
+    trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
     return tmp_path
 
   def test_links_of_a_cache(self, plain):
@@ -777,7 +720,7 @@ class TestCheckpoint:
     values = json.loads((base / 'config.json').read_text())
     values['eos_token_id'] = None
     (base / 'config.json').write_text(json.dumps(values))
-    write_run(tmp_path / 'run', base, chat=True)
+    trained_runs.write_run(tmp_path / 'run', base, chat=True)
     out, plan = self._write(tmp_path)
     found = json.loads((out / file.name).read_text())
     assert found['eos_token_id'] == after
@@ -829,7 +772,7 @@ def test_a_table_and_a_base_of_the_hub(revision, one, tmp_path, monkeypatch):
     'meta-llama/Llama-2',
     str(tmp_path / 'run'),
   )
-  settings = _quick(
+  settings = trained_runs.quick(
     tmp_path / 'run', data=(str(one / 'run' / 'questions.jsonl'),)
   )
   if revision:
@@ -847,12 +790,12 @@ def test_a_table_and_a_base_of_the_hub(revision, one, tmp_path, monkeypatch):
 
 def test_a_base_that_has_moved(tmp_path):
   family_models.save(tmp_path / 'base', 'llama2')
-  write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   (tmp_path / 'base').rename(tmp_path / 'elsewhere')
   with pytest.raises(errors.UserError, match='base does not exist'):
     trained_table.read(str(tmp_path / 'run'))
   export.export(
-    _quick(tmp_path / 'run', base=str(tmp_path / 'elsewhere')),
+    trained_runs.quick(tmp_path / 'run', base=str(tmp_path / 'elsewhere')),
     'vtokens',
     str(tmp_path / 'out'),
   )
@@ -865,17 +808,20 @@ def test_a_base_that_has_moved(tmp_path):
 
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM'])
 def test_stopped_in_the_middle(name, one, tmp_path, monkeypatch):
-  def maker(directory, cfg, source):
-    (directory / 'half').write_text('half')
-    try:
-      os.kill(os.getpid(), signal.Signals[name])
-    except Exception:  # As libraries do it.
-      pytest.fail('caught')
-    pytest.fail('went on')
+  class Stopped(vtokens_format.VtokensFormat):
+    def write(self, job):
+      (job.directory / 'half').write_text('half')
+      try:
+        os.kill(os.getpid(), signal.Signals[name])
+      except Exception:  # As libraries do it.
+        pytest.fail('caught')
+      pytest.fail('went on')
 
-  monkeypatch.setattr(export, '_makers', lambda: {'vtokens': maker})
+  monkeypatch.setitem(export_format.FORMATS, 'vtokens', Stopped())
   with pytest.raises(SystemExit) as stopped:
-    export.export(_quick(one / 'run'), 'vtokens', str(tmp_path / 'out'))
+    export.export(
+      trained_runs.quick(one / 'run'), 'vtokens', str(tmp_path / 'out')
+    )
   assert stopped.value.code == 128 + signal.Signals[name]
   assert not list(tmp_path.iterdir())
 
@@ -884,11 +830,14 @@ def test_what_a_killed_export_has_left(one, tmp_path, monkeypatch, capsys):
   left = tmp_path / 'out.partial-0123'
   left.mkdir()
 
-  def maker(directory, cfg, source):
-    return [], source.table
+  class Unchecked(vtokens_format.VtokensFormat):
+    def check(self, job):
+      return []
 
-  monkeypatch.setattr(export, '_makers', lambda: {'vtokens': maker})
-  export.export(_quick(one / 'run'), 'vtokens', str(tmp_path / 'out'))
+  monkeypatch.setitem(export_format.FORMATS, 'vtokens', Unchecked())
+  export.export(
+    trained_runs.quick(one / 'run'), 'vtokens', str(tmp_path / 'out')
+  )
   assert f'{left} is there' in capsys.readouterr().out
   # It may be that of an export that runs.
   assert sorted(tmp_path.iterdir()) == [tmp_path / 'out', left]
@@ -897,7 +846,7 @@ def test_what_a_killed_export_has_left(one, tmp_path, monkeypatch, capsys):
 # In a process of its own, whose other files are not to be limited.
 _FULL = """
 import pathlib, resource, signal, sys
-import export_gguf_test, export_test, family_models
+import gguf_runs, trained_runs, family_models
 import numpy as np
 from vtokens.host import errors
 from vtokens import export
@@ -914,8 +863,8 @@ root = pathlib.Path(sys.argv[1])
 for name in ('hf', 'gguf'):
   (root / name).mkdir()
 family_models.save(root / 'hf' / 'base', 'qwen')
-export_test.write_run(root / 'hf' / 'run', root / 'hf' / 'base')
-export_gguf_test.save(root / 'gguf', 'llama_tied_q4_0')
+trained_runs.write_run(root / 'hf' / 'run', root / 'hf' / 'base')
+gguf_runs.save(root / 'gguf', 'llama_tied_q4_0')
 for base, kind, limit in (
   ('hf', 'vtokens', 1000),
   ('hf', 'spring-pt', 1000),
@@ -927,7 +876,7 @@ for base, kind, limit in (
   whole = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (limit, whole[1]))
   try:
-    settings = export_test._quick(root / base / 'run')
+    settings = trained_runs.quick(root / base / 'run')
     export.export(settings, kind, str(root / base / 'out'))
   except errors.UserError as e:
     print('refused', base, kind, str(e).splitlines()[0])
@@ -947,7 +896,7 @@ def test_a_full_disk(tmp_path):
     text=True,
     env={
       **os.environ,
-      'PYTHONPATH': f'{root}{os.pathsep}{root / "tests"}',
+      'PYTHONPATH': f'{root}{os.pathsep}{root / "tests" / "support"}',
       'JAX_PLATFORMS': 'cpu',
     },
   )

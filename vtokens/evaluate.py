@@ -30,6 +30,7 @@ from vtokens.evaluation.asking.grid import Grid
 from vtokens.evaluation.eval_config import UNTOUCHED, Config
 from vtokens.evaluation.harness import general_rows
 from vtokens.evaluation.reporting import report
+from vtokens.evaluation.reporting.summary import Resampling
 from vtokens.host import stopping, versions, writers
 from vtokens.scoring import answer_rules
 from vtokens.settings import flags, schema
@@ -91,19 +92,21 @@ def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
     answered: dict[Cell, list[Answer]] = {}
     for grid in grids.values():
       answered |= grid.results()
-    return report.write_report(
+    summary, content = report.write_report(
       cfg.workdir,
       _results(cfg, opened, records, answered),
-      settings=schema.to_dict(cfg),
-      versions=used,
-      cost={'device': cost.device(), 'rows': costs} if costs else None,
-      general=abilities or None,
-      resamples=cfg.report.resamples,
-      permutations=cfg.report.permutations,
-      seed=cfg.seed,
+      report.ReportContext(
+        settings=schema.to_dict(cfg),
+        versions=used,
+        cost={'device': cost.device(), 'rows': costs} if costs else None,
+        general=abilities or None,
+      ),
+      Resampling(cfg.report.resamples, cfg.report.permutations, cfg.seed),
       reference=cfg.report.reference,
       page_questions=cfg.report.page_questions,
     )
+    writers.say(report.format_console(summary))
+    return content
 
 
 def _run(
@@ -210,17 +213,11 @@ def _results(
       char_f1=cfg.report.char_f1,
     )
     cells[cell] = CellResult(cell, answers, values)
-  tables = [table for model in opened for table in model.tables.values()]
   return Results(
     records=records,
     cells=cells,
     conditions=[name for name in cfg.conditions if name != UNTOUCHED],
-    num_active={
-      table.name: cfg.num_active[0] if cfg.num_active else len(table.rows)
-      for table in tables
-    },
-    num_passages=cfg.num_passages[0],
-    retriever=cfg.retrievers[0],
+    main=cell_plan.main_values(cfg, opened),
   )
 
 
@@ -266,8 +263,6 @@ def main(cfg: Config) -> None:
 
 def _say(cfg: Config, found: dict[str, Any]) -> None:
   """Tells the first process's terminal what was found."""
-  if 'cells' in found:
-    writers.say(report.format_console(found))
   abilities = found.get('general') or found
   if text := general_rows.format_results(abilities):
     writers.say(text)

@@ -5,16 +5,24 @@ import json
 import os
 import re
 
-import export_test
 import family_models
 import markdown_it
 import peft
 import pytest
 import torch
+import trained_runs
 import yaml
 
 from vtokens import export, import_table
-from vtokens.exports import card, gate, licence, public_names, trained_table
+from vtokens.exports import (
+  card,
+  exporting,
+  gate,
+  licence,
+  public_names,
+  trained_table,
+)
+from vtokens.exports.export_format import FORMATS
 from vtokens.host import errors
 from vtokens.models import frozen_base
 from vtokens.models.files import gguf_weights
@@ -47,7 +55,7 @@ def place(tmp_path_factory):
     (base / name).write_text(json.dumps({'best_model_checkpoint': str(base)}))
   for name in ('LICENSE.txt', 'NOTICE', 'vocab.json'):
     (base / name).write_text(name)
-  export_test.write_run(root / 'run', base)
+  trained_runs.write_run(root / 'run', base)
   file = root / 'run' / 'config.json'
   values = json.loads(file.read_text())
   values['data']['train'] = [
@@ -84,7 +92,7 @@ def _assert_no_paths(directory, place) -> None:
 @pytest.mark.parametrize('kind', ['vtokens', 'hf', 'peft', 'spring-pt'])
 def test_no_file_has_a_local_path(place, kind):
   out = place / kind
-  export.export(export_test._quick(place / 'run'), kind, str(out))
+  export.export(trained_runs.quick(place / 'run'), kind, str(out))
   _assert_no_paths(out, place)
   meta = plug.load(out).meta
   assert (meta.base.id, meta.base.revision) == ('my-base', '')
@@ -179,9 +187,7 @@ def test_names_of_bases(path, revision, expected):
   assert public_names.base(path, revision) == expected
 
 
-@pytest.mark.parametrize(
-  'to', ['vtokens', 'spring-pt', 'hf', 'hf-base', 'peft', 'gguf']
-)
+@pytest.mark.parametrize('to', FORMATS)
 def test_a_card_of_awkward_names(place, to):
   """Of a base, of tokens, templates, conditions and checks: text and code."""
   meta = trained_table.read(str(place / 'run')).table.meta
@@ -189,7 +195,7 @@ def test_a_card_of_awkward_names(place, to):
   meta = dataclasses.replace(
     meta,
     base=dataclasses.replace(meta.base, id=name, revision='0123'),
-    tokens=dataclasses.replace(meta.tokens, names=(name,) * export_test.ROWS),
+    tokens=dataclasses.replace(meta.tokens, names=(name,) * trained_runs.ROWS),
     prompt=dataclasses.replace(
       meta.prompt,
       templates=dataclasses.replace(
@@ -203,7 +209,7 @@ def test_a_card_of_awkward_names(place, to):
   )
   check = gate.Check(name, True, name, name)
   about = card.BaseFacts({'license': 'mit'}, 'float32')
-  text = card.render(meta, to, [check], about)
+  text = card.render(meta, FORMATS[to], [check], about)
   head, _, rest = text.removeprefix('---\n').partition('\n---\n')
   values = yaml.safe_load(head)
   assert (values['base_model'], values['license']) == (name, 'mit')
@@ -228,27 +234,27 @@ def test_a_card_of_awkward_names(place, to):
 def test_vllm_is_told_the_dtype(place, to):
   """It takes float32 for bfloat16 else; and 16 bits as they are."""
   meta = trained_table.read(str(place / 'run')).table.meta
-  rounded = card.render(meta, to, [], card.BaseFacts({}, 'float32'))
+  rounded = card.render(meta, FORMATS[to], [], card.BaseFacts({}, 'float32'))
   assert re.search(r'```sh\nvllm serve .* --dtype float32\n```', rounded)
   for dtype in ('bfloat16', 'float16'):
-    text = card.render(meta, to, [], card.BaseFacts({}, dtype))
+    text = card.render(meta, FORMATS[to], [], card.BaseFacts({}, dtype))
     assert re.search(r'```sh\nvllm serve .*\n```', text)
     assert 'dtype' not in text.partition('## Prompt')[0]
   scaled = dataclasses.replace(
     meta, base=dataclasses.replace(meta.base, scales_embeddings=True)
   )
-  assert 'vllm serve' not in card.render(scaled, to, [])
+  assert 'vllm serve' not in card.render(scaled, FORMATS[to], [])
 
 
 def test_the_dtype_of_an_export(tmp_path):
   family_models.save(tmp_path / 'base', 'llama2', dtype=torch.bfloat16)
-  export_test.write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   source = trained_table.read(str(tmp_path / 'run'))
-  assert export._about_base(source).dtype == 'bfloat16'
+  assert exporting.base_facts(source).dtype == 'bfloat16'
   family_models.save(tmp_path / 'other', 'llama2')
   other = dataclasses.replace(source.config.base, path=str(tmp_path / 'other'))
   source = dataclasses.replace(source, base=frozen_base.open_base(other))
-  assert export._about_base(source) == card.BaseFacts({}, 'float32')
+  assert exporting.base_facts(source) == card.BaseFacts({}, 'float32')
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ import importlib.metadata
 import os
 import sys
 
-import export_test
 import gguf_place
 import llama_cpp
 import our_answers
 import pytest
 import recipes
 import server_process
+import trained_runs
 
 IN_PYTHON = 'llama-cpp-python (tested here)'
 SERVER = 'llama-cpp-python as a server (tested here)'
@@ -25,7 +25,7 @@ def place(tmp_path_factory):
 
 def test_in_python(place, monkeypatch):
   recipes.enter(place, 'gguf', monkeypatch)
-  for k in (1, export_test.ROWS):
+  for k in (1, trained_runs.ROWS):
     asked = our_answers.ask(place / 'run', k)
     # Each time the model is loaded.
     for one in (asked[0], *(a for a in asked if a.line != a.text)):
@@ -48,7 +48,7 @@ def test_server(place, monkeypatch, tmp_path):
     env=dict(os.environ),
     within=120,
   ):
-    for k in (1, export_test.ROWS):
+    for k in (1, trained_runs.ROWS):
       for one in our_answers.ask(place / 'run', k):
         found = recipes.execute(
           SERVER, address, k, passages=one.passages, question=one.question

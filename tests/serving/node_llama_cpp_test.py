@@ -9,11 +9,11 @@ import os
 import pathlib
 import subprocess
 
-import export_test
 import gguf_place
 import our_answers
 import pytest
 import recipes
+import trained_runs
 
 if not os.environ.get('VTOKENS_NODE_LLAMA_CPP'):
   pytest.skip(
@@ -34,7 +34,7 @@ def test_answers(tmp_path, monkeypatch):
   recipes.enter(tmp_path, 'gguf', monkeypatch)
   (tmp_path / 'node_modules').symlink_to(PACKAGE.parent)
   asked, prompts = [], []
-  for k in (1, export_test.ROWS):
+  for k in (1, trained_runs.ROWS):
     for one in our_answers.ask(tmp_path / 'run', k):
       found = recipes.execute(
         HEADING, k=k, passages=one.passages, question=one.question

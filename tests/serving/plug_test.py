@@ -5,19 +5,19 @@ import io
 import pathlib
 
 import accelerate
-import export_test
 import family_models
 import numpy as np
 import pytest
 import torch
+import trained_runs
 import transformers
 
 from vtokens.exports import trained_table
 from vtokens.host import errors
 from vtokens.serving import plug
 
-PASSAGES, QUESTION = export_test.PASSAGES, export_test.QUESTION
-ROWS = export_test.ROWS
+PASSAGES, QUESTION = trained_runs.PASSAGES, trained_runs.QUESTION
+ROWS = trained_runs.ROWS
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +25,7 @@ def one(tmp_path_factory):
   """The table and the tokenizer of one family."""
   root = tmp_path_factory.mktemp('plug')
   family_models.save(root / 'base', 'llama2')
-  export_test.write_run(root / 'run', root / 'base')
+  trained_runs.write_run(root / 'run', root / 'base')
   tokenizer = transformers.AutoTokenizer.from_pretrained(root / 'base')
   return trained_table.read(str(root / 'run')).table, tokenizer
 
@@ -47,7 +47,7 @@ def test_a_model_with_a_table_is_saved_as_the_base(name, tmp_path):
   """Names and bits of all tensors, tied heads and scaled embeddings, too."""
   base = tmp_path / 'base'
   family_models.save(base, name)
-  export_test.write_run(tmp_path / 'run', base)
+  trained_runs.write_run(tmp_path / 'run', base)
   table = trained_table.read(str(tmp_path / 'run')).table
   before = _weights(base)
   model = transformers.AutoModelForCausalLM.from_pretrained(base)
@@ -106,7 +106,7 @@ def test_a_model_whose_weights_are_brought_when_needed(name, buffers, tmp_path):
   """Accelerate keeps no values in such a model between calls."""
   base = tmp_path / 'base'
   family_models.save(base, name)
-  export_test.write_run(tmp_path / 'run', base)
+  trained_runs.write_run(tmp_path / 'run', base)
   table = trained_table.read(str(tmp_path / 'run')).table
   ids = torch.tensor([[1, 2, *table.meta.tokens.ids[:2], 3]])
   model = transformers.AutoModelForCausalLM.from_pretrained(base)

@@ -11,14 +11,14 @@ import re
 import sys
 import types
 
-import export_gguf_test
-import export_test
 import family_models
+import gguf_runs
 import pytest
 import recipes
 import torch
+import trained_runs
 import transformers
-import vllm_client_test
+import vllm_like_server
 import yaml
 
 from vtokens.exports import (
@@ -32,10 +32,14 @@ from vtokens.exports.gguf import gguf_file, llama_consumer
 from vtokens.host import errors
 from vtokens.serving import artifact, plug
 
-PASSAGES, QUESTION = export_test.PASSAGES, export_test.QUESTION
+PASSAGES, QUESTION = trained_runs.PASSAGES, trained_runs.QUESTION
+
 
 # Ends that note requests.
-server = vllm_client_test.server
+@pytest.fixture
+def server():
+  with vllm_like_server.serve() as found:
+    yield found
 
 
 def _write(
@@ -72,7 +76,7 @@ def place(tmp_path_factory):
   values = json.loads(file.read_text())
   values |= {'do_sample': True, 'temperature': 3.0, 'repetition_penalty': 1.5}
   file.write_text(json.dumps(values))
-  export_test.write_run(root / 'run', root / 'base')
+  trained_runs.write_run(root / 'run', root / 'base')
   source = trained_table.read(str(root / 'run'))
   for kind in ('vtokens', 'spring-pt', 'hf', 'peft'):
     _write(source, root / 'base', kind, root / kind)
@@ -83,7 +87,7 @@ def place(tmp_path_factory):
 def gguf_place(tmp_path_factory):
   """A base in GGUF and the exports of it."""
   root = tmp_path_factory.mktemp('gguf')
-  base = export_gguf_test.save(root, 'llama_tied_q4_0')
+  base = gguf_runs.save(root, 'llama_tied_q4_0')
   source = trained_table.read(str(root / 'run'))
   for kind in ('vtokens', 'gguf'):
     _write(source, base, kind, root / kind)
@@ -96,7 +100,7 @@ def _most_likely(place, passages, question) -> list[int]:
   model = transformers.AutoModelForCausalLM.from_pretrained(place / 'base')
   tokenizer = transformers.AutoTokenizer.from_pretrained(place / 'base')
   prompt = plug.prompt_ids(
-    tokenizer, passages, question, export_test.ROWS, table.meta
+    tokenizer, passages, question, trained_runs.ROWS, table.meta
   )
   rows = torch.cat(
     [model.get_input_embeddings().weight, torch.from_numpy(table.table)]
@@ -263,7 +267,7 @@ class TestFlashRAG:
 
   def _run(self, root, name, monkeypatch, **changes):
     family_models.save(root / 'base', name, **changes)
-    export_test.write_run(root / 'run', root / 'base')
+    trained_runs.write_run(root / 'run', root / 'base')
     file = root / 'run' / 'config.json'
     values = json.loads(file.read_text())
     values['templates']['passage'] = 'Doc {index}(Title: {title}) {text}\n'
@@ -313,7 +317,7 @@ class TestFlashRAG:
     table = found['table']
     plain = transformers.AutoTokenizer.from_pretrained('base')
     ours = plug.prompt_ids(
-      plain, found['passages'], found['question'], export_test.ROWS, table.meta
+      plain, found['passages'], found['question'], trained_runs.ROWS, table.meta
     )
     place = dict(
       zip(
@@ -344,7 +348,7 @@ class TestFlashRAG:
     found = self._run(tmp_path, 'llama3', monkeypatch)
     logits = found['generator'].model(torch.tensor([[1, 2]])).logits
     size = found['table'].meta.base.vocab_size
-    assert logits.shape[-1] == size + export_test.ROWS
+    assert logits.shape[-1] == size + trained_runs.ROWS
 
 
 class TestPromptText:
@@ -353,7 +357,7 @@ class TestPromptText:
   @pytest.mark.parametrize('name', family_models.FAMILIES)
   def test_ids(self, name, tmp_path):
     family_models.save(tmp_path / 'base', name, num_hidden_layers=1)
-    export_test.write_run(tmp_path / 'run', tmp_path / 'base')
+    trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
     source = trained_table.read(str(tmp_path / 'run'))
     _write(source, tmp_path / 'base', 'hf', tmp_path / 'out')
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / 'out')
@@ -424,7 +428,7 @@ class TestCards:
     text = tokenizer.decode(expected, skip_special_tokens=True)
     assert names['answer'] == text.strip()
     virtual = set(names['table'].meta.tokens.ids)
-    assert len(virtual & set(names['ids'])) == export_test.ROWS
+    assert len(virtual & set(names['ids'])) == trained_runs.ROWS
 
   def test_a_base_of_the_hub(self, place):
     meta = plug.load(place / 'hf').meta

@@ -5,56 +5,29 @@ They are next to a server that notes requests; vllm_test.py has vLLM's own.
 
 import base64
 import dataclasses
-import http.server
 import io
 import json
 import os
-import threading
-from typing import ClassVar
 
-import export_test
 import family_models
 import pytest
 import safetensors.torch
 import torch
+import trained_runs
 import transformers
+import vllm_like_server
 
 from vtokens.exports import trained_table
 from vtokens.host import errors
 from vtokens.serving import artifact, plug, vllm_client
 
-PASSAGES, QUESTION = export_test.PASSAGES, export_test.QUESTION
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-  requests: ClassVar[list] = []
-  status = 200
-  answer = json.dumps(
-    {'choices': [{'text': ' 1859', 'message': {'content': '1859'}}]}
-  ).encode()
-
-  def log_message(self, *_):
-    pass
-
-  def do_POST(self):
-    body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-    self.requests.append((self.path, dict(self.headers), body))
-    refusal = b'{"error": "no prompt_embeds here"}'
-    data = self.answer if self.status == 200 else refusal
-    self.send_response(self.status)
-    self.send_header('Content-Length', str(len(data)))
-    self.end_headers()
-    self.wfile.write(data)
+PASSAGES, QUESTION = trained_runs.PASSAGES, trained_runs.QUESTION
 
 
 @pytest.fixture
 def server():
-  handler = type('Handler', (_Handler,), {'requests': []})
-  found = http.server.ThreadingHTTPServer(('localhost', 0), handler)
-  threading.Thread(target=found.serve_forever, daemon=True).start()
-  yield f'http://localhost:{found.server_port}', handler
-  found.shutdown()
-  found.server_close()
+  with vllm_like_server.serve() as found:
+    yield found
 
 
 @pytest.fixture(scope='module')
@@ -64,7 +37,7 @@ def place(tmp_path_factory):
   family_models.save(root / 'base', 'qwen')
   family_models.add_chat_template(root / 'base', parts=True)
   for name, chat in (('plain', False), ('chat', True)):
-    export_test.write_run(root / name, root / 'base', chat=chat)
+    trained_runs.write_run(root / name, root / 'base', chat=chat)
     source = trained_table.read(str(root / name))
     artifact.write(root / f'{name}-out', source.table)
   return root
@@ -387,11 +360,11 @@ def test_table_of_another_format(place):
 
 def test_a_base_that_scales_its_embeddings(tmp_path):
   family_models.save(tmp_path / 'base', 'gemma')
-  export_test.write_run(tmp_path / 'run', tmp_path / 'base')
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   table = trained_table.read(str(tmp_path / 'run')).table
   with pytest.raises(errors.UserError, match='square root of their width'):
     vllm_client.Client('http://x', 'm', table, None)
 
 
 def test_needs_no_jax():
-  export_test.assert_needs_no_jax('vtokens.vllm_client')
+  trained_runs.assert_needs_no_jax('vtokens.vllm_client')

@@ -10,13 +10,13 @@ import os
 import pathlib
 import urllib.request
 
-import export_gguf_test
-import export_test
 import family_models
+import gguf_runs
 import our_answers
 import pytest
 import recipes
 import server_process
+import trained_runs
 import transformers
 
 from vtokens import export
@@ -46,11 +46,11 @@ def place(tmp_path_factory):
   family_models.add_chat_template(root / 'base', parts=True)
   family_models.say_line_breaks(root / 'base', 20.0)
   for name, chat in (('plain', False), ('chat', True)):
-    export_test.write_run(root / name, root / 'base', chat=chat)
+    trained_runs.write_run(root / name, root / 'base', chat=chat)
     artifact.write(
       root / f'{name}-out', trained_table.read(str(root / name)).table
     )
-  export.export(export_test._quick(root / 'plain'), 'hf', str(root / 'hf'))
+  export.export(trained_runs.quick(root / 'plain'), 'hf', str(root / 'hf'))
   return root
 
 
@@ -60,8 +60,8 @@ def shards(tmp_path_factory):
   root = tmp_path_factory.mktemp('shards')
   family_models.save(root / 'base', 'llama3', ascii_only=True, **HEADS)
   family_models.say_line_breaks(root / 'base', 20.0)
-  export_test.write_run(root / 'plain', root / 'base')
-  export.export(export_test._quick(root / 'plain'), 'hf', str(root / 'hf'))
+  trained_runs.write_run(root / 'plain', root / 'base')
+  export.export(trained_runs.quick(root / 'plain'), 'hf', str(root / 'hf'))
   return root
 
 
@@ -106,7 +106,7 @@ def test_hf(files, request, monkeypatch, tmp_path):
   root = request.getfixturevalue(files)
   recipes.enter(root, 'hf', monkeypatch)
   with _serving(WITH_HF, tmp_path / 'log') as address:
-    for k in (1, export_test.ROWS):
+    for k in (1, trained_runs.ROWS):
       asked = our_answers.ask(root / 'plain', k)
       found = _answers_to(asked, WITH_HF, address, k)
       assert found == [one.line for one in asked]
@@ -118,19 +118,19 @@ def test_hf(files, request, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_base_in_gguf(tmp_path, monkeypatch):
   """As `--to hf-base` writes it: base and table in one directory."""
-  export_gguf_test.save(
+  gguf_runs.save(
     tmp_path,
     'llama_tied_q4_0',
     ascii_only=True,
     line_breaks=20.0,
     **HEADS,
   )
-  settings = export_gguf_test._settings(tmp_path, questions=4, logits=1)
+  settings = gguf_runs.settings(tmp_path, questions=4, logits=1)
   export.export(settings, 'hf-base', str(tmp_path / 'hf-base'))
   (tmp_path / 'base').symlink_to('hf-base')
   recipes.enter(tmp_path, 'hf-base', monkeypatch)
   with _serving(UNCHANGED, tmp_path / 'log') as address:
-    for k in (1, export_test.ROWS):
+    for k in (1, trained_runs.ROWS):
       asked = our_answers.ask(tmp_path / 'run', k)
       found = _answers_to(asked, UNCHANGED, address, k)
       assert found == [one.line for one in asked]
@@ -154,7 +154,7 @@ def test_the_unchanged_base(place, monkeypatch, tmp_path):
       'repetition_penalty': 1.0,
       'stop': ['\n'],
     }
-    for k in (1, 3, export_test.ROWS):
+    for k in (1, 3, trained_runs.ROWS):
       asked = our_answers.ask(place / 'plain', k)
       found = _answers_to(asked, UNCHANGED, address, k)
       assert found == [one.line for one in asked]

@@ -2,8 +2,8 @@
 
 import pathlib
 
-import export_gguf_test
 import gguf
+import gguf_runs
 
 from vtokens import export
 
@@ -14,12 +14,12 @@ def make(root: pathlib.Path) -> None:
   In float32: where weights are quantised llama.cpp rounds activations, and
   answers differ from ours now and then.
   """
-  export_gguf_test.save(
+  gguf_runs.save(
     root,
     'llama_tied_q4_0',
     kind=gguf.GGMLQuantizationType.F32,
     ascii_only=True,
     line_breaks=20.0,
   )
-  settings = export_gguf_test._settings(root, questions=4, logits=1, sampled=64)
+  settings = gguf_runs.settings(root, questions=4, logits=1, sampled=64)
   export.export(settings, 'gguf', str(root / 'gguf'))

@@ -3,7 +3,13 @@
 import numpy as np
 
 from vtokens.data.records import Passage, Record
-from vtokens.evaluation.asking.cells import Answer, Cell, CellResult, Results
+from vtokens.evaluation.asking.cells import (
+  Answer,
+  Cell,
+  CellResult,
+  MainValues,
+  Results,
+)
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.scoring import metrics
 
@@ -58,18 +64,22 @@ def build(records, spec, **main):
   Args:
     records: dataset -> its questions.
     spec: pairs of a cell and which of its questions are right.
-    **main: fields of `Results` that differ from those below.
+    **main: fields of `MainValues` that differ from those below.
   """
   cells = {
     cell: result(cell, records[cell.dataset], right) for cell, right in spec
   }
   fields = {
-    'conditions': tuple(CONDITIONS),
     'num_active': {'ours': 5},
     'num_passages': 3,
     'retriever': 'bm25',
   }
-  return Results(records=records, cells=cells, **(fields | main))
+  return Results(
+    records=records,
+    cells=cells,
+    conditions=tuple(CONDITIONS),
+    main=MainValues(**(fields | main)),
+  )
 
 
 def small():
@@ -92,17 +102,8 @@ def small():
 
 def cell(dataset, condition, *, model='lm', table='ours', k=5, m=3, by='bm25'):
   """A cell, with what does not apply to its condition left out."""
-  tokens = CONDITIONS[condition].tokens
-  m = m if CONDITIONS[condition].passages else 0
-  return Cell(
-    dataset,
-    model,
-    condition,
-    table if tokens else '',
-    k if tokens else 0,
-    m,
-    by if m else '',
-  )
+  table = table if CONDITIONS[condition].tokens else ''
+  return Cell(dataset, model, condition, table, k, m, by).only_what_applies()
 
 
 def large(seed=0, size=60):

@@ -271,7 +271,8 @@ class Assembler:
       question: the question.
       answer: one answer, or None if it is to be generated.
       num_active: number of virtual tokens (k); 0 for none.
-      prompt: template to use: prompt, concat or instruction.
+      prompt: template to use: prompt, concat, instruction, or a text with
+        {question}.
       chat: whether to wrap the prompt in the user's turn of the chat template;
         None follows `Templates.chat`.
       position: where the virtual tokens stand; None is the assembler's. With

@@ -138,10 +138,12 @@ class PromptEncoder:
 
     Args:
       question: the question.
-      name: the template's name: prompt, concat or instruction.
+      name: prompt, concat or instruction for that template, or a text with
+        {question}.
       chat: whether the prompt is a user's turn of a chat.
     """
-    text = getattr(self.templates, name).format(question=question)
+    template = name if '{' in name else getattr(self.templates, name)
+    text = template.format(question=question)
     return as_ids([*self.tokenizer.encode(text), *self.turn_end(chat)])
 
   def answers(self, answers: Sequence[str], *, chat: bool) -> list[Ids]:

@@ -17,7 +17,6 @@ from vtokens.settings.field_types import (
 )
 
 NAMES = '[ref{i}]'
-FORMATS = ('vtokens', 'spring-pt', 'hf', 'hf-base', 'peft', 'gguf')
 
 
 @dataclasses.dataclass

@@ -1,7 +1,7 @@
-"""Whether an export does what our own model does: all of it, or none.
+"""The gate: an export that does not answer like our own model is refused.
 
-Every check runs the format's real consumer; `gate.json` in the export has the
-figure of each.
+Every check runs the real consumer of the format. `gate.json` in the export has
+all figures.
 """
 
 import dataclasses
@@ -16,9 +16,10 @@ from vtokens.exports.reference import Probe
 from vtokens.host import errors, writers
 
 FILE = 'gate.json'
-# Of logits, relative to their largest: float32 summed in another order.
+# Largest error of a logit, relative to the largest logit: consumers sum float32
+# in another order.
 TOLERANCE = 1e-4
-# Ordinary text, of which the base's logits must not change.
+# Ordinary text for which the logits of the base must not change.
 TEXTS = (
   'The tower was completed in 1859 and stands at the north end of the palace.',
   'def add(a, b):\n  return a + b\n',
@@ -32,9 +33,9 @@ class Check:
 
   Attributes:
     name: what was checked.
-    passed: whether it holds.
-    found: the figure.
-    expected: what it had to be.
+    passed: whether the check passed.
+    found: the figure found.
+    expected: the figure expected.
   """
 
   name: str
@@ -44,32 +45,32 @@ class Check:
 
 
 class Speaker(Protocol):
-  """A model as those run it for whom it is exported."""
+  """A model in the program that users of the export run."""
 
   def prompt_ids(
     self, passages: Sequence[dict[str, str]], question: str
   ) -> list[int]:
-    """The prompt with all virtual tokens, as the format's users make it."""
+    """The prompt with all virtual tokens, as users of the format build it."""
 
   def virtual_ids(self) -> list[int]:
-    """Ids of the virtual tokens in this model."""
+    """Ids of the virtual tokens in the model."""
 
   def answer(self, ids: Sequence[int], most: int) -> list[int]:
-    """Ids of the greedy answer, with the one that ends it, if any."""
+    """Ids of the greedy answer, with the id that ends it, if any."""
 
   def sample(self, ids: Sequence[int], number: int, seed: int) -> list[int]:
-    """So many ids or a few more, temperature 1, each drawn after others."""
+    """At least `number` ids, sampled at temperature 1."""
 
 
 class Consumer(Speaker, Protocol):
-  """One that gives its logits too."""
+  """A speaker that also gives logits."""
 
   def logits(self, ids: Sequence[int]) -> Float[np.ndarray, 'T V']:
-    """Logits after each id, f32."""
+    """Logits after each id, array of shape [T, V], float32."""
 
 
 def matched(consumer: Speaker, probes: Sequence[Probe], num: int) -> Check:
-  """Every virtual token is in the prompt of every question, once, in order."""
+  """Every prompt has every virtual token once, in order."""
   ids = consumer.virtual_ids()[:num]
   found = [
     [
@@ -91,7 +92,7 @@ def matched(consumer: Speaker, probes: Sequence[Probe], num: int) -> Check:
 def same_prompts(
   consumer: Speaker, probes: Sequence[Probe], vocab_size: int
 ) -> Check:
-  """Prompts are ours, id by id, but for the ids of virtual tokens."""
+  """Prompts equal ours, except that virtual tokens have other ids."""
   virtual = consumer.virtual_ids()
   same = sum(
     consumer.prompt_ids(one.passages, one.record.question)
@@ -109,7 +110,7 @@ def same_prompts(
 def same_logits(
   consumer: Consumer, probes: Sequence[Probe], old: Sequence[int]
 ) -> Check:
-  """At the answer's positions, of the base's ids `old`."""
+  """Logits of the ids `old` of the base at the positions of the answer."""
   worst = 0.0
   asked = [one for one in probes if one.logits is not None]
   for one in asked:
@@ -118,7 +119,7 @@ def same_logits(
     assert one.logits is not None
     expected = one.logits[:, old]
     error = np.abs(found[:, old] - expected).max()
-    # Unlike Python's, numpy's maximum is NaN if either is.
+    # numpy's maximum is NaN if a value is; Python's is not.
     worst = float(np.maximum(worst, error / np.abs(expected).max()))
   return Check(
     name='logits at answer positions, largest difference from ours',
@@ -133,12 +134,12 @@ def same_old_logits(
   base: Sequence[np.ndarray],
   old: Sequence[int],
 ) -> Check:
-  """On text without virtual tokens, next to the base in the same consumer.
+  """Logits of text without virtual tokens equal the base's in this consumer.
 
   Args:
-    found: logits of the export, a text each.
-    base: those of the base.
-    old: ids of the base, but for those of virtual tokens.
+    found: logits of the export for each text.
+    base: logits of the base for each text.
+    old: ids of the base, without ids of virtual tokens.
   """
   different = sum(
     int((a[:, old] != b[:, old]).sum())
@@ -155,7 +156,7 @@ def same_old_logits(
 def never_said(
   consumer: Speaker, probes: Sequence[Probe], number: int, seed: int
 ) -> Check:
-  """No virtual token among sampled ones."""
+  """Sampled tokens have no virtual token among them."""
   drawn: list[int] = []
   each = -(-number // len(probes))
   for at, one in enumerate(probes):
@@ -175,7 +176,7 @@ def never_said(
 def same_answers(
   consumer: Speaker, probes: Sequence[Probe], most: int
 ) -> Check:
-  """Greedy answers, token by token."""
+  """Greedy answers equal ours, token by token."""
   same = 0
   for one in probes:
     prompt = consumer.prompt_ids(one.passages, one.record.question)
@@ -189,15 +190,15 @@ def same_answers(
 
 
 def conclude(out: pathlib.Path, checks: Sequence[Check], about: Any) -> None:
-  """Writes `gate.json`, tells, and raises if a check failed.
+  """Writes `gate.json`, prints the checks, and raises if one failed.
 
   Args:
     out: directory of the export, not yet in its place.
-    checks: all of them.
-    about: what they were made with, JSON values.
+    checks: all checks.
+    about: how the export was made, JSON values.
 
   Raises:
-    errors.UserError: one failed.
+    errors.UserError: a check failed.
   """
   passed = all(check.passed for check in checks)
   writers.write_json(
@@ -216,6 +217,6 @@ def conclude(out: pathlib.Path, checks: Sequence[Check], about: Any) -> None:
   if not passed:
     failed = [check for check in checks if not check.passed]
     raise errors.UserError(
-      'the export does not do what the trained model does, so there is none: '
+      'nothing is exported, since the export differs from the trained model: '
       + '; '.join(f'{c.name}: {c.found}, expected {c.expected}' for c in failed)
     )

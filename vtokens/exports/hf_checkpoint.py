@@ -1,19 +1,18 @@
 """A full checkpoint in Hugging Face format, with the virtual tokens in it.
 
-What `AutoModelForCausalLM` and `AutoTokenizer` load, and all that read the
-same files. The base's files are linked or copied, but for those that change:
+`AutoModelForCausalLM`, `AutoTokenizer` and servers load it. The files of the
+base are linked or copied, except three that change:
 
-- the embedding matrix gets the table's rows, at the ids after the tokenizer's
-  last; rows that pad the matrix are used up before it grows;
-- the head gets rows as many, each the copy of one that the model never says,
-  so that no virtual token can be more likely than that. A head that is the
-  embedding matrix itself becomes one of its own, else the tokens' rows would
-  be in it, and be said;
-- the tokenizer's files get the names of the tokens; they are not written by a
-  tokenizer library, whose versions differ in what they write and can read.
+- The embedding matrix gets the rows of the table, at the ids after the
+  tokenizer's last. Rows that pad the matrix are used before it grows.
+- The head gets as many rows. Each is a copy of the row of a token that the
+  model never generates, so that no virtual token is more likely than that one.
+  A head tied to the embedding matrix becomes a matrix of its own: with the rows
+  of the table in it the model would generate virtual tokens.
+- The tokenizer's files get the names of the tokens. No tokenizer library writes
+  them: versions differ in what they write and can read.
 """
 
-import dataclasses
 import os
 import pathlib
 import re
@@ -26,57 +25,34 @@ import safetensors
 
 from vtokens.exports import public_names, safetensors_file
 from vtokens.exports import vocabulary_rows as rows
-from vtokens.exports.json_file import read_json, write_json
+from vtokens.exports.export_format import Placement
+from vtokens.host import json_files, writers
 from vtokens.models.files.hf_directory import INDEX_FILE, SINGLE_FILE
 from vtokens.models.frozen_base import OpenBase
-from vtokens.serving.artifact import Artifact, Tokens
+from vtokens.serving.artifact import Artifact
 
 EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
-# What belongs to the model besides the files that are written here. Others may
-# be weights in another format, or tell of the base's training and of paths.
+# Files of the model that are copied. Other files may be weights in another
+# format, or tell paths and the training of the base.
 _COPIED = re.compile(
   r'.*licen[cs]e.*|notice.*|copying.*|use_policy.*'
   r'|.*\.model|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json'
   r'|chat_template\.(jinja|json)|.*\.py',
   re.IGNORECASE,
 )
-# Names of tokens that no model is trained to say.
+# Names of tokens that no model is trained to generate.
 _UNSAID = re.compile(
   r'<\|?(pad|unk|unused|reserved|finetune|dummy|placeholder)', re.IGNORECASE
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class CheckpointPlan:
-  """Where the virtual tokens go.
-
-  Attributes:
-    tokens: their ids in the export.
-    num_rows: of its embedding matrix.
-    unsaid: ids of rows of the head that hardly ever win; the virtual tokens'
-      rows copy the first.
-    dtype: of the embedding matrix, of numpy or ml_dtypes.
-    end: id that ends an answer.
-  """
-
-  tokens: Tokens
-  num_rows: int
-  unsaid: tuple[int, ...]
-  dtype: np.dtype
-  end: int
-
-  def stored(self, table: np.ndarray) -> np.ndarray:
-    """The table as the export has it, f32: rounded to its dtype."""
-    return table.astype(self.dtype).astype(np.float32)
-
-
-def plan(table: Artifact, opened: OpenBase, directory: str) -> CheckpointPlan:
+def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
   """Finds places for the virtual tokens.
 
   Args:
-    table: what is exported.
+    table: the table.
     opened: the base.
-    directory: of the base, in Hugging Face format.
+    directory: directory of the base, in Hugging Face format.
 
   Raises:
     errors.UserError: the tokenizer has a token of one of the names, or gaps
@@ -84,24 +60,28 @@ def plan(table: Artifact, opened: OpenBase, directory: str) -> CheckpointPlan:
   """
   vocabulary = rows.read_vocabulary(directory)
   tokens = rows.after_all(vocabulary, table.meta.tokens)
-  return CheckpointPlan(
+  return Placement(
     tokens=tokens,
     num_rows=max(opened.config.vocab_size, tokens.ids[-1] + 1),
     unsaid=unsaid(vocabulary, opened, tokens.ids[0]),
     dtype=_dtype(pathlib.Path(directory)),
-    end=opened.tokenizer.turn_end_id
-    if table.meta.prompt.templates.chat
-    else opened.tokenizer.eos_id,
   )
+
+
+def answer_end(table: Artifact, opened: OpenBase) -> int:
+  """Id that ends an answer: of a turn, or of a text."""
+  if table.meta.prompt.templates.chat:
+    return opened.tokenizer.turn_end_id
+  return opened.tokenizer.eos_id
 
 
 def unsaid(
   vocabulary: Mapping[str, int], opened: OpenBase, first: int
 ) -> tuple[int, ...]:
-  """Ids of rows of the head that hardly ever win, ascending.
+  """Ids whose rows of the head hardly ever win, ascending.
 
   Args:
-    vocabulary: every token, with its id.
+    vocabulary: id of every token.
     opened: the base.
     first: id after the last token.
   """
@@ -113,8 +93,8 @@ def unsaid(
   special -= tokenizer.end_ids
   named = {i for name, i in vocabulary.items() if _UNSAID.match(name)}
   others = special - set(tokenizer.prefix_ids)
-  # What begins a text, a turn or the like is not said in an answer; what ends
-  # one is, so that it is the last resort.
+  # An answer never has a token that begins a text or a turn. A token that ends
+  # one is the last resort, since every answer has it.
   for found in (special & named, others, special, tokenizer.end_ids):
     if found:
       return tuple(sorted(found))
@@ -122,23 +102,28 @@ def unsaid(
 
 
 def write(
-  out: pathlib.Path, table: Artifact, plan: CheckpointPlan, directory: str
+  out: pathlib.Path,
+  table: Artifact,
+  placement: Placement,
+  directory: str,
+  end: int,
 ) -> None:
   """Writes the checkpoint into an empty directory.
 
   Args:
     out: the directory.
-    table: what is exported.
-    plan: where its tokens go.
-    directory: of the base.
+    table: the table.
+    placement: where its tokens go.
+    directory: directory of the base.
+    end: id that ends an answer; see `answer_end`.
 
   Raises:
     errors.UserError: a file of the base is not as expected.
   """
   base = pathlib.Path(directory)
   names = _weight_map(base)
-  made = _made(names, table, plan)
-  # Of the base a file, in which a head that is tied there comes to lie as well.
+  made = _made(names, table, placement)
+  # A head that the base ties gets into the file of the embedding matrix.
   places = {name: names.get(name, names[EMBEDDING]) for name in made}
   for file in sorted(set(names.values())):
     here = {name: made[name] for name in made if places[name] == file}
@@ -147,19 +132,19 @@ def write(
     else:
       _link(base / file, out / file)
   names = {**names, **places}
-  # With a single file an index is not looked at.
+  # Loaders of a single file read no index.
   if SINGLE_FILE not in names.values():
     size = sum((out / file).stat().st_size for file in set(names.values()))
-    write_json(
+    writers.write_json(
       out / INDEX_FILE,
       {
         'metadata': {'total_size': size},
         'weight_map': dict(sorted(names.items())),
       },
     )
-  _write_config(base, out, plan)
-  _write_generation_config(base, out, plan)
-  _write_tokenizer(base, out, plan)
+  _write_config(base, out, placement)
+  _write_generation_config(base, out, placement, end)
+  _write_tokenizer(base, out, placement)
   for other in sorted(base.iterdir()):
     target = out / other.name
     if (
@@ -171,18 +156,18 @@ def write(
 def stray_weights(
   out: pathlib.Path, base: str
 ) -> tuple[list[str], list[str], int]:
-  """Compares the weights that a loader without an index finds with the model's.
+  """Compares the model's tensors with what a loader without an index finds.
 
-  vLLM and SGLang read every `*.safetensors` of the directory where there is no
-  index, and refuse a tensor that the model has not.
+  Without an index vLLM and SGLang read every `*.safetensors` of the directory,
+  and refuse a tensor that the model does not have.
 
   Args:
     out: directory of the export.
     base: directory of the base.
 
   Returns:
-    Tensors that are not of the model or are there twice, tensors of the model
-    that are missing, and how many the model has.
+    Tensors that the model does not have or that are there twice, tensors that
+    are missing, and the number of tensors of the model.
   """
   found: list[str] = []
   for file in sorted(out.glob('*.safetensors')):
@@ -199,50 +184,52 @@ def _weight_map(base: pathlib.Path) -> dict[str, str]:
   """The file of each tensor."""
   index = base / INDEX_FILE
   if index.exists():
-    return dict(read_json(index)['weight_map'])
+    return dict(json_files.read(index)['weight_map'])
   with safetensors.safe_open(base / SINGLE_FILE, framework='numpy') as file:
     return dict.fromkeys(file.keys(), SINGLE_FILE)
 
 
 def _dtype(base: pathlib.Path) -> np.dtype:
-  """Of the embedding matrix."""
+  """Dtype of the embedding matrix."""
   path = base / _weight_map(base)[EMBEDDING]
   with safetensors.safe_open(path, framework='numpy') as file:
     return file.get_slice(EMBEDDING)[0:1].dtype
 
 
 def _made(
-  names: Mapping[str, str], table: Artifact, plan: CheckpointPlan
-) -> dict:
+  names: Mapping[str, str], table: Artifact, placement: Placement
+) -> dict[str, safetensors_file.ChangedTensor]:
   """The matrices that grow.
 
   Args:
-    names: the file of each of the base's tensors.
-    table: what is exported.
-    plan: where its tokens go.
+    names: the file of each tensor of the base.
+    table: the table.
+    placement: where its tokens go.
   """
 
   def embedding(matrix: np.ndarray) -> np.ndarray:
-    matrix = _grown(matrix, plan.num_rows)
-    matrix[list(plan.tokens.ids)] = table.table.astype(matrix.dtype)
+    matrix = _grown(matrix, placement.num_rows)
+    matrix[list(placement.tokens.ids)] = table.table.astype(matrix.dtype)
     return matrix
 
-  # A tied head becomes one of its own: the embedding matrix as it was.
+  # A tied head starts as the embedding matrix was.
   of = HEAD if HEAD in names else EMBEDDING
   return {
-    EMBEDDING: safetensors_file.Made(EMBEDDING, plan.num_rows, embedding),
-    HEAD: safetensors_file.Made(
-      of, plan.num_rows, lambda matrix: _head(matrix, plan)
+    EMBEDDING: safetensors_file.ChangedTensor(
+      EMBEDDING, placement.num_rows, embedding
+    ),
+    HEAD: safetensors_file.ChangedTensor(
+      of, placement.num_rows, lambda matrix: _head(matrix, placement)
     ),
   }
 
 
-def _head(matrix: np.ndarray, plan: CheckpointPlan) -> np.ndarray:
-  unsaid = matrix[plan.unsaid[0]].copy()
+def _head(matrix: np.ndarray, placement: Placement) -> np.ndarray:
+  unsaid = matrix[placement.unsaid[0]].copy()
   before = len(matrix)
-  matrix = _grown(matrix, plan.num_rows)
-  matrix[list(plan.tokens.ids)] = unsaid
-  # Of tokens of the tokenizer that the base has no rows for.
+  matrix = _grown(matrix, placement.num_rows)
+  matrix[list(placement.tokens.ids)] = unsaid
+  # Tokens of the tokenizer for which the base has no rows.
   matrix[before:] = unsaid
   return matrix
 
@@ -254,7 +241,7 @@ def _grown(matrix: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  """The same file under another name, or a copy on another file system."""
+  """Links a file, or copies it to another file system."""
   try:
     os.link(source.resolve(), target)
   except OSError:
@@ -262,45 +249,45 @@ def _link(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _write_config(
-  base: pathlib.Path, out: pathlib.Path, plan: CheckpointPlan
+  base: pathlib.Path, out: pathlib.Path, placement: Placement
 ) -> None:
-  values = public_names.without_paths(read_json(base / 'config.json'))
-  values['vocab_size'] = plan.num_rows
+  values = public_names.without_paths(json_files.read(base / 'config.json'))
+  values['vocab_size'] = placement.num_rows
   values['tie_word_embeddings'] = False
-  write_json(out / 'config.json', values)
+  writers.write_json(out / 'config.json', values)
 
 
 def end_ids(values: Mapping[str, Any]) -> list[int]:
-  """Of a generation config: what ends an answer."""
+  """The ids of a generation config that end an answer."""
   found = values.get('eos_token_id')
   return [] if found is None else [found] if isinstance(found, int) else found
 
 
 def _write_generation_config(
-  base: pathlib.Path, out: pathlib.Path, plan: CheckpointPlan
+  base: pathlib.Path, out: pathlib.Path, placement: Placement, end: int
 ) -> None:
   file = base / 'generation_config.json'
   if file.exists():
-    values = public_names.without_paths(read_json(file))
+    values = public_names.without_paths(json_files.read(file))
   else:
-    config = read_json(base / 'config.json')
+    config = json_files.read(base / 'config.json')
     names = ('bos_token_id', 'eos_token_id', 'pad_token_id')
     values = {name: config[name] for name in names if name in config}
   before = values.get('suppress_tokens') or []
-  values['suppress_tokens'] = [*before, *plan.tokens.ids]
+  values['suppress_tokens'] = [*before, *placement.tokens.ids]
   ends = end_ids(values)
-  if plan.end not in ends:
-    values['eos_token_id'] = [*ends, plan.end]
-  write_json(out / 'generation_config.json', values)
+  if end not in ends:
+    values['eos_token_id'] = [*ends, end]
+  writers.write_json(out / 'generation_config.json', values)
 
 
 def _write_tokenizer(
-  base: pathlib.Path, out: pathlib.Path, plan: CheckpointPlan
+  base: pathlib.Path, out: pathlib.Path, placement: Placement
 ) -> None:
-  values = read_json(base / 'tokenizer.json')
-  # `normalized` would have the text of a name changed before it is looked for,
-  # as Llama 2's normaliser does, and none found (tokenizers#1374); what is
-  # `special` is left out of decoded text.
+  values = json_files.read(base / 'tokenizer.json')
+  # With `normalized` the tokenizer would look for the normalised name in the
+  # text and find none, with Llama 2's normaliser (tokenizers#1374). Decoded
+  # text leaves out tokens that are `special`.
   flags = {
     'single_word': False,
     'lstrip': False,
@@ -310,22 +297,24 @@ def _write_tokenizer(
   }
   entries = {
     i: {'content': name, **flags}
-    for i, name in zip(plan.tokens.ids, plan.tokens.names, strict=True)
+    for i, name in zip(
+      placement.tokens.ids, placement.tokens.names, strict=True
+    )
   }
   values['added_tokens'] = [
     *values.get('added_tokens', []),
     *({'id': i, **entry} for i, entry in entries.items()),
   ]
-  write_json(out / 'tokenizer.json', values, indent=None)
+  writers.write_json(out / 'tokenizer.json', values, indent=None)
   file = base / 'tokenizer_config.json'
   if file.exists():
-    settings = public_names.without_paths(read_json(file))
+    settings = public_names.without_paths(json_files.read(file))
     if 'added_tokens_decoder' in settings:
       settings['added_tokens_decoder'] |= {
         str(i): entry for i, entry in entries.items()
       }
-    write_json(out / file.name, settings)
+    writers.write_json(out / file.name, settings)
   file = base / 'added_tokens.json'
   if file.exists():
     added = {entry['content']: i for i, entry in entries.items()}
-    write_json(out / file.name, read_json(file) | added)
+    writers.write_json(out / file.name, json_files.read(file) | added)

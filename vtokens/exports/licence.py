@@ -16,17 +16,16 @@ _PACKAGE = 'package:'
 
 
 def of_base(path: str, source: TensorSource) -> dict[str, str]:
-  """The fields of a model card that say it; none if no file states it.
+  """The licence fields of a model card; none if no file states a licence.
 
-  `license` is an identifier such as apache-2.0, or other; then `license_name`
-  and `license_link` may be there.
-
-  Looked for in a GGUF file's metadata, in the README.md of a directory or of a
-  base on the hub, and in the metadata of a Python package.
+  `license` is an identifier such as apache-2.0, or `other`, perhaps with
+  `license_name` and `license_link`. The licence is looked up in the metadata of
+  a GGUF file, in the README.md of a directory or of a base on the hub, and in
+  the metadata of a Python package.
 
   Args:
-    path: as `config.base.path`.
-    source: of its weights.
+    path: the base, as in `config.base.path`.
+    source: source of its weights.
   """
   if isinstance(source, gguf_weights.GGUFSource):
     found = _of_gguf(source)
@@ -41,8 +40,8 @@ def of_base(path: str, source: TensorSource) -> dict[str, str]:
 
 
 def _fields(license: Any, name: Any, link: Any) -> dict[str, str]:
-  """The fields, of values of any type; none without an identifier."""
-  # The hub writes them in lower case.
+  """The fields of values of any type; none without an identifier."""
+  # The hub has identifiers in lower case.
   found = _word(license).lower()
   if not found:
     return {}
@@ -70,9 +69,9 @@ def _of_gguf(source: gguf_weights.GGUFSource) -> dict[str, str]:
 
 
 def _of_card(path: pathlib.Path) -> dict[str, str]:
-  """Of the head of a model card."""
-  # It is the base's, and may be anything: whatever is wrong with it, it does
-  # not state a licence. A pipe would be read without end.
+  """The licence in the head of a model card."""
+  # The card may hold anything; a card that cannot be read states no licence. A
+  # pipe would be read without end.
   if not path.is_file():
     return {}
   try:
@@ -87,13 +86,13 @@ def _of_card(path: pathlib.Path) -> dict[str, str]:
 
 
 def _of_hub(name: str, local: str) -> dict[str, str]:
-  """Of a base on the hub, whose card is not among the files of the model."""
+  """The licence in the card on the hub, which is not among the model files."""
   try:
     file = huggingface_hub.hf_hub_download(
       name, 'README.md', revision=frozen_base.commit(local) or None
     )
-  # Offline, or there is none: each version of the hub's client has errors of
-  # its own and of its HTTP client's.
+  # Offline, or no card: the errors differ between versions of the hub's client
+  # and of its HTTP client.
   except Exception:
     return {}
   return _of_card(pathlib.Path(file))

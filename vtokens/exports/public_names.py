@@ -1,8 +1,8 @@
-"""What of a run is written into an export: names, and no local paths.
+"""Names in place of local paths, for exports.
 
-Exports are published. A path tells who trained where, and means nothing
-elsewhere: its last part stays as a name. What a base or a data file is, its
-fingerprint or hash beside the name says.
+Exports are published. A path tells who trained where, and means nothing to
+others: its last part stays as a name. The fingerprint or hash beside the name
+identifies a base or a data file.
 """
 
 import dataclasses
@@ -15,23 +15,23 @@ from typing import Any
 from vtokens.models import frozen_base
 from vtokens.serving.artifact import Meta
 
-# Fields of a run that hold paths or sources of data, by their last name.
+# Fields of a run's config that hold paths or sources of data.
 _PATHS = frozenset(
   (
     *('path', 'init_path', 'workdir', 'token_cache', 'corpus', 'from'),
     *('sources', 'train', 'validation', 'test'),
   )
 )
-# Fields whose text is no path, whatever it begins with.
+# Fields whose text is never a path.
 _TEXTS = frozenset(('templates', 'init_text'))
-# Fields of a base's files, likewise.
+# Fields of a base's JSON files that hold paths.
 _PLACES = frozenset(
   (
     *('_name_or_path', 'name_or_path', 'special_tokens_map_file'),
     *('tokenizer_file', 'vocab_file', 'merges_file'),
   )
 )
-# Sources that are no paths: of Python packages, catalogues and the hub.
+# Sources that are no paths: Python packages, catalogues and the hub.
 _NAMED = ('package:', 'tfds:', 'hub:')
 _BUILT = 'records:'
 _LOCAL = re.compile(r'(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\|file:)')
@@ -41,12 +41,12 @@ def base(path: str, revision: str) -> tuple[str, str]:
   """Name and commit of a base.
 
   Args:
-    path: as a config names it.
-    revision: the commit, of one on the hub; else ''.
+    path: the base, as a config names it.
+    revision: commit of a base on the hub, else ''.
 
   Returns:
-    The name on the hub, of a package, or the last part of a path; and the
-    commit, also of a path into the hub's cache.
+    The name on the hub or of a package, or the last part of a path; and the
+    commit, which a path into the hub's cache has, too.
   """
   if revision or path.startswith(_NAMED):
     return path, revision
@@ -65,7 +65,7 @@ def is_local(meta: Meta) -> bool:
 
 
 def meta(values: Meta) -> Meta:
-  """The same without local paths."""
+  """The metadata without local paths."""
   name, revision = base(values.base.id, values.base.revision)
   return dataclasses.replace(
     values,
@@ -75,9 +75,9 @@ def meta(values: Meta) -> Meta:
 
 
 def without_paths(value: Any) -> Any:
-  """A base's JSON file without the places where others once had it.
+  """A JSON file of a base without paths of its publisher.
 
-  transformers' older versions write them, in sections as well.
+  Older versions of transformers write such paths, in nested objects, too.
   """
   if isinstance(value, Mapping):
     return {
@@ -94,8 +94,8 @@ def _names(value: Any, *, is_path: bool) -> Any:
   """JSON values with names in place of paths.
 
   Args:
-    value: any.
-    is_path: whether texts in it are paths or sources, whatever they look like.
+    value: any JSON value.
+    is_path: whether every text in it is a path or a source.
   """
   if isinstance(value, Mapping):
     named: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def _names(value: Any, *, is_path: bool) -> Any:
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
-  """A name that is not taken: two files can have the same last part."""
+  """A name that is not taken yet: two paths can have the same last part."""
   number, found = 1, name
   while found in taken:
     number += 1
@@ -131,7 +131,7 @@ def _source(text: str) -> str:
       return f'{_BUILT}{_last(text.removeprefix(_BUILT))}'
     return f'{_BUILT}{_last(directory)}:{split}'
   name, equals, path = text.partition('=')
-  # A source that the user has named.
+  # NAME=PATH, a source named by the user.
   if equals and path and not re.search(r'[/\\]', name):
     return f'{name}={_last(path)}'
   return _last(text)

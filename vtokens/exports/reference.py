@@ -1,4 +1,4 @@
-"""What an export has to equal: our own model's answers and logits."""
+"""The reference of the gate: answers and logits of our own model."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,21 +23,21 @@ from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.serving import prompt_ids
 from vtokens.serving.artifact import Artifact
 
-# Prompts are padded to multiples of it, so that few shapes are compiled.
+# Prompts are padded to a multiple of this length: few shapes are compiled.
 _ROUND = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Probe:
-  """A question, as it was put to our model, and what that said.
+  """A question to our model and the answer.
 
   Attributes:
     record: the question.
-    passages: that were shown, best first, as `plug.prompt_ids` takes them.
-    ids: of the prompt, virtual token i being `vocab_size + i`.
-    answer: ids of the greedy answer, with the one that ended it, if any.
-    logits: after each of them and before the first, f32; None but for the
-      first questions.
+    passages: passages shown, best first, as `plug.prompt_ids` takes them.
+    ids: ids of the prompt; virtual token i is `vocab_size + i`.
+    answer: ids of the greedy answer, with the id that ended it, if any.
+    logits: logits that predict each id of the answer, array of shape [T, V],
+      float32; None except for the first questions.
   """
 
   record: Record
@@ -47,34 +47,45 @@ class Probe:
   logits: Float[np.ndarray, 'T V'] | None
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What our model is asked.
+
+  Attributes:
+    records: the questions.
+    decode: how answers are generated, which are greedy.
+    num_passages: most passages of a question.
+    num_logits: number of questions whose logits are kept.
+    seed: seed of ties in the choice of passages.
+  """
+
+  records: Sequence[Record]
+  decode: config.Decode
+  num_passages: int
+  num_logits: int
+  seed: int
+
+
 def probe(
   opened: OpenBase,
   table: Artifact,
   rows: Float[np.ndarray, 'n D'],
-  records: Sequence[Record],
-  settings: config.Decode,
-  *,
-  num_passages: int,
-  num_logits: int,
-  seed: int,
+  asked: Asked,
 ) -> list[Probe]:
   """Asks our own model.
 
   Args:
     opened: the base; its weights are loaded and dropped again.
-    table: what is exported.
-    rows: its values as the export will store them.
-    records: the questions.
-    settings: of the answers, which are greedy.
-    num_passages: most passages of a question.
-    num_logits: of so many questions logits are kept.
-    seed: of ties in the choice of passages.
+    table: the table.
+    rows: its values as the export stores them, array of shape [n, D], float32.
+    asked: the questions, and how they are asked.
   """
+  records, settings, seed = asked.records, asked.decode, asked.seed
   mesh = partitioning.make_mesh((-1, 1, 1))
   base = opened.load(mesh)
   assembler = prompt_ids.assembler(opened.tokenizer, table.meta.prompt)
   shown = config.Eval(
-    num_passages=num_passages,
+    num_passages=asked.num_passages,
     shuffle_passages=False,
     max_new_tokens=settings.max_new_tokens,
   )
@@ -121,23 +132,23 @@ def probe(
     dataclasses.replace(
       one, logits=_logits(base, rows, one, settings.max_new_tokens)
     )
-    if number < num_logits
+    if number < asked.num_logits
     else one
     for number, one in enumerate(found)
   ]
 
 
 def quietest(ids: Sequence[int], probes: Sequence[Probe]) -> tuple[int, ...]:
-  """Ids, the one first that comes least near to being an answer's next token.
+  """Orders ids from the least to the most likely next token of an answer.
 
-  As many rows of a head as there are virtual tokens, all of them equal, are as
-  loud together as one that is much louder; and names do not tell which are
-  quiet: to SmolLM2 `<|endoftext|>` is a special token like others, since its
-  turns end with another.
+  All virtual tokens copy one row of the head, so their probabilities add up:
+  that row has to be very unlikely. The name of a token does not tell. For
+  SmolLM2 `<|endoftext|>` is one special token among others, since its turns end
+  with another one.
 
   Args:
-    ids: to choose from.
-    probes: some of them with logits.
+    ids: ids to order.
+    probes: questions, some of them with logits.
   """
   logits = np.concatenate(
     [one.logits for one in probes if one.logits is not None]
@@ -161,14 +172,14 @@ def _to_end(answer: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
 def _logits(
   base: FrozenBase, rows: np.ndarray, one: Probe, most: int
 ) -> np.ndarray:
-  """Logits at the positions that predict the answer, in one plain pass."""
+  """Logits at the positions that predict the answer, in one forward pass."""
   ids = [*one.ids, *one.answer[:-1]]
   size = padding.round_up(len(ids), _ROUND)
   padded = np.zeros((1, size), np.int32)
   positions = np.full((1, size), -1, np.int32)
   padded[0, : len(ids)] = ids
   positions[0, : len(ids)] = np.arange(len(ids))
-  # As many of each question, be its answer short: few shapes are compiled.
+  # The same number for each question: few shapes are compiled.
   at = np.minimum(np.arange(most) + len(one.ids), len(ids)) - 1
   found = _forward(base.graph, base.params, rows, padded, positions, at)
   return np.asarray(found)[: len(one.answer)]

@@ -1,7 +1,8 @@
-"""Files of safetensors copied with some tensors made anew, one at a time.
+"""Copies files of safetensors with some tensors changed, one at a time.
 
-https://github.com/huggingface/safetensors#format: the length of a header of
-JSON as 8 bytes, that header, and the bytes of all tensors without gaps.
+The format (https://github.com/huggingface/safetensors#format) is the length of
+the header as 8 bytes, the header in JSON, and the bytes of all tensors without
+gaps.
 """
 
 import dataclasses
@@ -15,19 +16,19 @@ import numpy as np
 import safetensors
 
 _METADATA = '__metadata__'
-# Headers are filled up with spaces to a multiple of it.
+# Headers are padded with spaces to a multiple of this length.
 _ALIGNMENT = 8
 _CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
-  """A tensor that is made of one of the file.
+class ChangedTensor:
+  """A tensor made from a tensor of the file.
 
   Attributes:
-    of: name of that one.
-    num_rows: its length; the other dimensions are as they were.
-    make: from the one to the other.
+    of: name of the tensor in the file.
+    num_rows: rows of the new tensor; the other dimensions stay.
+    make: function from the old to the new tensor.
   """
 
   of: str
@@ -36,15 +37,14 @@ class Made:
 
 
 def rewrite(
-  source: pathlib.Path, target: pathlib.Path, made: Mapping[str, Made]
+  source: pathlib.Path, target: pathlib.Path, made: Mapping[str, ChangedTensor]
 ) -> None:
-  """Copies a file, of which no more than one tensor is ever in memory.
+  """Copies a file with at most one tensor in memory.
 
   Args:
     source: the file.
     target: the copy.
-    made: tensors of the copy, by name, that replace those of the source or join
-      them.
+    made: changed or new tensors of the copy, by name.
   """
   with source.open('rb') as file:
     (size,) = struct.unpack('<Q', file.read(8))

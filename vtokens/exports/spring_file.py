@@ -1,6 +1,6 @@
-"""The file that SPRING's authors' code writes and reads: a tensor `[n, D]`.
+"""The file of SPRING's own code: a tensor of shape [n, D]. Needs PyTorch.
 
-github.com/DaoD/SPRING; FlashRAG reads it too. Needs PyTorch.
+SPRING is github.com/DaoD/SPRING. FlashRAG reads the file, too.
 """
 
 import io
@@ -12,9 +12,9 @@ import numpy as np
 from vtokens.host import errors
 
 FILE = 'virtual_tokens.pt'
-# No table is larger: 1,024 tokens of 16,384 numbers, and a header.
+# The largest table: 1,024 tokens of 16,384 numbers, and a header.
 _MOST_BYTES = (1 << 26) + (1 << 16)
-# Before it, files were found that get around weights_only.
+# In earlier versions of PyTorch some files get around weights_only.
 _OLDEST = '2.10'
 
 
@@ -23,23 +23,23 @@ def write(path: pathlib.Path, table: np.ndarray) -> None:
 
   Args:
     path: the file.
-    table: `n D` f32.
+    table: array of shape [n, D], float32.
   """
   import torch
 
-  # A tensor with storage of its own: all of a storage is written. Into memory,
-  # since torch makes a RuntimeError of a full disk.
+  # Copied, since torch.save writes the whole storage of a tensor. Saved to
+  # memory first, since torch turns a full disk into a RuntimeError.
   buffer = io.BytesIO()
   torch.save(torch.from_numpy(table.copy()), buffer)
   path.write_bytes(buffer.getvalue())
 
 
 def read(path: str) -> np.ndarray:
-  """Reads a table, `n D`, as f32. No code in the file is run.
+  """Reads a table of shape [n, D] as float32. Runs no code of the file.
 
   Raises:
     errors.UserError: there is no such file, PyTorch is not installed, or the
-      file is no finite table.
+      file holds no finite table.
   """
   try:
     import torch
@@ -55,7 +55,7 @@ def read(path: str) -> np.ndarray:
       f'{path}: {file.stat().st_size:,} bytes, more than any table has '
       f'({_MOST_BYTES:,})'
     )
-  # It compares versions, not texts.
+  # torch.__version__ compares as a version, not as text.
   if torch.__version__ < _OLDEST:
     raise errors.UserError(
       f'{path}: PyTorch {torch.__version__} may run code that is in the file '
@@ -65,7 +65,7 @@ def read(path: str) -> np.ndarray:
   try:
     _check_size(file)
     found = torch.load(path, map_location='cpu', weights_only=True)
-  # Of pickle, of zipfile, or a RuntimeError: whatever the file makes fail.
+  # A bad file can cause errors of pickle, of zipfile, or a RuntimeError.
   except Exception as e:
     raise errors.UserError(
       f'{path}: not a tensor as torch.save writes it, or one with code that '
@@ -99,15 +99,15 @@ def read(path: str) -> np.ndarray:
 
 
 def _check_size(file: pathlib.Path) -> None:
-  """Raises if the file holds more than its size tells.
+  """Refuses compressed content, which could be far larger than the file.
 
   Raises:
-    ValueError: it does: torch.save compresses nothing.
-    zipfile.BadZipFile: it is broken.
+    ValueError: a part is compressed; torch.save compresses nothing.
+    zipfile.BadZipFile: the file is broken.
   """
   with file.open('rb') as start:
     if start.read(2) != b'PK':
-      return  # In the form of before PyTorch 1.6, which is not compressed.
+      return  # The format before PyTorch 1.6, which has no compression.
   with zipfile.ZipFile(file) as parts:
     for part in parts.infolist():
       if part.compress_type != zipfile.ZIP_STORED:

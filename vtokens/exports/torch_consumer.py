@@ -1,4 +1,4 @@
-"""Exports as users of transformers run them, on the CPU or a GPU."""
+"""Runs exports in transformers, on the CPU or a GPU."""
 
 import pathlib
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import plug
 from vtokens.serving.artifact import Meta
 
-# Tokens that are drawn one after the other; more are drawn side by side.
+# Tokens sampled one after the other; further ones are sampled in parallel.
 _LONGEST = 16
 
 
@@ -39,15 +39,15 @@ def load_model(path: str) -> Any:
 class TorchConsumer:
   """A transformers model and tokenizer; see `gate.Consumer`.
 
-  Of the model's generation config nothing is used: a repetition penalty of the
-  base, say, is no part of what is compared.
+  The generation config of the model is not used: settings of the base such as a
+  repetition penalty are not compared.
 
   Args:
-    model: in float32; its generation config is replaced.
-    tokenizer: of the export, or of the base.
-    meta: of the export: its ids.
-    end_ids: that end an answer.
-    suppress: ids that are not to be said, where the head cannot be relied on.
+    model: a model in float32; its generation config is replaced.
+    tokenizer: tokenizer of the export, or of the base.
+    meta: metadata of the export.
+    end_ids: ids that end an answer.
+    suppress: ids never generated, if the head alone does not exclude them.
   """
 
   def __init__(
@@ -116,7 +116,7 @@ class TorchConsumer:
 
 @torch.no_grad()
 def logits(model: Any, ids: Sequence[int]) -> np.ndarray:
-  """Logits after each id, f32."""
+  """Logits after each id, array of shape [T, V], float32."""
   inputs = torch.tensor([list(ids)], device=model.device)
   return model(inputs).logits[0].float().cpu().numpy()
 
@@ -127,13 +127,13 @@ def on_texts(
 ) -> list[np.ndarray]:
   """Logits of `gate.TEXTS`, before any soft cap.
 
-  By a head of the base's size: kernels of matrix products may sum in another
-  order where a matrix has more rows, those at hand included.
+  Only the rows of the base's head are multiplied: with more rows a kernel may
+  sum in another order, in the old rows, too.
 
   Args:
-    model: of transformers.
-    encode: from text to ids.
-    rows: of the base's head, which are the first of this one.
+    model: a transformers model.
+    encode: function from text to ids.
+    rows: number of rows of the base's head, the first rows of this head.
   """
   head = model.get_output_embeddings()
   given: list[torch.Tensor] = []
@@ -151,7 +151,7 @@ def on_texts(
 
 
 def head_is_harmless(model: Any, ids: Sequence[int], copied: int) -> gate.Check:
-  """The virtual tokens' rows of the head are those of a token not said."""
+  """The head's rows of virtual tokens equal the row of an unlikely token."""
   weight = model.get_output_embeddings().weight
   same = int((weight[list(ids)] == weight[copied]).all(dim=1).sum())
   return gate.Check(
@@ -166,7 +166,7 @@ def head_is_harmless(model: Any, ids: Sequence[int], copied: int) -> gate.Check:
 def settings(
   path: pathlib.Path, ids: Sequence[int], end: int
 ) -> list[gate.Check]:
-  """Of the generation config: what is never said, and what ends an answer."""
+  """The generation config suppresses virtual tokens and knows the end."""
   found = transformers.GenerationConfig.from_pretrained(path).to_dict()
   never = len(set(found['suppress_tokens'] or []) & set(ids))
   ends = hf_checkpoint.end_ids(found)
@@ -187,10 +187,10 @@ def settings(
 
 
 def load_tokenizer(path: str) -> Any:
-  """The tokenizer of a directory, or of a GGUF file.
+  """The tokenizer of a directory, or our tokenizer of a GGUF file.
 
-  Of a GGUF file ours, which gives llama.cpp's ids: transformers' (5.23) gives
-  others, e.g. for line breaks in SmolLM2's.
+  Ours gives the ids of llama.cpp. transformers (5.23) gives other ids for a
+  GGUF file, e.g. for line breaks in SmolLM2's.
   """
   if path.endswith('.gguf'):
     return gguf_tokenizer.read_tokenizer(path)
@@ -198,7 +198,7 @@ def load_tokenizer(path: str) -> Any:
 
 
 def names_matched(tokenizer: Any, meta: Meta) -> gate.Check:
-  """The names in a text, between passages and question, become the ids."""
+  """Names in a text, between passages and question, become the ids."""
   text = f'A passage.\n\n{"".join(meta.tokens.names)}Question: Is it?'
   virtual = set(meta.tokens.ids)
   found = [i for i in tokenizer(text)['input_ids'] if i in virtual]

@@ -1,35 +1,33 @@
-"""Where in a vocabulary the virtual tokens of an export go."""
+"""Ids for the virtual tokens in the vocabulary of an export."""
 
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vtokens.exports.json_file import read_json
-from vtokens.host import errors
+from vtokens.host import errors, json_files
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Tokens
 
-# Tokens that a vocabulary keeps for later use.
+# Names of tokens reserved for later use.
 _RESERVED = re.compile(
   r'<\|?(reserved|unused|dummy|placeholder|extra_)|\[unused', re.IGNORECASE
 )
 
 
 def read_vocabulary(directory: str) -> dict[str, int]:
-  """Every token of a directory's tokenizer.json, with its id.
+  """The id of every token in the tokenizer.json of a directory.
 
   Raises:
-    errors.UserError: there is none.
+    errors.UserError: the file is missing or broken.
   """
   file = pathlib.Path(directory) / 'tokenizer.json'
   if not file.exists():
     raise errors.UserError(
-      f'{file}: not found, and it is there that an export adds the virtual '
-      'tokens. AutoTokenizer.from_pretrained(...).save_pretrained(...) writes '
-      'it'
+      f'{file}: not found; an export adds the virtual tokens to it. '
+      'AutoTokenizer.from_pretrained(...).save_pretrained(...) writes it'
     )
-  values: Mapping[str, Any] = read_json(file)
+  values: Mapping[str, Any] = json_files.read(file)
   found = values['model']['vocab']
   if isinstance(found, list):  # Unigram: pairs of token and score.
     found = {token: i for i, (token, _) in enumerate(found)}
@@ -38,20 +36,20 @@ def read_vocabulary(directory: str) -> dict[str, int]:
 
 
 def first_id(opened: OpenBase) -> int:
-  """Id of virtual token 0 outside of this program.
+  """Id of virtual token 0 in other programs.
 
-  Inside it is the number of rows of the base's embedding matrix. A tokenizer
-  may have tokens without a row, whose ids these would be to other programs.
+  In this program it is the number of rows of the embedding matrix. To others
+  that can be the id of a token: a tokenizer may have tokens without a row.
   """
   return max(opened.config.vocab_size, opened.tokenizer.next_id)
 
 
 def after_all(vocabulary: Mapping[str, int], tokens: Tokens) -> Tokens:
-  """The tokens with the ids after the last one.
+  """The virtual tokens with the ids after the last token.
 
   Raises:
     errors.UserError: a token has one of their names, or there are ids without
-      a token, which tokenizers would give to new ones.
+      a token, which tokenizers would give to new tokens.
   """
   first = max(vocabulary.values()) + 1
   if taken := sorted(set(tokens.names) & set(vocabulary)):
@@ -71,13 +69,13 @@ def after_all(vocabulary: Mapping[str, int], tokens: Tokens) -> Tokens:
 def inside(
   vocabulary: Mapping[str, int], tokens: Tokens, opened: OpenBase
 ) -> Tokens:
-  """The tokens with ids that the base's embedding matrix has room for.
+  """The virtual tokens with ids inside the base's embedding matrix.
 
-  Rows that pad the matrix, or else those of reserved tokens, whose names they
-  then have.
+  They take rows that pad the matrix, or else the rows and names of reserved
+  tokens.
 
   Raises:
-    errors.UserError: there are too few.
+    errors.UserError: there are too few such rows.
   """
   first, rows = max(vocabulary.values()) + 1, opened.config.vocab_size
   count = len(tokens.names)

@@ -74,9 +74,18 @@ def _tick() -> None:
             bar.refresh(nolock=True)
 
 
-def write_json(path: epath.PathLike, value: Any) -> None:
-  """Writes a JSON file, whole or not at all."""
-  write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+def write_json(
+  path: epath.PathLike, value: Any, indent: int | None = 2
+) -> None:
+  """Writes a JSON file, whole or not at all.
+
+  Args:
+    path: the file.
+    value: a JSON value.
+    indent: spaces of a level; None for one line.
+  """
+  text = json.dumps(value, indent=indent, ensure_ascii=False)
+  write_text(path, text + '\n')
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

@@ -6,7 +6,7 @@ import json
 import pytest
 from etils import epath
 
-from vtokens.evaluation.asking.cell_files import CellFile, CellFiles, file_name
+from vtokens.evaluation.asking.cell_files import CellFile, CellFiles
 from vtokens.evaluation.asking.cells import Answer, Cell
 from vtokens.host import errors
 
@@ -103,6 +103,10 @@ def test_a_file_of_no_cell_is_not_taken(tmp_path):
   assert not opened(tmp_path).answers
 
 
-def test_names_of_files():
-  assert file_name(CELL) == 'd_m_tokens_run_k5_m3_bm25'
-  assert file_name(Cell('a/b', 'x y', 'prompt')) == 'a-b_x-y_prompt'
+def test_names_of_files(tmp_path):
+  for cell, name in (
+    (CELL, 'd_m_tokens_run_k5_m3_bm25'),
+    (Cell('a/b', 'x y', 'prompt'), 'a-b_x-y_prompt'),
+    (Cell('d', 'm', 'closed_book'), 'd_m_closed_book'),
+  ):
+    assert opened(tmp_path, cell=cell).path.name.startswith(f'{name}-')

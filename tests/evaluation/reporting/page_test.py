@@ -32,13 +32,8 @@ def _write(directory, results):
   report.write_report(
     directory,
     results,
-    settings={'note': EVIL},
-    versions={},
-    cost=None,
-    general=None,
-    resamples=50,
-    permutations=9,
-    seed=0,
+    report.ReportContext(settings={'note': EVIL}, versions={}),
+    summary.Resampling(resamples=50, permutations=9, seed=0),
     reference='prompt',
     page_questions=5000,
   )
@@ -47,17 +42,10 @@ def _write(directory, results):
 
 def _render(directory, results, max_questions=5000):
   """A page without pictures."""
-  found = summary.summarize(results, resamples=20, permutations=9, seed=0)
+  found = summary.summarize(results, summary.Resampling(20, 9, 0))
   path = directory / 'page.html'
-  text = page.render(
-    found,
-    results,
-    main_tables=report_tables.main_tables(found),
-    more_tables=(),
-    pictures={},
-    settings={},
-    max_questions=max_questions,
-  )
+  exhibits = page.Exhibits(report_tables.main_tables(found), (), {}, {})
+  text = page.render(found, results, exhibits, max_questions)
   path.write_text(text, encoding='utf-8')
   return path
 

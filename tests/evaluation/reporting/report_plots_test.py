@@ -15,7 +15,7 @@ from vtokens.evaluation.reporting import report_plots, summary
 
 
 def _summarize(results):
-  return summary.summarize(results, resamples=200, permutations=9, seed=0)
+  return summary.summarize(results, summary.Resampling(200, 9, 0))
 
 
 def _draw(found):
@@ -89,14 +89,14 @@ def test_each_value_is_drawn(large, name, condition, where, metric, half):
   found, before = large
   found = copy.deepcopy(found)
   (entry,) = [
-    e
-    for e in found['averages']
-    if e['condition'] == condition
-    and all(e[key] == value for key, value in where.items())
+    one
+    for one in found.averages
+    if one.cell.condition == condition
+    and all(getattr(one.cell, axis) == at for axis, at in where.items())
   ]
-  value = entry['metrics'][metric]
-  value['mean'] += 7
-  value['interval'] = [end + 7 for end in value['interval']]
+  value = entry.metrics[metric]
+  value.mean += 7
+  value.interval = tuple(end + 7 for end in value.interval)
   after = _draw(found)
   axis = 0 if name == 'datasets' else 1
   changed = [
@@ -123,12 +123,14 @@ def test_a_missing_bar_does_not_look_like_a_score_of_zero():
   ]
   results = report_data.build(records, spec)
   zero = _summarize(results)
-  missing = copy.deepcopy(zero)
-  missing['cells'] = [
-    entry
-    for entry in missing['cells']
-    if (entry['dataset'], entry['condition']) != ('squad', 'tokens')
-  ]
+  missing = dataclasses.replace(
+    zero,
+    cells=tuple(
+      one
+      for one in zero.cells
+      if (one.cell.dataset, one.cell.condition) != ('squad', 'tokens')
+    ),
+  )
   a, b = (_draw(found)['datasets'] for found in (zero, missing))
   top = slice(0, a.shape[0] // 2)
   assert not np.array_equal(a[top], b[top])

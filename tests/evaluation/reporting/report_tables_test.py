@@ -10,7 +10,7 @@ from vtokens.evaluation.reporting import columns, report_tables, summary
 
 
 def _summarize(results):
-  return summary.summarize(results, resamples=200, permutations=99, seed=0)
+  return summary.summarize(results, summary.Resampling(200, 99, 0))
 
 
 def _sweep(spec, datasets=('nq', 'squad'), **main):
@@ -84,7 +84,7 @@ def test_a_single_dataset_needs_no_average():
 
 def test_labels_name_what_differs():
   def label(*cells):
-    return columns.labels([dataclasses.asdict(one) for one in cells])
+    return columns.labels(cells)
 
   prompt, tokens = cell('nq', 'prompt'), cell('nq', 'tokens')
   assert label(prompt, tokens) == ['prompt', 'tokens']

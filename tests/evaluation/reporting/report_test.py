@@ -9,25 +9,25 @@ import pytest
 import report_data
 from report_data import cell
 
-from vtokens.evaluation.asking.cells import Cell
+from vtokens.evaluation.asking.cells import Cell, file_names
 from vtokens.evaluation.reporting import report, summary
 from vtokens.host import errors
 from vtokens.scoring import metrics
 
 
 def _write(directory, results, **changes):
-  settings = {
-    'settings': {'batch_size': 8},
-    'versions': {'vtokens': '0.1.0'},
-    'cost': None,
-    'general': None,
-    'resamples': 200,
-    'permutations': 99,
-    'seed': 3,
-    'reference': 'prompt',
-    'page_questions': 100,
-  }
-  return report.write_report(directory, results, **(settings | changes))
+  context = report.ReportContext(
+    settings={'batch_size': 8}, versions={'vtokens': '0.1.0'}, **changes
+  )
+  _, content = report.write_report(
+    directory,
+    results,
+    context,
+    summary.Resampling(resamples=200, permutations=99, seed=3),
+    reference='prompt',
+    page_questions=100,
+  )
+  return content
 
 
 def _files(directory):
@@ -102,7 +102,7 @@ def test_predictions_name_the_passages_that_were_there(tmp_path):
   cell = dataclasses.replace(results.cells[key], answers=[first, *others])
   cells = {**results.cells, key: cell}
   _write(tmp_path, dataclasses.replace(results, cells=cells))
-  rows = _rows(tmp_path / f'predictions/{report.cell_names(cells)[key]}.jsonl')
+  rows = _rows(tmp_path / f'predictions/{file_names(list(cells))[key]}.jsonl')
   assert rows[0]['passages'] == ['bm25-0-2', 'bm25-0-0']
   assert rows[0]['ranks'] == [3, 1]
   assert (rows[0]['passages_dropped'], rows[0]['passages_cut']) == (1, 0)
@@ -268,7 +268,7 @@ def test_names_of_files_are_safe_and_differ():
     Cell('a.b', 'c', 'prompt'),
     Cell('a', 'b.c', 'prompt'),
   ]
-  names = report.cell_names(cells)
+  names = file_names(cells)
   assert list(names) == cells
   assert len({name.lower() for name in names.values()}) == len(cells)
   for name in names.values():
@@ -281,7 +281,7 @@ def test_names_of_files_are_safe_and_differ():
 
 def test_console_of_averages():
   found = summary.summarize(
-    report_data.small(), resamples=5000, permutations=99, seed=0
+    report_data.small(), summary.Resampling(5000, 99, 0)
   )
   lines = [line.split() for line in report.format_console(found).splitlines()]
   assert ' '.join(lines[0]) == (
@@ -308,10 +308,7 @@ def test_console_of_a_condition_that_was_not_asked_everywhere():
   cells = dict(results.cells)
   del cells[cell('squad', 'tokens')]
   found = summary.summarize(
-    dataclasses.replace(results, cells=cells),
-    resamples=20,
-    permutations=9,
-    seed=0,
+    dataclasses.replace(results, cells=cells), summary.Resampling(20, 9, 0)
   )
   text = report.format_console(found)
   assert '\ntokens, nq ' in text
@@ -322,7 +319,7 @@ def test_console_of_a_condition_that_was_not_asked_everywhere():
 def test_console_of_one_dataset():
   records = {'nq': [report_data.record('nq', i) for i in range(2)]}
   results = report_data.build(records, [(cell('nq', 'prompt'), [1, 0])])
-  found = summary.summarize(results, resamples=20, permutations=9, seed=0)
+  found = summary.summarize(results, summary.Resampling(20, 9, 0))
   header, row = report.format_console(found).splitlines()
   assert header.startswith('nq ')
   assert row.startswith('prompt   50.0  [')

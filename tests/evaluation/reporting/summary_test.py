@@ -13,8 +13,10 @@ from vtokens.evaluation.reporting import summary
 
 
 def _summarize(results, **settings):
+  reference = settings.pop('reference', 'prompt')
   defaults = {'resamples': 400, 'permutations': 400, 'seed': 0}
-  return summary.summarize(results, **(defaults | settings))
+  resampling = summary.Resampling(**(defaults | settings))
+  return summary.summarize(results, resampling, reference).as_json()
 
 
 def _find(entries, condition, **where):

@@ -1,1 +1,1 @@
-"""Asks every question of an evaluation and keeps the answers."""
+"""Asks all questions of an evaluation and keeps the answers."""

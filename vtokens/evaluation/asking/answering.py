@@ -1,8 +1,7 @@
-"""Answers to examples: the engine of every evaluation.
+"""Generates answers to examples, for every evaluation.
 
-A question is asked in several ways, its branches. Branches whose prefixes are
-the same ids share one cache of it and are answered together; see
-`vtokens.method.generate`.
+A question is asked in several ways, its branches. Branches with the same prefix
+share one cache of it and are answered together; see `vtokens.method.generate`.
 """
 
 import dataclasses
@@ -26,12 +25,12 @@ from vtokens.models.kv_cache import KVCache
 class Answerer:
   """Answers batches of examples.
 
-  An answer depends on its own example, not on the batch: rows and branches
-  do not see one another, and each row has random numbers of its own.
+  An answer depends on its example alone: rows and branches do not attend to
+  each other, and each row has its own random numbers.
 
   Args:
     base: the frozen model.
-    mesh: the devices; rows of a batch lie over data and fsdp.
+    mesh: the devices; the axes data and fsdp share the rows of a batch.
     decode: how answers are generated.
     seed: of sampling.
 
@@ -55,7 +54,7 @@ class Answerer:
     self._known = frozenset(base.tokenizer.ids)
     newline, blank = _token_kinds(base)
     ends: Any = np.zeros_like(newline)
-    # Files may list ids that this model does not have.
+    # Tokenizer files may list ids that the model does not have.
     ends[[i for i in base.tokenizer.end_ids if 0 <= i < len(ends)]] = True
     if not decode.stop_at_newline:
       newline = np.zeros_like(newline)
@@ -74,17 +73,15 @@ class Answerer:
     """Starts answering a batch.
 
     Args:
-      examples: the branches of each question, without targets; as many for
-        each question, and at most `batch_size` questions.
-      table: virtual tokens, of which a branch uses k from its first one on.
-      ids: of the questions; with the seed, they decide what is drawn.
-      first_ids: id of each branch's virtual token 0; `vocab_size` for all if
-        not given.
+      examples: the branches of each question, without targets; the same number
+        for each of at most `batch_size` questions.
+      table: virtual tokens; a branch uses k of them from its first one on.
+      ids: ids of the questions; with the seed they decide what is sampled.
+      first_ids: id of virtual token 0 of each branch; by default `vocab_size`.
 
     Returns:
-      A function that waits for the answers: of each question, of each branch.
-      Until it is called the device works while the caller prepares what is
-      next.
+      A function that waits for the answers, by question and branch. Until it is
+      called the device works while the caller prepares the next batch.
     """
     branches = len(examples[0])
     if first_ids is None:
@@ -109,7 +106,7 @@ class Answerer:
     return wait
 
   def encode(self, examples: Sequence[Example]) -> KVCache:
-    """The cache of a batch's prefixes."""
+    """The cache of the prefixes of a batch."""
     longest = max(len(example.prefix) for example in examples)
     shape = (self.batch_size, padding.round_prefix(longest))
     prefix, positions = _full(shape, 0), _full(shape, -1)
@@ -133,16 +130,16 @@ class Answerer:
     *,
     forced: int = 0,
   ) -> Int[Array, 'B C max_new_tokens']:
-    """Starts answering branches that all follow one cache.
+    """Starts answering branches that share one cache.
 
     Args:
       examples: the branches of each question.
       cache: see `encode`.
-      table: see `__call__`; likewise ids and first_ids.
-      ids: of the questions.
-      first_ids: of the branches.
-      forced: so many tokens exactly, whatever they are, to time it; 0 for
-        answers as they come.
+      table: see `__call__`, as for ids and first_ids.
+      ids: ids of the questions.
+      first_ids: id of virtual token 0 of each branch.
+      forced: exact number of tokens to generate, for timing; 0 ends an answer
+        at its end.
     """
     endings = self._endings
     if forced:
@@ -164,8 +161,8 @@ class Answerer:
     out: Int[Array, 'B C max_new_tokens'],
     examples: Sequence[Sequence[Example]],
   ) -> list[list[Answer]]:
-    """Answers to the examples that `start` was given, once they are there."""
-    # Rows that fill up the batch are no examples.
+    """Waits for the answers to the examples given to `start`."""
+    # The last rows may only fill up the batch.
     rows = zip(distributed.fetch(out).tolist(), examples, strict=False)
     return [
       [self._answer(*pair) for pair in zip(row, asked, strict=True)]
@@ -173,7 +170,7 @@ class Answerer:
     ]
 
   def put(self, arrays: Any) -> Any:
-    """Global arrays of arrays of all rows."""
+    """Global arrays made from arrays of all rows."""
     return partitioning.shard_rows(arrays, self._mesh, self.batch_size)
 
   def _suffixes(
@@ -223,10 +220,10 @@ class Answerer:
       newline = begun and self._endings.is_newline[token]
       if self._endings.is_end[token] or newline:
         stop, size = ('newline' if newline else 'end'), i
-        # The token with the line break may have text before it.
+        # The token with the line break may begin with text of the answer.
         tokens = tokens[: i + newline]
         break
-    # A padded embedding matrix has rows, so logits, of ids without a token.
+    # A padded embedding matrix has logits for ids without a token.
     text = self.base.tokenizer.decode([i for i in tokens if i in self._known])
     text = text.strip()
     if self._endings.is_newline.any():
@@ -246,7 +243,7 @@ def _full(shape: tuple[int, int], fill: int) -> Any:
 
 
 def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:
-  """Numbers of the branches, grouped by what all of their prefixes are."""
+  """Numbers of the branches, grouped by equal prefixes in all rows."""
   groups: list[list[int]] = []
   for branch in range(len(examples[0])):
     for group in groups:
@@ -264,7 +261,7 @@ def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:
 def _within_budget(
   examples: Sequence[Sequence[Example]], branches: Sequence[int]
 ) -> list[list[int]]:
-  """Cuts a list of branches where their suffixes become too long together."""
+  """Splits branches into groups whose suffixes fit `SUFFIX_BUDGET`."""
   groups: list[list[int]] = []
   room = 0
   for branch in branches:
@@ -278,7 +275,7 @@ def _within_budget(
 
 
 def _token_kinds(base: FrozenBase) -> tuple[Any, Any]:
-  """Which ids have a line break in their text, and which only white space."""
+  """Which ids have a line break in their text, and which are white space."""
   newline = np.zeros(base.config.vocab_size, bool)
   blank = np.zeros(base.config.vocab_size, bool)
   for i in base.tokenizer.ids:

@@ -1,9 +1,9 @@
 """Answers on disk, one file a cell, so that none is generated twice.
 
-The first line of a file says what decides its answers, the identity. The names
-of a base, a run and a data set are in it too, but decide nothing: they come
-from paths, which may change between two starts. Each further line has an answer
-and the SHA-256 of it; lines of earlier versions lack that and are believed.
+The first line of a file is the identity: all that decides the answers. It also
+has the names of base, run and data set, which decide nothing: they come from
+paths, which may change between two starts. Each further line has an answer and
+its SHA-256. Lines of earlier versions have no SHA-256 and are trusted.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from vtokens.evaluation.asking.cells import Answer, Cell
 from vtokens.host import checksums, errors, json_files, paths, writers
 
 _NAMES = ('dataset', 'model', 'table')
-# A line of answers: what `Answer` has, and to which question.
+# A line: the fields of `Answer`, and the id of the question.
 _LINE = {
   'id': str,
   'text': str,
@@ -37,7 +37,7 @@ class CellFiles:
   """The files of an evaluation.
 
   Args:
-    directory: of all of them.
+    directory: directory of all files.
   """
 
   def __init__(self, directory: epath.Path):
@@ -47,16 +47,16 @@ class CellFiles:
     """The file of a cell.
 
     Args:
-      cell: which.
-      identity: JSON values, among them `cell`; any change of it but for the
-        names there makes another file.
+      cell: the cell.
+      identity: JSON values, among them `cell`. Another identity is another
+        file, unless only names differ.
 
     Raises:
       errors.UserError: the file is damaged.
     """
     head = json.dumps(identity, sort_keys=True, ensure_ascii=False)
     digest = hashlib.sha256(head.encode()).hexdigest()[:12]
-    path = self._directory / f'{file_name(cell)}-{digest}.jsonl'
+    path = self._directory / f'{_file_name(cell)}-{digest}.jsonl'
     if paths.exists(path):
       answers, size = _read(path, json.loads(head))
       return CellFile(path, head, answers, size)
@@ -66,7 +66,7 @@ class CellFiles:
 
   @functools.cached_property
   def _others(self) -> dict[str, epath.Path]:
-    """The files that are there, by what decides their answers."""
+    """The files on disk by what decides their answers."""
     found: dict[str, epath.Path] = {}
     if not paths.exists(self._directory):
       return found
@@ -80,17 +80,17 @@ class CellFiles:
 
 
 class CellFile:
-  """The answers of a cell as they come in. A line cut by a kill is dropped.
+  """The answers of a cell. A last line that a kill cut off is dropped.
 
   Args:
     path: the file.
     head: its first line.
-    answers: those that are there.
-    size: bytes of the file that stay; 0 writes it anew.
+    answers: answers on disk.
+    size: bytes of the file to keep; 0 writes the file anew.
 
   Attributes:
     path: the file.
-    answers: those that are there, by the question's id.
+    answers: all answers by id of the question.
   """
 
   def __init__(
@@ -102,12 +102,12 @@ class CellFile:
     self._size = size
 
   def append(self, answers: Mapping[str, Answer]) -> None:
-    """Adds answers, by the question's id; a kill after it loses none."""
+    """Adds answers by id of the question; a kill afterwards loses none."""
     self.answers |= answers
     lines = []
     if not self._size:
       lines.append(self._head)
-      # Those of a file with other names come along.
+      # Answers may come from a file with other names.
       answers = self.answers
     for name, answer in answers.items():
       row = checksums.seal({'id': name, **dataclasses.asdict(answer)})
@@ -120,11 +120,11 @@ class CellFile:
 def _read(
   path: epath.Path, head: dict[str, Any] | None = None
 ) -> tuple[dict[str, Answer], int]:
-  """The answers of a file and how many bytes they are.
+  """The answers of a file, and the number of bytes that hold them.
 
   Args:
     path: the file.
-    head: its first line; None for any.
+    head: the first line that is expected; None for any.
   """
   answers: dict[str, Answer] = {}
   size = 0
@@ -146,13 +146,13 @@ def _read(
         raise errors.UserError(f'{path}:{number + 1}: {e}; {_ADVICE}') from None
     elif head is not None and row != head:
       raise errors.UserError(
-        f'{path}:1: not what decides the answers of this file; {_ADVICE}'
+        f'{path}:1: the line does not belong to the name of the file; {_ADVICE}'
       )
   return answers, size
 
 
 def _content(head: Any) -> str:
-  """What decides the answers, as a text; '' if a line does not say."""
+  """What decides the answers, as text; '' if the line is no identity."""
   cell = head.get('cell') if isinstance(head, dict) else None
   if not isinstance(cell, dict):
     return ''
@@ -160,11 +160,12 @@ def _content(head: Any) -> str:
   return json.dumps({**head, 'cell': cell}, sort_keys=True)
 
 
-def file_name(cell: Cell) -> str:
-  """A readable name; not unique."""
-  parts = [cell.dataset, cell.model, cell.condition, cell.table]
-  if cell.num_active:
-    parts.append(f'k{cell.num_active}')
-  if cell.num_passages:
-    parts += [f'm{cell.num_passages}', cell.retriever]
-  return re.sub(r'[^\w.]+', '-', '_'.join(filter(None, parts)))[:180]
+def _file_name(cell: Cell) -> str:
+  """A readable name, which need not be unique.
+
+  It differs from `Cell.file_name` so that earlier evaluations find their files.
+  """
+  parts = cell.name_parts()
+  if not cell.num_passages:
+    parts.pop('num_passages', None)
+  return re.sub(r'[^\w.]+', '-', '_'.join(filter(None, parts.values())))[:180]

@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 
-from vtokens.evaluation.asking.cells import Cell
+from vtokens.evaluation.asking.cells import Cell, MainValues
 from vtokens.evaluation.asking.evaluated_models import Model
 from vtokens.evaluation.asking.prompter import PromptVariant
 from vtokens.evaluation.conditions import CONDITIONS
@@ -12,15 +12,15 @@ from vtokens.evaluation.eval_config import UNTOUCHED, Config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Group:
+class CellGroup:
   """Cells that show the same passages for the same questions.
 
   Attributes:
-    model: which base.
-    dataset: whose questions.
-    num_passages: shown; 0 for none.
-    retriever: whose.
-    variants: what is asked in each cell.
+    model: name of the base.
+    dataset: name of the dataset.
+    num_passages: passages shown; 0 for none.
+    retriever: whose passages.
+    variants: the prompt variant of each cell.
   """
 
   model: str
@@ -30,17 +30,19 @@ class Group:
   variants: dict[Cell, PromptVariant]
 
 
-def groups(cfg: Config, model: Model, datasets: Sequence[str]) -> list[Group]:
+def groups(
+  cfg: Config, model: Model, datasets: Sequence[str]
+) -> list[CellGroup]:
   """All cells of a base, in groups.
 
   Args:
-    cfg: the axes.
+    cfg: settings of the evaluation, among them the axes.
     model: the base and its tables.
-    datasets: their names.
+    datasets: names of the datasets.
 
   Returns:
-    Groups in the order of datasets; in each group, cells in the order of the
-    conditions.
+    Groups in the order of the datasets; in each group, cells in the order of
+    the conditions.
   """
   found: dict[tuple[str, int, str], dict[Cell, PromptVariant]] = {}
   for dataset in datasets:
@@ -51,9 +53,27 @@ def groups(cfg: Config, model: Model, datasets: Sequence[str]) -> list[Group]:
         key = (dataset, cell.num_passages, cell.retriever)
         found.setdefault(key, {})[cell] = variant
   return [
-    Group(model.name, *key, variants=variants)
+    CellGroup(model.name, *key, variants=variants)
     for key, variants in found.items()
   ]
+
+
+def main_values(cfg: Config, models: Sequence[Model]) -> MainValues:
+  """The first value of each axis.
+
+  Args:
+    cfg: settings of the evaluation.
+    models: all bases, with the tables trained on each.
+  """
+  return MainValues(
+    num_active={
+      table.name: cfg.num_active[0] if cfg.num_active else len(table.rows)
+      for model in models
+      for table in model.tables.values()
+    },
+    num_passages=cfg.num_passages[0],
+    retriever=cfg.retrievers[0],
+  )
 
 
 def _cells(
@@ -66,7 +86,6 @@ def _cells(
     points = itertools.product(numbers, passages)
     main = (numbers[0], cfg.num_passages[0], cfg.retrievers[0])
     for k, (m, retriever) in points:
-      shown = condition.passages and m > 0
       point = (k, m, retriever)
       moved = sum(a != b for a, b in zip(point, main, strict=True))
       if moved > 1 and not cfg.product:
@@ -77,10 +96,10 @@ def _cells(
         condition=name,
         table='' if table is None else table.name,
         num_active=k,
-        num_passages=m if shown else 0,
-        retriever=retriever if shown else '',
-      )
-      # The name of a variant is only unique among those asked together.
+        num_passages=m,
+        retriever=retriever,
+      ).only_what_applies()
+      # The name of a variant is unique among variants asked together, only.
       parts = [name, cell.table, f'k={k}' if k else '']
       yield (
         cell,

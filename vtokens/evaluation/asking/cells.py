@@ -1,26 +1,42 @@
-"""The grid of an evaluation: what is asked of whom, and what came out."""
+"""The cells of an evaluation: what is asked, and the answers."""
 
 import dataclasses
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vtokens.data.records import Record
+from vtokens.evaluation.conditions import CONDITIONS
+
+# Coordinates of a cell besides its dataset, in the order of files and reports.
+AXES = (
+  'model',
+  'condition',
+  'table',
+  'num_active',
+  'num_passages',
+  'retriever',
+)
+# Characters of a file name.
+_NAME_LENGTH = 120
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Cell:
-  """One set of questions asked in one way.
+  """One dataset asked in one way.
 
   Attributes:
-    dataset: whose questions.
+    dataset: name of the dataset; '' in a column of a report, which stands for
+      the cells of all datasets.
     model: name of the base.
-    condition: of `conditions.CONDITIONS`.
-    table: name of the trained table; '' where no virtual tokens are used.
-    num_active: virtual tokens used (k); 0 for none.
-    num_passages: most passages shown; 0 for none.
-    retriever: whose passages; '' where none are shown, or the records have
-      those of only one.
+    condition: a name in `conditions.CONDITIONS`.
+    table: name of the trained table; '' without virtual tokens.
+    num_active: number of virtual tokens (k); 0 without.
+    num_passages: most passages shown; 0 without.
+    retriever: whose passages; '' without passages, or if the records have
+      passages of one retriever only.
   """
 
   dataset: str
@@ -31,17 +47,114 @@ class Cell:
   num_passages: int = 0
   retriever: str = ''
 
+  def applies(self, axis: str) -> bool:
+    """Whether an axis of `AXES` can be varied in this cell.
+
+    k can with virtual tokens, m in conditions that show passages, the retriever
+    if at least one passage is shown.
+    """
+    if axis in ('table', 'num_active'):
+      return bool(self.table)
+    if axis == 'num_passages':
+      return CONDITIONS[self.condition].passages
+    if axis == 'retriever':
+      return self.num_passages > 0
+    return True
+
+  def only_what_applies(self) -> 'Cell':
+    """The cell without values on axes that do not apply."""
+    cell = self
+    # In this order: without passages there is no retriever.
+    for axis in ('num_active', 'num_passages', 'retriever'):
+      if not cell.applies(axis):
+        kind = type(getattr(cell, axis))
+        cell = dataclasses.replace(cell, **{axis: kind()})
+    return cell
+
+  def column(self) -> 'Cell':
+    """The cell without its dataset."""
+    return dataclasses.replace(self, dataset='')
+
+  def name_parts(self) -> dict[str, str]:
+    """What file names say of the coordinates that apply, by coordinate."""
+    parts = {'dataset': self.dataset}
+    for axis in AXES:
+      letter = {'num_active': 'k', 'num_passages': 'm'}.get(axis, '')
+      if self.applies(axis):
+        parts[axis] = f'{letter}{getattr(self, axis)}'
+    return parts
+
+  def file_name(self) -> str:
+    """A file name without its ending, for people; with a hash if it was cut.
+
+    Names can be equal but for the case of letters; see `file_names`.
+    """
+    parts = {'num_passages': 'm0'} | self.name_parts()
+    order = ('dataset', *AXES)
+    text = '.'.join(parts[key] for key in order if parts.get(key))
+    name = re.sub(r'[^\w.+=-]', '_', text, flags=re.ASCII).lstrip('.')
+    if name == text and len(name) <= _NAME_LENGTH:
+      return name
+    return self._hashed(name)
+
+  def _hashed(self, name: str) -> str:
+    digest = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+    return f'{name[: _NAME_LENGTH - 9]}.{digest}'
+
+
+def file_names(cells: Sequence[Cell]) -> dict[Cell, str]:
+  """The `file_name` of each cell, with a hash where two would be one file."""
+  names = {cell: cell.file_name() for cell in cells}
+  taken = [name.lower() for name in names.values()]
+  return {
+    cell: name if taken.count(name.lower()) == 1 else cell._hashed(name)
+    for cell, name in names.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class MainValues:
+  """The value of each axis at which the other axes are varied.
+
+  Attributes:
+    num_active: by name of the table.
+    num_passages: number of passages.
+    retriever: name of the retriever.
+  """
+
+  num_active: Mapping[str, int]
+  num_passages: int
+  retriever: str
+
+  def hold(self, cell: Cell, *, without: str = '') -> bool:
+    """Whether a cell has the main value on every axis that applies to it.
+
+    Args:
+      cell: the cell.
+      without: an axis that is not compared.
+    """
+    values = {
+      'num_active': self.num_active.get(cell.table),
+      'num_passages': self.num_passages,
+      'retriever': self.retriever,
+    }
+    return all(
+      getattr(cell, axis) == value
+      for axis, value in values.items()
+      if axis != without and cell.applies(axis)
+    )
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-  """What a model said to one question.
+  """What a model answered to one question.
 
   Attributes:
     text: the prediction.
-    num_tokens: generated, without the one that ended it.
-    stop: what ended it: end (a token that means it), newline, or length.
-    shown: ranks of the passages that the prompt had, in order, from 0.
-    passages_dropped: others, left out because the prefix was full.
+    num_tokens: tokens generated, without the one that ended the answer.
+    stop: what ended it: end (a token for it), newline, or length.
+    shown: ranks of the passages in the prompt, in their order, from 0.
+    passages_dropped: passages left out because the prefix was full.
     passages_cut: passages shortened for the same reason.
   """
 
@@ -55,13 +168,13 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CellResult:
-  """The answers of a cell and how good each is.
+  """The answers of a cell and their scores.
 
   Attributes:
-    cell: which.
+    cell: the cell.
     answers: one for each record of the dataset, in order.
-    values: metric -> value of each question, f64, 0 to 1; see
-      `vtokens.scoring.metrics`.
+    values: value of each question by metric, arrays of shape [n], float64, from
+      0 to 1; see `vtokens.scoring.metrics`.
   """
 
   cell: Cell
@@ -71,20 +184,16 @@ class CellResult:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-  """All that an evaluation found.
+  """All results of an evaluation.
 
   Attributes:
-    records: dataset -> its questions.
+    records: questions by dataset.
     cells: every finished cell.
-    conditions: names in the order in which they are reported.
-    num_active: of each table, by name, the k at which other axes are varied.
-    num_passages: the number of passages at which other axes are varied.
-    retriever: likewise.
+    conditions: names in the order of the report.
+    main: main values of the axes.
   """
 
   records: Mapping[str, Sequence[Record]]
   cells: Mapping[Cell, CellResult]
   conditions: Sequence[str]
-  num_active: Mapping[str, int]
-  num_passages: int
-  retriever: str
+  main: MainValues

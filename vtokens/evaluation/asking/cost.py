@@ -1,4 +1,4 @@
-"""What answers cost: times of prefill and decoding, with and without tokens."""
+"""What answers cost: time of prefill and decoding, with and without tokens."""
 
 import dataclasses
 import functools
@@ -20,49 +20,60 @@ from vtokens.host import stopping
 from vtokens.models.frozen_base import FrozenBase
 
 
+@dataclasses.dataclass(frozen=True)
+class Timed:
+  """What is timed.
+
+  Attributes:
+    prompter: makes the examples.
+    records: the questions: timed as one batch, and the first one alone.
+    variants: prompt variants; the others are compared with the first.
+    decode: how answers are generated.
+    repeats: timed runs of each, after one that is not counted.
+  """
+
+  prompter: Prompter
+  records: Sequence[Record]
+  variants: Sequence[PromptVariant]
+  decode: config.Decode
+  repeats: int
+
+
 def measure(
   base: FrozenBase,
   mesh: jax.sharding.Mesh,
-  prompter: Prompter,
-  records: Sequence[Record],
-  variants: Sequence[PromptVariant],
-  decode: config.Decode,
-  *,
-  repeats: int,
+  timed: Timed,
   stop: stopping.StopRequest,
 ) -> list[dict[str, Any]]:
-  """Times the same questions asked in several ways, each way by itself.
+  """Times the same questions in several prompt variants, one after the other.
 
-  Compilation and host work (tokens to ids and back) are left out. Answers are
-  `decode.max_new_tokens` long, whatever the model says, so that every variant
-  does the same work but for its own tokens.
+  Compilation and host work (text to ids and back) are not timed. Answers have
+  `decode.max_new_tokens` tokens, whatever the model answers, so that variants
+  differ in the work for their own tokens alone.
 
   Args:
     base: the model.
     mesh: the devices.
-    prompter: makes the examples.
-    records: the questions: one batch, and the first of it alone.
-    variants: ways to ask; the others are compared with the first.
-    decode: how answers are generated.
-    repeats: of each, after one that is not counted.
-    stop: drops the measurement.
+    timed: what is timed.
+    stop: a stop drops the measurement.
 
   Returns:
-    One dict of JSON values for each variant and batch size, with medians:
+    A dict of JSON values for each variant and batch size, with medians:
     prompt_tokens (mean of a question), prefill_tokens_per_second (prefix and
     suffix), first_token_seconds (of the whole batch), answer_seconds (one
     question's share of the batch's time), decode_tokens_per_second, and
     first_token_extra, answer_extra (ratio to the first variant, minus 1).
   """
   rows = []
-  for size in sorted({1, len(records)}):
-    settings = dataclasses.replace(decode, batch_size=size)
+  for size in sorted({1, len(timed.records)}):
+    settings = dataclasses.replace(timed.decode, batch_size=size)
     answerer = Answerer(base, mesh, settings, seed=0)
     first: dict[str, Any] = {}
-    for variant in variants:
+    for variant in timed.variants:
       stop.check_together()
       examples = [
-        prompter.example(record, variant) for record in records[:size]
+        timed.prompter.example(record, variant)
+        for record in timed.records[:size]
       ]
       row: dict[str, Any] = {
         'condition': variant.name,
@@ -70,7 +81,12 @@ def measure(
         'batch_size': answerer.batch_size,
         **stop.run(
           functools.partial(
-            _time, answerer, examples, variant, base, decode, repeats
+            _time,
+            answerer,
+            examples,
+            variant,
+            timed.decode.max_new_tokens,
+            timed.repeats,
           )
         ),
       }
@@ -86,11 +102,10 @@ def _time(
   answerer: Answerer,
   examples: Sequence[Example],
   variant: PromptVariant,
-  base: FrozenBase,
-  decode: config.Decode,
+  max_new_tokens: int,
   repeats: int,
 ) -> dict[str, float | None]:
-  table, first_ids = stack_tables([variant], base.config)
+  table, first_ids = stack_tables([variant], answerer.base.config)
   suffixes = [[example] for example in examples]
 
   def run(new_tokens: int) -> None:
@@ -114,14 +129,14 @@ def _time(
       times.append(time.perf_counter() - began)
     return statistics.median(times)
 
-  first, whole = median(1), median(decode.max_new_tokens)
+  first, whole = median(1), median(max_new_tokens)
   prompts = [len(e.prefix) + e.suffix_len for e in examples]
-  more = len(examples) * (decode.max_new_tokens - 1)
+  more = len(examples) * (max_new_tokens - 1)
   return {
     'prompt_tokens': float(np.mean(prompts)),
     'prefill_tokens_per_second': sum(prompts) / first,
     'first_token_seconds': first,
-    # None where the difference drowns in noise.
+    # None if the difference is smaller than the noise.
     'decode_tokens_per_second': (
       more / (whole - first) if more and whole > first else None
     ),
@@ -130,6 +145,6 @@ def _time(
 
 
 def device() -> str:
-  """How many devices of which kind there are."""
+  """Number and kind of the devices."""
   devices = jax.devices()
   return f'{len(devices)} x {devices[0].device_kind} ({devices[0].platform})'

@@ -1,4 +1,4 @@
-"""Which bases are evaluated, and the tables trained on each."""
+"""The bases of an evaluation, and the tables trained on each."""
 
 import dataclasses
 import os
@@ -29,13 +29,13 @@ class EvaluatedRun:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-  """A base and what was trained on it.
+  """A base and the tables trained on it.
 
   Attributes:
     name: unique in an evaluation.
-    base: all but its weights.
-    assembler: for conditions without tokens.
-    tables: by name, with the assemblers of their runs.
+    base: the base without its weights.
+    assembler: for conditions without virtual tokens.
+    tables: tables by name, with the assemblers of their runs.
   """
 
   name: str
@@ -63,8 +63,8 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
   """Opens each base once.
 
   Args:
-    cfg: of the evaluation.
-    runs: whose tables are used.
+    cfg: settings of the evaluation.
+    runs: the runs whose tables are used.
 
   Returns:
     The bases in the order of their first runs, or the one of config.base.
@@ -100,7 +100,7 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
   for run, one in zip(runs, settings, strict=True):
     run.finished.check_base(opened[one.path])
   models = []
-  # A base that two runs call by two paths is one base.
+  # Two runs may name one base by two paths.
   by_identity: dict[tuple[str, ...], frozen_base.OpenBase] = {}
   for base in opened.values():
     by_identity.setdefault(_identity(base), base)
@@ -114,7 +114,7 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
         tables={
           run.name: TokenTable(
             name=run.name,
-            # Rows that no step has trained are not to be used.
+            # Rows that no step has trained are not used.
             rows=run.finished.table[: run.finished.num_trained],
             assembler=_assembler(
               cfg,
@@ -176,7 +176,7 @@ def _check_length(cfg: Config, base: frozen_base.OpenBase) -> None:
 
 
 def unique_names(paths: Sequence[str]) -> list[str]:
-  """The last parts of paths; of those that have it in common, more of them."""
+  """The last parts of paths, as many as make them unique."""
   if not paths:
     return []
   # `.` and `..` are no names.

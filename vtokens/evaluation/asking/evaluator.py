@@ -1,4 +1,4 @@
-"""Records asked in several ways, in length-sorted static batches."""
+"""Asks records in several prompt variants, in batches sorted by length."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ class AnsweredBatch:
 
   Attributes:
     index: numbers of the records.
-    answers: by name of the variant, one for each of them.
+    answers: one answer for each record, by name of the variant.
   """
 
   index: list[int]
@@ -47,12 +47,12 @@ def _nll(base, table, cache, batch, *, graph):
 
 
 class Evaluator:
-  """Asks records in several ways.
+  """Asks records in several prompt variants.
 
   Args:
-    answerer: of the frozen model.
+    answerer: generates the answers of the frozen model.
     prompter: makes the examples.
-    stop: looked at all the time; what was asked last is dropped then.
+    stop: a stop drops the batch that is being answered.
   """
 
   def __init__(
@@ -77,11 +77,11 @@ class Evaluator:
 
     Args:
       records: the questions.
-      variants: ways to ask them.
-      label: of the progress bar.
+      variants: the prompt variants.
+      label: label of the progress bar.
 
     Returns:
-      By name of the variant, one answer for each record, in order.
+      One answer for each record, in order, by name of the variant.
     """
     found: dict[str, list[Answer]] = {
       variant.name: [Answer('', 0, '')] * len(records) for variant in variants
@@ -102,12 +102,12 @@ class Evaluator:
 
     Args:
       records: the questions.
-      variants: ways to ask them.
+      variants: the prompt variants.
     """
     table, first_ids = stack_tables(variants, self._base.config)
     waiting = None
     for index in self._batches(records):
-      # Made while the device answers the batch before.
+      # The device answers the batch before in the meantime.
       examples = [
         [self._prompter.example(records[i], variant) for variant in variants]
         for i in index
@@ -138,10 +138,10 @@ class Evaluator:
   def validate(
     self, records: Sequence[Record], table: TokenTable, num_active: int
   ) -> tuple[float, list[Answer]]:
-    """Mean loss of the records' first answers, and generated answers.
+    """Mean loss of the first answer of each record, and generated answers.
 
     Returns:
-      Nats per target token, and one answer for each record.
+      The loss in nats per target token, and one answer for each record.
     """
     variant = tokens_variant(table, num_active)
     answers = [Answer('', 0, '')] * len(records)
@@ -152,7 +152,8 @@ class Evaluator:
         asked = functools.partial(
           self._validate_batch, [records[i] for i in index], variant, table.rows
         )
-        # State is saved after a stop here, by all processes at the same point.
+        # After a stop all processes save state at the same point, so that with
+        # several of them a batch is not dropped.
         alone = jax.process_count() == 1
         part, found = self._stop.run(asked) if alone else asked()
         nll += part[0]
@@ -189,9 +190,9 @@ class Evaluator:
     return part, [answer for (answer,) in self._answerer.wait(out, asked)]
 
   def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
-    """Numbers of records of about equal length."""
+    """Numbers of records, in batches of about equal length."""
     prompter = self._prompter
-    # Longest first: memory that is too small shows at once.
+    # Longest first, so that too little memory shows at once.
     order = sorted(
       range(len(records)), key=lambda i: -prompter.length(records[i])
     )
@@ -225,7 +226,7 @@ def stack_tables(
       starts[id(variant.table)] = sum(map(len, rows))
       rows.append(variant.table.rows)
   if not rows:
-    # A table is needed by the shape of the call; no row of it is used.
+    # The call needs some table; no row of it is used.
     rows = [np.zeros((1, config.embed_dim), np.float32)]
   return np.concatenate(rows), [
     config.vocab_size + starts.get(id(variant.table), 0) for variant in variants
@@ -237,7 +238,7 @@ def _progress(total: int, label: str) -> tqdm.tqdm:
 
 
 def report_cuts(label: str, answers: Iterable[Answer]) -> None:
-  """Says how many passages did not fit, if any."""
+  """Prints how many passages did not fit, if any."""
   dropped = cut = 0
   for answer in answers:
     dropped += answer.passages_dropped

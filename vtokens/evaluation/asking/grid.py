@@ -1,7 +1,7 @@
-"""Answers every cell of an evaluation that has none yet.
+"""Answers the questions of all cells that have no answer yet.
 
-plan.py: groups of cells --store.py: what is already there--> evaluator.py:
-answers, batch by batch --store.py--> disk
+cell_plan: groups of cells --cell_files: answers on disk--> evaluator: answers,
+batch by batch --cell_files--> disk
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from vtokens.devices import distributed
 from vtokens.evaluation.asking import cost
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.cell_files import CellFile, CellFiles
-from vtokens.evaluation.asking.cell_plan import Group
+from vtokens.evaluation.asking.cell_plan import CellGroup
 from vtokens.evaluation.asking.cells import Answer, Cell
 from vtokens.evaluation.asking.evaluated_models import Model
 from vtokens.evaluation.asking.evaluator import Evaluator, report_cuts
@@ -35,7 +35,7 @@ from vtokens.host import stopping, writers
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.serving import table_file
 
-# Of the lines of a cell's file.
+# Format of the lines of a cell's file.
 _FORMAT = 1
 
 
@@ -43,17 +43,17 @@ class Grid:
   """The cells of one base.
 
   Args:
-    cfg: of the evaluation.
-    model: the base, its weights apart, and its tables.
-    groups: of its cells.
-    records: dataset -> its questions.
+    cfg: settings of the evaluation.
+    model: the base, without its weights, and its tables.
+    groups: its cells.
+    records: questions by dataset.
   """
 
   def __init__(
     self,
     cfg: Config,
     model: Model,
-    groups: Sequence[Group],
+    groups: Sequence[CellGroup],
     records: Mapping[str, Sequence[Record]],
   ):
     self._cfg = cfg
@@ -63,13 +63,14 @@ class Grid:
     self._files: dict[Cell, CellFile] | None = None
 
   def check(self) -> None:
-    """Raises a `UserError` if a question is impossible or does not fit.
+    """Checks that all questions can be asked, before hours of answering.
 
-    At the start, rather than hours into the run.
+    Raises:
+      errors.UserError: a question is impossible or does not fit.
     """
-    # Cells that differ in passages alone ask alike, and most tokens need most
-    # room.
-    longest: dict[tuple[Any, ...], tuple[Group, PromptVariant]] = {}
+    # Cells that differ in passages alone need the same room for the question,
+    # and the largest k needs the most.
+    longest: dict[tuple[Any, ...], tuple[CellGroup, PromptVariant]] = {}
     for group in self._groups:
       for cell, variant in group.variants.items():
         key = (cell.dataset, cell.condition, cell.table)
@@ -81,7 +82,7 @@ class Grid:
       self._prompter(group).check_fits(self._records[group.dataset], [variant])
 
   def open(self) -> None:
-    """Reads the answers that are there; to be called before all below.
+    """Reads the answers on disk. Call it before the methods below.
 
     Raises:
       errors.UserError: a file is broken.
@@ -110,7 +111,7 @@ class Grid:
       for cell, file in self.files.items()
     )
 
-  def _hash_asked(self, group: Group) -> str:
+  def _hash_asked(self, group: CellGroup) -> str:
     """Hash of the questions of a group and the passages that are shown.
 
     Not of the accepted answers, nor of passages that other groups show: a
@@ -130,9 +131,9 @@ class Grid:
   def _identity(
     self, cell: Cell, variant: PromptVariant, asked: str
   ) -> dict[str, Any]:
-    """All that decides the answers of a cell, but for the programs' versions.
+    """All that decides the answers of a cell, except versions of programs.
 
-    The seed and quantisation only where they have a say.
+    The seed and quantisation are there only if they change answers.
     """
     cfg = self._cfg
     settings = self._model.base.settings
@@ -145,7 +146,7 @@ class Grid:
         'position': variant.condition.position or assembler.position,
       }
     decode = dataclasses.asdict(cfg.decode)
-    # How many are answered at a time does not change what they are.
+    # The batch size changes no answer.
     del decode['batch_size']
     condition = dataclasses.asdict(variant.condition)
     del condition['text']
@@ -162,7 +163,7 @@ class Grid:
       **table,
       'templates': dataclasses.asdict(assembler.encoder.templates),
       'max_prefix_tokens': cfg.data.max_prefix_tokens,
-      # Some rotary embeddings depend on it.
+      # Some rotary embeddings depend on the context length.
       'context_length': cfg.context_length,
       'decode': decode,
       **({'seed': cfg.seed} if cfg.decode.temperature else {}),
@@ -175,12 +176,12 @@ class Grid:
     mesh: jax.sharding.Mesh,
     stop: stopping.StopRequest,
   ) -> None:
-    """Generates what is missing, and keeps it batch by batch.
+    """Generates the missing answers and writes them batch by batch.
 
     Args:
-      base: the model's weights.
+      base: the model with its weights.
       mesh: the devices.
-      stop: drops the batch that is being answered.
+      stop: a stop drops the batch that is being answered.
     """
     answerer = Answerer(base, mesh, self._cfg.decode, self._cfg.seed)
     with writers.progress(
@@ -197,10 +198,10 @@ class Grid:
     mesh: jax.sharding.Mesh,
     stop: stopping.StopRequest,
   ) -> list[dict[str, Any]]:
-    """Times the conditions that show the main passages; see `cost.measure`.
+    """Times the conditions with the main passages; see `cost.measure`.
 
-    The base in the very text that surrounds the tokens comes first, whether or
-    not it is among the conditions.
+    The condition `plain`, the text around the tokens without them, comes first
+    even if it is not among the conditions of the evaluation.
     """
     cfg = self._cfg
     main = next(
@@ -216,18 +217,16 @@ class Grid:
       return []
     variants = [bare_variant('plain'), *main.variants.values()]
     records = self._records[main.dataset][: cfg.cost.questions]
-    return cost.measure(
-      base,
-      mesh,
-      self._prompter(main),
-      records,
-      list({variant.name: variant for variant in variants}.values()),
-      cfg.decode,
+    timed = cost.Timed(
+      prompter=self._prompter(main),
+      records=records,
+      variants=list({variant.name: variant for variant in variants}.values()),
+      decode=cfg.decode,
       repeats=cfg.cost.repeats,
-      stop=stop,
     )
+    return cost.measure(base, mesh, timed, stop)
 
-  def _prompter(self, group: Group) -> Prompter:
+  def _prompter(self, group: CellGroup) -> Prompter:
     shown = config.Shown(
       num_passages=group.num_passages,
       retriever=group.retriever,
@@ -236,9 +235,9 @@ class Grid:
     return Prompter(self._model.assembler, shown, self._cfg.seed)
 
   def _missing(
-    self, group: Group
+    self, group: CellGroup
   ) -> Iterator[tuple[list[Record], dict[Cell, PromptVariant]]]:
-    """Records without an answer, and the cells that lack just these."""
+    """Records without an answer, and the cells without these answers."""
     records = self._records[group.dataset]
     parts: dict[tuple[int, ...], dict[Cell, PromptVariant]] = {}
     for cell, variant in group.variants.items():
@@ -251,14 +250,14 @@ class Grid:
         yield [records[i] for i in wanted], variants
 
   def _lacking(self, cell: Cell, records: Sequence[Record]) -> list[int]:
-    """Numbers of the records that the cell has no answer to."""
+    """Numbers of the records to which the cell has no answer."""
     answers = self.files[cell].answers
     return [i for i, record in enumerate(records) if record.id not in answers]
 
   def _answer(
     self,
     evaluator: Evaluator,
-    group: Group,
+    group: CellGroup,
     records: Sequence[Record],
     variants: Mapping[Cell, PromptVariant],
     bar: tqdm.tqdm,
@@ -278,10 +277,7 @@ class Grid:
     report_cuts(f'{group.dataset}, {group.num_passages} passages', told)
 
   def results(self) -> dict[Cell, list[Answer]]:
-    """The answers of every cell, all of which are there.
-
-    In the order of the dataset's records.
-    """
+    """The answers of every cell, in the order of the dataset's records."""
     return {
       cell: [file.answers[r.id] for r in self._records[cell.dataset]]
       for cell, file in self.files.items()

@@ -1,4 +1,4 @@
-"""What is put to a model: passages, ids and their limits, for each variant."""
+"""Makes prompts: the passages and ids of a question in a prompt variant."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ from vtokens.host import errors
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptVariant:
-  """What is compared: a condition, with a table and k where it has tokens.
+  """A condition with the table and k that it is asked with.
 
   Attributes:
-    name: unique among those asked together.
+    name: unique among variants asked together.
     condition: how to ask.
-    table: the virtual tokens; None where the condition has none.
-    num_active: how many of them (k); 0 for none.
+    table: the virtual tokens; None if the condition has none.
+    num_active: number of virtual tokens (k); 0 for none.
   """
 
   name: str
@@ -29,24 +29,24 @@ class PromptVariant:
 
 
 def bare_variant(name: str) -> PromptVariant:
-  """A condition of the base without virtual tokens."""
+  """The variant of a condition without virtual tokens."""
   return PromptVariant(name, CONDITIONS[name])
 
 
 def tokens_variant(table: TokenTable, num_active: int) -> PromptVariant:
-  """Passages, the first `num_active` virtual tokens, question."""
+  """The condition `tokens` with the first `num_active` virtual tokens."""
   return PromptVariant(
     f'tokens_k{num_active}', CONDITIONS['tokens'], table, num_active
   )
 
 
 class Prompter:
-  """Makes the examples of variants.
+  """Makes the examples of prompt variants.
 
   Args:
-    assembler: of variants without a table.
-    shown: which passages.
-    seed: of the order of passages.
+    assembler: for variants without a table.
+    shown: which passages are shown.
+    seed: seed of the order of passages.
 
   Attributes:
     max_targets: longest answer with eos, in tokens.
@@ -65,17 +65,16 @@ class Prompter:
     *,
     answers: bool = False,
   ) -> None:
-    """Raises if a question is too long for a variant, or one is impossible.
-
-    At the start, rather than hours into the run.
+    """Checks that all questions can be asked, before hours of answering.
 
     Args:
       records: the questions.
-      variants: ways to ask them.
-      answers: whether the loss of their first answers will be wanted.
+      variants: the prompt variants.
+      answers: whether the loss of the first answers will be computed.
 
     Raises:
-      errors.UserError: naming the record.
+      errors.UserError: a question is too long for a variant, or a variant has
+        more virtual tokens than its table.
     """
     for variant in variants:
       if variant.table is not None and variant.num_active > len(
@@ -94,17 +93,17 @@ class Prompter:
   def passages(
     self, record: Record, variant: PromptVariant
   ) -> tuple[tuple[int, Passage], ...]:
-    """The passages that a variant shows, with their ranks, in order."""
+    """The passages that a variant shows, with ranks, in order."""
     return self.shown(record) if variant.condition.passages else ()
 
   def shown(self, record: Record) -> tuple[tuple[int, Passage], ...]:
-    """The passages that variants with passages show."""
+    """The passages of variants that show passages, with ranks, in order."""
     return pipeline.shown_passages(record, self._shown, self._seed)
 
   def example(
     self, record: Record, variant: PromptVariant, answer: str | None = None
   ) -> Example:
-    """The ids of a question, and of an answer if one is given."""
+    """The ids of a question, and of an answer if given."""
     return self._assemble(
       record, variant, self.passages(record, variant), answer
     )
@@ -116,8 +115,8 @@ class Prompter:
     passages: Sequence[tuple[int, Passage]],
     answer: str | None,
   ) -> Example:
-    # Without tokens all positions are the same; in the middle prefixes are
-    # longest, and shared.
+    # Without tokens all positions give the same ids. With `middle` the prefix
+    # is longest, and variants share it.
     assembler, position = self._assembler, 'middle'
     if variant.table is not None:
       assembler = variant.table.assembler
@@ -134,6 +133,6 @@ class Prompter:
     )
 
   def length(self, record: Record) -> int:
-    """Characters of question and passages: about how long a prompt is."""
+    """Characters of question and passages, as a measure of the prompt."""
     texts = [passage.text for _, passage in self.shown(record)]
     return sum(map(len, [*texts, record.question]))

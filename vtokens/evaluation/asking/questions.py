@@ -14,23 +14,22 @@ from vtokens.evaluation.eval_config import UNTOUCHED, Config
 from vtokens.host import errors
 from vtokens.scoring import answer_rules
 
-# A stream of random numbers derived from one seed.
+# Names the stream of random numbers that is derived from the seed.
 _CHOICE = 21
 
 
 def read(cfg: Config, say: Callable[[str], None]) -> dict[str, list[Record]]:
-  """Reads the questions that are asked.
+  """Reads the questions of an evaluation.
 
-  Of their passages only those are kept that may be shown: a hundred of each
-  question would not fit the memory.
+  Only passages that may be shown are kept: a hundred of each question would not
+  fit into memory.
 
   Args:
-    cfg: of the evaluation.
-    say: is told what was left out.
+    cfg: settings of the evaluation.
+    say: prints what was left out.
 
   Returns:
-    Dataset -> its records, in the order of the sources; datasets in the order
-    in which they begin.
+    Records by dataset, in the order of the sources.
 
   Raises:
     errors.UserError: a source or record is bad, a dataset has no passages of
@@ -95,7 +94,7 @@ def _check(
         there = sorted({name for record in records for name in record.passages})
         raise errors.UserError(
           f'config.retrievers: no question of {dataset} has {label}; there are '
-          f'those of {errors.several(there)}'
+          f'passages of {errors.several(there)}'
         )
       few = sum(count < max(cfg.num_passages) for count in counts)
       if few:

@@ -1,13 +1,12 @@
 """Predictions and scores of a training run."""
 
-import json
 from collections.abc import Sequence
 
 from etils import epath
 
 from vtokens.data.records import Record
+from vtokens.evaluation import predictions
 from vtokens.evaluation.asking.cells import Answer
-from vtokens.host import writers
 from vtokens.scoring import metrics
 
 
@@ -16,20 +15,13 @@ def write_predictions(
   records: Sequence[Record],
   answers: Sequence[Answer],
 ) -> None:
-  """Writes one JSON object per question: id, prediction, answers, EM, F1."""
-  lines = []
-  for record, answer in zip(records, answers, strict=True):
-    row = {
-      'id': record.id,
-      'dataset': record.dataset,
-      'question': record.question,
-      'prediction': answer.text,
-      'answers': record.answers,
-      'em': metrics.exact_match(answer.text, record.answers),
-      'f1': metrics.token_f1(answer.text, record.answers),
-    }
-    lines.append(json.dumps(row, ensure_ascii=False) + '\n')
-  writers.write_text(path, ''.join(lines))
+  """Writes the predictions with EM and F1; see `predictions.write`."""
+  pairs = [(a.text, r.answers) for r, a in zip(records, answers, strict=True)]
+  values = {
+    'em': [metrics.exact_match(*pair) for pair in pairs],
+    'f1': [metrics.token_f1(*pair) for pair in pairs],
+  }
+  predictions.write(path, records, answers, values)
 
 
 def scores_of(

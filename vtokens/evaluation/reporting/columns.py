@@ -1,90 +1,86 @@
-"""Columns of a report: which there are, and what tells them apart.
+"""Columns of a report: which there are, and how they differ.
 
-A column is a dict with the coordinates of `cells.Cell` but for the dataset,
-such as the objects in `summary.summarize`.
+A column is a `Cell` without its dataset.
 """
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.evaluation.asking.cells import AXES, Cell
+from vtokens.evaluation.reporting.summary import Scores, Summary
 
-Entry = dict[str, Any]
-KEYS = (
-  'model',
-  'condition',
-  'table',
-  'num_active',
-  'num_passages',
-  'retriever',
-)
-# Shown instead of a dataset's name.
+# Stands in place of a dataset's name.
 AVERAGE = 'Avg'
 _PREFIX = {'num_active': 'k = ', 'num_passages': 'm = '}
-_AXES = tuple(key for key in KEYS if key != 'condition')
+_NAMED_AXES = tuple(axis for axis in AXES if axis != 'condition')
 
 
 @dataclasses.dataclass(frozen=True)
 class Series:
-  """What a column does along an axis.
+  """The scores of a column along an axis.
 
   Attributes:
-    label: of the column without the axis.
+    label: name of the column without the axis.
     column: the column at one of the points.
-    points: value on the axis and entry of the summary there.
+    points: value on the axis and the scores there.
   """
 
   label: str
-  column: Entry
-  points: tuple[tuple[Any, Entry], ...]
+  column: Cell
+  points: tuple[tuple[Any, Scores], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-  """An axis along which something was varied.
+  """All series along one axis.
 
   Attributes:
     scope: name of a dataset, or `AVERAGE`.
     about: what all series have in common.
     series: at least one, each with at least two points.
-    references: label and entry of the columns to compare with.
+    references: label and scores of the columns to compare with.
   """
 
   scope: str
   about: str
   series: tuple[Series, ...]
-  references: tuple[tuple[str, Entry], ...]
+  references: tuple[tuple[str, Scores], ...]
 
 
-def key_of(column: Entry) -> tuple[Any, ...]:
-  """The coordinates, hashable."""
-  return tuple(column[key] for key in KEYS)
-
-
-def labels(columns: Sequence[Entry], *, without: str = '') -> list[str]:
-  """Names of columns: the condition and what else differs among them.
+def labels(columns: Sequence[Cell], *, without: str = '') -> list[str]:
+  """Names of columns: the condition and the axes on which they differ.
 
   Args:
-    columns: that stand side by side.
-    without: a coordinate that is not to be named.
+    columns: columns that stand side by side.
+    without: an axis that is not named.
   """
   differ = [
     axis
-    for axis in _AXES
+    for axis in _NAMED_AXES
     if axis != without and len(_values(columns, axis)) > 1
   ]
   names = []
   for column in columns:
-    parts = [_name(a, column[a]) for a in differ if _applies(column, a)]
-    names.append(column['condition'] + (f' ({", ".join(parts)})' * bool(parts)))
+    parts = [
+      _name(axis, getattr(column, axis))
+      for axis in differ
+      if column.applies(axis)
+    ]
+    names.append(column.condition + (f' ({", ".join(parts)})' * bool(parts)))
   return names
 
 
-def common(columns: Sequence[Entry], *, without: str = '') -> str:
-  """What `labels` leaves out because all columns have it, as text."""
+def main_labels(summary: Summary) -> dict[Cell, str]:
+  """The label of each main column."""
+  mains = summary.main_columns
+  return dict(zip(mains, labels(mains), strict=True))
+
+
+def common(columns: Sequence[Cell], *, without: str = '') -> str:
+  """What all columns have in common, and `labels` does not name."""
   parts = []
-  for axis in _AXES:
+  for axis in _NAMED_AXES:
     values = _values(columns, axis)
     if axis != without and len(values) == 1 and values[0] != '':
       named = _name(axis, values[0])
@@ -92,91 +88,84 @@ def common(columns: Sequence[Entry], *, without: str = '') -> str:
   return ', '.join(parts)
 
 
-def at(summary: dict[str, Any], *, passages: bool) -> list[Entry]:
-  """Columns with the main values on all axes, but perhaps without passages.
+def at(summary: Summary, *, passages: bool) -> list[Cell]:
+  """Columns with the main values on all axes, with or without passages.
 
   Args:
-    summary: of `summary.summarize`.
-    passages: those that show passages; else those that show none, be it that
-      the condition never does or that their number is 0.
-
-  Returns:
-    Entries of `summary['columns']`.
+    summary: of the results.
+    passages: columns that show passages; else columns that show none, because
+      of their condition or because their number of passages is 0.
   """
-  main = summary['main']
-  if passages and not main['num_passages']:
+  main = summary.main
+  if passages and not main.num_passages:
     return []
   return [
     column
-    for column in summary['columns']
-    if _is_at(column, main, without='num_passages')
-    and column['num_passages'] == (main['num_passages'] if passages else 0)
+    for column in summary.columns
+    if main.hold(column, without='num_passages')
+    and column.num_passages == (main.num_passages if passages else 0)
   ]
 
 
-def mains(summary: dict[str, Any]) -> list[Entry]:
-  """Columns with the main values on all axes that apply to them."""
-  return [column for column in summary['columns'] if column['main']]
-
-
-def find(summary: dict[str, Any], column: Entry, dataset: str) -> Entry | None:
-  """What the summary says of a column for a dataset, or `AVERAGE`."""
-  for entry in _entries(summary, dataset):
-    if key_of(entry) == key_of(column):
-      return entry
+def find(summary: Summary, column: Cell, scope: str) -> Scores | None:
+  """The scores of a column for a dataset, or for `AVERAGE`."""
+  for scores in _in_scope(summary, scope):
+    if scores.cell.column() == column.column():
+      return scores
   return None
 
 
-def scopes(summary: dict[str, Any]) -> list[str]:
-  """Datasets, and `AVERAGE` where there are several and it exists."""
-  average = len(summary['datasets']) > 1 and bool(summary['averages'])
-  return [*summary['datasets'], *[AVERAGE] * average]
+def scopes(summary: Summary) -> list[str]:
+  """Datasets, and `AVERAGE` if there are several datasets and an average."""
+  average = len(summary.datasets) > 1 and bool(summary.averages)
+  return [*summary.datasets, *[AVERAGE] * average]
 
 
-def curves(summary: dict[str, Any], axis: str) -> list[Curves]:
-  """What was varied along an axis, all others at their main values.
+def curves(summary: Summary, axis: str) -> list[Curves]:
+  """The series along an axis, all other axes at their main values.
 
   Args:
-    summary: of `summary.summarize`.
+    summary: of the results.
     axis: num_active, num_passages or retriever.
 
   Returns:
-    One for the averages over datasets; only if these do not vary, one for each
-    dataset that does.
+    One for the averages over datasets. If the averages do not vary along the
+    axis, one for each dataset that does.
   """
   averages = _curves_of(summary, axis, AVERAGE)
   if averages is not None:
     return [averages]
-  found = [_curves_of(summary, axis, name) for name in summary['datasets']]
+  found = [_curves_of(summary, axis, name) for name in summary.datasets]
   return [one for one in found if one is not None]
 
 
-def _curves_of(summary: dict[str, Any], axis: str, scope: str) -> Curves | None:
-  entries = _entries(summary, scope)
-  groups: dict[tuple[Any, ...], dict[Any, Entry]] = {}
-  for entry in entries:
-    if _varies(entry, axis) and _is_at(entry, summary['main'], without=axis):
+def _curves_of(summary: Summary, axis: str, scope: str) -> Curves | None:
+  everything = _in_scope(summary, scope)
+  groups: dict[tuple[Any, ...], dict[Any, Scores]] = {}
+  for scores in everything:
+    cell = scores.cell
+    if cell.applies(axis) and summary.main.hold(cell, without=axis):
       rest = tuple(
-        entry[key]
-        for key in KEYS
-        # Where no passages are shown there is no retriever.
-        if key != axis and (key, axis) != ('retriever', 'num_passages')
+        getattr(cell, other)
+        for other in AXES
+        # The point without passages has no retriever.
+        if other != axis and (other, axis) != ('retriever', 'num_passages')
       )
-      groups.setdefault(rest, {})[entry[axis]] = entry
+      groups.setdefault(rest, {})[getattr(cell, axis)] = scores
   series = [points for points in groups.values() if len(points) > 1]
   if not series:
     return None
-  # Those at m = 0 have no retriever; any other point names the series.
-  heads = [list(points.values())[-1] for points in series]
+  # The last point: the first may be m = 0, which has no retriever to name.
+  heads = [list(points.values())[-1].cell for points in series]
   references = [
-    entry
-    for entry in entries
-    if entry['main']
-    and entry['condition'] == summary['reference']
-    and not entry['table']
+    scores
+    for scores in everything
+    if scores.main
+    and scores.cell.condition == summary.reference
+    and not scores.cell.table
   ]
   return Curves(
-    scope if len(summary['datasets']) > 1 else next(iter(summary['datasets'])),
+    scope if len(summary.datasets) > 1 else next(iter(summary.datasets)),
     common(heads, without=axis),
     tuple(
       Series(label, head, tuple(_sorted(points, axis)))
@@ -184,60 +173,27 @@ def _curves_of(summary: dict[str, Any], axis: str, scope: str) -> Curves | None:
         labels(heads, without=axis), heads, series, strict=True
       )
     ),
-    tuple(zip(labels(references), references, strict=True)),
+    tuple(
+      zip(labels([one.cell for one in references]), references, strict=True)
+    ),
   )
 
 
-def _sorted(points: dict[Any, Entry], axis: str) -> list[tuple[Any, Entry]]:
+def _sorted(points: dict[Any, Scores], axis: str) -> list[tuple[Any, Scores]]:
   if axis == 'retriever':  # In the order of the report.
     return list(points.items())
   return sorted(points.items(), key=lambda point: point[0])
 
 
-def _entries(summary: dict[str, Any], scope: str) -> list[Entry]:
+def _in_scope(summary: Summary, scope: str) -> Sequence[Scores]:
   if scope == AVERAGE:
-    return summary['averages']
-  return [entry for entry in summary['cells'] if entry['dataset'] == scope]
+    return summary.averages
+  return [scores for scores in summary.cells if scores.cell.dataset == scope]
 
 
-def _varies(entry: Entry, axis: str) -> bool:
-  """Whether an axis could be varied in an entry's condition."""
-  if axis == 'num_active':
-    return bool(entry['table'])
-  shows = CONDITIONS[entry['condition']].passages
-  return shows and (axis == 'num_passages' or entry['num_passages'] > 0)
-
-
-def _is_at(entry: Entry, main: dict[str, Any], *, without: str) -> bool:
-  """Whether all coordinates but one have their main values."""
-  shows = CONDITIONS[entry['condition']].passages
-  wanted = main['num_passages'] if shows else 0
-  return (
-    (
-      without == 'num_active'
-      or not entry['table']
-      or entry['num_active'] == main['num_active'].get(entry['table'])
-    )
-    and (without == 'num_passages' or entry['num_passages'] == wanted)
-    and (
-      without == 'retriever'
-      or not entry['num_passages']
-      or entry['retriever'] == main['retriever']
-    )
-  )
-
-
-def _applies(column: Entry, axis: str) -> bool:
-  """Whether a coordinate says anything about a column."""
-  if axis in ('table', 'num_active'):
-    return bool(column['table'])
-  if axis == 'num_passages':
-    return CONDITIONS[column['condition']].passages
-  return axis != 'retriever' or column['num_passages'] > 0
-
-
-def _values(columns: Sequence[Entry], axis: str) -> list[Any]:
-  return list(dict.fromkeys(c[axis] for c in columns if _applies(c, axis)))
+def _values(columns: Sequence[Cell], axis: str) -> list[Any]:
+  applying = (column for column in columns if column.applies(axis))
+  return list(dict.fromkeys(getattr(column, axis) for column in applying))
 
 
 def _name(axis: str, value: Any) -> str:

@@ -1,6 +1,7 @@
-"""One HTML page, complete in itself, for people to read through answers."""
+"""The report page: one HTML file without links to others."""
 
 import base64
+import dataclasses
 import hashlib
 import importlib.resources
 import json
@@ -16,56 +17,64 @@ from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.reporting import columns as columns_lib
 from vtokens.evaluation.reporting import report_tables
 from vtokens.evaluation.reporting.report_tables import ReportTable
+from vtokens.evaluation.reporting.summary import Summary
 
 _FILES = importlib.resources.files('vtokens.evaluation.reporting')
 
 
-def render(
-  summary: dict[str, Any],
-  results: Results,
-  *,
-  main_tables: Sequence[ReportTable],
-  more_tables: Sequence[ReportTable],
-  pictures: Mapping[str, tuple[str, bytes]],
-  settings: dict[str, Any],
-  max_questions: int,
-) -> str:
-  """The page.
+@dataclasses.dataclass(frozen=True)
+class Exhibits:
+  """What report.md and report.html show beside the answers.
 
-  It asks nothing of any server, and a policy in it forbids that it could. All
-  text reaches it as JSON in which `<` is escaped and is shown as text nodes.
+  Attributes:
+    main_tables: tables that the page shows at once.
+    more_tables: tables that the page shows folded.
+    pictures: title and PNG by base name; see `report_plots.draw`.
+    about: JSON object of settings and versions, shown folded.
+  """
+
+  main_tables: Sequence[ReportTable]
+  more_tables: Sequence[ReportTable]
+  pictures: Mapping[str, tuple[str, bytes]]
+  about: dict[str, Any]
+
+
+def render(
+  summary: Summary, results: Results, exhibits: Exhibits, max_questions: int
+) -> str:
+  """Renders the page.
+
+  The page sends no request; its Content-Security-Policy forbids all. Text
+  reaches the page as JSON, in which `<` is escaped, and becomes text nodes.
 
   Args:
-    summary: of `summary.summarize`.
-    results: that it is of.
-    main_tables: shown at once.
-    more_tables: shown folded.
-    pictures: of `report_plots.draw`.
-    settings: any JSON object, shown folded.
+    summary: summary of the results.
+    results: the results.
+    exhibits: tables, plots and settings.
     max_questions: most questions to embed, see `chosen`; the page says so if
       there are more.
 
   Returns:
     HTML.
   """
-  mains = columns_lib.mains(summary)
+  mains = summary.main_columns
   data = {
     'facts': _facts(summary),
     'cards': _cards(summary),
-    'tables': [_table(table) for table in main_tables],
-    'more': [_table(table) for table in more_tables],
+    'tables': [_table(table) for table in exhibits.main_tables],
+    'more': [_table(table) for table in exhibits.more_tables],
     'pictures': [
       {
         'text': text,
         'src': f'data:image/png;base64,{base64.b64encode(png).decode()}',
       }
-      for text, png in pictures.values()
+      for text, png in exhibits.pictures.values()
     ],
-    'conditions': list(summary['conditions'].items()),
-    'settings': json.dumps(settings, indent=2, ensure_ascii=False),
+    'conditions': list(summary.conditions.items()),
+    'settings': json.dumps(exhibits.about, indent=2, ensure_ascii=False),
     'columns': columns_lib.labels(mains),
     'pair': _pair(summary, mains),
-    'total': sum(summary['datasets'].values()),
+    'total': sum(summary.datasets.values()),
     **_questions(results, mains, max_questions),
   }
   style = (_FILES / 'page.css').read_text(encoding='utf-8')
@@ -85,17 +94,17 @@ def render(
 
 
 def chosen(sizes: Mapping[str, int], most: int) -> dict[str, int]:
-  """How many questions of each dataset to embed, its first ones.
+  """How many of the first questions of each dataset to embed.
 
-  As equally many as there are, and all if they are not more than `most`.
+  Each dataset gets the same number, or all of its questions if it has fewer.
 
   Args:
-    sizes: questions of each dataset.
-    most: of all datasets together.
+    sizes: number of questions by dataset.
+    most: most questions of all datasets together.
   """
   numbers = dict.fromkeys(sizes, 0)
   left = min(most, sum(sizes.values()))
-  # The smallest first: what they do not use is for the others.
+  # The smallest first: the larger ones get what they leave.
   for i, name in enumerate(sorted(sizes, key=lambda name: sizes[name])):
     numbers[name] = min(sizes[name], left // (len(sizes) - i))
     left -= numbers[name]
@@ -103,16 +112,16 @@ def chosen(sizes: Mapping[str, int], most: int) -> dict[str, int]:
 
 
 def _questions(
-  results: Results, mains: Sequence[dict[str, Any]], most: int
+  results: Results, mains: Sequence[Cell], most: int
 ) -> dict[str, Any]:
-  """Questions with all that was said to them, and a pool of passages."""
+  """Questions with all answers to them, and a pool of passages."""
   sizes = {name: len(records) for name, records in results.records.items()}
   numbers = chosen(sizes, most)
   pool: dict[tuple[str, str, str], int] = {}
   questions = []
   for name, records in results.records.items():
     cells = [
-      results.cells.get(Cell(dataset=name, **_coordinates(column)))
+      results.cells.get(dataclasses.replace(column, dataset=name))
       for column in mains
     ]
     for i, record in enumerate(records[: numbers[name]]):
@@ -154,10 +163,14 @@ def _questions(
 def _shown(
   cells: Sequence[CellResult | None], i: int
 ) -> dict[tuple[str, tuple[int, ...]], list[int]]:
-  """Retriever and ranks shown to a question -> the columns that had them."""
+  """The columns that showed a question the same passages.
+
+  Returns:
+    Numbers of columns by retriever and ranks of the passages.
+  """
   shown: dict[tuple[str, tuple[int, ...]], list[int]] = {}
   for column, result in enumerate(cells):
-    if result is not None and CONDITIONS[result.cell.condition].passages:
+    if result is not None and result.cell.applies('num_passages'):
       key = result.cell.retriever, result.answers[i].shown
       shown.setdefault(key, []).append(column)
   return shown
@@ -179,91 +192,75 @@ def _said(result: CellResult, i: int) -> dict[str, Any]:
   }
 
 
-def _coordinates(column: dict[str, Any]) -> dict[str, Any]:
-  return {key: column[key] for key in columns_lib.KEYS}
-
-
-def _pair(
-  summary: dict[str, Any], mains: Sequence[dict[str, Any]]
-) -> list[int]:
-  """The two columns that are compared at first: reference and tokens."""
+def _pair(summary: Summary, mains: Sequence[Cell]) -> list[int]:
+  """Numbers of the columns compared at first: reference and tokens."""
   if len(mains) < 2:
     return []
   firsts = [
-    i
-    for i, column in enumerate(mains)
-    if column['condition'] == summary['reference']
+    i for i, column in enumerate(mains) if column.condition == summary.reference
   ]
   first = [*firsts, 0][0]
 
   def fitness(i: int) -> tuple[bool, ...]:
     return (
       i != first,
-      bool(mains[i]['table']),
-      CONDITIONS[mains[i]['condition']].passages,
-      mains[i]['model'] == mains[first]['model'],
+      mains[i].applies('table'),
+      mains[i].applies('num_passages'),
+      mains[i].model == mains[first].model,
     )
 
   return [first, max(range(len(mains)), key=fitness)]
 
 
-def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-  columns = summary['columns']
-  main = summary['main']
-  questions = sum(summary['datasets'].values())
-
-  def values(key: str) -> list[str]:
-    return list(dict.fromkeys(str(c[key]) for c in columns if c[key]))
-
+def _facts(summary: Summary) -> list[tuple[str, str]]:
+  main = summary.main
+  questions = sum(summary.datasets.values())
+  models = dict.fromkeys(column.model for column in summary.columns)
   facts = [
-    ('model', ', '.join(values('model'))),
+    ('model', ', '.join(filter(None, models))),
     (
       'virtual tokens',
-      ', '.join(f'{t} (k = {k})' for t, k in main['num_active'].items()),
+      ', '.join(f'{t} (k = {k})' for t, k in main.num_active.items()),
     ),
     (
       'questions',
       f'{questions:,}: '
-      + ', '.join(f'{name} {n:,}' for name, n in summary['datasets'].items()),
+      + ', '.join(f'{name} {n:,}' for name, n in summary.datasets.items()),
     ),
-    ('passages', f'{main["num_passages"]} {main["retriever"]}'.strip()),
+    ('passages', f'{main.num_passages} {main.retriever}'.strip()),
   ]
   return [(name, text) for name, text in facts if text]
 
 
-def _cards(summary: dict[str, Any]) -> list[dict[str, Any]]:
-  """Tokens next to the reference, averaged, for the top of the page."""
-  mains = columns_lib.mains(summary)
-  labels = dict(
-    zip(map(columns_lib.key_of, mains), columns_lib.labels(mains), strict=True)
-  )
+def _cards(summary: Summary) -> list[dict[str, Any]]:
+  """Averages of tokens and reference, for the top of the page."""
+  labels = columns_lib.main_labels(summary)
   cards = []
-  for comparison in summary['comparisons']:
-    a, b = comparison['a'], comparison['b']
+  for comparison in summary.comparisons:
+    a, b = comparison.a, comparison.b
     if (
-      comparison['dataset']
-      or b['condition'] != summary['reference']
-      or not CONDITIONS[a['condition']].tokens
-      # Without passages it is no rival of a reference that has them.
-      or CONDITIONS[a['condition']].passages
-      != CONDITIONS[b['condition']].passages
+      comparison.dataset
+      or b.condition != summary.reference
+      or not CONDITIONS[a.condition].tokens
+      # Without passages it cannot compete with a reference that has them.
+      or a.applies('num_passages') != b.applies('num_passages')
     ):
       continue
     ours = columns_lib.find(summary, a, columns_lib.AVERAGE)
     theirs = columns_lib.find(summary, b, columns_lib.AVERAGE)
     if ours is None or theirs is None:
       continue
-    value = comparison['metrics']['em']
+    difference = comparison.metrics['em']
     cards.append(
       {
-        'label': labels[columns_lib.key_of(a)],
-        'em': f'{ours["metrics"]["em"]["mean"]:.1f}',
-        'f1': f'{ours["metrics"]["f1"]["mean"]:.1f}',
-        'difference': f'EM {report_tables.signed_interval(value)}, '
-        f'p {report_tables.p_equals(report_tables.p_text(value["p_value"]))}',
-        'reference': f'compared with {labels[columns_lib.key_of(b)]}, '
-        f'EM {theirs["metrics"]["em"]["mean"]:.1f}, '
-        f'F1 {theirs["metrics"]["f1"]["mean"]:.1f}',
+        'label': labels[a],
+        'em': f'{ours.metrics["em"].mean:.1f}',
+        'f1': f'{ours.metrics["f1"].mean:.1f}',
+        'difference': f'EM {report_tables.signed_interval(difference)}, '
+        f'p {report_tables.p_equals(report_tables.p_text(difference.p_value))}',
+        'reference': f'compared with {labels[b]}, '
+        f'EM {theirs.metrics["em"].mean:.1f}, '
+        f'F1 {theirs.metrics["f1"].mean:.1f}',
       }
     )
   return cards
@@ -280,6 +277,6 @@ def _table(table: ReportTable) -> dict[str, Any]:
 
 
 def _csp_hash(text: str) -> str:
-  """As a Content-Security-Policy names an inline script or style."""
+  """The hash of an inline script or style in a Content-Security-Policy."""
   digest = hashlib.sha256(text.encode()).digest()
   return f'sha256-{base64.b64encode(digest).decode()}'

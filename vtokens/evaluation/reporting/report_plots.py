@@ -1,4 +1,4 @@
-"""Pictures of a report: curves over k and m, retrievers, datasets."""
+"""Plots of a report: curves over k and m, bars of retrievers and datasets."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,13 +12,15 @@ from matplotlib import colors, patches
 from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
+from vtokens.evaluation.asking.cells import Cell
 from vtokens.evaluation.reporting import columns as columns_lib
 from vtokens.evaluation.reporting import report_tables
-from vtokens.evaluation.reporting.columns import Curves, Entry
+from vtokens.evaluation.reporting.columns import Curves
+from vtokens.evaluation.reporting.summary import Estimate, Scores, Summary
 from vtokens.host import plots
 
-# Told apart with any colour vision: Okabe and Ito, 2008, Color Universal
-# Design, without black and yellow.
+# Colours for any colour vision: Okabe and Ito, 2008, Color Universal Design,
+# without black and yellow.
 _COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 _REFERENCE = '#404040'
 _MARKERS = 'osD^vPX*'
@@ -34,16 +36,16 @@ class _Style:
   line: str = ''
 
 
-# A name with two $ would be read as a formula.
+# Matplotlib would read a name with two $ as a formula.
 @matplotlib.rc_context({'text.parse_math': False})
-def draw(summary: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
-  """All pictures for which there are cells.
+def draw(summary: Summary) -> dict[str, tuple[str, bytes]]:
+  """Draws all plots for which there are cells.
 
   Args:
-    summary: of `summary.summarize`.
+    summary: of the results.
 
   Returns:
-    Base name -> what it shows, and the PNG.
+    Title and PNG by base name.
   """
   pictures = {}
   styles = _styles(summary)
@@ -57,13 +59,13 @@ def draw(summary: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
       figure = (
         _bars(curves) if axis == 'retriever' else _lines(curves, axis, styles)
       )
-      # By number: datasets can have any name.
+      # Datasets can have any name, so plots are numbered.
       base = name if len(found) == 1 else f'{name}_{i + 1}'
       about = f', {curves.about}' * bool(curves.about)
       text = f'{title}, {curves.scope}{about}'
       pictures[base] = text, plots.png(figure, dpi=150)
-  if len(summary['datasets']) > 1:
-    mains = columns_lib.mains(summary)
+  if len(summary.datasets) > 1:
+    mains = summary.main_columns
     if mains:
       about = columns_lib.common(mains)
       text = 'Datasets' + f', {about}' * bool(about)
@@ -74,22 +76,22 @@ def draw(summary: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
   return pictures
 
 
-def _key(column: Entry) -> tuple[str, str, str]:
-  """What a column has a colour of its own for."""
-  return column['model'], column['condition'], column['table']
+def _key(column: Cell) -> tuple[str, str, str]:
+  """The coordinates that decide the colour of a column."""
+  return column.model, column.condition, column.table
 
 
-def _styles(summary: dict[str, Any]) -> dict[tuple[str, str, str], _Style]:
-  """The same colour for the same thing in all pictures."""
+def _styles(summary: Summary) -> dict[tuple[str, str, str], _Style]:
+  """The style of each key, the same in all plots."""
   styles: dict[tuple[str, str, str], _Style] = {}
   references = others = 0
   # Virtual tokens get the strongest colours.
-  for column in sorted(summary['columns'], key=lambda c: not c['table']):
+  for column in sorted(summary.columns, key=lambda c: not c.table):
     key = _key(column)
     if key in styles:
       continue
-    if column['condition'] == summary['reference']:
-      # Of several models, if any.
+    if column.condition == summary.reference:
+      # One for each model.
       styles[key] = _Style(_REFERENCE, _HATCHES[references % 3], 'o', '--')
       references += 1
     else:
@@ -108,21 +110,21 @@ def _lines(
 ) -> Figure:
   figure, panels = _panels(1, 2, height=3.8)
   for axes, (metric, label) in zip(panels, _METRICS, strict=True):
-    for name, entry in curves.references if axis == 'num_active' else ():
-      value, style = entry['metrics'][metric], styles[_key(entry)]
-      axes.axhspan(*value['interval'], color=style.color, alpha=0.12, lw=0)
+    for name, scores in curves.references if axis == 'num_active' else ():
+      value, style = scores.metrics[metric], styles[_key(scores.cell)]
+      axes.axhspan(*value.interval, color=style.color, alpha=0.12, lw=0)
       axes.axhline(
-        value['mean'], color=style.color, ls=style.line, lw=1.5, label=name
+        value.mean, color=style.color, ls=style.line, lw=1.5, label=name
       )
     for series in curves.series:
       x = [point for point, _ in series.points]
-      values = [entry['metrics'][metric] for _, entry in series.points]
+      values = [scores.metrics[metric] for _, scores in series.points]
       style = styles[_key(series.column)]
-      low, high = zip(*[value['interval'] for value in values], strict=True)
+      low, high = zip(*[value.interval for value in values], strict=True)
       axes.fill_between(x, low, high, color=style.color, alpha=0.15, lw=0)
       axes.plot(
         x,
-        [value['mean'] for value in values],
+        [value.mean for value in values],
         color=style.color,
         ls=style.line,
         marker=style.marker,
@@ -132,7 +134,7 @@ def _lines(
       )
     points = sorted({x for series in curves.series for x, _ in series.points})
     if axis == 'num_active':
-      # The first few tokens matter most.
+      # Scores change most over the first few tokens.
       axes.set_xscale('log')
       axes.set_xlabel('virtual tokens used (k)')
     else:
@@ -160,13 +162,13 @@ def _bars(curves: Curves) -> Figure:
     ticks = []
     for i, series in enumerate(curves.series):
       points = dict(series.points)
-      entries = [points.get(retriever) for retriever in retrievers]
-      _bar_group(axes, i, entries, metric, fills)
+      bars = [_estimate(points.get(one), metric) for one in retrievers]
+      _bar_group(axes, i, bars, fills)
       # Labels of columns side by side would overlap.
       text = series.label.replace(' (', '\n(')
       if len(points) == len(retrievers):
         average, variance = report_tables.spread(
-          [entry['metrics'][metric]['mean'] for entry in points.values()]
+          [scores.metrics[metric].mean for scores in points.values()]
         )
         axes.hlines(average, i - 0.42, i + 0.42, color='0.1', lw=1.5, ls='--')
         text += f'\naverage {average:.2f}\nvariance {variance:.2f}'
@@ -179,8 +181,8 @@ def _bars(curves: Curves) -> Figure:
 
 
 def _datasets(
-  summary: dict[str, Any],
-  mains: Sequence[Entry],
+  summary: Summary,
+  mains: Sequence[Cell],
   styles: dict[tuple[str, str, str], _Style],
 ) -> Figure:
   scopes = columns_lib.scopes(summary)
@@ -189,8 +191,8 @@ def _datasets(
   fills = [styles[_key(column)] for column in mains]
   for axes, (metric, label) in zip(panels, _METRICS, strict=True):
     for i, scope in enumerate(scopes):
-      entries = [columns_lib.find(summary, c, scope) for c in mains]
-      _bar_group(axes, i, entries, metric, fills)
+      found = [columns_lib.find(summary, column, scope) for column in mains]
+      _bar_group(axes, i, [_estimate(one, metric) for one in found], fills)
     axes.set(ylabel=label)
     axes.set_xticks(range(len(scopes)), scopes)
     if len(scopes) > 6:
@@ -200,29 +202,31 @@ def _datasets(
   return figure
 
 
+def _estimate(scores: Scores | None, metric: str) -> Estimate | None:
+  return None if scores is None else scores.metrics[metric]
+
+
 def _bar_group(
   axes,
   x: int,
-  entries: Sequence[Entry | None],
-  metric: str,
+  estimates: Sequence[Estimate | None],
   fills: Sequence[_Style],
 ) -> None:
   """Bars with intervals side by side, centred at x."""
-  width = 0.84 / len(entries)
-  for i, (entry, fill) in enumerate(zip(entries, fills, strict=True)):
-    at = x + (i - (len(entries) - 1) / 2) * width
-    if entry is None:
-      # Else it would look like a score of 0.
+  width = 0.84 / len(estimates)
+  for i, (value, fill) in enumerate(zip(estimates, fills, strict=True)):
+    at = x + (i - (len(estimates) - 1) / 2) * width
+    if value is None:
+      # An empty place would look like a score of 0.
       axes.text(at, 0, 'n/a', rotation=90, ha='center', color='0.4', size=7)
       continue
-    value = entry['metrics'][metric]
-    mean, (low, high) = value['mean'], value['interval']
+    mean, (low, high) = value.mean, value.interval
     axes.bar(
       at,
       mean,
       width * 0.92,
       **_fill(fill),
-      # An interval of few questions need not hold the mean.
+      # The interval of few questions can lie beside the mean.
       yerr=[[max(0.0, mean - low)], [max(0.0, high - mean)]],
       error_kw={'elinewidth': 0.9, 'ecolor': '0.2'},
     )
@@ -249,7 +253,7 @@ def _panels(rows: int, columns: int, *, height: float):
 
 
 def _bound(axes) -> None:
-  """Nothing below 0, and not above 100 unless it is needed."""
+  """Limits the y axis to values from 0 to at most 100."""
   top = axes.get_ylim()[1]
   axes.set_ylim(0, min(100.0, top) if top > 0 else 1.0)
 

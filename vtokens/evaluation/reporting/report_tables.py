@@ -5,8 +5,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vtokens.evaluation.asking.cells import Cell
 from vtokens.evaluation.reporting import columns as columns_lib
-from vtokens.evaluation.reporting.columns import AVERAGE, Curves, Entry
+from vtokens.evaluation.reporting.columns import AVERAGE, Curves
+from vtokens.evaluation.reporting.summary import (
+  LEVEL,
+  Difference,
+  Estimate,
+  Scores,
+  Summary,
+)
 from vtokens.host import markdown
 
 METRICS = {
@@ -15,7 +23,8 @@ METRICS = {
   'contains': 'containment',
   'char_f1': 'character F1',
 }
-_COORDINATES = {
+# Axes in the table of all cells, and their headings.
+_AXES = {
   'model': 'model',
   'condition': 'condition',
   'table': 'table',
@@ -30,11 +39,11 @@ class ReportTable:
   """A table of text.
 
   Attributes:
-    title: above it.
-    header: of each column.
-    rows: '' where there is nothing to say.
-    num_labels: leading columns that are labels; the others are numbers.
-    note: below it.
+    title: text above the table.
+    header: heading of each column.
+    rows: texts of the cells; '' for no value.
+    num_labels: number of leading columns with labels; the others have numbers.
+    note: text below the table.
   """
 
   title: str
@@ -44,8 +53,8 @@ class ReportTable:
   note: str = ''
 
 
-def main_tables(summary: dict[str, Any]) -> list[ReportTable]:
-  """Datasets by conditions, with and without retrieval; EM/F1 in percent."""
+def main_tables(summary: Summary) -> list[ReportTable]:
+  """EM/F1 of datasets by conditions, with and without retrieval."""
   tables = []
   for title, passages in (
     ('With retrieval', True),
@@ -55,7 +64,7 @@ def main_tables(summary: dict[str, Any]) -> list[ReportTable]:
     if not columns:
       continue
     rows = [
-      (scope, *[_em_f1(_find(summary, c, scope)) for c in columns])
+      (scope, *[_em_f1(columns_lib.find(summary, c, scope)) for c in columns])
       for scope in columns_lib.scopes(summary)
     ]
     about = columns_lib.common(columns)
@@ -69,8 +78,8 @@ def main_tables(summary: dict[str, Any]) -> list[ReportTable]:
   return tables
 
 
-def axis_tables(summary: dict[str, Any]) -> list[ReportTable]:
-  """Series over k, over the number of passages, and over retrievers."""
+def axis_tables(summary: Summary) -> list[ReportTable]:
+  """Tables over k, over the number of passages, and over retrievers."""
   tables = []
   for axis, title in (
     ('num_active', 'Number of virtual tokens (k)'),
@@ -83,83 +92,72 @@ def axis_tables(summary: dict[str, Any]) -> list[ReportTable]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and population variance, as table 4 of the paper has them.
+  """Mean and population variance, as in table 4 of the paper.
 
-  (Its 21.23, 23.07, 24.38 and 25.66 have the variance 2.69 if divided by 4.)
+  Its 21.23, 23.07, 24.38 and 25.66 have the variance 2.69 if divided by 4.
   """
   return statistics.fmean(values), statistics.pvariance(values)
 
 
-def details_table(summary: dict[str, Any]) -> ReportTable:
-  """Every cell and average with all metrics and their intervals."""
-  several = len(summary['datasets']) > 1
-  entries = [
-    *[(AVERAGE, entry) for entry in summary['averages'] if several],
-    *[(entry['dataset'], entry) for entry in summary['cells']],
-  ]
+def details_table(summary: Summary) -> ReportTable:
+  """Every cell and average, with all metrics and their intervals."""
+  several = len(summary.datasets) > 1
+  listed = [*(summary.averages if several else ()), *summary.cells]
   metrics = [
-    name
-    for name in METRICS
-    if any(name in entry['metrics'] for _, entry in entries)
+    name for name in METRICS if any(name in one.metrics for one in listed)
   ]
-  keys = [
-    key
-    for key in _COORDINATES
-    if key == 'condition'
-    or len({entry[key] for _, entry in entries} - {''}) > 1
+  axes = [
+    axis
+    for axis in _AXES
+    if axis == 'condition'
+    or len({getattr(one.cell, axis) for one in listed} - {''}) > 1
   ]
   rows = [
     (
-      scope,
-      *[_coordinate(entry, key) for key in keys],
-      str(entry['n']),
-      *[_with_interval(entry['metrics'].get(name)) for name in metrics],
-      f'{entry["mean_tokens"]:.1f}',
-      f'{entry["stop"]["end"]:.1f}',
+      one.cell.dataset or AVERAGE,
+      *[_value_on(one.cell, axis) for axis in axes],
+      str(one.n),
+      *[_with_interval(one.metrics.get(name)) for name in metrics],
+      f'{one.mean_tokens:.1f}',
+      f'{one.stop["end"]:.1f}',
     )
-    for scope, entry in entries
+    for one in listed
   ]
-  level = 100 * summary['statistics']['level']
   return ReportTable(
     'All cells',
     (
       'dataset',
-      *[_COORDINATES[key] for key in keys],
+      *[_AXES[axis] for axis in axes],
       'n',
       *[METRICS[name] for name in metrics],
       'tokens',
       'ended %',
     ),
     tuple(rows),
-    1 + sum(key not in ('num_active', 'num_passages') for key in keys),
-    f'In brackets {level:.0f} % bootstrap intervals. tokens: generated, on '
-    'average; ended: share of the answers that the model ended itself.',
+    1 + sum(axis not in ('num_active', 'num_passages') for axis in axes),
+    f'In brackets {100 * LEVEL:.0f} % bootstrap intervals. tokens: generated, '
+    'on average; ended: share of the answers that the model ended itself.',
   )
 
 
-def comparisons_table(summary: dict[str, Any]) -> ReportTable | None:
+def comparisons_table(summary: Summary) -> ReportTable | None:
   """Differences of conditions, with intervals and p-values."""
-  several = len(summary['datasets']) > 1
-  found = [c for c in summary['comparisons'] if several or c['dataset']]
+  several = len(summary.datasets) > 1
+  found = [one for one in summary.comparisons if several or one.dataset]
   if not found:
     return None
-  scopes = ['', *summary['datasets']]  # The averages first.
-  found.sort(key=lambda comparison: scopes.index(comparison['dataset']))
-  mains = columns_lib.mains(summary)
-  names = {
-    columns_lib.key_of(column): label
-    for column, label in zip(mains, columns_lib.labels(mains), strict=True)
-  }
-  metrics = list(found[0]['metrics'])
+  scopes = ['', *summary.datasets]  # The averages first.
+  found.sort(key=lambda comparison: scopes.index(comparison.dataset))
+  names = columns_lib.main_labels(summary)
+  metrics = list(found[0].metrics)
   rows = []
-  for comparison in found:
-    row = [comparison['dataset'] or AVERAGE]
-    row += [names[columns_lib.key_of(comparison[side])] for side in 'ab']
+  for one in found:
+    row = [one.dataset or AVERAGE, names[one.a], names[one.b]]
     for name in metrics:
-      value = comparison['metrics'][name]
-      row += [signed_interval(value), p_text(value['p_value'])]
+      difference = one.metrics[name]
+      row += [signed_interval(difference), p_text(difference.p_value)]
     rows.append(tuple(row))
-  count = summary['statistics']['permutations']
+  count = summary.resampling.permutations
   return ReportTable(
     'Paired tests',
     (
@@ -176,9 +174,9 @@ def comparisons_table(summary: dict[str, Any]) -> ReportTable | None:
 
 
 def generic_tables(title: str, value: dict[str, Any]) -> list[ReportTable]:
-  """Tables of any JSON object: its scalars, then its lists of objects.
+  """Tables of a JSON object: its scalars, then each list of objects.
 
-  What is nested deeper is only in report.json.
+  Values nested deeper are in report.json alone.
   """
   tables = []
   scalars = [(k, plain(v)) for k, v in value.items() if _is_plain(v)]
@@ -193,7 +191,7 @@ def generic_tables(title: str, value: dict[str, Any]) -> list[ReportTable]:
 
 
 def plain(value: Any) -> str:
-  """A scalar, or a pair of numbers (an interval), as text."""
+  """A scalar or an interval (a pair of numbers) as text."""
   if value is None:
     return ''
   if isinstance(value, bool):
@@ -205,10 +203,10 @@ def plain(value: Any) -> str:
   return f'{value:,}' if isinstance(value, int) else str(value)
 
 
-def signed_interval(value: dict[str, Any]) -> str:
+def signed_interval(difference: Difference) -> str:
   """A difference and its interval, each with its sign."""
-  low, high = value['interval']
-  return f'{value["difference"]:+.2f} [{low:+.2f}, {high:+.2f}]'
+  low, high = difference.estimate.interval
+  return f'{difference.estimate.mean:+.2f} [{low:+.2f}, {high:+.2f}]'
 
 
 def p_text(p: float) -> str:
@@ -217,12 +215,12 @@ def p_text(p: float) -> str:
 
 
 def p_equals(text: str) -> str:
-  """What follows `p` in a sentence."""
+  """The text after `p` in a sentence."""
   return text if text.startswith('<') else f'= {text}'
 
 
 def to_markdown(table: ReportTable) -> str:
-  """The table in Markdown, aligned so that it reads as text too."""
+  """The table in Markdown, aligned so that the source is readable too."""
   cells = [
     [markdown.text(text) for text in row] for row in (table.header, *table.rows)
   ]
@@ -258,7 +256,7 @@ def _axis_table(curves: Curves, axis: str, title: str) -> ReportTable:
     row = [series.label, *[_em_f1(points.get(value)) for value in values]]
     if extra and len(points) == len(values):
       both = [
-        spread([entry['metrics'][name]['mean'] for entry in points.values()])
+        spread([scores.metrics[name].mean for scores in points.values()])
         for name in ('em', 'f1')
       ]
       row += [f'{em:.2f}/{f1:.2f}' for em, f1 in zip(*both, strict=True)]
@@ -268,7 +266,7 @@ def _axis_table(curves: Curves, axis: str, title: str) -> ReportTable:
   note = ''
   if axis == 'num_active' and curves.references:
     note = 'For comparison: ' + ', '.join(
-      f'{label} {_em_f1(entry)}' for label, entry in curves.references
+      f'{label} {_em_f1(scores)}' for label, scores in curves.references
     )
   elif extra:
     note = "The variance is the population's, as the paper's is."
@@ -281,36 +279,30 @@ def _axis_table(curves: Curves, axis: str, title: str) -> ReportTable:
   )
 
 
-def _find(summary: dict[str, Any], column: Entry, scope: str) -> Entry | None:
-  return columns_lib.find(summary, column, scope)
-
-
 def _filled(
   rows: Iterable[tuple[str, ...]], num_labels: int
 ) -> tuple[tuple[str, ...], ...]:
-  """The rows that have a number."""
+  """The rows with a number."""
   return tuple(row for row in rows if any(row[num_labels:]))
 
 
-def _em_f1(entry: Entry | None) -> str:
-  if entry is None:
+def _em_f1(scores: Scores | None) -> str:
+  if scores is None:
     return ''
-  return '/'.join(
-    f'{entry["metrics"][name]["mean"]:.2f}' for name in ('em', 'f1')
-  )
+  return '/'.join(f'{scores.metrics[name].mean:.2f}' for name in ('em', 'f1'))
 
 
-def _with_interval(value: dict[str, Any] | None) -> str:
-  if value is None:
+def _with_interval(estimate: Estimate | None) -> str:
+  if estimate is None:
     return ''
-  low, high = value['interval']
-  return f'{value["mean"]:.2f} [{low:.2f}, {high:.2f}]'
+  low, high = estimate.interval
+  return f'{estimate.mean:.2f} [{low:.2f}, {high:.2f}]'
 
 
-def _coordinate(entry: Entry, key: str) -> str:
-  if key == 'num_active' and not entry['table']:
-    return ''
-  return str(entry[key])
+def _value_on(cell: Cell, axis: str) -> str:
+  # Conditions that show no passages have m = 0.
+  shown = axis == 'num_passages' or cell.applies(axis)
+  return str(getattr(cell, axis)) if shown else ''
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""All that a report says of results, as one JSON value."""
+"""What a report says of the results: scores, intervals and paired tests."""
 
 import collections
 import dataclasses
@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from vtokens.evaluation.asking.cells import Answer, Cell, CellResult, Results
+from vtokens.evaluation.asking.cells import (
+  AXES,
+  Answer,
+  Cell,
+  CellResult,
+  MainValues,
+  Results,
+)
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.reporting import statistics
 
 LEVEL = 0.95
 # What ends an answer; see cells.Answer.
 STOPS = ('end', 'newline', 'length')
-# The metrics that conditions are compared in.
+# The metrics in which conditions are compared.
 COMPARED = ('em', 'f1')
-_COORDINATES = tuple(field.name for field in dataclasses.fields(Cell))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +31,9 @@ class Resampling:
   """How uncertainty is estimated.
 
   Attributes:
-    resamples: of the bootstrap, for each interval.
-    permutations: of each paired test.
-    seed: of both.
+    resamples: resamples of the bootstrap, for each interval.
+    permutations: permutations of each paired test.
+    seed: seed of both.
   """
 
   resamples: int
@@ -35,171 +41,257 @@ class Resampling:
   seed: int
 
 
+@dataclasses.dataclass
+class Estimate:
+  """The mean over questions, in percent, or a difference of two means.
+
+  Attributes:
+    mean: the mean of the means of all datasets.
+    interval: lower and upper end of its confidence interval.
+  """
+
+  mean: float
+  interval: tuple[float, float] = (np.nan, np.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+  """Scores of a cell, or of a column averaged over all datasets.
+
+  Attributes:
+    cell: the cell; without a dataset for an average.
+    main: whether its column is a main one.
+    n: number of questions.
+    metrics: estimate by metric.
+    mean_tokens: mean length of the answers, in tokens.
+    stop: share of the answers, in percent, by what ended them.
+  """
+
+  cell: Cell
+  main: bool
+  n: int
+  metrics: dict[str, Estimate]
+  mean_tokens: float
+  stop: dict[str, float]
+
+  def as_json(self) -> dict[str, Any]:
+    """The object in report.json."""
+    return {
+      **_coordinates(self.cell),
+      'main': self.main,
+      'n': self.n,
+      'metrics': {
+        name: {'mean': one.mean, 'interval': list(one.interval)}
+        for name, one in self.metrics.items()
+      },
+      'mean_tokens': self.mean_tokens,
+      'stop': self.stop,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+  """How two columns differ in a metric.
+
+  Attributes:
+    estimate: difference of the means, a - b, in percent.
+    p_value: of the paired test.
+  """
+
+  estimate: Estimate
+  p_value: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Two columns compared on the same questions.
+
+  Attributes:
+    dataset: name of the dataset; '' for the average over all.
+    a: a column.
+    b: another column.
+    n: number of questions.
+    metrics: difference by metric.
+  """
+
+  dataset: str
+  a: Cell
+  b: Cell
+  n: int
+  metrics: dict[str, Difference]
+
+  def as_json(self) -> dict[str, Any]:
+    """The object in report.json."""
+    return {
+      'dataset': self.dataset,
+      'a': _coordinates(self.a),
+      'b': _coordinates(self.b),
+      'n': self.n,
+      'metrics': {
+        name: {
+          'difference': one.estimate.mean,
+          'p_value': one.p_value,
+          'interval': list(one.estimate.interval),
+        }
+        for name, one in self.metrics.items()
+      },
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """All that a report says of the results. Nothing is rounded.
+
+  A column is a cell without its dataset. It is a main column if it has the main
+  value on every axis that applies to it. The average of a column gives each
+  dataset the same weight, as in the paper; there is one only if the column has
+  a cell for every dataset.
+
+  Attributes:
+    datasets: number of questions by dataset.
+    conditions: description by condition, in the order of the report.
+    main: main values of the axes.
+    reference: the condition that others are compared with, by model.
+    resampling: how uncertainty was estimated.
+    columns: all columns, in the order of the report.
+    cells: scores of all cells.
+    averages: scores of the columns that have an average.
+    comparisons: each main column with the reference of its model, and each
+      main column with virtual tokens with every other.
+  """
+
+  datasets: dict[str, int]
+  conditions: dict[str, str]
+  main: MainValues
+  reference: str
+  resampling: Resampling
+  columns: tuple[Cell, ...]
+  cells: tuple[Scores, ...]
+  averages: tuple[Scores, ...]
+  comparisons: tuple[Comparison, ...]
+
+  @property
+  def main_columns(self) -> list[Cell]:
+    """The main columns, in the order of the report."""
+    return [column for column in self.columns if self.main.hold(column)]
+
+  def as_json(self) -> dict[str, Any]:
+    """The content of report.json that tells the results."""
+    return {
+      'datasets': self.datasets,
+      'conditions': self.conditions,
+      'main': {**vars(self.main), 'num_active': dict(self.main.num_active)},
+      'reference': self.reference,
+      'statistics': {'level': LEVEL, **dataclasses.asdict(self.resampling)},
+      'columns': [
+        _coordinates(column) | {'main': self.main.hold(column)}
+        for column in self.columns
+      ],
+      'cells': [scores.as_json() for scores in self.cells],
+      'averages': [scores.as_json() for scores in self.averages],
+      'comparisons': [one.as_json() for one in self.comparisons],
+    }
+
+
 def summarize(
-  results: Results,
-  *,
-  resamples: int,
-  permutations: int,
-  seed: int,
-  reference: str = 'prompt',
-) -> dict[str, Any]:
+  results: Results, resampling: Resampling, reference: str = 'prompt'
+) -> Summary:
   """Means, intervals, averages over datasets and paired tests.
 
-  A cell without its dataset is called a column. A column's average gives each
-  dataset the same weight, as the paper's does, and is there only if the column
-  has a cell for every dataset. A column is a main one if its k, its number of
-  passages and its retriever are those at which other axes are varied, as far
-  as they apply.
-
   Args:
-    results: all that was found.
-    resamples: of the bootstrap, for each interval.
-    permutations: of each paired test.
-    seed: of both.
+    results: results of an evaluation.
+    resampling: how uncertainty is estimated.
     reference: the condition that all others are compared with, by model.
-
-  Returns:
-    A JSON value; nothing is rounded. Metrics, and the shares in `stop`, are in
-    percent, lengths in tokens.
-
-    `datasets`: questions by dataset. `conditions`: text by name, in order of
-    the report. `main`: `num_active` by table, `num_passages`, `retriever`.
-    `reference` and `statistics`: as given.
-
-    `columns`: objects with the coordinates of `Cell` but for the dataset, and
-    `main` (whether it is a main one), in order of the report. `cells`: objects
-    with all coordinates, `main`, `n`, `metrics` (by name, `mean` and
-    `interval`), `mean_tokens` and `stop`. `averages`: the same without
-    `dataset`; `n` is the number of all questions.
-
-    `comparisons`: objects with `dataset` ('' for the average), `a` and `b`
-    (columns), `n` and `metrics` (by name, `difference` a - b, `interval`,
-    `p_value`). Compared are each main column with the reference of its model,
-    and each that uses virtual tokens with every other.
   """
   columns = _columns(results)
-  mains = [column for column in columns if is_main(column, results)]
+  mains = [column for column in columns if results.main.hold(column)]
   datasets = list(results.records)
-  complete = [
-    column for column, found in columns.items() if len(found) == len(datasets)
-  ]
-  estimates = _Estimates(Resampling(resamples, permutations, seed))
-  content = {
-    'datasets': {name: len(rows) for name, rows in results.records.items()},
-    'conditions': {
+  estimates = _Estimates(resampling)
+  summary = Summary(
+    datasets={name: len(rows) for name, rows in results.records.items()},
+    conditions={
       column.condition: CONDITIONS[column.condition].text for column in columns
     },
-    'main': {
-      'num_active': dict(results.num_active),
-      'num_passages': results.num_passages,
-      'retriever': results.retriever,
-    },
-    'reference': reference,
-    'statistics': {'level': LEVEL, **dataclasses.asdict(estimates.sampling)},
-    'columns': [
-      _coordinates(column) | {'main': column in mains} for column in columns
-    ],
-    'cells': [
-      _coordinates(result.cell)
-      | {'main': column in mains}
-      | _scores({dataset: result}, estimates)
+    main=results.main,
+    reference=reference,
+    resampling=resampling,
+    columns=tuple(columns),
+    cells=tuple(
+      _scores(result.cell, column in mains, {dataset: result}, estimates)
       for dataset in datasets
       for column, found in columns.items()
       if (result := found.get(dataset))
-    ],
-    'averages': [
-      _coordinates(column)
-      | {'main': column in mains}
-      | _scores(columns[column], estimates)
-      for column in complete
-    ],
-    'comparisons': [
+    ),
+    averages=tuple(
+      _scores(column, column in mains, found, estimates)
+      for column, found in columns.items()
+      if len(found) == len(datasets)
+    ),
+    comparisons=tuple(
       comparison
       for a, b in _pairs(mains, reference)
-      for comparison in _compare(
-        columns[a], columns[b], a, b, datasets, estimates
-      )
-    ],
-  }
+      for comparison in _compare(a, b, columns, datasets, estimates)
+    ),
+  )
   estimates.fill_intervals()
-  return content
+  return summary
 
 
 class _Estimates:
-  """Values of questions by dataset, of which intervals are wanted.
+  """Estimates whose intervals are computed together.
 
-  Drawing resamples is what takes time, and those of the same datasets can
+  Drawing resamples is what takes time, and all estimates of the same datasets
   share them.
 
   Args:
-    sampling: how.
+    resampling: how uncertainty is estimated.
   """
 
-  def __init__(self, sampling: Resampling):
-    self.sampling = sampling
+  def __init__(self, resampling: Resampling):
+    self.resampling = resampling
     self._wanted: dict[
-      tuple[str, ...], list[tuple[dict[str, Any], list[np.ndarray]]]
+      tuple[str, ...], list[tuple[Estimate, list[np.ndarray]]]
     ] = {}
 
-  def mean(self, name: str, groups: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The mean of the datasets' means in percent, as a value of `name`.
+  def mean(self, groups: Mapping[str, np.ndarray]) -> Estimate:
+    """The mean of the datasets' means, in percent.
 
     Args:
-      name: of the mean in what is returned.
-      groups: dataset -> value of each question.
+      groups: value of each question by dataset, arrays of shape [n].
 
     Returns:
-      An object whose `interval` will be there after `fill_intervals`.
+      An estimate that has its interval after `fill_intervals`.
     """
-    value: dict[str, Any] = {
-      name: 100 * statistics.macro_mean(list(groups.values()))
-    }
-    self._wanted.setdefault(tuple(groups), []).append(
-      (value, list(groups.values()))
-    )
-    return value
+    values = list(groups.values())
+    estimate = Estimate(100 * statistics.macro_mean(values))
+    self._wanted.setdefault(tuple(groups), []).append((estimate, values))
+    return estimate
 
   def fill_intervals(self) -> None:
-    """Writes `interval` into all that `mean` returned."""
+    """Sets the interval of every estimate that `mean` returned."""
     for wanted in self._wanted.values():
       low, high = statistics.bootstrap_intervals(
         [
           np.stack(values, axis=1)
           for values in zip(*[groups for _, groups in wanted], strict=True)
         ],
-        resamples=self.sampling.resamples,
-        seed=self.sampling.seed,
+        resamples=self.resampling.resamples,
+        seed=self.resampling.seed,
         level=LEVEL,
       )
-      for (value, _), ends in zip(
-        wanted, zip(low, high, strict=True), strict=True
-      ):
-        value['interval'] = [100 * float(end) for end in ends]
-
-
-def column_of(cell: Cell) -> Cell:
-  """The cell without its dataset."""
-  return dataclasses.replace(cell, dataset='')
-
-
-def is_main(cell: Cell, results: Results) -> bool:
-  """Whether a cell has the main value on every axis that applies to it."""
-  wanted = results.num_passages if CONDITIONS[cell.condition].passages else 0
-  return (
-    (not cell.table or cell.num_active == results.num_active.get(cell.table))
-    and cell.num_passages == wanted
-    and (not wanted or cell.retriever == results.retriever)
-  )
+      for (estimate, _), start, end in zip(wanted, low, high, strict=True):
+        estimate.interval = (100 * float(start), 100 * float(end))
 
 
 def _columns(results: Results) -> dict[Cell, dict[str, CellResult]]:
-  """Column -> dataset -> its cell, both in the order of the report."""
-  # Retrievers and models have no order but that in which they were asked.
+  """Cells by dataset by column, both in the order of the report."""
+  # Retrievers and models are in the order in which they were asked.
   models, retrievers = (
-    list(dict.fromkeys(getattr(cell, name) for cell in results.cells))
-    for name in ('model', 'retriever')
+    list(dict.fromkeys(getattr(cell, axis) for cell in results.cells))
+    for axis in ('model', 'retriever')
   )
-  conditions, tables = list(results.conditions), ['', *results.num_active]
+  conditions = list(results.conditions)
+  tables = ['', *results.main.num_active]
 
   def order(cell: Cell):
     return (
@@ -215,39 +307,41 @@ def _columns(results: Results) -> dict[Cell, dict[str, CellResult]]:
   for dataset in results.records:
     for cell, result in results.cells.items():
       if cell.dataset == dataset:
-        columns[column_of(cell)][dataset] = result
+        columns[cell.column()][dataset] = result
   return {column: columns[column] for column in sorted(columns, key=order)}
 
 
 def _coordinates(cell: Cell) -> dict[str, Any]:
-  values = {name: getattr(cell, name) for name in _COORDINATES}
-  if not cell.dataset:
-    del values['dataset']
-  return values
+  dataset = {'dataset': cell.dataset} if cell.dataset else {}
+  return {**dataset, **{axis: getattr(cell, axis) for axis in AXES}}
 
 
 def _scores(
-  found: Mapping[str, CellResult], estimates: _Estimates
-) -> dict[str, Any]:
-  """Scores of one cell, or averages over those of several datasets."""
+  cell: Cell,
+  main: bool,
+  found: Mapping[str, CellResult],
+  estimates: _Estimates,
+) -> Scores:
+  """Scores of one cell, or averages over the cells of several datasets."""
   first = next(iter(found.values()))
   metrics = [
     name
     for name in first.values
     if all(name in result.values for result in found.values())
   ]
-  return {
-    'n': sum(len(result.answers) for result in found.values()),
-    'metrics': {
+  return Scores(
+    cell=cell,
+    main=main,
+    n=sum(len(result.answers) for result in found.values()),
+    metrics={
       name: estimates.mean(
-        'mean',
-        {dataset: result.values[name] for dataset, result in found.items()},
+        {dataset: result.values[name] for dataset, result in found.items()}
       )
       for name in metrics
     },
-    'mean_tokens': _mean_over(found, lambda answer: answer.num_tokens),
-    'stop': {stop: 100 * _mean_over(found, _ended_by(stop)) for stop in STOPS},
-  }
+    mean_tokens=_mean_over(found, lambda answer: answer.num_tokens),
+    stop={stop: 100 * _mean_over(found, _ended_by(stop)) for stop in STOPS},
+  )
 
 
 def _ended_by(stop: str) -> Callable[[Answer], float]:
@@ -266,7 +360,7 @@ def _mean_over(
 
 
 def _pairs(mains: Sequence[Cell], reference: str) -> list[tuple[Cell, Cell]]:
-  """Which columns are compared; no two are twice."""
+  """The columns to compare; no pair is there twice."""
   with_reference = [
     (column, other)
     for column, other in itertools.permutations(mains, 2)
@@ -286,25 +380,25 @@ def _pairs(mains: Sequence[Cell], reference: str) -> list[tuple[Cell, Cell]]:
 
 
 def _compare(
-  of_a: Mapping[str, CellResult],
-  of_b: Mapping[str, CellResult],
   a: Cell,
   b: Cell,
+  columns: Mapping[Cell, Mapping[str, CellResult]],
   datasets: Sequence[str],
   estimates: _Estimates,
-) -> list[dict[str, Any]]:
+) -> list[Comparison]:
   """The average if there is one, then each dataset that both columns have."""
+  of_a, of_b = columns[a], columns[b]
   both = [name for name in datasets if name in of_a and name in of_b]
   scopes = {name: [name] for name in both}
   if len(both) == len(datasets):
     scopes = {'': both} | scopes
   return [
-    {
-      'dataset': scope,
-      'a': _coordinates(a),
-      'b': _coordinates(b),
-      'n': sum(len(of_a[name].answers) for name in names),
-      'metrics': {
+    Comparison(
+      dataset=scope,
+      a=a,
+      b=b,
+      n=sum(len(of_a[name].answers) for name in names),
+      metrics={
         metric: _difference(
           {name: of_a[name].values[metric] for name in names},
           {name: of_b[name].values[metric] for name in names},
@@ -312,7 +406,7 @@ def _compare(
         )
         for metric in COMPARED
       },
-    }
+    )
     for scope, names in scopes.items()
   ]
 
@@ -321,12 +415,14 @@ def _difference(
   a: Mapping[str, np.ndarray],
   b: Mapping[str, np.ndarray],
   estimates: _Estimates,
-) -> dict[str, Any]:
-  value = estimates.mean('difference', {name: a[name] - b[name] for name in a})
-  value['p_value'] = statistics.paired_test(
-    list(a.values()),
-    list(b.values()),
-    permutations=estimates.sampling.permutations,
-    seed=estimates.sampling.seed,
+) -> Difference:
+  resampling = estimates.resampling
+  return Difference(
+    estimates.mean({name: a[name] - b[name] for name in a}),
+    statistics.paired_test(
+      list(a.values()),
+      list(b.values()),
+      permutations=resampling.permutations,
+      seed=resampling.seed,
+    ),
   )
-  return value

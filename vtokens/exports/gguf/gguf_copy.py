@@ -1,4 +1,4 @@
-"""GGUF files read and written again, a tensor at a time."""
+"""Copies GGUF files, a tensor at a time."""
 
 import dataclasses
 import os
@@ -24,7 +24,7 @@ class Field:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A tensor to be written; `shape` and `dtype` are those of `read()`."""
+  """A tensor to write; `read()` returns an array of its shape and dtype."""
 
   name: str
   kind: gguf.GGMLQuantizationType
@@ -34,7 +34,7 @@ class Tensor:
 
 
 def as_it_is(tensor: gguf.ReaderTensor) -> Tensor:
-  """A tensor to be written as it was read."""
+  """A tensor to write unchanged."""
   return Tensor(
     tensor.name,
     tensor.tensor_type,
@@ -54,15 +54,15 @@ def save(
 
   Args:
     target: the file.
-    reader: of one with the same alignment.
+    reader: reader of a file with the same alignment.
     fields: metadata, in order.
-    tensors: read and written one after the other.
+    tensors: tensors, read and written one after the other.
   """
   architecture = fields[ARCHITECTURE].value.decode()
   writer = gguf.GGUFWriter(target, architecture)
   writer.data_alignment = int(reader.alignment)
   for name, field in fields.items():
-    if name != ARCHITECTURE:  # Which the writer has written.
+    if name != ARCHITECTURE:  # The writer has written it.
       writer.add_key_value(name, field.value, field.kind, field.items)
   for tensor in tensors:
     size = int(np.prod(tensor.shape)) * tensor.dtype.itemsize
@@ -80,25 +80,25 @@ def save(
 
 
 def read_fields(reader: gguf.GGUFReader, path: str) -> dict[str, Field]:
-  """Metadata of a file, texts as bytes.
+  """Metadata of a file, with texts as bytes.
 
   Args:
-    reader: of the file.
-    path: of it, for messages.
+    reader: reader of the file.
+    path: path of the file, for messages.
 
   Raises:
-    errors.UserError: it has an array of arrays.
+    errors.UserError: the metadata has an array of arrays.
   """
   kinds = gguf.GGUFValueType
   fields = {}
   for name, field in reader.fields.items():
-    if name.startswith('GGUF.'):  # Of the file itself: version and counts.
+    if name.startswith('GGUF.'):  # Version and counts of the file.
       continue
     match field.types:
       case [kinds.STRING]:
         found = Field(field.parts[-1].tobytes(), kinds.STRING, None)
       case [kinds.ARRAY]:
-        continue  # Empty, which GGUFWriter cannot write: as good as none.
+        continue  # GGUFWriter cannot write an empty array; none means the same.
       case [kinds.ARRAY, kinds.STRING]:
         texts = [field.parts[at].tobytes() for at in field.data]
         found = Field(texts, kinds.ARRAY, kinds.STRING)

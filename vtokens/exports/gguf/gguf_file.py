@@ -1,20 +1,20 @@
 """A GGUF file for llama.cpp, with the virtual tokens in it.
 
-The base's file, but for what has to change:
+The export is the file of the base with these changes:
 
-- the embedding matrix gets the table's rows, at the ids after the last token;
-  rows that pad the matrix (unused tokens at the end of the list) are used up
-  before it grows. A quantised matrix cannot hold them as they are, and a matrix
-  has one type: its old rows are written out as the very numbers that llama.cpp
-  makes of them, so that neither they nor the table are rounded;
-- the head gets rows as many, each the copy of one that the model never says.
-  Rows are made of whole blocks, so the old ones stay as they are, bit for bit.
-  A head that is the embedding matrix itself becomes one of its own, in the type
-  that the matrix had;
-- the virtual tokens join the list of those that are never sampled, which older
-  versions of llama.cpp do not read;
-- the list of tokens gets their names, as control tokens: text becomes them only
-  where a program asks for special tokens to be read.
+- The embedding matrix gets the rows of the table, at the ids after the last
+  token. Rows that pad the matrix (unused tokens at the end of the list) are
+  used before it grows. A quantised matrix cannot hold the table exactly, and a
+  matrix has one type: its old rows are dequantised to the numbers that
+  llama.cpp computes from them, so that neither they nor the table are rounded.
+- The head gets as many rows. Each is a copy of the row of a token that the
+  model never generates. A row is a number of whole blocks, so the old rows stay
+  bit for bit. A head tied to the embedding matrix becomes a matrix of its own,
+  of the type that the embedding matrix had.
+- The virtual tokens join the list of tokens that are never sampled. Older
+  versions of llama.cpp do not read the list.
+- The list of tokens gets their names, as control tokens: text becomes a control
+  token only if a program asks for special tokens to be parsed.
 """
 
 import dataclasses
@@ -28,60 +28,40 @@ import numpy as np
 
 from vtokens.exports import hf_checkpoint
 from vtokens.exports import vocabulary_rows as rows
+from vtokens.exports.export_format import Placement
 from vtokens.exports.gguf import gguf_copy
 from vtokens.host import errors
 from vtokens.models.frozen_base import OpenBase
-from vtokens.serving.artifact import Artifact, Tokens
+from vtokens.serving.artifact import Artifact
 
 FILE = 'model.gguf'
 EMBEDDING, HEAD = 'token_embd.weight', 'output.weight'
 _TOKENS, _TYPES, _SCORES = (
   f'tokenizer.ggml.{name}' for name in ('tokens', 'token_type', 'scores')
 )
-# Ids that llama.cpp never samples; it reads the list since b9495 (2026).
+# Ids that llama.cpp never samples; versions from b9495 (2026) on read them.
 _SUPPRESS = 'tokenizer.ggml.suppress_tokens'
-# Where the base's maker had files for its quantisation.
+# Paths of the base's publisher, from its quantisation.
 _PLACES = ('quantize.imatrix.file', 'quantize.imatrix.dataset')
-# What stands for a virtual token is recognised where special tokens are, and
-# left out of texts.
+# Control tokens are recognised where special tokens are parsed, and left out of
+# decoded text.
 KIND = gguf.TokenType.CONTROL
-# What llama.cpp's converter gives to added tokens. Texts are not cut by it.
+# The score that llama.cpp's converter gives to added tokens. The tokenizer does
+# not use it.
 _SCORE = -1000.0
-# Rows that are dequantised at a time.
+# Rows dequantised at a time.
 _ROWS = 4096
 
 Type = gguf.GGMLQuantizationType
 
 
-@dataclasses.dataclass(frozen=True)
-class GGUFPlan:
-  """Where the virtual tokens go.
-
-  Attributes:
-    tokens: their ids in the export.
-    num_rows: of its embedding matrix and its head.
-    unsaid: ids of rows of the head that hardly ever win; the virtual tokens'
-      rows copy the first.
-    dtype: of the embedding matrix: one that holds all of its rows exactly.
-  """
-
-  tokens: Tokens
-  num_rows: int
-  unsaid: tuple[int, ...]
-  dtype: np.dtype
-
-  def stored(self, table: np.ndarray) -> np.ndarray:
-    """The table as the export has it, f32."""
-    return table.astype(self.dtype).astype(np.float32)
-
-
-def plan(table: Artifact, opened: OpenBase, path: str) -> GGUFPlan:
+def place(table: Artifact, opened: OpenBase, path: str) -> Placement:
   """Finds places for the virtual tokens.
 
   Args:
-    table: what is exported.
+    table: the table.
     opened: the base.
-    path: of the base's file.
+    path: file of the base.
 
   Raises:
     errors.UserError: the base is no GGUF file, is of an architecture without a
@@ -110,7 +90,7 @@ def plan(table: Artifact, opened: OpenBase, path: str) -> GGUFPlan:
   vocabulary = {name: i for i, name in enumerate(names[:first])}
   tokens = rows.after_all(vocabulary, table.meta.tokens)
   (embedding,) = (t for t in reader.tensors if t.name == EMBEDDING)
-  return GGUFPlan(
+  return Placement(
     tokens=tokens,
     num_rows=max(opened.config.vocab_size, tokens.ids[-1] + 1),
     unsaid=hf_checkpoint.unsaid(vocabulary, opened, first),
@@ -121,7 +101,7 @@ def plan(table: Artifact, opened: OpenBase, path: str) -> GGUFPlan:
 def _exact_dtype(
   embedding: gguf.ReaderTensor, table: np.ndarray
 ) -> np.dtype[Any]:
-  """The smaller type that holds every row of the matrix and the table."""
+  """The smallest dtype that holds every row of matrix and table exactly."""
   for some in itertools.chain([table], _dequantised(embedding)):
     with np.errstate(over='ignore'):
       half = some.astype(np.float16)
@@ -131,33 +111,33 @@ def _exact_dtype(
 
 
 def _dequantised(tensor: gguf.ReaderTensor) -> Iterator[np.ndarray]:
-  """The rows of a matrix, f32, some at a time."""
+  """The rows of a matrix as float32, `_ROWS` at a time."""
   for at in range(0, len(tensor.data), _ROWS):
     yield gguf.dequantize(tensor.data[at : at + _ROWS], tensor.tensor_type)
 
 
 def write(
-  target: pathlib.Path, table: Artifact, plan: GGUFPlan, path: str
+  target: pathlib.Path, table: Artifact, placement: Placement, path: str
 ) -> None:
   """Writes the export, a tensor at a time.
 
   Args:
     target: the file.
-    table: what is exported.
-    plan: where its tokens go.
-    path: of the base's file.
+    table: the table.
+    placement: where its tokens go.
+    path: file of the base.
 
   Raises:
     errors.UserError: the base's file has metadata that cannot be copied.
   """
   reader = gguf.GGUFReader(path)
   base = {tensor.name: tensor for tensor in reader.tensors}
-  ids = list(plan.tokens.ids)
-  kind = Type.F16 if plan.dtype == np.float16 else Type.F32
+  ids = list(placement.tokens.ids)
+  kind = Type.F16 if placement.dtype == np.float16 else Type.F32
   width = table.table.shape[1]
 
   def embedding() -> np.ndarray:
-    matrix = np.zeros((plan.num_rows, width), plan.dtype)
+    matrix = np.zeros((placement.num_rows, width), placement.dtype)
     at = 0
     for some in _dequantised(base[EMBEDDING]):
       matrix[at : at + len(some)] = some
@@ -165,24 +145,26 @@ def write(
     matrix[ids] = table.table
     return matrix
 
-  # Of a base without a head, the embedding matrix is the head.
+  # A base without a head uses the embedding matrix as the head.
   head = base.get(HEAD, base[EMBEDDING])
 
   def grown_head() -> np.ndarray:
-    matrix = np.zeros((plan.num_rows, *head.data.shape[1:]), head.data.dtype)
+    matrix = np.zeros(
+      (placement.num_rows, *head.data.shape[1:]), head.data.dtype
+    )
     matrix[: len(head.data)] = head.data
-    matrix[ids] = head.data[plan.unsaid[0]]
-    matrix[len(head.data) :] = head.data[plan.unsaid[0]]
+    matrix[ids] = head.data[placement.unsaid[0]]
+    matrix[len(head.data) :] = head.data[placement.unsaid[0]]
     return matrix
 
   changed = {
     EMBEDDING: gguf_copy.Tensor(
-      EMBEDDING, kind, (plan.num_rows, width), plan.dtype, embedding
+      EMBEDDING, kind, (placement.num_rows, width), placement.dtype, embedding
     ),
     HEAD: gguf_copy.Tensor(
       HEAD,
       head.tensor_type,
-      (plan.num_rows, *head.data.shape[1:]),
+      (placement.num_rows, *head.data.shape[1:]),
       head.data.dtype,
       grown_head,
     ),
@@ -191,16 +173,16 @@ def write(
   gguf_copy.save(
     target,
     reader,
-    _changed_fields(gguf_copy.read_fields(reader, path), plan),
+    _changed_fields(gguf_copy.read_fields(reader, path), placement),
     [changed.get(name) or gguf_copy.as_it_is(base[name]) for name in names],
   )
 
 
 def write_float32(target: pathlib.Path, source: pathlib.Path) -> None:
-  """Writes a file with the same numbers as another, all of them as f32.
+  """Writes a file with the same numbers as another, all as float32.
 
-  llama.cpp rounds activations to the precision of quantised weights; to those
-  of f32 it does not.
+  llama.cpp rounds activations before it multiplies them by quantised weights,
+  and does not with float32 weights.
   """
   reader = gguf.GGUFReader(source)
   tensors = []
@@ -221,21 +203,21 @@ def write_float32(target: pathlib.Path, source: pathlib.Path) -> None:
 
 
 def differences(
-  target: pathlib.Path, plan: GGUFPlan, table: np.ndarray, path: str
+  target: pathlib.Path, placement: Placement, table: np.ndarray, path: str
 ) -> list[str]:
-  """What a written file has otherwise than it should, read once more.
+  """Reads a written file and compares it with what it should hold.
 
   Args:
     target: the file.
-    plan: by which it was written.
-    table: that it has to hold.
-    path: of the base's file.
+    placement: where its virtual tokens are.
+    table: the table that it should hold.
+    path: file of the base.
 
   Returns:
-    Names of metadata and of tensors; empty if all is as it should be.
+    Names of metadata and tensors that differ.
   """
   base, export = gguf.GGUFReader(path), gguf.GGUFReader(target)
-  before = _changed_fields(gguf_copy.read_fields(base, path), plan)
+  before = _changed_fields(gguf_copy.read_fields(base, path), placement)
   after = gguf_copy.read_fields(export, str(target))
   found = [
     name
@@ -244,8 +226,8 @@ def differences(
   ]
   theirs = {tensor.name: tensor for tensor in base.tensors}
   ours = {tensor.name: tensor for tensor in export.tensors}
-  ids = list(plan.tokens.ids)
-  old = np.setdiff1d(np.arange(plan.num_rows), ids)
+  ids = list(placement.tokens.ids)
+  old = np.setdiff1d(np.arange(placement.num_rows), ids)
   for name in {**theirs, HEAD: None, **ours}:
     want, have = theirs.get(name, theirs[EMBEDDING]), ours.get(name)
     if have is None or (name not in theirs and name != HEAD):
@@ -258,7 +240,7 @@ def differences(
       same = (
         have.tensor_type == want.tensor_type
         and np.array_equal(have.data[old], want.data[old])
-        and bool((have.data[ids] == want.data[plan.unsaid[0]]).all())
+        and bool((have.data[ids] == want.data[placement.unsaid[0]]).all())
       )
     else:
       same = have.tensor_type == want.tensor_type and np.array_equal(
@@ -282,38 +264,38 @@ def _same_values(
 
 
 def _bits(field: gguf_copy.Field | None) -> Any:
-  """Something equal for equal fields, be a value NaN."""
+  """A value that is equal for equal fields, even with NaN in them."""
   return field and repr(field)
 
 
 def _changed_fields(
-  fields: dict[str, gguf_copy.Field], plan: GGUFPlan
+  fields: dict[str, gguf_copy.Field], placement: Placement
 ) -> dict[str, gguf_copy.Field]:
-  """Metadata of the export, of that of the base."""
+  """Metadata of the export, made from the metadata of the base."""
   grown = {name: fields[name] for name in fields if name not in _PLACES}
   for name, fill, values in (
-    (_TOKENS, None, [text.encode() for text in plan.tokens.names]),
+    (_TOKENS, None, [text.encode() for text in placement.tokens.names]),
     (_TYPES, gguf.TokenType.UNUSED.value, KIND.value),
     (_SCORES, _SCORE, _SCORE),
   ):
     if name not in fields:
       continue
     found = list(fields[name].value)
-    # llama.cpp takes no matrix of more rows than there are tokens.
+    # llama.cpp refuses a matrix with more rows than tokens.
     found += [
       f'[PAD{i}]'.encode() if fill is None else fill
-      for i in range(len(found), plan.num_rows)
+      for i in range(len(found), placement.num_rows)
     ]
-    for row, i in enumerate(plan.tokens.ids):
+    for row, i in enumerate(placement.tokens.ids):
       found[i] = values[row] if isinstance(values, list) else values
     grown[name] = dataclasses.replace(fields[name], value=found)
   before = fields[_SUPPRESS].value if _SUPPRESS in fields else []
   grown[_SUPPRESS] = gguf_copy.Field(
-    [*before, *plan.tokens.ids],
+    [*before, *placement.tokens.ids],
     gguf.GGUFValueType.ARRAY,
     gguf.GGUFValueType.INT32,
   )
   size = f'{fields[gguf_copy.ARCHITECTURE].value.decode()}.vocab_size'
   if size in fields:
-    grown[size] = dataclasses.replace(fields[size], value=plan.num_rows)
+    grown[size] = dataclasses.replace(fields[size], value=placement.num_rows)
   return grown

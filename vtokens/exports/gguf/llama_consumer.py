@@ -1,4 +1,4 @@
-"""Exports as users of llama.cpp run them: through its server."""
+"""Runs exports in llama.cpp, through its server."""
 
 import contextlib
 import json
@@ -20,9 +20,9 @@ from vtokens.host import errors
 from vtokens.serving import plug
 from vtokens.serving.artifact import Meta
 
-# Seconds that one request may take: a prompt on a slow machine.
+# Seconds that a request may take, for long prompts on slow machines.
 _PATIENCE = 1800
-# Not through a proxy that the environment may name.
+# Ignores a proxy in the environment.
 _open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 
 
@@ -30,9 +30,9 @@ class LlamaConsumer:
   """A model in llama.cpp; see `gate.Consumer`.
 
   Args:
-    address: of a server, as `serve` starts it.
-    tokenizer: of the export.
-    meta: of the export: its ids.
+    address: address of a server that `serve` started.
+    tokenizer: tokenizer of the export.
+    meta: metadata of the export.
   """
 
   def __init__(self, address: str, tokenizer: Any, meta: Meta):
@@ -52,7 +52,7 @@ class LlamaConsumer:
     return list(self._meta.tokens.ids)
 
   def tokenize(self, text: str) -> list[int]:
-    """Ids of a text in which special tokens are read, without bos."""
+    """Ids of a text whose special tokens are parsed, without bos."""
     return post(
       self._address, '/tokenize', {'content': text, 'parse_special': True}
     )['tokens']
@@ -84,7 +84,7 @@ class LlamaConsumer:
         'prompt': list(ids),
         'n_predict': most,
         'return_tokens': True,
-        # Equal prompts are computed in equal steps, whatever was asked before.
+        # With a cache the steps of computing a prompt depend on earlier ones.
         'cache_prompt': False,
         **settings,
       },
@@ -93,18 +93,18 @@ class LlamaConsumer:
   def log_probabilities(
     self, ids: Sequence[int], count: int, size: int
   ) -> Float[np.ndarray, 'T V']:
-    """Of all ids of the vocabulary, after each of the last `count` tokens.
+    """Log probabilities of all ids after each of the last `count` tokens.
 
     Args:
-      ids: of a text.
-      count: of its tokens, T.
-      size: of the vocabulary, V.
+      ids: ids of a text.
+      count: number of tokens, T.
+      size: size of the vocabulary, V.
     """
     logs = np.full((count, size), -np.inf)
     for row, end in zip(logs, range(len(ids) - count, len(ids)), strict=True):
-      # One position at a time, with a token that is always eos: the server
-      # leaves out those where the text ends within a character. The logs are
-      # those before the bias.
+      # One position at a time, with eos forced: the server leaves out positions
+      # where the text ends within a character. The log probabilities it returns
+      # are without the bias.
       found = self.complete(
         ids[: end + 1],
         1,
@@ -119,14 +119,14 @@ class LlamaConsumer:
     return logs
 
   def hidden(self, ids: Sequence[int]) -> Float[np.ndarray, 'T D']:
-    """What the head is given at each token, f32, bit by bit."""
+    """Hidden states before the head, array of shape [T, D], float32."""
     found = post(self._address, '/embedding', {'content': list(ids)})
     return np.array(found[0]['embedding'], np.float32)
 
 
 @contextlib.contextmanager
 def serve(path: pathlib.Path, context: int, mode: str) -> Iterator[str]:
-  """Runs llama.cpp's server, and gives its address.
+  """Runs the server of llama.cpp and gives its address.
 
   Args:
     path: a GGUF file.
@@ -134,7 +134,7 @@ def serve(path: pathlib.Path, context: int, mode: str) -> Iterator[str]:
     mode: see `llama_server.main`.
 
   Raises:
-    errors.UserError: it does not start, or dies.
+    errors.UserError: the server does not start, or dies.
   """
   command = [sys.executable, '-m', llama_server.__name__]
   with tempfile.TemporaryFile('w+') as log:
@@ -144,7 +144,7 @@ def serve(path: pathlib.Path, context: int, mode: str) -> Iterator[str]:
       stdout=subprocess.PIPE,
       stderr=log,
       text=True,
-      # Threads that wait by spinning are slow where others need the cores.
+      # Threads that spin while they wait take the cores from others.
       env={'OMP_WAIT_POLICY': 'passive', **os.environ},
     )
     assert process.stdin is not None and process.stdout is not None
@@ -173,14 +173,14 @@ def serve(path: pathlib.Path, context: int, mode: str) -> Iterator[str]:
 
 
 class _Died(Exception):
-  """The server is gone."""
+  """The server has died."""
 
 
 def post(address: str, route: str, body: dict[str, Any]) -> Any:
-  """A server's answer.
+  """Posts JSON to the server and returns its answer.
 
   Raises:
-    errors.UserError: it refuses.
+    errors.UserError: the server refuses the request.
   """
   request = urllib.request.Request(
     address + route,
@@ -194,5 +194,5 @@ def post(address: str, route: str, body: dict[str, Any]) -> Any:
     text = e.read().decode(errors='replace')
     raise errors.UserError(f'llama.cpp refuses {route}: {text[:300]}') from None
   except (OSError, ValueError):
-    # Of a connection that ends: the process has.
+    # The connection ended, so the process has died.
     raise _Died from None

@@ -1,15 +1,14 @@
 """Whether a GGUF export does in llama.cpp what our own model does.
 
-llama.cpp multiplies quantised weights with activations that it rounds to 8
-bits, and keeps keys and values as f16; our model takes the same weights and
-rounds nothing. So what must be equal is checked on a copy of the file whose
-weights are the same numbers as f32, and what must not change next to the base
-on the file itself. How often the file as it is answers like our model is told
-besides: nothing can be required of it that the base would not fail as well.
+llama.cpp rounds activations to 8 bits before it multiplies them by quantised
+weights, and keeps keys and values as float16; our model has the same weights
+and rounds nothing. So equality with our model is checked on a copy of the file
+with the same numbers as float32. Equality with the base is checked on the file
+itself. How often the file itself answers like our model is told as information:
+the base would differ from our model as much.
 """
 
 import dataclasses
-import importlib.util
 import pathlib
 from collections.abc import Sequence
 
@@ -17,83 +16,56 @@ import numpy as np
 from jaxtyping import Float
 
 from vtokens.exports import gate
+from vtokens.exports.export_format import ExportJob
 from vtokens.exports.gate import Check
 from vtokens.exports.gguf import gguf_file, llama_consumer
-from vtokens.exports.gguf.gguf_file import GGUFPlan
 from vtokens.exports.gguf.llama_consumer import LlamaConsumer
 from vtokens.exports.reference import Probe
 from vtokens.host import errors
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving.artifact import Artifact
 
-# llama.cpp's CPU takes GELU from a table of f16 whose step is 2^-11 of a value;
-# of weights as f32 nothing else is rounded.
+# On the CPU llama.cpp reads GELU from a float16 table whose step is 2^-11 of a
+# value. With float32 weights it rounds nothing else.
 _GELU_TOLERANCE = 2**-10
-# Of log probabilities of the same logits: the server takes softmax and its
-# logarithm in float32, over the base's ids or those of virtual tokens too.
+# Difference of log probabilities of equal logits: the server computes them in
+# float32, over the ids of the base with and without virtual tokens.
 _ROUNDING = 2e-5
-# Questions after which tokens are drawn: their prompts are computed once more.
+# Questions after which tokens are drawn. The server computes each prompt again.
 _DRAWN = 16
-# Below it a probability is no normal number of float32.
+# A smaller log probability is of a subnormal number in float32.
 _LEAST = -80.0
 
 
-def require(to: str) -> None:
-  """Raises if llama.cpp is not installed.
-
-  Args:
-    to: format of the export.
-
-  Raises:
-    errors.UserError: it is not.
-  """
-  if importlib.util.find_spec('xllamacpp') is None:
-    raise errors.UserError(
-      f'--to {to}: the export is checked with llama.cpp; pip install xllamacpp'
-    )
-
-
-def check(
-  file: pathlib.Path,
-  base: str,
-  plan: GGUFPlan,
-  exported: Artifact,
-  probes: Sequence[Probe],
-  *,
-  activation: str,
-  most: int,
-  sampled: int,
-  seed: int,
-) -> list[Check]:
+def check(job: ExportJob) -> list[Check]:
   """All checks of an export.
 
   Args:
-    file: the export's, in a directory for one more of it as f32.
-    base: file of the base.
-    plan: where its virtual tokens are.
-    exported: the table, with the ids of the export.
-    probes: questions and our answers, of the table as the export has it.
-    activation: of the base; see `DecoderConfig`.
-    most: tokens of an answer.
-    sampled: tokens to be drawn.
-    seed: of sampling.
+    job: the export. Its directory has room for a copy of the file in float32.
   """
+  file = job.directory / gguf_file.FILE
+  base, placement, probes = job.base_path, job.placement, job.probes
+  most, seed = job.max_new_tokens, job.settings.seed
+  sampled = job.settings.gate.sampled
   tokenizer = gguf_tokenizer.read_tokenizer(file)
-  meta = exported.meta
+  exported, meta = job.exported, job.exported.meta
   drawn = probes[:_DRAWN]
   longest = max(len(one.ids) for one in probes)
   context = longest + max(most, -(-sampled // len(drawn))) + 64
-  rows = exported.meta.base.vocab_size
-  old = np.setdiff1d(np.arange(rows), plan.tokens.ids)
+  rows = meta.base.vocab_size
+  old = np.setdiff1d(np.arange(rows), placement.tokens.ids)
   texts = _encoded(base)
 
+  activation = job.source.base.config.activation
   tolerance = gate.TOLERANCE if activation == 'silu' else _GELU_TOLERANCE
-  differ = gguf_file.differences(file, plan, plan.stored(exported.table), base)
+  differ = gguf_file.differences(
+    file, placement, placement.stored(exported.table), base
+  )
   with llama_consumer.serve(pathlib.Path(base), context, 'served') as address:
     before = _on_texts(LlamaConsumer(address, tokenizer, meta), texts, rows)
   with llama_consumer.serve(file, context, 'served') as address:
     consumer = LlamaConsumer(address, tokenizer, meta)
-    after = _on_texts(consumer, texts, plan.num_rows)
+    after = _on_texts(consumer, texts, placement.num_rows)
     checks = [
       Check(
         'metadata and tensors that are not as they should be',
@@ -107,13 +79,15 @@ def check(
       *_same_texts(before, after, old),
       gate.never_said(consumer, drawn, sampled, seed),
     ]
-    as_served = _compare(consumer, probes, most, old, plan.num_rows, 0.0)
+    as_served = _compare(consumer, probes, most, old, placement.num_rows, 0.0)
   copy = file.with_name('float32.gguf')
   try:
     gguf_file.write_float32(copy, file)
     with llama_consumer.serve(copy, context, 'exact') as address:
       consumer = LlamaConsumer(address, tokenizer, meta)
-      exact = _compare(consumer, probes, most, old, plan.num_rows, tolerance)
+      exact = _compare(
+        consumer, probes, most, old, placement.num_rows, tolerance
+      )
   finally:
     copy.unlink(missing_ok=True)
   return [
@@ -175,11 +149,11 @@ def _names(consumer: LlamaConsumer, exported: Artifact) -> Check:
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-  """What a model makes of ordinary text.
+  """What a model computes for ordinary text.
 
   Attributes:
-    hidden: of each token, what the head is given.
-    logs: log probabilities of the ids after the last one.
+    hidden: hidden states before the head, array of shape [T, D], float32.
+    logs: log probabilities of the next id, array of shape [1, V].
   """
 
   hidden: Float[np.ndarray, 'T D']
@@ -198,10 +172,10 @@ def _on_texts(
 def _same_texts(
   before: Sequence[_Text], after: Sequence[_Text], old: np.ndarray
 ) -> list[Check]:
-  """Text without virtual tokens, next to the base, both as they are.
+  """Text without virtual tokens, compared with the base.
 
-  A head's rows being checked bit by bit in the file, equal hidden states are
-  equal logits.
+  The rows of the head are compared bit by bit in the file, so equal hidden
+  states mean equal logits.
   """
   pairs = list(zip(before, after, strict=True))
   differ = sum(int((a.hidden != b.hidden).sum()) for a, b in pairs)
@@ -234,15 +208,16 @@ def _same_texts(
 
 @dataclasses.dataclass(frozen=True)
 class _Compared:
-  """How a file answers next to our model.
+  """How a file answers, compared with our model.
 
   Attributes:
-    same: questions of equal answers.
-    ties: those of answers that part where either token is as likely.
-    asked: questions whose log probabilities are compared.
-    worst: their largest difference, relative to the largest logit.
-    virtual: the largest probability of all virtual tokens at their answers,
-      before such tokens are left out.
+    same: number of questions with equal answers.
+    ties: number of questions whose answers differ first at two tokens that are
+      equally likely.
+    asked: number of questions whose log probabilities were compared.
+    worst: largest difference, relative to the largest logit.
+    virtual: largest probability of all virtual tokens together, before
+      llama.cpp excludes them.
   """
 
   same: int
@@ -260,16 +235,16 @@ def _compare(
   size: int,
   tolerance: float,
 ) -> _Compared:
-  """Answers, and log probabilities along ours, of old ids.
+  """Compares answers, and the log probabilities of old ids along ours.
 
   Args:
-    consumer: what is compared.
+    consumer: the model that is compared.
     probes: questions and our answers, some with logits.
-    most: tokens of an answer.
-    old: ids of the base but for those of virtual tokens.
-    size: of the vocabulary.
-    tolerance: of a logit, relative to the largest: of two logits as near as
-      twice that, either may be the larger.
+    most: most tokens of an answer.
+    old: ids of the base, without ids of virtual tokens.
+    size: size of the vocabulary.
+    tolerance: error of a logit, relative to the largest one. Of two logits that
+      differ by less than twice the error, either may be the larger.
   """
   worst, said = [], []
   largest = max(
@@ -281,7 +256,7 @@ def _compare(
   for one in probes:
     prompt = consumer.prompt_ids(one.passages, one.record.question)
     found = consumer.answer(prompt, most)
-    # llama.cpp may know more tokens that end a text than the tokenizer says.
+    # llama.cpp may know more end tokens than the tokenizer.
     ended = len(found) < most
     expected = one.answer[: len(found)] if ended else one.answer
     if tuple(found) == expected:
@@ -298,7 +273,7 @@ def _compare(
     difference = _difference(_normalised(ours), _normalised(logs[:, old]))
     worst.append(difference / np.abs(ours).max())
     said.append(np.exp(logs[:, consumer.virtual_ids()]).sum(axis=1).max())
-  # Unlike Python's, numpy's largest is NaN if any is.
+  # numpy's max is NaN if any value is; Python's is not.
   return _Compared(
     same, ties, len(worst), float(np.max(worst)), float(np.max(said))
   )
@@ -312,7 +287,7 @@ def _tied(
   size: int,
   most: float,
 ) -> bool:
-  """Whether two answers part where their tokens' logits are within `most`."""
+  """Whether answers first differ at tokens whose logits differ by `most`."""
   pairs = enumerate(zip(found, expected, strict=False))
   for at, (theirs, ours) in pairs:
     if theirs != ours:
@@ -323,12 +298,12 @@ def _tied(
 
 
 def _normalised(logs: Float[np.ndarray, 'T V']) -> Float[np.ndarray, 'T V']:
-  """Log probabilities among these ids alone."""
+  """Log probabilities among these ids only."""
   top = logs.max(axis=1, keepdims=True)
   return logs - top - np.log(np.exp(logs - top).sum(axis=1, keepdims=True))
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:
-  """The largest, of ids whose probability float32 can tell from 0."""
+  """Largest difference over the ids whose probability is not 0 in float32."""
   seen = expected > _LEAST
   return float(np.abs(np.where(seen, found - expected, 0)).max())

@@ -1,8 +1,8 @@
-"""A llama.cpp server in a process of its own, which it may take down.
+"""Runs a llama.cpp server in a process of its own, which llama.cpp may abort.
 
 python -m vtokens.exports.gguf.llama_server FILE CONTEXT served|exact
 
-Says where it listens, and ends when its standard input does. Needs xllamacpp.
+It prints its address and ends when its standard input ends. Needs xllamacpp.
 """
 
 import sys
@@ -14,10 +14,10 @@ def main(path: str, context: int, mode: str) -> None:
   """Serves a file.
 
   Args:
-    path: of the file.
+    path: the file.
     context: most tokens of prompt and answer.
-    mode: `served` for llama.cpp's own settings; `exact` for a cache and an
-      attention that round nothing to f16, on the CPU.
+    mode: `served` for llama.cpp's own settings; `exact` to round nothing to
+      float16 in cache and attention, on the CPU.
   """
   import xllamacpp
 
@@ -28,7 +28,7 @@ def main(path: str, context: int, mode: str) -> None:
   params.warmup = False
   params.verbosity = -1
   params.cache_ram_mib = 0
-  # Hidden states before the head, of every token.
+  # Return the hidden states before the head for every token.
   params.embedding = True
   params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
   params.embd_normalize = -1

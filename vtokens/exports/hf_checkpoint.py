@@ -143,7 +143,7 @@ def write(
       },
     )
   _write_config(base, out, placement)
-  _write_generation_config(base, out, placement, end)
+  write_generation_config(base, out, placement, end)
   _write_tokenizer(base, out, placement)
   for other in sorted(base.iterdir()):
     target = out / other.name
@@ -208,7 +208,7 @@ def _made(
   """
 
   def embedding(matrix: np.ndarray) -> np.ndarray:
-    matrix = _grown(matrix, placement.num_rows)
+    matrix = with_more_rows(matrix, placement.num_rows)
     matrix[list(placement.tokens.ids)] = table.table.astype(matrix.dtype)
     return matrix
 
@@ -219,22 +219,32 @@ def _made(
       EMBEDDING, placement.num_rows, embedding
     ),
     HEAD: safetensors_file.ChangedTensor(
-      of, placement.num_rows, lambda matrix: _head(matrix, placement)
+      of, placement.num_rows, lambda matrix: changed_head(matrix, placement)
     ),
   }
 
 
-def _head(matrix: np.ndarray, placement: Placement) -> np.ndarray:
+def changed_head(matrix: np.ndarray, placement: Placement) -> np.ndarray:
+  """The head's matrix with rows of a token that is never said.
+
+  Args:
+    matrix: the base's head, array of shape [rows, D].
+    placement: where virtual tokens stand.
+
+  Returns:
+    Array of shape [placement.num_rows, D].
+  """
   unsaid = matrix[placement.unsaid[0]].copy()
   before = len(matrix)
-  matrix = _grown(matrix, placement.num_rows)
+  matrix = with_more_rows(matrix, placement.num_rows)
   matrix[list(placement.tokens.ids)] = unsaid
   # Tokens of the tokenizer for which the base has no rows.
   matrix[before:] = unsaid
   return matrix
 
 
-def _grown(matrix: np.ndarray, rows: int) -> np.ndarray:
+def with_more_rows(matrix: np.ndarray, rows: int) -> np.ndarray:
+  """A copy of a matrix with rows of zeros after its own, `rows` in all."""
   grown = np.zeros((rows, matrix.shape[1]), matrix.dtype)
   grown[: len(matrix)] = matrix
   return grown
@@ -263,9 +273,17 @@ def end_ids(values: Mapping[str, Any]) -> list[int]:
   return [] if found is None else [found] if isinstance(found, int) else found
 
 
-def _write_generation_config(
+def write_generation_config(
   base: pathlib.Path, out: pathlib.Path, placement: Placement, end: int
 ) -> None:
+  """Writes generation_config.json: no virtual token is ever sampled.
+
+  Args:
+    base: directory of the base, with or without such a file.
+    out: directory of the export.
+    placement: where virtual tokens stand.
+    end: id that ends an answer.
+  """
   file = base / 'generation_config.json'
   if file.exists():
     values = public_names.without_paths(json_files.read(file))

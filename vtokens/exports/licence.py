@@ -35,11 +35,11 @@ def of_base(path: str, source: TensorSource) -> dict[str, str]:
     if not found and not pathlib.Path(path).exists():
       found = _of_hub(path, local)
   if not found and path.startswith(_PACKAGE):
-    found = _of_package(path)
+    found = of_package(path)
   return found
 
 
-def _fields(license: Any, name: Any, link: Any) -> dict[str, str]:
+def card_fields(license: Any, name: Any, link: Any) -> dict[str, str]:
   """The fields of values of any type; none without an identifier."""
   # The hub has identifiers in lower case.
   found = _word(license).lower()
@@ -61,7 +61,7 @@ def _word(value: Any) -> str:
 
 
 def _of_gguf(source: gguf_weights.GGUFSource) -> dict[str, str]:
-  return _fields(
+  return card_fields(
     *(
       source.metadata(f'general.license{end}') for end in ('', '.name', '.link')
     )
@@ -80,7 +80,7 @@ def _of_card(path: pathlib.Path) -> dict[str, str]:
     return {}
   if not isinstance(values, dict):
     return {}
-  return _fields(
+  return card_fields(
     *(values.get(f'license{end}') for end in ('', '_name', '_link'))
   )
 
@@ -98,12 +98,13 @@ def _of_hub(name: str, local: str) -> dict[str, str]:
   return _of_card(pathlib.Path(file))
 
 
-def _of_package(path: str) -> dict[str, str]:
+def of_package(path: str) -> dict[str, str]:
+  """The licence in the metadata of the package in `package:MODULE/FILE`."""
   module = path.removeprefix(_PACKAGE).partition('/')[0]
   for name in importlib.metadata.packages_distributions().get(module, ()):
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       values = importlib.metadata.metadata(name).json
       for field in ('license_expression', 'license'):
-        if found := _fields(values.get(field), None, None):
+        if found := card_fields(values.get(field), None, None):
           return found
   return {}

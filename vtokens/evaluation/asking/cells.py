@@ -95,9 +95,10 @@ class Cell:
     name = re.sub(r'[^\w.+=-]', '_', text, flags=re.ASCII).lstrip('.')
     if name == text and len(name) <= _NAME_LENGTH:
       return name
-    return self._hashed(name)
+    return self.hashed_name(name)
 
-  def _hashed(self, name: str) -> str:
+  def hashed_name(self, name: str) -> str:
+    """A file name that no other cell has: cut, and with a hash of the cell."""
     digest = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
     return f'{name[: _NAME_LENGTH - 9]}.{digest}'
 
@@ -107,7 +108,7 @@ def file_names(cells: Sequence[Cell]) -> dict[Cell, str]:
   names = {cell: cell.file_name() for cell in cells}
   taken = [name.lower() for name in names.values()]
   return {
-    cell: name if taken.count(name.lower()) == 1 else cell._hashed(name)
+    cell: name if taken.count(name.lower()) == 1 else cell.hashed_name(name)
     for cell, name in names.items()
   }
 

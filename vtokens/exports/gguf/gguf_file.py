@@ -40,7 +40,7 @@ _TOKENS, _TYPES, _SCORES = (
   f'tokenizer.ggml.{name}' for name in ('tokens', 'token_type', 'scores')
 )
 # Ids that llama.cpp never samples; versions from b9495 (2026) on read them.
-_SUPPRESS = 'tokenizer.ggml.suppress_tokens'
+SUPPRESS = 'tokenizer.ggml.suppress_tokens'
 # Paths of the base's publisher, from its quantisation.
 _PLACES = ('quantize.imatrix.file', 'quantize.imatrix.dataset')
 # Control tokens are recognised where special tokens are parsed, and left out of
@@ -173,7 +173,7 @@ def write(
   gguf_copy.save(
     target,
     reader,
-    _changed_fields(gguf_copy.read_fields(reader, path), placement),
+    changed_fields(gguf_copy.read_fields(reader, path), placement),
     [changed.get(name) or gguf_copy.as_it_is(base[name]) for name in names],
   )
 
@@ -217,7 +217,7 @@ def differences(
     Names of metadata and tensors that differ.
   """
   base, export = gguf.GGUFReader(path), gguf.GGUFReader(target)
-  before = _changed_fields(gguf_copy.read_fields(base, path), placement)
+  before = changed_fields(gguf_copy.read_fields(base, path), placement)
   after = gguf_copy.read_fields(export, str(target))
   found = [
     name
@@ -268,7 +268,7 @@ def _bits(field: gguf_copy.Field | None) -> Any:
   return field and repr(field)
 
 
-def _changed_fields(
+def changed_fields(
   fields: dict[str, gguf_copy.Field], placement: Placement
 ) -> dict[str, gguf_copy.Field]:
   """Metadata of the export, made from the metadata of the base."""
@@ -289,8 +289,8 @@ def _changed_fields(
     for row, i in enumerate(placement.tokens.ids):
       found[i] = values[row] if isinstance(values, list) else values
     grown[name] = dataclasses.replace(fields[name], value=found)
-  before = fields[_SUPPRESS].value if _SUPPRESS in fields else []
-  grown[_SUPPRESS] = gguf_copy.Field(
+  before = fields[SUPPRESS].value if SUPPRESS in fields else []
+  grown[SUPPRESS] = gguf_copy.Field(
     [*before, *placement.tokens.ids],
     gguf.GGUFValueType.ARRAY,
     gguf.GGUFValueType.INT32,

@@ -79,13 +79,13 @@ def check(job: ExportJob) -> list[Check]:
       *_same_texts(before, after, old),
       gate.never_said(consumer, drawn, sampled, seed),
     ]
-    as_served = _compare(consumer, probes, most, old, placement.num_rows, 0.0)
+    as_served = compare(consumer, probes, most, old, placement.num_rows, 0.0)
   copy = file.with_name('float32.gguf')
   try:
     gguf_file.write_float32(copy, file)
     with llama_consumer.serve(copy, context, 'exact') as address:
       consumer = LlamaConsumer(address, tokenizer, meta)
-      exact = _compare(
+      exact = compare(
         consumer, probes, most, old, placement.num_rows, tolerance
       )
   finally:
@@ -207,7 +207,7 @@ def _same_texts(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Compared:
+class Compared:
   """How a file answers, compared with our model.
 
   Attributes:
@@ -227,14 +227,14 @@ class _Compared:
   virtual: float
 
 
-def _compare(
+def compare(
   consumer: LlamaConsumer,
   probes: Sequence[Probe],
   most: int,
   old: np.ndarray,
   size: int,
   tolerance: float,
-) -> _Compared:
+) -> Compared:
   """Compares answers, and the log probabilities of old ids along ours.
 
   Args:
@@ -274,7 +274,7 @@ def _compare(
     worst.append(difference / np.abs(ours).max())
     said.append(np.exp(logs[:, consumer.virtual_ids()]).sum(axis=1).max())
   # numpy's max is NaN if any value is; Python's is not.
-  return _Compared(
+  return Compared(
     same, ties, len(worst), float(np.max(worst)), float(np.max(said))
   )
 

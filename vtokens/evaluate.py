@@ -18,7 +18,7 @@ from etils import epath
 
 from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
-from vtokens.evaluation import eval_config, untouched
+from vtokens.evaluation import answer_rules, eval_config, untouched
 from vtokens.evaluation.asking import (
   cell_plan,
   cost,
@@ -32,7 +32,6 @@ from vtokens.evaluation.harness import general_rows
 from vtokens.evaluation.reporting import report
 from vtokens.evaluation.reporting.summary import Resampling
 from vtokens.host import stopping, versions, writers
-from vtokens.scoring import answer_rules
 from vtokens.settings import flags, schema
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from torchmetrics.functional.text import squad
 
-from vtokens.scoring import answer_rules, metrics
+from vtokens.evaluation import answer_rules
+from vtokens.scoring import metrics
 
 PREDICTIONS = pathlib.Path(__file__).with_name('squad_predictions.jsonl.gz')
 

@@ -8,9 +8,9 @@ from annotated_types import Ge, Le
 from pydantic import AfterValidator
 
 from vtokens import config
+from vtokens.evaluation import answer_rules
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.tasks import Task, check_task
-from vtokens.scoring import answer_rules
 from vtokens.settings import schema
 from vtokens.settings.field_types import (
   MOST_ROWS,

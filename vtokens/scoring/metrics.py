@@ -2,8 +2,8 @@
 
 Exact match and token F1 follow SQuAD 1.1: its official evaluation script
 (evaluate-v1.1.py), described in Rajpurkar et al., 2016, arXiv 1606.05250,
-section 6.1. `vtokens.scoring.answer_rules` compares answers that are not plain
-text, such as patterns or numbers.
+section 6.1. `vtokens.evaluation.answer_rules` compares other answers, such as
+patterns and numbers.
 
 Two kinds of text that SQuAD 1.1 lacks are compared differently:
 

@@ -9,10 +9,10 @@ import numpy as np
 from vtokens.data import sources
 from vtokens.data.checks import BadRecords
 from vtokens.data.records import Record
+from vtokens.evaluation import answer_rules
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.eval_config import UNTOUCHED, Config
 from vtokens.host import errors
-from vtokens.scoring import answer_rules
 
 # Names the stream of random numbers that is derived from the seed.
 _CHOICE = 21

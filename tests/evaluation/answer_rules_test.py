@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vtokens.data.records import Record
+from vtokens.evaluation import answer_rules
 from vtokens.host import errors
-from vtokens.scoring import answer_rules, metrics
+from vtokens.scoring import metrics
 
 GENERAL = pathlib.Path('../shared/data/general')
 

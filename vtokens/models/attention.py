@@ -16,9 +16,9 @@ from vtokens.models.kernels import flash, splash
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 
-# Queries attended at a time. Later ones of the same call cannot be seen, so
-# their scores need not be computed: at 512 tokens, 5/8 of the work remain with
-# blocks of 128. Smaller ones fit a CPU's caches.
+# Queries attended at a time. A block's queries see no keys of later blocks, so
+# those scores are not computed: with blocks of 128, 512 tokens take 5/8 of the
+# work. The smaller block fits a CPU's caches.
 _QUERY_BLOCK, _QUERY_BLOCK_CPU = 128, 64
 
 
@@ -35,27 +35,26 @@ def attend(
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
 
-  The only mask is by position and segment: a query sees the slots of its own
-  segment, and those of caches without segments, whose position is not negative,
-  not beyond its own and within the window. The keys of all caches and of the
-  new tokens share one softmax without being concatenated. Scores and softmax
-  are f32.
+  A query sees a slot if the slot has the query's segment or its cache has no
+  segments, and if the slot's position is not negative, not beyond the query's
+  and within the window. One softmax covers the keys of all caches and of the
+  new tokens; they are not concatenated. Scores and softmax are float32.
 
   Args:
     q: rotated queries of the new tokens.
-    new: rotated keys, values and positions of the same tokens. In each
-      segment of a row positions rise from slot to slot, padding (-1) apart.
-    caches: what came before them, in any number of parts. Where `new` has
-      segments, one without them precedes each of these: a prefix that several
-      continuations share.
+    new: rotated keys, values and positions of the same tokens. In each segment
+      of a row, positions rise from slot to slot, except for padding (-1).
+    caches: caches of earlier tokens, in any number of parts. A cache without
+      segments precedes every segment of `new`: several continuations share it
+      as a prefix.
     scale: multiplies the scores.
-    softcap: see `layers.softcap`; of the scores.
-    window: how many positions a query sees, its own included; None for all.
-    parents: which segment of the caches each new token goes on from, where
-      that is not the segment of its own number: several continuations of one
-      of several prefixes in a row.
+    softcap: bound of the scores; see `layers.softcap`.
+    window: positions that a query sees, its own included; None for all.
+    parents: segment of the caches that each new token continues. It lets
+      several segments of `new` continue one segment of a cache. None if each
+      continues the segment of its own number.
     mesh: the devices, which decide how many queries are attended at a time;
-      None for this program's own.
+      None for the default devices.
 
   Returns:
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
@@ -76,8 +75,8 @@ def attend(
         cache.segments[:, None, None, None, :]
         == segments[:, None, :, None, None]
       )
-    # A finite stand-in for -inf: a padding query sees no slot at all, and
-    # its (unused) softmax must not become NaN.
+    # Finite instead of -inf: a padding query sees no slot, and its (unused)
+    # softmax must not become NaN.
     return jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
 
   def attend_block(q, rows, own) -> Float[Array, 'B K T G H']:
@@ -88,7 +87,7 @@ def attend(
     largest = functools.reduce(
       jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores]
     )
-    # It cancels out, and so would its gradient.
+    # It cancels out, so its gradient would, too.
     largest = jax.lax.stop_gradient(largest)
     totals, values = [], []
     for part, cache in zip(scores, [*caches, own], strict=True):
@@ -97,7 +96,7 @@ def attend(
       values.append(
         jnp.einsum('bktgs,bksh->bktgh', weights.astype(q.dtype), cache.v)
       )
-    # To divide the sum is less work than to divide all weights.
+    # Dividing the sum is less work than dividing all weights.
     attended = functools.reduce(jnp.add, values)
     return (attended / functools.reduce(jnp.add, totals)).astype(q.dtype)
 
@@ -199,7 +198,7 @@ class Attention(nnx.Module):
   def keys_values(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> KVCache:
-    """What later tokens see of these."""
+    """Keys and values of the tokens, for later tokens."""
     k = layers.product('btd,dkh->btkh', x, self.k)
     v = layers.product('btd,dkh->btkh', x, self.v)
     if self.config.qkv_bias:

@@ -16,7 +16,7 @@ from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 
-# Axes of the residual stream: with many tokens in a row, and with one.
+# Logical axes of the residual stream.
 _RESIDUAL_AXES = ('batch', None, None)
 _STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
 
@@ -63,12 +63,12 @@ class Decoder(nnx.Module):
 
   Attributes:
     config: the architecture.
-    embedding: `V D`.
+    embedding: matrix of shape [V, D].
     layers: a `Block` whose weights have a leading axis of L layers.
     norm: the final norm.
-    head: `D V`, or None where it is the embedding transposed.
-    mesh: over which weights and activations lie; None for one device, or to
-      leave it to the compiler.
+    head: matrix of shape [D, V]; None if it is the transposed embedding.
+    mesh: mesh over which weights and activations are sharded; None for one
+      device, or to leave sharding to the compiler.
   """
 
   def __init__(
@@ -117,33 +117,32 @@ class Decoder(nnx.Module):
     remat: bool = False,
     stationary: bool = False,
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
-    """Runs T new tokens per row after those in the caches.
+    """Runs T new tokens per row after the tokens in the caches.
 
-    Virtual tokens and question after the passages' cache, which `encode` makes,
-    and single tokens after both while generating.
+    `encode` makes the cache of the passages. The virtual tokens and the
+    question run after it; when generating, single tokens run after both.
 
     Args:
-      x: embeddings of the new tokens, as `embed` gives them.
-      positions: their positions in the sequence, int32; -1 marks padding.
-      caches: keys and values of the tokens before them, in any number of
-        parts, so that a part that never changes need not be copied. Nothing
-        flows back into them.
-      trained_caches: caches that gradients do flow into: what a
-        `method.trainable.Trainable` puts beside the others.
-      segments: which of several sequences packed into a row each token
-        belongs to, int32; tokens see their own only, and caches without
-        segments whole. None where a row is one sequence.
-      parents: which segment of the caches each token goes on from, int32; None
-        where that is the segment of its own number.
+      x: embeddings of the new tokens, as `embed` returns them.
+      positions: positions in the sequence, int32; -1 marks padding.
+      caches: keys and values of earlier tokens, in any number of parts, so that
+        a part that never changes is not copied. They get no gradient.
+      trained_caches: caches that get a gradient: the cache part of a
+        `method.trainable.Trainable`.
+      segments: number of the packed sequence that each token belongs to, int32.
+        A token sees its own segment and all of a cache without segments. None
+        if a row is one sequence.
+      parents: segment of the caches that each token continues, int32; None if
+        it is the segment of its own number.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
-      stationary: leave weights that are sharded over fsdp where they are and
-        move activations instead, which is less where tokens are few.
+      stationary: keep weights that are sharded over fsdp in place and move
+        activations instead, which moves less when tokens are few.
 
     Returns:
-      The hidden states after the final norm (what `logits` takes), and the
-      keys and values of the new tokens alone: the caller decides whether to
-      drop them, make them a cache of their own or `write` them into one.
+      The hidden states after the final norm, for `logits`; and the keys and
+      values of the new tokens alone. The caller drops these, keeps them as a
+      cache, or writes them into one with `KVCache.write`.
     """
     x = self._scale(x)
     select, kinds = _layer_kinds(self.config, positions)
@@ -180,7 +179,7 @@ class Decoder(nnx.Module):
         body, prevent_cse=False, policy=partitioning.keep_products
       )
     x = partitioning.constrain(x, self.mesh, axes)
-    # Kernels have no gradient of caches: without one, all attention is alike.
+    # The kernels give caches no gradient, so other attention must not either.
     kv = jax.lax.stop_gradient([(cache.k, cache.v) for cache in caches])
     kv += [(cache.k, cache.v) for cache in trained_caches]
     x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
@@ -193,9 +192,10 @@ class Decoder(nnx.Module):
     *,
     segments: Int[Array, 'B T'] | None = None,
   ) -> KVCache:
-    """The cache that `__call__` makes of tokens without caches before them.
+    """The cache that `__call__` returns for tokens without earlier caches.
 
     Forward only. It stops after the keys and values of the last layer.
+
 
     Args:
       x: embeddings of the tokens; see `__call__`.
@@ -222,8 +222,8 @@ class Decoder(nnx.Module):
     def note(kv, new, i):
       return kv[0].at[i].set(new.k), kv[1].at[i].set(new.v)
 
-    # The loop indexes the weights and carries the cache. A scan over all layers
-    # but the last would copy both.
+    # The loop indexes the weights and carries the cache. A scan over all but
+    # the last layer would copy both.
     def body(i, carry):
       x, kv = carry
       run, tokens = layer(i)
@@ -252,7 +252,7 @@ class Decoder(nnx.Module):
     return KVCache(k, v, positions, segments)
 
   def _scale(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    """Embeddings as the first layer takes them."""
+    """Scales embeddings for the first layer."""
     if not self.config.scale_embeddings:
       return x
     # Rounded to x's dtype first, as in transformers.
@@ -260,8 +260,9 @@ class Decoder(nnx.Module):
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
     """Embeddings of ordinary token ids, each below `vocab_size`."""
-    # Each device looks up its part of the width for the rows of all devices
-    # along fsdp: ids and rows travel, not the vocabulary.
+    # Each device looks up its part of the width for the ids of all devices
+    # along fsdp, so devices exchange ids and rows instead of the embedding
+    # matrix.
     rows = (None,) * (ids.ndim - 1)
     ids = partitioning.constrain(ids, self.mesh, ('batch_over_data', *rows))
     x = self.embedding[...][ids]
@@ -273,7 +274,7 @@ class Decoder(nnx.Module):
   def logits(
     self, hidden: Float[Array, '*B D'], *, stationary: bool = False
   ) -> Float[Array, '*B V']:
-    """Next-token logits, f32. There are none for virtual tokens.
+    """Next-token logits, float32; virtual tokens have none.
 
     Args:
       hidden: states after the final norm.
@@ -297,7 +298,7 @@ def abstract_decoder(
   mesh: jax.sharding.Mesh | None = None,
   method: str = 'none',
 ) -> Decoder:
-  """The decoder with shapes in place of arrays; nothing is allocated.
+  """The decoder with shapes instead of arrays; nothing is allocated.
 
   Args:
     config: the architecture.
@@ -324,12 +325,12 @@ def num_params(config: DecoderConfig) -> int:
 def _layer_kinds(
   config: DecoderConfig, positions: Int[Array, 'B T']
 ) -> tuple[Callable, Array | None]:
-  """What differs between the layers, in a form that a scan can carry.
+  """The differences between the layers, in a form that a scan can carry.
 
   Returns:
-    A function from the entry of one layer to its angles (see `rope.angles`) and
-    window, and the entries, one for each layer. Entries are traced only where
-    layers differ: constants make better programs.
+    A function from a layer's entry to its angles (see `rope.angles`) and
+    window; and the entries, one for each layer. Entries are traced only if
+    layers differ, since XLA optimises constants better.
   """
   dim = config.rotary_dim or config.head_dim
   length = config.context_length or config.longest_sequence
@@ -340,7 +341,7 @@ def _layer_kinds(
   if len(set(kinds)) == 1:
     return lambda _: (angles[0], windows[0]), None
   table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
-  # No sequence has so many positions, so this window shows everything.
+  # Longer than any sequence.
   unlimited = np.iinfo(np.int32).max // 2
   entries = np.array(
     [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],

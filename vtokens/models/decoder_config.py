@@ -8,17 +8,17 @@ if TYPE_CHECKING:
   import jax.numpy as jnp
 
 
-# Metadata of a field that `identity` leaves out while it has its default. Every
-# new field needs it, or the fingerprints of all bases change.
+# Metadata of a field that `identity` omits while the field has its default.
+# Every new field needs it; otherwise the fingerprints of all bases change.
 _LATER = {'later': True}
 
 
 class BlockPart(Protocol):
-  """Another attention or MLP than the usual one, with its own settings.
+  """An attention or MLP that replaces the default one, with its own settings.
 
-  A frozen dataclass: the settings tell two architectures apart. It makes the
-  module of one layer, whose weights are of `layers.param`. Such modules are
-  called as `attention.Attention` and `layers.GatedMLP` are.
+  It is a frozen dataclass: its settings distinguish architectures. Calling it
+  makes the module of one layer. The module's weights come from `layers.param`,
+  and its call has the arguments of `attention.Attention` or `layers.GatedMLP`.
   """
 
   def __call__(
@@ -29,20 +29,20 @@ class BlockPart(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-  """A rotary embedding (arXiv 2104.09864) and how it is scaled.
+  """A rotary embedding (arXiv 2104.09864) and its scaling.
 
   Attributes:
     theta: base of the frequencies.
     type: default, linear, dynamic, yarn, llama3 or longrope; see
-      `rope.frequencies`. The rest is read only by the types named.
-    factor: by which contexts are stretched (linear, dynamic, yarn, llama3).
+      `rope.frequencies`. Only the types named read the other fields.
+    factor: factor that stretches contexts (linear, dynamic, yarn, llama3).
     original_max_positions: longest sequence before stretching (all but
       default and linear).
     low_freq_factor: llama3.
     high_freq_factor: llama3.
     beta_fast: yarn.
     beta_slow: yarn.
-    truncate: yarn: whether the bounds of its ramp are rounded to integers.
+    truncate: yarn; whether the bounds of its ramp are rounded to integers.
     short_factor: longrope, one per frequency, up to `original_max_positions`.
     long_factor: longrope, one per frequency, beyond that.
     attention_factor: multiplies cosines and sines (yarn, longrope).
@@ -64,11 +64,11 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class LayerKind:
-  """What may differ from layer to layer of one model.
+  """Settings that may differ between the layers of one model.
 
   Attributes:
-    rope: rotary embedding, or None for a layer without positions (NoPE).
-    window: how many tokens a query sees, itself included; None for all.
+    rope: rotary embedding; None for a layer without positions (NoPE).
+    window: tokens that a query sees, itself included; None for all.
   """
 
   rope: Rope | None = Rope()
@@ -93,24 +93,26 @@ class DecoderConfig:
     max_positions: Hugging Face's max_position_embeddings, in tokens; see
       `longest_sequence`.
     tie_embeddings: whether the head is the embedding matrix.
-    layer_pattern: kinds of the layers from the first on, repeated as often as
-      needed.
-    rotary_dim: leading values of a head that are rotated, even; None for all.
+    layer_pattern: kinds of layers, starting at the first layer and repeated to
+      the last.
+    rotary_dim: number of leading values of a head that are rotated, even; None
+      for all.
     activation: activation of the MLP's gate, silu or gelu_tanh.
     qkv_bias: whether the projections to q, k and v have a bias.
-    out_bias: whether the projection out of attention has one.
-    qk_norm: RMSNorm of queries and keys: none, head (each head by itself,
-      with one scale for all) or projection (all heads together).
+    out_bias: whether the output projection of attention has a bias.
+    qk_norm: RMSNorm of queries and keys: none, head (each head separately, with
+      one shared scale) or projection (all heads together).
     pre_norm: whether attention and MLP read a normed residual stream.
-    post_norm: whether their output is normed before it is added.
+    post_norm: whether the outputs of attention and MLP are normed before they
+      are added.
     norm_offset: added to the scales of all RMSNorms.
     scale_embeddings: whether embeddings are multiplied by sqrt(D).
     query_scalar: attention scores are divided by its square root; None for H.
-    attention_softcap: c in `c * tanh(score / c)`; None for none.
-    logit_softcap: the same for the logits.
+    attention_softcap: c in `c * tanh(score / c)`; None for no softcap.
+    logit_softcap: softcap of the logits; None for no softcap.
     context_length: longest sequence that will be run; None for
       `longest_sequence`. Only rope types dynamic and longrope depend on it.
-    kernels: whether attention may have kernels; see `config.Base.attention`.
+    kernels: whether attention may use kernels; see `config.Base.attention`.
     attention: makes each block's attention; None for `attention.Attention`.
     mlp: makes each block's MLP; None for `layers.GatedMLP`.
   """
@@ -140,13 +142,14 @@ class DecoderConfig:
   attention_softcap: float | None = None
   logit_softcap: float | None = None
   context_length: int | None = None
-  # Not what is computed, but how: it does not identify a base.
+  # It changes how attention is computed, not its result, so it does not
+  # identify a base.
   kernels: bool = dataclasses.field(default=True, repr=False, compare=False)
   attention: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
   mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
 
   def __post_init__(self):
-    # ValueError: the reader of the file adds its name.
+    # ValueError: the caller that reads the file adds its name.
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f'num_heads={self.num_heads} is not a multiple of '
@@ -167,7 +170,7 @@ class DecoderConfig:
 
   @property
   def longest_sequence(self) -> int:
-    """How many tokens the model is made for.
+    """Longest sequence that the model supports, in tokens.
 
     Configs with scaled positions give the length before or after scaling. A
     length before scaling is stretched here.
@@ -186,8 +189,8 @@ class DecoderConfig:
 def identity(value: Any) -> str:
   """The text of a config that fingerprints are computed from.
 
-  It is `repr` of the first version of these classes. Fields that came later
-  are added where they are not the default.
+  It is the `repr` of the first version of these classes. A field that was added
+  later appears only if it differs from its default.
 
   Args:
     value: a config, or a part of one.

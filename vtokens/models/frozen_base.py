@@ -26,14 +26,14 @@ class FrozenBase:
   """A loaded base. Its weights never change.
 
   Attributes:
-    path: as the config names it.
+    path: path or hub id in the config.
     config: its architecture.
     graph: structure of the `Decoder`.
     params: its weights.
     tokenizer: its tokenizer.
-    fingerprint: see `weights.fingerprint`. It identifies the files, however the
-      matrices are kept.
-    quantize: how the matrices are kept; see `config.Base`.
+    fingerprint: see `weights.fingerprint`. It identifies the files and does not
+      depend on `quantize`.
+    quantize: quantisation of the matrices; see `config.Base`.
   """
 
   path: str
@@ -54,7 +54,7 @@ class OpenBase:
   """A base whose weights are not loaded.
 
   Attributes:
-    settings: where it is, its dtype and how its matrices are kept.
+    settings: path, dtype and quantisation.
     source: source of its weights.
     config: its architecture.
     tokenizer: its tokenizer.
@@ -70,15 +70,15 @@ class OpenBase:
   def load(self, mesh: jax.sharding.Mesh) -> FrozenBase:
     """Loads the weights.
 
-    With dtype float32 the default precision of matrix products is raised to
-    that of float32 for the whole program: GPUs and TPUs would otherwise use
-    fewer bits.
+    With dtype float32, it raises the default precision of matrix products to
+    float32 for the whole process. Otherwise GPUs and TPUs would use fewer bits.
 
     Args:
-      mesh: over which they are sharded.
+      mesh: mesh over which the weights are sharded.
 
     Raises:
-      errors.UserError: they are broken, or the GPUs' kernels are.
+      errors.UserError: the weights are broken, or the GPU kernels give wrong
+        results on this machine.
     """
     if self.settings.dtype == 'float32':
       jax.config.update('jax_default_matmul_precision', 'highest')
@@ -106,7 +106,7 @@ class OpenBase:
 def open_base(
   settings: config.Base, context_length: int | None = None
 ) -> OpenBase:
-  """Finds a base and reads all but its weights.
+  """Finds a base and reads everything but its weights.
 
   Args:
     settings: see `OpenBase`.
@@ -117,7 +117,7 @@ def open_base(
   """
   path = resolve(settings.path)
   source, architecture = _open(path)
-  # First: numbers of the config size arrays below.
+  # First, because numbers of the config decide the size of arrays below.
   weights.check_shapes(source, architecture)
   # Without `context_length`: it belongs to the run, not to the base.
   fingerprint = weights.fingerprint(source, architecture)
@@ -159,16 +159,16 @@ def tokenizer_of(settings: config.Base) -> Tokenizer:
 
 
 def revision(path: str) -> str:
-  """The commit of a base on the hub that `config.base.path` means; '' if local.
+  """The hub's commit of the base at `config.base.path`; '' for a local base.
 
   Raises:
-    errors.UserError: there is nothing there.
+    errors.UserError: the base is not found.
   """
   return '' if pathlib.Path(path).exists() else commit(resolve(path))
 
 
 def commit(path: str) -> str:
-  """The commit of a path in the cache of huggingface_hub; '' for others.
+  """The commit of a path in the cache of huggingface_hub; '' elsewhere.
 
   Args:
     path: path of a repository or of a file in it.
@@ -186,19 +186,19 @@ def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
     source = gguf_weights.GGUFSource(path)
     return source, source.config
   hf_directory.check_files(path)
-  # First the config: types that are not supported are called that.
+  # The config first, so that an unsupported type is reported as such.
   architecture = hf_directory.read_config(path)
   return hf_directory.SafetensorsSource(path), architecture
 
 
 def resolve(path: str) -> str:
-  """The local directory or file that `config.base.path` means.
+  """The local directory or file of `config.base.path`.
 
-  A hub id is downloaded (safetensors and tokenizer only) or, offline, found
-  in the cache.
+  A hub id is downloaded (safetensors and tokenizer only) or, offline, found in
+  the cache.
 
   Raises:
-    errors.UserError: there is nothing there.
+    errors.UserError: the base is not found.
   """
   path = paths.resolve(path)
   if pathlib.Path(path).exists():
@@ -212,10 +212,11 @@ def resolve(path: str) -> str:
     return huggingface_hub.snapshot_download(
       path,
       allow_patterns=['*.json', '*.safetensors', '*.model', '*.jinja'],
-      # Mistral's and Meta's own form of the same weights.
+      # The same weights in Mistral's and Meta's own format.
       ignore_patterns=['consolidated*', 'original/*'],
     )
-  # The hub's errors and those of its HTTP client, which differs by version.
+  # The hub raises its own errors and errors of its HTTP client, which depends
+  # on the version.
   except Exception as e:
     raise errors.UserError(
       f'config.base.path: {path} is no local path, and as a Hugging Face id '

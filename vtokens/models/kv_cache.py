@@ -1,4 +1,4 @@
-"""Keys and values of tokens, for those that come after them."""
+"""Keys and values of tokens, for later tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +10,18 @@ from jaxtyping import Array, Float, Int
 class KVCache:
   """Keys and values of tokens that later tokens may attend to.
 
-  One per model with a leading layer axis; one per layer without it inside the
-  scan over layers. The order of the axes is that of the matrix products in
-  which keys and values are read, so that these need not be transposed.
+  A model has one cache with a leading layer axis. Inside the scan over layers,
+  each layer has one without it. The axes are in the order in which the matrix
+  products read them, so that nothing is transposed.
 
   Attributes:
     k: keys, rotated for their positions.
     v: values.
-    positions: position of each slot's token, `B S` int32; -1 marks a slot
-      that holds nothing, which no query sees. Shared by all layers.
-    segments: which of several sequences in the same row a slot belongs to,
-      `B S` int32; None where a row is one sequence, or where the slots precede
-      every sequence of the row.
+    positions: position of each slot's token, array of shape [B, S], int32,
+      shared by all layers; -1 marks an empty slot, which no query sees.
+    segments: number of the packed sequence that each slot belongs to, array of
+      shape [B, S], int32; None if a row is one sequence, or if the slots
+      precede every sequence of the row.
   """
 
   k: Float[Array, '*L B K H S']
@@ -44,7 +44,7 @@ class KVCache:
     )
 
   def write(self, other: 'KVCache', slot: Int[Array, '']) -> 'KVCache':
-    """This cache with the other's slots in place of its own from `slot` on."""
+    """This cache with its slots from `slot` on overwritten by the other's."""
     put = jax.lax.dynamic_update_slice_in_dim
     positions, segments = jax.tree.map(
       lambda x, y: put(x, y, slot, axis=1),

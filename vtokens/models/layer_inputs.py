@@ -1,4 +1,4 @@
-"""What a layer is told about its tokens."""
+"""Inputs of a layer besides the residual stream."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from vtokens.models.kv_cache import KVCache
 
 @dataclasses.dataclass(frozen=True)
 class LayerInputs:
-  """All that one layer needs besides the residual stream.
+  """Everything that one layer needs besides the residual stream.
 
   Attributes:
     positions: positions of the new tokens, int32; -1 marks padding.
@@ -19,10 +19,9 @@ class LayerInputs:
     parents: see `Decoder.__call__`.
     angles: cosines and sines of the layer's rotary embedding; see
       `rope.angles`.
-    window: how many positions a query of the layer sees; None for all.
+    window: positions that a query of the layer sees; None for all.
     caches: the layer's part of the caches.
-    trains_caches: whether gradients flow into some of the caches; kernels have
-      none.
+    trains_caches: whether some caches get gradients; the kernels compute none.
     mesh: the devices; None for one device.
   """
 

@@ -24,18 +24,18 @@ def param(
 ) -> nnx.Param:
   """A weight and its metadata.
 
-  They say how it is sharded, stored in files, quantised and counted.
+  The metadata say how it is sharded, stored in files, quantised and counted.
 
   Args:
     rngs: random streams; only `params` is used.
     shape: dimensions.
-    axes: one logical name per dimension; `partitioning.LOGICAL_AXIS_RULES`
-      says over which mesh axis each is sharded.
+    axes: one logical name per dimension; `partitioning.LOGICAL_AXIS_RULES` maps
+      each to the mesh axis that shards it.
     dtype: dtype of the stored weight.
     init: initialiser; normal with standard deviation 0.02 if None.
-    inputs: how many leading axes of a matrix a product contracts; 0 for a
-      table of rows, None for a weight that files store as one axis.
-    active: share of the matrix that one token meets, e.g. that of its experts.
+    inputs: number of leading axes that a product with the matrix contracts; 0
+      for a table of rows, None for a weight that files store as one axis.
+    active: share of the matrix that one token uses, e.g. its experts' share.
   """
   init = init or jax.nn.initializers.normal(0.02)
   return nnx.Param(
@@ -62,14 +62,14 @@ def product(
 
 
 class RMSNorm(nnx.Module):
-  """Root mean square norm (arXiv 1910.07467), computed in f32.
+  """Root mean square norm (arXiv 1910.07467), computed in float32.
 
   Args:
     shape: the last dimensions of the input, which are normed together.
-    axes: their logical names.
-    config: its `norm_eps` and `norm_offset`.
+    axes: logical names of these dimensions.
+    config: gives `norm_eps` and `norm_offset`.
     dtype: dtype of the stored scale.
-    rngs: not used; for `param`.
+    rngs: not used; `param` takes it.
   """
 
   def __init__(
@@ -87,7 +87,8 @@ class RMSNorm(nnx.Module):
   def __call__(self, x: Float[Array, '*B']) -> Float[Array, '*B']:
     scale = self.scale[...].astype(jnp.float32) + self.offset
     y = x.astype(jnp.float32)
-    # One scale for each head by itself has one dimension, like any other.
+    # With `qk_norm='head'` the scale has one dimension: each head is normed by
+    # itself.
     mean = jnp.mean(y * y, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
     return (y * jax.lax.rsqrt(mean + self.eps) * scale).astype(x.dtype)
 
@@ -116,12 +117,12 @@ class GatedMLP(nnx.Module):
 
 
 def softcap(x: Float[Array, '*B'], cap: float | None) -> Float[Array, '*B']:
-  """`cap * tanh(x / cap)`: x, smoothly kept within +-cap; None keeps x."""
+  """`cap * tanh(x / cap)`: x, smoothly bounded to +-cap; x if cap is None."""
   return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def pad(x: Array, axis: int, fill: int = 0, *, size: int) -> Array:
-  """An array with `size` elements of padding at the end of an axis."""
+  """Appends `size` elements of padding along an axis."""
   widths = [(0, 0)] * x.ndim
   widths[axis] = (0, size)
   return jnp.pad(x, widths, constant_values=fill)

@@ -1,12 +1,12 @@
-"""The layers' matrices in 8 or 4 bits, quantised as they are loaded.
-
-qwix (0.1.8) would not save the memory: its einsum keeps the dequantised weights
-for the backward pass, which a scan stacks to the whole model. Its arrays also
-carry no logical axes, which loading needs.
+"""The layers' matrices in 8 or 4 bits, quantised while loading.
 
 int8 has a scale for each output channel, int4 one for each group of rows along
-the contracted dimension; both are symmetric: a weight is value * scale. Norms,
+the contracted dimension. Both are symmetric: a weight is value * scale. Norms,
 biases, embedding and head stay in `base.dtype`.
+
+qwix (0.1.8) would not save memory: its einsum keeps the dequantised weights for
+the backward pass, and a scan stacks them to the whole model. Its arrays also
+lack the logical axes that loading needs.
 """
 
 import functools
@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Shaped
 
-# Rows of a group in int4, or the next smaller number that divides them: a
-# bfloat16 scale for each makes that 4.25 bits a weight.
+# Largest number of rows in an int4 group. One bfloat16 scale for 64 rows makes
+# 4.25 bits a weight.
 GROUP = 64
 
 _DTYPES = {'int8': jnp.int8, 'int4': jnp.int4}
@@ -33,17 +33,18 @@ class Matrix(nnx.Module):
   Args:
     values: see below.
     scales: see below.
-    axes: logical axes of the matrix, contracted ones first. Only the first of
-      axes that are merged may be sharded.
+    axes: logical axes of the matrix, contracted axes first. Of merged axes,
+    only
+      the first may be sharded.
     shape: shape of the matrix before its axes are merged.
-    inputs: how many of its axes are contracted.
+    inputs: number of contracted axes.
 
   Attributes:
     values: array of shape [C, O], int8 or int4.
     scales: for int8 an array of shape [O], float32; for int4 of shape [C/g, O],
       bfloat16, with g rows in a group.
-    inputs: how many axes C is made of.
-    outputs: the axes that O is made of.
+    inputs: number of axes that were merged into C.
+    outputs: the axes that were merged into O.
   """
 
   def __init__(
@@ -64,15 +65,15 @@ class Matrix(nnx.Module):
 
 
 def matrix_inputs(variable: nnx.Variable) -> int | None:
-  """How many leading axes a product contracts; see `layers.param`."""
+  """Number of leading axes that a product contracts; see `layers.param`."""
   return variable.get_metadata().get('inputs')
 
 
 def group_size(rows: int) -> int:
-  """Rows of a group: the largest divisor of their number up to `GROUP`.
+  """Rows of a group: the largest divisor of `rows` up to `GROUP`.
 
-  It does not depend on the mesh, so that the same weights come out on any. A
-  mesh that would cut groups is refused as any that does not divide a weight.
+  It does not depend on the mesh, so every mesh gives the same weights. A mesh
+  that would split a group is refused, like one that does not divide a weight.
   """
   return next(g for g in range(min(GROUP, rows), 0, -1) if rows % g == 0)
 
@@ -82,12 +83,12 @@ def quantise(
 ) -> tuple[Int[Array, 'C O'], Float[Array, 'G O'] | Float[Array, 'O']]:
   """Values and scales of a matrix; see `Matrix`.
 
-  The largest weight of a channel or group becomes the largest value, and none
-  is off by more than half a scale.
+  The largest weight of a channel or group becomes the largest value. The
+  error of a weight is at most half a scale.
 
   Args:
-    weight: with contracted axes first.
-    inputs: how many these are.
+    weight: the matrix, contracted axes first.
+    inputs: number of contracted axes.
     method: int8 or int4.
   """
   flat = weight.astype(jnp.float32).reshape(
@@ -95,14 +96,15 @@ def quantise(
   )
   groups = flat[None]
   if method == 'int4':
-    # Within one head, so that devices with some of the heads have whole groups.
+    # Groups stay within one head, so that devices that hold some of the heads
+    # hold whole groups.
     groups = _split(flat, len(flat) // group_size(weight.shape[inputs - 1]))
   largest = jnp.max(jnp.abs(groups), axis=1, keepdims=True)
-  # Where all weights are 0 any scale will do.
+  # If all weights are 0, any scale will do.
   tiny = jnp.finfo(jnp.float32).tiny
   scales = jnp.maximum(largest / _LARGEST[method], tiny)
   if method == 'int4':
-    # Before it is divided by, so that it is the scale.
+    # Rounded before the division, so that values fit the stored scale.
     scales = scales.astype(jnp.bfloat16)
   values = jnp.round(groups / scales.astype(jnp.float32))
   return (
@@ -116,10 +118,11 @@ def dequantise(
   scales: Float[Array, 'G O'] | Float[Array, 'O'],
   dtype: jnp.dtype,
 ) -> Float[Array, 'C O']:
-  """The matrix that is computed with, rounded once, to a dtype."""
+  """The matrix of a product, rounded once, to `dtype`."""
   if scales.ndim == 1:
     return (values.astype(jnp.float32) * scales).astype(dtype)
-  # Both are exact in bfloat16. XLA makes an array of all scales, of this dtype.
+  # Values and scales are exact in bfloat16. XLA makes an array of all scales in
+  # this dtype.
   groups = _split(values, len(scales)).astype(dtype)
   return (groups * scales[:, None].astype(dtype)).reshape(values.shape)
 
@@ -145,15 +148,16 @@ def _multiply(x: Array, values: Array, scales: Array) -> Array:
   values = _as_stored(values)
   if scales.ndim == 2:
     return x @ dequantise(values, scales, x.dtype)
-  # int8 is exact in bfloat16. Devices sum over a contracted axis in x's dtype,
-  # as without quantisation.
+  # int8 is exact in bfloat16. As without quantisation, devices sum over a
+  # contracted axis in x's dtype.
   y = x @ values.astype(x.dtype)
   return (y * scales).astype(x.dtype)
 
 
 def _forward(x: Array, values: Array, scales: Array):
-  # It keeps no dequantised weights: all layers' would be the whole model. It
-  # does not call `_product`, in which `keep_products` would see no product.
+  # It keeps no dequantised weights: over all layers they would be the whole
+  # model. It does not call `_product`, which would hide the product from
+  # `keep_products`.
   return _multiply(x, values, scales), (values, scales)
 
 
@@ -174,7 +178,7 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
   """Quantises the matrices of stacked layers, in place.
 
   Args:
-    layers: whose matrices have a leading axis of layers.
+    layers: the layers; their matrices have a leading axis of layers.
     method: int8 or int4.
   """
   for _, module in list(nnx.iter_modules(layers)):
@@ -193,10 +197,11 @@ def stacked(inputs: int, method: str) -> Callable[[Array], tuple[Array, Array]]:
 
 
 def _as_stored(values: Int[Array, 'C O']) -> Int[Array, 'C O']:
-  """Keeps XLA from laying out the stack anew for a loop over its layers.
+  """Keeps XLA from copying the stack into another layout.
 
-  For TPUs it would copy those of q, k and v whole, a quarter of all weights,
-  to have heads before tokens in what comes out; so it turns a layer's instead.
+  In a loop over the layers XLA for TPUs would copy the whole stacks of q, k and
+  v, a quarter of all weights, to get outputs with heads before tokens. With
+  this constraint it transposes one layer at a time instead.
   """
   return with_layout_constraint(values, Layout((0, 1)))
 

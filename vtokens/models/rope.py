@@ -1,8 +1,8 @@
 """Frequencies of rotary embeddings, scaled for long contexts.
 
-Every type as in transformers' `modeling_rope_utils.py`, in float32 and in the
-same order of operations: errors of a frequency grow with the position, and
-must be those that the model was trained with.
+Every type follows transformers' `modeling_rope_utils.py`, in float32 and in the
+same order of operations. Rounding errors of a frequency grow with the position,
+so they must equal the errors of the model's training.
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ TYPES = ('default', 'linear', 'dynamic', 'yarn', 'llama3', 'longrope')
 def frequencies(rope: Rope, dim: int, length: int) -> np.ndarray:
   """Radians per position of each rotated pair.
 
-  Two types depend on how long sequences are. In one pass over a known
-  sequence transformers asks the sequence; here passages are encoded before
-  the length is known, and must be rotated as what follows them. So, as in
-  servers of such models, one length holds for the whole run.
+  The types dynamic and longrope depend on the length of the sequence.
+  transformers takes the length of the sequence at hand. Here passages are
+  encoded before the length is known, and later tokens must be rotated alike. So
+  one length holds for the whole run, as in servers of such models.
 
   Args:
-    rope: its type and constants.
+    rope: type and constants of the embedding.
     dim: rotated values of a head (R).
     length: longest sequence, in tokens, for types dynamic and longrope.
 
   Returns:
-    `R / 2` f32.
+    Array of shape [R / 2], float32.
   """
   exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
   theta = rope.theta
   if rope.type == 'dynamic' and length > rope.original_max_positions:
-    # "NTK-aware" scaling by the length reached.
+    # "NTK-aware" scaling by `length`.
     stretch = rope.factor * length / rope.original_max_positions
     theta *= (stretch - (rope.factor - 1)) ** (dim / (dim - 2))
   periods = np.float32(theta) ** exponents
@@ -58,20 +58,20 @@ def frequencies(rope: Rope, dim: int, length: int) -> np.ndarray:
 
 
 def check(rope: Rope | None, dim: int) -> None:
-  """Raises unless the numbers of a rotary embedding give frequencies.
+  """Raises unless the constants of a rotary embedding give finite frequencies.
 
   Args:
-    rope: its type and constants; None for none.
+    rope: type and constants of the embedding; None for no embedding.
     dim: see `frequencies`.
 
   Raises:
-    ValueError: a frequency, or the scale, is not finite in float32, e.g. for
-      YaRN with theta 1, of whose logarithm the inverse is needed.
+    ValueError: a frequency or the scale is not finite in float32. An example is
+      YaRN with theta 1, which divides by the logarithm of theta.
   """
   if rope is None:
     return
-  # Types that depend on the length have one form up to the original length
-  # and one beyond.
+  # Types that depend on the length have one form up to the original length and
+  # another beyond it.
   lengths = (rope.original_max_positions, rope.original_max_positions + 1)
   try:
     with np.errstate(all='ignore'):
@@ -94,7 +94,7 @@ def check(rope: Rope | None, dim: int) -> None:
 
 
 def regime(rope: Rope, length: int) -> str | None:
-  """Says how the longest sequence of a run decides scaling; None if not."""
+  """Says how the length of a run decides the scaling; None if it does not."""
   if rope.type not in ('dynamic', 'longrope'):
     return None
   long = length > rope.original_max_positions
@@ -112,7 +112,7 @@ def regime(rope: Rope, length: int) -> str | None:
 
 
 def _yarn(rope: Rope, dim: int, periods: np.ndarray) -> np.ndarray:
-  """Slow frequencies stretched, fast ones kept (arXiv 2309.00071, §3.2)."""
+  """Stretches slow frequencies, keeps fast ones (arXiv 2309.00071, §3.2)."""
 
   def index_of(rotations: float) -> float:
     turns = rope.original_max_positions / (rotations * 2 * math.pi)
@@ -132,7 +132,7 @@ def _yarn(rope: Rope, dim: int, periods: np.ndarray) -> np.ndarray:
 
 
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
-  """Long wavelengths stretched, short ones kept, a ramp between."""
+  """Stretches long wavelengths, keeps short ones, interpolates between."""
   wavelengths = np.float32(2 * math.pi) / plain
   longest = rope.original_max_positions / rope.low_freq_factor
   shortest = rope.original_max_positions / rope.high_freq_factor
@@ -152,11 +152,11 @@ def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
 def angles(
   positions: Int[Array, 'B T'], rope: Rope | None, dim: int, length: int
 ) -> tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]:
-  """Cosines and sines that `rotate` takes, f32.
+  """Cosines and sines for `rotate`, float32.
 
   Args:
-    positions: of the tokens, int32.
-    rope: the rotary embedding; None turns nothing.
+    positions: positions of the tokens, int32.
+    rope: the rotary embedding; None for no rotation.
     dim: see `frequencies`.
     length: see `frequencies`.
   """
@@ -174,9 +174,9 @@ def rotate(
   x: Float[Array, 'B T N H'],
   cos_sin: tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']],
 ) -> Float[Array, 'B T N H']:
-  """Turns pair (i, i + R/2) of each head by its angle, in f32.
+  """Rotates pair (i, i + R/2) of each head by its angle, in float32.
 
-  Values of a head from R on stay as they are.
+  Values of a head from R on do not change.
   """
   cos, sin = cos_sin
   half = cos.shape[-1]

@@ -212,7 +212,7 @@ class Fields:
     default: bool = False,
     inside: Mapping[str, Any] | None = None,
   ) -> bool:
-    """A truth value; the arguments are those of `number`."""
+    """A boolean; see `number` for the arguments."""
     value = self.get(field) if inside is None else inside.get(field)
     value = default if value is None else value
     if not isinstance(value, bool):

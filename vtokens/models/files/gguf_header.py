@@ -1,7 +1,7 @@
 """Checks the header of a GGUF file before its numbers are used.
 
-The gguf package makes as many objects as the header says, even past the end of
-the file. Layout: github.com/ggml-org/ggml, docs/gguf.md.
+The gguf package makes as many objects as the header claims, even past the end
+of the file. Layout: github.com/ggml-org/ggml, docs/gguf.md.
 """
 
 import mmap
@@ -11,12 +11,12 @@ import struct
 from vtokens.host import errors
 
 _STRING, _ARRAY = 8, 9
-# Bytes of each type of a fixed size.
+# Bytes of each type of fixed size.
 _SIZES = dict(
   zip((*range(8), 10, 11, 12), (1, 1, 2, 2, 4, 4, 4, 1, 8, 8, 8), strict=True)
 )
 _MAX_DIMENSIONS = 4
-# Arrays in arrays; no field has any.
+# Deepest nesting of arrays; no known field nests them.
 _MAX_DEPTH = 4
 
 
@@ -24,8 +24,8 @@ def check(path: str | os.PathLike[str]) -> None:
   """Walks through metadata and descriptions of tensors.
 
   Raises:
-    errors.UserError: the file is missing, no GGUF file of a version that is
-      read, or something passes its end.
+    errors.UserError: the file is missing, is not GGUF of a supported version,
+      or a value extends past its end.
   """
   try:
     if not os.path.isfile(path):
@@ -56,7 +56,7 @@ def _walk(data: mmap.mmap, path: str) -> None:
     (dimensions,) = struct.unpack_from('<I', data, at)
     if dimensions > _MAX_DIMENSIONS:
       raise ValueError(f'a tensor of {dimensions} dimensions at byte {at}')
-    # Its type and offset.
+    # The tensor's type and offset.
     at = _within(data, at + 4 + 8 * dimensions + 4 + 8)
 
 

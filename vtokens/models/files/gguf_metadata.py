@@ -1,4 +1,4 @@
-"""Metadata of a GGUF file, checked as they are read."""
+"""Metadata of a GGUF file, checked when read."""
 
 from typing import Any
 
@@ -11,16 +11,15 @@ class Metadata:
   """The metadata of a GGUF file.
 
   Args:
-    reader: of the file.
-    where: the file.
+    reader: reader of the file.
+    where: path of the file.
 
   Attributes:
-    where: the file.
-    architecture: what llama.cpp calls the family. It stands for `{arch}` in
-      keys.
+    where: path of the file.
+    architecture: llama.cpp's name of the family. It replaces `{arch}` in keys.
 
   Raises:
-    errors.UserError: the file says no architecture.
+    errors.UserError: the file names no architecture.
   """
 
   def __init__(self, reader: gguf.GGUFReader, where: str):
@@ -29,7 +28,7 @@ class Metadata:
     self.architecture = self.text('general.architecture')
 
   def contents(self, key: str) -> Any:
-    """A value of any type; None where it is missing."""
+    """A value of any type; None if it is missing."""
     field = self._reader.get_field(key)
     return None if field is None else field.contents()
 
@@ -37,11 +36,11 @@ class Metadata:
     """A value of any type.
 
     Args:
-      key: its name.
-      default: what a missing one is; `...` for an error.
+      key: name of the value.
+      default: returned if the value is missing; `...` raises instead.
 
     Raises:
-      errors.UserError: it is missing or damaged.
+      errors.UserError: the value is missing or damaged.
     """
     key = self._name(key)
     field = self._reader.get_field(key)
@@ -57,27 +56,27 @@ class Metadata:
       ) from None
 
   def text(self, key: str, default: Any = ...) -> str:
-    """A text; the arguments are those of `get`."""
+    """A text; see `get` for the arguments."""
     value = self.get(key, default)
     if not isinstance(value, str):
       raise self.unexpected(key, value, 'text')
     return value
 
   def number(self, key: str, kind: type = int, default: Any = ...) -> Any:
-    """A positive number of a type; the arguments are those of `get`."""
+    """A positive number of a type; see `get` for the arguments."""
     value = self.get(key, default)
-    # A list where layers differ, which is not supported.
+    # A list means that layers differ, which is not supported.
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if not number or not value > 0:
       raise self.unexpected(key, value, f'a positive {kind.__name__}')
     return kind(value)
 
   def optional(self, key: str, kind: type) -> Any:
-    """A number; None where it is missing or 0, which means none."""
+    """A number; None if it is missing or 0."""
     return None if self.get(key, 0) in (0, None) else self.number(key, kind)
 
   def rotary_dim(self, head_dim: int) -> int:
-    """How many values of a head are rotated.
+    """Number of values of a head that are rotated.
 
     Args:
       head_dim: width of a head.

@@ -1,4 +1,4 @@
-"""Weights of a GGUF file, dequantised and put back in Hugging Face order."""
+"""Weights of a GGUF file, dequantised, in Hugging Face's order."""
 
 import pathlib
 import re
@@ -14,13 +14,13 @@ from vtokens.models.families.family import Family
 from vtokens.models.files import gguf_header, gguf_metadata
 from vtokens.models.files.weight_map import EVERY, spread
 
-# Tensors that are a part of the config, no weights.
+# Tensors that belong to the config and are no weights.
 _FACTORS = (
   'rope_freqs.weight',
   'rope_factors_short.weight',
   'rope_factors_long.weight',
 )
-# Further settings of scaling, and the values that change nothing.
+# Further settings of scaling, and their values without effect.
 _NEUTRAL = {
   'attn_factor': 1.0,
   'yarn_attn_factor': 1.0,
@@ -33,16 +33,16 @@ _LAYER = re.compile(r'blk\.(\d+)\.')
 class GGUFSource:
   """The tensors of a GGUF file under their Hugging Face names.
 
-  Where a file says less than config.json (Mistral's window, Gemma's query
-  scale), the model is the one that llama.cpp would run.
+  A file may say less than config.json (Mistral's window, Gemma's query scale).
+  Then the model is what llama.cpp would run.
 
   Attributes:
-    where: the file.
-    config: its architecture.
+    where: path of the file.
+    config: architecture of the model.
 
   Raises:
-    errors.UserError: the file is missing, not GGUF, or of an architecture or
-      with a setting that is not supported.
+    errors.UserError: the file is missing or not GGUF, or its architecture or a
+      setting is not supported.
   """
 
   def __init__(self, path: str | pathlib.Path):
@@ -52,7 +52,7 @@ class GGUFSource:
       self._reader = gguf.GGUFReader(path)
     except FileNotFoundError:
       raise errors.UserError(f'{path}: not found') from None
-    # Depending on where a damaged file ends or goes wrong.
+    # A damaged file raises any of these.
     except (OSError, ValueError, IndexError, KeyError, OverflowError) as e:
       raise errors.UserError(
         f'{path}: not a readable GGUF file ({e})'
@@ -92,13 +92,13 @@ class GGUFSource:
     }
 
   def metadata(self, key: str) -> Any:
-    """A value of the metadata, of any type; None where it is missing."""
+    """A metadata value of any type; None if it is missing."""
     return self._metadata.contents(key)
 
   def _hf_names(self, tensors: dict[str, gguf.ReaderTensor]) -> dict[str, str]:
-    """GGUF name -> Hugging Face name, by the gguf package's own table."""
+    """GGUF name -> Hugging Face name, by the gguf package's table."""
     layers = {int(m[1]) for m in map(_LAYER.match, tensors) if m}
-    # A file has no more layers than tensors, whatever their numbers are.
+    # A file has no more layers than tensors, even if its numbers are wrong.
     count = min(max(layers, default=0) + 1, len(tensors))
     arch = gguf.MODEL_ARCH_NAMES
     kind = next(key for key, name in arch.items() if name == self.architecture)
@@ -123,7 +123,7 @@ class GGUFSource:
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
-    """See `weight_map.TensorSource`; always f32."""
+    """See `weight_map.TensorSource`; always float32."""
     tensor = self._tensors[name]
     data = tensor.data
     order: slice | np.ndarray = rows
@@ -153,7 +153,7 @@ def _read_config(
   metadata: gguf_metadata.Metadata,
   tensors: dict[str, gguf.ReaderTensor],
 ) -> DecoderConfig:
-  """Says in the words of config.json what the metadata say in others."""
+  """Translates the metadata to the fields of config.json."""
   where = metadata.where
   if metadata.get('{arch}.expert_count', 0):
     raise errors.UserError(
@@ -196,7 +196,7 @@ def _read_config(
   }
   original = 'original_max_position_embeddings'
   if scaling and original in scaling:
-    # Where Phi-3 has it.
+    # Phi-3 has this field outside of `rope_scaling`.
     values[original] = scaling[original]
   if 'blk.0.attn_q.bias' in tensors:
     values['attention_bias'] = True
@@ -213,9 +213,9 @@ def _read_config(
 def _rope_scaling(
   metadata: gguf_metadata.Metadata, tensors: dict[str, gguf.ReaderTensor]
 ) -> dict[str, Any] | None:
-  """`rope_scaling` in the words of config.json."""
-  # llama.cpp takes a factor without a type for linear scaling; 0 and 1
-  # mean none.
+  """`rope_scaling` as in config.json."""
+  # In llama.cpp a factor without a type means linear scaling; 0 and 1 mean no
+  # scaling.
   factor = metadata.optional(
     '{arch}.rope.scaling.factor', float
   ) or metadata.optional('{arch}.rope.scale_linear', float)
@@ -236,8 +236,8 @@ def _rope_scaling(
       ),
     }
   if 'rope_freqs.weight' in tensors and kind == 'none':
-    # Llama 3.1 and later: the converter has applied the formula and wrote
-    # by what to divide each frequency, at any length.
+    # Llama 3.1 and later: the converter has applied the formula and wrote the
+    # divisor of each frequency, for any length.
     factors = _floats(tensors['rope_freqs.weight'])
     return {
       'rope_type': 'longrope',
@@ -287,5 +287,5 @@ def _rope_scaling(
 
 def _floats(tensor: gguf.ReaderTensor) -> list[float]:
   if tensor.data.ndim != 1 or tensor.data.dtype.kind != 'f':
-    return []  # Refused later, with the number that is expected.
+    return []  # Refused later, with the expected number of factors.
   return [float(value) for value in tensor.data]

@@ -12,13 +12,13 @@ from vtokens.models.families import registry
 from vtokens.models.files.weight_map import EVERY, spread
 from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 
-# Bytes of a value by the name of its type in safetensors.
+# Bytes of a value, by the name of its type in safetensors.
 _FLOATS = {'F16': 2, 'BF16': 2, 'F32': 4}
-# Tensors of at most so many values go into the fingerprint whole: all norms.
+# Tensors up to this many values, such as norms, enter the fingerprint whole.
 _SMALL = 1 << 16
-# With this file transformers puts an adapter on the weights.
+# If this file exists, transformers adds an adapter to the weights.
 _ADAPTER = 'adapter_config.json'
-# Files of a model that are read besides its weights.
+# Files that are read besides the weights.
 _FILES = (
   'config.json',
   'generation_config.json',
@@ -34,7 +34,7 @@ _FILES = (
   INDEX_FILE,
   _ADAPTER,
 )
-# Bytes of each of these.
+# Largest size of each of these files, in bytes.
 _LARGEST = 1 << 30
 _AGAIN = 'download or copy it again'
 
@@ -42,13 +42,13 @@ _AGAIN = 'download or copy it again'
 class SafetensorsSource:
   """The safetensors files of a directory.
 
-  A file is opened for each read: pages of an open file count to the memory of
-  the process.
+  A file is opened for each read, because pages of an open file count as memory
+  of the process.
 
   Raises:
-    errors.UserError: there are none, only pickled ones, or a file that the
-      index names is missing, lies elsewhere, or cannot be read; a tensor is
-      quantised; an adapter lies beside them.
+    errors.UserError: there are no weights or only pickled weights; a file in
+      the index is missing, in another directory, or unreadable; a tensor is
+      quantised; there is an adapter next to the weights.
   """
 
   def __init__(self, directory: str | pathlib.Path):
@@ -158,7 +158,7 @@ def check_files(directory: str | pathlib.Path) -> None:
   """Raises if a file of a model cannot be read.
 
   Raises:
-    errors.UserError: one is a directory, a pipe or a device, or far too large.
+    errors.UserError: a file is a directory, a pipe, a device, or too large.
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
@@ -175,10 +175,10 @@ def check_files(directory: str | pathlib.Path) -> None:
 
 
 def _check_adapter(directory: pathlib.Path, has_weights: bool) -> None:
-  """Raises if transformers would put an adapter on the weights.
+  """Raises if transformers would add an adapter to the weights.
 
-  Only the owner knows whether it is meant: PEFT leaves such files beside merged
-  weights, too.
+  Only the owner knows whether the adapter is intended: PEFT leaves such files
+  next to merged weights, too.
   """
   path = directory / _ADAPTER
   if not path.exists():

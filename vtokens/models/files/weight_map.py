@@ -1,4 +1,4 @@
-"""Which part of which stored tensor is which parameter."""
+"""Maps parameters to parts of stored tensors."""
 
 import concurrent.futures
 import dataclasses
@@ -16,10 +16,10 @@ from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry
 
-# Bytes read at a time, which the host holds besides the shard that it fills.
+# Bytes per read. The host holds them in addition to the shard that it fills.
 BLOCK_BYTES = 64 << 20
 
-# Rows and columns transposed at a time, and how many threads do that.
+# Rows and columns of a tile to transpose, and the number of threads.
 _TILE = 128
 _THREADS = min(16, os.cpu_count() or 1)
 
@@ -35,36 +35,36 @@ class TensorSource(Protocol):
     """Shape of every tensor."""
 
   def nbytes(self, name: str) -> int:
-    """How many bytes a tensor takes as stored."""
+    """Stored size of a tensor in bytes."""
 
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
-    """Part of a tensor: f16, bf16 or f32. One of rank 1 has only rows."""
+    """Part of a tensor: f16, bf16 or f32. `columns` needs rank 2."""
 
   def sample(self, name: str) -> bytes:
-    """A small fixed part of the stored bytes, for the fingerprint."""
+    """A small, fixed part of the stored bytes, for the fingerprint."""
 
 
 def spread(data: np.ndarray, pieces: int = 16, width: int = 256) -> bytes:
-  """Evenly spaced pieces of a byte array: its content, cheaply."""
+  """Evenly spaced pieces of a byte array, as a cheap sample of its content."""
   starts = np.linspace(0, max(0, data.size - width), pieces, dtype=np.int64)
   return b''.join(data[start : start + width].tobytes() for start in starts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """Where one parameter lies, or each layer of a stacked one.
+  """Stored tensors of one parameter.
 
   Attributes:
-    names: the tensor, for each layer.
+    names: name of the tensor, for each layer.
     stacked: whether the parameter has a leading axis of layers.
     shape: shape of one layer's parameter.
-    stored: its shape in the file: its rows alone, where the tensor holds
-      other parameters as well.
-    inputs: how many of its leading axes are the stored tensor's second; 0 for
-      one that is not transposed.
-    first_row: first row of the tensor.
+    stored: its shape in the file, without the rows of other parameters in the
+      same tensor.
+    inputs: number of the parameter's leading axes that are merged into the
+      tensor's second axis; 0 if the tensor is not transposed.
+    first_row: the parameter's first row in the tensor.
   """
 
   names: tuple[str, ...]
@@ -82,18 +82,18 @@ class Weight:
     out: np.ndarray,
     progress: Callable[[int], Any],
   ) -> None:
-    """Fills an array with the part of one layer's parameter at an index.
+    """Reads a slice of one layer's parameter into an array.
 
     Args:
-      source: of the tensors.
-      layer: which one; 0 for a parameter that is not stacked.
-      index: one slice of each axis of `shape`. Axes are sharded only where
-        the part stays a block of rows and columns of the stored tensor.
-      out: contiguous array of the part's shape and any dtype, to be filled.
+      source: source of the tensors.
+      layer: index of the layer; 0 for a parameter that is not stacked.
+      index: one slice for each axis of `shape`. Together they must be a block
+        of rows and columns of the stored tensor.
+      out: contiguous array of the slice's shape and any dtype, to be filled.
       progress: called with the number of stored bytes just read.
     """
     name = self.names[layer]
-    # Axes of the parameter that are columns of the tensor, and rows of it.
+    # Axes before `split` are the columns of a transposed tensor, else the rows.
     split = self.inputs or 1
     first, second = index[:split], index[split:]
     sizes = self.shape[:split], self.shape[split:]
@@ -104,7 +104,7 @@ class Weight:
     else:
       rows, columns = _span(index, self.shape), slice(0, 1)
     height, width = rows.stop - rows.start, columns.stop - columns.start
-    # A view: to be filled where it is.
+    # A view, so that filling it fills `out`.
     flat = out.reshape((width, height) if self.inputs else (height, width))
     total = math.prod(source.shapes()[name])
     step = max(1, BLOCK_BYTES // (4 * width))
@@ -121,7 +121,7 @@ class Weight:
       progress(round(source.nbytes(name) * block.size / total))
 
   def write(self, parameter: np.ndarray) -> np.ndarray:
-    """The stored rows of one layer's parameter; the inverse of `read`."""
+    """The rows to store for one layer's parameter; the inverse of `read`."""
     if self.inputs:
       rows, columns = self.stored
       return np.ascontiguousarray(parameter.reshape(columns, rows).T)
@@ -131,15 +131,15 @@ class Weight:
 def transpose(block: np.ndarray, out: np.ndarray) -> None:
   """Fills an array with the transpose of another, cast to its dtype.
 
-  It copies tiles that fit a processor's caches: numpy's own copy runs at
+  It copies tiles that fit a processor's caches; numpy's copy reaches only
   0.3 GB/s.
 
   Args:
     block: array of shape [R, C].
-    out: array of shape [C, R], which may be a part of a larger one.
+    out: array of shape [C, R]; may be a view of a larger array.
   """
   if block.dtype == out.dtype:
-    # As integers: while these are copied, other threads can run.
+    # numpy lets other threads run while it copies integers.
     kind = np.dtype(f'u{block.itemsize}')
     block, out = block.view(kind), out.view(kind)
 
@@ -155,7 +155,7 @@ def transpose(block: np.ndarray, out: np.ndarray) -> None:
 
 
 def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
-  """One slice of axes that a stored tensor has as one."""
+  """The slice along one stored axis that merges several axes."""
   inner = math.prod(shape[1:])
   if any(
     part.indices(size)[:2] != (0, size)
@@ -167,7 +167,7 @@ def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
 
 
 def weights_of(config: DecoderConfig) -> dict[tuple, tuple[Weight, nnx.Param]]:
-  """Every parameter by its path: where it lies, and its shape and axes."""
+  """Path -> stored tensors, and shape and axes, of every parameter."""
   _, params = nnx.split(abstract_decoder(config, jnp.dtype(jnp.float32)))
   flat = {
     '.'.join(map(str, path)): (path, variable)
@@ -176,7 +176,7 @@ def weights_of(config: DecoderConfig) -> dict[tuple, tuple[Weight, nnx.Param]]:
   names = registry.family_of(config).names
   rows: dict[str, int] = {}
   weights = {}
-  # In the order of the table, which is that of rows in shared tensors.
+  # The table's order is the order of rows in shared tensors.
   for dotted, template in names.items():
     if dotted not in flat:
       continue
@@ -207,10 +207,10 @@ def weights_of(config: DecoderConfig) -> dict[tuple, tuple[Weight, nnx.Param]]:
 
 
 def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-  """Name and shape of every tensor that a checkpoint must hold."""
+  """Name -> shape of every tensor that a checkpoint must hold."""
   shapes: dict[str, tuple[int, ...]] = {}
   for weight, _ in weights_of(config).values():
-    # The last part of a shared tensor comes last and knows where it ends.
+    # A shared tensor gets its full number of rows from its last parameter.
     shape = (weight.first_row + weight.stored[0], *weight.stored[1:])
     shapes.update(dict.fromkeys(weight.names, shape))
   return shapes

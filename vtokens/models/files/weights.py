@@ -1,8 +1,8 @@
-"""Weights: loading shard by shard, saving, and what identifies them.
+"""Loads weights shard by shard, saves them, and fingerprints them.
 
-tensor in a file --read a block of rows--> cast, transposed --> shard of some
-layers on its device (--> quantised there, over all shards) --> written into the
-stacked parameter in place.
+Loading: read a block of rows from the file; cast and transpose it; put the
+shard of some layers on its device; quantise it there, over all shards; write it
+into the stacked parameter in place.
 """
 
 import functools
@@ -36,7 +36,7 @@ from vtokens.models.files.weight_map import (
 
 INDEX_FILE = 'model.safetensors.index.json'
 SINGLE_FILE = 'model.safetensors'
-# An error has a line for each of so many tensors.
+# An error has a line for each tensor, or one line for more tensors than this.
 _LISTED = 8
 
 
@@ -54,23 +54,24 @@ def load_decoder(
 ) -> Decoder:
   """Builds the decoder and fills it from a source.
 
-  The host holds a few layers of one parameter at a time, and each process
-  reads only what its own devices hold. Matrices that are quantised are never
-  in float as a whole, on the host or on the devices.
+  The host holds a few layers of one parameter at a time, and each process reads
+  only the parts of its own devices. A stack of matrices that is quantised never
+  exists whole in float, neither on the host nor on the devices.
 
   Args:
     source: the tensors.
     config: the architecture.
     dtype: dtype of the weights on the device.
-    mesh: over which `partitioning.LOGICAL_AXIS_RULES` lays the weights.
-    method: by which matrices of layers are quantised, from the stored values
-      whatever the dtype; see `config.Base.quantize`.
+    mesh: mesh over which `partitioning.LOGICAL_AXIS_RULES` shards the weights.
+    method: quantisation of the layers' matrices; see `config.Base.quantize`.
+      It starts from the stored values and does not depend on `dtype`.
+
 
   Returns:
     The decoder.
 
   Raises:
-    errors.UserError: tensors are missing, surplus or misshapen (all listed).
+    errors.UserError: tensors are missing, surplus or misshapen.
   """
   check_shapes(source, config)
   graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
@@ -118,12 +119,12 @@ def load_decoder(
   ) as bar:
 
     def parts(weight, kind, sharding, devices, first, last) -> Array:
-      """Layers of a parameter, or a whole one that is not stacked."""
+      """Some layers of a stacked parameter, or a whole unstacked one."""
       shards = []
       for spans, places in devices.items():
         index = tuple(slice(*span) for span in spans)
         sizes = [b - a for a, b in spans]
-        # Filled in place: a list of layers to be stacked would hold all twice.
+        # Filled in place: stacking a list of layers would hold them twice.
         part = np.empty((last - first, *sizes), kind)
         for number, layer in enumerate(part, first):
           weight.read(source, number, index, layer, bar.update)
@@ -139,11 +140,12 @@ def load_decoder(
       if path in variables:
         kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
       else:
-        # Exact for every stored dtype, so scales do not depend on it.
+        # float32 holds every stored dtype exactly, so scales do not depend on
+        # `dtype`.
         kind = np.dtype(np.float32)
         paths = [(*path, 'values'), (*path, 'scales')]
-        # On the devices: a matrix that is cut over them gets the scales of the
-        # whole matrix.
+        # On the devices, so that a sharded matrix gets the scales of the whole
+        # matrix.
         convert = jax.jit(
           quantize.stacked(weight.inputs, method),
           out_shardings=tuple(
@@ -151,7 +153,7 @@ def load_decoder(
           ),
         )
       size = math.prod(weight.shape) * kind.itemsize
-      # Small parameters whole; of large ones so many layers at a time.
+      # Layers per step: all of a small parameter, a few of a large one.
       step = min(count, max(1, BLOCK_BYTES // size))
       if step == count:
         arrays = convert(parts(weight, kind, sharding, devices, 0, count))
@@ -164,7 +166,7 @@ def load_decoder(
             _put_layers(array, layers, first)
             for array, layers in zip(arrays, block, strict=True)
           )
-          # Otherwise the host runs ahead and holds every layer at once.
+          # Otherwise the host would run ahead and hold every layer at once.
           jax.block_until_ready(arrays)
       loaded += [
         (p, variables[p].replace(array))
@@ -176,29 +178,29 @@ def load_decoder(
 def _stacked_sharding(
   mesh: jax.sharding.Mesh, variable: nnx.Param
 ) -> jax.sharding.NamedSharding:
-  """The sharding of a parameter of all layers."""
+  """The sharding of a stacked parameter."""
   axes = variable.get_metadata('axes')
   return partitioning.named_sharding(mesh, ('layers', *axes))
 
 
 def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param) -> Array:
-  """An empty parameter that layers are written into."""
+  """A parameter of zeros, for layers to be written into."""
   zeros = functools.partial(jnp.zeros, variable.shape, variable.dtype)
   return jax.jit(zeros, out_shardings=_stacked_sharding(mesh, variable))()
 
 
 def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
-  """Compares the tensors of a source with those that the config needs.
+  """Compares the tensors of a source with the tensors that a config needs.
 
   Raises:
     errors.UserError: tensors are missing, surplus or misshapen.
   """
   expected = expected_shapes(config)
   found = source.shapes()
-  # Rotary frequencies that older exports carry; ours follow from the config.
+  # Older exports store rotary frequencies. Here they follow from the config.
   ignored = {name for name in found if name.endswith('.rotary_emb.inv_freq')}
   if config.tie_embeddings:
-    # Some exports write the tied head a second time.
+    # Some exports store the tied head a second time.
     ignored.add(registry.family_of(config).names['head'])
   missing = sorted(set(expected) - set(found))
   surplus = sorted(set(found) - set(expected) - ignored)
@@ -218,7 +220,7 @@ def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:
-  """A line for each tensor, or one for all of many."""
+  """A line for each tensor, or one line for more than `_LISTED`."""
   if len(names) <= _LISTED:
     return ''.join(f'\n  {kind}: {errors.shorten(name)}' for name in names)
   prefix = errors.common_prefix(names)
@@ -227,7 +229,7 @@ def _listed(kind: str, names: Sequence[str]) -> str:
 
 
 def _renamed(missing: Sequence[str], surplus: Sequence[str]) -> str:
-  """Advice if the tensors only have other names."""
+  """Advice if the tensors only have different names."""
   if not missing or not surplus:
     return ''
   prefix = errors.common_prefix(surplus)
@@ -247,7 +249,7 @@ def _renamed(missing: Sequence[str], surplus: Sequence[str]) -> str:
 
 
 def _check_tied_head(source: TensorSource, config: DecoderConfig) -> None:
-  """Raises if a tied head is stored as well and is another matrix."""
+  """Raises if a stored tied head differs from the embedding."""
   names = registry.family_of(config).names
   embedding, head = names['embedding'], names['head']
   if head not in source.shapes():
@@ -272,15 +274,15 @@ def save_decoder(
   *,
   max_shard_bytes: int = 5 << 30,
 ) -> None:
-  """Writes weights and config.json as transformers does, in their dtype.
+  """Writes weights and config.json as transformers does, in the weights' dtype.
 
   Args:
-    model: the decoder, none of whose matrices are quantised.
-    directory: where to; made if missing.
-    extra: fields of config.json that are no matter of the decoder: the ids of
-      bos, eos and padding, for which transformers has defaults that seldom
-      fit.
-    max_shard_bytes: files are begun anew before they grow beyond it.
+    model: the decoder, without quantised matrices.
+    directory: output directory; made if missing.
+    extra: fields of config.json that the decoder does not know: ids of bos, eos
+      and padding. transformers' defaults for them seldom fit.
+    max_shard_bytes: largest size of a file in bytes; a single tensor may exceed
+      it.
   """
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
@@ -311,7 +313,7 @@ def save_decoder(
       size = 0
     files[-1].append(name)
     size += grown
-  # Without it transformers does not know whose tensors these are.
+  # Without it transformers does not know which framework wrote the tensors.
   metadata = {'format': 'pt'}
   file_of = {}
   for number, names in enumerate(files, 1):
@@ -340,11 +342,12 @@ def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
 
 
 def fingerprint(source: TensorSource, config: DecoderConfig) -> str:
-  """Identifies a base: its config, and name, shape and samples of each tensor.
+  """Hashes a base: its config, and name, shape and samples of each tensor.
 
-  Independent of how the tensors are spread over files and of the dtype they
-  are loaded to. Samples, not all bytes: a fine-tune changes every tensor,
-  and a 70B model would take minutes to hash.
+  It does not depend on the split into files or on the dtype after loading. It
+  hashes samples because a fine-tune changes every tensor and hashing all bytes
+  of a 70B model would take minutes.
+
 
   Returns:
     64 hexadecimal digits.

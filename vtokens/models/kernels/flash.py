@@ -21,23 +21,23 @@ _BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
 _QUERIES = PartitionSpec(*_BATCH, None, LOGICAL_AXIS_RULES['heads'], None)
 _KEYS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
 _SUMS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None)
-# Fewer new tokens are left to the matrix products of `attention.attend`.
+# With fewer new tokens `attention.attend` uses its matrix products.
 _FEWEST = 32
-# What the kernels were compiled for.
+# GPUs that the kernels were compiled for.
 _CARDS = ('NVIDIA A100', 'NVIDIA H100', 'NVIDIA H200')
 
 
 def is_for(mesh: Mesh, rows: int, length: int, dtype: jnp.dtype) -> bool:
   """Whether the kernels can and should be used.
 
-  On GPUs with units for products in bfloat16, in that, for rows that devices
-  can share evenly, of new tokens that are not too few.
+  They need a GPU that multiplies bfloat16 matrices, arrays in bfloat16, rows
+  that divide evenly over the devices, and enough new tokens.
 
   Args:
     mesh: the devices.
-    rows: their number.
-    length: new tokens of a row.
-    dtype: of queries and keys.
+    rows: number of rows.
+    length: new tokens per row.
+    dtype: dtype of queries and keys.
   """
   return (
     platform(mesh) == 'gpu'
@@ -62,27 +62,26 @@ def attend(
 ) -> Float[Array, 'B T N H']:
   """`attention.attend` without gradients of the caches.
 
-  FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): a block of queries
-  goes over the blocks of keys that its segments have, first in the
-  caches and then in the new tokens. It writes no score to memory. q and the new
-  keys and values have gradients; the caches hold a frozen prefix, from which
-  `Decoder` cuts gradients off.
+  FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): each block of
+  queries loops over the blocks of keys in its segments, first in the caches,
+  then in the new tokens. No score is written to memory. Gradients flow to q
+  and to the new keys and values. The caches hold a frozen prefix: `Decoder`
+  stops their gradients.
 
   Args:
     q: rotated queries.
     new: keys, values and positions of the same tokens; see `attention.attend`.
       In each segment of a row, slots are in the order of positions.
-    caches: what came before them; see `attention.attend`.
-    mesh: the devices; rows lie over batch, heads over heads.
+    caches: caches of earlier tokens; see `attention.attend`.
+    mesh: the devices; rows are sharded over batch, heads over heads.
     scale: multiplies the scores.
-    softcap: see `layers.softcap`; of the scores.
-    window: how many positions a query sees, its own included; None for all.
+    softcap: bound of the scores; see `layers.softcap`.
+    window: positions that a query sees, its own included; None for all.
     parents: see `attention.attend`.
     interpret: run the kernels on another device, slowly.
 
   Returns:
-    Attended values in q's dtype. Rows whose position is -1 hold garbage, which
-    is finite.
+    Attended values in q's dtype. Rows with position -1 hold finite garbage.
   """
   context = _Context(
     positions=new.positions,
@@ -100,11 +99,13 @@ class _Context:
   """The arguments without gradients.
 
   Attributes:
-    positions: of the new tokens, `B T` int32.
-    segments: of the new tokens, `B T` int32; see `KVCache`.
+    positions: positions of the new tokens, array of shape [B, T], int32.
+    segments: segments of the new tokens, array of shape [B, T], int32; see
+      `KVCache`.
     caches: see `attend`.
-    parents: segments of the caches, `B T` int32; see `attend`.
-    window: see `attend`; `1` int32.
+    parents: segment of the caches that each new token continues, array of
+      shape [B, T], int32; see `attend`.
+    window: array of shape [1], int32; see `attend`.
   """
 
   positions: Int[Array, 'B T']
@@ -114,14 +115,14 @@ class _Context:
   window: Int[Array, '1'] | None
 
   def specs(self) -> '_Context':
-    """How each lies over the mesh."""
+    """The sharding of each array."""
     by_rank = {1: PartitionSpec(), 2: _BATCH, 4: _KEYS}
     return jax.tree.map(lambda x: by_rank[x.ndim], self)
 
   def parts(
     self, new: KVCache
   ) -> tuple[tuple[flash_kernels.Keys, ...], flash_masks.Masks]:
-    """Keys and values of all parts, and which of them are seen."""
+    """Keys and values of all parts, and the masks over them."""
     masks = [
       flash_masks.make_part(new, self.parents, cache, self.window, own=False)
       for cache in self.caches
@@ -133,7 +134,7 @@ class _Context:
     )
 
 
-# Of the whole over the mesh, so that no `shard_map` has to be differentiated.
+# Outside of `shard_map`, so that `shard_map` need not be differentiated.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attend(settings, mesh, q, k, v, context):
   out, _ = _forward(settings, mesh, q, k, v, context)

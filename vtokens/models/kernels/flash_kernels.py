@@ -1,4 +1,4 @@
-"""The programs of `flash` and how they are run, on one shard."""
+"""The kernels of `flash`, and their calls on one shard."""
 
 import dataclasses
 import functools
@@ -16,21 +16,21 @@ from vtokens.models.kernels import flash_masks
 from vtokens.models.kernels.flash_masks import BLOCK, Masks
 
 _WARPS = 4
-# Blocks of keys and values that are under way, forward and backward, and bytes
-# for them: a program can have 163 KiB on A100, 227 on H100, of which blocks of
-# queries take a quarter to a half as many.
+# Blocks of keys and values that are loaded ahead, forward and backward, and the
+# bytes for them. A program has 163 KiB on A100 and 227 KiB on H100. Blocks of
+# queries take a quarter to a half as much as blocks of keys and values.
 _STAGES, _STAGES_BACKWARD = 3, 2
 _STAGED, _STAGED_BACKWARD = 2**17, 2**16
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 _LOG2_E = math.log2(math.e)
 
-# k and v, as of a `KVCache`.
+# The `k` and `v` of a `KVCache`.
 Keys = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """Settings of a call that are compiled in; see `flash.attend`."""
+  """Compile-time settings of a call; see `flash.attend`."""
 
   scale: float
   softcap: float | None
@@ -46,14 +46,13 @@ def forward(
   """Attends (algorithm 1).
 
   Args:
-    settings: of the call.
+    settings: settings of the call.
     q: the queries.
-    parts: keys and values of caches and, last, of the new tokens.
-    masks: which are seen.
+    parts: keys and values of the caches and, last, of the new tokens.
+    masks: which keys each query sees.
 
   Returns:
-    Attended values, and the logarithms, in powers of two, of the sums that they
-    were divided by.
+    Attended values, and the base-2 logarithms of the softmax denominators.
   """
   b, t, n, _ = q.shape
   return _call(
@@ -80,9 +79,9 @@ def backward(
   sums: Float[Array, 'B N T'],
   gradient: Float[Array, 'B T N H'],
 ) -> tuple[Float[Array, 'B T N H'], Keys]:
-  """The gradients of the queries, and of the last part's keys and values.
+  """Gradients of the queries, and of the last part's keys and values.
 
-  Algorithm 2, from what `forward` gave and the gradient of its values.
+  Algorithm 2, from the results of `forward` and the gradient of its values.
   """
   # D of algorithm 2.
   taken = jnp.einsum(
@@ -104,7 +103,7 @@ def backward(
 
 
 def _stages(most: int, size: int, q: Float[Array, 'B T N H']) -> int:
-  """How many blocks of keys and values fit into so many bytes; at least one."""
+  """How many blocks of keys and values fit into `size` bytes, at least one."""
   block = 2 * BLOCK * pl.next_power_of_2(q.shape[-1]) * q.dtype.itemsize
   return max(1, min(most, size // block))
 
@@ -119,21 +118,21 @@ def _call(
   results: Any,
   stages: int,
 ) -> Any:
-  """Runs a program for each block of queries of each head of each row.
+  """Runs a kernel for each block of queries of each head of each row.
 
   Args:
-    kernel: the program.
-    settings: of it.
-    wide: arrays like the queries, these among them.
-    narrow: those of one number for each query and head.
+    kernel: the kernel.
+    settings: its settings.
+    wide: the queries and arrays of their shape.
+    narrow: arrays with one number for each query and head.
     parts: keys and values.
-    masks: which are seen.
-    results: shapes, like wide or narrow arrays.
-    stages: blocks of keys under way.
+    masks: which keys each query sees.
+    results: shapes of the results, each like a wide or a narrow array.
+    stages: blocks of keys that are loaded ahead.
   """
   b, length, n, h = wide['q'].shape
   groups = n // parts[0]['k'].shape[1]
-  # Blocks have sizes of powers of two; what is beyond is masked.
+  # Sizes of blocks are powers of two. Elements past the end are masked.
   width = pl.next_power_of_2(h)
 
   def like_queries(x):
@@ -178,7 +177,7 @@ def _call_of_keys(
   new: Keys,
   masks: Masks,
 ) -> Keys:
-  """Runs a program for each block of new keys of each of their heads."""
+  """Runs a kernel for each block of new keys of each of their heads."""
   b, length, n, h = wide['q'].shape
   heads = new['k'].shape[1]
   groups = n // heads
@@ -225,7 +224,7 @@ def _mask_specs(masks: Masks) -> Masks:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-  """Queries of a row, and the width of a head; blocks can be beyond both."""
+  """Queries of a row, and the width of a head; blocks may exceed both."""
 
   length: int
   head_dim: int
@@ -242,7 +241,7 @@ def _pallas_call(
   result_specs: Any,
   stages: int,
 ) -> Any:
-  # It needs parts of JAX that not every platform's build has.
+  # Builds of JAX for some platforms lack this module.
   from jax.experimental.pallas import triton
 
   return pl.pallas_call(
@@ -259,14 +258,14 @@ def _pallas_call(
 
 @dataclasses.dataclass(frozen=True)
 class _Program:
-  """What the kernels have in common."""
+  """Parts that the kernels share."""
 
   triton: Any
   settings: Settings
   sizes: _Sizes
 
   def load(self, ref: Any, *masks: Array | None) -> Array:
-    """A block; 0 where a mask of one of its axes is false."""
+    """Reads a block; elements are 0 where the mask of an axis is false."""
     mask = _outer(*masks)
     other = None if mask is None else 0.0
     return self.triton.load(ref, mask=mask, other=other)
@@ -277,25 +276,25 @@ class _Program:
     self.triton.store(ref, value.astype(ref.dtype), mask=mask)
 
   def tokens(self, block: Array) -> Array | None:
-    """Which of a block's tokens exist; None for all."""
+    """Mask of a block's tokens that exist; None for all."""
     return _beyond(block, self.sizes.length)
 
   def width(self) -> Array | None:
-    """Which elements of a block's width exist; None for all."""
+    """Mask of the elements of a block's width that exist; None for all."""
     width = pl.next_power_of_2(self.sizes.head_dim)
     if width == self.sizes.head_dim:
       return None
     return jnp.arange(width) < self.sizes.head_dim
 
   def scores(self, q: Array, k: Array) -> Array:
-    """The scores of queries and keys without a mask."""
+    """Unmasked scores of queries and keys."""
     scores = self.triton.dot(q, k) * self.settings.scale
     return layers.softcap(scores, self.settings.softcap)
 
   def through_scores(self, of_scores: Array, scores: Array) -> Array:
     """The gradient of q times k from the gradient of `scores`.
 
-    It lacks the scale, which multiplies the sum in the end.
+    The scale is not applied here: the caller multiplies the sum by it.
     """
     cap = self.settings.softcap
     if cap is not None:
@@ -310,15 +309,18 @@ class _Program:
     add: Callable[..., Any],
     carry: Any,
   ) -> Any:
-    """Goes over the blocks of keys that a block of queries needs.
+    """Loops over the blocks of keys that a block of queries needs.
 
     Args:
       q: the queries.
       parts: refs of keys and values.
-      masks: refs.
-      add: takes the carry, the scores, their mask or None, k and v; gives the
-        carry.
-      carry: what it begins with.
+      masks: refs of the masks.
+      add: takes the carry, the scores, their mask or None, k and v; returns the
+        new carry.
+      carry: the initial carry.
+
+    Returns:
+      The last carry.
     """
     block = pl.program_id(0)
 
@@ -354,7 +356,7 @@ def _outer(*masks: Array | None) -> Array | None:
 
 
 def _beyond(block: Array, length: int) -> Array | None:
-  """Which elements of a block are of an axis of some length; None for all."""
+  """Mask of the elements of a block that are below `length`; None for all."""
   if length % BLOCK == 0:
     return None
   return block * BLOCK + jnp.arange(BLOCK) < length
@@ -369,12 +371,12 @@ def _forward_kernel(program, wide, narrow, parts, masks, out_ref, sums_ref):
   def add(carry, scores, seen, k, v):
     del k
     total, largest, attended = carry
-    # Powers of two are what the hardware has.
+    # The hardware computes powers of two.
     scores = scores * _LOG2_E
     if seen is not None:
       scores = jnp.where(seen, scores, _LOWEST)
-    # A query that has seen no key yet adds up garbage, until scores so much
-    # larger come that it is multiplied by 0.
+    # A query that has seen no key yet sums garbage. Its first real score is
+    # so much larger that the garbage is multiplied by 0.
     new = jnp.maximum(largest, scores.max(axis=1))
     weights = jnp.exp2(scores - new[:, None])
     shrink = jnp.exp2(largest - new)
@@ -396,15 +398,15 @@ def _forward_kernel(program, wide, narrow, parts, masks, out_ref, sums_ref):
       jnp.zeros(q.shape, jnp.float32),
     ),
   )
-  # Blocks of padding alone have none.
+  # Blocks of nothing but padding have a sum of 0.
   total = jnp.where(total > 0, total, 1.0)
   program.store(out_ref, attended / total[:, None], there, inside)
-  # In powers of two, as they are used.
+  # Base-2 logarithms, as `_shares` uses them.
   program.store(sums_ref, largest + jnp.log2(total), there)
 
 
 def _shares(scores: Array, sums: Array, seen: Array | None) -> Array:
-  """Weights of a softmax with the sums that `_forward_kernel` has written."""
+  """Softmax weights, from the sums that `_forward_kernel` wrote."""
   shares = jnp.exp2(scores * _LOG2_E - sums[:, None])
   return shares if seen is None else jnp.where(seen, shares, 0.0)
 

@@ -8,30 +8,34 @@ from jaxtyping import Array, Bool, Int
 from vtokens.models import layers
 from vtokens.models.kv_cache import KVCache
 
-# Queries or keys of a block: units for products take 64 rows at a time on
-# Hopper, and few blocks have queries of several segments.
+# Queries or keys in a block. Hopper multiplies 64 rows at a time, and few
+# blocks of this size hold queries of several segments.
 BLOCK = 64
 
 
 @struct.dataclass
 class Part:
-  """Which keys of one part a query sees, of rows or, in a kernel, of one row.
+  """Which keys of one part each query sees.
+
+  All arrays are int32. Inside a kernel they hold one row, without the axis B. I
+  counts blocks of queries, J blocks of keys. T and S are padded to whole
+  blocks. If a block of queries needs no key, `first`, `begin`, `end` and `last`
+  are equal.
 
   Attributes:
-    segments: which of the part's segments each query sees, `B T` int32, of
-      whole blocks.
-    slots: positions of the keys, `B S` int32, of whole blocks; -1 for padding.
-    numbers: segments of the keys, `B S` int32.
-    first: the first block of keys that each block of queries needs, `B I`
-      int32.
-    begin: the first block that needs no mask, because all its keys are seen by
-      all queries, `B I` int32.
-    end: the end of the blocks without a mask, `B I` int32.
-    last: the end of the blocks that it needs, `B I` int32. All four are the
-      same where it needs none.
-    from_row: the first block of queries that needs each block of keys, `B J`
-      int32.
-    to_row: the end of these, `B J` int32.
+    segments: the part's segment that each query sees, shape [B, T].
+    slots: positions of the keys, shape [B, S]; -1 for padding.
+    numbers: segments of the keys, shape [B, S].
+    first: first block of keys that each block of queries needs, shape [B, I].
+    begin: first block of keys that needs no mask, because all queries see all
+      its keys, shape [B, I].
+    end: end of the blocks of keys that need no mask, shape [B, I].
+    last: end of the blocks of keys that each block of queries needs, shape
+      [B, I].
+    from_row: first block of queries that needs each block of keys, shape
+      [B, J].
+    to_row: end of the blocks of queries that need each block of keys, shape
+      [B, J].
   """
 
   segments: Int[Array, 'B T']
@@ -47,12 +51,13 @@ class Part:
 
 @struct.dataclass
 class Masks:
-  """Which keys a query sees, of rows or, in a kernel, of one.
+  """Which keys each query sees, for all rows or, inside a kernel, for one.
 
   Attributes:
-    positions: of the queries, `B T` int32, of whole blocks; -1 for padding.
-    parts: the keys: of each cache, and of the new tokens.
-    window: see `attend`; `1` int32.
+    positions: positions of the queries, array of shape [B, T], int32, padded to
+      whole blocks; -1 for padding.
+    parts: one part for each cache and one for the new tokens.
+    window: array of shape [1], int32; see `attend`.
   """
 
   positions: Int[Array, 'B T']
@@ -65,7 +70,7 @@ def make_masks(
   parts: tuple[Part, ...],
   window: Int[Array, '1'] | None,
 ) -> Masks:
-  """See `Masks`; of positions that need not be of whole blocks."""
+  """Makes the masks; `positions` need not be padded to whole blocks."""
   return Masks(_whole_blocks(positions, -1), parts, window)
 
 
@@ -77,14 +82,14 @@ def make_part(
   *,
   own: bool,
 ) -> Part:
-  """One part of the keys.
+  """Makes one part of the keys.
 
   Args:
     new: the tokens that attend.
-    segments: which of the keys' segments each of them sees.
-    keys: the part.
+    segments: the segment of the keys that each new token sees.
+    keys: the keys of the part.
     window: see `attend`.
-    own: whether the keys belong to the same tokens.
+    own: whether the keys belong to the new tokens.
   """
   numbers = keys.segments
   if segments is None or numbers is None:
@@ -103,10 +108,11 @@ def make_part(
   whole = full & (newest <= earliest)
   whole &= (low == high) & (least == largest) & (low == least)
   if own:
-    # Slots are in the order of positions, so that later ones are not seen.
+    # Slots are in the order of positions, so no query sees a later slot.
     needed &= jnp.tri(needed.shape[1], dtype=bool)
   if window is not None:
-    # No differences: those of extremes, where all is padding, overflow.
+    # A sum, not a difference: in blocks of padding alone, where `newest` and
+    # `earliest` are the extremes of int32, a difference overflows.
     needed &= newest + window > earliest
     whole &= oldest + window > latest
   first, last = _span(needed)
@@ -133,7 +139,7 @@ def _whole_blocks(x: Int[Array, 'B T'], fill: int) -> Int[Array, 'B U']:
 def _ranges(
   x: Int[Array, 'B T'], there: Bool[Array, 'B T'], axis: int
 ) -> tuple[Array, Array]:
-  """Least and largest of each block, padding apart, with an axis more."""
+  """Least and largest of each block without padding, with one more axis."""
   info = jnp.iinfo(jnp.int32)
   x, there = (y.reshape(len(y), -1, BLOCK) for y in (x, there))
   least = jnp.where(there, x, info.max).min(axis=-1)
@@ -144,7 +150,7 @@ def _ranges(
 def _span(
   some: Bool[Array, 'B I J'],
 ) -> tuple[Int[Array, 'B I'], Int[Array, 'B I']]:
-  """The first that is true along the last axis and the end; 0 where none is."""
+  """Indices of the first true element and behind the last one; 0 if none."""
   first = jnp.argmax(some, axis=-1)
   end = some.shape[-1] - jnp.argmax(some[..., ::-1], axis=-1)
   there = some.any(axis=-1)
@@ -155,7 +161,7 @@ def _span(
 def _run(
   some: Bool[Array, 'B I J'],
 ) -> tuple[Int[Array, 'B I'], Int[Array, 'B I']]:
-  """As `_span`, but the end of those that are true without a gap."""
+  """As `_span`, but ends at the first gap."""
   first, last = _span(some)
   number = jnp.arange(some.shape[-1])
   gap = ~some & (number >= first[..., None]) & (number < last[..., None])
@@ -164,7 +170,7 @@ def _run(
 
 
 def seen_by(masks: Masks, part: Part, i: Array, j: Array) -> Array:
-  """Which keys of a block the queries of another see."""
+  """Mask of the keys of block j that the queries of block i see."""
   rows, slots = pl.ds(i * BLOCK, BLOCK), pl.ds(j * BLOCK, BLOCK)
   position, place = masks.positions[rows][:, None], part.slots[slots][None, :]
   seen = (place >= 0) & (place <= position)

@@ -1,4 +1,4 @@
-"""Whether the kernels for GPUs compute what they should on the ones at hand."""
+"""Checks that the kernels compute correct results on this machine's GPUs."""
 
 import functools
 
@@ -15,29 +15,29 @@ from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kernels import flash
 from vtokens.models.kv_cache import KVCache
 
-# Rows, and heads of keys, of which a kernel has to find the right one.
+# Numbers of rows and of key heads; a kernel has to pick the right one of each.
 _ROWS, _HEADS = 2, 2
-# Of two examples in a row: passages and what follows them. The second has whole
-# blocks, in which the kernels mask nothing.
+# Lengths of the passages of two examples in a row, and slots of the row. The
+# second example fills whole blocks, in which the kernels mask nothing.
 _PASSAGES, _SLOTS = (70, 150), 230
 _FOLLOWING, _TOKENS = (40, 140), 190
-# Tokens that a layer sees: the last ones do not see the first passages.
+# Tokens that a query sees: the last queries do not see the first passages.
 WINDOW = 250
 
 
 def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
-  """Compares kernels with matrix products, where a base would use them.
+  """Compares kernels with matrix products, if a base would use the kernels.
 
-  They depend on a compiler and a driver that this was not tried with. It takes
-  the seconds in which both are compiled, once in a process.
+  The result may depend on versions of compiler and driver that were never
+  tested. The check compiles both programs, which takes seconds, once a process.
 
   Args:
-    config: of the base.
-    dtype: of its activations.
+    config: the base's architecture.
+    dtype: dtype of its activations.
     mesh: the devices.
 
   Raises:
-    errors.UserError: they differ.
+    errors.UserError: the results differ.
   """
   if config.kernels and flash.is_for(mesh, mesh.size, _TOKENS, dtype):
     compare(
@@ -65,16 +65,16 @@ def compare(
   """Compares the kernels with matrix products on random inputs.
 
   Args:
-    groups: heads of queries for each head of keys.
+    groups: query heads for each key head.
     head_dim: width of a head.
-    softcap: of the attention scores.
-    windowed: whether a layer sees only the last `WINDOW` tokens.
-    dtype: of the activations.
-    device: where both run.
-    interpret: runs the kernels without a GPU.
+    softcap: bound of the attention scores; None for none.
+    windowed: whether a query sees only the last `WINDOW` tokens.
+    dtype: dtype of the activations.
+    device: the device that runs both.
+    interpret: whether to run the kernels without a GPU.
 
   Raises:
-    errors.UserError: the kernels are further off than rounding explains.
+    errors.UserError: the error of the kernels is larger than rounding explains.
   """
   q, new, cache = make_inputs(groups, head_dim, dtype)
   real = (new.positions >= 0)[..., None, None]
@@ -113,7 +113,7 @@ def compare(
     error, expected = (
       float(jnp.linalg.norm(a.astype(jnp.float32) - z)) for a in (x, y)
     )
-    # Not a number is no less, either.
+    # Written with `not`, so that NaN fails, too.
     if not error <= 2 * expected:
       size = float(jnp.linalg.norm(z))
       raise errors.UserError(
@@ -127,12 +127,12 @@ def compare(
 def make_inputs(
   groups: int, head_dim: int, dtype: jnp.dtype
 ) -> tuple[Float[Array, 'B T N H'], KVCache, KVCache]:
-  """Random queries, new keys and values, and a cache, of examples in rows.
+  """Random queries, new keys and values, and a cache, with packed rows.
 
   Args:
-    groups: queries' heads for each of keys.
-    head_dim: their width.
-    dtype: of all.
+    groups: query heads for each key head.
+    head_dim: width of a head.
+    dtype: dtype of all arrays.
   """
   rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""Attention of passages over one another by TPU's Pallas kernel."""
+"""Attention among passages by JAX's Pallas kernel for TPUs."""
 
 import functools
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ def is_for(
 ) -> bool:
   """Whether the kernel can and should be used.
 
-  On TPUs, for rows that devices can share evenly, of tokens that see only one
-  another, and not too few of them. The kernel has to know the window when it is
-  compiled: it cannot differ from layer to layer of one scan.
+  It needs a TPU, rows that divide evenly over the devices, enough tokens, and
+  no caches. The window must be known when the kernel is compiled, so it cannot
+  differ between the layers of one scan.
 
   Args:
     mesh: the devices.
-    rows: their number.
-    length: tokens of a row.
-    caches: what precedes them.
+    rows: number of rows.
+    length: tokens per row.
+    caches: caches of earlier tokens.
     window: see `attend`.
   """
   return (
@@ -65,16 +65,15 @@ def attend(
 ) -> Float[Array, 'B T N H']:
   """`attention.attend` without caches, forward only.
 
-  Blocks of scores that the mask leaves out are not computed, and none is
-  written to memory.
+  Fully masked blocks of scores are not computed. No score is written to memory.
 
   Args:
     q: rotated queries.
     new: keys, values and positions of the same tokens; see `attention.attend`.
       In each segment of a row, slots are in the order of positions.
-    mesh: the devices; rows lie over batch, heads over heads.
+    mesh: the devices; rows are sharded over batch, heads over heads.
     scale: multiplies the scores.
-    softcap: see `layers.softcap`; of the scores.
+    softcap: bound of the scores; see `layers.softcap`.
     window: how many tokens a query sees, itself included; None for all.
     interpret: run the kernel on another device, slowly.
 
@@ -139,8 +138,9 @@ def _one_shard(
     interpret=interpret,
   )
   ids = splash_attention.SegmentIds(segments, segments)
-  # A base in float32 raises the precision of the whole program
-  # (`base.OpenBase.load`), with which the kernel does not compile for others.
+  # A base in float32 raises the precision of matrix products of the whole
+  # process (`frozen_base.OpenBase.load`). In other dtypes the kernel does not
+  # compile with that precision.
   exact = q.dtype == jnp.float32
   with jax.default_matmul_precision('highest' if exact else 'default'):
     return jax.vmap(kernel)(q, k, v, ids)

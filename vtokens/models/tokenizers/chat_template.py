@@ -1,7 +1,7 @@
 """Renders chat templates of bases under limits of time and memory.
 
-A template is a program of the model's author, and may loop or grow without end.
-So it runs in a process of its own.
+A template is a program by the model's author. It may loop or grow without end,
+so it runs in a separate process.
 """
 
 import functools
@@ -16,17 +16,17 @@ from typing import Any
 
 _CHILD = pathlib.Path(__file__).with_name('template_child.py')
 
-# Limits, far beyond what a template needs for a few messages: processor time
+# Limits, far above the needs of a template with a few messages: processor time
 # in seconds, seconds to wait on a busy machine, bytes, characters.
 PROCESSOR_SECONDS = 5
 _PATIENCE = 60
 _MEMORY = 1 << 30
 _LENGTH = 1 << 18
-# Characters of the template itself.
+# Longest template, in characters.
 _LONGEST = 4 << 20
 
 _TOO_LONG = f'it does not end within {PROCESSOR_SECONDS} s'
-# Templates that did not end; with other messages they would not either.
+# Templates that did not end. They are not tried again with other messages.
 _endless: set[str] = set()
 
 
@@ -35,12 +35,12 @@ class TemplateError(Exception):
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-  """The text that a template makes, in the environment of transformers.
+  """Renders a template in the environment that transformers provides.
 
-  It takes about a tenth of a second, once for equal arguments.
+  It takes about a tenth of a second; results are cached.
 
   Args:
-    template: of Jinja.
+    template: the Jinja template.
     variables: JSON values, e.g. the messages.
 
   Raises:
@@ -54,7 +54,7 @@ def render(template: str, variables: Mapping[str, Any]) -> str:
   return text
 
 
-# Failures are kept too: each may have taken seconds.
+# Failures are cached, too: each may have taken seconds.
 @functools.lru_cache(maxsize=256)
 def _render(template: str, variables: str) -> tuple[str, str]:
   """Text and error, one of them empty."""
@@ -76,7 +76,7 @@ def _render(template: str, variables: str) -> tuple[str, str]:
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
       timeout=_PATIENCE,
-      # What can be imported here can be there.
+      # The child imports from the same places as this process.
       env={**os.environ, 'PYTHONPATH': os.pathsep.join(sys.path)},
       check=False,
     )

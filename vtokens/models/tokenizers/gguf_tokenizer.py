@@ -1,9 +1,8 @@
 """The tokenizer that a GGUF file describes, built without PyTorch.
 
-A GGUF file holds no `tokenizer.json`: it names the kind of tokenizer and the
-pre-tokenizer, and lists tokens, merges or scores. What the names mean is
-defined by llama.cpp (src/llama-vocab.cpp), which the file was written for, so
-the ids made here are the ones that llama.cpp makes.
+A GGUF file holds no `tokenizer.json`. It names the kind of tokenizer and the
+pre-tokenizer, and lists tokens, merges or scores. llama.cpp defines the names
+(src/llama-vocab.cpp), so this tokenizer makes the same ids as llama.cpp.
 """
 
 import mmap
@@ -41,12 +40,13 @@ _QWEN2 = _LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
 
 
 class _Pre(NamedTuple):
-  """How byte-level BPE cuts a text before merging.
+  """How byte-level BPE splits a text before merging.
 
   Attributes:
-    splits: applied in turn; what matches and what does not both become pieces.
-    ignore_merges: a piece that is a token is taken whole.
-    add_bos: whether bos precedes a text when the file does not say.
+    splits: patterns, applied in turn. Matches become pieces, and so does the
+      text between matches.
+    ignore_merges: whether a piece that is a token is taken whole.
+    add_bos: whether bos precedes a text if the file does not say.
   """
 
   splits: tuple[str, ...]
@@ -54,8 +54,8 @@ class _Pre(NamedTuple):
   add_bos: bool = False
 
 
-# By the names that `tokenizer.ggml.pre` can have. Each is tested against
-# llama.cpp. tekken is left out: llama.cpp only approximates its pattern.
+# Keys: names of `tokenizer.ggml.pre`. Each is tested against llama.cpp. tekken
+# is missing because llama.cpp only approximates its pattern.
 PRE_TOKENIZERS = {
   ('gpt-2', 'phi-2', 'olmo', 'mpt', 'exaone4'): _Pre((_GPT2,)),
   (
@@ -85,14 +85,14 @@ PRE_TOKENIZERS = {
     'megrez',
     'hunyuan',
   ): _Pre((_QWEN2,)),
-  # What llama.cpp does with files whose converter knew no name.
+  # llama.cpp's choice for files whose converter knew no name.
   ('default',): _Pre(
     (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', '[0-9][0-9][0-9]')
   ),
 }
 _PRE = {name: pre for names, pre in PRE_TOKENIZERS.items() for name in names}
 
-# GGUF value types: the fixed-size ones by their struct code.
+# GGUF value types; types of fixed size have a struct code.
 _STRING, _ARRAY = 8, 9
 _NAMES = {
   str: 'text',
@@ -154,7 +154,7 @@ def read_tokenizer(
       single=[bos, '$A'], special_tokens=[(bos, tokens.index(bos))]
     )
   else:
-    # transformers makes its own if it finds none.
+    # Without one, transformers would make its own.
     backend.post_processor = processors.TemplateProcessing(single='$A')
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend,
@@ -168,7 +168,7 @@ def read_tokenizer(
 def _special_tokens(
   metadata: '_Metadata', tokens: list[str], defaults: dict[str, int]
 ) -> dict[str, str]:
-  """The tokens with a role, by transformers' name for it."""
+  """Tokens with a role, keyed by transformers' name of the role."""
   special = {}
   for name, role in (
     ('bos_token', 'bos'),
@@ -189,7 +189,7 @@ def _special_tokens(
 def _byte_level(
   metadata: '_Metadata', tokens: list[str]
 ) -> tuple[Tokenizer, bool]:
-  """Byte-level BPE, and whether bos goes first unless the file says."""
+  """Byte-level BPE, and whether bos goes first if the file does not say."""
   name = metadata.get('tokenizer.ggml.pre', ..., str)
   if name not in _PRE:
     raise metadata.error(
@@ -215,7 +215,7 @@ def _byte_level(
 def _sentencepiece(
   metadata: '_Metadata', tokens: list[str], types: list[int], unk: str
 ) -> Tokenizer:
-  """SentencePiece BPE, as the `tokenizer.json` of Llama 2 spells it."""
+  """SentencePiece BPE, built like the `tokenizer.json` of Llama 2."""
   scores = metadata.values_of('tokenizer.ggml.scores', float)
   if len(scores) != len(tokens):
     raise metadata.error(f'{len(tokens)} tokens but {len(scores)} scores')
@@ -245,9 +245,9 @@ def _merges(
 ) -> list[tuple[str, str]]:
   """The merges that SentencePiece would make, in order.
 
-  It joins the neighbours whose union has the highest score, so each way to cut
-  a token in two is a merge with the rank of that token's score. Only normal
-  tokens take part: control tokens must not come out of plain text.
+  SentencePiece joins the neighbours whose union has the highest score. So each
+  way to split a token in two is a merge, ranked by the token's score. Only
+  normal tokens take part: plain text must not become control tokens.
   """
   rank = {
     token: -score
@@ -260,8 +260,8 @@ def _merges(
     for cut in range(1, len(token))
     if token[:cut] in rank and token[cut:] in rank
   ]
-  # Of equal scores SentencePiece takes the leftmost pair, which in a run of one
-  # character is the one whose left part has grown longest.
+  # At equal scores SentencePiece takes the leftmost pair. In a run of one
+  # character that is the pair with the longest left part.
   found.sort(key=lambda merge: merge[:2])
   return [(token[:-cut], token[-cut:]) for _, cut, token in found]
 
@@ -292,7 +292,7 @@ class _Metadata:
     return errors.UserError(f'{self.path}: {message}')
 
   def get(self, key: str, default: Any, kind: type) -> Any:
-    """A value of a type; `...` as the default raises where it is missing."""
+    """A value of a type. With the default `...` a missing value raises."""
     value = self._values.get(key, default)
     if value is ...:
       raise self.error(f'metadata {key} is missing')
@@ -301,7 +301,7 @@ class _Metadata:
     return value
 
   def values_of(self, key: str, kind: type) -> list[Any]:
-    """A list of values of a type, which has to be there."""
+    """A required list of values of a type."""
     values = self.get(key, ..., list)
     odd = next((value for value in values if type(value) is not kind), None)
     if odd is not None:
@@ -315,11 +315,11 @@ class _Metadata:
   def bpe(
     self, tokens: list[str], merges: list[tuple[str, str]], **options: Any
   ) -> Tokenizer:
-    """A bare BPE tokenizer; the error names the file."""
+    """A bare BPE tokenizer; errors name the file."""
     vocab = {token: i for i, token in enumerate(tokens)}
     try:
       return Tokenizer(models.BPE(vocab, merges, **options))
-    # The library raises nothing more specific.
+    # The tokenizers library raises bare exceptions.
     except Exception as e:
       raise self.error(f'not a usable tokenizer ({e})') from e
 

@@ -1,7 +1,7 @@
-"""Renders a chat template: a program of its own, see `chat_template`.
+"""Renders a chat template in a separate process; see `chat_template`.
 
-It imports nothing but Jinja, so that it starts in a tenth of a second, and is
-run by its path, not as a module of vtokens, whose parents it would import.
+It imports only Jinja, so that it starts in a tenth of a second. It is run by
+its path: as a module of vtokens it would import the parent packages.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ import jinja2.utils
 
 
 class _Generation(jinja2.ext.Extension):
-  """`{% generation %}`, which marks for training what the assistant says."""
+  """`{% generation %}`, which marks the assistant's text for training."""
 
   tags = {'generation'}  # noqa: RUF012 (as Jinja has it)
 
   def parse(self, parser: Any) -> Any:
-    """What is in it, whose variables are its own."""
+    """Parses the block's body, which has its own variable scope."""
     line = next(parser.stream).lineno
     body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
     block = jinja2.nodes.CallBlock(self.call_method('_same'), [], [], body)
@@ -35,7 +35,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-  """Jinja's, without a way to what Python keeps behind underscores."""
+  """Jinja's namespace without access to names with leading underscores."""
 
   def __init__(*args: Any, **values: Any) -> None:
     self, *more = args
@@ -55,7 +55,7 @@ def _check_name(name: Any) -> None:
 
 
 def _environment() -> jinja2.Environment:
-  """As that of transformers, whose import takes seconds."""
+  """A copy of transformers' environment; importing that takes seconds."""
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True,
     lstrip_blocks=True,
@@ -90,7 +90,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _limit(kind: int, most: int) -> None:
-  # macOS has none of memory.
+  # macOS has no memory limit.
   with contextlib.suppress(ValueError, OSError):
     resource.setrlimit(kind, (most, most))
 
@@ -105,7 +105,7 @@ def main() -> None:
   parts: list[str] = []
   try:
     template = _environment().from_string(request['template'])
-    # In pieces, since a template may write without end.
+    # Piece by piece, because a template may write without end.
     for part in template.generate(**request['variables']):
       size += len(part)
       if size > request['length']:
@@ -119,7 +119,7 @@ def main() -> None:
     answer = {'error': f'it takes more than {request["memory"]:,} bytes'}
   except RecursionError:
     answer = {'error': 'it calls itself without end'}
-  # A template is a program of the model's author; it can raise anything.
+  # A template is a program by the model's author; it can raise anything.
   except Exception as e:
     answer = {'error': str(e)[:1000] or type(e).__name__}
   json.dump(answer, sys.stdout)

@@ -1,8 +1,8 @@
-"""Text to ids and back, with plain text that can never forge a special token.
+"""Text to ids and back; plain text can never forge a special token.
 
 Retrieved passages and questions are untrusted: `encode` turns `</s>` or
-`<|im_start|>` in them into ordinary tokens. Only chat templates, which are the
-model's own, go through `encode_template`.
+`<|im_start|>` in them into ordinary tokens. Only chat templates, which belong
+to the model, go through `encode_template`.
 """
 
 import copy
@@ -22,41 +22,43 @@ from vtokens.models.tokenizers import chat_template, turn_marks
 if TYPE_CHECKING:
   from transformers import PreTrainedTokenizerFast
 
-# Goes before a chat template, in place of a function of that name. The empty
-# output keeps a line break that begins the template.
+# Precedes a chat template and replaces the function of that name. The empty
+# output keeps a line break at the template's beginning.
 _FIXED_DATE = (
   "{% macro strftime_now(format) %}{{ format | replace('%d', '26') | "
   "replace('%b', 'Jul') | replace('%B', 'July') | replace('%m', '07') | "
   "replace('%Y', '2024') }}{% endmacro %}{{ '' }}"
 )
 
-# A text goes on after the first of these with which its start does not merge.
+# A continuation is encoded after the first of these texts that does not merge
+# with it.
 _PROBES = ('x', '0', '.', '\n', ')', 'Q')
 
-# Logged on import, before any verbosity can be set. It is the normal state
-# here; TRANSFORMERS_NO_ADVISORY_WARNINGS would silence real advice as well.
+# transformers logs it on import, before any verbosity can be set. A missing
+# PyTorch is normal here. TRANSFORMERS_NO_ADVISORY_WARNINGS would silence other
+# advice, too.
 logging.getLogger('transformers').addFilter(
   lambda record: 'PyTorch was not found' not in record.getMessage()
 )
 
 
 class Tokenizer:
-  """Ids for text: plain by `encode`, trusted by `encode_template`.
+  """Encodes plain text (`encode`) and trusted text (`encode_template`).
 
-  Safe to share between threads, and can be pickled.
+  It can be shared between threads and pickled.
 
   Attributes:
-    prefix_ids: what the tokenizer puts before a text by itself: bos for Llama,
-      nothing for Qwen or SmolLM2. No method here adds it.
-    eos_id: ends a text.
-    turn_end_id: ends a turn of the assistant in the chat template; eos if
-      there is none.
-    end_ids: all tokens that end an answer: these, and what
-      generation_config.json lists.
-    pad_id: fills up batches; eos if the tokenizer has no padding token, or one
-      without a row.
-    max_id: the highest id of any token; a model's vocabulary may be larger.
-    next_id: the id after the last token, be it one without a row.
+    prefix_ids: ids that the tokenizer by itself puts before a text: bos for
+      Llama, none for Qwen or SmolLM2. No method here adds them.
+    eos_id: id that ends a text.
+    turn_end_id: id that ends a turn of the assistant in the chat template; eos
+      without a chat template.
+    end_ids: all ids that end an answer: `eos_id`, `turn_end_id`, and the ids
+      in generation_config.json.
+    pad_id: id that pads batches; eos if the tokenizer has no padding token
+      with a row.
+    max_id: highest id of a token; a model's vocabulary may be larger.
+    next_id: id after the last token, whether that has a row or not.
   """
 
   prefix_ids: tuple[int, ...]
@@ -78,21 +80,19 @@ class Tokenizer:
     Args:
       tokenizer: a tokenizer of transformers.
       more_end_ids: further ids with which the model ends an answer.
-      num_rows: rows of the model's embedding matrix; None for one for each
-        token. Tokens beyond (`<image_soft_token>` of Gemma 3, which the models
-        for text have no row for) are none here: no method gives or takes their
-        ids, which are those of virtual tokens.
-
-    Raises:
-      errors.UserError: there is no eos token, the tokenizer reads a special
-        token out of ordinary text even when told not to, or a token without
-        a row is needed.
+      num_rows: rows of the model's embedding matrix; None for one row for each
+        token. Tokens without a row, such as Gemma 3's `<image_soft_token>` in
+        its text models, are ignored: no method returns or accepts their ids,
+        because virtual tokens have these ids.
+      errors.UserError: there is no eos token, the tokenizer makes a special
+        token from plain text even when told not to, or a required token has no
+        row.
     """
     self._tokenizer = tokenizer
     self._name = tokenizer.name_or_path or 'tokenizer'
-    # Whether special tokens are recognised is a property of the whole backend,
-    # and transformers sets it anew on each call, so a thread could change it
-    # under another. Hence two copies, set once.
+    # A backend either recognises special tokens or not, and transformers sets
+    # that on each call, so one thread could change it for another. Hence two
+    # copies, set once.
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_padding()
     backend.no_truncation()
@@ -113,7 +113,7 @@ class Tokenizer:
       self.pad_id = self.eos_id
     self.max_id = max(self.ids)
     self.next_id = max(self._trusted.get_vocab().values()) + 1
-    # Marked are the tokens that the text itself did not ask for.
+    # The mask marks tokens that do not come from the text.
     some = self._trusted.encode('x')
     marked = zip(some.ids, some.special_tokens_mask, strict=True)
     self.prefix_ids = tuple(
@@ -128,7 +128,7 @@ class Tokenizer:
     )
 
   def _check_plain(self) -> None:
-    """Raises if special tokens get through; unk stands for unknown text."""
+    """Raises if plain text makes special tokens other than unk."""
     unk = getattr(self._plain.model, 'unk_token', None)
     special = {
       i: token.content
@@ -149,9 +149,9 @@ class Tokenizer:
     return self._num_rows is None or i < self._num_rows
 
   def _check_rows(self) -> None:
-    """Raises if bos, eos or plain text may be a token without a row.
+    """Raises if bos, eos or a token of plain text may have no row.
 
-    A special token never comes out of plain text, but for unk.
+    Plain text makes no special token except unk.
     """
     if self._num_rows is None or self.next_id <= self._num_rows:
       return
@@ -192,7 +192,7 @@ class Tokenizer:
     candidates = [
       i
       for i, token in self._trusted.get_added_tokens_decoder().items()
-      # Runs of spaces and line breaks are how a model reads text.
+      # Runs of spaces and line breaks belong to plain text.
       if not token.special and token.content.strip()
     ]
     if not candidates or not self.has_chat_template:
@@ -204,20 +204,20 @@ class Tokenizer:
     )
 
   def __reduce__(self):
-    # Pickling a backend forgets whether it recognises special tokens.
+    # A pickled backend loses its setting for special tokens.
     return type(self), (self._tokenizer, self._more_end_ids, self._num_rows)
 
   def save(self, directory: str | os.PathLike[str]) -> None:
-    """Writes it in Hugging Face format, chat template included."""
+    """Writes the tokenizer and chat template in Hugging Face format."""
     self._tokenizer.save_pretrained(directory)
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text: no bos, no eos, never a special token.
 
-    What looks like a special token is cut up like any other text. (Only unk can
-    come out, for characters that a tokenizer without bytes lacks.) Added tokens
-    that are not special (`<think>` of Qwen3, runs of spaces of GPT-NeoX) are
-    part of how a model reads text and stay whole.
+    Text that looks like a special token is split like any other text. The only
+    exception is unk, for characters that a tokenizer without bytes lacks. Added
+    tokens that are not special (`<think>` of Qwen3, runs of spaces of GPT-NeoX)
+    stay whole.
     """
     return self._plain.encode(text, add_special_tokens=False).ids
 
@@ -229,10 +229,10 @@ class Tokenizer:
     return [encoding.ids for encoding in encodings]
 
   def encode_template(self, text: str) -> list[int]:
-    """As `encode`, but special tokens are recognised: for trusted text only.
+    """As `encode`, but recognises special tokens: for trusted text only.
 
     Raises:
-      errors.UserError: the text has a token for which the model has no row.
+      errors.UserError: the text has a token without a row in the model.
     """
     ids = self._trusted.encode(text, add_special_tokens=False).ids
     if found := list(filter(self._lacks_row, ids)):
@@ -240,10 +240,10 @@ class Tokenizer:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids, without special tokens, spaces as they are.
+    """The text of ids, without special tokens, with unchanged spaces.
 
     Raises:
-      ValueError: an id belongs to no token, as those of virtual tokens.
+      ValueError: an id belongs to no token, e.g. to a virtual token.
     """
     ids = [int(i) for i in ids]
     for i in ids:
@@ -256,47 +256,48 @@ class Tokenizer:
 
   @property
   def bos_id(self) -> int:
-    """The token that can begin a text; eos if the tokenizer has no bos."""
+    """Id that can begin a text; eos if the tokenizer has no bos."""
     found = self._tokenizer.bos_token_id
     return self.eos_id if found is None or self._lacks_row(found) else found
 
   @property
   def has_chat_template(self) -> bool:
-    """Whether `chat_wrap` can be read."""
+    """Whether there is a chat template, for `chat_wrap`."""
     return bool(self._tokenizer.chat_template)
 
   @property
   def ordinary_ids(self) -> list[int]:
-    """Likewise, without special tokens."""
+    """As `ids`, without special tokens."""
     added = self._trusted.get_added_tokens_decoder()
     special = {i for i, token in added.items() if token.special}
     return [i for i in self.ids if i not in special]
 
   @property
   def ids(self) -> list[int]:
-    """Every id that belongs to a token with a row, ascending."""
+    """Ids of all tokens with a row, ascending."""
     return sorted(filter(self._has_row, self._trusted.get_vocab().values()))
 
   @property
   def special_texts(self) -> frozenset[str]:
-    """The texts in which programs read special tokens."""
+    """Texts that programs read as special tokens."""
     added = self._trusted.get_added_tokens_decoder().values()
     return frozenset(token.content for token in added if token.special)
 
   @functools.cached_property
   def chat_wrap(self) -> tuple[list[int], list[int]]:
-    """What the chat template puts before and after a single user message.
+    """Ids that the chat template puts before and after a single user message.
 
-    Complete as they are: where the template writes bos, it is in the first
-    part, and `prefix_ids` must not be added. `before + encode(message) + after`
-    are the ids of the rendered conversation, generation prompt included. A
-    template that asks for the date is told 26 July 2024, which Llama 3.1's
-    falls back to: ids must not change from day to day. One that can do without
-    thinking is told so, since an answer is to follow at once.
+    `before + encode(message) + after` are the ids of the rendered conversation
+    with the generation prompt. If the template writes bos, `before` contains
+    it; do not add `prefix_ids`.
+
+    The template gets the date 26 July 2024, the default of Llama 3.1, so that
+    ids do not change from day to day. It is also asked for an answer without
+    thinking, if it has that option.
 
     Raises:
-      errors.UserError: there is no chat template, or it fails, or it does not
-        show the user's message exactly once as it is.
+      errors.UserError: there is no chat template, it fails, or it does not
+        contain the user's message exactly once and unchanged.
     """
     if not self._tokenizer.chat_template:
       raise errors.UserError(
@@ -306,7 +307,7 @@ class Tokenizer:
       text = self._render(
         [{'role': 'user', 'content': turn_marks.PLACEHOLDER}], ask=True
       )
-    # A template is a program of the model's author; it can raise anything.
+    # A template is a program by the model's author; it can raise anything.
     except Exception as e:
       raise errors.UserError(
         f'{self._name}: the chat template fails on a single user message: {e}'
@@ -317,8 +318,8 @@ class Tokenizer:
         f"{self._name}: the chat template shows the user's message "
         f'{len(rest)} times, expected once'
       )
-    # SentencePiece puts a space before each text it is given. Before the
-    # message it is the template's own; after it there is none to add.
+    # SentencePiece adds a space when it encodes the message, so the template's
+    # own space goes.
     if before.endswith(' ') and self._adds_space():
       before = before[:-1]
     return self.encode_template(before), _continued(
@@ -328,7 +329,7 @@ class Tokenizer:
   def _render(
     self, messages: list[dict[str, str]], ask: bool, think: bool = False
   ) -> str:
-    """The text of a conversation; see `chat_wrap` for date and thinking."""
+    """Renders a conversation; see `chat_wrap` for date and thinking."""
     return chat_template.render(
       _FIXED_DATE + self._tokenizer.get_chat_template(),
       {
@@ -352,7 +353,7 @@ class Tokenizer:
         ],
         ask=False,
       )
-    # As in chat_wrap, which tells of it when the template is used.
+    # `chat_wrap` reports the failure when the template is used.
     except Exception:
       return self.eos_id
     added = self._trusted.get_added_tokens_decoder()
@@ -366,10 +367,9 @@ class Tokenizer:
     return bool(tokens) and tokens[0].startswith(('▁', 'Ġ'))
 
   def encode_after(self, text: str) -> list[int]:
-    """`encode` of text that follows other text.
+    """`encode` for text that continues other text.
 
-    SentencePiece puts a space before each text it is given, which one that
-    goes on where another ended must not get a second time.
+    SentencePiece puts a space before each text. A continuation must not get it.
     """
     return _continued(self.encode, text)
 
@@ -386,7 +386,7 @@ class Tokenizer:
 
   @functools.cached_property
   def sha256(self) -> str:
-    """Hex digest of all that defines the ids: equal digests, equal ids."""
+    """Hex digest of everything that decides ids: equal digests, equal ids."""
     content = {
       'backend': json.loads(self._trusted.to_str()),
       'chat_template': self._tokenizer.chat_template,
@@ -405,7 +405,7 @@ def load_tokenizer(
 
   Args:
     path: a directory in Hugging Face format or a `.gguf` file; for a name on
-      the hub see `base.resolve`.
+      the hub see `frozen_base.resolve`.
     num_rows: see `Tokenizer`.
 
   Raises:
@@ -426,8 +426,8 @@ def load_tokenizer(
       trust_remote_code=False,
       local_files_only=os.path.isdir(path),
     )
-  # Depending on what is wrong: OSError, ValueError, KeyError, ImportError, or
-  # the bare Exception of the tokenizers library.
+  # OSError, ValueError, KeyError, ImportError, or a bare Exception of the
+  # tokenizers library.
   except Exception as e:
     raise errors.UserError(
       f'{path}: no tokenizer can be loaded; expected a directory with '
@@ -442,7 +442,7 @@ def load_tokenizer(
 
 
 def _end_ids(directory: pathlib.Path) -> list[int]:
-  """What generation_config.json, where there is one, calls eos."""
+  """The eos ids in generation_config.json; none without the file."""
   path = directory / 'generation_config.json'
   if not path.is_file():
     return []
@@ -458,7 +458,7 @@ def _end_ids(directory: pathlib.Path) -> list[int]:
 
 
 def _continued(encode: Callable[[str], list[int]], text: str) -> list[int]:
-  """Ids that text adds to those of a text before it."""
+  """Ids of a text that continues another text."""
   for probe in _PROBES:
     before, whole = encode(probe), encode(probe + text)
     if whole[: len(before)] == before:

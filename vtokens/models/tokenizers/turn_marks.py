@@ -1,7 +1,7 @@
-"""Which tokens a chat template itself writes to begin and end turns.
+"""Finds the tokens that a chat template writes to begin and end turns.
 
-Fine-tunes often add such tokens without flagging them special. They are special
-all the same: text of a passage that becomes one of them ends a turn.
+Fine-tunes often add such tokens without flagging them special. They must be
+treated as special: otherwise the text of a passage could end a turn.
 """
 
 import json
@@ -9,26 +9,26 @@ from collections.abc import Callable, Sequence
 
 import tokenizers
 
-# What stands for the content of a message. Letters only, so that no template's
-# escaping changes it.
+# Stands for the content of a message. It has only letters, so that no template
+# escapes them.
 PLACEHOLDER = 'VTOKENSUSERMESSAGE'
 
-# From messages, whether an answer is to follow and whether the model may think
-# first, to text.
+# Renders messages to text. The flags say whether an answer follows and whether
+# the model may think first.
 Render = Callable[[list[dict[str, str]], bool, bool], str]
 
 
 def find(
   render: Render, encode: Callable[[str], list[int]], candidates: Sequence[int]
 ) -> frozenset[int]:
-  """The candidates that the template needs to begin and end turns.
+  """The candidates that the template writes to begin and end turns.
 
-  Those that it writes whether the model is to think or not: `<think>` of Qwen3
-  and SmolLM3 is no mark.
+  Only tokens that it writes both with and without thinking count: `<think>` of
+  Qwen3 and SmolLM3 is no mark.
 
   Args:
     render: the template; may raise anything.
-    encode: from trusted text to ids.
+    encode: encodes trusted text.
     candidates: ids of tokens that are not flagged special.
   """
   system, user, assistant = (
@@ -37,7 +37,7 @@ def find(
   )
 
   def written(messages: list[dict[str, str]], ask: bool, parts: slice) -> set:
-    """Ids outside of the contents."""
+    """Ids outside of the messages' contents."""
     found = []
     for think in (False, True):
       try:
@@ -51,10 +51,10 @@ def find(
   everything, end = slice(None), slice(-1, None)
   marks = written([user, assistant, user], False, everything)
   marks |= written([system, user, assistant, user], False, everything)
-  # Before an answer that is the last, Qwen3 may write thoughts.
+  # Qwen3 may write thoughts before the last answer.
   marks |= written([user, assistant], False, end)
   if not marks:
-    # One that shows a single message alone.
+    # The template may accept only a single message.
     marks = written([user], True, everything)
   return frozenset(marks.intersection(candidates))
 
@@ -62,7 +62,7 @@ def find(
 def flagged(
   backend: tokenizers.Tokenizer, marks: frozenset[int]
 ) -> tokenizers.Tokenizer:
-  """The tokenizer with added tokens flagged special."""
+  """The tokenizer with `marks` flagged special."""
   values = json.loads(backend.to_str())
   for token in values['added_tokens']:
     token['special'] = token['special'] or token['id'] in marks

@@ -24,10 +24,11 @@ import yaml
 from vtokens.exports import (
   card,
   hf_checkpoint,
-  peft_adapter,
   spring_file,
   trained_table,
+  vocabulary_rows,
 )
+from vtokens.exports.formats import FORMATS, peft_format
 from vtokens.exports.gguf import gguf_file, llama_consumer
 from vtokens.host import errors
 from vtokens.serving import artifact, plug
@@ -50,21 +51,23 @@ def _write(
   table = source.table
   tokens = table.meta.tokens
   if kind == 'hf':
-    plan = hf_checkpoint.plan(table, source.base, str(base))
+    plan = hf_checkpoint.place(table, source.base, str(base))
     tokens = plan.tokens
-    hf_checkpoint.write(out, table, plan, str(base))
+    end = hf_checkpoint.answer_end(table, source.base)
+    hf_checkpoint.write(out, table, plan, str(base), end)
   elif kind == 'peft':
-    tokens = peft_adapter.place(table, source.base, str(base))
-    peft_adapter.write(out, table, tokens, source.base)
+    vocabulary = vocabulary_rows.read_vocabulary(str(base))
+    tokens = vocabulary_rows.inside(vocabulary, tokens, source.base)
+    peft_format.write(out, table, tokens, source.base)
   elif kind == 'spring-pt':
     spring_file.write(out / spring_file.FILE, table.table)
   elif kind == 'gguf':
-    plan = gguf_file.plan(table, source.base, str(base))
+    plan = gguf_file.place(table, source.base, str(base))
     tokens = plan.tokens
     gguf_file.write(out / gguf_file.FILE, table, plan, str(base))
   meta = dataclasses.replace(table.meta, tokens=tokens)
   artifact.write(out, artifact.Artifact(table.table, meta))
-  (out / 'README.md').write_text(card.render(meta, kind, []))
+  (out / 'README.md').write_text(card.render(meta, FORMATS[kind], []))
 
 
 @pytest.fixture(scope='module')
@@ -433,7 +436,7 @@ class TestCards:
   def test_a_base_of_the_hub(self, place):
     meta = plug.load(place / 'hf').meta
     base = dataclasses.replace(meta.base, id='org/base', revision='0123')
-    text = card.render(dataclasses.replace(meta, base=base), 'hf', [])
+    text = card.render(dataclasses.replace(meta, base=base), FORMATS['hf'], [])
     assert '\nbase_model: "org/base"\n' in text
 
   def test_gguf(self, gguf_place, monkeypatch):

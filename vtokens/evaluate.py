@@ -1,11 +1,11 @@
-r"""How good virtual tokens are, against what, on what, and at what cost.
+r"""Evaluates virtual tokens: quality and cost, compared with other conditions.
 
     python -m vtokens.evaluate --config configs/eval/x.py \
       --config.workdir=runs/evaluation
 
-`vtokens/evaluation/eval_config.py` documents the fields, docs/evaluation.md
-what is measured and written. The same command continues an evaluation that was
-stopped or killed; it generates no answer twice.
+`vtokens/evaluation/eval_config.py` documents the fields. docs/evaluation.md
+documents measures and output files. The same command continues an evaluation
+that was stopped or killed; it generates no answer twice.
 """
 
 import platform
@@ -43,19 +43,19 @@ def evaluate(cfg: Config, stop: stopping.StopRequest) -> dict[str, Any]:
 
   Args:
     cfg: a validated config.
-    stop: a request that ends it early; what was answered is kept.
+    stop: ends the evaluation early if requested; answers so far are kept.
 
   Returns:
-    The content of report.json, or, where only `untouched` and tasks were asked
-    for, of general.json; nothing on all processes but the first.
+    The content of report.json; or of general.json if only `untouched` and
+    tasks were requested. Empty on all processes but the first.
 
   Raises:
-    errors.UserError: bad input, or a base that did not stay what it was.
+    errors.UserError: bad input, or the base has changed.
   """
   runs = evaluated_models.read_runs(cfg.runs)
   opened = stop.run(lambda: evaluated_models.open_models(cfg, runs))
   records = stop.run(lambda: questions.read(cfg, writers.say))
-  # Whatever is wrong should show before the weights are loaded.
+  # Errors should appear before the weights are loaded.
   grids = {}
   for model in opened:
     grid = Grid(
@@ -116,10 +116,10 @@ def _run(
   mesh: jax.sharding.Mesh,
   stop: stopping.StopRequest,
 ) -> dict[str, list[dict[str, Any]]]:
-  """All that needs the weights of one base; they are dropped at its end.
+  """Does everything that needs the weights of one base, then drops them.
 
   Returns:
-    Rows for reports, as far as they are asked for: cost, tasks, untouched.
+    The requested rows for reports: cost, tasks, untouched.
   """
   prove = UNTOUCHED in cfg.conditions
   if not (grid.has_missing() or cfg.cost.questions or prepared or prove):
@@ -170,7 +170,7 @@ def _run(
       }
     ]
   if not distributed.is_first():
-    # Only the first process may see the files of what was finished before.
+    # Only the first process may see files of finished work.
     return {}
   return {
     name: [{'model': model.name, **row} for row in part]
@@ -224,7 +224,7 @@ def _versions(
   opened: Sequence[evaluated_models.Model],
   runs: Sequence[evaluated_models.EvaluatedRun],
 ) -> dict[str, Any]:
-  """What the numbers depend on, beside the settings."""
+  """Versions that the numbers depend on, besides the settings."""
   found: dict[str, Any] = {
     'python': platform.python_version(),
     'device': cost.device(),
@@ -234,7 +234,7 @@ def _versions(
     found[f'quantize, base {model.name}'] = model.base.settings.quantize
   for run in runs:
     found[f'table {run.name}'] = run.finished.sha256
-    # The base that it is evaluated on may be quantised in another way.
+    # The evaluated base may be quantised differently.
     found[f'quantize, when table {run.name} was trained'] = (
       run.finished.quantize
     )
@@ -242,7 +242,7 @@ def _versions(
 
 
 def _prepare(cfg: Config) -> None:
-  """`--conditions` in place of those of the config, then its validation."""
+  """Applies `--conditions` to the config and validates it."""
   if absl_flags.FLAGS.conditions is not None:
     cfg.conditions = tuple(absl_flags.FLAGS.conditions)
     if cfg.conditions == (UNTOUCHED,):
@@ -261,7 +261,7 @@ def main(cfg: Config) -> None:
 
 
 def _say(cfg: Config, found: dict[str, Any]) -> None:
-  """Tells the first process's terminal what was found."""
+  """Prints the results, on the first process."""
   abilities = found.get('general') or found
   if text := general_rows.format_results(abilities):
     writers.say(text)

@@ -1,4 +1,4 @@
-r"""Exports a table of virtual tokens to where models are served.
+r"""Exports a table of virtual tokens for the programs that serve models.
 
     python -m vtokens.export --config.workdir=runs/quickstart --to hf \
       --out exported

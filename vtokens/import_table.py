@@ -4,9 +4,9 @@ r"""Imports a table of virtual tokens as a finished run.
       --path hub:yutaozhu94/SPRING/FILE.pt \
       --base meta-llama/Llama-2-7b-chat-hf --out runs/spring
 
-The run can be evaluated, asked and exported like one of vtokens.train. Formats:
-spring-pt (the file of SPRING's authors; the templates are theirs too), vtokens
-(what `vtokens.export --to` any format wrote).
+The run can be evaluated, asked and exported like a run of vtokens.train.
+Formats: spring-pt (the file format of SPRING's authors, with their templates),
+vtokens (an export of `vtokens.export`, in any format).
 """
 
 import hashlib
@@ -49,12 +49,12 @@ def import_table(kind: str, path: str, base: str, out: str) -> None:
     kind: one of `FORMATS`.
     path: a directory for vtokens, a file for spring-pt, `hub:ORG/NAME/FILE`
       or `hub:ORG/NAME@REVISION/FILE` for one on the Hugging Face hub.
-    base: the base, as `config.base.path`; for vtokens '' means the one that is
-      written there.
-    out: the run's work directory, which must not be there.
+    base: path or hub id of the base, as in `config.base.path`; for vtokens ''
+      means the base named in the export.
+    out: the run's work directory, which must not exist.
 
   Raises:
-    errors.UserError: bad input, or another base than the table's.
+    errors.UserError: bad input, or the base is not the table's base.
   """
   with claimed_directory.new(out) as directory:
     table, settings = _read(kind, path, base)
@@ -63,7 +63,7 @@ def import_table(kind: str, path: str, base: str, out: str) -> None:
 
 
 def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
-  """The table, and the config of its run; see `import_table`."""
+  """Reads the table and makes its run's config; see `import_table`."""
   if kind == 'vtokens':
     table = artifact.read(path)
     if not base and public_names.is_local(table.meta):
@@ -94,7 +94,7 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
 
 
 def _check_found(path: str, base: BaseIdentity) -> None:
-  """Raises if a base is not where an earlier version's export says it is."""
+  """Raises if the base is not at the path in an earlier version's export."""
   if not pathlib.Path(base.id).exists():
     raise errors.UserError(
       f'--base: the path of {base.id} is needed, on which the table in {path} '
@@ -104,7 +104,7 @@ def _check_found(path: str, base: BaseIdentity) -> None:
 
 
 def _settings(table: Artifact, base: str) -> config.Config:
-  """The run's config, as far as a table has it."""
+  """The run's config, from the table's metadata."""
   prompt = table.meta.prompt
   settings = config.Config(
     base=config.Base(path=base or table.meta.base.id, dtype=_dtype(table)),
@@ -118,14 +118,14 @@ def _settings(table: Artifact, base: str) -> config.Config:
 
 
 def _dtype(table: Artifact) -> config.DType:
-  """The dtype of training; the default for a table imported before."""
+  """Dtype of training; the default for a table that was itself imported."""
   trained = table.meta.training.get('config', {}).get('base', {})
   dtype: config.DType = trained.get('dtype', config.Base.dtype)
   return dtype
 
 
 def _no_data() -> config.Data:
-  """In place of the data that the tokens were trained with."""
+  """A placeholder for the training data, which are unknown."""
   return config.Data(train=('imported',))
 
 
@@ -193,10 +193,10 @@ def _from_spring(
 
 
 def _local(path: str) -> str:
-  """The file itself, or one of the hub once it is downloaded.
+  """The local file; a file on the hub is downloaded first.
 
   Raises:
-    errors.UserError: the hub does not have it.
+    errors.UserError: the hub does not have the file.
   """
   if not path.startswith(_HUB):
     return path
@@ -212,7 +212,7 @@ def _local(path: str) -> str:
     return huggingface_hub.hf_hub_download(
       f'{organisation}/{name}', file, revision=revision or None
     )
-  # Besides the hub's own errors, those of its HTTP client.
+  # Errors of the hub and of its HTTP client.
   except Exception as e:
     raise errors.UserError(f'--path {path}: cannot be had: {e}') from e
 

@@ -32,15 +32,15 @@ def retrieve(
     cfg: a validated config.
 
   Returns:
-    Recall as in recall.json: dataset -> retriever -> recall@k.
+    Recall as in recall.json: dataset -> retriever -> recall@k -> value.
 
   Raises:
-    errors.UserError: bad input, or a directory that holds something else.
+    errors.UserError: bad input, or a directory belongs to something else.
   """
   workdir, index_dir = pathlib.Path(cfg.workdir), pathlib.Path(cfg.index_dir)
   rebuild = cfg.on_stale_index == 'rebuild'
   questions, skipped = _read_questions(cfg)
-  # Before the index, which takes long.
+  # Before building the index, which takes long.
   claimed_directory.check_writable(workdir)
   methods = {}
   for name, settings in cfg.retrievers.items():
@@ -91,7 +91,7 @@ def retrieve(
     chunks, list(methods), corpus, workdir, compress=cfg.compress
   )
   table = recall.table([r.dataset for r in questions], ranks, cfg.top_k)
-  # Last: it says that the run is finished.
+  # Last, because this file marks the run as finished.
   writers.write_json(workdir / 'recall.json', table)
   return table
 
@@ -99,7 +99,7 @@ def retrieve(
 def _read_questions(
   cfg: retrieval_config.Config,
 ) -> tuple[list[records.Record], list[str]]:
-  """The records, and a message for each that was left out."""
+  """The records, and a message for each omitted record."""
   questions, skipped = retrieval_inputs.read_questions(
     cfg.questions.paths, on_bad_record=cfg.questions.on_bad_record
   )
@@ -113,9 +113,9 @@ def _read_questions(
 
 
 def _chunk_size(cfg: retrieval_config.Config) -> int:
-  """That of the run in the work directory, if there is one.
+  """Chunk size of the run in the work directory, or of the config if none.
 
-  It decides where results lie, not what they are.
+  It decides the split of results into files, not the results.
   """
   begun = claimed_directory.identity_if_there(pathlib.Path(cfg.workdir))
   size: int = begun.get('chunk_size', cfg.questions.chunk_size)
@@ -133,7 +133,7 @@ def _claim_workdir(
   questions: Sequence[records.Record],
   indices: Sequence[search.Index],
 ) -> None:
-  """Raises unless the work directory is of this run, or empty."""
+  """Raises unless the work directory belongs to this run or is empty."""
   claimed_directory.claim(
     pathlib.Path(cfg.workdir),
     {
@@ -155,7 +155,7 @@ def main(cfg: retrieval_config.Config) -> None:
   try:
     with claimed_directory.locked(pathlib.Path(cfg.index_dir)):
       table = retrieve(cfg)
-  # Whatever is on disk is whole at any time.
+  # Files on disk are complete at any time.
   except stopping.Ended:
     writers.say(f'stopped; continue with: {flags.command_line()}')
     raise

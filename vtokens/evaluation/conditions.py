@@ -1,8 +1,7 @@
 """The conditions of an evaluation: the ways to ask a question.
 
 `CONDITIONS` has every condition by name. `add` adds one, here or in a user's
-config file; all else (which axes apply, prompts, reports) follows from its
-fields.
+config file. The axes that apply, prompts and reports follow from its fields.
 """
 
 import dataclasses
@@ -55,12 +54,12 @@ def add(name: str, condition: Condition) -> None:
   Adding an equal one again changes nothing: a config file may be read twice.
 
   Args:
-    name: of the condition, in configs and reports.
+    name: name in configs and reports.
     condition: the condition.
 
   Raises:
-    errors.UserError: another condition has the name, or a field has a value
-      that does not fit.
+    errors.UserError: another condition has the name, or a field has an invalid
+      value.
   """
   if CONDITIONS.get(name, condition) != condition:
     raise errors.UserError(

@@ -17,23 +17,23 @@ _NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 
 @dataclasses.dataclass
 class Task(schema.Section):
-  """A general task: one of the paper's on a file, or any of lm-eval.
+  """A general task: one of the paper's with a file of questions, or lm-eval's.
 
   Attributes:
     source: file of the questions: JSON lines, plain or .gz, .xz, .bz2.
-    format: how they are asked: boolq (true or false), commonsenseqa, mmlu
-      (both with any choices), gsm8k (a number, reasoned for).
-    shots: solved examples shown before each question. For a task of lm-eval 0
-      leaves its own number.
-    shots_source: file that they are drawn from; never `source`.
-    max_questions: at most so many, drawn by the seed, are asked; 0 for all. A
-      group of lm-eval asks so many of each of its tasks.
-    max_new_tokens: longest answer of gsm8k, and of tasks of lm-eval that do not
-      say.
+    format: kind of questions: boolq (true or false), commonsenseqa or mmlu
+      (each with any number of choices), gsm8k (a number, with reasoning).
+    shots: solved examples before each question. 0 keeps the default of a task
+      of lm-eval.
+    shots_source: file of the solved examples; never `source`.
+    max_questions: number of questions to draw, by the seed; 0 for all. For a
+      group of lm-eval, the number for each of its tasks.
+    max_new_tokens: longest answer, in tokens, of gsm8k and of tasks of lm-eval
+      that set no length.
     harness: name of a task, tag or group of lm-eval, or path of its YAML file;
-      then source, format and shots_source have no meaning.
-    num_active: virtual tokens of each run's table that prompts get; 0 asks the
-      base alone.
+      then source, format and shots_source have no effect.
+    num_active: number of virtual tokens of each run's table in the prompts; 0
+      asks the base alone.
   """
 
   source: Path = ''

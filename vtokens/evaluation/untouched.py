@@ -1,9 +1,9 @@
-"""Proof that the model without virtual tokens is the base, bit for bit.
+"""Proves that the model without virtual tokens is the base, bit for bit.
 
-Weights are compared by hash and logits by their bits: as loaded, after virtual
-tokens were used, and of the same base loaded afresh from its files. Of a base
-that is quantised as it is loaded that is what comes of the files quantised;
-nothing is said of how near it is to the base itself.
+It compares hashes of the weights and bits of the logits: after loading, after
+the use of virtual tokens, and after loading the same base again from its files.
+If the base is quantised while loading, the quantised weights are compared with
+each other; their distance to the original weights is not measured.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from vtokens.models.decoder import num_params
 from vtokens.models.files import weights
 from vtokens.models.frozen_base import FrozenBase
 
-# What the logits are compared on: texts of many kinds.
+# Texts of many kinds; their logits are compared.
 PROBE = (
   'Question: When was the Elizabeth Tower completed?\nAnswer:',
   '[1] Big Ben is the nickname of the Great Bell of the clock in London.\n'
@@ -48,7 +48,7 @@ PROBE = (
   'a a a a a a a a a a a a a a a a a a a a a a a a a a a a a a a a',
   ' ',
 )
-# A table is used with its first k tokens for some k up to all of them.
+# Numbers of active tokens, up to all, with which each table is used.
 _USES = 3
 _NEW_TOKENS = 4
 # Bytes of a weight that are copied to the host at a time.
@@ -57,7 +57,7 @@ BLOCK_BYTES = 256 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-  """What a base is at some moment.
+  """Hashes of a base at one moment.
 
   Attributes:
     weights: name -> SHA-256 of name, dtype, shape and bytes, hexadecimal.
@@ -71,8 +71,8 @@ class Observation:
 def observe(base: FrozenBase) -> Observation:
   """Hashes the weights and the logits of the probes.
 
-  All processes have to call it. At most one weight's block is on the host, and
-  one probe's logits on the devices, at a time.
+  All processes must call it. The host holds one block of a weight and the
+  devices hold the logits of one probe at a time.
   """
   return Observation(weights=hash_weights(base), logits=_hash_logits(base))
 
@@ -85,7 +85,7 @@ def hash_weights(base: FrozenBase) -> dict[str, str]:
     length = array.shape[0]
     rows = max(1, BLOCK_BYTES // max(1, array.nbytes // length))
     for start in range(0, length, rows):
-      # The last block goes back to have the size of the others.
+      # The last block starts earlier, to have the size of the others.
       first = max(0, min(start, length - rows))
       block = distributed.fetch(_block(array, first, min(rows, length)))
       digest.update(np.ascontiguousarray(block[start - first :]).tobytes())
@@ -101,25 +101,25 @@ def prove(
   loaded: Observation | None = None,
   release: bool = False,
 ) -> dict[str, Any]:
-  """Proves that virtual tokens leave the base what it was.
+  """Proves that virtual tokens do not change the base.
 
   Args:
     load: loads the same base from its files again.
     base: the base.
-    tables: virtual tokens to be used between the comparisons.
-    loaded: what the base was when it was loaded, so that all that happened
-      since is covered; None to begin here.
-    release: whether the base's weights are deleted before they are loaded
-      again, so that devices never hold them twice; `base` is of no use then.
+    tables: tables of virtual tokens to use between the comparisons.
+    loaded: the observation after loading, to cover everything since then; None
+      to start now.
+    release: whether to delete the base's weights before they are loaded again,
+      so that devices never hold them twice. Then `base` is unusable afterwards.
 
   Returns:
-    Hashes and what was compared, JSON values, for reports.
+    JSON values for reports: hashes, and the comparisons that were made.
 
   Raises:
-    errors.UserError: something differs, with the names of the weights.
+    errors.UserError: something differs; the message names the weights.
   """
   before = observe(base)
-  # A backend whose sums differ from run to run would seem to be a changed base.
+  # A backend that is not deterministic would look like a changed base.
   if _hash_logits(base) != before.logits:
     raise errors.UserError(
       'untouched: the same weights gave other logits a second time: this '
@@ -178,7 +178,7 @@ def _plain(
   *,
   graph: nnx.GraphDef,
 ) -> Float[Array, '1 T V']:
-  """Logits of the decoder in one pass; no table is known here."""
+  """Logits of the decoder in one pass, without a table."""
   decoder = nnx.merge(graph, base)
   hidden, _ = decoder(decoder.embed(ids), positions)
   return decoder.logits(hidden)
@@ -195,7 +195,7 @@ def _piped(
   *,
   graph: nnx.GraphDef,
 ) -> Float[Array, '1 S V']:
-  """Logits as training and evaluation come to them, table and all."""
+  """Logits computed as in training and evaluation, with the table."""
   decoder = nnx.merge(graph, base)
   cache = steps.encode_prefix(decoder, prefix, prefix_positions)
   hidden, _ = decoder(TABLE.embed(decoder, table, suffix), positions, [cache])
@@ -216,10 +216,10 @@ def _hash_logits(base: FrozenBase) -> tuple[str, ...]:
 def _check_without_tokens(
   base: FrozenBase, tables: Sequence[Float[np.ndarray, 'P D']]
 ) -> dict[str, Any]:
-  """The pipeline with k = 0: the bits of its logits do not know the table.
+  """Checks that with k = 0 the pipeline's logits do not depend on the table.
 
   Raises:
-    errors.UserError: they do.
+    errors.UserError: they depend on it.
   """
   size = max(map(len, _probe_ids(base)))
   dim = base.config.embed_dim
@@ -228,7 +228,7 @@ def _check_without_tokens(
   for number, (text, ids) in enumerate(
     zip(PROBE, _probe_ids(base), strict=True)
   ):
-    # At least a token is left for the suffix.
+    # The suffix keeps at least one token.
     cut = len(ids) // 2
     inputs = (
       *_padded(ids[:cut], size, 0),
@@ -306,7 +306,7 @@ def _use(
 
 
 def _numbers_active(rows: int) -> list[int]:
-  """1, all, and one between."""
+  """1, all, and a number between them."""
   return sorted({1, (rows + 1) // 2, rows})[:_USES]
 
 
@@ -315,7 +315,7 @@ def _probe_ids(base: FrozenBase) -> list[np.ndarray]:
   found = []
   for text in PROBE:
     ids = [*tokenizer.prefix_ids, *tokenizer.encode(text)]
-    # A tokenizer may have no id for white space alone.
+    # A tokenizer may have no id for a text of white space.
     found.append(np.asarray(ids or [tokenizer.eos_id], np.int32))
   return found
 
@@ -323,7 +323,7 @@ def _probe_ids(base: FrozenBase) -> list[np.ndarray]:
 def _padded(
   ids: Int[np.ndarray, 'T'], size: int, first: int
 ) -> tuple[Int[np.ndarray, '1 S'], Int[np.ndarray, '1 S']]:
-  """Ids and positions from `first` on, in a row of a size."""
+  """Ids, and positions from `first` on, padded to a row of `size`."""
   row, positions = np.zeros((1, size), np.int32), np.full((1, size), -1)
   row[0, : len(ids)] = ids
   positions[0, : len(ids)] = np.arange(first, first + len(ids))
@@ -331,13 +331,13 @@ def _padded(
 
 
 def compare(when: str, old: Observation, then: str, new: Observation) -> None:
-  """Raises a `UserError` with the names of what differs between two moments.
+  """Raises a `UserError` that names the differences of two observations.
 
   Args:
-    when: of the first, for the message.
-    old: what the base was then.
-    then: when the second was.
-    new: what it was then.
+    when: moment of the first observation, for the message.
+    old: the first observation.
+    then: moment of the second observation, for the message.
+    new: the second observation.
   """
   names = [
     name

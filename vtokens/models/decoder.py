@@ -196,7 +196,6 @@ class Decoder(nnx.Module):
 
     Forward only. It stops after the keys and values of the last layer.
 
-
     Args:
       x: embeddings of the tokens; see `__call__`.
       positions: positions of the tokens, int32; -1 marks padding.

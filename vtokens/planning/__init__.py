@@ -1,1 +1,1 @@
-"""Memory and speed of programs compiled for devices that are not here."""
+"""Estimates memory and speed of programs for devices that are not here."""

@@ -1,4 +1,4 @@
-"""Shapes, dtypes and shardings of the arguments of a step, without values."""
+"""Shapes, dtypes and shardings of a step's arguments, without values."""
 
 import math
 from typing import Any
@@ -31,13 +31,14 @@ def base(
     config: the architecture.
     dtype: dtype of its weights.
     mesh: the devices.
-    method: by which its matrices are quantised; see `config.Base.quantize`.
+    method: quantisation of its matrices; see `config.Base.quantize`.
 
   Raises:
-    errors.UserError: a weight cannot be cut evenly over the mesh.
+    errors.UserError: a weight does not divide evenly over the mesh.
   """
   if method != 'none':
-    # Quantised matrices have no axis of heads, which must be divisible, too.
+    # The number of heads must divide, too. Quantised matrices have no such
+    # axis.
     base(config, dtype, mesh)
   graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
   placed = []
@@ -57,7 +58,7 @@ def base(
 
 
 def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
-  """Bytes of the layers' matrices on a device that holds them whole.
+  """Bytes of the layers' matrices, not sharded.
 
   Args:
     config: the architecture.
@@ -79,16 +80,16 @@ def state(
   mesh: jax.sharding.Mesh,
   trainable: Trainable = TABLE,
 ) -> TrainState:
-  """Returns the shapes and shardings of what training changes.
+  """Shapes and shardings of the training state.
 
   Args:
-    optimizer: of the trained values.
-    shapes: of the trained values; see `Trainable.shapes`.
+    optimizer: optimiser of the trained values.
+    shapes: shapes of the trained values; see `Trainable.shapes`.
     mesh: the devices; moments are sharded like the values.
-    trainable: what is trained.
+    trainable: the kind of trained values.
 
   Raises:
-    errors.UserError: an array cannot be cut evenly over the mesh.
+    errors.UserError: an array does not divide evenly over the mesh.
   """
 
   def placed(shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> Any:
@@ -129,16 +130,16 @@ def batch(
   """A training batch.
 
   Args:
-    rows: rows of the whole batch.
+    rows: rows of the batch, over all devices.
     shape: prefix and suffix length of a row.
     num_targets: targets of a row.
     mesh: the devices.
     packed: whether rows have several examples.
-    draws: suffixes of each.
+    draws: suffixes of each example.
   """
   sharding = partitioning.named_sharding(mesh, ('batch',))
 
-  # Any: annotations speak of the arrays that come in their place.
+  # Any, because the annotations of `Batch` require arrays.
   def ids(size: int) -> Any:
     return jax.ShapeDtypeStruct((rows, size), jnp.int32, sharding=sharding)
 

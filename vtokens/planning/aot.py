@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs and GPUs that are not there."""
+"""Compiles programs for TPUs and GPUs that are not here."""
 
 import collections
 import dataclasses
@@ -16,25 +16,26 @@ from vtokens.devices import chips
 from vtokens.host import aside, errors, stopping
 from vtokens.planning import gpus, hlo
 
-# What Pallas' kernels are called in a program of TPUs and of GPUs.
+# Names of Pallas kernels in programs for TPUs and for GPUs.
 _KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
-# XLA measures on the device which kernels to use for a product. Without one it
-# guesses Triton's, and some do not compile. cuBLAS's need no compiler.
+# With a device, XLA measures which kernel is best for a product. Without one it
+# guesses Triton kernels, some of which do not compile. cuBLAS kernels are not
+# compiled.
 _GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A slice, or several, or a machine, that exists for the compiler only.
+  """TPU slices, or a machine with GPUs, that only the compiler knows.
 
   Attributes:
-    name: as libtpu takes it, e.g. v5e:4x4; of several, 2 x v5e:4x4; of a
-      machine with GPUs, e.g. h100:8.
-    devices: its chips.
-    chip: what each can do.
-    memory: bytes of each that a program can have.
-    num_slices: that they are in.
+    name: libtpu's name of the slice, e.g. v5e:4x4; for several slices, e.g.
+      2 x v5e:4x4; for a machine with GPUs, e.g. h100:8.
+    devices: all chips.
+    chip: properties of a chip.
+    memory: bytes of a chip that a program can use.
+    num_slices: number of slices.
   """
 
   name: str
@@ -45,27 +46,27 @@ class Target:
 
 
 def find_target(name: str, num_slices: int = 1) -> Target:
-  """The slice or machine of a name.
+  """Finds the slice or machine of a name.
 
   Args:
-    name: as libtpu takes it, e.g. v5e:4x4; or a GPU and how many of them a
-      machine has, e.g. h100:8.
-    num_slices: how many of them, joined by the data center's network.
+    name: libtpu's name of a slice, e.g. v5e:4x4; or a GPU and their number in
+      the machine, e.g. h100:8.
+    num_slices: number of slices, joined by the data center's network.
 
   Raises:
-    errors.UserError: libtpu or JAX's plugin for GPUs is missing, or does not
-      know it.
+    errors.UserError: libtpu or JAX's plugin for GPUs is missing or does not
+      know the name.
   """
   if name.split(':')[0] in gpus.CARDS:
     return _find_gpus(name, num_slices)
-  # What libtpu would otherwise ask a metadata server, or complain about.
+  # Otherwise libtpu would query a metadata server, or warn.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
   os.environ.setdefault('TPU_MIN_LOG_LEVEL', '3')
-  # It locks the machine's TPUs, which are not used here.
+  # libtpu locks the machine's TPUs, which are not used here.
   os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  # JAX sees a chip of v4 as one device, which libtpu has to be told.
+  # JAX sees a v4 chip as one device. libtpu needs an option for that.
   options: dict[str, Any] = (
     {'chip_config_name': 'megacore'} if name.startswith('v4:') else {}
   )
@@ -93,7 +94,7 @@ def find_target(name: str, num_slices: int = 1) -> Target:
 
 
 def _find_gpus(name: str, num_slices: int) -> Target:
-  """A machine of a name such as h100:8; errors as of `find_target`."""
+  """Finds a machine, e.g. h100:8; raises like `find_target`."""
   kind, _, number = name.partition(':')
   count = int(number) if number.isdecimal() else 0
   if not 1 <= count <= gpus.MOST_CARDS:
@@ -111,7 +112,7 @@ def _find_gpus(name: str, num_slices: int) -> Target:
     found = topologies.get_topology_desc(
       platform='cuda',
       topology_name=name,
-      # Partitions, machines and devices of each.
+      # Partitions, machines per partition, devices per machine.
       topology=f'1x1x{count}',
       target_config=card.target_config,
     )
@@ -127,13 +128,14 @@ def _find_gpus(name: str, num_slices: int) -> Target:
 
 
 def _part_of_host(name: str) -> tuple[int, ...]:
-  """The bounds of fewer chips than a host has (2x2x1), which libtpu asks for.
+  """Bounds of a slice smaller than a host (2x2x1); libtpu requires them.
 
   Args:
-    name: as libtpu takes it.
+    name: libtpu's name of the slice.
 
   Returns:
-    Three numbers; none where the chips are whole hosts, or it is no such name.
+    Three numbers; an empty tuple if the slice has whole hosts or the name has
+    another form.
   """
   found = re.fullmatch(r'\w+:(\d+)x(\d+)(?:x(\d+))?', name)
   if not found:
@@ -145,7 +147,7 @@ def _part_of_host(name: str) -> tuple[int, ...]:
 def compile_program(
   lowered: jax.stages.Lowered, target: Target
 ) -> tuple[jax.stages.Compiled | None, dict[str, Any]]:
-  """A program and its figures; no program where the compiler refuses it.
+  """Compiles a program and reads its figures.
 
   Args:
     lowered: the program.
@@ -153,9 +155,9 @@ def compile_program(
 
   Returns:
     The program, and JSON values: `fits`; `bytes` per device, the collectives
-    by kind and size, the number of Pallas kernels and what the compiler counts
-    (nothing for GPUs); where it does not fit, the `problem`, which is all that
-    there is of a program that was refused.
+    by kind and size, the number of Pallas kernels, and the compiler's counts
+    (none for GPUs); and the `problem` if it does not fit. If the compiler
+    refuses the program, it is None, with only `fits` and `problem`.
   """
   began = time.monotonic()
   tpu = target.devices[0].platform == 'tpu'
@@ -181,7 +183,8 @@ def compile_program(
   text = compiled.as_text() or ''
   costs = compiled.cost_analysis() or {}
   peak = sum(sizes.values())
-  # TPUs' compiler refuses what does not fit; that of GPUs does not.
+  # The TPU compiler refuses programs that do not fit; the GPU compiler does
+  # not.
   fits = tpu or peak <= target.memory
   needed = f'{peak / _GIB:.2f} of {target.memory / _GIB:.2f} GiB are needed'
   return compiled, {
@@ -192,7 +195,7 @@ def compile_program(
     'pallas_kernels': sum(
       text.count(f'custom_call_target="{name}"') for name in _KERNELS
     ),
-    # As the compiler counts: loops once, whatever their length.
+    # The compiler counts a loop once, for any number of iterations.
     'compiler': {
       'flops': costs.get('flops'),
       'bytes_accessed': costs.get('bytes accessed'),
@@ -202,7 +205,7 @@ def compile_program(
 
 
 def _sum_collectives(found: Sequence[hlo.Collective]) -> list[dict[str, Any]]:
-  """By kind, size and number of devices, most bytes first."""
+  """Counts collectives by kind, size and devices, most bytes first."""
   counts: collections.Counter[tuple[str, int, int]] = collections.Counter()
   for c in found:
     devices = len(c.groups[0]) if c.groups else 0

@@ -1,4 +1,4 @@
-"""Whether a run fits devices, how long its steps take, and what would help."""
+"""Estimates whether a run fits devices, and its step time; advises changes."""
 
 import dataclasses
 from typing import Any
@@ -24,9 +24,9 @@ from vtokens.planning import (
 # (https://github.com/AI-Hypercomputer/maxtext, configs/v5e/README.md); Llama 3
 # 405B had 0.38 to 0.43 on H100s (arXiv 2407.21783, section 3.3.2).
 EFFICIENCY = {'tpu': 0.55, 'gpu': 0.4}
-# Share of the data sheet's bandwidth of the interconnect that collectives
-# reach. Most collectives of TPUs use the links of one direction of the torus
-# only. NVLink reaches 370 of 450 GB/s
+# Share of the interconnect's data sheet bandwidth that collectives reach. Most
+# TPU collectives use only the links of one direction of the torus. NVLink
+# reaches 370 of 450 GB/s
 # (https://jax-ml.github.io/scaling-book/gpus).
 INTERCONNECT = {'tpu': 0.5, 'gpu': 0.8}
 
@@ -34,7 +34,7 @@ INTERCONNECT = {'tpu': 0.5, 'gpu': 0.8}
 def plan_run(
   cfg: config.Config, target: aot.Target, *, decoding: bool = True
 ) -> dict[str, Any]:
-  """Compiles the programs of a run and estimates the time of a step.
+  """Compiles a run's programs and estimates the time of a step.
 
   Args:
     cfg: a validated config.
@@ -45,7 +45,7 @@ def plan_run(
     JSON values: the figures of each program, `fits`, and the estimates.
 
   Raises:
-    errors.UserError: base, batch and mesh do not fit one another.
+    errors.UserError: base, batch and mesh do not match.
   """
   base = dataclasses.replace(
     known_models.read_architecture(cfg.base.path),
@@ -84,24 +84,25 @@ def step_time(
   chip: chips.Chip,
   train: dict[str, Any],
 ) -> dict[str, float]:
-  """Estimates a training step of full rows: the slowest of three resources.
+  """Estimates the time of a training step of full rows.
 
-  Arithmetic runs at `EFFICIENCY` of the peak, with padding and recomputation.
+  The step takes as long as the slowest of three resources, which overlap.
+  Arithmetic, with padding and recomputation, runs at `EFFICIENCY` of the peak.
   HBM reads the weights once in each of three passes. The interconnect moves the
-  collectives at `INTERCONNECT` of the data sheet's bandwidth, without the
-  traffic between slices. The three overlap.
+  collectives, without traffic between slices, at `INTERCONNECT` of the data
+  sheet's bandwidth.
 
   Args:
     cfg: a validated config.
     base: the architecture of its base.
     mesh: the devices.
-    chip: one of them.
+    chip: properties of a device.
     train: figures of the training step; see `aot.compile_program`.
 
   Returns:
     Seconds of each resource, `step_seconds`, `examples_per_second`,
-    `needed_flops`, the `efficiency` assumed, and `mfu` of the arithmetic that
-    the method needs for rows without padding.
+    `needed_flops`, the assumed `efficiency`, and `mfu`, which counts only the
+    arithmetic that the method needs for rows without padding.
   """
   per_row = cfg.data.examples_per_row
   draws = cfg.virtual_tokens.draws_per_example
@@ -150,26 +151,26 @@ def traffic(row: dict[str, Any]) -> float:
   """Bytes that a device sends in one run of a collective.
 
   Args:
-    row: of a program's `collectives`.
+    row: an entry of a program's `collectives`.
   """
   factor = 1.0
   if row['kind'] == 'all-reduce':
-    factor = 2.0  # It goes round twice.
+    factor = 2.0  # Data go around the ring twice.
   elif row['kind'] == 'reduce-scatter':
-    # A device keeps one part and sends all others.
+    # A device keeps one part and sends all other parts.
     factor = max(row['devices'] - 1, 1)
   return factor * row['bytes']
 
 
 def advise(cfg: config.Config, target: aot.Target) -> str | None:
-  """Finds the cheapest change of the config that makes a run fit.
+  """Finds the cheapest change of a config that makes the run fit.
 
   Args:
-    cfg: the config, which does not fit.
+    cfg: a config that does not fit.
     target: the slice or machine.
 
   Returns:
-    Flags that change it; None if no change helps.
+    Flags for the change; None if no change helps.
   """
   devices = len(target.devices)
   rows = cfg.data.batch_size // cfg.data.examples_per_row

@@ -1,12 +1,12 @@
-"""How much arithmetic the method needs, without padding and recomputation.
+"""Arithmetic that the method needs, without padding and recomputation.
 
-With M weights of the layers' matrices, a token that only goes forward costs 2 M
-floating point operations, a multiplication and an addition each (Kaplan et al.,
-2020, arXiv 2001.08361, section 2.1). Passages only go forward. Behind them the
-gradient of the activations is needed as well, another 2 M, but never that of
-the weights: 4 M where training of all weights has 6 M. Recomputing the suffix
-(`remat`) would make that 6 M; it is work that the method does not need, and
-does not count here.
+Let the layers' matrices have M weights. The forward pass of a token takes 2 M
+floating point operations: a multiplication and an addition for each weight
+(Kaplan et al., 2020, arXiv 2001.08361, section 2.1). Passages need only the
+forward pass. Later tokens also need the gradient of their activations, another
+2 M, but not the gradient of the weights. That makes 4 M, while training of all
+weights takes 6 M. Recomputing the suffix (`remat`) does not count, because the
+method does not need it.
 """
 
 import functools
@@ -24,7 +24,7 @@ from vtokens.models.decoder_config import DecoderConfig
 
 @functools.cache
 def matrix_weights(config: DecoderConfig) -> int:
-  """Weights of the layers' matrices that one token meets."""
+  """Weights of the layers' matrices that one token uses."""
   params = nnx.state(abstract_decoder(config, jnp.dtype(jnp.float32)))
   return round(
     sum(
@@ -40,20 +40,20 @@ def train_flops(
 ) -> float:
   """FLOPs of one training step: forward, and backward to the table.
 
-  Scores that a causal mask leaves out do not count; windows are taken for full
-  attention. Of attention over the passages the gradient needs that of the
-  queries only: their keys and values do not depend on the table.
+  Causally masked scores do not count. Windows count as full attention.
+  Attention over the passages needs the gradient of the queries only: keys and
+  values of the passages do not depend on the table.
 
   Args:
-    config: the base.
-    lengths: of each suffix, in tokens: the prefix that is run for it (0 where
-      another suffix has done so), the prefix that it goes on from, itself, its
-      targets.
+    config: architecture of the base.
+    lengths: four numbers of tokens for each suffix: the prefix that is encoded
+      for it (0 if another suffix shares that), the prefix that it continues,
+      the suffix, and its targets.
   """
   run, prefix, suffix, targets = np.asarray(lengths, np.float64).T
   within = suffix * (suffix + 1) / 2
   products = 2.0 * matrix_weights(config)
-  # Scores, and the sums of values that they weigh.
+  # A score, and the weighted value.
   pair = 4.0 * config.num_layers * config.num_heads * config.head_dim
   head = 2.0 * config.embed_dim * config.vocab_size
   forward = (

@@ -1,6 +1,6 @@
-"""Properties of NVIDIA's cards that their compiler needs without a card.
+"""Properties of NVIDIA's cards, for compiling without a card.
 
-The figures are those of XLA's target configs, h100_sxm, h200 and a100_sxm_80
+The figures come from XLA's target configs h100_sxm, h200 and a100_sxm_80
 (https://github.com/openxla/xla, xla/backends/gpu/target_config/specs).
 """
 
@@ -8,9 +8,9 @@ import dataclasses
 import os
 from collections.abc import Mapping
 
-# Cards that NVLink joins in one machine.
+# Most cards that NVLink joins in one machine.
 MOST_CARDS = 8
-# Share of a card's memory that a process of JAX takes by default
+# Share of a card's memory that a JAX process takes by default
 # (https://docs.jax.dev/en/latest/gpu_memory_allocation.html).
 _SHARE = 0.75
 _SHARE_VARIABLES = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
@@ -21,16 +21,16 @@ class Card:
   """One card.
 
   Attributes:
-    kind: its name, as JAX has it.
-    capability: of its instructions; 9 is Hopper.
-    memory: bytes.
-    bandwidth: of the memory, bytes/s.
-    cores: streaming multiprocessors.
-    units: for f32 in each of them.
-    clock: GHz.
-    cache: bytes of L2.
-    shared: bytes of shared memory in a core, of which a block of threads can
-      have a KiB less.
+    kind: JAX's name of the card.
+    capability: major compute capability; 9 is Hopper.
+    memory: memory in bytes.
+    bandwidth: bandwidth of the memory in bytes/s.
+    cores: number of streaming multiprocessors.
+    units: float32 units of a multiprocessor.
+    clock: clock rate in GHz.
+    cache: L2 cache in bytes.
+    shared: shared memory of a multiprocessor in bytes. A block of threads can
+      use 1 KiB less.
   """
 
   kind: str
@@ -106,6 +106,6 @@ CARDS = {
 
 
 def usable_memory(card: Card, environ: Mapping[str, str] = os.environ) -> float:
-  """Bytes of a card that a program of JAX can have, by the environment."""
+  """Bytes of a card that a JAX program can use, given the environment."""
   shares = [environ[name] for name in _SHARE_VARIABLES if environ.get(name)]
   return card.memory * (float(shares[0]) if shares else _SHARE)

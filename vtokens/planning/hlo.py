@@ -1,4 +1,4 @@
-"""Reads from HLO text what a compiled program moves between devices."""
+"""Reads the collectives of a compiled program from its HLO text."""
 
 import dataclasses
 import math
@@ -14,11 +14,11 @@ KINDS = (
   'collective-permute',
   'reduce-scatter',
 )
-# What a device hands to the network between slices of TPUs.
+# Kind of a transfer between slices of TPUs.
 BETWEEN_SLICES = 'between-slices'
 _ALL_KINDS = frozenset((*KINDS, BETWEEN_SLICES))
 
-# Bits of a value by the name of its type.
+# Bits of a value, by the name of its type.
 _BITS = {'pred': 8} | {
   f'{kind}{bits}': bits
   for kind, sizes in {
@@ -64,13 +64,13 @@ class Collective:
 
   Attributes:
     kind: one of `KINDS`, or `BETWEEN_SLICES`.
-    arrays: bytes of each array it gives a device.
-    groups: ids of the devices that exchange with one another, within a slice;
-      empty where they are all in one group, and between slices.
-    times: how often it runs, by the trip counts of the loops around it.
-    in_loop_of_unknown_length: whether one of them depends on values; it counts
-      as one trip.
-    op_name: where in the traced function it comes from.
+    arrays: bytes of each array that a device gets.
+    groups: groups of ids of devices that exchange arrays within a slice; empty
+      for one group of all devices, and between slices.
+    times: number of runs, by the trip counts of the loops around it.
+    in_loop_of_unknown_length: whether the length of a loop around it depends on
+      values. Such a loop counts as one trip.
+    op_name: operation of the traced function that it comes from.
   """
 
   kind: str
@@ -82,7 +82,7 @@ class Collective:
 
   @property
   def nbytes(self) -> int:
-    """Of one run, on one device."""
+    """Bytes that a device gets in one run."""
     return sum(self.arrays)
 
 
@@ -90,13 +90,14 @@ def collectives(text: str) -> list[Collective]:
   """The collectives of a compiled program.
 
   Args:
-    text: HLO, as `jax.stages.Compiled.as_text` gives it.
+    text: HLO text from `jax.stages.Compiled.as_text`.
 
   Raises:
-    ValueError: it is in a form that is not known.
+    ValueError: the text has an unknown form.
   """
   computations, entry = _computations(text)
-  # By channel: TPUs' compiler spreads one over several fusions.
+  # By channel, because the TPU compiler spreads a collective over several
+  # fusions.
   found: dict[str, Collective] = {}
 
   def visit(name: str, times: int, unknown: bool) -> None:
@@ -106,7 +107,7 @@ def collectives(text: str) -> list[Collective]:
         kind = BETWEEN_SLICES
       if kind in _ALL_KINDS:
         channel = _CHANNEL.search(line)
-        # Transfers and collectives count their channels apart.
+        # Transfers and collectives number their channels separately.
         key = f'{kind} {channel[1] if channel else (name, len(found))}'
         before = found.get(key)
         if before is None or before.times < times:
@@ -134,10 +135,10 @@ def collectives(text: str) -> list[Collective]:
 def _trips(
   line: str, computations: dict[str, list[tuple[str, str, str]]]
 ) -> int | None:
-  """How often a loop runs, or None if that is not fixed.
+  """Trip count of a loop; None if it is not fixed.
 
-  As XLA has noted it, or, from a scan, a counter that is compared with a
-  constant.
+  It comes from XLA's note, or from the constant that a scan compares its
+  counter with.
   """
   match = _TRIPS.search(line)
   if match:
@@ -159,7 +160,7 @@ def _trips(
 def _computations(
   text: str,
 ) -> tuple[dict[str, list[tuple[str, str, str]]], str]:
-  """Opcode, shape and line of the instructions of each computation."""
+  """Opcode, shape and line of each instruction, by computation."""
   computations: dict[str, list[tuple[str, str, str]]] = {}
   entry = ''
   current: list[tuple[str, str, str]] = []
@@ -185,7 +186,7 @@ def _called(line: str) -> Iterator[str]:
 
 
 def _result(kind: str, opcode: str, shape: str) -> tuple[int, ...]:
-  """Bytes of the result of an instruction, without its operands."""
+  """Bytes of each array in an instruction's result, without its operands."""
   if kind == BETWEEN_SLICES:  # (operand, context, token)
     return tuple(_nbytes(*part) for part in _SHAPE.findall(shape)[:1])
   sizes = tuple(_nbytes(*part) for part in _SHAPE.findall(shape))
@@ -227,7 +228,7 @@ def _groups(line: str) -> tuple[tuple[int, ...], ...]:
     axes = dict(re.findall(r"'(\w+)'=(\d+)", match['sizes']))
     names, sizes = list(axes), [int(n) for n in axes.values()]
     within = re.findall(r"'(\w+)'", match['axes'])
-    # Parts of an axis are written 'axis_0':(1)2.
+    # XLA writes parts of an axis as 'axis_0':(1)2.
     if ':' in match['axes'] or set(within) - set(names):
       raise ValueError(f'replica groups are not known: {match[0]}')
     ids = _iota(sizes)

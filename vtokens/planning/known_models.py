@@ -1,4 +1,4 @@
-"""Architectures of bases, also of known models whose files are not at hand."""
+"""Architectures of bases, and of known models without their files."""
 
 from typing import Any
 
@@ -93,8 +93,8 @@ _MISTRAL_V3 = {
   'sliding_window': None,
 }
 
-# Hub id -> the fields of config.json that decide the architecture, and the
-# number of parameters that the hub counts in the files.
+# Hub id -> fields of config.json that decide the architecture, and the hub's
+# number of parameters.
 CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
   'mistralai/Mistral-7B-v0.1': (_MISTRAL, 7_241_732_096),
   'mistralai/Mistral-7B-Instruct-v0.1': (_MISTRAL, 7_241_732_096),
@@ -202,7 +202,7 @@ def read_architecture(path: str) -> DecoderConfig:
   """Reads the architecture of a base without its weights.
 
   Args:
-    path: as `config.base.path`.
+    path: path as in `config.base.path`.
 
   Raises:
     errors.UserError: the base is not found or not supported.
@@ -217,7 +217,7 @@ def read_architecture(path: str) -> DecoderConfig:
     return registry.from_hf(CONFIGS[path][0], path)
   try:
     file = huggingface_hub.hf_hub_download(path, 'config.json')
-  # The hub's errors, and those of its HTTP client.
+  # Errors of the hub and of its HTTP client.
   except Exception as e:
     raise errors.UserError(
       f'config.base.path: {path} is no local path, its config.json cannot be '

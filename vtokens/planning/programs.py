@@ -1,4 +1,4 @@
-"""The programs of a run, compiled for devices that are not there."""
+"""Compiles the programs of a run for devices that are not here."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def compile_programs(
   *,
   decoding: bool = True,
 ) -> dict[str, dict[str, Any]]:
-  """Compiles what a run executes: training, and the answers of evaluation.
+  """Compiles the programs of training and, optionally, of evaluation.
 
   Args:
     cfg: a validated config.
@@ -32,10 +32,10 @@ def compile_programs(
     decoding: whether to compile the programs of evaluation.
 
   Returns:
-    By the name of each program its figures; see `aot.compile_program`.
+    Name of each program -> its figures; see `aot.compile_program`.
 
   Raises:
-    errors.UserError: base, batch and mesh do not fit one another.
+    errors.UserError: base, batch and mesh do not match.
   """
   rows = cfg.data.batch_size // cfg.data.examples_per_row
   partitioning.check_batch(mesh, rows // cfg.train.accumulation_steps)
@@ -50,7 +50,7 @@ def compile_programs(
 
 
 def row_shape(cfg: config.Config) -> tuple[int, int]:
-  """Tokens of the longest row, which needs most memory: prefix, suffix."""
+  """Prefix and suffix tokens of the longest row, which needs most memory."""
   if cfg.data.shapes:
     return cfg.data.shapes[-1]
   per_row = cfg.data.examples_per_row
@@ -97,7 +97,7 @@ def _compile_decoding(
   mesh: jax.sharding.Mesh,
   target: aot.Target,
 ) -> dict[str, dict[str, Any]]:
-  """Evaluation encodes passages once, then answers for all numbers of k."""
+  """Compiles evaluation: it encodes passages once and answers for every k."""
   rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
   branches = len(set(cfg.eval.num_active))
   prefix, suffix = padding.ROUND

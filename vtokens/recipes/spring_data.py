@@ -1,7 +1,7 @@
-"""The data sets of the paper, arXiv 2405.19670, as configs of `data.build`.
+"""Data sets of the paper, arXiv 2405.19670, as configs of `data.build`.
 
-Sizes are those of version 3 of the paper, table 5. Which files these are, who
-publishes them and under which licence is in docs/data.md.
+Sizes are from version 3 of the paper, table 5. docs/data.md lists the files,
+their publishers and licences.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ class File:
   """A split of a published data set.
 
   Attributes:
-    path: below `RAW`.
-    expected_records: as in the paper, after `max_records` and `drop_answers`;
-      0 where the paper gives none.
+    path: path below `RAW`.
+    expected_records: the paper's number of records, after `max_records` and
+      `drop_answers`; 0 if the paper gives none.
     max_records: see `build_config.Split`.
-    drop_answers: likewise.
+    drop_answers: see `build_config.Split`.
   """
 
   path: str
@@ -42,10 +42,11 @@ TRAIN = {
   'hotpotqa': File('flashrag/hotpotqa/train.jsonl', 90_447),
   'squad': File('flashrag/squad/train.jsonl', 87_599),
   'webquestions': File('flashrag/web_questions/train.jsonl', 3_778),
-  # How the 15,000 were chosen is not stated; FlashRAG's file has 15,000.
+  # The paper does not say how it chose 15,000; FlashRAG's file has 15,000.
   'wikimultihop': File('flashrag/2wikimultihopqa/train.jsonl', 15_000),
   'coqa': File('coqa/coqa-train-v1.0.json', 7_199),
-  # That training, too, is without unanswerable questions is our choice.
+  # The paper does not say whether training drops unanswerable questions. Here
+  # it does.
   'msmarco': File(
     'flashrag/ms_marco/train.jsonl',
     80_000,
@@ -73,19 +74,19 @@ TEST = {
 
 
 def paper_set(name: str, variant: str = '') -> build_config.Config:
-  """A data set of the paper.
+  """Config of a data set of the paper.
 
   Args:
-    name: of `TRAIN` or `TEST`.
-    variant: '' reads RETRIEVED/NAME.SPLIT.jsonl.gz, what `vtokens.retrieve`
-      made of the published files; 'raw' these files themselves, whose records
-      have no passages but those that were published with the question.
+    name: key of `TRAIN` or `TEST`.
+    variant: '' reads RETRIEVED/NAME.SPLIT.jsonl.gz, the output of
+      `vtokens.retrieve`; 'raw' reads the published files, which have only the
+      passages that were published with the questions.
 
   Returns:
-    A config with the splits train and test, or only one of them.
+    A config with the splits train and test, or one of them.
 
   Raises:
-    errors.UserError: another variant.
+    errors.UserError: unknown variant.
   """
   if variant not in VARIANTS:
     raise errors.UserError(

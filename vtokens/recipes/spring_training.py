@@ -8,37 +8,38 @@ VARIANTS = ('', 'paper')
 
 # Training questions of the paper's eight sets (arXiv 2405.19670v3, table 5).
 PAPER_QUESTIONS = 441_976
-# As configs/retrieve/wiki_paper.py calls it.
+# Name of the retriever in configs/retrieve/wiki_paper.py.
 PAPER_RETRIEVER = 'e5-large'
 
 
 def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
-  """Virtual tokens for a base of some billion parameters.
+  """Config of virtual tokens for a base of some billion parameters.
 
-  `paper` has the hyperparameters of arXiv 2405.19670, the same for every
-  base: batch 256, Adam at 1e-4 with 10 % warm-up, 3 epochs of 441,976
-  questions, 1 to 5 passages while training and 3 in the tests. What it does
-  not say (schedule, clipping) is that of the released code: linear decay, 1.0.
+  The variant `paper` has the hyperparameters of arXiv 2405.19670, the same for
+  every base: batch 256, Adam at 1e-4 with 10 % warm-up, 3 epochs of 441,976
+  questions, 1 to 5 passages in training and 3 in tests. The paper does not
+  state schedule and clipping; the released code has linear decay and 1.0.
 
-  The default takes over from the quickstart, on SmolLM2-135M-Instruct, a
-  learning rate of 1e-2, cosine decay, and k drawn more often small. Neither
-  that nor its batch of 64 and its steps were tried on a larger base.
+  The default has the quickstart's settings for SmolLM2-135M-Instruct: a
+  learning rate of 1e-2, cosine decay, and a draw of k that favours small k.
+  These, the batch of 64 and the number of steps were not tried on a larger
+  base.
 
-  Weights lie over all devices, and the suffix is recomputed for the gradient:
-  sixteen chips of 16 GB hold the step of a base of seven billion; see
-  `vtokens.plan`.
+  Weights are sharded over all devices, and the suffix is recomputed for the
+  gradient. The step of a base of seven billion parameters fits sixteen chips of
+  16 GB; see `vtokens.plan`.
 
   Args:
-    base: for `base.path`.
+    base: value of `base.path`.
     variant: '' or 'paper'.
-    chat: whether the base has a chat template, to be scored with.
+    chat: whether the base has a chat template, which scoring then uses.
 
   Returns:
-    A config whose data files, under data/, are yours to put there; with
-    `paper`, the datasets that configs/data/ builds.
+    A config. You have to provide its data files under data/; with `paper`,
+    configs/data/ builds them.
 
   Raises:
-    errors.UserError: another variant.
+    errors.UserError: unknown variant.
   """
   if variant not in VARIANTS:
     raise errors.UserError(
@@ -64,7 +65,7 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
         name for name in config.CONDITIONS if chat or name != 'chat_prompt'
       ),
     ),
-    # Weights over all devices: seven billion do not fit every one.
+    # Weights are sharded: seven billion do not fit one device.
     mesh=config.Mesh(shape=(1, -1, 1)),
   )
   if variant == 'paper':
@@ -72,7 +73,7 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
     cfg.workdir += '-paper'
     cfg.data.train, cfg.data.test = spring_data.paper_mix()
     cfg.data.validation = ()
-    # The records may have those of other retrievers too.
+    # The records may have passages of other retrievers, too.
     cfg.data.passages.retrievers = (PAPER_RETRIEVER,)
     cfg.eval.retriever = PAPER_RETRIEVER
     cfg.data.batch_size = 256

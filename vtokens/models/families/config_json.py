@@ -1,8 +1,8 @@
 """The fields of a `config.json`: normalised by transformers, checked here.
 
-transformers' config class of the model type knows the older names of fields and
-the values of those that are missing. It takes anything, though. Here a field
-has to be read by its family, or to have no effect; others are refused.
+transformers' config class of the model type knows older names of fields and
+default values, but it accepts any field. Here a field is refused unless its
+family reads it or it has no effect.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from vtokens.models.decoder_config import LayerKind, Rope
 
 FULL, SLIDING = LAYER_TYPES = ('full_attention', 'sliding_attention')
 
-# Fields of config classes that concern training, generation or speed; those of
-# the class that all others come from do so, too.
+# Fields of config classes that concern training, generation or speed. Fields of
+# the common parent class have no effect either.
 _WITHOUT_EFFECT = {
   'initializer_range',
   'use_cache',
@@ -32,20 +32,20 @@ _WITHOUT_EFFECT = {
   'eos_token_id',
   'pad_token_id',
 }
-# Nothing is sized by a number of the file before the weights' shapes confirm
-# it, but lists of layers and of frequencies are.
+# Lists of layers and of frequencies are made before the shapes of the weights
+# confirm their lengths, so these numbers need a bound.
 _MOST = {
   'num_hidden_layers': 10_000,
   'hidden_size': 1 << 20,
   'head_dim': 1 << 20,
-  # They size no array.
+  # No array has this size.
   'max_position_embeddings': 1 << 53,
   'original_max_position_embeddings': 1 << 53,
 }
 _MOST_ELSEWHERE = (1 << 31) - 1  # Of int32.
-# Where transformers 5 has all of the rotary embedding.
+# transformers 5 has all settings of the rotary embedding in this field.
 _ROPE = 'rope_parameters'
-# Of float32, in which the model computes.
+# Largest float32; the model computes in float32.
 LARGEST_FLOAT = 3.4e38
 
 
@@ -54,7 +54,7 @@ class Fields:
 
   Args:
     values: the JSON object.
-    where: what to call it in errors, e.g. its path.
+    where: name of the file for errors, e.g. its path.
 
   Attributes:
     values: the JSON object.
@@ -68,7 +68,7 @@ class Fields:
     self.values = values
     self.where = where
     self._read: set[str] = set()
-    # Why transformers refuses a field that is given, or all of them.
+    # Field -> why transformers refuses it; '' for the config as a whole.
     self._refused: dict[str, str] = {}
     self._whole: Any = None
     # Before lists of that length are made.
@@ -82,13 +82,13 @@ class Fields:
 
   def _normalise(self) -> Any:
     """Transformers' config, without the given fields that it refuses."""
-    # A copy: transformers changes what it is given.
+    # A copy, because transformers changes its arguments.
     given = {
       field: copy.deepcopy(value)
       for field, value in self.values.items()
       if field in self._defaults or field not in _unused_fields()
     }
-    # Forms that only older versions take.
+    # Only older versions accept these forms.
     if given.get('num_key_value_heads', 0) is None:
       given['num_key_value_heads'] = given['num_attention_heads']
     if given.get('head_dim', 0) is None:
@@ -107,7 +107,7 @@ class Fields:
       except Exception as e:
         kind = type(e).__name__
         if getattr(whole, 'is_complete', False):
-          return whole  # What matters of the whole is checked here.
+          return whole  # The checks that matter are made here.
         match = re.match(r"Validation error for field '(\w+)'", str(e))
         field = match[1] if match else ''
         if type(given.get(field)) is int and 'float' in str(e):
@@ -116,7 +116,7 @@ class Fields:
           self._refused[field] = _expected(str(e))
           del given[field]
         elif '' not in self._refused:
-          # Our checks of the fields come first: their messages are better.
+          # The checks of fields here come first: their messages are better.
           self._refused[''] = f'{kind}: {e}'
           given = {'num_hidden_layers': self.values['num_hidden_layers']}
         else:
@@ -126,9 +126,8 @@ class Fields:
     """Raises if a given field matters and was not read.
 
     Raises:
-      errors.UserError: a field of transformers' config class has another value
-        than by default and the family does not read it, or transformers
-        refuses a field.
+      errors.UserError: the family does not read a field that differs from its
+        default in transformers' config class, or transformers refuses a field.
     """
     for field, why in self._refused.items():
       raise self.fail(field, why) if field else self._unreadable()
@@ -154,7 +153,7 @@ class Fields:
   # -- values --
 
   def get(self, field: str) -> Any:
-    """A field as transformers normalises it; as given, where it refuses it."""
+    """A field as transformers normalises it, or as given if it refuses it."""
     self._read.add(field)
     unread = field in self._refused or (
       '' in self._refused and field in self.values and field != _ROPE
@@ -164,7 +163,7 @@ class Fields:
     return getattr(self._whole, field, None)
 
   def normalised(self, *fields: str) -> None:
-    """Fields that transformers has worked into others, e.g. `layer_types`."""
+    """Marks fields that transformers merges into others, e.g. `layer_types`."""
     self._read.update(fields)
 
   def number(
@@ -177,14 +176,14 @@ class Fields:
     """A positive number.
 
     Args:
-      field: its name.
+      field: name of the field.
       kind: int or float.
-      default: what a missing or null one is.
-      inside: an object to read it from.
+      default: value if the field is missing or null.
+      inside: object to read the field from; None for the whole config.
     """
     value = self.get(field) if inside is None else inside.get(field)
     value = default if value is None else value
-    # bool is an int to Python, and 1 is a valid float.
+    # In Python bool is an int. The int 1 is a valid float.
     number = isinstance(value, (int, kind)) and not isinstance(value, bool)
     if not number or not value > 0:
       raise self.fail(field, f'a positive {kind.__name__}', value)
@@ -198,7 +197,7 @@ class Fields:
     return kind(value)
 
   def size(self, field: str, kind: type = int) -> Any:
-    """A positive number that has no default."""
+    """A positive number without a default."""
     self._read.add(field)
     return self.number(field, kind, inside=self.values)
 
@@ -229,14 +228,14 @@ class Fields:
       )
 
   def biases(self) -> dict[str, bool]:
-    """`attention_bias`, which is of all four projections."""
+    """`attention_bias`, which applies to all four projections."""
     bias = self.boolean('attention_bias')
     return {'qkv_bias': bias, 'out_bias': bias}
 
   # -- layers --
 
   def per_layer(self, field: str, values: Sequence[Any]) -> list[Any] | None:
-    """One of the values for each layer; None where the field is missing."""
+    """For each layer one of `values`; None if the field is missing."""
     found = self.get(field)
     if found is None:
       return None
@@ -252,10 +251,10 @@ class Fields:
     return found
 
   def layer_types(self, window: int | None) -> list[str]:
-    """`layer_types`, where layers with a window need one.
+    """`layer_types`. Raises if a layer has a window but `window` is None.
 
     Args:
-      window: what a query of these layers sees, in tokens.
+      window: tokens that a query of these layers sees.
     """
     types = self.per_layer('layer_types', LAYER_TYPES) or []
     if window is None and SLIDING in types:
@@ -269,11 +268,11 @@ class Fields:
   def pattern(
     self, full: Rope, sliding: Rope | None = None
   ) -> tuple[LayerKind, ...]:
-    """Layers of two types, one of which sees a window.
+    """Pattern of layers with and without a window.
 
     Args:
-      full: rotary embedding of layers that see everything.
-      sliding: of those with a window; None for the same.
+      full: rotary embedding of layers without a window.
+      sliding: rotary embedding of layers with a window; None for `full`.
     """
     window = self.optional('sliding_window', int)
     kinds = {
@@ -283,10 +282,10 @@ class Fields:
     return shortest_pattern([kinds[t] for t in self.layer_types(window)])
 
   def no_window(self) -> None:
-    """Raises if a family without windows is given one.
+    """Raises if the config of a family without windows sets one.
 
-    transformers' model does not look at it, but its cache does: what is
-    generated would see other tokens than one pass over the same text.
+    transformers' model ignores the window, but its cache does not: generated
+    tokens would see other tokens than in one pass over the same text.
     """
     longest = self.number('max_position_embeddings')
     window = self.optional('sliding_window', int)
@@ -300,12 +299,12 @@ class Fields:
     self.per_layer('layer_types', (FULL,))
 
   def head_dim(self) -> int:
-    """Width of a head; by default the hidden size is divided by the heads."""
+    """Width of a head; by default the hidden size over the number of heads."""
     heads = self.number('num_attention_heads')
     return self.number('head_dim', default=self.number('hidden_size') // heads)
 
   def rotary_dim(self) -> int | None:
-    """How many values of a head are rotated; None for all."""
+    """Number of values of a head that are rotated; None for all."""
     self._read.add('partial_rotary_factor')
     partial = self.values.get('partial_rotary_factor')
     for field in ('rope_scaling', 'rope_parameters'):
@@ -328,13 +327,13 @@ def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
 
 @functools.cache
 def _config_class(model_type: str) -> tuple[Any, dict[str, Any]]:
-  """Transformers' config class, and the defaults of its fields that matter."""
+  """Returns transformers' config class and its relevant fields' defaults."""
   cls: Any = _transformers().CONFIG_MAPPING[model_type]
   unused = _unused_fields()
   found = _defaults(cls).items()
 
   class Unchecked(cls):
-    """Says whether all fields are set when a check of the whole fails."""
+    """Records that all fields are set, in case a check of the whole fails."""
 
     def __post_init__(self, **kwargs: Any) -> None:
       super().__post_init__(**kwargs)
@@ -355,7 +354,7 @@ def _unused_fields() -> frozenset[str]:
 
 
 def _transformers() -> Any:
-  # Where needed: it takes a second, and brings torch where that is installed.
+  # Imported late: it takes a second, and imports torch if that is installed.
   return importlib.import_module('transformers')
 
 
@@ -370,7 +369,7 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without warnings of transformers: what they warn of is checked here."""
+  """Silences transformers' warnings; their subjects are checked here."""
   logging = _transformers().logging
   before = logging.get_verbosity()
   logging.set_verbosity_error()
@@ -381,6 +380,6 @@ def _quiet() -> Iterator[None]:
 
 
 def _expected(message: str) -> str:
-  """What a field should be, from the message of a failed check."""
+  """The expected value of a field, from the message of a failed check."""
   types = re.findall(r'expected (?:an? )?([\w\[\]., |]+?), got', message)
   return ' or '.join(types).replace('NoneType', 'null') or message

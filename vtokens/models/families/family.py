@@ -1,4 +1,4 @@
-"""What a family of models says of its files."""
+"""Base class of model families: how their files differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vtokens.models.families import tensor_names
 from vtokens.models.families.config_json import FULL, SLIDING, Fields
 
 if TYPE_CHECKING:
-  # It brings the gguf package.
+  # It imports the gguf package.
   from vtokens.models.files.gguf_metadata import Metadata
 
 
@@ -21,9 +21,10 @@ class Family:
 
   Attributes:
     model_type: as in config.json.
-    architecture: its class in transformers.
+    architecture: name of the model class in transformers.
     names: parameter path -> name of the tensor; see `tensor_names`.
-    gguf: its architecture in GGUF files, or None where these are not read.
+    gguf: name of the architecture in GGUF files; None if they are not
+      supported.
   """
 
   model_type: str
@@ -32,13 +33,13 @@ class Family:
   gguf: str | None = None
 
   def read(self, f: Fields) -> dict[str, Any]:
-    """What the config sets in `DecoderConfig` beyond the common fields.
+    """Fields of `DecoderConfig` besides the common fields.
 
-    Every field that may matter has to be read: one that is not is refused
-    where its value is not the default.
+    It must read every field that may matter. A field that it does not read is
+    refused if the value is not the default.
 
     Args:
-      f: config.json, without the fields that `registry.from_hf` reads.
+      f: config.json; `registry.from_hf` reads the common fields.
 
     Raises:
       errors.UserError: a value is not supported.
@@ -49,16 +50,16 @@ class Family:
     """Completes a config.json.
 
     Args:
-      config: the architecture, as `read` gave it.
-      values: the fields that all families have, to be changed in place.
+      config: the architecture, as returned by `read`.
+      values: the common fields, to be changed in place.
     """
 
   def read_gguf(self, metadata: Metadata, values: dict[str, Any]) -> None:
-    """Completes the config.json that stands for the metadata of a GGUF file.
+    """Completes the config.json made from the metadata of a GGUF file.
 
     Args:
-      metadata: of the file.
-      values: the fields that all files give, to be changed in place.
+      metadata: metadata of the file.
+      values: the common fields, to be changed in place.
 
     Raises:
       errors.UserError: a value is not supported.
@@ -67,26 +68,26 @@ class Family:
   def gguf_rows(
     self, config: DecoderConfig, name: str, rows: int
   ) -> np.ndarray | None:
-    """Where a GGUF file has the rows of a tensor; None for their own order.
+    """Order of a tensor's rows in a GGUF file; None for Hugging Face's order.
 
     Args:
       config: the architecture.
-      name: of the tensor, in Hugging Face's words.
-      rows: how many it has.
+      name: Hugging Face's name of the tensor.
+      rows: number of rows.
 
     Returns:
       For each row in Hugging Face's order, its row in the file.
     """
-    del config, name, rows  # Of the families that need them.
+    del config, name, rows  # For families that need them.
     return None
 
   def gguf_offset(self, name: str) -> float:
-    """What a GGUF file has added to a tensor.
+    """Number that the GGUF converter adds to a tensor.
 
     Args:
-      name: of the tensor, in Hugging Face's words.
+      name: Hugging Face's name of the tensor.
     """
-    del name  # Of the families that need it.
+    del name  # For families that need it.
     return 0.0
 
 

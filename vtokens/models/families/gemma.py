@@ -21,7 +21,7 @@ class Gemma(Family):
   gguf = 'gemma'
 
   def read(self, f: Fields) -> dict[str, Any]:
-    # The first files said gelu and meant the tanh form; see transformers#29402.
+    # The first files say gelu and mean the tanh form; see transformers#29402.
     f.only('hidden_act', _GELU, 'gelu')
     f.only('hidden_activation', None, _GELU)
     f.no_window()
@@ -45,5 +45,5 @@ class Gemma(Family):
     values['hidden_act'] = _GELU
 
   def gguf_offset(self, name: str) -> float:
-    # The converter adds the 1 that the model adds.
+    # The converter adds the model's offset of 1 to the weights.
     return 1.0 if name.endswith('norm.weight') else 0.0

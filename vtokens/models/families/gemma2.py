@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class Gemma2(Gemma):
-  """Norms before and after, soft caps, every other layer with a window."""
+  """Norms before and after, softcaps, a window in every other layer."""
 
   model_type = 'gemma2'
   architecture = 'Gemma2ForCausalLM'
   names = tensor_names.BOTH_NORMS
   gguf = 'gemma2'
-  # llama.cpp knows the 27B model, which scales queries by another size, by its
+  # llama.cpp recognises the 27B model, which has another query scale, by its
   # number of layers.
   gguf_layers_of_27b = 46
 
@@ -55,7 +55,7 @@ class Gemma2(Gemma):
     large = values['num_hidden_layers'] == self.gguf_layers_of_27b
     per_head = values['hidden_size'] // values['num_attention_heads']
     values['query_pre_attn_scalar'] = per_head if large else values['head_dim']
-    # Early files say nothing. llama.cpp and transformers have one default.
+    # Early files lack these. llama.cpp and transformers have the same defaults.
     for field in ('attn_logit_softcapping', 'final_logit_softcapping'):
       if metadata.get('{arch}.' + field) is not None:
         values[field] = metadata.optional('{arch}.' + field, float)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Gemma3(Gemma2):
-  """Layers with a window have a rotary embedding of their own."""
+  """Layers with a window have their own rotary embedding."""
 
   model_type = 'gemma3_text'
   architecture = 'Gemma3ForCausalLM'
@@ -21,7 +21,7 @@ class Gemma3(Gemma2):
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_activation', 'gelu_pytorch_tanh')
-    # transformers reads it and then does not use it.
+    # transformers reads this field and does not use it.
     f.only('attn_logit_softcapping', None)
     theta = f.number('rope_local_base_freq', float, 1e4, inside=f.values)
     return {

@@ -1,4 +1,4 @@
-"""Llama, and what has its form: SmolLM2, Yi, DeepSeek LLM and many others."""
+"""Llama and models of the same form: SmolLM2, Yi, DeepSeek LLM and others."""
 
 from typing import Any
 
@@ -33,16 +33,16 @@ class Llama(Family):
 
 
 def interleaved_rows(rows: int, num_heads: int) -> np.ndarray:
-  """Where llama.cpp stores the rows of q and k.
+  """Order in which llama.cpp stores the rows of q and k.
 
-  For architecture llama its converter interleaves the two halves of each head
-  (rows 0, H/2, 1, H/2 + 1, ...) because it rotates neighbouring pairs; Hugging
-  Face rotates row i with row i + H/2. See `LlamaModel.permute` in
+  For architecture llama, llama.cpp rotates neighbouring pairs, so its converter
+  interleaves the two halves of each head (rows 0, H/2, 1, H/2 + 1, ...).
+  Hugging Face rotates row i with row i + H/2. See `LlamaModel.permute` in
   convert_hf_to_gguf.py.
 
   Args:
-    rows: of the matrix, `num_heads * H`.
-    num_heads: of the matrix.
+    rows: rows of the matrix, `num_heads * H`.
+    num_heads: heads of the matrix.
 
   Returns:
     For each row in Hugging Face's order, its row in the file.

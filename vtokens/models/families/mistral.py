@@ -9,7 +9,7 @@ from vtokens.models.families.family import Family
 
 
 class Mistral(Family):
-  """All layers see one window, or everything."""
+  """All layers have the same window, or none."""
 
   model_type = 'mistral'
   architecture = 'MistralForCausalLM'
@@ -31,7 +31,7 @@ class Mistral(Family):
 
 
 class Ministral(Family):
-  """Layers with a window and layers that see everything."""
+  """Some layers have a window, others none."""
 
   model_type = 'ministral'
   architecture = 'MinistralForCausalLM'

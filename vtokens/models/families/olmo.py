@@ -11,7 +11,7 @@ _OLMO3_THETA = 500_000.0
 
 
 class Olmo2(Family):
-  """Norms after attention and MLP; queries and keys are normed as a whole."""
+  """Norms after attention and MLP, and over all heads of queries and keys."""
 
   model_type = 'olmo2'
   architecture = 'Olmo2ForCausalLM'
@@ -35,7 +35,7 @@ class Olmo2(Family):
 
 
 class Olmo3(Olmo2):
-  """Three layers of four have a window, whose positions are not stretched."""
+  """Three layers of four have a window; their positions are not stretched."""
 
   model_type = 'olmo3'
   architecture = 'Olmo3ForCausalLM'
@@ -59,8 +59,8 @@ class Olmo3(Olmo2):
     local = ropes.get(True)
     if local is None:
       return
-    # Of rope_theta alone, transformers 5 gives layers with a window another
-    # one; to rope_parameters it would add rope_scaling.
+    # Given rope_theta alone, transformers 5 uses another theta in layers with a
+    # window. It would add rope_scaling to rope_parameters.
     values['rope_parameters'] = {
       FULL: rope_json.write_parameters(ropes.get(False, local)),
       SLIDING: rope_json.write_parameters(local),

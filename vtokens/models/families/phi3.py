@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Phi3(Family):
-  """Fused weights, longrope, and rotation of a part of each head."""
+  """Fused weights, longrope, and rotation of part of each head."""
 
   model_type = 'phi3'
   architecture = 'Phi3ForCausalLM'

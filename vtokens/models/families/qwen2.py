@@ -17,7 +17,7 @@ class Qwen2(Family):
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
-    # No config says so: it is part of transformers' code.
+    # Configs do not have this field; transformers' code sets the biases.
     f.only('attention_bias', True)
     f.normalised('use_sliding_window', 'max_window_layers')
     return {'qkv_bias': True, 'layer_pattern': f.pattern(rope_json.read(f))}

@@ -9,7 +9,7 @@ from vtokens.models.families.family import Family
 
 
 class Qwen3(Family):
-  """Queries and keys are normed by head."""
+  """Each head of queries and keys is normed separately."""
 
   model_type = 'qwen3'
   architecture = 'Qwen3ForCausalLM'

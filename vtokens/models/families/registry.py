@@ -1,4 +1,4 @@
-"""The families of models, and what they read and write of config.json."""
+"""Registry of model families; reads and writes config.json."""
 
 import functools
 import importlib.metadata
@@ -26,15 +26,15 @@ _BUILT_IN = (
   *(Llama, Mistral, Ministral, Qwen2, Qwen3, Phi3, Gemma, Gemma2, Gemma3),
   *(SmolLM3, Olmo2, Olmo3),
 )
-# Where other packages name their families.
+# Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'
 
-# Fields on which transformers acts in any family and this decoder does not.
+# Fields that transformers obeys in any family and this decoder does not.
 _NEVER = (
   'quantization_config',
-  'per_layer_config',  # Layers of other sizes, or without some parts.
+  'per_layer_config',  # Layers with other sizes or missing parts.
   'fusion_config',  # Replaces modules.
-  'transformers_weights',  # The file of the weights.
+  'transformers_weights',  # Name of the weights' file.
   'attribute_map',  # Other names of fields.
   'attention_chunk_size',
   'kv_sharing_modes',
@@ -48,10 +48,10 @@ _families: dict[str, Family] = {}
 
 
 def register(family: type[Family]) -> type[Family]:
-  """Adds a family; as a decorator, or by an entry point in `ENTRY_POINTS`.
+  """Registers a family, as a decorator or by an entry point in `ENTRY_POINTS`.
 
   Args:
-    family: its class, whose `model_type` may replace another one's.
+    family: the class. It replaces an earlier one of the same `model_type`.
   """
   _families[family.model_type] = family()
   return family
@@ -62,7 +62,7 @@ for _family in _BUILT_IN:
 
 
 def families() -> Mapping[str, Family]:
-  """All families by their `model_type`."""
+  """`model_type` -> family, for all families."""
   _load_entry_points()
   return _families
 
@@ -81,15 +81,14 @@ def family_of(config: DecoderConfig) -> Family:
 def from_hf(
   config: Mapping[str, Any], where: str = 'config.json'
 ) -> DecoderConfig:
-  """Reads a `DecoderConfig` out of a Hugging Face `config.json`.
+  """Makes a `DecoderConfig` from a Hugging Face `config.json`.
 
   Args:
     config: the parsed JSON object, as transformers 4 or 5 writes it.
-    where: what to call it in errors, e.g. its path.
+    where: name of the file for errors, e.g. its path.
 
   Returns:
-    The `DecoderConfig`. A missing field has the value that transformers gives
-    it.
+    The `DecoderConfig`. Missing fields have transformers' defaults.
 
   Raises:
     errors.UserError: a field is missing, or has a value that this decoder
@@ -102,7 +101,7 @@ def from_hf(
       f'{", ".join(families())}'
     )
   f = Fields(config, where)
-  # Some libraries make an encoder of a decoder so.
+  # Some libraries turn a decoder into an encoder with this field.
   f.only('is_causal', True)
   f.only('is_encoder_decoder', False, None)
   f.only('default_rope_type', 'default', None)
@@ -115,7 +114,8 @@ def from_hf(
     'embed_dim': f.size('hidden_size'),
     'num_layers': f.size('num_hidden_layers'),
     'num_heads': num_heads,
-    # null means as many as query heads; a missing field need not.
+    # null means as many as query heads; a missing field may mean something
+    # else.
     'num_kv_heads': f.number('num_key_value_heads', default=num_heads),
     'head_dim': f.head_dim(),
     'mlp_dim': f.size('intermediate_size'),
@@ -140,8 +140,8 @@ def from_hf(
 def to_hf(config: DecoderConfig) -> dict[str, Any]:
   """The `config.json` of a decoder, in transformers 4's form, which 5 reads.
 
-  The inverse of `from_hf`, but for `context_length`, which is no property of
-  the model.
+  It is the inverse of `from_hf`, except for `context_length`, which belongs to
+  a run and not to the model.
   """
   family = family_of(config)
   kinds = config.layer_kinds

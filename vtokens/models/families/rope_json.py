@@ -14,11 +14,11 @@ from vtokens.models.families.config_json import (
   Fields,
 )
 
-# Fields of each type of scaling.
+# Supported fields of each type of scaling.
 _COMMON = {'rope_type', 'type', 'rope_theta', 'partial_rotary_factor'}
 _STRETCHED = _COMMON | {'factor', 'original_max_position_embeddings'}
 _FIELDS = {
-  # transformers writes the length into Phi-3's even where nothing is scaled.
+  # transformers writes the length for Phi-3 even without scaling.
   'default': _COMMON | {'original_max_position_embeddings'},
   'linear': _STRETCHED,
   'dynamic': _STRETCHED,
@@ -37,10 +37,10 @@ _FIELDS = {
 
 
 def read(f: Fields) -> Rope:
-  """The rotary embedding of a family that has one.
+  """The rotary embedding of a family with one embedding for all layers.
 
-  transformers makes `rope_parameters` of the older `rope_scaling` and
-  `rope_theta`.
+  transformers converts the older `rope_scaling` and `rope_theta` to
+  `rope_parameters`.
 
   Args:
     f: the fields.
@@ -53,15 +53,16 @@ def read(f: Fields) -> Rope:
 
 
 def read_of_type(f: Fields, layer_type: str, theta: float) -> Rope:
-  """The rotary embedding of one type of layer, where they differ.
+  """The rotary embedding of one type of layer, if types differ.
 
-  Read as given: versions of transformers normalise it differently. What stands
-  outside of `rope_parameters` is of layers that see everything.
+  It is read as given, because versions of transformers normalise it
+  differently. Fields outside of `rope_parameters` apply to layers without a
+  window.
 
   Args:
     f: the fields.
-    layer_type: as in `layer_types`.
-    theta: its default.
+    layer_type: type as in `layer_types`.
+    theta: default of theta.
 
   Raises:
     errors.UserError: a field is wrong, not supported, or would be ignored.
@@ -73,13 +74,14 @@ def read_of_type(f: Fields, layer_type: str, theta: float) -> Rope:
   if found is not None and not isinstance(found, Mapping):
     raise f.fail('rope_parameters', f'an object for {layer_type}')
   if scaling and found:
-    # transformers adds the one to the other.
+    # transformers merges the two.
     raise f.fail('rope_scaling', f'none beside rope_parameters of {layer_type}')
   if not found and set(given) - set(LAYER_TYPES):
-    # transformers would not look at it.
+    # transformers would ignore it.
     raise f.fail('rope_parameters', f'to have {layer_type}')
   if found and not f.boolean('truncate', True, inside=found):
-    # transformers looks for it outside, where the types of layers are.
+    # transformers looks for it in `rope_parameters` itself, not in the entry of
+    # the layer type.
     raise f.fail('truncate', f'true for {layer_type}', False)
   if not found and layer_type == FULL:
     theta = f.number('rope_theta', float, theta, inside=f.values)
@@ -114,7 +116,7 @@ def _read(
   longest = f.number('max_position_embeddings')
   original = longest
   if kind in ('yarn', 'llama3', 'longrope'):
-    # Phi-3 has it outside, which goes before.
+    # Phi-3 has it outside, which takes precedence.
     key = 'original_max_position_embeddings'
     original = f.number(key, default=f.number(key, int, longest, inside=found))
   values: dict[str, Any] = {'type': kind, 'theta': number('rope_theta', theta)}
@@ -128,7 +130,7 @@ def _read(
   if kind == 'yarn':
     factor = number('factor', longest / original)
     for key in ('mscale', 'mscale_all_dim'):
-      number(key, 1.0)  # Raises unless it is missing or a number.
+      number(key, 1.0)  # Raises if it is not a number.
     values.update(
       factor=factor,
       beta_fast=number('beta_fast', 32.0),
@@ -185,13 +187,13 @@ def _yarn_scale(found: Mapping[str, Any], factor: float) -> float:
 
 
 def write_parameters(rope: Rope) -> dict[str, Any]:
-  """`rope_parameters`, in which transformers 5 has everything."""
+  """`rope_parameters`, as in transformers 5."""
   scaling = write_scaling(rope) or {'rope_type': 'default'}
   return {**scaling, 'rope_theta': rope.theta}
 
 
 def write_scaling(rope: Rope) -> dict[str, Any] | None:
-  """`rope_scaling`, which stands beside `rope_theta` in transformers 4."""
+  """`rope_scaling`, next to `rope_theta`, as in transformers 4."""
   if rope.type == 'default':
     return None
   values: dict[str, Any] = {'rope_type': rope.type}

@@ -1,6 +1,6 @@
-"""Names of tensors in Hugging Face checkpoints, which most families share.
+"""Names of tensors in Hugging Face checkpoints, shared by most families.
 
-Parameter path -> name of the tensor, `{}` being the number of the layer.
+Parameter path -> name of the tensor; `{}` stands for the number of the layer.
 Parameters with the same name are rows of one tensor, in the order of the table.
 """
 

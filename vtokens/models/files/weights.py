@@ -66,7 +66,6 @@ def load_decoder(
     method: quantisation of the layers' matrices; see `config.Base.quantize`.
       It starts from the stored values and does not depend on `dtype`.
 
-
   Returns:
     The decoder.
 
@@ -347,7 +346,6 @@ def fingerprint(source: TensorSource, config: DecoderConfig) -> str:
   It does not depend on the split into files or on the dtype after loading. It
   hashes samples because a fine-tune changes every tensor and hashing all bytes
   of a 70B model would take minutes.
-
 
   Returns:
     64 hexadecimal digits.

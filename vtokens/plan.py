@@ -97,7 +97,8 @@ def format_plan(result: dict[str, Any]) -> str:
 
 def _total(collectives: list[dict[str, Any]]) -> float:
   """MiB of all collectives."""
-  return sum(row['bytes'] * row['times'] for row in collectives) / _MIB
+  total: float = sum(row['bytes'] * row['times'] for row in collectives)
+  return total / _MIB
 
 
 def main(cfg: config.Config) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from vtokens import config
 from vtokens.data import pipeline
 from vtokens.data.assemble import Assembler
+from vtokens.data.batch import Batch
 from vtokens.data.records import Record
 from vtokens.devices import chips, distributed, partitioning
 from vtokens.evaluation.asking import run_scores
@@ -34,6 +35,7 @@ from vtokens.evaluation.asking.test_scores import TestScores
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import stopping, versions, writers
 from vtokens.method import optim, steps
+from vtokens.method.steps import TrainState
 from vtokens.models.decoder import num_params
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.rope import regime
@@ -286,9 +288,14 @@ def _run_loop(
     run.base.graph, run.optimizer, state, cfg.train
   )
 
-  def step_fn(state, batch):
+  def step_fn(
+    state: TrainState, batch: Batch
+  ) -> tuple[TrainState, dict[str, Any]]:
     batch = partitioning.shard_batch(batch, run.mesh, run.batches.batch_rows)
-    return train_step(state, run.base.params, batch)
+    done: tuple[TrainState, dict[str, Any]] = train_step(
+      state, run.base.params, batch
+    )
+    return done
 
   loop = Loop(step_fn, state, run.batches, hooks)
   loop.run(cfg.train.num_steps)

@@ -42,6 +42,7 @@ _TPU_VM = 'TPU VM'
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 # Ends the message of a process that was stopped before it had to save.
 _CONTINUES = 'the same command continues'
+_T = typing.TypeVar('_T')
 _ALIVE, _FAILED, _READ = 'vtokens/alive/', 'vtokens/failed/', 'vtokens/read/'
 
 
@@ -412,7 +413,7 @@ def fetch(array: Shaped[Array, '...']) -> Shaped[np.ndarray, '...']:
   return np.asarray(multihost_utils.process_allgather(array, tiled=True))
 
 
-def from_first(function: Callable[[], Any]) -> Any:
+def from_first(function: Callable[[], _T]) -> _T:
   """Calls a function on the first process, and returns its result on all.
 
   All processes must call it, in the same order.
@@ -425,7 +426,8 @@ def from_first(function: Callable[[], Any]) -> Any:
   """
   if jax.process_count() == 1:
     return function()
-  value, failure = None, None
+  value: Any = None
+  failure = None
   if is_first():
     try:
       value = function()
@@ -439,7 +441,8 @@ def from_first(function: Callable[[], Any]) -> Any:
   )
   if failure is not None:
     raise errors.UserError(failure)
-  return value
+  result: _T = value
+  return result
 
 
 def run_name() -> str:
@@ -450,7 +453,7 @@ def run_name() -> str:
   # Does not start the devices.
   if (jax_distributed.global_state.num_processes or 1) == 1:
     return ''
-  return str(from_first(lambda: secrets.token_hex(16)))
+  return from_first(lambda: secrets.token_hex(16))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.nnx as nnx
 import jax
@@ -12,6 +12,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from vtokens.host import errors, writers
+
+# A pytree of arrays.
+_Arrays = TypeVar('_Arrays')
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
@@ -278,10 +281,11 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
   return np.unique([np.arange(rows)[index or ...] for index in where])
 
 
-def shard_rows(arrays: Any, mesh: Mesh, rows: int) -> Any:
+def shard_rows(arrays: _Arrays, mesh: Mesh, rows: int) -> _Arrays:
   """Like `shard_batch`, for arrays that have all rows on each process."""
   local = local_rows(mesh, rows)
-  return shard_batch(jax.tree.map(lambda x: x[local], arrays), mesh, rows)
+  own: _Arrays = jax.tree.map(lambda x: x[local], arrays)
+  return shard_batch(own, mesh, rows)
 
 
 def round_up_rows(mesh: Mesh, rows: int) -> int:
@@ -290,7 +294,7 @@ def round_up_rows(mesh: Mesh, rows: int) -> int:
   return -(-rows // parts) * parts
 
 
-def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
+def shard_batch(batch: _Arrays, mesh: Mesh, rows: int) -> _Arrays:
   """Puts a batch on the mesh, its first dimension sharded over (data, fsdp).
 
   Args:
@@ -302,9 +306,10 @@ def shard_batch(batch: Any, mesh: Mesh, rows: int) -> Any:
     Global arrays.
   """
   sharding = named_sharding(mesh, ('batch',))
-  return jax.tree.map(
+  whole: _Arrays = jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(
       sharding, x, (rows, *x.shape[1:])
     ),
     batch,
   )
+  return whole

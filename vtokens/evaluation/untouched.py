@@ -21,7 +21,7 @@ from vtokens.devices import distributed
 from vtokens.host import errors
 from vtokens.method import generate, steps
 from vtokens.method.virtual_tokens import TABLE
-from vtokens.models.decoder import num_params
+from vtokens.models.decoder import Decoder, num_params
 from vtokens.models.files import weights
 from vtokens.models.frozen_base import FrozenBase
 
@@ -172,11 +172,11 @@ def _block(array: Array, start: Int[Array, ''], rows: int) -> Array:
 
 @functools.partial(jax.jit, static_argnames='graph')
 def _plain(
-  base: nnx.State,
+  base: nnx.State[str, Any],
   ids: Int[Array, '1 T'],
   positions: Int[Array, '1 T'],
   *,
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
 ) -> Float[Array, '1 T V']:
   """Logits of the decoder in one pass, without a table."""
   decoder = nnx.merge(graph, base)
@@ -186,14 +186,14 @@ def _plain(
 
 @functools.partial(jax.jit, static_argnames='graph')
 def _piped(
-  base: nnx.State,
+  base: nnx.State[str, Any],
   table: Float[Array, 'P D'],
   prefix: Int[Array, '1 P'],
   prefix_positions: Int[Array, '1 P'],
   suffix: Int[Array, '1 S'],
   positions: Int[Array, '1 S'],
   *,
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
 ) -> Float[Array, '1 S V']:
   """Logits computed as in training and evaluation, with the table."""
   decoder = nnx.merge(graph, base)

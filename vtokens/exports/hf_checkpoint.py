@@ -27,7 +27,7 @@ from vtokens.exports import public_names, safetensors_file
 from vtokens.exports import vocabulary_rows as rows
 from vtokens.exports.export_format import Placement
 from vtokens.host import json_files, writers
-from vtokens.models.files.hf_directory import INDEX_FILE, SINGLE_FILE
+from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Artifact
 
@@ -193,7 +193,8 @@ def _dtype(base: pathlib.Path) -> np.dtype:
   """Dtype of the embedding matrix."""
   path = base / _weight_map(base)[EMBEDDING]
   with safetensors.safe_open(path, framework='numpy') as file:
-    return file.get_slice(EMBEDDING)[0:1].dtype
+    row: np.ndarray = file.get_slice(EMBEDDING)[0:1]
+  return row.dtype
 
 
 def _made(

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import flax.nnx as nnx
 import jax
@@ -19,6 +20,7 @@ from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import aside, stopping, writers
 from vtokens.method import padding
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.decoder import Decoder
 from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.serving import prompt_ids
 from vtokens.serving.artifact import Artifact
@@ -103,7 +105,9 @@ def probe(
       batch = records[at : at + answerer.batch_size]
       examples = [prompter.example(record, variant) for record in batch]
 
-      def ask(batch=batch, examples=examples):
+      def ask(
+        batch: Sequence[Record] = batch, examples: list[Example] = examples
+      ) -> list[list[int]]:
         out = answerer.start(
           [[example] for example in examples],
           answerer.encode(examples),
@@ -111,7 +115,8 @@ def probe(
           [record.id for record in batch],
           [base.config.vocab_size],
         )
-        return distributed.fetch(out)[: len(batch), 0].tolist()
+        ids: list[list[int]] = distributed.fetch(out)[: len(batch), 0].tolist()
+        return ids
 
       answers = aside.call(ask, stopping.check)
       for record, example, answer in zip(batch, examples, answers, strict=True):
@@ -187,8 +192,8 @@ def _logits(
 
 @jax.jit(static_argnums=0)
 def _forward(
-  graph: nnx.GraphDef,
-  params: nnx.State,
+  graph: nnx.GraphDef[Decoder],
+  params: nnx.State[str, Any],
   table: Float[Array, 'n D'],
   ids: Int[Array, '1 T'],
   positions: Int[Array, '1 T'],

@@ -111,14 +111,16 @@ class TorchConsumer:
       max_new_tokens=most,
       **settings,
     )
-    return out[:, len(ids) :].flatten().tolist()
+    new: list[int] = out[:, len(ids) :].flatten().tolist()
+    return new
 
 
 @torch.no_grad()
 def logits(model: Any, ids: Sequence[int]) -> np.ndarray:
   """Logits after each id, array of shape [T, V], float32."""
   inputs = torch.tensor([list(ids)], device=model.device)
-  return model(inputs).logits[0].float().cpu().numpy()
+  found: np.ndarray = model(inputs).logits[0].float().cpu().numpy()
+  return found
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ step reads the weights once for all of them.
 """
 
 import functools
+from typing import Any
 
 import flax.nnx as nnx
 import jax
@@ -16,7 +17,19 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from vtokens.method import steps
 from vtokens.method.trainable import Trainable, Values
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
+
+# What a step of `generate` hands to the next: number of the step, last tokens,
+# their cache, which branches are done, which have begun, ids so far.
+_Carry = tuple[
+  Int[Array, ''],
+  Int[Array, 'B C'],
+  KVCache,
+  Bool[Array, 'B C'],
+  Bool[Array, 'B C'],
+  Int[Array, 'B C N'],
+]
 
 
 @struct.dataclass
@@ -78,11 +91,11 @@ class Sampling:
 
 @functools.partial(jax.jit, static_argnames='graph')
 def encode_prefix(
-  base: nnx.State,
+  base: nnx.State[str, Any],
   prefix: Int[Array, 'B P'],
   positions: Int[Array, 'B P'],
   *,
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
 ) -> KVCache:
   """Encodes prefixes, for any number of suffixes after each."""
   return steps.encode_prefix(nnx.merge(graph, base), prefix, positions)
@@ -92,14 +105,14 @@ def encode_prefix(
   jax.jit, static_argnames=('graph', 'max_new_tokens', 'trainable')
 )
 def generate(
-  base: nnx.State,
+  base: nnx.State[str, Any],
   trained: Values,
   cache: KVCache,
   suffixes: Suffixes,
   endings: Endings,
   sampling: Sampling | None = None,
   *,
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
   max_new_tokens: int,
   trainable: Trainable = TABLE,
 ) -> Int[Array, 'B C max_new_tokens']:
@@ -145,7 +158,18 @@ def generate(
   hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)
   length = jnp.take_along_axis(suffixes.positions, last, axis=1) + 1
 
-  def pick(step, hidden, done, begun, out):
+  def pick(
+    step: Int[Array, ''],
+    hidden: Float[Array, 'B C D'],
+    done: Bool[Array, 'B C'],
+    begun: Bool[Array, 'B C'],
+    out: Int[Array, 'B C N'],
+  ) -> tuple[
+    Int[Array, 'B C'],
+    Bool[Array, 'B C'],
+    Bool[Array, 'B C'],
+    Int[Array, 'B C N'],
+  ]:
     """Chooses token number `step`."""
     logits = decoder.logits(hidden, stationary=True)
     if sampling is not None:
@@ -159,12 +183,12 @@ def generate(
     done = done | endings.is_end[token] | (begun & endings.is_newline[token])
     return token, done, begun, out
 
-  def unfinished(carry):
+  def unfinished(carry: _Carry) -> Bool[Array, '']:
     step, _, _, done, *_ = carry
     return (step < max_new_tokens) & ~done.all()
 
-  def advance(carry):
-    step, token, tail, *noted = carry
+  def advance(carry: _Carry) -> _Carry:
+    step, token, tail, done, begun, out = carry
     hidden, kv = decoder(
       decoder.embed(token),
       length + step - 1,
@@ -173,18 +197,18 @@ def generate(
       stationary=True,
     )
     tail = tail.write(kv, first_slot + (step - 1) * branches)
-    token, *noted = pick(step, hidden, *noted)
-    return step + 1, token, tail, *noted
+    token, done, begun, out = pick(step, hidden, done, begun, out)
+    return step + 1, token, tail, done, begun, out
 
   shape = (rows, branches)
-  token, *noted = pick(
+  token, done, begun, out = pick(
     jnp.zeros((), jnp.int32),
     hidden,
     suffixes.last < 0,
     jnp.zeros(shape, bool),
     jnp.full((*shape, max_new_tokens), endings.eos_id, jnp.int32),
   )
-  carry = (jnp.ones((), jnp.int32), token, tail, *noted)
+  carry = (jnp.ones((), jnp.int32), token, tail, done, begun, out)
   return jax.lax.while_loop(unfinished, advance, carry)[-1]
 
 

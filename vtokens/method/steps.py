@@ -18,6 +18,9 @@ from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
 
+# Sums of the loss and of the targets, and the gradient of the first.
+_Sums = tuple[tuple[Float[Array, ''], Float[Array, '']], Values]
+
 
 @struct.dataclass
 class TrainState:
@@ -93,14 +96,14 @@ def suffix_nll(
 
 
 def make_train_step(
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
   optimizer: optax.GradientTransformation,
   *,
   trainable: Trainable = TABLE,
   accumulation_steps: int = 1,
   remat: bool = False,
 ) -> Callable[
-  [TrainState, nnx.State, Batch], tuple[TrainState, dict[str, Any]]
+  [TrainState, nnx.State[str, Any], Batch], tuple[TrainState, dict[str, Any]]
 ]:
   """Builds `(state, base, batch) -> (state, metrics)`, to be jitted.
 
@@ -117,7 +120,9 @@ def make_train_step(
     `grad_norm` (before clipping), `tokens` (targets).
   """
 
-  def loss_fn(trained, base, batch):
+  def loss_fn(
+    trained: Values, base: nnx.State[str, Any], batch: Batch
+  ) -> tuple[Float[Array, ''], Float[Array, '']]:
     decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
     cache = encode_prefix(
       decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
@@ -126,7 +131,9 @@ def make_train_step(
       trained, decoder, cache, batch, trainable=trainable, remat=remat
     )
 
-  def step(state, base, batch):
+  def step(
+    state: TrainState, base: nnx.State[str, Any], batch: Batch
+  ) -> tuple[TrainState, dict[str, Any]]:
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation_steps == 1:
       (nll, tokens), grad = grad_fn(state.trained, base, batch)
@@ -139,7 +146,7 @@ def make_train_step(
         batch,
       )
 
-      def add(total, part):
+      def add(total: _Sums, part: Batch) -> tuple[_Sums, None]:
         return jax.tree.map(
           jnp.add, total, grad_fn(state.trained, base, part)
         ), None
@@ -167,7 +174,7 @@ def make_train_step(
 
 
 def jit_train_step(
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
   optimizer: optax.GradientTransformation,
   like: TrainState,
   settings: config.Train,

@@ -66,8 +66,8 @@ class InputEmbeddings(Trainable):
     shape = self.shapes(settings, decoder.config).shape
     rng = np.random.default_rng([seed, 0x7AB1E])
     if settings.init == 'normal':
-      table = rng.normal(0.0, settings.init_std, shape)
-      return table.astype(np.float32)
+      drawn: np.ndarray = rng.normal(0.0, settings.init_std, shape)
+      return drawn.astype(np.float32)
     if settings.init == 'table':
       return self._saved_table(settings, shape[1])
     if settings.init == 'text':

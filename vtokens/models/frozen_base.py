@@ -5,6 +5,7 @@ import itertools
 import os
 import pathlib
 import sys
+from typing import Any
 
 import flax.nnx as nnx
 import huggingface_hub
@@ -38,8 +39,8 @@ class FrozenBase:
 
   path: str
   config: DecoderConfig
-  graph: nnx.GraphDef
-  params: nnx.State
+  graph: nnx.GraphDef[Decoder]
+  params: nnx.State[str, Any]
   tokenizer: Tokenizer
   fingerprint: str
   quantize: str = 'none'

@@ -15,7 +15,7 @@ from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
 from vtokens.method.virtual_tokens import TABLE
 from vtokens.models import quantize
-from vtokens.models.decoder import abstract_decoder
+from vtokens.models.decoder import Decoder, abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
 
 
@@ -24,7 +24,7 @@ def base(
   dtype: jnp.dtype,
   mesh: jax.sharding.Mesh,
   method: str = 'none',
-) -> tuple[nnx.GraphDef, nnx.State]:
+) -> tuple[nnx.GraphDef[Decoder], nnx.State[str, Any]]:
   """A decoder's structure, and its weights as shapes over the mesh.
 
   Args:
@@ -66,12 +66,13 @@ def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
     method: see `base`.
   """
   params = nnx.state(abstract_decoder(config, dtype, None, method))
-  return sum(
+  total: float = sum(
     math.prod(param.shape)
     * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
     for path, param in nnx.to_flat_state(params)
     if path[0] == 'layers' and quantize.matrix_inputs(param)
   )
+  return total
 
 
 def state(

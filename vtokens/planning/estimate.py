@@ -159,7 +159,7 @@ def traffic(row: dict[str, Any]) -> float:
   elif row['kind'] == 'reduce-scatter':
     # A device keeps one part and sends all other parts.
     factor = max(row['devices'] - 1, 1)
-  return factor * row['bytes']
+  return factor * float(row['bytes'])
 
 
 def advise(cfg: config.Config, target: aot.Target) -> str | None:

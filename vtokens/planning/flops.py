@@ -26,13 +26,12 @@ from vtokens.models.decoder_config import DecoderConfig
 def matrix_weights(config: DecoderConfig) -> int:
   """Weights of the layers' matrices that one token uses."""
   params = nnx.state(abstract_decoder(config, jnp.dtype(jnp.float32)))
-  return round(
-    sum(
-      math.prod(param.shape) * param.get_metadata('active')
-      for path, param in nnx.to_flat_state(params)
-      if path[0] == 'layers' and quantize.matrix_inputs(param)
-    )
+  total: float = sum(
+    math.prod(param.shape) * param.get_metadata('active')
+    for path, param in nnx.to_flat_state(params)
+    if path[0] == 'layers' and quantize.matrix_inputs(param)
   )
+  return round(total)
 
 
 def train_flops(

@@ -10,6 +10,7 @@ from vtokens import config
 from vtokens.devices import partitioning
 from vtokens.method import generate, optim, padding, steps
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.planning import abstract_step, aot
 
@@ -65,8 +66,8 @@ def row_shape(cfg: config.Config) -> tuple[int, int]:
 def _lower_train(
   cfg: config.Config,
   base: DecoderConfig,
-  graph: nnx.GraphDef,
-  params: nnx.State,
+  graph: nnx.GraphDef[Decoder],
+  params: nnx.State[str, Any],
   mesh: jax.sharding.Mesh,
 ) -> jax.stages.Lowered:
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
@@ -75,7 +76,8 @@ def _lower_train(
   state = abstract_step.state(
     optimizer, TABLE.shapes(cfg.virtual_tokens, base), mesh
   )
-  return steps.jit_train_step(graph, optimizer, state, cfg.train).lower(
+  step = steps.jit_train_step(graph, optimizer, state, cfg.train)
+  lowered: jax.stages.Lowered = step.lower(
     state,
     params,
     abstract_step.batch(
@@ -87,13 +89,14 @@ def _lower_train(
       draws=draws,
     ),
   )
+  return lowered
 
 
 def _compile_decoding(
   cfg: config.Config,
   base: DecoderConfig,
-  graph: nnx.GraphDef,
-  params: nnx.State,
+  graph: nnx.GraphDef[Decoder],
+  params: nnx.State[str, Any],
   mesh: jax.sharding.Mesh,
   target: aot.Target,
 ) -> dict[str, dict[str, Any]]:

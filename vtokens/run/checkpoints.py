@@ -60,7 +60,9 @@ class Checkpoints:
     """Saves a new best checkpoint; see `save`."""
     self._best.save(state, {**self._identity, **metadata})
 
-  def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+  def restore(
+    self, like: TrainState
+  ) -> tuple[TrainState, dict[str, Any]] | None:
     """Restores the latest whole checkpoint.
 
     Args:
@@ -71,7 +73,9 @@ class Checkpoints:
     """
     return self._latest.restore(like)
 
-  def restore_best(self, like: TrainState) -> tuple[TrainState, dict] | None:
+  def restore_best(
+    self, like: TrainState
+  ) -> tuple[TrainState, dict[str, Any]] | None:
     """Restores the best checkpoint; see `restore`."""
     return self._best.restore(like)
 
@@ -183,7 +187,9 @@ class _Series:
             path.rmtree(missing_ok=True)
       time.sleep(0.05)
 
-  def restore(self, like: TrainState) -> tuple[TrainState, dict] | None:
+  def restore(
+    self, like: TrainState
+  ) -> tuple[TrainState, dict[str, Any]] | None:
     # The first process decides for all which checkpoint is whole.
     step, problems = distributed.from_first(self._find_whole)
     for problem in problems:

@@ -131,7 +131,10 @@ class RunDir:
       errors.UserError: the file is damaged.
     """
     advice = 'delete it to have the base scored again'
-    return self._read(_UNTRAINED, {str: _SCORES}, advice)
+    scores: dict[str, dict[str, Any]] | None = self._read(
+      _UNTRAINED, {str: _SCORES}, advice
+    )
+    return scores
 
   def write_untrained(self, scores: Mapping[str, Mapping[str, Any]]) -> None:
     """Keeps the scores of the base, so that a restart reuses them."""
@@ -158,7 +161,10 @@ class RunDir:
       errors.UserError: the file is damaged.
     """
     advice = 'delete it to have the table scored again'
-    return self._read(_SUMMARY, _SUMMARY_SHAPE, advice)
+    summary: dict[str, Any] | None = self._read(
+      _SUMMARY, _SUMMARY_SHAPE, advice
+    )
+    return summary
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Writes summary.json, which ends the run."""
@@ -254,7 +260,8 @@ class FinishedRun:
     Raises:
       errors.UserError: the file is missing or damaged.
     """
-    return json_files.read(self.directory.path / _SUMMARY)
+    summary: dict[str, Any] = json_files.read(self.directory.path / _SUMMARY)
+    return summary
 
   def read_data(self) -> dict[str, Any]:
     """Returns the content of data.json, the hashes of the run's data.
@@ -262,7 +269,8 @@ class FinishedRun:
     Raises:
       errors.UserError: the file is missing or damaged.
     """
-    return json_files.read(self.directory.path / _DATA)
+    data: dict[str, Any] = json_files.read(self.directory.path / _DATA)
+    return data
 
   def check_base(self, opened: 'OpenBase', *, tokenizer: bool = False) -> None:
     """Raises unless a base is the one that the table was trained on.

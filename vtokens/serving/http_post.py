@@ -241,8 +241,7 @@ class _Https(urllib.request.HTTPSHandler):
 
 
 def _noting(base: Any, sockets: _Sockets) -> Any:
-  # mypy knows no base classes that are values.
-  class Connection(base):  # type: ignore[misc]
+  class Connection(base):
     """One whose socket is noted as soon as it is connected."""
 
     def connect(self) -> None:

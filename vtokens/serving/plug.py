@@ -260,8 +260,7 @@ def _attach(module: Any, table: Artifact) -> None:
   kind: Any = type(module)
   size, first = len(module.weight), table.meta.tokens.ids[0]
 
-  # mypy knows no base classes that are values.
-  class WithVirtualTokens(kind):  # type: ignore[misc]
+  class WithVirtualTokens(kind):
     """The base's embedding, and the table's rows for the ids after it."""
 
     before = kind

@@ -7,7 +7,7 @@ share one cache of it and are answered together; see `vtokens.method.generate`.
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,9 @@ from vtokens.evaluation.asking.cells import Answer
 from vtokens.method import generate, padding
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
+
+# A pytree of arrays.
+_Arrays = TypeVar('_Arrays')
 
 
 class Answerer:
@@ -114,11 +117,12 @@ class Answerer:
       size = len(example.prefix)
       prefix[r, :size] = example.prefix
       positions[r, :size] = np.arange(size)
-    return generate.encode_prefix(
+    cache: KVCache = generate.encode_prefix(
       self.base.params,
       *self.put((prefix, positions)),
       graph=self.base.graph,
     )
+    return cache
 
   def start(
     self,
@@ -145,7 +149,7 @@ class Answerer:
     if forced:
       never: Any = np.zeros_like(endings.is_end)
       endings = dataclasses.replace(endings, is_end=never, is_newline=never)
-    return generate.generate(
+    out: Array = generate.generate(
       self.base.params,
       table,
       cache,
@@ -155,6 +159,7 @@ class Answerer:
       graph=self.base.graph,
       max_new_tokens=forced or self._decode.max_new_tokens,
     )
+    return out
 
   def wait(
     self,
@@ -169,7 +174,7 @@ class Answerer:
       for row, asked in rows
     ]
 
-  def put(self, arrays: Any) -> Any:
+  def put(self, arrays: _Arrays) -> _Arrays:
     """Global arrays made from arrays of all rows."""
     return partitioning.shard_rows(arrays, self._mesh, self.batch_size)
 
@@ -203,7 +208,7 @@ class Answerer:
     )
 
   def _sampling(self, ids: Sequence[str]) -> generate.Sampling:
-    keys = np.zeros((self.batch_size, 2), np.uint32)
+    keys: Any = np.zeros((self.batch_size, 2), np.uint32)
     for r, name in enumerate(ids):
       digest = hashlib.sha256(f'{self._seed} {name}'.encode()).digest()
       keys[r] = np.frombuffer(digest[:8], np.uint32)

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import flax.nnx as nnx
 import jax
 import numpy as np
 import tqdm
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from vtokens.data import pipeline
 from vtokens.data.assemble import Example
@@ -25,7 +26,9 @@ from vtokens.evaluation.asking.prompter import (
 from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import stopping, writers
 from vtokens.method import padding, steps
+from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.kv_cache import KVCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,14 @@ class AnsweredBatch:
 
 
 @functools.partial(jax.jit, static_argnames='graph')
-def _nll(base, table, cache, batch, *, graph):
+def _nll(
+  base: nnx.State[str, Any],
+  table: Float[Array, 'P D'],
+  cache: KVCache,
+  batch: Batch,
+  *,
+  graph: nnx.GraphDef[Decoder],
+) -> tuple[Float[Array, ''], Float[Array, '']]:
   return steps.suffix_nll(table, nnx.merge(graph, base), cache, batch)
 
 
@@ -105,7 +115,7 @@ class Evaluator:
       variants: the prompt variants.
     """
     table, first_ids = stack_tables(variants, self._base.config)
-    waiting = None
+    waiting: Callable[[], AnsweredBatch] | None = None
     for index in self._batches(records):
       # The device answers the batch before in the meantime.
       examples = [
@@ -125,12 +135,17 @@ class Evaluator:
         )
       )
 
-      def waiting(index=index, answers=answers):
+      def wait(
+        index: list[int] = index,
+        answers: Callable[[], list[list[Answer]]] = answers,
+      ) -> AnsweredBatch:
         columns = zip(*answers(), strict=True)
         return AnsweredBatch(
           index,
           {a.name: list(c) for a, c in zip(variants, columns, strict=True)},
         )
+
+      waiting = wait
 
     if waiting is not None:
       yield self._stop.run(waiting)

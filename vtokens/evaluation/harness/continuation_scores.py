@@ -22,6 +22,7 @@ from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.harness import prompt_batches
 from vtokens.host import stopping, writers
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.decoder import Decoder
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
@@ -87,12 +88,12 @@ class _Rows:
 
 @functools.partial(jax.jit, static_argnames='graph')
 def _score_targets(
-  base: nnx.State,
+  base: nnx.State[str, Any],
   table: Float[Array, 'P D'],
   start: KVCache,
   rows: _Rows,
   *,
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
 ) -> tuple[Float[Array, 'B S'], Bool[Array, 'B S']]:
   """Log-probability of each target, float32, and whether it is the largest."""
   decoder = nnx.merge(graph, base)
@@ -109,7 +110,9 @@ def _score_targets(
     segments=rows.segments,
   )
 
-  def some(part):
+  def some(
+    part: tuple[Float[Array, 'B n D'], Int[Array, 'B n']],
+  ) -> tuple[Float[Array, 'B n'], Bool[Array, 'B n']]:
     hidden, targets = part
     logits = decoder.logits(hidden)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -124,10 +127,11 @@ def _score_targets(
     ),
     (hidden, rows.targets),
   )
-  return jax.tree.map(
+  scores: tuple[Array, Array] = jax.tree.map(
     lambda x: x.swapaxes(0, 1).reshape(rows.targets.shape),
     jax.lax.map(some, columns),
   )
+  return scores
 
 
 def score(
@@ -174,7 +178,9 @@ def score(
         some = [items[i] for i in index]
         rows = _collate(some, common, size)
 
-        def batch(rows=rows, start=start, size=size):
+        def batch(
+          rows: _Rows = rows, start: KVCache = start, size: int = size
+        ) -> list[np.ndarray]:
           found = _score_targets(
             base.params,
             table,

@@ -206,7 +206,8 @@ class _Writer:
       graph=self._base.graph,
       max_new_tokens=min(_ROUND, self._draw.max_new_tokens),
     )
-    return distributed.fetch(out)[:, 0].tolist()
+    new: list[list[int]] = distributed.fetch(out)[:, 0].tolist()
+    return new
 
   def look(
     self, task: OpenPrompt, written: list[int], new: list[int]
@@ -237,7 +238,7 @@ class _Writer:
   def _sampling(
     self, begun: Sequence[tuple[OpenPrompt, list[int]]], size: int
   ) -> generate.Sampling:
-    keys = np.zeros((size, 2), np.uint32)
+    keys: Any = np.zeros((size, 2), np.uint32)
     for r, (task, ids) in enumerate(begun):
       # Each round has draws of its own.
       name = f'{self._draw.seed} {len(ids)} {task.name}'
@@ -273,7 +274,8 @@ def _repeat(cache: KVCache, rows: int, mesh: jax.sharding.Mesh) -> KVCache:
   rows_only: Any = partitioning.named_sharding(mesh, ('batch',))
   places = KVCache(keys, values, rows_only)
   repeat = functools.partial(prompt_batches.repeat_row, rows=rows)
-  return jax.jit(repeat, out_shardings=places)(cache)
+  rows_of_cache: KVCache = jax.jit(repeat, out_shardings=places)(cache)
+  return rows_of_cache
 
 
 def _suffixes(

@@ -184,7 +184,10 @@ class DecoderLM(TemplateLM):
     self, requests: list[Instance], disable_tqdm: bool = True
   ) -> list[tuple[float, bool]]:
     """See `lm_eval.api.model.LM`."""
-    return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+    scores: list[tuple[float, bool]] = super().loglikelihood(
+      requests, disable_tqdm=disable_tqdm
+    )
+    return scores
 
   def num_tokens(self, context: str, continuation: str) -> int:
     """Tokens of a continuation."""

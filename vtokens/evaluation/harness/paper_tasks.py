@@ -110,7 +110,8 @@ class OwnShots(ContextSampler):
   ) -> Sequence[dict[str, Any]]:
     """The first `n` examples of a question."""
     assert eval_doc is not None
-    return eval_doc['shots'][:n]
+    shots: Sequence[dict[str, Any]] = eval_doc['shots'][:n]
+    return shots
 
 
 def number_results(

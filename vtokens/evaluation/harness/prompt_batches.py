@@ -8,6 +8,7 @@ a program to compile.
 import collections
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.nnx as nnx
 import jax
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import partitioning
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.decoder import Decoder
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
@@ -60,12 +62,12 @@ def common_start(prompts: Sequence[Ids]) -> int:
 
 @functools.partial(jax.jit, static_argnames='graph')
 def _encode(
-  base: nnx.State,
+  base: nnx.State[str, Any],
   table: Float[Array, 'P D'],
   ids: Int[Array, '1 T'],
   positions: Int[Array, '1 T'],
   *,
-  graph: nnx.GraphDef,
+  graph: nnx.GraphDef[Decoder],
 ) -> KVCache:
   decoder = nnx.merge(graph, base)
   return decoder.encode(TABLE.embed(decoder, table, ids), positions)
@@ -86,7 +88,10 @@ def encode_start(
   positions = np.full((1, size), -1, np.int32)
   padded[0, : len(ids)] = ids
   positions[0, : len(ids)] = np.arange(len(ids))
-  return _encode(base.params, table, padded, positions, graph=base.graph)
+  cache: KVCache = _encode(
+    base.params, table, padded, positions, graph=base.graph
+  )
+  return cache
 
 
 def repeat_row(cache: KVCache, rows: int) -> KVCache:

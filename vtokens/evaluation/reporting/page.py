@@ -127,7 +127,9 @@ def _questions(
     for i, record in enumerate(records[: numbers[name]]):
       matcher = containment.Matcher(record.answers)
 
-      def passage(shown: Passage, matcher=matcher) -> dict[str, Any]:
+      def passage(
+        shown: Passage, matcher: containment.Matcher = matcher
+      ) -> dict[str, Any]:
         key = shown.id, shown.title, shown.text
         return {
           'passage': pool.setdefault(key, len(pool)),

@@ -7,6 +7,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib import colors, patches
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 
 # Draws without a display.
 from matplotlib.backends import backend_agg
@@ -207,7 +209,7 @@ def _estimate(scores: Scores | None, metric: str) -> Estimate | None:
 
 
 def _bar_group(
-  axes,
+  axes: Axes,
   x: int,
   estimates: Sequence[Estimate | None],
   fills: Sequence[_Style],
@@ -241,10 +243,12 @@ def _fill(style: _Style) -> dict[str, Any]:
   }
 
 
-def _panels(rows: int, columns: int, *, height: float):
+def _panels(
+  rows: int, columns: int, *, height: float
+) -> tuple[Figure, list[Axes]]:
   figure = Figure(figsize=(10, height), layout='constrained')
   backend_agg.FigureCanvasAgg(figure)
-  panels = figure.subplots(rows, columns).tolist()
+  panels: list[Axes] = figure.subplots(rows, columns).tolist()
   for axes in panels:
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='y', color='0.9', lw=0.8)
@@ -252,17 +256,21 @@ def _panels(rows: int, columns: int, *, height: float):
   return figure, panels
 
 
-def _bound(axes) -> None:
+def _bound(axes: Axes) -> None:
   """Limits the y axis to values from 0 to at most 100."""
   top = axes.get_ylim()[1]
   axes.set_ylim(0, min(100.0, top) if top > 0 else 1.0)
 
 
-def _patches(fills: Sequence[_Style], labels: Sequence[str]):
+def _patches(
+  fills: Sequence[_Style], labels: Sequence[str]
+) -> tuple[list[Artist], Sequence[str]]:
   return [patches.Patch(**_fill(fill)) for fill in fills], labels
 
 
-def _legend(figure: Figure, handles: Sequence, labels: Sequence[str]) -> None:
+def _legend(
+  figure: Figure, handles: Sequence[Artist], labels: Sequence[str]
+) -> None:
   figure.legend(
     handles,
     labels,

@@ -56,14 +56,17 @@ def bootstrap_intervals(
   """
   _check(groups)
 
-  def means(*drawn: Int[np.ndarray, 'B n'], axis: int):
+  def means(
+    *drawn: Int[np.ndarray, 'B n'], axis: int
+  ) -> Float[np.ndarray, 'M B']:
     del axis  # Always the last one.
     parts = [
       # How often each question was drawn: one product serves all results.
       _count(numbers, len(group)) @ group / numbers.shape[1]
       for numbers, group in zip(drawn, groups, strict=True)
     ]
-    return np.mean(parts, axis=0).T
+    found: np.ndarray = np.mean(parts, axis=0)
+    return found.T
 
   interval = scipy.stats.bootstrap(
     # A group is drawn by the numbers of its questions. One question is twice
@@ -120,7 +123,8 @@ def paired_test(
   def with_random_signs(size: tuple[int, int]) -> Float[np.ndarray, 'B n']:
     bits = rng.integers(256, size=(size[0], -(-size[1] // 8)), dtype=np.uint8)
     flipped = np.unpackbits(bits, axis=1, count=size[1]).astype(bool)
-    return np.where(flipped, -parts, parts)
+    signed: np.ndarray = np.where(flipped, -parts, parts)
+    return signed
 
   return float(
     scipy.stats.monte_carlo_test(

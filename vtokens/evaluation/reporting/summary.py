@@ -293,7 +293,7 @@ def _columns(results: Results) -> dict[Cell, dict[str, CellResult]]:
   conditions = list(results.conditions)
   tables = ['', *results.main.num_active]
 
-  def order(cell: Cell):
+  def order(cell: Cell) -> tuple[int, int, int, int, int, int]:
     return (
       conditions.index(cell.condition),
       models.index(cell.model),

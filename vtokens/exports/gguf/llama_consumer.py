@@ -53,31 +53,33 @@ class LlamaConsumer:
 
   def tokenize(self, text: str) -> list[int]:
     """Ids of a text whose special tokens are parsed, without bos."""
-    return post(
+    ids: list[int] = post(
       self._address, '/tokenize', {'content': text, 'parse_special': True}
     )['tokens']
+    return ids
 
   def answer(self, ids: Sequence[int], most: int) -> list[int]:
     """See `gate.Consumer`."""
-    return self.complete(ids, most, temperature=0)['tokens']
+    found: list[int] = self.complete(ids, most, temperature=0)['tokens']
+    return found
 
   def sample(self, ids: Sequence[int], number: int, seed: int) -> list[int]:
     """See `gate.Consumer`."""
-    found = self.complete(
+    found: list[int] = self.complete(
       ids,
       number,
       temperature=1,
       samplers=['temperature'],
       seed=seed,
       ignore_eos=True,
-    )
-    return found['tokens']
+    )['tokens']
+    return found
 
   def complete(
     self, ids: Sequence[int], most: int, **settings: Any
   ) -> dict[str, Any]:
     """The answer of `/completion` to a prompt of ids."""
-    return post(
+    answer: dict[str, Any] = post(
       self._address,
       '/completion',
       {
@@ -89,6 +91,7 @@ class LlamaConsumer:
         **settings,
       },
     )
+    return answer
 
   def log_probabilities(
     self, ids: Sequence[int], count: int, size: int

@@ -299,8 +299,10 @@ def _tied(
 
 def _normalised(logs: Float[np.ndarray, 'T V']) -> Float[np.ndarray, 'T V']:
   """Log probabilities among these ids only."""
-  top = logs.max(axis=1, keepdims=True)
-  return logs - top - np.log(np.exp(logs - top).sum(axis=1, keepdims=True))
+  top: np.ndarray = logs.max(axis=1, keepdims=True)
+  total: np.ndarray = np.exp(logs - top).sum(axis=1, keepdims=True)
+  normalised: np.ndarray = logs - top - np.log(total)
+  return normalised
 
 
 def _difference(expected: np.ndarray, found: np.ndarray) -> float:

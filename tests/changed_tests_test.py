@@ -20,6 +20,7 @@ def root(tmp_path):
     'tests/a/other_test.py': 'import helper\nfrom vtokens.a.used import x',
     'tests/a/user_test.py': 'from vtokens.a import user, own',
     'tests/configs_test.py': '',
+    'tests/docs_test.py': '',
   }.items():
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text(text)
@@ -38,7 +39,7 @@ def root(tmp_path):
     ('vtokens/a/__init__.py', None),
     ('tests/support/helper.py', 'a/other_test.py'),
     ('configs/x.py', 'configs_test.py'),
-    ('README.md', None),
+    ('README.md', 'docs_test.py'),
   ],
 )
 def test_tests_of(root, path, expected):

@@ -6,7 +6,8 @@ It runs each changed test file, and for a changed module the test file of its
 name: `tests/data/mixture_test.py` for `vtokens/data/mixture.py`. A module
 without one is tested by the test files that import it; if there are none, by
 those of the modules that import it. For `configs/`, `docs/` and `launch/` it
-runs `configs_test.py` and so on. Tests marked `slow` are left out.
+runs `configs_test.py` and so on, for a Markdown file beside them
+`docs_test.py`. Tests marked `slow` are left out.
 """
 
 import argparse
@@ -93,6 +94,8 @@ def tests_of(changed: Iterable[str], root: pathlib.Path = _ROOT) -> list[str]:
       found |= {path}
     elif path.startswith(('vtokens/', 'tests/')) and path.endswith('.py'):
       found |= nearest(path)
+    elif path.endswith('.md') and '/' not in path:
+      found |= {'tests/docs_test.py'}
     else:
       found |= {f'tests/{path.split("/")[0]}_test.py'}
   return sorted(found & files)

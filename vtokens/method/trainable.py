@@ -36,8 +36,8 @@ class Trainable(abc.ABC):
   def axes(self) -> Any:
     """Returns the logical axes of each array, in a pytree like the values.
 
-    Each leaf is a tuple of names, one an axis; see
-    `partitioning.LOGICAL_AXIS_RULES`.
+    Each leaf is a tuple of names, one an axis. An axis whose name is not in
+    `partitioning.LOGICAL_AXIS_RULES` is not sharded.
     """
 
   @abc.abstractmethod

@@ -8,6 +8,7 @@ import sys
 
 import family_models
 import gguf
+import gguf_models
 import gguf_runs
 import numpy as np
 import pytest
@@ -230,7 +231,7 @@ def test_types_that_only_llama_cpp_writes(kind, tied, tmp_path):
   )
   trained_runs.write_run(tmp_path / 'run', base)
   source = trained_table.read(str(tmp_path / 'run'), '[ref{i}]')
-  plan = gguf_file.plan(source.table, source.base, str(base))
+  plan = gguf_file.place(source.table, source.base, str(base))
   out = tmp_path / 'out.gguf'
   gguf_file.write(out, source.table, plan, str(base))
   assert not gguf_file.differences(out, plan, source.table.table, str(base))

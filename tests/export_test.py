@@ -391,7 +391,7 @@ def test_round_trip_is_byte_identical(one, tmp_path):
   )
   # Ids are others there.
   source = trained_table.read(str(one / 'run'), names)
-  tokens = hf_checkpoint.plan(
+  tokens = hf_checkpoint.place(
     source.table, source.base, str(one / 'base')
   ).tokens
   meta = dataclasses.replace(source.table.meta, tokens=tokens)

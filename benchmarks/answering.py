@@ -1,12 +1,12 @@
-r"""Answers per second, next to `generate` of transformers in PyTorch.
+r"""Compares answers per second with `generate` of transformers in PyTorch.
 
     python benchmarks/answering.py --out benchmarks/answering_cpu.json
 
-Both have the weights of SmolLM2-135M-Instruct in float32, and 8 prompts:
-passages, k virtual tokens and a question, 600 tokens with k = 50. They generate
-16 tokens for each, greedily and without an end. Side by side, in turns: one k;
-and a sweep of 8 values of k over the same passages, which transformers has to
-read again for each. PyTorch has its default number of threads. The tokens of
+Both run SmolLM2-135M-Instruct in float32 on 8 prompts: passages, k virtual
+tokens and a question, 600 tokens with k = 50. They generate 16 tokens for each
+prompt, greedily and without an end token. Two cases are measured, in turns: one
+value of k; and 8 values of k with the same passages, which transformers has to
+read again for each k. PyTorch has its default number of threads. The tokens of
 both are compared.
 """
 
@@ -59,7 +59,7 @@ def _path() -> pathlib.Path:
 
 
 def _seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-  """Medians of runs that take turns, so that all meet the same machine."""
+  """Median seconds of each run. Runs take turns, so drift affects all alike."""
   times: dict[str, list[float]] = {name: [] for name in runs}
   for _ in range(_REPEATS.value):
     for name, run in runs.items():
@@ -70,7 +70,7 @@ def _seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 def _examples(rng: np.random.Generator, vocab: int) -> list[list[int]]:
-  """Ids of a prefix and a question for each row; of no special tokens."""
+  """Ids of a prefix and a question for each row, without special tokens."""
   size = _PREFIX.value + _PROMPT.value
   return rng.integers(100, vocab, (_BATCH.value, size)).tolist()
 
@@ -83,7 +83,7 @@ def main(argv):
   base = frozen_base.load_base(config.Base(str(path), 'float32'), mesh)
   ids = _examples(rng, base.config.vocab_size)
   width = base.config.embed_dim
-  # Of the size of embeddings.
+  # About as large as embeddings.
   table = rng.normal(0, 0.1, (max(_SWEEP), width)).astype(np.float32)
   answerer = Answerer(
     base, mesh, config.Decode(batch_size=_BATCH.value), seed=0

@@ -1,11 +1,11 @@
-r"""What comparing checksums costs at a start.
+r"""Measures the time to compare checksums at the start of a run.
 
     python benchmarks/checksums.py --gigabytes 1.27
     python benchmarks/checksums.py --index indices/corpus --index indices/bm25
 
-The first writes a file of random bytes, as large as a token cache of 500,000
-examples of 600 tokens. Times are printed in seconds, of the clock and of the
-processor; the second and third pass read from memory.
+The first command writes a file of random bytes, as large as a token cache of
+500,000 examples of 600 tokens. Output is wall-clock and processor time in
+seconds. The second and third pass read from memory.
 """
 
 import argparse
@@ -21,7 +21,7 @@ _BLOCK = 1 << 24
 
 
 def check(name: str, directory: pathlib.Path, files: dict) -> None:
-  """Prints how long it takes to compare files."""
+  """Prints the time to compare files."""
   size = sum(file['bytes'] for file in files.values())
   print(f'{name}: {len(files):,} files, {size / 1e9:.2f} GB')
   for _ in range(3):

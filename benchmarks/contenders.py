@@ -1,19 +1,18 @@
-"""Ways to train virtual tokens, step by step, in a process of their own.
+"""Runs ways to train virtual tokens step by step, in a separate process.
 
-`benchmarks/train_step.py` starts it and says on standard input what to do, a
-line of JSON each: a `Task` begins one way, `"step"` is one step of it, `"end"`
-its end. What it prints are lines of JSON: what there was to know after the
-first step, seconds of each step, the memory; or what failed. The weights are
-loaded once.
+`benchmarks/train_step.py` starts it and sends requests on standard input, one
+line of JSON each: a `Task` starts a contender, `"step"` runs one step, `"end"`
+ends it. The answers are lines of JSON: facts after the first step, seconds of
+each step, the memory; or the error. The weights are loaded once.
 
 All contenders have the same weights, examples, k, table and optimiser:
 
   split           vtokens: passages forward only, then the rest with gradient
-  packed          the same with several examples to a row
+  packed          split, with several examples in a row
   unsplit         the same code, everything in one differentiated pass
   official        SPRING's recipe in PyTorch: the table's rows are spliced into
                   `inputs_embeds` of a left-padded batch, labels are the answer
-  official_remat  the same with gradient checkpointing
+  official_remat  official, with gradient checkpointing
   peft            PEFT's prompt tuning, which can only put the tokens first
 """
 
@@ -36,26 +35,26 @@ import numpy as np
 OURS = ('split', 'packed')
 JAX = (*OURS, 'unsplit')
 CONTENDERS = (*JAX, 'official', 'official_remat', 'peft')
-# Both optimisers'.
+# Settings of both optimisers.
 _LEARNING_RATE, _B1, _B2, _EPS, _CLIP = 1e-3, 0.9, 0.999, 1e-8, 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What is trained on what.
+  """A contender and its workload.
 
   Attributes:
     contender: one of `CONTENDERS`.
     model: directory of the base, in Hugging Face's format, or a GGUF file.
-    dtype: of weights and activations, float32 or bfloat16.
-    passages: of an example, of about 180 tokens each.
+    dtype: dtype of weights and activations, float32 or bfloat16.
+    passages: passages of an example, about 180 tokens each.
     batch: examples of a step.
-    per_row: of vtokens: examples that share a row.
+    per_row: vtokens only: examples that share a row.
     k: virtual tokens of each example.
-    kernels: of vtokens: whether attention can have a kernel.
-    trace: of vtokens: a directory for a trace of two steps and the compiled
-      program's text; '' for none.
-    seed: of examples and table.
+    kernels: vtokens only: whether attention may use a kernel.
+    trace: vtokens only: directory for a trace of two steps and the text of the
+      compiled program; '' for none.
+    seed: seed of examples and table.
   """
 
   contender: str
@@ -72,7 +71,7 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Ids of an example; random, of no special tokens."""
+  """Random ids of an example, without special tokens."""
 
   prefix: np.ndarray
   prompt: np.ndarray
@@ -80,7 +79,7 @@ class Text:
 
 
 def make_texts(task: Task, vocab_size: int) -> list[Text]:
-  """Examples whose lengths vary as those of real ones do."""
+  """Examples with lengths that vary like real ones."""
   rng = np.random.default_rng(task.seed)
 
   def ids(mean: float, deviation: float, least: int) -> np.ndarray:
@@ -98,19 +97,19 @@ def make_texts(task: Task, vocab_size: int) -> list[Text]:
 
 
 def make_table(task: Task, dim: int) -> np.ndarray:
-  """The table that all start from, of the size of embeddings, float32."""
+  """Initial table of all contenders, about as large as embeddings, float32."""
   rng = np.random.default_rng(task.seed + 1)
   return rng.normal(0, 0.02, (task.k, dim)).astype(np.float32)
 
 
 class Memory:
-  """What steps take of this process's memory on the host, from now on."""
+  """Measures this process's host memory during steps, from now on."""
 
   def __init__(self) -> None:
-    # What the compiler, or whoever loaded the weights, has given back.
+    # Returns memory that compiling or loading has freed.
     ctypes.CDLL(None).malloc_trim(0)
     self._before = self._status('VmRSS')
-    # The peak so far is forgotten (man 5 proc).
+    # Resets the peak (man 5 proc).
     pathlib.Path('/proc/self/clear_refs').write_text('5')
 
   @staticmethod
@@ -121,7 +120,7 @@ class Memory:
     raise KeyError(key)
 
   def peak(self) -> int:
-    """Bytes of the peak since then, less what there was then."""
+    """Peak bytes since the start, minus the bytes at the start."""
     return self._status('VmHWM') - self._before
 
 
@@ -130,7 +129,7 @@ Step = Callable[[], tuple[float, float]]
 
 @functools.cache
 def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
-  """A base without its tokenizer: architecture and weights."""
+  """Loads architecture and weights of a base, without its tokenizer."""
   import flax.nnx as nnx
   import jax
   import jax.numpy as jnp
@@ -155,16 +154,16 @@ def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
 def make_vtokens_step(
   task: Task, architecture: Any, mesh: Any
 ) -> tuple[Any, tuple[Any, ...], tuple[Any, Any], dict[str, Any]]:
-  """A step of ours for a device that need not be there.
+  """Makes a training step of vtokens; the device need not exist.
 
   Args:
-    task: what is trained on what.
-    architecture: of the base.
-    mesh: of one device.
+    task: contender and workload.
+    architecture: architecture of the base.
+    mesh: a mesh of one device.
 
   Returns:
-    The jitted step; its arguments' shapes, of state, weights and batch; its
-    first state and its batch, in NumPy; what it computes.
+    The jitted step; the shapes of its arguments state, weights and batch; its
+    first state and batch, in NumPy; facts about the computation.
   """
   import flax.nnx as nnx
   import jax
@@ -189,7 +188,7 @@ def make_vtokens_step(
   prefix = np.array([len(e.prefix) for e in examples])
   rows = batching.form_rows(prefix, task.per_row)
   suffix = np.array([e.suffix_len for e in examples])
-  # As the pipeline's shapes, of which there would be several.
+  # Shaped as in the pipeline, which would have several shapes.
   shape = (
     -(-int(prefix[rows].sum(1).max()) // 32) * 32,
     -(-int(suffix[rows].sum(1).max()) // 8) * 8,
@@ -264,10 +263,11 @@ def make_vtokens_step(
 
 
 def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
-  """A step of ours, what it computes, and its peak memory.
+  """Makes a step of vtokens for this machine.
 
   Returns:
-    The step, which gives loss and gradient norm; facts; bytes above weights.
+    The step, which returns loss and gradient norm; facts about the computation;
+    a function for the peak memory above the weights, in bytes.
   """
   import jax
   import jax.numpy as jnp
@@ -296,8 +296,9 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
   def peak() -> int:
     taken = facts['temporary_bytes']
     if jax.default_backend() == 'cpu':
-      # By XLA's plan on accelerators. Here the process's; of which some of what
-      # was given back before may have been used again.
+      # On accelerators XLA's plan has the figure. Here it is the process's
+      # peak; memory that was freed before may be reused and then does not
+      # count.
       taken = max(taken, memory.peak())
     if task.trace:
       _trace(task, run, program.as_text())
@@ -307,7 +308,7 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
 
 
 def _trace(task: Task, run: Step, program: str) -> None:
-  """Leaves a trace of two steps, and the program's text."""
+  """Writes a trace of two steps and the program's text."""
   import jax
 
   directory = pathlib.Path(task.trace)
@@ -324,7 +325,7 @@ def _trace(task: Task, run: Step, program: str) -> None:
 
 @functools.cache
 def _product_rate(dtype: Any, repeats: int = 8) -> float:
-  """What a large matrix product reaches here, FLOP/s: the best of some."""
+  """FLOP/s of a large matrix product here: the best of `repeats`."""
   import jax
   import jax.numpy as jnp
 
@@ -340,7 +341,7 @@ def _product_rate(dtype: Any, repeats: int = 8) -> float:
 
 
 def _joined(batch: Any) -> Any:
-  """Prefixes and suffixes of a batch as one part, each example in one piece."""
+  """Joins prefixes and suffixes of a batch, each example in one piece."""
   length = batch.prefix.shape[1] + batch.suffix.shape[1]
   rows = len(batch.prefix)
 
@@ -385,7 +386,7 @@ def _joined(batch: Any) -> Any:
 
 @functools.cache
 def load_torch(path: str, dtype: str) -> Any:
-  """A base in transformers, frozen."""
+  """Loads a frozen base in transformers."""
   import torch
   import transformers
 
@@ -403,7 +404,7 @@ def load_torch(path: str, dtype: str) -> Any:
 
 
 def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
-  """A step of a peer in PyTorch; see `vtokens_step`."""
+  """Makes a step of a contender in PyTorch; see `vtokens_step`."""
   import torch
 
   cuda = torch.cuda.is_available()
@@ -440,14 +441,15 @@ def torch_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
 def torch_loss(
   task: Task, model: Any
 ) -> tuple[Callable[[], Any], Any, dict[str, Any]]:
-  """A peer's forward pass.
+  """Makes the forward pass of a contender in PyTorch.
 
   Args:
-    task: what is trained on what.
+    task: contender and workload.
     model: the frozen base; its mode changes.
 
   Returns:
-    What gives the loss; the table it depends on; what it computes.
+    A function that returns the loss; the table that the loss depends on; facts
+    about the computation.
   """
   import torch
 
@@ -460,7 +462,7 @@ def torch_loss(
   else:
     model.gradient_checkpointing_disable()
     model.eval()
-  # The whole batch padded on the left, as the official recipe has it.
+  # As in the official recipe, the whole batch is padded on the left.
   k = 0 if task.contender == 'peft' else task.k
   whole = [len(t.prefix) + k + len(t.prompt) + len(t.answer) for t in texts]
   length = max(whole)
@@ -508,7 +510,7 @@ def torch_loss(
 
 
 def serve(requests: Iterator[Any]) -> Iterator[dict[str, Any]]:
-  """What the process prints, an answer to each request."""
+  """Yields the answer to each request."""
   for request in requests:
     try:
       yield from _serve_one(Task(**request), requests)
@@ -549,7 +551,7 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _free() -> None:
-  """Lets go of what a contender held on its device."""
+  """Frees a contender's memory on its device."""
   gc.collect()
   if 'torch' in sys.modules:
     import torch

@@ -1,11 +1,11 @@
-"""How much of a training run the devices wait for the host.
+"""Measures how long the devices of a training run wait for the host.
 
 python benchmarks/device_idle.py [--devices 2] [--steps 12] [--json FILE]
 
-Trains on the quickstart data with SmolLM2-135M-Instruct on a mesh of simulated
-CPU devices, records a profile (jax.profiler), and counts the time between the
-first and the last step in which no device ran a program. The host makes the
-batches meanwhile. Needs the extra `quickstart`.
+Trains SmolLM2-135M-Instruct on the quickstart data on a mesh of simulated CPU
+devices, while the host makes the batches. A profile (jax.profiler) gives the
+time between the first and the last step in which no device ran a program. Needs
+the extra `quickstart`.
 """
 
 import argparse
@@ -17,9 +17,9 @@ import tempfile
 
 
 def busy(trace: dict) -> tuple[float, float]:
-  """Microseconds from first to last operation, and with none running."""
+  """Microseconds from the first to the last operation, and idle ones."""
   events = trace['traceEvents']
-  # Threads in which XLA's CPU client runs the operations of programs.
+  # Threads in which XLA's CPU client runs operations.
   threads = {
     (event['pid'], event['tid'])
     for event in events
@@ -74,7 +74,7 @@ def main():
         max_prefix_tokens=704,
         max_suffix_tokens=152,
         max_answer_tokens=24,
-        # One program: compiling is not what is measured.
+        # One program, so that compiling is not measured.
         num_shapes=1,
         shapes=((1408, 304),),
         window_batches=4,
@@ -96,8 +96,8 @@ def main():
       0,
     )
     step = jax.jit(steps.make_train_step(base.graph, optimizer))
-    # As in loop.py: the next batch is made, put on the devices and its step
-    # enqueued before the last one is waited for.
+    # As in loop.py: makes the next batch, puts it on the devices and enqueues
+    # its step before waiting for the last step.
     pending = None
     with batches.starting_at(0) as stream:
       for number in range(args.steps + 2):

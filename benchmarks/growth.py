@@ -1,12 +1,12 @@
-"""How the cost of a training step grows with P, S, B and the number of devices.
+"""Measures how a step's cost grows with P, S, B and the number of devices.
 
     python benchmarks/growth.py --json benchmarks/growth_cpu.json
 
-Times are of SmolLM2-135M-Instruct in float32 (extra `quickstart`) with one of
-P (tokens of passages), S (tokens behind them) and B (examples) varied at a
-time, each next to what the arithmetic says (`vtokens/planning/flops.py`). The
-bytes that devices exchange are read from the step compiled for simulated
-devices: a model of 8 layers, 512 wide, 16 rows of 256 + 64 tokens.
+It times SmolLM2-135M-Instruct in float32 (extra `quickstart`) and varies one of
+P (tokens of passages), S (tokens after the passages) and B (examples) at a
+time. Each time stands next to the estimate of `vtokens/planning/flops.py`. The
+bytes that devices exchange come from the step compiled for simulated devices: a
+model of 8 layers, 512 wide, 16 rows of 256 + 64 tokens.
 """
 
 import argparse
@@ -27,7 +27,7 @@ GRID = [
 ]
 DEVICES = (2, 4, 8)
 K, TARGETS = 50, 16
-# In a process of its own: the number of devices is fixed when JAX starts.
+# In a separate process, because the number of devices is fixed when JAX starts.
 _DEVICES = """
 import json, sys
 import jax, jax.numpy as jnp
@@ -64,7 +64,7 @@ print(json.dumps(found))
 
 
 def measure(repeats: int) -> list[dict]:
-  """Times of the grid, all programs in turn."""
+  """Times of the grid; all programs run in turn."""
   import flax.nnx as nnx
   import jax
   import jax.numpy as jnp
@@ -137,7 +137,7 @@ def measure(repeats: int) -> list[dict]:
 
 
 def communication() -> list[dict]:
-  """Bytes that a device receives in a step, by mesh and kind of exchange."""
+  """Bytes that a device receives in a step, by mesh and kind of collective."""
   done = subprocess.run(
     [sys.executable, '-c', _DEVICES, json.dumps(DEVICES)],
     env={

@@ -1,15 +1,15 @@
-"""Host side of training: tokenising, and making batches of kept tokens.
+"""Measures the host side of training: tokenising and making batches.
 
 python benchmarks/pipeline.py [--json FILE] [--source FILE ...]
 
-Without a source: 4,096 made-up questions, each with 5 passages of 120 words
-(words of the quickstart data in random order). One thread; the figures are of
-one machine. Needs the extra `quickstart`.
+Without a source, it uses 4,096 made-up questions, each with 5 passages of 120
+words (words of the quickstart data in random order). It runs one thread. Needs
+the extra `quickstart`.
 """
 
 import os
 
-# Before the tokenizers library starts its threads.
+# Set before the tokenizers library starts its threads.
 os.environ['RAYON_NUM_THREADS'] = '1'
 
 import argparse

@@ -1,17 +1,18 @@
-r"""Exact match against minutes of training, for ways to train virtual tokens.
+r"""Exact match by minutes of training, for ways to train virtual tokens.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/quality_per_minute.py --json FILE
 
-SmolLM2 and the questions of `configs/quickstart.py` (extra `quickstart`). Each
-contender trains alone, in a process of its own, for the same time: from the
-first step on, compilation included. Then one evaluator answers the same
-held-out questions with the tables that they had after each part of it.
+It uses SmolLM2 and the questions of `configs/quickstart.py` (extra
+`quickstart`). Each contender trains alone, in its own process, for the same
+time from the first step on, including compilation. Then one evaluator answers
+the same held-out questions with each contender's tables at several times.
 
-  draws_1, draws_2, draws_4  vtokens, with so many k for each pass over the
-                             passages (`virtual_tokens.draws_per_example`)
-  official                   SPRING's recipe in PyTorch, on examples drawn as
-                             those of draws_1; rows decide in which step one is
+  draws_1, draws_2, draws_4  vtokens, with 1, 2 or 4 values of k for each pass
+                             over the passages
+                             (`virtual_tokens.draws_per_example`)
+  official                   SPRING's recipe in PyTorch, with the examples
+                             of draws_1; packing decides an example's step
   peft                       PEFT's prompt tuning: all tokens, before passages
 """
 
@@ -51,15 +52,15 @@ _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a child process does.
+  """Task of a child process.
 
   Attributes:
     contender: one of `CONTENDERS`; '' to score.
-    directory: where tables are: `<contender>.npz`, one after each step.
-    minutes: when to score; training ends with the last.
-    questions: to score with.
-    active: virtual tokens to score with.
-    seed: of data and draws.
+    directory: directory of the tables: `<contender>.npz`, one after each step.
+    minutes: times to score; training ends at the last one.
+    questions: number of questions to score.
+    active: numbers of virtual tokens to score with.
+    seed: seed of data and draws.
   """
 
   contender: str
@@ -78,7 +79,7 @@ def configure(task: Task) -> config.Config:
   else:
     cfg.data.examples_per_row = 1
   if task.contender in ('peft', ''):
-    # The passages are in the suffix, where tokens are before them.
+    # If tokens precede the passages, the passages are in the suffix.
     cfg.data.max_suffix_tokens += cfg.data.max_prefix_tokens
   if task.contender == 'peft':
     cfg.virtual_tokens.draw = 'fixed'
@@ -146,11 +147,11 @@ def train_in_torch(setting: quickstart_runs.Setting, with_peft: bool) -> Steps:
 
 
 def _rows(batch: Any, without: int | None) -> list[tuple[np.ndarray, int]]:
-  """Ids of each example, its answer last, and how many of them are the answer.
+  """Ids of each example, its answer last, and the length of the answer.
 
   Args:
-    batch: of one example to a row.
-    without: ids from here on are left out.
+    batch: a batch with one example in a row.
+    without: ids from here on are dropped; None to keep all.
   """
   rows = []
   for r in range(len(batch.prefix)):
@@ -167,7 +168,7 @@ def _rows(batch: Any, without: int | None) -> list[tuple[np.ndarray, int]]:
 
 
 def train(task: Task) -> None:
-  """Trains for the time given; writes the table after each step."""
+  """Trains for the given time; keeps the table after each step."""
   setting = quickstart_runs.Setting(configure(task))
   if task.contender.startswith('draws_'):
     made = setting.train()
@@ -190,20 +191,20 @@ def train(task: Task) -> None:
 
 
 def score(task: Task) -> None:
-  """Answers questions with all tables; writes scores.json."""
+  """Answers the questions with all tables; writes scores.json."""
   setting = quickstart_runs.Setting(configure(task))
   variants, rows = [], []
   for file in sorted(pathlib.Path(task.directory).glob('*.npz')):
     name, kept = file.stem, np.load(file)
     for minutes in task.minutes:
-      # The last that was there by then.
+      # The last table at that time.
       step = int(np.searchsorted(kept['seconds'], 60 * minutes, 'right')) - 1
       table = TokenTable(
         f'{name} {minutes}', kept['tables'][step], setting.assembler
       )
       for k in task.active:
         if name == 'peft' and k < len(table.rows):
-          continue  # It was trained with all.
+          continue  # PEFT trains with all tokens only.
         condition = 'tokens_first' if name == 'peft' else 'tokens'
         variants.append(
           PromptVariant(f'{table.name} {k}', CONDITIONS[condition], table, k)
@@ -214,7 +215,7 @@ def score(task: Task) -> None:
             'minutes': minutes,
             'steps': step,
             'k': k,
-            # Of the last ten steps; none, where so many were not made.
+            # Mean of the last ten steps; None if there were fewer.
             'loss': float(kept['losses'][step - 9 : step + 1].mean())
             if step >= 10
             else None,

@@ -1,11 +1,11 @@
-r"""Virtual tokens of a quantised base, used on it and on the base itself.
+r"""Scores tables trained on quantised bases, there and on the original base.
 
     python benchmarks/quantised_quality.py --json FILE
 
-SmolLM2 and the questions of `configs/quickstart.py` (extra `quickstart`): one
-table is trained on each base, with the same examples and draws, and each is
-scored on its own base and on the one that is not quantised; so is the table of
-that on each of the others.
+It uses SmolLM2 and the questions of `configs/quickstart.py` (extra
+`quickstart`). One table is trained on each base, with the same examples and
+draws. Each is scored on its own base and on the base that is not quantised. The
+table of the latter is scored on all bases.
 """
 
 import json

@@ -22,20 +22,20 @@ from vtokens.models import frozen_base
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 
-# Of each step: its loss, and the table after it.
+# Loss of each step, and the table after it.
 Steps = Iterator[tuple[float, np.ndarray]]
 
 
 def load_config(directory: str, questions: int, seed: int) -> config.Config:
   """`configs/quickstart.py`, for runs of any number of steps.
 
-  The learning rate is constant after the warm-up, since a decay would need that
-  number.
+  The learning rate is constant after the warm-up, because a decay would need
+  the number of steps.
 
   Args:
-    directory: where work is kept.
-    questions: of the test data, to score with.
-    seed: of data and draws.
+    directory: work directory.
+    questions: number of test questions to score.
+    seed: seed of data and draws.
   """
   sys.path.insert(0, str(_CONFIGS))
   import quickstart
@@ -49,7 +49,7 @@ def load_config(directory: str, questions: int, seed: int) -> config.Config:
 
 
 class Setting:
-  """What a config names, opened."""
+  """Opens the base, data and training of a config."""
 
   def __init__(self, cfg: config.Config):
     config.validate(cfg)
@@ -85,13 +85,13 @@ class Setting:
     return self.opened.load(self.mesh)
 
   def initial_table(self, base: frozen_base.FrozenBase) -> np.ndarray:
-    """The table before the first step, `P D` f32."""
+    """The table before the first step, array of shape [P, D], float32."""
     return virtual_tokens.TABLE.init(
       self.cfg.virtual_tokens, base.decoder(), base.tokenizer, self.cfg.seed
     )
 
   def train(self) -> Steps:
-    """Trains without end; first comes the table before, with loss nan."""
+    """Trains without end; first yields the initial table, with loss nan."""
     cfg = self.cfg
     base, batches = self.load(), self.batches()
     table = jnp.asarray(self.initial_table(base))
@@ -108,7 +108,7 @@ class Setting:
         yield float(values['loss']), np.asarray(state.trained)
 
   def score(self, variants: Sequence[PromptVariant]) -> list[dict[str, Any]]:
-    """EM, F1 and number of questions, for each variant."""
+    """EM, F1 and number of questions for each variant."""
     cfg = self.cfg
     prompter = Prompter(self.assembler, cfg.eval, cfg.seed)
     answerer = Answerer(self.load(), self.mesh, cfg.eval, cfg.seed)

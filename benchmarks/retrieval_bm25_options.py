@@ -1,10 +1,10 @@
-"""Recall of BM25 under several analyses of text, on training questions.
+"""Measures BM25's recall with several text analyses, on training questions.
 
 python benchmarks/retrieval_bm25_options.py --data DIR --work DIR [--json FILE]
 
-DIR has corpus/*.jsonl.xz and qa/*.train.jsonl.gz; 400 questions of each set,
-evenly spaced. Each variant changes one setting of BASE; the defaults of
-`config.BM25` were chosen by this.
+DIR has corpus/*.jsonl.xz and qa/*.train.jsonl.gz. It searches for 400 evenly
+spaced questions of each set. Each variant changes one setting of BASE. These
+figures decided the defaults of `config.BM25`.
 """
 
 import argparse

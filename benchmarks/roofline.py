@@ -1,13 +1,12 @@
-r"""Where the time of a training step must go: a floor for each of its parts.
+r"""Computes a lower bound on the time of each part of a training step.
 
     python benchmarks/roofline.py --model mistralai/Mistral-7B-Instruct-v0.1 \
       --chip 'NVIDIA H100 80GB HBM3' --batch 16 --prefix 900 --suffix 110
 
-Arithmetic over the peak of the chip's products, and bytes over the bandwidth of
-its memory, from data sheets (`vtokens/devices/chips.py`); a part cannot take
-less than the larger of the two. Nothing is measured. Between the products,
-every array is assumed to be written once and read once, as XLA does where it
-fuses all that it can.
+The bound is the larger of two times: arithmetic over the chip's peak, and bytes
+over its memory bandwidth, both from data sheets (`vtokens/devices/chips.py`).
+Nothing is measured. Between matrix products every array is assumed to be
+written once and read once, as with perfect fusion by XLA.
 """
 
 import dataclasses
@@ -31,13 +30,14 @@ _SUFFIX = flags.DEFINE_integer('suffix', 110, 'Tokens after them.')
 _TARGETS = flags.DEFINE_integer('targets', 16, 'Of the suffix.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
-# Bytes of weights and activations, of scores and of logits.
+# Bytes of a weight or activation, and of a score or logit.
 _HALF, _SINGLE = 2, 4
-# How often scores go to memory and come back without a kernel that keeps them
-# on the chip. Forward: written by the product, read for the largest and once
-# more for the weights, which are written and read in half the bytes. Backward:
-# scores and weights are read again, the gradient of the weights is written and
-# read, that of the scores written in half the bytes and read twice.
+# Transfers of scores from and to memory, without a kernel that keeps them on
+# the chip. Forward: the product writes the scores; they are read for the
+# maximum and again for the weights, which are written and read in half the
+# bytes. Backward: scores and weights are read again; the weights' gradient is
+# written and read; the scores' gradient is written in half the bytes and read
+# twice.
 _SCORES_FORWARD, _SCORES_BACKWARD = 3 + 1, 1 + 0.5 + 2 + 1.5
 
 
@@ -46,10 +46,10 @@ class Part:
   """A part of a step.
 
   Attributes:
-    name: what it is.
-    flops: operations of it.
-    bytes: read from and written to memory.
-    needed: whether the method cannot do without.
+    name: name of the part.
+    flops: number of floating point operations.
+    bytes: bytes read from and written to memory.
+    needed: whether the method needs this part.
   """
 
   name: str
@@ -58,27 +58,27 @@ class Part:
   needed: bool = True
 
   def seconds(self, chip: chips.Chip) -> float:
-    """The least it can take."""
+    """Lower bound of the part's time."""
     return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
 
 
 def parts(
   config: DecoderConfig, batch: int, prefix: int, suffix: int, targets: int
 ) -> list[Part]:
-  """Of one training step, as `steps.make_train_step` does it."""
+  """Parts of a training step of `steps.make_train_step`."""
   layers, dim = config.num_layers, config.embed_dim
   heads = config.num_heads * config.head_dim
   keys = config.num_kv_heads * config.head_dim
   weights = flops.matrix_weights(config)
-  # Of a token: in and out of each matrix.
+  # Values of a token into and out of each matrix.
   around = (
     (dim + heads + 2 * keys) + (heads + dim) + (2 * dim + 3 * config.mlp_dim)
   )
   around += config.mlp_dim + dim
-  # Between them: norms, residuals, rotation, the gate.
+  # Between the matrices: norms, residuals, rotation, the gate.
   between = 2 * (2 * dim + 3 * dim) + 2 * (heads + keys) + 3 * config.mlp_dim
   before, after = batch * prefix, batch * suffix
-  # Of the last layer the passages need keys and values only.
+  # In the last layer the passages need keys and values only.
   last = weights / layers - 2 * dim * keys
   pairs = batch * (suffix * prefix + suffix * (suffix + 1) / 2)
   pair = 4.0 * layers * heads

@@ -1,13 +1,13 @@
-r"""What an epoch of the paper's data would take on TPU slices and on H100s.
+r"""Estimates an epoch of the paper's data on TPU slices and H100s.
 
     python benchmarks/scaling.py --json benchmarks/scaling.json
 
-Compiles the training step for each combination of `COMPILED` by `vtokens.plan`,
-some minutes each, and prints the tables of docs/scaling.md. Combinations that
-the file has are not compiled again, so that the same command goes on after an
-interruption, and `--print` compiles none. Figures of other versions of JAX or
-libtpu are not mixed; after a change to the training step, start without the
-file. Nothing runs on any accelerator. Needs the extra `plan`.
+It compiles the training step for each combination in `COMPILED` with
+`vtokens.plan`, some minutes each, and prints the tables of docs/scaling.md.
+Combinations in the file are not compiled again, so the same command continues
+after an interruption. `--print` compiles nothing. Figures of different versions
+of JAX or libtpu are not mixed. After a change of the training step, start
+without the file. Nothing runs on an accelerator. Needs the extra `plan`.
 """
 
 import argparse
@@ -33,7 +33,7 @@ MODELS = {
   'Llama 3 70B': 'meta-llama/Meta-Llama-3-70B-Instruct',
 }
 M7, M13, M70 = MODELS
-# As Google sells them; the number of a v5p counts TensorCores, two to a chip.
+# Google's names; the number of a v5p counts TensorCores, two per chip.
 SLICES = {
   'v5e-8': 'v5e:2x4',
   'v5e-16': 'v5e:4x4',
@@ -49,12 +49,12 @@ class Run:
   """A model on some devices.
 
   Attributes:
-    model: of `MODELS`.
-    slice: of `SLICES`, or 'N x H100'.
+    model: key of `MODELS`.
+    slice: key of `SLICES`, or 'N x H100'.
     mesh: (data, fsdp, tensor).
     batch: examples of an update, over all devices.
-    accumulation: microbatches of it.
-    slices: how many such slices.
+    accumulation: microbatches of an update.
+    slices: number of slices.
   """
 
   model: str
@@ -105,7 +105,7 @@ COMPILED = (
   Run(M70, 'v5p-128', (1, 64, 1)),
   Run(M7, 'v5e-16', (2, 16, 1), slices=2),
 )
-# No compiler without a GPU: arithmetic only.
+# These are not compiled; their figures are arithmetic only.
 COMPUTED = (
   Run(M7, '1 x H100', (1, 1, 1), accumulation=8),
   Run(M7, '8 x H100', (8, 1, 1)),
@@ -118,21 +118,21 @@ COMPUTED = (
   Run(M70, '64 x H100', (8, 8, 1)),
 )
 
-# Real tokens of an example on average, and a row of four as it is padded; see
+# Average tokens of an example, and a padded row of four examples; see
 # docs/scaling.md.
 PREFIX, SUFFIX = 540, 57
 ROW = (2304, 256)
-# Share of the peak in arithmetic, and of the data sheet's bandwidth of the
-# interconnect; TPUs as in `estimate.step_time`.
+# Shares that steps reach: of the peak in arithmetic, and of the interconnect's
+# data sheet bandwidth (`BANDWIDTH`); see `estimate.step_time`.
 EFFICIENCY = {
   'v5e': estimate.EFFICIENCY['tpu'],
   'v5p': estimate.EFFICIENCY['tpu'],
   'H100 SXM': estimate.EFFICIENCY['gpu'],
 }
 BANDWIDTH = {'v5e': 0.5, 'v5p': 0.5, 'H100 SXM': 0.8}
-# Dollars of a chip for an hour.
+# Dollars per chip and hour.
 PRICES = {'v5e': 1.2, 'v5p': 4.2, 'H100 SXM': 3.0}
-# How much more than `memory` a program may need; see `memory_check`.
+# Factor on `memory` that a program may need; see `memory_check`.
 MARGIN = 1.25
 _GIB = 2**30
 
@@ -152,7 +152,7 @@ def _chip(run: Run) -> chips.Chip:
 
 
 def compile_run(run: Run) -> dict[str, Any]:
-  """What `vtokens.plan` says of it, as far as the tables need that."""
+  """The figures of `vtokens.plan` that the tables need."""
   target = aot.find_target(SLICES[run.slice], run.slices)
   try:
     found = estimate.plan_run(_config(run), target, decoding=False)
@@ -162,7 +162,7 @@ def compile_run(run: Run) -> dict[str, Any]:
 
 
 def installed() -> dict[str, str]:
-  """Versions of what compiles."""
+  """Versions of the compiling packages."""
   versions = {}
   for package in ('jax', 'libtpu'):
     try:
@@ -173,12 +173,12 @@ def installed() -> dict[str, str]:
 
 
 def memory(run: Run) -> float:
-  """Bytes of a device, by arithmetic; rows of the longest shape.
+  """Estimates the bytes of a device for rows of the longest shape.
 
-  Weights, the passages' keys and values, inputs of the layers that the suffix
-  is recomputed from, two gathered layers and the head; and the larger of the
-  activations of a layer over the passages, and of the suffix's scores (their
-  gradient, too) and logits (three of each, in f32).
+  The sum has the weights, the passages' keys and values, the layer inputs that
+  the suffix is recomputed from, two gathered layers and the head; and the
+  larger of two terms: a layer's activations over the passages; or the suffix's
+  scores, with their gradient, and logits, three of each, in float32.
   """
   cfg, base, rows, (prefix, suffix) = _shapes(run)
   _, fsdp, tensor = run.mesh
@@ -203,7 +203,7 @@ def memory(run: Run) -> float:
 
 
 def _shapes(run: Run):
-  """Config, base, rows of a device in a microbatch, longest row."""
+  """Config, base, rows per device in a microbatch, and longest row."""
   cfg = _config(run)
   base = known_models.read_architecture(MODELS[run.model])
   rows = run.batch / cfg.data.examples_per_row / run.accumulation
@@ -211,11 +211,11 @@ def _shapes(run: Run):
 
 
 def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
-  """Times of a step of rows of `ROW`, by resource, and what follows.
+  """Times of a step with rows of `ROW`, by resource, and derived figures.
 
   Args:
     run: the combination.
-    found: of `compile_run`, or None for what was not compiled.
+    found: figures of `compile_run`; None if it was not compiled.
   """
   cfg, base, _, longest = _shapes(run)
   chip = _chip(run)
@@ -246,13 +246,13 @@ def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
 
 
 def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
-  """Bytes that a device sends in a step of rows of `ROW`.
+  """Bytes that a device sends in a step with rows of `ROW`.
 
-  Weights are what the compiled step of longer rows has; all else is
-  activations, which shrink as rows do.
+  The bytes of weights are the same as in the compiled step, which has longer
+  rows. All other bytes are activations, which shrink with the rows.
 
   Raises:
-    ValueError: the weights found are not those of all passes.
+    ValueError: the collectives found do not move the weights of all passes.
   """
   sizes = _weight_sizes(base, run.mesh[2])
   total, weights = 0.0, 0
@@ -260,7 +260,7 @@ def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
     if row['kind'] == hlo.BETWEEN_SLICES:
       continue
     sent = row['times'] * estimate.traffic(row)
-    # TPUs' compiler does some gathers as all-reduces; see docs/scaling.md.
+    # The TPU compiler turns some gathers into all-reduces; see docs/scaling.md.
     if (
       row['kind'] in ('all-gather', 'all-reduce')
       and row['devices'] == run.mesh[1]
@@ -270,7 +270,7 @@ def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
     else:
       sent *= share
     total += sent
-  # Each layer in three passes, and the head in one.
+  # Each layer moves in three passes, the head in one.
   once = 3 * flops.matrix_weights(base) + base.vocab_size * base.embed_dim
   expected = 2 * once * run.accumulation // run.mesh[2]
   if weights != (expected if run.mesh[1] > 1 else 0):
@@ -282,7 +282,7 @@ def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
 
 
 def _weight_sizes(base: Any, tensor: int) -> set[int]:
-  """Bytes of the head, and of any of a layer's matrices in one collective."""
+  """Bytes of the head, and of sets of a layer's matrices in one collective."""
   heads = base.num_heads * base.head_dim
   kv_heads = base.num_kv_heads * base.head_dim
   of_layer = 3 * [base.mlp_dim] + 2 * [heads] + 2 * [kv_heads]
@@ -295,14 +295,14 @@ def _weight_sizes(base: Any, tensor: int) -> set[int]:
 
 
 def _number(x: float) -> str:
-  """Three digits."""
+  """A number with three digits."""
   if x >= 100:
     return f'{float(f"{x:.3g}"):,.0f}'
   return f'{x:.{2 if x < 10 else 1}f}'
 
 
 def _both(low: float, high: float) -> str:
-  """A range, or one number where that is all there is to say."""
+  """A range, or one number if both ends look the same."""
   return _range(_number(low), _number(high))
 
 
@@ -336,7 +336,7 @@ def memory_table(done: dict[str, Any]) -> list[str]:
 
 
 def memory_check(done: dict[str, Any]) -> list[str]:
-  """How far the arithmetic of `memory` is from the compiler's."""
+  """Compares the estimate of `memory` with the compiler's figure."""
   ratios = [
     memory(run) / done[run.name]['bytes']['peak']
     for run in COMPILED
@@ -379,7 +379,7 @@ def time_table(done: dict[str, Any], prices: dict[str, float]) -> list[str]:
 
 
 def balance_table() -> list[str]:
-  """Where exchanging the weights takes as long as the arithmetic."""
+  """Sizes at which exchanging the weights takes as long as the arithmetic."""
   columns = {
     'v5e': ('v5e-64', 1),
     'v5p': ('v5p-128', 1),
@@ -430,7 +430,7 @@ def main():
       help=f'dollars of a {name} for an hour',
     )
   args = parser.parse_args()
-  # Nothing runs here: TPUs or GPUs of this machine are left alone.
+  # Nothing runs here, so TPUs or GPUs of this machine stay unused.
   jax.config.update('jax_platforms', 'cpu')
   versions = installed()
   saved: dict[str, Any] = {'versions': versions, 'runs': {}}

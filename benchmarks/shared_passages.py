@@ -1,10 +1,11 @@
-"""How often questions have the same retrieved passages, so could share them.
+"""Measures how often questions have the same retrieved passages.
 
 python benchmarks/shared_passages.py FILE.jsonl.gz ...
 
-Of JSON lines with `retrieved` (a list of [id, score], best first): the share of
-the passages' encodings that one epoch could save if all questions with the same
-first m passages, in whatever order, were in one batch and shown in one order.
+The files have JSON lines with `retrieved`, a list of [id, score], best first.
+The output is the share of passage encodings that an epoch could save if all
+questions with the same set of first m passages were in one batch and had them
+in the same order.
 """
 
 import collections
@@ -15,7 +16,7 @@ import sys
 
 
 def saved(path: pathlib.Path, most: int) -> float:
-  """Share of encodings that are another question's."""
+  """Share of encodings that another question already has."""
   sets: collections.Counter[frozenset[str]] = collections.Counter()
   with gzip.open(path, 'rt', encoding='utf-8') as lines:
     for line in lines:

@@ -1,12 +1,12 @@
-r"""Where the time of a training step goes on a GPU, from a trace of it.
+r"""Summarises where a training step spends its time on a GPU, from a trace.
 
     python benchmarks/train_step.py --model mistral-7b --dtype bfloat16 \
       --contenders packed --batch 16 --trace traces
     python benchmarks/trace_summary.py --trace traces/packed_16_5.xplane.pb \
       --program traces/packed_16_5.txt --steps 2
 
-What a kernel belongs to is told by its name, and by what the compiled program
-says of the operation of that name: its shape and where in the model it is.
+A kernel is classified by its name, and by the operation of that name in the
+compiled program: its shape and its place in the model.
 """
 
 import collections
@@ -23,7 +23,7 @@ _PROGRAM = flags.DEFINE_string('program', None, 'Its text.', required=True)
 _STEPS = flags.DEFINE_integer('steps', 2, 'In the trace.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
-# Of a kernel's name, in this order.
+# Patterns of a kernel's name, tried in this order.
 _NAMES = (
   ('attention, forward', r'^attend_forward'),
   ('attention, backward', r'^attend_(queries|keys)'),
@@ -43,7 +43,7 @@ def kernels(path: str) -> Iterable[tuple[str, float]]:
 
 
 def operations(program: str) -> dict[str, str]:
-  """Where in the model each operation is, by the name its kernel has."""
+  """Name of a kernel -> place of its operation in the model."""
   found = {}
   for line in program.splitlines():
     match = re.match(r'\s*(?:ROOT )?%?([\w.\-]+) = .*op_name="([^"]*)"', line)
@@ -53,7 +53,7 @@ def operations(program: str) -> dict[str, str]:
 
 
 def kind(name: str, where: Mapping[str, str]) -> str:
-  """What a kernel is counted as."""
+  """The class of a kernel."""
   for title, pattern in _NAMES:
     if re.match(pattern, name):
       return title

@@ -1,18 +1,17 @@
-r"""Training steps of vtokens next to what people would otherwise run.
+r"""Compares training steps of vtokens with other ways to train.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/train_step.py --json benchmarks/train_step_cpu.json
     python benchmarks/train_step.py --model mistral-7b --dtype bfloat16 \
       --passages 1,3,5 --batch 4,8,16,32 --json benchmarks/train_step_gpu.json
 
-The contenders are described in `contenders.py`. On CPUs each has a process of
-its own, all are there at once and make steps in turn, so that a drift of the
-machine meets all; on an accelerator they run one after the other, those of a
-framework in one process. Losses and gradients of all that compute the same are
-compared; where they differ there are no figures. Of several batches the best
-counts.
+`contenders.py` describes the contenders. On CPUs each has its own process, and
+they take steps in turn, so that a drift of the machine affects all alike. On an
+accelerator they run one after the other, with one process for each framework.
+Losses and gradients of contenders with the same computation are compared; if
+they differ, there are no figures. Of several batch sizes the best counts.
 
-Models: smollm2 (the real weights, extra `quickstart`), or random weights of the
+Models: smollm2 (the real weights, extra `quickstart`), or random weights in the
 shape of qwen2.5-1.5b, llama-3.2-3b or mistral-7b; tiny is for a trial.
 """
 
@@ -64,7 +63,7 @@ _TRACE = flags.DEFINE_string(
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed steps; medians count.')
 JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
-# A known model, and what is different in the one meant (their config.json).
+# Name -> a known model, and the fields of config.json that differ from it.
 _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
   'tiny': (
     'mistralai/Mistral-7B-Instruct-v0.1',
@@ -101,7 +100,7 @@ _SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
   ),
   'mistral-7b': ('mistralai/Mistral-7B-Instruct-v0.1', {}),
 }
-# Of losses and gradient norms among those that compute the same.
+# Relative tolerance of losses and gradient norms between contenders.
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 5e-2}
 
 
@@ -118,7 +117,7 @@ class Process:
     )
 
   def ask(self, request: Any) -> dict[str, Any]:
-    """Its answer."""
+    """Sends a request and returns the answer."""
     assert self._process.stdin and self._process.stdout
     try:
       self._process.stdin.write(json.dumps(request) + '\n')
@@ -132,11 +131,11 @@ class Process:
 
   @property
   def ended(self) -> bool:
-    """Whether it can be asked no more."""
+    """Whether the process has ended."""
     return self._process.poll() is not None
 
   def close(self) -> None:
-    """Waits for its end."""
+    """Waits for the process to end."""
     self._process.communicate()
 
 
@@ -151,7 +150,7 @@ class Runner:
 
   @property
   def failed(self) -> str | None:
-    """What went wrong, or None."""
+    """The error, or None."""
     return self.facts.get('failed')
 
   def step(self) -> None:
@@ -163,10 +162,10 @@ class Runner:
       self.facts |= reply
 
   def end(self) -> None:
-    """Asks for the memory."""
+    """Ends the contender and reads its memory."""
     if not self.failed:
       self.facts |= self._process.ask('end')
-    # All there is, should the whole be cut off.
+    # Printed now, in case the benchmark is cut off.
     said = {
       'seconds': [round(seconds, 4) for seconds in self.seconds],
       'GiB': round(self.facts.get('peak_bytes_above_weights', 0) / 2**30, 2),
@@ -181,7 +180,7 @@ class Runner:
 
 
 def measure_together(tasks: list[contenders.Task]) -> list[Runner]:
-  """Runs all in turns, each in a process of its own."""
+  """Runs all contenders in turns, each in its own process."""
   processes = [Process() for _ in tasks]
   runners = [
     Runner(process, task)
@@ -198,11 +197,11 @@ def measure_together(tasks: list[contenders.Task]) -> list[Runner]:
 
 
 def measure_in_turn(tasks: list[contenders.Task]) -> list[Runner]:
-  """Runs one after the other, in a process for each framework."""
+  """Runs contenders one after the other, with a process for each framework."""
   runners = []
   for jax in (False, True):
     process = Process()
-    # PEFT, which wraps the model, comes last.
+    # PEFT comes last because it wraps the model.
     for task in sorted(
       tasks, key=lambda task: contenders.CONTENDERS.index(task.contender)
     ):
@@ -221,7 +220,7 @@ def measure_in_turn(tasks: list[contenders.Task]) -> list[Runner]:
 
 
 def check(runners: list[Runner]) -> None:
-  """Raises where contenders that compute the same do not agree."""
+  """Raises if contenders with the same computation disagree."""
   facts = [
     r.facts for r in runners if not r.failed and r.task.contender != 'peft'
   ]
@@ -236,10 +235,10 @@ def check(runners: list[Runner]) -> None:
 
 
 def summarise(runner: Runner, needed: dict[str, Any]) -> dict[str, Any]:
-  """A contender's figures.
+  """Figures of a contender.
 
   Args:
-    runner: which has ended.
+    runner: a contender that has ended.
     needed: see `_needed`.
   """
   task = runner.task
@@ -263,9 +262,9 @@ def summarise(runner: Runner, needed: dict[str, Any]) -> dict[str, Any]:
 def _needed(
   architecture: DecoderConfig, runners: list[Runner], task: contenders.Task
 ) -> dict[str, float]:
-  """What the method needs for a task's examples, and what the device can do."""
+  """Arithmetic that a task's examples need, and the device's rate."""
   texts = contenders.make_texts(task, architecture.vocab_size)
-  # The last token of an answer is only predicted.
+  # The last token of an answer is predicted, but is no input.
   suffixes = [task.k + len(t.prompt) + len(t.answer) - 1 for t in texts]
   facts = next(
     (
@@ -300,7 +299,7 @@ def best(
 
 
 def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-  """Ours over each other's, the best of each; memory at equal batches."""
+  """The best of vtokens over each other's best; memory at equal batches."""
   ours = best(rows, contenders.OURS)
   found: dict[str, float] = {}
   if ours is None:
@@ -325,7 +324,7 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def model_settings(name: str) -> Any:
-  """Of a known shape or smollm2, as transformers has it."""
+  """transformers' config of a known shape or smollm2."""
   import transformers
 
   if name == 'smollm2':
@@ -342,7 +341,7 @@ def model_settings(name: str) -> Any:
 
 
 def save_random(name: str, directory: pathlib.Path, dtype: str) -> str:
-  """Random weights of a known shape, in Hugging Face's format."""
+  """Saves random weights of a known shape, in Hugging Face's format."""
   import torch
   import transformers
 
@@ -367,14 +366,14 @@ def _smollm2() -> str:
 
 
 def read_architecture(model: str) -> DecoderConfig:
-  """Of a directory in Hugging Face's format or a GGUF file."""
+  """Architecture of a directory in Hugging Face's format or a GGUF file."""
   if model.endswith('.gguf'):
     return gguf_weights.GGUFSource(model).config
   return hf_directory.read_config(model)
 
 
 def versions() -> dict[str, str]:
-  """Of the packages that are measured."""
+  """Versions of the measured packages."""
   return {
     name: importlib.metadata.version(name)
     for name in ('jax', 'torch', 'transformers', 'peft')
@@ -411,7 +410,7 @@ def _print(rows: list[dict[str, Any]], compared: dict[str, float]) -> None:
 
 
 def make_tasks(model: str, passages: int) -> list[contenders.Task]:
-  """All that is to be measured with so many passages, by batch."""
+  """All tasks with a number of passages, by batch size."""
   tasks = []
   if not any(e.split(':')[0] in contenders.OURS for e in CONTENDERS.value):
     raise SystemExit(
@@ -487,7 +486,7 @@ def main(argv: list[str]) -> None:
 
 
 def _has_accelerator() -> bool:
-  # Asked of PyTorch: JAX would take the device's memory in this process.
+  # PyTorch answers this, because JAX would reserve the device's memory.
   import torch
 
   return torch.cuda.is_available()

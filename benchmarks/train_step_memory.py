@@ -1,4 +1,4 @@
-r"""What steps of `train_step.py` need on an accelerator that is not here.
+r"""Estimates memory of `train_step.py` on an accelerator that is not here.
 
     pip install -r benchmarks/requirements.txt -e '.[plan-gpu]'
     python benchmarks/train_step_memory.py --topology h200:1 \
@@ -6,12 +6,12 @@ r"""What steps of `train_step.py` need on an accelerator that is not here.
       --contenders packed:16:32,unsplit:16,official:16,official_remat:16:32 \
       --json benchmarks/train_step_memory_h200.json
 
-vtokens' contenders are compiled for it, and XLA's plan of the memory is read.
-PyTorch plans nothing: its contenders run forward and backward with tensors that
-have shapes but no values (FakeTensorMode), and what is held is added up, with
-the operators that PyTorch takes on CPUs. What an allocator loses between blocks
-and what kernels use inside come on top. PEFT, which moves its modules, cannot
-run so. Of the flags, --repeats and --trace are not used.
+vtokens' contenders are compiled for the accelerator; XLA's plan gives the
+memory. PyTorch has no such plan: its contenders run forward and backward with
+tensors without values (FakeTensorMode) and with PyTorch's operators for CPUs,
+and the bytes of live tensors are summed. Fragmentation of the allocator and
+workspaces of kernels are not included. PEFT cannot run this way, because it
+moves its modules. The flags --repeats and --trace have no effect.
 """
 
 import json
@@ -37,18 +37,18 @@ _TOPOLOGY = flags.DEFINE_string('topology', 'h200:1', 'As of vtokens.plan.')
 
 
 class Held(_python_dispatch.TorchDispatchMode):
-  """Adds up the tensors that operations give while this is entered.
+  """Sums the bytes of tensors that operations return inside the context.
 
   Attributes:
-    now: bytes of those that are still there.
-    peak: the most there has been.
+    now: bytes of live tensors.
+    peak: largest value of `now`.
   """
 
   def __init__(self, before: list[Any]):
     """Starts from nothing.
 
     Args:
-      before: tensors that do not count.
+      before: tensors to ignore.
     """
     super().__init__()
     self.now = self.peak = 0
@@ -61,7 +61,7 @@ class Held(_python_dispatch.TorchDispatchMode):
     for tensor in _pytree.tree_leaves(out):
       if isinstance(tensor, torch.Tensor):
         storage = tensor.untyped_storage()
-        # Views and results written in place share one that is known.
+        # Views and in-place results share a known storage.
         if storage._cdata not in self._known:
           self._known.add(storage._cdata)
           self.now += storage.nbytes()
@@ -77,8 +77,8 @@ class Held(_python_dispatch.TorchDispatchMode):
 
 
 def torch_plan(task: contenders.Task, settings: Any) -> dict[str, Any]:
-  """What a step of PyTorch computes, and its bytes above the weights."""
-  # Examples come from NumPy, with values.
+  """Facts about a step of PyTorch, and its bytes above the weights."""
+  # Examples come from NumPy and have values.
   with fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
     model = transformers.AutoModelForCausalLM.from_config(
       settings,
@@ -97,7 +97,7 @@ def torch_plan(task: contenders.Task, settings: Any) -> dict[str, Any]:
 def vtokens_plan(
   task: contenders.Task, architecture: DecoderConfig, target: aot.Target
 ) -> dict[str, Any]:
-  """What a step of ours computes, and its bytes above the weights."""
+  """Facts about a step of vtokens, and its bytes above the weights."""
   mesh = partitioning.make_mesh((1, 1, 1), target.devices[:1])
   step, arguments, _, facts = contenders.make_vtokens_step(
     task, architecture, mesh
@@ -110,7 +110,7 @@ def vtokens_plan(
 
 def main(argv: list[str]) -> None:
   del argv
-  # Of the accelerator there is a compiler alone.
+  # The accelerator itself is not here, only its compiler.
   jax.config.update('jax_platforms', 'cpu')
   if any(entry.startswith('peft') for entry in train_step.CONTENDERS.value):
     raise SystemExit('--contenders: peft cannot run on tensors without values')

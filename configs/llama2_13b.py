@@ -1,6 +1,6 @@
 """Llama 2 13B, a base of the paper.
 
-With `:paper` after its name, the paper's hyperparameters; see
+Append `:paper` to the config's path for the paper's hyperparameters; see
 `vtokens/recipes/spring_training.py`.
 """
 
@@ -8,5 +8,5 @@ from vtokens import config, recipes
 
 
 def get_config(variant: str = '') -> config.Config:
-  """The data files that it names, under data/, are yours to put there."""
+  """Put the data files that it names under data/."""
   return recipes.spring('meta-llama/Llama-2-13b-hf', variant, chat=False)

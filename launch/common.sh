@@ -1,7 +1,7 @@
-# What the launch scripts share; sourced, not run.
+# Functions of the launch scripts; sourced, not run.
 # shellcheck shell=bash
 
-# error MESSAGE: says what is wrong, and ends the script with 2.
+# error MESSAGE: prints the message and exits with 2.
 error() {
   echo "error: $1 (see ${0##*/} --help)" >&2
   exit 2
@@ -9,14 +9,14 @@ error() {
 
 # check NAME VALUE PATTERN WHAT: VALUE must match the pattern.
 check() {
-  # Else a range of letters has others of the language in it.
+  # In other locales a range of letters contains more letters.
   local LC_ALL=C
   [[ $2 =~ ^($3)$ ]] || error "$1: '$2', expected $4"
 }
 
-# parse VALUES FLAGS ARGUMENT...: options of the two lists of names become
-# variables (--max-restarts 3: max_restarts=3; --spot: spot=1), and what follows
-# -- becomes $command.
+# parse VALUES FLAGS ARGUMENT...: sets a variable for each option in the two
+# lists of names (--max-restarts 3: max_restarts=3; --spot: spot=1). The words
+# after -- become $command.
 parse() {
   local values=" $1 " flags=" $2 " option
   shift 2
@@ -39,8 +39,8 @@ parse() {
   command=("${@:2}")
 }
 
-# confirm WHAT NAME: asks for the name before something is deleted, unless $yes
-# or $dry_run is set.
+# confirm WHAT NAME: asks the user to type the name before a deletion, unless
+# $yes or $dry_run is set.
 confirm() {
   local answer
   if [[ -z ${yes:-} && -z ${dry_run:-} ]]; then
@@ -49,7 +49,7 @@ confirm() {
   fi
 }
 
-# run COMMAND...: runs it, or prints it where $dry_run is set.
+# run COMMAND...: runs the command, or prints it if $dry_run is set.
 run() {
   if [[ -n ${dry_run:-} ]]; then
     printf '%q ' "$@"
@@ -59,7 +59,7 @@ run() {
   fi
 }
 
-# quote WORD...: the words as one line for another shell.
+# quote WORD...: prints the words as one line for another shell.
 quote() {
   local words
   printf -v words '%q ' "$@"

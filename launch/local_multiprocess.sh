@@ -86,7 +86,7 @@ done
 
 status=0
 for child in "${children[@]}"; do
-  # A signal ends the waiting, not the process waited for.
+  # A signal ends `wait`, but not the child.
   while code=0; wait "$child" || code=$?; kill -0 "$child" 2>/dev/null; do :; done
   [[ $status -ne 0 ]] || status=$code
 done

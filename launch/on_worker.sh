@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_vm.sh has a worker do; the repository lies around it.
+# Commands that launch/tpu_vm.sh runs on each worker, in its copy of vtokens.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -21,7 +21,7 @@ on() {
 
 case ${1:-} in
   install)
-    # The images' own Python is older than vtokens needs.
+    # The images' Python is too old for vtokens.
     python3 -m pip install --user --quiet uv
     ~/.local/bin/uv venv --quiet --python 3.12 --allow-existing .venv
     ~/.local/bin/uv pip install --quiet --python .venv -e '.[gcs]' 'jax[tpu]'
@@ -30,7 +30,7 @@ case ${1:-} in
     shift
     [[ $# -gt 0 ]] || { usage >&2 && exit 2; }
     if on; then
-      # As where an earlier try reached some of the workers only.
+      # For example, an earlier try may have reached only some workers.
       if printf '%q ' "$@" | cmp -s - run.command 2> /dev/null; then
         echo 'on already'
         exit 0
@@ -38,7 +38,7 @@ case ${1:-} in
       echo 'error: a run is on already' >&2
       exit 1
     fi
-    # First of all: what follows may fail, and these are of an earlier run.
+    # First, since later lines may fail and these files are from an earlier run.
     rm -f run.status run.pid
     if [[ -e .venv/bin/activate ]]; then
       # shellcheck disable=SC1091
@@ -66,7 +66,7 @@ case ${1:-} in
     ;;
   stop)
     if on; then
-      # From here on it is not the run that a start of its command asks for.
+      # A later `start` of the same command must not take this for its run.
       rm -f run.command
       kill -TERM "$(cat run.pid)"
     fi

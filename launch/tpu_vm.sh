@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# TPU VMs on Google Cloud: from nothing to a run, and away again.
+# Creates TPU VMs on Google Cloud, runs a command on them, and deletes them.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/common.sh"
@@ -102,14 +102,14 @@ on_all() {
   run "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
 }
 
-# describe KIND FIELD: the state of the TPU VM or of the queued resource; none
-# where there is no such thing, and unknown where gcloud could not say: a failure
-# of the network or of a token must not look like a TPU VM that is gone.
+# describe KIND FIELD: prints the state of the TPU VM or of the queued resource;
+# none if it does not exist; unknown if gcloud fails, because a failure of the
+# network or of a token must not look like a deleted TPU VM.
 describe() {
   local answer
   if answer=$("${tpu[@]}" "$1" describe "$name" "${where[@]}" \
     --format="value($2)" 2>&1); then
-    # Without what else gcloud says, such as warnings.
+    # Drops other output of gcloud, such as warnings.
     answer=$(grep -xE '[A-Z_]+' <<< "$answer" | tail -n 1) || true
     echo "${answer:-unknown}"
   elif [[ $answer == *NOT_FOUND* ]]; then
@@ -128,7 +128,7 @@ request_state() {
   describe queued-resources state.state
 }
 
-# The functions below are called with && and ||, where errexit does not hold.
+# Callers use the functions below with && and ||, which disable errexit.
 
 create() {
   local flags=()
@@ -176,14 +176,14 @@ start() {
   on_all "$home/launch/on_worker.sh start $(quote "${command[@]}")"
 }
 
-# One line a worker: on, or the exit status of a run that has ended.
+# Prints a line for each worker: on, or the exit status of an ended run.
 statuses() {
   "${tpu[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all \
     --command="$home/launch/on_worker.sh status" 2>/dev/null || echo lost
 }
 
 delete_vm() {
-  # A queued resource is deleted with its TPU VM, or it would go on to count.
+  # A queued resource is deleted with its TPU VM, or it would still count.
   case $(request_state) in
     none) run "${tpu[@]}" tpu-vm delete "$name" "${where[@]}" --quiet ;;
     unknown)
@@ -197,8 +197,9 @@ delete_vm() {
   esac
 }
 
-# set_up STATE: from what there is to a run. With a state other than READY and
-# none it is deleted first: only keep calls it so, for what is lost anyway.
+# set_up STATE: creates the TPU VM if needed and starts the run. If STATE is
+# neither READY nor none, it deletes the TPU VM first; only keep does that, when
+# the TPU VM is lost anyway.
 set_up() {
   if [[ $1 != READY && $1 != none ]]; then
     delete_vm || return
@@ -224,9 +225,9 @@ keep() {
     up
     return
   fi
-  # started: COMMAND was started by this script on the TPU VM as it is now.
-  # Without it a status may be that of an earlier command, and copying or
-  # installing may have failed.
+  # started: this script has started COMMAND on the present TPU VM. Otherwise a
+  # status may belong to an earlier command, and copying or installing may have
+  # failed.
   local restarts=-1 started='' now found
   while true; do
     now=$(state)
@@ -236,14 +237,14 @@ keep() {
       READY) [[ -z $started ]] || found=$(statuses | sort -u) ;;
       none | PREEMPTED | TERMINATED | SUSPENDED | FAILED) started='' ;;
       *)
-        # On its way, in repair or not to be seen now: perhaps with the run on.
+        # In creation, in repair or unknown: the run may still be on.
         echo "$name is $now"
         found=on
         ;;
     esac
     case $found in
       0) echo 'the run has finished' && return 0 ;;
-      # Where only some have ended, the others are about to notice.
+      # If only some workers have ended, the others will soon notice.
       on | *$'\n'on) sleep "$poll" && continue ;;
     esac
     restarts=$((restarts + 1))

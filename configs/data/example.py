@@ -1,4 +1,4 @@
-"""Builds the questions that come with vtokens, those of the quickstart."""
+"""Builds the quickstart's questions, which come with vtokens."""
 
 from vtokens.data.build import build_config
 
@@ -7,7 +7,7 @@ _SIZES = {'train': 3_000, 'validation': 200, 'test': 300}
 
 
 def get_config() -> build_config.Config:
-  """Takes seconds; vtokens/data/quickstart/README.md says what the data is."""
+  """Takes seconds; vtokens/data/quickstart/README.md describes the data."""
   return build_config.Config(
     name='quickstart',
     splits={

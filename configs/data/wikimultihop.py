@@ -1,7 +1,7 @@
 """2WikiMultiHopQA: 15,000 training and the dev questions.
 
-docs/data.md says where its files are to be had. With `:raw` after its
-name, the published files without retrieved passages.
+docs/data.md says where to get its files. Append `:raw` to the config's path for
+the published files without retrieved passages.
 """
 
 from vtokens.data.build import build_config

@@ -1,7 +1,7 @@
 """The table of configs/quickstart.py on 350 questions of seven sets.
 
-Five of the sets it was not trained on, and passages that may not have the
-answer; see vtokens/data/open_qa/README.md.
+The table was not trained on five of the sets. Passages may lack the answer; see
+vtokens/data/open_qa/README.md.
 """
 
 from vtokens import config
@@ -9,7 +9,7 @@ from vtokens.evaluation import eval_config
 
 
 def get_config() -> eval_config.Config:
-  """Closed book and the paper's table 1, over every axis; for a laptop."""
+  """Closed book and the paper's table 1, over all axes; for a laptop."""
   return eval_config.Config(
     workdir='runs/open-qa-eval',
     runs=('runs/quickstart',),

@@ -15,7 +15,7 @@ from vtokens.recipes import spring_data
 
 
 def get_config() -> eval_config.Config:
-  """Three passages of E5-large and all tokens, each axis varied by itself."""
+  """Three passages of E5-large and all tokens; varies one axis at a time."""
   _, test = spring_data.paper_mix()
   return eval_config.Config(
     workdir='runs/paper-eval',
@@ -25,7 +25,7 @@ def get_config() -> eval_config.Config:
     num_active=(50, 1, 2, 3, 4, 5, 10, 20, 30, 40),
     num_passages=(3, 0, 1, 2, 4, 5),
     retrievers=(recipes.PAPER_RETRIEVER, 'bm25', 'bge-base', 'e5-base'),
-    # Its answers are up to 50 tokens long; it names no other end than eos.
+    # The paper's answers have up to 50 tokens; it names no end except eos.
     decode=config.Decode(
       batch_size=64, max_new_tokens=50, stop_at_newline=False
     ),

@@ -5,7 +5,7 @@ from vtokens.evaluation import eval_config
 
 
 def get_config() -> eval_config.Config:
-  """Every condition, some k, one and two passages; for two CPU cores."""
+  """All conditions, some k, one and two passages; for two CPU cores."""
   return eval_config.Config(
     workdir='runs/quickstart-eval',
     runs=('runs/quickstart',),
@@ -25,7 +25,7 @@ def get_config() -> eval_config.Config:
     ),
     num_active=(50, 1, 5, 20),
     num_passages=(2, 0, 1),
-    # Its data have the gold passage first.
+    # The data have the gold passage first.
     shuffle_passages=True,
     decode=config.Decode(batch_size=40, max_new_tokens=12),
   )

@@ -1,8 +1,8 @@
 """BM25 on a laptop, offline: 526 passages of Wikipedia, 300 questions.
 
-The questions are the test file of the quickstart and the passages those that
-come with them, gold and distractors; for their source and licence see
-vtokens/data/quickstart/README.md.
+The questions are the quickstart's test file. The passages are the gold passages
+and distractors of these questions. vtokens/data/quickstart/README.md gives
+source and licence.
 """
 
 import pathlib

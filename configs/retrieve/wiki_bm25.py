@@ -1,6 +1,6 @@
 """BM25 over the 21 million passages of DPR's Wikipedia.
 
-docs/retrieval.md says what it takes, and where the files come from.
+docs/retrieval.md gives its cost and the source of the files.
 """
 
 from vtokens.retrieval import retrieval_config

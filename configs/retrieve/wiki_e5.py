@@ -1,6 +1,6 @@
 """E5-large over the 21 million passages of DPR's Wikipedia.
 
-For an accelerator: docs/retrieval.md says what it takes.
+It needs an accelerator; docs/retrieval.md gives its cost.
 """
 
 from vtokens.retrieval import retrieval_config
@@ -12,7 +12,7 @@ def get_config() -> retrieval_config.Config:
     workdir='runs/wiki_e5',
     index_dir='data/wiki_index',
     corpus=retrieval_config.Corpus(paths=('data/psgs_w100.tsv.gz',)),
-    # Each chunk reads all of the index once.
+    # Each chunk reads the whole index once.
     questions=retrieval_config.Questions(
       paths=('data/questions.jsonl.gz',), chunk_size=10_000
     ),

@@ -1,7 +1,7 @@
 """The four retrievers of the paper side by side (arXiv 2405.19670).
 
 BM25, BGE-base, E5-base and E5-large over DPR's Wikipedia. The paper does not
-say which versions it used: these are the ones in use at its time.
+state versions; these were in use at its time.
 """
 
 from vtokens.retrieval import retrieval_config

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on TPU slices of a GKE cluster, as a JobSet.
+# Runs a command on TPU slices of a GKE cluster, as a JobSet.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/../common.sh"
@@ -57,11 +57,11 @@ command=()
 parse 'name image accelerator topology chips-per-host slices namespace service-account max-restarts' \
   'spot yes dry-run' "$@"
 
-# Names of pods are made of it, which have at most 63 characters.
+# Names of pods contain it and have at most 63 characters.
 check --name "$name" '[a-z]([-a-z0-9]{0,38}[a-z0-9])?' \
   'up to 40 small letters, digits and hyphens, a letter first'
 check --chips-per-host "$chips_per_host" '[1-8]' 'a number from 1 to 8'
-# Without a 0 in front, which YAML takes for another base.
+# Without a leading 0, which YAML reads as another base.
 check --slices "$slices" '[1-9][0-9]{0,4}' 'a number from 1 to 99999'
 check --max-restarts "$max_restarts" '0|[1-9][0-9]{0,8}' \
   'a number from 0 to 999999999'
@@ -75,21 +75,21 @@ check --max-restarts "$max_restarts" '0|[1-9][0-9]{0,8}' \
 kubectl=(kubectl)
 [[ -z $namespace ]] || kubectl+=(--namespace="$namespace")
 
-# A string as YAML has it, which takes all of JSON.
+# Prints a YAML string; JSON strings are valid YAML.
 yaml() {
   local text=${1//\\/\\\\}
   printf '"%s"' "${text//\"/\\\"}"
 }
 
-# A word of a command: Kubernetes puts values for $(NAME) and makes $$ a $.
+# Prints a word of a command. Kubernetes replaces $(NAME) by values and $$ by $.
 command_word() {
   yaml "${1//\$/\$\$}"
 }
 
-# check_word WORD: a word of the command must be one that YAML keeps.
+# check_word WORD: fails if YAML would change a word of the command.
 check_word() {
   local LC_ALL=C
-  # Controls, and what YAML takes for line breaks: U+0085, U+2028, U+2029.
+  # Control characters, and YAML's line breaks U+0085, U+2028, U+2029.
   local refused=$'[\x01-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]'
   [[ ! $1 =~ $refused ]] || error \
     "submit: a line break or control character in the command: $(printf %q "$1")"

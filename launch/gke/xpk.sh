@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on a cluster that XPK has made (https://github.com/AI-Hypercomputer/xpk).
+# Runs a command on a cluster made by XPK (github.com/AI-Hypercomputer/xpk).
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "$0")/../common.sh"

@@ -14,7 +14,7 @@ _GELU = 'gelu_pytorch_tanh'
 
 
 class Gemma(Family):
-  """What Gemma 1 to 3 share."""
+  """Parts that Gemma 1 to 3 share."""
 
   model_type = 'gemma'
   architecture = 'GemmaForCausalLM'
@@ -29,7 +29,7 @@ class Gemma(Family):
     return {**self.read_common(f), 'layer_pattern': (kind,)}
 
   def read_common(self, f: Fields) -> dict[str, Any]:
-    """What Gemma 1 to 3 share."""
+    """Parts that Gemma 1 to 3 share."""
     f.only('use_bidirectional_attention', False, None)
     return {
       **f.biases(),

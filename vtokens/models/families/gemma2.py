@@ -50,7 +50,7 @@ class Gemma2(Gemma):
   def read_gguf_common(
     self, metadata: 'Metadata', values: dict[str, Any]
   ) -> None:
-    """What Gemma 2 and 3 share."""
+    """Metadata that Gemma 2 and 3 share."""
     super().read_gguf(metadata, values)
     large = values['num_hidden_layers'] == self.gguf_layers_of_27b
     per_head = values['hidden_size'] // values['num_attention_heads']

@@ -23,7 +23,7 @@ class Olmo2(Family):
     return {**self.read_common(f), 'layer_pattern': (kind,)}
 
   def read_common(self, f: Fields) -> dict[str, Any]:
-    """What OLMo 2 and 3 share."""
+    """Fields that OLMo 2 and 3 share."""
     f.only('hidden_act', 'silu')
     f.only('clip_qkv', None)
     return {

@@ -40,7 +40,7 @@ class TensorSource(Protocol):
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
-    """Part of a tensor: f16, bf16 or f32. `columns` needs rank 2."""
+    """Part of a tensor, in 16 or 32-bit float. `columns` needs rank 2."""
 
   def sample(self, name: str) -> bytes:
     """A small, fixed part of the stored bytes, for the fingerprint."""

@@ -85,7 +85,7 @@ def attend(
   segments = new.segments
   if segments is None:
     segments = jnp.zeros_like(new.positions)
-  # Padding is a segment of its own.
+  # Padding gets a separate segment, -1.
   segments = jnp.where(new.positions < 0, -1, segments)
 
   pad = functools.partial(layers.pad, size=padding)

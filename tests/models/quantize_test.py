@@ -341,7 +341,7 @@ def run(shape):
   for aval in sum(stacks, []):
     assert np.prod(aval.shape[1:]) < 512 * 512, aval
   new, metrics = step(*arguments)
-  return arrays, sharded, np.asarray(new.table), float(metrics['loss'])
+  return arrays, sharded, np.asarray(new.trained), float(metrics['loss'])
 
 arrays, sharded, trained, loss = run((1, 1, 1))
 assert sharded == 0

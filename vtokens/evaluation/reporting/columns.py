@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vtokens.evaluation.asking.cells import AXES, Cell
-from vtokens.evaluation.reporting.summary import Scores, Summary
+from vtokens.evaluation.reporting.summary import CellScores, Summary
 
 # Stands in place of a dataset's name.
 AVERAGE = 'Avg'
@@ -28,7 +28,7 @@ class Series:
 
   label: str
   column: Cell
-  points: tuple[tuple[Any, Scores], ...]
+  points: tuple[tuple[Any, CellScores], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Curves:
   scope: str
   about: str
   series: tuple[Series, ...]
-  references: tuple[tuple[str, Scores], ...]
+  references: tuple[tuple[str, CellScores], ...]
 
 
 def labels(columns: Sequence[Cell], *, without: str = '') -> list[str]:
@@ -107,7 +107,7 @@ def at(summary: Summary, *, passages: bool) -> list[Cell]:
   ]
 
 
-def find(summary: Summary, column: Cell, scope: str) -> Scores | None:
+def find(summary: Summary, column: Cell, scope: str) -> CellScores | None:
   """The scores of a column for a dataset, or for `AVERAGE`."""
   for scores in _in_scope(summary, scope):
     if scores.cell.column() == column.column():
@@ -141,7 +141,7 @@ def curves(summary: Summary, axis: str) -> list[Curves]:
 
 def _curves_of(summary: Summary, axis: str, scope: str) -> Curves | None:
   everything = _in_scope(summary, scope)
-  groups: dict[tuple[Any, ...], dict[Any, Scores]] = {}
+  groups: dict[tuple[Any, ...], dict[Any, CellScores]] = {}
   for scores in everything:
     cell = scores.cell
     if cell.applies(axis) and summary.main.hold(cell, without=axis):
@@ -179,13 +179,15 @@ def _curves_of(summary: Summary, axis: str, scope: str) -> Curves | None:
   )
 
 
-def _sorted(points: dict[Any, Scores], axis: str) -> list[tuple[Any, Scores]]:
+def _sorted(
+  points: dict[Any, CellScores], axis: str
+) -> list[tuple[Any, CellScores]]:
   if axis == 'retriever':  # In the order of the report.
     return list(points.items())
   return sorted(points.items(), key=lambda point: point[0])
 
 
-def _in_scope(summary: Summary, scope: str) -> Sequence[Scores]:
+def _in_scope(summary: Summary, scope: str) -> Sequence[CellScores]:
   if scope == AVERAGE:
     return summary.averages
   return [scores for scores in summary.cells if scores.cell.dataset == scope]

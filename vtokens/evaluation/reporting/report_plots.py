@@ -18,7 +18,7 @@ from vtokens.evaluation.asking.cells import Cell
 from vtokens.evaluation.reporting import columns as columns_lib
 from vtokens.evaluation.reporting import report_tables
 from vtokens.evaluation.reporting.columns import Curves
-from vtokens.evaluation.reporting.summary import Estimate, Scores, Summary
+from vtokens.evaluation.reporting.summary import CellScores, Estimate, Summary
 from vtokens.host import plots
 
 # Colours for any colour vision: Okabe and Ito, 2008, Color Universal Design,
@@ -204,7 +204,7 @@ def _datasets(
   return figure
 
 
-def _estimate(scores: Scores | None, metric: str) -> Estimate | None:
+def _estimate(scores: CellScores | None, metric: str) -> Estimate | None:
   return None if scores is None else scores.metrics[metric]
 
 

@@ -10,9 +10,9 @@ from vtokens.evaluation.reporting import columns as columns_lib
 from vtokens.evaluation.reporting.columns import AVERAGE, Curves
 from vtokens.evaluation.reporting.summary import (
   LEVEL,
+  CellScores,
   Difference,
   Estimate,
-  Scores,
   Summary,
 )
 from vtokens.host import markdown
@@ -286,7 +286,7 @@ def _filled(
   return tuple(row for row in rows if any(row[num_labels:]))
 
 
-def _em_f1(scores: Scores | None) -> str:
+def _em_f1(scores: CellScores | None) -> str:
   if scores is None:
     return ''
   return '/'.join(f'{scores.metrics[name].mean:.2f}' for name in ('em', 'f1'))

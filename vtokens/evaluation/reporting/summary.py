@@ -55,7 +55,7 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
+class CellScores:
   """Scores of a cell, or of a column averaged over all datasets.
 
   Attributes:
@@ -166,8 +166,8 @@ class Summary:
   reference: str
   resampling: Resampling
   columns: tuple[Cell, ...]
-  cells: tuple[Scores, ...]
-  averages: tuple[Scores, ...]
+  cells: tuple[CellScores, ...]
+  averages: tuple[CellScores, ...]
   comparisons: tuple[Comparison, ...]
 
   @property
@@ -321,7 +321,7 @@ def _scores(
   main: bool,
   found: Mapping[str, CellResult],
   estimates: _Estimates,
-) -> Scores:
+) -> CellScores:
   """Scores of one cell, or averages over the cells of several datasets."""
   first = next(iter(found.values()))
   metrics = [
@@ -329,7 +329,7 @@ def _scores(
     for name in first.values
     if all(name in result.values for result in found.values())
   ]
-  return Scores(
+  return CellScores(
     cell=cell,
     main=main,
     n=sum(len(result.answers) for result in found.values()),

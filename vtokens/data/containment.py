@@ -79,7 +79,9 @@ def _fold(text: str, by_character: bool) -> str:
 
 
 def _cut(text: str, by_character: bool) -> list[str]:
-  return (_UNSPACED_TOKEN if by_character else _TOKEN).findall(text)
+  pattern = _UNSPACED_TOKEN if by_character else _TOKEN
+  tokens: list[str] = pattern.findall(text)
+  return tokens
 
 
 def _join(tokens: Sequence[str]) -> str:

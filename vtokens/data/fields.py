@@ -225,23 +225,23 @@ class RowFields:
     cleaned = cleaning.clean(value)
     if cleaned is not value and cleaning.NOTE not in self.notes:
       self.notes.append(cleaning.NOTE)
-    value = str(cleaned)
-    if not blank and not value.strip():
+    text = str(cleaned)
+    if not blank and not text.strip():
       raise BadRecord(
         Kind.EMPTY,
-        f'{name}: found {"a blank" if value else "an empty"} string, '
+        f'{name}: found {"a blank" if text else "an empty"} string, '
         'expected visible text',
       )
     # A character has up to four bytes, and encoding takes time.
-    if 4 * len(value) > self.max_text_bytes:
-      size = len(value.encode())
+    if 4 * len(text) > self.max_text_bytes:
+      size = len(text.encode())
       if size > self.max_text_bytes:
         raise BadRecord(
           Kind.TOO_LONG,
           f'{name}: found a text of {size:,} bytes, expected at most '
           f'{self.max_text_bytes:,} (max_text_bytes)',
         )
-    return value
+    return text
 
 
 def as_score(value: Any, name: str) -> float | None:

@@ -392,7 +392,7 @@ def _check_names(settings: config.Mixture, names: Sequence[str]) -> None:
       'in the validation or test data (config.data.mixture.remove_leaks) or '
       'too long (config.data.max_answer_tokens, max_suffix_tokens)'
     )
-  fields: dict[str, Mapping] = {
+  fields: dict[str, Mapping[str, object]] = {
     'weights': settings.weights,
     'max_examples': settings.max_examples,
     'passages': settings.passages,
@@ -441,4 +441,5 @@ def _weights(
     shares = np.array(sizes, float) ** (1 / settings.temperature)
   else:
     shares = np.array(sizes, float)
-  return (shares / shares.sum()).tolist()
+  weights: list[float] = (shares / shares.sum()).tolist()
+  return weights

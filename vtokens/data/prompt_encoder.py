@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -63,7 +62,7 @@ class PromptEncoder:
     # Evaluation asks each question in several ways, one after the other.
     self._encode_passages = functools.lru_cache(maxsize=1)(self._passages)
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[type, tuple[Tokenizer, Templates]]:
     return type(self), (self.tokenizer, self.templates)
 
   def before(self, chat: bool) -> Ids:
@@ -187,6 +186,6 @@ def _shared_start(a: Sequence[int], b: Sequence[int]) -> int:
   return count
 
 
-def as_ids(ids: Sequence[int]) -> Any:
+def as_ids(ids: Sequence[int]) -> Ids:
   """An int32 array of ids."""
   return np.asarray(ids, np.int32)

@@ -201,7 +201,9 @@ class _CanonicalWriter(writer.ExampleWriter):
 
 
 def _canonical(serialized: bytes) -> bytes:
-  return Example.FromString(serialized).SerializeToString(deterministic=True)
+  example = Example.FromString(serialized)
+  canonical: bytes = example.SerializeToString(deterministic=True)
+  return canonical
 
 
 def write(

@@ -380,11 +380,13 @@ def _open_npz(path: pathlib.Path) -> Any:
 
 
 def _read(path: pathlib.Path, name: str) -> np.ndarray:
-  return _open_npz(path)[name]
+  array: np.ndarray = _open_npz(path)[name]
+  return array
 
 
 def _names(path: pathlib.Path, field: str) -> list[str]:
-  return json.loads(_read(path, f'{field}_names').tobytes())
+  names: list[str] = json.loads(_read(path, f'{field}_names').tobytes())
+  return names
 
 
 def _dtype(field: str) -> type:

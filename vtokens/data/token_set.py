@@ -71,7 +71,7 @@ class TokenSet:
     self.datasets: list[str] = self.meta['datasets']
     self.retrievers: list[str] = self.meta['retrievers']
     # Plain arrays: slicing a memmap object takes 20 times as long.
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
       name: np.load(path / f'{name}.npy', mmap_mode='r').view(np.ndarray)
       for name in ARRAYS
     }
@@ -88,7 +88,7 @@ class TokenSet:
     self._retriever = arrays['retriever']
     self._flags = arrays['flags']
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[type, tuple[pathlib.Path]]:
     return type(self), (self._path,)
 
   def __len__(self) -> int:
@@ -121,7 +121,8 @@ class TokenSet:
     """Whether each record has passages of one of these retrievers."""
     found = np.isin(self._retriever, retrievers)
     total = np.concatenate([[0], np.cumsum(found)])
-    return np.diff(total[self._record_passage]) > 0
+    has: np.ndarray = np.diff(total[self._record_passage]) > 0
+    return has
 
   def passage(self, i: int, slot: int) -> PassageIds:
     """Ids of a passage."""
@@ -173,7 +174,8 @@ class TokenSet:
     return int(stop - start)
 
   def _passage_sequence(self, i: int, slot: int) -> int:
-    return self._record_sequence[i + 1] - self._num_passages(i) + slot
+    stop: int = self._record_sequence[i + 1]
+    return stop - self._num_passages(i) + slot
 
   def _ends(self, i: int, slot: int) -> tuple[int, int]:
     at = self._record_passage[i] + slot

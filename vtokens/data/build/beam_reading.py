@@ -117,7 +117,7 @@ def _gather(prefix: str, split: Split, on_bad_record: str) -> SplitCounts:
   return counts
 
 
-class _ReadSplit(beam.PTransform):
+class _ReadSplit(beam.PTransform[Any, Any]):
   """Reads the records of a split, and notes on what was left out."""
 
   def __init__(self, split: Split, max_passages: int):
@@ -194,7 +194,7 @@ class _ReadSplit(beam.PTransform):
     }
 
 
-class _Kept(beam.PTransform):
+class _Kept(beam.PTransform[Any, Any]):
   """Reads the records of a split that `read_splits` wrote."""
 
   def __init__(self, prefix: str):

@@ -47,7 +47,7 @@ class Row:
 
 def stem(path: str) -> str:
   """The file's name without .gz, .xz or .bz2 and without its last suffix."""
-  name = epath.Path(path).name
+  name: str = epath.Path(path).name
   root, suffix = os.path.splitext(name)
   if suffix.lower() in _DECOMPRESSORS:
     name = root

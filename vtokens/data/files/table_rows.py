@@ -131,7 +131,8 @@ def parquet_rows(path: str) -> Iterator[Row]:
 
 def _batch_values(batch: Any) -> Iterable[Any | BadRecord]:
   try:
-    return batch.to_pylist()
+    values: list[Any] = batch.to_pylist()
+    return values
   except UnicodeDecodeError as e:
     if len(batch) > 1:
       halves = batch.slice(0, len(batch) // 2), batch.slice(len(batch) // 2)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Array, Int
 
 from vtokens import config
 from vtokens.data import pipeline, token_cache
@@ -196,7 +197,9 @@ def _suffixes(batch: Batch, r: int) -> Iterator[tuple[Ids, Ids]]:
     yield np.concatenate([prefix, suffix]), targets
 
 
-def _numbers(segments, positions, r: int) -> np.ndarray:
+def _numbers(
+  segments: Int[Array, 'R T'] | None, positions: Int[Array, 'R T'], r: int
+) -> np.ndarray:
   """Number of the segment of each id in row r; -1 for padding."""
   if segments is not None:
     return np.asarray(segments[r])

@@ -24,6 +24,8 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 SEED = 20240530
 SETS = (
   'squad',
@@ -98,10 +100,11 @@ def rerank(rows: Sequence[Row], texts: dict[str, Row]) -> list[list[str]]:
   model = sentence_transformers.SentenceTransformer(str(folder))
   ids = sorted({id_ for row in rows for id_, _ in row['retrieved']})
 
-  def encode(texts: list[str]):
-    return model.encode(
+  def encode(texts: list[str]) -> np.ndarray:
+    vectors: np.ndarray = model.encode(
       texts, normalize_embeddings=True, show_progress_bar=True
     )
+    return vectors
 
   passages = dict(
     zip(

@@ -20,6 +20,10 @@ from vtokens.models.layer_inputs import LayerInputs
 # those scores are not computed: with blocks of 128, 512 tokens take 5/8 of the
 # work. The smaller block fits a CPU's caches.
 _QUERY_BLOCK, _QUERY_BLOCK_CPU = 128, 64
+# Positions, segments and parents of some tokens; see `attend`.
+_Rows = tuple[
+  Int[Array, 'B T'], Int[Array, 'B T'] | None, Int[Array, 'B T'] | None
+]
 
 
 def attend(
@@ -60,7 +64,12 @@ def attend(
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
   """
 
-  def scores_over(q, positions, segments, cache) -> Float[Array, 'B K T G S']:
+  def scores_over(
+    q: Float[Array, 'B K T G H'],
+    positions: Int[Array, 'B T'],
+    segments: Int[Array, 'B T'] | None,
+    cache: KVCache,
+  ) -> Float[Array, 'B K T G S']:
     scores = jnp.einsum(
       'bktgh,bkhs->bktgs', q, cache.k, preferred_element_type=jnp.float32
     )
@@ -79,7 +88,9 @@ def attend(
     # softmax must not become NaN.
     return jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
 
-  def attend_block(q, rows, own) -> Float[Array, 'B K T G H']:
+  def attend_block(
+    q: Float[Array, 'B K T G H'], rows: _Rows, own: KVCache
+  ) -> Float[Array, 'B K T G H']:
     positions, segments, continued = rows
     scores = [
       scores_over(q, positions, continued, cache) for cache in caches
@@ -104,8 +115,8 @@ def attend(
   groups = n // new.k.shape[1]
   q = q.reshape(b, t, -1, groups, h).transpose(0, 2, 1, 3, 4)
 
-  def rows(start: int, stop: int) -> tuple[Array, Array | None, Array | None]:
-    return jax.tree.map(
+  def rows(start: int, stop: int) -> _Rows:
+    some: _Rows = jax.tree.map(
       lambda x: x[:, start:stop],
       (
         new.positions,
@@ -113,6 +124,7 @@ def attend(
         new.segments if parents is None else parents,
       ),
     )
+    return some
 
   cpu = partitioning.platform(mesh) == 'cpu'
   block = _QUERY_BLOCK_CPU if cpu else _QUERY_BLOCK
@@ -134,7 +146,9 @@ class Attention(nnx.Module):
     n, k = config.num_heads, config.num_kv_heads
     self.config = config
 
-    def matrix(shape, axes, inputs):
+    def matrix(
+      shape: tuple[int, ...], axes: tuple[str, ...], inputs: int
+    ) -> nnx.Param[Array]:
       return layers.param(rngs, shape, axes, dtype, inputs=inputs)
 
     self.q = matrix((d, n, h), ('embed', 'heads', 'head'), 1)
@@ -142,7 +156,7 @@ class Attention(nnx.Module):
     self.v = matrix((d, k, h), ('embed', 'kv_heads', 'head'), 1)
     self.o = matrix((n, h, d), ('heads', 'head', 'embed'), 2)
 
-    def bias(shape, axes):
+    def bias(shape: tuple[int, ...], axes: tuple[str, ...]) -> nnx.Param[Array]:
       zeros = jax.nn.initializers.zeros
       return layers.param(rngs, shape, axes, dtype, zeros)
 
@@ -153,7 +167,7 @@ class Attention(nnx.Module):
     if config.out_bias:
       self.o_bias = bias((d,), ('embed',))
 
-    def norm(heads, axis):
+    def norm(heads: int, axis: str) -> layers.RMSNorm:
       whole = config.qk_norm == 'projection'
       shape, axes = ((heads, h), (axis, 'head')) if whole else ((h,), ('head',))
       return layers.RMSNorm(shape, axes, config, dtype, rngs)

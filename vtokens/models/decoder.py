@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.devices import partitioning
 from vtokens.models import layers, quantize, rope
@@ -20,12 +21,17 @@ from vtokens.models.layer_inputs import LayerInputs
 _RESIDUAL_AXES = ('batch', None, None)
 _STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
 
+# Of one layer, or of all with a leading axis; see `KVCache`.
+_KeysValues = tuple[Float[Array, '*L B K H S'], Float[Array, '*L B K S H']]
+# See `rope.angles`.
+_Angles = tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
+
 
 class Block(nnx.Module):
   """One decoder layer: attention and MLP on the residual stream."""
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    def norm():
+    def norm() -> layers.RMSNorm:
       return layers.RMSNorm((config.embed_dim,), ('norm',), config, dtype, rngs)
 
     self.config = config
@@ -150,7 +156,12 @@ class Decoder(nnx.Module):
     axes = _STATIONARY_AXES if stationary else _RESIDUAL_AXES
     all_caches = [*caches, *trained_caches]
 
-    def body(x, layer):
+    def body(
+      x: Float[Array, 'B T D'],
+      layer: tuple[
+        nnx.State[str, Any], Int[Array, '2'] | None, Sequence[_KeysValues]
+      ],
+    ) -> tuple[Float[Array, 'B T D'], _KeysValues]:
       weights, kind, kv = layer
       if not stationary:
         weights = partitioning.gather(weights, self.mesh)
@@ -205,7 +216,7 @@ class Decoder(nnx.Module):
     select, kinds = _layer_kinds(self.config, positions)
     block, weights = nnx.split(self.layers)
 
-    def layer(i):
+    def layer(i: int | Int[Array, '']) -> tuple[Block, LayerInputs]:
       """One layer's block and inputs."""
       own, kind = jax.tree.map(
         lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False),
@@ -218,23 +229,29 @@ class Decoder(nnx.Module):
       )
       return nnx.merge(block, own), tokens
 
-    def note(kv, new, i):
+    def note(
+      kv: _KeysValues, new: KVCache, i: int | Int[Array, '']
+    ) -> _KeysValues:
       return kv[0].at[i].set(new.k), kv[1].at[i].set(new.v)
 
     # The loop indexes the weights and carries the cache. A scan over all but
     # the last layer would copy both.
-    def body(i, carry):
+    def body(
+      i: Int[Array, ''], carry: tuple[Float[Array, 'B T D'], _KeysValues]
+    ) -> tuple[Float[Array, 'B T D'], _KeysValues]:
       x, kv = carry
       run, tokens = layer(i)
       x, new = run(x, tokens)
       x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
       return x, note(kv, new, i)
 
-    def keys_values(i, x):
+    def keys_values(
+      i: int | Int[Array, ''], x: Float[Array, 'B T D']
+    ) -> KVCache:
       run, tokens = layer(i)
       return run.keys_values(x, tokens)
 
-    def empty(part):
+    def empty(part: jax.ShapeDtypeStruct) -> Shaped[Array, 'L *B']:
       return partitioning.constrain(
         jnp.zeros((self.config.num_layers, *part.shape), part.dtype),
         self.mesh,
@@ -323,7 +340,10 @@ def num_params(config: DecoderConfig) -> int:
 
 def _layer_kinds(
   config: DecoderConfig, positions: Int[Array, 'B T']
-) -> tuple[Callable, Array | None]:
+) -> tuple[
+  Callable[[Any], tuple[_Angles, Int[Array, ''] | int | None]],
+  Int[Array, 'L 2'] | None,
+]:
   """The differences between the layers, in a form that a scan can carry.
 
   Returns:
@@ -348,7 +368,9 @@ def _layer_kinds(
   )
   windowed = any(windows)
 
-  def select(entry):
+  def select(
+    entry: Int[Array, '2'],
+  ) -> tuple[_Angles, Int[Array, ''] | None]:
     return (
       jax.tree.map(lambda x: x[entry[0]], table),
       entry[1] if windowed else None,

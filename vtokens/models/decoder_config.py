@@ -148,7 +148,7 @@ class DecoderConfig:
   attention: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
   mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.
     if self.num_heads % self.num_kv_heads:
       raise ValueError(

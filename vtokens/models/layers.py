@@ -21,7 +21,7 @@ def param(
   *,
   inputs: int | None = None,
   active: float = 1.0,
-) -> nnx.Param:
+) -> nnx.Param[Array]:
   """A weight and its metadata.
 
   The metadata say how it is sharded, stored in files, quantised and counted.
@@ -47,7 +47,7 @@ def param(
 
 
 def product(
-  spec: str, x: Float[Array, '*B'], weight: nnx.Param | quantize.Matrix
+  spec: str, x: Float[Array, '*B'], weight: nnx.Param[Array] | quantize.Matrix
 ) -> Float[Array, '*C']:
   """`jnp.einsum(spec, x, weight)` for a matrix of a layer, quantised or not.
 

@@ -12,6 +12,7 @@ lack the logical axes that loading needs.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.nnx as nnx
 import jax
@@ -64,7 +65,7 @@ class Matrix(nnx.Module):
     self.inputs, self.outputs = inputs, shape[inputs:]
 
 
-def matrix_inputs(variable: nnx.Variable) -> int | None:
+def matrix_inputs(variable: nnx.Variable[Any]) -> int | None:
   """Number of leading axes that a product contracts; see `layers.param`."""
   return variable.get_metadata().get('inputs')
 
@@ -154,14 +155,18 @@ def _multiply(x: Array, values: Array, scales: Array) -> Array:
   return (y * scales).astype(x.dtype)
 
 
-def _forward(x: Array, values: Array, scales: Array):
+def _forward(
+  x: Array, values: Array, scales: Array
+) -> tuple[Array, tuple[Array, Array]]:
   # It keeps no dequantised weights: over all layers they would be the whole
   # model. It does not call `_product`, which would hide the product from
   # `keep_products`.
   return _multiply(x, values, scales), (values, scales)
 
 
-def _backward(kept: tuple[Array, Array], grad: Array):
+def _backward(
+  kept: tuple[Array, Array], grad: Array
+) -> tuple[Array, None, None]:
   values, scales = _as_stored(kept[0]), kept[1]
   if scales.ndim == 2:
     weight = dequantise(values, scales, grad.dtype)
@@ -203,7 +208,8 @@ def _as_stored(values: Int[Array, 'C O']) -> Int[Array, 'C O']:
   v, a quarter of all weights, to get outputs with heads before tokens. With
   this constraint it transposes one layer at a time instead.
   """
-  return with_layout_constraint(values, Layout((0, 1)))
+  stored: Array = with_layout_constraint(values, Layout((0, 1)))
+  return stored
 
 
 def _split(x: Shaped[Array, 'C O'], groups: int) -> Shaped[Array, 'G R O']:

@@ -128,7 +128,8 @@ def _yarn(rope: Rope, dim: int, periods: np.ndarray) -> np.ndarray:
   ramp = np.clip((index - np.float32(low)) / np.float32(high - low), 0, 1)
   kept = 1 - ramp
   stretched = 1 / (np.float32(rope.factor) * periods)
-  return stretched * (1 - kept) + 1 / periods * kept
+  mixed: np.ndarray = stretched * (1 - kept) + 1 / periods * kept
+  return mixed
 
 
 def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:

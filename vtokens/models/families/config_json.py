@@ -301,7 +301,10 @@ class Fields:
   def head_dim(self) -> int:
     """Width of a head; by default the hidden size over the number of heads."""
     heads = self.number('num_attention_heads')
-    return self.number('head_dim', default=self.number('hidden_size') // heads)
+    width: int = self.number(
+      'head_dim', default=self.number('hidden_size') // heads
+    )
+    return width
 
   def rotary_dim(self) -> int | None:
     """Number of values of a head that are rotated; None for all."""

@@ -111,7 +111,8 @@ def _read(
     )
 
   def number(key: str, default: float | None = None) -> float:
-    return f.number(key, float, default, inside=found)
+    value: float = f.number(key, float, default, inside=found)
+    return value
 
   longest = f.number('max_position_embeddings')
   original = longest

@@ -81,7 +81,8 @@ class Metadata:
     Args:
       head_dim: width of a head.
     """
-    return self.number('{arch}.rope.dimension_count', default=head_dim)
+    dim: int = self.number('{arch}.rope.dimension_count', default=head_dim)
+    return dim
 
   def unexpected(self, key: str, value: Any, what: str) -> errors.UserError:
     """An error about a value."""

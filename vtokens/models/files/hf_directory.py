@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -67,7 +68,7 @@ class SafetensorsSource:
           f'{_AGAIN}'
         ) from e
 
-  def _add(self, path: pathlib.Path, name: str, part) -> None:
+  def _add(self, path: pathlib.Path, name: str, part: Any) -> None:
     kind = part.get_dtype()
     if kind not in _FLOATS:
       raise errors.UserError(
@@ -92,7 +93,8 @@ class SafetensorsSource:
     """See `weight_map.TensorSource`."""
     index = (rows, columns)[: len(self._shapes[name])]
     with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
-      return file.get_slice(name)[index]
+      block: np.ndarray = file.get_slice(name)[index]
+    return block
 
   def sample(self, name: str) -> bytes:
     """See `weight_map.TensorSource`."""
@@ -100,7 +102,8 @@ class SafetensorsSource:
     with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
       part = file.get_slice(name)
       if math.prod(shape) <= _SMALL:
-        return part[:].tobytes()
+        whole: np.ndarray = part[:]
+        return whole.tobytes()
       picks = sorted({int(i) for i in np.linspace(0, shape[0] - 1, 4)})
       rows = [np.ascontiguousarray(part[i : i + 1]) for i in picks]
     return b''.join(spread(row.view(np.uint8).reshape(-1)) for row in rows)

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import flax.nnx as nnx
 import jax.numpy as jnp
 import numpy as np
+from flax.typing import PathParts
+from jaxtyping import Array
 
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
@@ -166,7 +168,9 @@ def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
   return slice(start * inner, stop * inner)
 
 
-def weights_of(config: DecoderConfig) -> dict[tuple, tuple[Weight, nnx.Param]]:
+def weights_of(
+  config: DecoderConfig,
+) -> dict[PathParts, tuple[Weight, nnx.Param[Array]]]:
   """Path -> stored tensors, and shape and axes, of every parameter."""
   _, params = nnx.split(abstract_decoder(config, jnp.dtype(jnp.float32)))
   flat = {

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.nnx as nnx
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from flax.typing import PathParts
 from jaxtyping import Array
 
 from vtokens.devices import partitioning
@@ -36,6 +37,8 @@ from vtokens.models.files.weight_map import (
 
 INDEX_FILE = 'model.safetensors.index.json'
 SINGLE_FILE = 'model.safetensors'
+# Start and stop along each axis.
+_Spans = tuple[tuple[int, int], ...]
 # An error has a line for each tensor, or one line for more tensors than this.
 _LISTED = 8
 
@@ -74,7 +77,7 @@ def load_decoder(
   """
   check_shapes(source, config)
   graph, params = nnx.split(abstract_decoder(config, dtype, mesh, method))
-  variables: dict[tuple, Any] = dict(nnx.to_flat_state(params))
+  variables: dict[PathParts, Any] = dict(nnx.to_flat_state(params))
   plan = []
   total = 0
   for path, (weight, variable) in weights_of(config).items():
@@ -92,7 +95,7 @@ def load_decoder(
         scales.shape[1:],
         f'{weight.names[0]}, quantised to {method}: its scales',
       )
-    devices: dict[tuple, list[jax.Device]] = {}
+    devices: dict[_Spans, list[jax.Device]] = {}
     for device, index in places.items():
       spans = tuple(
         part.indices(size)[:2]
@@ -108,7 +111,7 @@ def load_decoder(
 
   if config.tie_embeddings:
     _check_tied_head(source, config)
-  loaded: list[tuple[tuple, nnx.Param]] = []
+  loaded: list[tuple[PathParts, nnx.Param[Array]]] = []
   with writers.progress(
     total=total,
     desc='loading the base',
@@ -117,7 +120,14 @@ def load_decoder(
     leave=False,
   ) as bar:
 
-    def parts(weight, kind, sharding, devices, first, last) -> Array:
+    def parts(
+      weight: Weight,
+      kind: np.dtype,
+      sharding: jax.sharding.NamedSharding,
+      devices: Mapping[_Spans, Sequence[jax.Device]],
+      first: int,
+      last: int,
+    ) -> Array:
       """Some layers of a stacked parameter, or a whole unstacked one."""
       shards = []
       for spans, places in devices.items():
@@ -136,6 +146,8 @@ def load_decoder(
     for path, weight, sharding, devices in plan:
       count = len(weight.names)
       arrays: tuple[Array, ...]
+      paths: list[PathParts]
+      convert: Callable[[Array], tuple[Array, ...]]
       if path in variables:
         kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
       else:
@@ -175,17 +187,19 @@ def load_decoder(
 
 
 def _stacked_sharding(
-  mesh: jax.sharding.Mesh, variable: nnx.Param
+  mesh: jax.sharding.Mesh, variable: nnx.Param[Array]
 ) -> jax.sharding.NamedSharding:
   """The sharding of a stacked parameter."""
   axes = variable.get_metadata('axes')
   return partitioning.named_sharding(mesh, ('layers', *axes))
 
 
-def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param) -> Array:
+def _zeros(mesh: jax.sharding.Mesh, variable: nnx.Param[Array]) -> Array:
   """A parameter of zeros, for layers to be written into."""
   zeros = functools.partial(jnp.zeros, variable.shape, variable.dtype)
-  return jax.jit(zeros, out_shardings=_stacked_sharding(mesh, variable))()
+  sharding = _stacked_sharding(mesh, variable)
+  array: Array = jax.jit(zeros, out_shardings=sharding)()
+  return array
 
 
 def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
@@ -288,7 +302,7 @@ def save_decoder(
   config = model.config
   _, params = nnx.split(model)
   arrays = dict(nnx.to_flat_state(params))
-  parts: dict[str, list[tuple[Weight, int, tuple]]] = {}
+  parts: dict[str, list[tuple[Weight, int, PathParts]]] = {}
   for path, (weight, _) in weights_of(config).items():
     for i, name in enumerate(weight.names):
       parts.setdefault(name, []).append((weight, i, path))

@@ -15,6 +15,7 @@ from vtokens.devices.partitioning import (
   platform,
 )
 from vtokens.models.kernels import flash_kernels, flash_masks
+from vtokens.models.kernels.flash_kernels import Settings
 from vtokens.models.kv_cache import KVCache
 
 _BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
@@ -90,8 +91,9 @@ def attend(
     parents=new.segments if parents is None else parents,
     window=None if window is None else jnp.reshape(jnp.int32(window), 1),
   )
-  settings = flash_kernels.Settings(scale, softcap, interpret)
-  return _attend(settings, mesh, q, new.k, new.v, context)
+  settings = Settings(scale, softcap, interpret)
+  out: Array = _attend(settings, mesh, q, new.k, new.v, context)
+  return out
 
 
 @struct.dataclass
@@ -117,7 +119,8 @@ class _Context:
   def specs(self) -> '_Context':
     """The sharding of each array."""
     by_rank = {1: PartitionSpec(), 2: _BATCH, 4: _KEYS}
-    return jax.tree.map(lambda x: by_rank[x.ndim], self)
+    specs: _Context = jax.tree.map(lambda x: by_rank[x.ndim], self)
+    return specs
 
   def parts(
     self, new: KVCache
@@ -134,29 +137,54 @@ class _Context:
     )
 
 
+# The arguments of `_attend` with arrays, and what `_forward` returns.
+_Kept = tuple[Array, Array, Array, _Context, Array, Array]
+
+
 # Outside of `shard_map`, so that `shard_map` need not be differentiated.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(settings, mesh, q, k, v, context):
+def _attend(
+  settings: Settings,
+  mesh: Mesh,
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B K H T'],
+  v: Float[Array, 'B K T H'],
+  context: _Context,
+) -> Float[Array, 'B T N H']:
   out, _ = _forward(settings, mesh, q, k, v, context)
   return out
 
 
-def _keep(settings, mesh, q, k, v, context):
+def _keep(
+  settings: Settings,
+  mesh: Mesh,
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B K H T'],
+  v: Float[Array, 'B K T H'],
+  context: _Context,
+) -> tuple[Float[Array, 'B T N H'], _Kept]:
   out, sums = _forward(settings, mesh, q, k, v, context)
   return out, (q, k, v, context, out, sums)
 
 
-def _pull_back(settings, mesh, kept, gradient):
+def _pull_back(
+  settings: Settings,
+  mesh: Mesh,
+  kept: _Kept,
+  gradient: Float[Array, 'B T N H'],
+) -> tuple[Array, Array, Array, None]:
   q, k, v, context, out, sums = kept
 
-  def shard(q, k, v, context, *rest):
+  def shard(
+    q: Array, k: Array, v: Array, context: _Context, *rest: Array
+  ) -> tuple[Array, Array, Array]:
     new = KVCache(k, v, context.positions, context.segments)
     of_q, of_new = flash_kernels.backward(
       settings, q, *context.parts(new), *rest
     )
     return of_q, of_new['k'], of_new['v']
 
-  gradients = jax.shard_map(
+  of_q, of_k, of_v = jax.shard_map(
     shard,
     mesh=mesh,
     in_specs=(
@@ -166,23 +194,33 @@ def _pull_back(settings, mesh, kept, gradient):
     out_specs=(_QUERIES, _KEYS, _KEYS),
     check_vma=False,
   )(q, k, v, context, out, sums, gradient)
-  return *gradients, None
+  return of_q, of_k, of_v, None
 
 
 _attend.defvjp(_keep, _pull_back)
 
 
-def _forward(settings, mesh, q, k, v, context):
+def _forward(
+  settings: Settings,
+  mesh: Mesh,
+  q: Float[Array, 'B T N H'],
+  k: Float[Array, 'B K H T'],
+  v: Float[Array, 'B K T H'],
+  context: _Context,
+) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
   """See `flash_kernels.forward`."""
 
-  def shard(q, k, v, context):
+  def shard(
+    q: Array, k: Array, v: Array, context: _Context
+  ) -> tuple[Array, Array]:
     new = KVCache(k, v, context.positions, context.segments)
     return flash_kernels.forward(settings, q, *context.parts(new))
 
-  return jax.shard_map(
+  out, sums = jax.shard_map(
     shard,
     mesh=mesh,
     in_specs=(_QUERIES, _KEYS, _KEYS, context.specs()),
     out_specs=(_QUERIES, _SUMS),
     check_vma=False,
   )(q, k, v, context)
+  return out, sums

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vtokens.models import layers
 from vtokens.models.kernels import flash_masks
@@ -26,6 +26,8 @@ _LOG2_E = math.log2(math.e)
 
 # The `k` and `v` of a `KVCache`.
 Keys = Mapping[str, Any]
+# Arguments of a kernel, by name.
+_Refs = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,7 @@ def forward(
     Attended values, and the base-2 logarithms of the softmax denominators.
   """
   b, t, n, _ = q.shape
-  return _call(
+  found: tuple[Array, Array] = _call(
     _forward_kernel,
     settings,
     {'q': q},
@@ -68,6 +70,7 @@ def forward(
     ),
     _stages(_STAGES, _STAGED, q),
   )
+  return found
 
 
 def backward(
@@ -135,17 +138,17 @@ def _call(
   # Sizes of blocks are powers of two. Elements past the end are masked.
   width = pl.next_power_of_2(h)
 
-  def like_queries(x):
+  def like_queries(x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
     if len(x.shape) == 4:
       return pl.BlockSpec(
         (None, BLOCK, None, width), lambda i, b, n: (b, i, n, 0)
       )
     return pl.BlockSpec((None, None, BLOCK), lambda i, b, n: (b, n, i))
 
-  def of_keys(part):
+  def of_keys(part: Keys) -> dict[str, pl.BlockSpec]:
     slots = part['k'].shape[-1]
 
-    def of_head(*shape):
+    def of_head(*shape: int) -> pl.BlockSpec:
       return pl.BlockSpec(
         (None, None, *shape), lambda i, b, n: (b, n // groups, 0, 0)
       )
@@ -183,7 +186,7 @@ def _call_of_keys(
   groups = n // heads
   width = pl.next_power_of_2(h)
 
-  def of_group(x):
+  def of_group(x: Array) -> pl.BlockSpec:
     if x.ndim == 4:
       return pl.BlockSpec(
         (None, length, groups, width), lambda j, b, n: (b, 0, n, 0)
@@ -195,7 +198,7 @@ def _call_of_keys(
     'v': pl.BlockSpec((None, None, BLOCK, width), lambda j, b, n: (b, n, j, 0)),
   }
   own = dataclasses.replace(masks, parts=masks.parts[-1:])
-  return _pallas_call(
+  of_new: Keys = _pallas_call(
     _keys_kernel,
     settings,
     _Sizes(length, h),
@@ -211,15 +214,17 @@ def _call_of_keys(
     specs,
     _stages(_STAGES_BACKWARD, _STAGED_BACKWARD, wide['q']),
   )
+  return of_new
 
 
 def _mask_specs(masks: Masks) -> Masks:
-  def whole(x):
+  def whole(x: Array) -> pl.BlockSpec:
     if x.ndim == 1:
       return pl.BlockSpec(x.shape, lambda i, b, n: (0,))
     return pl.BlockSpec((None, x.shape[1]), lambda i, b, n: (b, 0))
 
-  return jax.tree.map(whole, masks)
+  specs: Masks = jax.tree.map(whole, masks)
+  return specs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,7 +273,8 @@ class _Program:
     """Reads a block; elements are 0 where the mask of an axis is false."""
     mask = _outer(*masks)
     other = None if mask is None else 0.0
-    return self.triton.load(ref, mask=mask, other=other)
+    block: Array = self.triton.load(ref, mask=mask, other=other)
+    return block
 
   def store(self, ref: Any, value: Array, *masks: Array | None) -> None:
     """Writes a block where the masks of its axes are true."""
@@ -324,7 +330,13 @@ class _Program:
     """
     block = pl.program_id(0)
 
-    def step(keys, part, masked, j, carry):
+    def step(
+      keys: Keys,
+      part: flash_masks.Part,
+      masked: bool,
+      j: Int[Array, ''],
+      carry: Any,
+    ) -> Any:
       at = pl.ds(j * BLOCK, BLOCK)
       there = _beyond(j, keys['v'].shape[0]) if masked else None
       k = self.load(keys['k'].at[:, at], self.width(), there)
@@ -362,13 +374,27 @@ def _beyond(block: Array, length: int) -> Array | None:
   return block * BLOCK + jnp.arange(BLOCK) < length
 
 
-def _forward_kernel(program, wide, narrow, parts, masks, out_ref, sums_ref):
+def _forward_kernel(
+  program: _Program,
+  wide: _Refs,
+  narrow: _Refs,
+  parts: tuple[Keys, ...],
+  masks: Masks,
+  out_ref: Any,
+  sums_ref: Any,
+) -> None:
   """Attends a block of queries of one head (algorithm 1)."""
   del narrow
   there, inside = program.tokens(pl.program_id(0)), program.width()
   q = program.load(wide['q'], there, inside)
 
-  def add(carry, scores, seen, k, v):
+  def add(
+    carry: tuple[Array, Array, Array],
+    scores: Array,
+    seen: Array | None,
+    k: Array,
+    v: Array,
+  ) -> tuple[Array, Array, Array]:
     del k
     total, largest, attended = carry
     # The hardware computes powers of two.
@@ -411,7 +437,14 @@ def _shares(scores: Array, sums: Array, seen: Array | None) -> Array:
   return shares if seen is None else jnp.where(seen, shares, 0.0)
 
 
-def _queries_kernel(program, wide, narrow, parts, masks, of_q_ref):
+def _queries_kernel(
+  program: _Program,
+  wide: _Refs,
+  narrow: _Refs,
+  parts: tuple[Keys, ...],
+  masks: Masks,
+  of_q_ref: Any,
+) -> None:
   """The gradient of a block of queries of one head (algorithm 2)."""
   there, inside = program.tokens(pl.program_id(0)), program.width()
   q, gradient = (
@@ -419,18 +452,28 @@ def _queries_kernel(program, wide, narrow, parts, masks, of_q_ref):
   )
   sums, taken = (program.load(narrow[x], there) for x in ('sums', 'taken'))
 
-  def add(of_q, scores, seen, k, v):
+  def add(
+    of_q: Array, scores: Array, seen: Array | None, k: Array, v: Array
+  ) -> Array:
     of_shares = program.triton.dot(gradient, v, trans_b=True)
     of_scores = _shares(scores, sums, seen) * (of_shares - taken[:, None])
     of_scores = program.through_scores(of_scores, scores).astype(k.dtype)
-    return of_q + program.triton.dot(of_scores, k, trans_b=True)
+    more: Array = program.triton.dot(of_scores, k, trans_b=True)
+    return of_q + more
 
   zeros = jnp.zeros(q.shape, jnp.float32)
   of_q = program.over_keys(q, parts, masks, add, zeros)
   program.store(of_q_ref, of_q * program.settings.scale, there, inside)
 
 
-def _keys_kernel(program, wide, narrow, new, masks, of_new):
+def _keys_kernel(
+  program: _Program,
+  wide: _Refs,
+  narrow: _Refs,
+  new: Keys,
+  masks: Masks,
+  of_new: Keys,
+) -> None:
   """Gradients of a block of new keys and values of one head (algorithm 2)."""
   block = pl.program_id(0)
   [part] = masks.parts
@@ -438,7 +481,9 @@ def _keys_kernel(program, wide, narrow, new, masks, of_new):
   k = program.load(new['k'], inside, there)
   v = program.load(new['v'], there, inside)
 
-  def add(head, i, carry):
+  def add(
+    head: Int[Array, ''], i: Int[Array, ''], carry: tuple[Array, Array]
+  ) -> tuple[Array, Array]:
     of_k, of_v = carry
     rows = pl.ds(i * BLOCK, BLOCK)
     real = program.tokens(i)
@@ -464,10 +509,13 @@ def _keys_kernel(program, wide, narrow, new, masks, of_new):
   carry = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
   from_row, to_row = part.from_row[block], part.to_row[block]
 
-  def add_head(head, carry):
-    return jax.lax.fori_loop(
+  def add_head(
+    head: Int[Array, ''], carry: tuple[Array, Array]
+  ) -> tuple[Array, Array]:
+    of_k, of_v = jax.lax.fori_loop(
       from_row, to_row, functools.partial(add, head), carry
     )
+    return of_k, of_v
 
   of_k, of_v = jax.lax.fori_loop(0, wide['q'].shape[1], add_head, carry)
   program.store(of_new['k'], of_k * program.settings.scale, inside, there)

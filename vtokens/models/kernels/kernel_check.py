@@ -1,6 +1,9 @@
 """Checks that the kernels compute correct results on this machine's GPUs."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,9 @@ _PASSAGES, _SLOTS = (70, 150), 230
 _FOLLOWING, _TOKENS = (40, 140), 190
 # Tokens that a query sees: the last queries do not see the first passages.
 WINDOW = 250
+
+# A pytree of arrays.
+_Arrays = TypeVar('_Arrays')
 
 
 def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
@@ -81,11 +87,13 @@ def compare(
   gradient = jnp.where(real, jnp.roll(q, 1, axis=-1), 0)
   mesh = partitioning.make_mesh((1, 1, 1), [device])
 
-  def values(attend, q, new, cache):
-    def attended(q, k, v):
+  def values(
+    attend: Callable[..., Array], q: Array, new: KVCache, cache: KVCache
+  ) -> tuple[Array, ...]:
+    def attended(q: Array, k: Array, v: Array) -> Array:
       out = attend(
         q,
-        new.replace(k=k, v=v),
+        dataclasses.replace(new, k=k, v=v),
         [cache],
         mesh=mesh,
         scale=head_dim**-0.5,
@@ -97,10 +105,11 @@ def compare(
     out, pull = jax.vjp(attended, q, new.k, new.v)
     return out, *pull(gradient.astype(q.dtype))
 
-  def exact(tree):
-    return jax.tree.map(
+  def exact(tree: _Arrays) -> _Arrays:
+    raised: _Arrays = jax.tree.map(
       lambda x: x.astype(jnp.float32) if x.dtype == dtype else x, tree
     )
+    return raised
 
   run = jax.jit(values, static_argnums=0)
   kernel = functools.partial(flash.attend, interpret=interpret)
@@ -139,7 +148,9 @@ def make_inputs(
   def normal(*shape: int) -> Array:
     return jnp.asarray(rng.standard_normal(shape), dtype)
 
-  def keys(lengths: tuple[int, ...], starts: tuple[int, ...], size: int):
+  def keys(
+    lengths: tuple[int, ...], starts: tuple[int, ...], size: int
+  ) -> KVCache:
     positions = np.full((_ROWS, size), -1, np.int32)
     segments = np.full((_ROWS, size), -1, np.int32)
     at = 0

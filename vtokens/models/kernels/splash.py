@@ -143,4 +143,5 @@ def _one_shard(
   # compile with that precision.
   exact = q.dtype == jnp.float32
   with jax.default_matmul_precision('highest' if exact else 'default'):
-    return jax.vmap(kernel)(q, k, v, ids)
+    out: Array = jax.vmap(kernel)(q, k, v, ids)
+  return out

@@ -302,7 +302,7 @@ class _Metadata:
 
   def values_of(self, key: str, kind: type) -> list[Any]:
     """A required list of values of a type."""
-    values = self.get(key, ..., list)
+    values: list[Any] = self.get(key, ..., list)
     odd = next((value for value in values if type(value) is not kind), None)
     if odd is not None:
       raise self._unexpected(key, odd, f'{_NAMES[kind]} in its list')

@@ -9,6 +9,7 @@ import datetime
 import json
 import resource
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jinja2
@@ -30,7 +31,7 @@ class _Generation(jinja2.ext.Extension):
     block = jinja2.nodes.CallBlock(self.call_method('_same'), [], [], body)
     return block.set_lineno(line)
 
-  def _same(self, caller: Any) -> str:
+  def _same(self, caller: Callable[[], str]) -> str:
     return caller()
 
 

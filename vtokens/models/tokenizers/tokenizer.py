@@ -14,7 +14,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vtokens.host import errors, json_files
 from vtokens.models.tokenizers import chat_template, turn_marks
@@ -203,7 +203,7 @@ class Tokenizer:
       candidates,
     )
 
-  def __reduce__(self):
+  def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
     # A pickled backend loses its setting for special tokens.
     return type(self), (self._tokenizer, self._more_end_ids, self._num_rows)
 

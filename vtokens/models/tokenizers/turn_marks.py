@@ -36,7 +36,9 @@ def find(
     for role in ('system', 'user', 'assistant')
   )
 
-  def written(messages: list[dict[str, str]], ask: bool, parts: slice) -> set:
+  def written(
+    messages: list[dict[str, str]], ask: bool, parts: slice
+  ) -> set[int]:
     """Ids outside of the messages' contents."""
     found = []
     for think in (False, True):

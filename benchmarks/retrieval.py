@@ -21,9 +21,9 @@ import platform
 import resource
 import time
 
-from vtokens.data import records
+from vtokens.data import containment, records
+from vtokens.host import claimed_directory
 from vtokens.retrieval import (
-  claims,
   passage_store,
   recall,
   retrieval_config,
@@ -93,7 +93,7 @@ def index(name, files, work):
     ),
     **{
       key: value
-      for key, value in claims.read_info(made.directory).items()
+      for key, value in claimed_directory.read_info(made.directory).items()
       if key.startswith('num_')
     },
   }
@@ -126,7 +126,7 @@ def retrieve(name, files, work, questions):
   corpus = passage_store.PassageReader.open(work / 'corpus')
   hits = search.read_hits(work, name, 0)
   ranks = [
-    recall.Matcher(question.answers).first(
+    containment.Matcher(question.answers).first(
       corpus[row] for row in rows if row >= 0
     )
     for question, rows in zip(questions, hits.rows, strict=True)
@@ -161,7 +161,7 @@ def baseline_ranks(data, files, questions):
         row = json.loads(line)
         given[row['id']] = [i for i, _ in row['retrieved'] if i in corpus]
   return [
-    recall.Matcher(q.answers).first(corpus[i] for i in given[q.id])
+    containment.Matcher(q.answers).first(corpus[i] for i in given[q.id])
     for q in questions
   ]
 
@@ -185,10 +185,11 @@ def cut_corpus(files, path):
 
 
 def read_questions(data, sets) -> list[records.Record]:
-  return retrieval_inputs.read_questions(
+  questions, _ = retrieval_inputs.read_questions(
     [str(data / 'qa' / f'{name}.test.jsonl.gz') for name in sets],
     on_bad_record='skip',
-  ).records
+  )
+  return questions
 
 
 def machine():
@@ -234,7 +235,7 @@ def main():
   if 'bm25' in stages:
     work = args.work / 'whole'
     count, cost = measured(read_corpus, files, work)
-    size = claims.num_bytes(work / 'corpus')
+    size = claimed_directory.num_bytes(work / 'corpus')
     note(
       'corpus',
       {

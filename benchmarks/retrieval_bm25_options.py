@@ -12,6 +12,7 @@ import json
 import pathlib
 import time
 
+from vtokens.data import containment
 from vtokens.retrieval import (
   passage_store,
   recall,
@@ -47,9 +48,7 @@ def main():
   args = parser.parse_args()
   questions = []
   for path in sorted(args.data.glob('qa/*.train.jsonl.gz')):
-    own = retrieval_inputs.read_questions(
-      [str(path)], on_bad_record='skip'
-    ).records
+    own, _ = retrieval_inputs.read_questions([str(path)], on_bad_record='skip')
     questions += own[:: max(1, len(own) // PER_SET)][:PER_SET]
   corpus = passage_store.prepare(
     retrieval_config.Corpus(
@@ -59,7 +58,7 @@ def main():
     args.work,
     rebuild=False,
   )
-  matchers = [recall.Matcher(question.answers) for question in questions]
+  matchers = [containment.Matcher(question.answers) for question in questions]
   datasets = [question.dataset for question in questions]
   texts = [question.question for question in questions]
   figures = {}

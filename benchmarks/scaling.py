@@ -25,7 +25,7 @@ import jax
 from vtokens import recipes
 from vtokens.devices import chips
 from vtokens.host import errors, writers
-from vtokens.planning import aot, estimate, flops, hlo, known_models
+from vtokens.planning import aot, estimate, flops, hlo, known_models, programs
 
 MODELS = {
   'Mistral 7B': 'mistralai/Mistral-7B-Instruct-v0.1',

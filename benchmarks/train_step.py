@@ -335,7 +335,8 @@ def model_settings(name: str) -> Any:
   if name not in _SHAPES:
     raise SystemExit(f'--model: smollm2 or one of {", ".join(_SHAPES)}')
   path, changes = _SHAPES[name]
-  values = {**(known_models.find(path) or {}), **changes}
+  values, _ = known_models.CONFIGS.get(path, ({}, 0))
+  values = {**values, **changes}
   settings = transformers.AutoConfig.for_model(values.pop('model_type'))
   return type(settings)(**values)
 

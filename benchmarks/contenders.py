@@ -139,6 +139,7 @@ def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
   from vtokens.models.files import weights as weights_lib
 
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  source: Any
   if path.endswith('.gguf'):
     source = gguf_weights.GGUFSource(path)
     architecture = source.config
@@ -392,12 +393,13 @@ def load_torch(path: str, dtype: str) -> Any:
 
   file = pathlib.Path(path)
   of_gguf = file.suffix == '.gguf'
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+  model: Any = transformers.AutoModelForCausalLM.from_pretrained(
     file.parent if of_gguf else file,
     gguf_file=file.name if of_gguf else None,
     dtype=getattr(torch, dtype),
     attn_implementation='sdpa',
-  ).to('cuda' if torch.cuda.is_available() else 'cpu')
+  )
+  model.to('cuda' if torch.cuda.is_available() else 'cpu')
   model.requires_grad_(False)
   model.config.use_cache = False
   return model

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 BASE = (600, 110, 4)
 GRID = [
@@ -91,10 +92,11 @@ def measure(repeats: int) -> list[dict]:
       return np.tile(np.arange(start, stop, dtype=np.int32), (rows, 1))
 
     virtual = count(base.config.vocab_size, base.config.vocab_size + K)
+    suffix_ids: Any = np.concatenate([virtual, ids(suffix - K)], axis=1)
     return batch_lib.Batch(
       prefix=ids(prefix),
       prefix_positions=count(0, prefix),
-      suffix=np.concatenate([virtual, ids(suffix - K)], axis=1),
+      suffix=suffix_ids,
       suffix_positions=count(prefix, prefix + suffix),
       targets=ids(TARGETS),
       target_index=count(suffix - TARGETS, suffix),

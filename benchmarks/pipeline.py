@@ -19,6 +19,7 @@ import pathlib
 import random
 import tempfile
 import time
+from typing import Any
 
 from vtokens import config
 from vtokens.data import formats, pipeline, training_set
@@ -103,7 +104,7 @@ def main():
           computed += host.computed_tokens
           examples += len(host.ids)
         seconds = time.process_time() - began
-      row = {
+      row: dict[str, Any] = {
         'examples_per_cpu_second': examples / seconds,
         'real_tokens': real / computed,
         'shapes': sorted(shapes),

@@ -91,7 +91,7 @@ def train_in_torch(setting: quickstart_runs.Setting, with_peft: bool) -> Steps:
   """Trains on the same examples, left-padded; see `Setting.train`."""
   cfg = setting.cfg
   path = pathlib.Path(paths.resolve(cfg.base.path))
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+  model: Any = transformers.AutoModelForCausalLM.from_pretrained(
     path.parent, gguf_file=path.name, dtype=torch.float32
   )
   model.requires_grad_(False)

@@ -11,6 +11,7 @@ import argparse
 import json
 import pathlib
 import time
+from typing import Any
 
 from vtokens.data import containment
 from vtokens.retrieval import (
@@ -21,8 +22,12 @@ from vtokens.retrieval import (
   search,
 )
 
-BASE = {'stopwords': 'english', 'stemmer': 'english', 'title_weight': 1}
-VARIANTS = {
+BASE: dict[str, Any] = {
+  'stopwords': 'english',
+  'stemmer': 'english',
+  'title_weight': 1,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
   'base': {},
   'no stemmer': {'stemmer': 'none'},
   'porter': {'stemmer': 'porter'},
@@ -87,7 +92,7 @@ def main():
       for matcher, rows in zip(matchers, hits.rows, strict=True)
     ]
     table = recall.table(datasets, {'bm25': ranks}, TOP_K)
-    figures[name] = {
+    found: dict[str, Any] = {
       'changes': changes,
       'build_s': round(built - began, 1),
       'ms_per_question': round(1e3 * (searched - built) / len(texts), 2),
@@ -97,9 +102,8 @@ def main():
         for k in (1, 5, 20)
       },
     }
-    means = ', '.join(
-      f'{k} {100 * v:.1f}' for k, v in figures[name]['mean'].items()
-    )
+    figures[name] = found
+    means = ', '.join(f'{k} {100 * v:.1f}' for k, v in found['mean'].items())
     print(f'{name:16} {means}', flush=True)
   if args.json:
     args.json.write_text(json.dumps(figures, indent=2) + '\n')

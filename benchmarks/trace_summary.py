@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from absl import app, flags
 from jax.profiler import ProfileData
@@ -66,7 +67,7 @@ def kind(name: str, where: Mapping[str, str]) -> str:
 def main(argv: list[str]) -> None:
   del argv
   where = operations(pathlib.Path(_PROGRAM.value).read_text())
-  seconds: collections.Counter[str] = collections.Counter()
+  seconds: dict[str, float] = collections.defaultdict(float)
   count: collections.Counter[str] = collections.Counter()
   for name, took in kernels(_TRACE.value):
     title = kind(name, where)
@@ -75,14 +76,14 @@ def main(argv: list[str]) -> None:
   if not seconds:
     raise SystemExit(f'{_TRACE.value}: no kernel of a GPU is in it')
   total = sum(seconds.values())
-  rows = [
+  rows: list[dict[str, Any]] = [
     {
       'kind': title,
       'seconds': took,
       'share': took / total,
       'kernels': count[title] / _STEPS.value,
     }
-    for title, took in seconds.most_common()
+    for title, took in sorted(seconds.items(), key=lambda item: -item[1])
   ]
   print(f'{"":32} {"ms":>8} {"share":>6} {"kernels":>8}')
   for row in rows:

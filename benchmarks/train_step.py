@@ -166,7 +166,7 @@ class Runner:
     if not self.failed:
       self.facts |= self._process.ask('end')
     # Printed now, in case the benchmark is cut off.
-    said = {
+    said: dict[str, Any] = {
       'seconds': [round(seconds, 4) for seconds in self.seconds],
       'GiB': round(self.facts.get('peak_bytes_above_weights', 0) / 2**30, 2),
       **{

@@ -51,8 +51,7 @@ from vtokens.run import (
   workdir,
 )
 from vtokens.run.checkpoints import Checkpoints
-from vtokens.run.hook import Hook
-from vtokens.run.loop import Loop
+from vtokens.run.loop import Hook, Loop
 from vtokens.run.run_inputs import RunInputs
 from vtokens.run.workdir import RecordedClaim, RunDir
 from vtokens.serving import table_file

@@ -10,7 +10,7 @@ from tensorboardX.proto import event_pb2
 
 from vtokens import config
 from vtokens.host import errors
-from vtokens.run import hook, tracking
+from vtokens.run import loop, tracking
 
 
 def test_metrics_round_trip(tmp_path):
@@ -138,7 +138,7 @@ class _Steps:
 
 
 def _done(step):
-  return hook.DispatchedStep(step, None, {'loss': jnp.ones(3) * step}, 0.0)
+  return loop.DispatchedStep(step, None, {'loss': jnp.ones(3) * step}, 0.0)
 
 
 def test_profile(tmp_path, capsys):

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -13,12 +12,9 @@ from vtokens.host import errors, stopping, writers
 from vtokens.method.steps import TrainState
 from vtokens.run import training_state
 from vtokens.run.checkpoints import Checkpoints
-from vtokens.run.hook import DispatchedStep, Hook
+from vtokens.run.loop import DispatchedStep, Hook, Loop
 from vtokens.run.step_log import Progress, StepLog
 from vtokens.scoring.metrics import Scores
-
-if TYPE_CHECKING:
-  from vtokens.run.loop import Loop
 
 
 def resume(
@@ -83,7 +79,7 @@ class Validation(Hook):
     self._checkpoints = checkpoints
     self._best_loss = math.inf
 
-  def begin(self, loop: 'Loop') -> None:
+  def begin(self, loop: Loop) -> None:
     """Finds the best loss so far; makes up for an interrupted validation."""
     # Also if there is no latest checkpoint: a kill can come before the first.
     best = self._checkpoints.restore_best(loop.state)
@@ -91,11 +87,11 @@ class Validation(Hook):
       self._best_loss = best[1]['validation_loss']
     self._validate_if_due(loop)
 
-  def after_step(self, loop: 'Loop', done: DispatchedStep) -> None:
+  def after_step(self, loop: Loop, done: DispatchedStep) -> None:
     """Validates if it is time."""
     self._validate_if_due(loop)
 
-  def _validate_if_due(self, loop: 'Loop') -> None:
+  def _validate_if_due(self, loop: Loop) -> None:
     step = loop.step
     due = step % self._every == 0 or loop.is_done
     if not due or self._progress.validated_step == step:
@@ -151,16 +147,16 @@ class Saving(Hook):
     self._log = log
     self._progress = progress
 
-  def after_step(self, loop: 'Loop', done: DispatchedStep) -> None:
+  def after_step(self, loop: Loop, done: DispatchedStep) -> None:
     """Saves if it is time."""
     if loop.step % self._every == 0 or loop.is_done:
       self._save(loop)
 
-  def stopped(self, loop: 'Loop') -> None:
+  def stopped(self, loop: Loop) -> None:
     """Saves the state that the stop left."""
     self._save(loop)
 
-  def _save(self, loop: 'Loop') -> None:
+  def _save(self, loop: Loop) -> None:
     # The loss comes first: a state after NaN must never be saved.
     self._log.report()
     # Nor one that the last update broke, which only the next loss would show.
@@ -197,7 +193,7 @@ class StopIfAsked(Hook):
   def __init__(self, request: stopping.StopRequest):
     self._request = request
 
-  def after_step(self, loop: 'Loop', done: DispatchedStep) -> None:
+  def after_step(self, loop: Loop, done: DispatchedStep) -> None:
     """Raises `stopping.Stopped` on all processes if any was asked to stop."""
     if not loop.is_done:
       self._request.check_together()

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,8 @@ from jaxtyping import Float
 from vtokens import config
 from vtokens.data.pipeline import HostBatch
 from vtokens.host import errors, writers
-from vtokens.run.hook import DispatchedStep, Hook
+from vtokens.run.loop import DispatchedStep, Hook, Loop
 from vtokens.run.tracking import Sink
-
-if TYPE_CHECKING:
-  from vtokens.run.loop import Loop
 
 
 @dataclasses.dataclass
@@ -108,7 +105,7 @@ class StepLog(Hook):
     """Returns the time in the loop, over all processes of the run."""
     return self._seconds_before + time.monotonic() - self._began
 
-  def after_step(self, loop: 'Loop', done: DispatchedStep) -> None:
+  def after_step(self, loop: Loop, done: DispatchedStep) -> None:
     """Reports the step before; the device is at work on this one."""
     self._data_seconds += done.data_seconds
     self.report()
@@ -188,7 +185,7 @@ class StepLog(Hook):
     """Brings all lines to the disk or the store."""
     self._tracker.flush()
 
-  def end(self, loop: 'Loop') -> None:
+  def end(self, loop: Loop) -> None:
     """Tells how many passages did not fit."""
     progress = self._progress
     if progress.passages_dropped or progress.passages_cut:

@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import jax
 from etils import epath
@@ -14,10 +14,7 @@ from tensorboardX.proto import event_pb2
 
 from vtokens import config
 from vtokens.host import errors, json_files, paths, writers
-from vtokens.run.hook import DispatchedStep, Hook
-
-if TYPE_CHECKING:
-  from vtokens.run.loop import Loop
+from vtokens.run.loop import DispatchedStep, Hook, Loop
 
 
 class Sink(Protocol):
@@ -280,13 +277,13 @@ class Profile(Hook):
     self._first, self._last = steps
     self._running: _OnDisk | None = None
 
-  def before_step(self, loop: 'Loop') -> None:
+  def before_step(self, loop: Loop) -> None:
     """Starts the trace if the next step is the first one traced."""
     if self._first and loop.step + 1 == self._first:
       self._running = _OnDisk(self._directory)
       jax.profiler.start_trace(str(self._running.path))
 
-  def after_step(self, loop: 'Loop', done: DispatchedStep) -> None:
+  def after_step(self, loop: Loop, done: DispatchedStep) -> None:
     """Ends the trace once the last step traced has been computed."""
     if self._running and done.number >= self._last:
       jax.block_until_ready(done.values)

@@ -47,11 +47,13 @@ def ask(workdir: pathlib.Path, k: int, most: int = 16) -> list[Asked]:
     source.base,
     table,
     table.table,
-    records,
-    config.Decode(batch_size=12, max_new_tokens=most, stop_at_newline=False),
-    num_passages=2,
-    num_logits=0,
-    seed=0,
+    reference.Asked(
+      records,
+      config.Decode(batch_size=12, max_new_tokens=most, stop_at_newline=False),
+      num_passages=2,
+      num_logits=0,
+      seed=0,
+    ),
   )
   tokenizer = torch_consumer.load_tokenizer(source.config.base.path)
   found = [

@@ -125,7 +125,7 @@ def _run(script: str, devices: int, *arguments: str) -> str:
     [sys.executable, '-c', script, *arguments],
     env={
       **os.environ,
-      'PYTHONPATH': f'{tiny_run.ROOT}:{tiny_run.ROOT / "tests"}',
+      'PYTHONPATH': f'{tiny_run.ROOT}:{tiny_run.ROOT / "tests" / "support"}',
       'JAX_PLATFORMS': 'cpu',
       'XLA_FLAGS': xla_flags.devices(devices),
     },

@@ -98,10 +98,14 @@ class TestFindWay:
   @pytest.mark.parametrize(
     'settings, environ, match',
     [
-      (config.Distributed('a:1'), {}, 'not how many processes'),
+      (config.Distributed('a:1'), {}, 'a:1, but the number of processes'),
       (config.Distributed('a:1', 2, 2), {}, 'process 2 of 2: .* 0 to 1'),
       (config.Distributed('a', 2, 1), {}, "'a', expected HOST:PORT"),
-      (_AUTO, {'JAX_COORDINATOR_ADDRESS': 'a:1'}, 'not how many processes'),
+      (
+        _AUTO,
+        {'JAX_COORDINATOR_ADDRESS': 'a:1'},
+        'a:1, but the number of processes',
+      ),
       (
         _AUTO,
         {'JAX_COORDINATOR_ADDRESS': 'a:1', 'JAX_NUM_PROCESSES': 'x'},

@@ -205,7 +205,7 @@ def test_what_is_advised_first(monkeypatch, quantize):
     tried.append(cfg)
     return {'fits': cfg.base.quantize == 'int4'}
 
-  monkeypatch.setattr(plan, 'plan', fits)
+  monkeypatch.setattr(estimate, 'plan_run', fits)
   cfg = recipes.spring('meta-llama/Llama-2-13b-hf', chat=False)
   cfg.mesh.shape = (1, 1, 1)
   cfg.base.quantize = quantize

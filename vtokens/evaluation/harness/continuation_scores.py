@@ -165,12 +165,9 @@ def score(
   with writers.progress(
     total=len(items), desc=label, unit='prompt', leave=False
   ) as bar:
-    for group in prompt_batches.groups(prompts, batch_size):
-      common = prompt_batches.common_start([prompts[i] for i in group])
-      begin = functools.partial(
-        prompt_batches.encode_start, base, table, prompts[group[0]][:common]
-      )
-      start = stop.run(begin)
+    for group, common, start in prompt_batches.started_groups(
+      base, table, prompts, batch_size, stop
+    ):
       size = prompt_batches.num_rows(mesh, len(group), batch_size)
       lengths = functools.partial(_padded_lengths, items, common)
       for index in prompt_batches.batches(group, size, lengths):

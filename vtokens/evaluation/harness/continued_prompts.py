@@ -113,12 +113,9 @@ def continue_prompts(
   with writers.progress(
     total=len(tasks), desc=label, unit='prompt', leave=False
   ) as bar:
-    for group in prompt_batches.groups(prompts, batch_size):
-      common = prompt_batches.common_start([prompts[i] for i in group])
-      begin = functools.partial(
-        prompt_batches.encode_start, base, table, prompts[group[0]][:common]
-      )
-      start = stop.run(begin)
+    for group, common, start in prompt_batches.started_groups(
+      base, table, prompts, batch_size, stop
+    ):
       written: dict[int, list[int]] = {i: [] for i in group}
       while written:
         size = prompt_batches.num_rows(mesh, len(written), batch_size)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import partitioning
+from vtokens.host import stopping
 from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder import Decoder
 from vtokens.models.frozen_base import FrozenBase
@@ -92,6 +93,33 @@ def encode_start(
     base.params, table, padded, positions, graph=base.graph
   )
   return cache
+
+
+def started_groups(
+  base: FrozenBase,
+  table: Float[np.ndarray, 'P D'],
+  prompts: Sequence[Ids],
+  batch_size: int,
+  stop: stopping.StopRequest,
+) -> Iterator[tuple[list[int], int, KVCache]]:
+  """Groups prompts and encodes the common start of each group.
+
+  Args:
+    base: the frozen model.
+    table: of virtual tokens; see `encode_start`.
+    prompts: ids of each prompt, int32.
+    batch_size: the least size of a group of prompts that begin alike.
+    stop: drops the start that is being encoded.
+
+  Yields:
+    Numbers of the prompts of a group, the length of their common start, and
+    its cache, of one row.
+  """
+  for group in groups(prompts, batch_size):
+    common = common_start([prompts[i] for i in group])
+    ids = prompts[group[0]][:common]
+    start = stop.run(functools.partial(encode_start, base, table, ids))
+    yield group, common, start
 
 
 def repeat_row(cache: KVCache, rows: int) -> KVCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
 
 
-class Family:
+class Family(abc.ABC):
   """One `model_type`; see `registry.register`.
 
   Attributes:
@@ -32,6 +33,7 @@ class Family:
   names: Mapping[str, str] = tensor_names.PRE_NORM
   gguf: str | None = None
 
+  @abc.abstractmethod
   def read(self, f: Fields) -> dict[str, Any]:
     """Fields of `DecoderConfig` besides the common fields.
 
@@ -44,7 +46,6 @@ class Family:
     Raises:
       errors.UserError: a value is not supported.
     """
-    raise NotImplementedError
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     """Completes a config.json.
@@ -53,6 +54,7 @@ class Family:
       config: the architecture, as returned by `read`.
       values: the common fields, to be changed in place.
     """
+    del config, values  # By default there is nothing to add.
 
   def read_gguf(self, metadata: Metadata, values: dict[str, Any]) -> None:
     """Completes the config.json made from the metadata of a GGUF file.
@@ -64,6 +66,7 @@ class Family:
     Raises:
       errors.UserError: a value is not supported.
     """
+    del metadata, values  # By default there is nothing to add.
 
   def gguf_rows(
     self, config: DecoderConfig, name: str, rows: int

@@ -22,7 +22,11 @@ import pathlib, sys, time
 from vtokens.settings import flags
 from vtokens.host import stopping, writers
 
-def run(unused_argv):
+def hang():
+  pathlib.Path('saving').touch()
+  time.sleep(100)
+
+def run(unused_argv, before_saving=lambda: None):
   with stopping.StopRequest() as stop:
     try:
       for step in range(100_000):
@@ -31,8 +35,12 @@ def run(unused_argv):
         pathlib.Path('step').write_text(str(step))
         stop.check()
     except stopping.Stopped:
+      before_saving()
       pathlib.Path('state').write_text('saved')
       raise
+
+def hanging(unused_argv):
+  run(unused_argv, hang)
 
 def anew(unused_argv):
   try:
@@ -142,13 +150,15 @@ def test_a_full_pipe_does_not_hold_up_the_end(tmp_path):
 def test_a_second_signal_does_not_wait_for_a_full_pipe(tmp_path):
   reader, writer = os.pipe()
   with subprocess.Popen(
-    _command('run'), cwd=tmp_path, env=_ENV, stdout=writer, stderr=writer
+    _command('hanging'), cwd=tmp_path, env=_ENV, stdout=writer, stderr=writer
   ) as process:
     os.close(writer)
     try:
       _until_full(process, tmp_path)
       process.send_signal(signal.SIGTERM)
-      time.sleep(0.3)
+      while not (tmp_path / 'saving').exists():
+        assert process.poll() is None
+        time.sleep(0.05)
       process.send_signal(signal.SIGINT)
       assert process.wait(30) == 128 + signal.SIGINT
     finally:

@@ -121,9 +121,10 @@ def test_one_that_does_not_fit(tmp_path):
   assert not found['fits']
   problem = found['programs']['training step']['problem']
   assert 'RESOURCE_EXHAUSTED' in problem
-  assert found['advice'] == '--config.mesh.shape=(1,16,1)'
+  # Quoted for the shell.
+  assert found['advice'] == "'--config.mesh.shape=(1,16,1)'"
   assert done.stdout.splitlines()[-1] == (
-    'does not fit; it would with --config.mesh.shape=(1,16,1)'
+    "does not fit; it would with '--config.mesh.shape=(1,16,1)'"
   )
 
 
@@ -264,6 +265,21 @@ def test_row_shapes():
   assert programs.row_shape(cfg) == (2, 260)
   cfg.data.shapes = ((8, 8), (64, 48))
   assert programs.row_shape(cfg) == (64, 48)
+
+
+def test_shapes_of_answers():
+  cfg = config.Config()
+  cfg.data.max_prefix_tokens, cfg.data.max_suffix_tokens = 700, 100
+  cfg.eval.num_active = (1, 5, 50)
+  assert programs.answer_shape(cfg) == (768, 320)
+  # Branches beyond 1,024 tokens are answered one after another.
+  cfg.eval.num_active = tuple(range(1, 21))
+  assert programs.answer_shape(cfg) == (768, 1024)
+  # But a single branch is not cut.
+  cfg.data.max_suffix_tokens = 1500
+  assert programs.answer_shape(cfg) == (768, 1504)
+  cfg.virtual_tokens.position = 'first'
+  assert programs.answer_shape(cfg) == (1, 2208)
 
 
 def test_what_is_between_slices_is_told_apart():

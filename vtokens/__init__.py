@@ -4,9 +4,14 @@ import typing
 
 __version__ = '0.1.0'
 
-if not typing.TYPE_CHECKING:  # Users' config files import earlier names.
+# Users' config files and the cards of earlier exports import earlier names.
+if not typing.TYPE_CHECKING:
   from vtokens.host import old_names
 
   __getattr__ = old_names.aliases(
-    __name__, {'recipes_data': 'vtokens.recipes.spring_data'}
+    __name__,
+    {
+      'paths': 'vtokens.host.paths',
+      'recipes_data': 'vtokens.recipes.spring_data',
+    },
   )

@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 
 from vtokens.exports import exporting, trained_table
 from vtokens.exports.export_config import Config, validate
-from vtokens.exports.formats import FORMATS
+from vtokens.exports.formats import formats
 from vtokens.host import claimed_directory, errors, writers
 from vtokens.settings import flags
 
@@ -43,14 +43,14 @@ def export(cfg: Config, to: str, out: str) -> None:
         'and is compared with, the base itself, whose answers can differ from '
         'those of the run'
       )
-    exporting.make(FORMATS[to], directory, cfg, source)
+    exporting.make(formats()[to], directory, cfg, source)
 
 
 def main(cfg: Config) -> None:
   """Entry point."""
   to, out = absl_flags.FLAGS.to, absl_flags.FLAGS.out
-  if to not in FORMATS:
-    raise errors.UserError(f'--to: expected one of {", ".join(FORMATS)}')
+  if to not in formats():
+    raise errors.UserError(f'--to: expected one of {", ".join(formats())}')
   if not out:
     raise errors.UserError('--out: a directory is needed')
   # Our own model and the program that reads the export run one after the other
@@ -61,6 +61,6 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == '__main__':
-  absl_flags.DEFINE_string('to', None, f'Format: {", ".join(FORMATS)}.')
+  absl_flags.DEFINE_string('to', None, f'Format: {", ".join(formats())}.')
   flags.define_path('out', None, 'Directory, which must not exist.')
   flags.run_config(main, Config, validate, None)

@@ -22,7 +22,7 @@ from vtokens.exports import (
   public_names,
   trained_table,
 )
-from vtokens.exports.export_format import FORMATS
+from vtokens.exports.formats import FORMATS
 from vtokens.host import errors
 from vtokens.models import frozen_base
 from vtokens.models.files import gguf_weights

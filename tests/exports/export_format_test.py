@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -12,9 +13,12 @@ import trained_runs
 
 from vtokens import export
 from vtokens.exports import card_recipes, export_format, shared_checks
-from vtokens.exports.export_format import FORMATS, Format, Placement, Usage
+from vtokens.exports.export_format import Format, Placement, Usage
+from vtokens.exports.formats import FORMATS
 from vtokens.host import errors
 from vtokens.serving import plug
+
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 class CSVFormat(Format):
@@ -46,7 +50,8 @@ def run(tmp_path):
 
 
 def test_a_format_from_outside(run, tmp_path, monkeypatch):
-  monkeypatch.delitem(FORMATS, 'csv', raising=False)
+  monkeypatch.setitem(FORMATS, 'csv', None)  # Taken out at the end.
+  del FORMATS['csv']
   export_format.register(CSVFormat())
   export_format.register(CSVFormat())
   with monkeypatch.context() as patched:
@@ -87,6 +92,9 @@ def test_the_command_lists_what_is_registered(tmp_path):
   (info / 'entry_points.txt').write_text(
     f'[{export_format.ENTRY_POINTS}]\nours = ours:Ours\n'
   )
+  env = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{_ROOT}'}
+  # The package by itself, before vtokens.export.
+  subprocess.run([sys.executable, '-c', 'import ours'], env=env, check=True)
   for to, said in (
     ('nothing', 'gguf, ours'),
     ('ours', '--out: a directory is needed'),
@@ -97,7 +105,7 @@ def test_the_command_lists_what_is_registered(tmp_path):
         *('--config.workdir=x', f'--to={to}'),
       ],
       cwd=tmp_path,
-      env={**os.environ, 'PYTHONPATH': str(tmp_path)},
+      env=env,
       capture_output=True,
       text=True,
     )

@@ -5,8 +5,11 @@ import importlib
 import pytest
 
 from vtokens import plug, vllm_client
+from vtokens.data import built_datasets
 from vtokens.data.build import build_config
 from vtokens.evaluation import eval_config
+from vtokens.host import paths
+from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.recipes import spring_data
 from vtokens.retrieval import retrieval_config
 from vtokens.serving import plug as serving_plug
@@ -16,13 +19,16 @@ from vtokens.serving import vllm_client as serving_client
 @pytest.mark.parametrize(
   ('package', 'name', 'module'),
   [
+    ('vtokens', 'paths', paths),
     ('vtokens', 'recipes_data', spring_data),
+    ('vtokens.data', 'store', built_datasets),
+    ('vtokens.models', 'gguf_tokenizer', gguf_tokenizer),
     ('vtokens.data', 'build_config', build_config),
     ('vtokens.evaluation', 'config', eval_config),
     ('vtokens.retrieval', 'config', retrieval_config),
   ],
 )
-def test_settings_by_their_earlier_names(package, name, module):
+def test_modules_by_their_earlier_names(package, name, module):
   namespace: dict = {}
   exec(f'from {package} import {name}', namespace)
   assert namespace[name] is module

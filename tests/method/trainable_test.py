@@ -56,7 +56,7 @@ class KeysValues(Trainable):
   def embed(self, decoder, values, ids):
     return decoder.embed(ids)
 
-  def caches(self, decoder, values, positions, segments):
+  def caches(self, decoder, values, ids, positions, segments):
     rows = positions.shape[0]
 
     def repeat(x):
@@ -73,6 +73,27 @@ class KeysValues(Trainable):
 
 
 TRAINABLE = KeysValues()
+
+
+@dataclasses.dataclass(frozen=True)
+class ForOneSuffix(KeysValues):
+  """Keys and values that one suffix of a row sees."""
+
+  segment: int = 0
+
+  def caches(self, decoder, values, ids, positions, segments):
+    [cache] = super().caches(decoder, values, ids, positions, segments)
+    if segments is None:
+      return [cache]
+    slots = jnp.full_like(cache.positions, self.segment)
+    return [dataclasses.replace(cache, segments=slots)]
+
+
+class Nothing(KeysValues):
+  """The same values, which nothing sees."""
+
+  def caches(self, decoder, values, ids, positions, segments):
+    return []
 
 
 @pytest.fixture(scope='module')
@@ -152,6 +173,61 @@ def test_a_step_follows_the_gradient_that_torch_has(base, cfg, batch, tiny_dir):
     )
 
 
+@pytest.mark.parametrize('segment', range(4))
+def test_one_suffix_of_several_of_a_prefix_sees_it(base, cfg, segment):
+  """Two prefixes to a row, each with two suffixes."""
+  decoder = base.decoder()
+  values = TRAINABLE.init(cfg.virtual_tokens, decoder, base.tokenizer, seed=0)
+  prefixes = [PREFIX, [70, 2]]
+  suffixes = [[9, 41, 7], [8, 30, 50, 6], [11, 44, 5], [90, 3, 21, 66]]
+
+  def row(ids):
+    return np.asarray([ids], np.int32)
+
+  def nll(batch, trainable):
+    cache = steps.encode_prefix(
+      decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+    )
+    return float(
+      steps.suffix_nll(values, decoder, cache, batch, trainable=trainable)[0]
+    )
+
+  expected = 0.0
+  for i, suffix in enumerate(suffixes):
+    prefix = prefixes[i // 2]
+    alone = batch_lib.Batch(
+      prefix=row(prefix),
+      prefix_positions=row(range(len(prefix))),
+      suffix=row(suffix),
+      suffix_positions=row(range(len(prefix), len(prefix) + len(suffix))),
+      targets=row([i + 1]),
+      target_index=row([len(suffix) - 1]),
+    )
+    expected += nll(alone, TRAINABLE if i == segment else Nothing())
+  ends = np.cumsum([len(suffix) for suffix in suffixes])
+  together = batch_lib.make(
+    packed=True,
+    draws=2,
+    prefix=row([*prefixes[0], *prefixes[1]]),
+    prefix_positions=row([*range(len(PREFIX)), 0, 1]),
+    prefix_segments=row([0] * len(PREFIX) + [1, 1]),
+    suffix=row([i for suffix in suffixes for i in suffix]),
+    suffix_positions=row(
+      [
+        len(prefixes[i // 2]) + t
+        for i, suffix in enumerate(suffixes)
+        for t in range(len(suffix))
+      ]
+    ),
+    suffix_segments=row(np.repeat(range(4), [3, 4, 3, 4])),
+    suffix_parents=row(np.repeat([0, 0, 1, 1], [3, 4, 3, 4])),
+    targets=row([1, 2, 3, 4]),
+    target_index=row(ends - 1),
+  )
+  found = nll(together, ForOneSuffix(segment))
+  assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_it_is_seen_while_generating(base, cfg):
   values = TRAINABLE.init(
     cfg.virtual_tokens, base.decoder(), base.tokenizer, seed=0
@@ -195,7 +271,7 @@ def test_it_is_seen_while_generating(base, cfg):
     hidden, _ = decoder(
       decoder.embed(jnp.asarray([ids])),
       positions,
-      [cache, *TRAINABLE.caches(decoder, values, positions, None)],
+      [cache, *TRAINABLE.caches(decoder, values, None, positions, None)],
     )
     ids.append(int(decoder.logits(hidden)[0, -1].argmax()))
   assert answer(values) == ids[len(SUFFIX) :]

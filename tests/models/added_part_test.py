@@ -1,6 +1,7 @@
 """A part of a block, an MLP, that is added from outside of the package."""
 
 import dataclasses
+from unittest import mock
 
 import flax.nnx as nnx
 import jax.numpy as jnp
@@ -17,7 +18,13 @@ from vtokens.models.families import registry
 from vtokens.models.files import hf_directory, weights
 from vtokens.planning import abstract_step, flops
 
-registry.register(Arcee)
+
+@pytest.fixture(scope='module', autouse=True)
+def _registered():
+  """In this module alone: other tests run over all registered families."""
+  with mock.patch.dict(registry.families()):
+    registry.register(Arcee)
+    yield
 
 
 @pytest.mark.parametrize('method', ['none', 'int8'])

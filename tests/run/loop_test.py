@@ -109,6 +109,7 @@ def _make(
   validation_losses=None,
   stop_in=(),
   validates=True,
+  more_hooks=(),
   **settings,
 ):
   settings = config.Train(
@@ -157,6 +158,7 @@ def _make(
   hooks += [
     loop_hooks.Saving(saved, settings.checkpoint_every, log, progress),
     loop_hooks.StopIfAsked(stop),
+    *more_hooks,
   ]
   return _Run(
     loop.Loop(train_step, state, _Batches(), hooks),
@@ -301,6 +303,20 @@ def test_a_signal_saves_the_step(tmp_path):
   assert second.loop.step == 5
   second.run()
   assert second.table == 28
+  assert _rows(tmp_path) == _ALL_ROWS
+
+
+def test_a_hook_that_stops_before_a_step(tmp_path):
+  class Stops(loop.Hook):
+    def before_step(self, loop):
+      if loop.step == 5:
+        raise stopping.Stopped(signal.SIGTERM, agreed=True)
+
+  first = _make(tmp_path, more_hooks=[Stops()])
+  with pytest.raises(stopping.Stopped):
+    first.run()
+  assert _saved(tmp_path)[-1] == 5
+  assert _make(tmp_path).run().table == 28
   assert _rows(tmp_path) == _ALL_ROWS
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -68,6 +69,30 @@ def test_a_run_without_its_table_or_result(run_dir):
   (run_dir.path / 'base.json').unlink()
   with pytest.raises(errors.UserError, match='which base'):
     run_dir.read('--workdir')
+
+
+@pytest.mark.parametrize('lost', ['file', 'hash'])
+def test_a_run_that_does_not_say_its_tokenizer(run_dir, lost):
+  run_dir.write_table(_TABLE, {'fingerprint': 'abc'})
+  tokenizer = types.SimpleNamespace(sha256='def')
+  base = types.SimpleNamespace(
+    fingerprint='abc',
+    tokenizer=tokenizer,
+    settings=config.Base('lm'),
+    config=types.SimpleNamespace(embed_dim=_TABLE.shape[1]),
+  )
+  run_dir.read('--workdir').check_base(base, tokenizer=True)
+  tokenizer.sha256 = 'other'
+  with pytest.raises(errors.UserError, match='tokenizer_sha256 def there'):
+    run_dir.read('--workdir').check_base(base, tokenizer=True)
+  if lost == 'file':
+    (run_dir.path / 'base.json').unlink()
+  else:
+    run_dir.claim(RecordedClaim(base={'fingerprint': 'abc'}))
+  found = run_dir.read('--workdir')
+  found.check_base(base)
+  with pytest.raises(errors.UserError, match=r'which tokenizer.*base\.json'):
+    found.check_base(base, tokenizer=True)
 
 
 def test_another_run_is_refused_by_what_differs(run_dir):

@@ -91,8 +91,8 @@ class Format(abc.ABC):
     name: value of --to.
     library: the library that reads the export, as the Hugging Face hub names
       it.
-    consumers: packages that the gate reads the export with, by their names on
-      PyPI; a message asks to install a missing one.
+    consumers: packages that the gate reads the export with, as they are
+      imported; a message asks to install a missing one.
     from_directory: whether the base has to be a Hugging Face directory; of a
       GGUF file one is made first, and removed at the end.
   """

@@ -9,6 +9,7 @@ from vtokens.exports import public_names, vocabulary_rows
 from vtokens.exports.export_config import NAMES
 from vtokens.host import errors, paths, writers
 from vtokens.models import frozen_base
+from vtokens.run import run_identity
 from vtokens.run.workdir import RecordedClaim, RunDir
 from vtokens.serving import artifact, prompt_ids, table_file
 from vtokens.serving.artifact import (
@@ -18,7 +19,6 @@ from vtokens.serving.artifact import (
   Prompt,
   Tokens,
 )
-from vtokens.settings import schema
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -26,7 +26,7 @@ class Source:
   """A finished run.
 
   Attributes:
-    table: its tokens have the ids from `rows.first_id` on.
+    table: its tokens have the ids from `vocabulary_rows.first_id` on.
     base: that it was trained on, whose weights are not loaded.
     config: of the run.
   """
@@ -132,12 +132,10 @@ def write(
     table: what was imported.
     settings: of the run: base, templates and position are those of the table.
   """
-  values = schema.to_dict(settings)
-  del values['workdir']
   run = RunDir(directory)
   run.claim(
     RecordedClaim(
-      settings=values,
+      settings=run_identity.to_dict(settings),
       base={
         'fingerprint': table.meta.base.fingerprint,
         'tokenizer_sha256': table.meta.base.tokenizer_sha256,

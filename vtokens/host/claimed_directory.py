@@ -332,8 +332,7 @@ def read_identity(directory: pathlib.Path) -> dict[str, Any]:
 
 def identity_if_there(directory: pathlib.Path) -> dict[str, Any]:
   """Returns the identity of a directory, or {} if it was not claimed."""
-  there = (directory / _IDENTITY).exists()
-  return read_identity(directory) if there else {}
+  return read_identity(directory) if is_claimed(directory) else {}
 
 
 def num_bytes(directory: pathlib.Path) -> int:

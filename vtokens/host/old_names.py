@@ -1,4 +1,4 @@
-"""Earlier names of modules, which configs of users import."""
+"""Earlier names of modules, which users' files and cards of exports import."""
 
 import importlib
 import types

@@ -6,11 +6,14 @@ step reads the weights once for all of them.
 """
 
 import functools
+import hashlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
@@ -89,6 +92,42 @@ class Sampling:
   top_p: Float[Array, ''] | None
 
 
+def end_mask(end_ids: Iterable[int], vocab_size: int) -> Bool[np.ndarray, 'V']:
+  """Marks the tokens that end an answer; array of shape [V], bool.
+
+  Tokenizer files may list ids that the model does not have; these are ignored.
+  """
+  mask = np.zeros(vocab_size, bool)
+  mask[[i for i in end_ids if 0 <= i < vocab_size]] = True
+  return mask
+
+
+def sampling_keys(names: Sequence[str], rows: int) -> UInt32[np.ndarray, 'B 2']:
+  """Makes the key of each row from its name alone; further rows have zeros.
+
+  Args:
+    names: what the draws of each row depend on, the seed included.
+    rows: number of rows of the batch.
+
+  Returns:
+    Array of shape [B, 2], uint32.
+  """
+  keys = np.zeros((rows, 2), np.uint32)
+  for row, name in enumerate(names):
+    digest = hashlib.sha256(name.encode()).digest()
+    keys[row] = np.frombuffer(digest[:8], np.uint32)
+  return keys
+
+
+def make_sampling(
+  keys: UInt32[Array, 'B 2'], temperature: float, top_p: float
+) -> Sampling:
+  """Makes a `Sampling` of settings; top_p 1 draws from all tokens."""
+  heat: Any = np.float32(temperature)
+  nucleus: Any = np.float32(top_p) if top_p < 1 else None
+  return Sampling(keys, heat, nucleus)
+
+
 @functools.partial(jax.jit, static_argnames='graph')
 def encode_prefix(
   base: nnx.State[str, Any],
@@ -137,7 +176,13 @@ def generate(
   decoder = nnx.merge(graph, base)
   before = [
     cache,
-    *trainable.caches(decoder, trained, suffixes.positions, suffixes.segments),
+    *trainable.caches(
+      decoder,
+      trained,
+      suffixes.ids,
+      suffixes.positions,
+      suffixes.segments,
+    ),
   ]
   hidden, kv = decoder(
     trainable.embed(decoder, trained, suffixes.ids),

@@ -80,7 +80,11 @@ def suffix_nll(
     batch.suffix_positions,
     [cache],
     trained_caches=trainable.caches(
-      decoder, trained, batch.suffix_positions, batch.suffix_segments
+      decoder,
+      trained,
+      batch.suffix,
+      batch.suffix_positions,
+      batch.suffix_segments,
     ),
     segments=batch.suffix_segments,
     parents=batch.suffix_parents,

@@ -85,20 +85,23 @@ class Trainable(abc.ABC):
     self,
     decoder: Decoder,
     values: Values,
+    ids: Int[Array, 'B T'],
     positions: Int[Array, 'B T'],
     segments: Int[Array, 'B T'] | None,
   ) -> Sequence[KVCache]:
     """Makes keys and values that the suffix attends to beside the prefix's.
 
-    Gradients flow into them. None by default.
+    Gradients flow into them. None by default. A cache without segments is seen
+    by every suffix of its row, a slot with a segment by that suffix alone.
 
     Args:
       decoder: the base.
       values: the trained arrays.
+      ids: of the suffix's tokens, int32, virtual tokens among them.
       positions: of the suffix's tokens, int32; -1 for padding.
       segments: numbers of the suffixes in a row, int32, or None.
     """
-    del decoder, values, positions, segments
+    del decoder, values, ids, positions, segments
     return ()
 
   @abc.abstractmethod

@@ -35,6 +35,7 @@ def attend(
   softcap: float | None = None,
   window: Int[Array, ''] | int | None = None,
   parents: Int[Array, 'B T'] | None = None,
+  trained: Sequence[KVCache] = (),
   mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
@@ -57,6 +58,8 @@ def attend(
     parents: segment of the caches that each new token continues. It lets
       several segments of `new` continue one segment of a cache. None if each
       continues the segment of its own number.
+    trained: caches whose segments are numbered as those of `new`, whatever
+      the parents are.
     mesh: the devices, which decide how many queries are attended at a time;
       None for the default devices.
 
@@ -94,14 +97,16 @@ def attend(
     positions, segments, continued = rows
     scores = [
       scores_over(q, positions, continued, cache) for cache in caches
-    ] + [scores_over(q, positions, segments, own)]
+    ] + [
+      scores_over(q, positions, segments, cache) for cache in (*trained, own)
+    ]
     largest = functools.reduce(
       jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores]
     )
     # It cancels out, so its gradient would, too.
     largest = jax.lax.stop_gradient(largest)
     totals, values = [], []
-    for part, cache in zip(scores, [*caches, own], strict=True):
+    for part, cache in zip(scores, [*caches, *trained, own], strict=True):
       weights = jnp.exp(part - largest)
       totals.append(weights.sum(axis=-1, keepdims=True))
       values.append(
@@ -196,7 +201,7 @@ class Attention(nnx.Module):
       'window': tokens.window,
     }
     rows, length, _ = x.shape
-    kernels = config.kernels and not tokens.trains_caches
+    kernels = config.kernels and not tokens.trained_caches
     over = tokens.mesh if kernels else None
     if over and splash.is_for(over, rows, length, caches, tokens.window):
       out = splash.attend(q, new, over, **settings)
@@ -205,6 +210,7 @@ class Attention(nnx.Module):
       out = flash.attend(q, new, caches, over, **settings)
     else:
       settings['parents'] = tokens.parents
+      settings['trained'] = tokens.trained_caches
       out = attend(q, new, caches, **settings, mesh=tokens.mesh)
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new

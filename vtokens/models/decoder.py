@@ -134,7 +134,8 @@ class Decoder(nnx.Module):
       caches: keys and values of earlier tokens, in any number of parts, so that
         a part that never changes is not copied. They get no gradient.
       trained_caches: caches that get a gradient: the cache part of a
-        `method.trainable.Trainable`.
+        `method.trainable.Trainable`. Their segments, if any, are numbered as
+        those of the new tokens, whatever the parents are.
       segments: number of the packed sequence that each token belongs to, int32.
         A token sees its own segment and all of a cache without segments. None
         if a row is one sequence.
@@ -176,9 +177,9 @@ class Decoder(nnx.Module):
         parents,
         angles,
         window,
-        parts,
+        parts[: len(caches)],
         self.mesh,
-        trains_caches=bool(trained_caches),
+        trained_caches=parts[len(caches) :],
       )
       x, new = nnx.merge(block, weights)(x, tokens)
       return partitioning.constrain(x, self.mesh, axes), (new.k, new.v)

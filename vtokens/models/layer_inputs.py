@@ -21,7 +21,8 @@ class LayerInputs:
       `rope.angles`.
     window: positions that a query of the layer sees; None for all.
     caches: the layer's part of the caches.
-    trains_caches: whether some caches get gradients; the kernels compute none.
+    trained_caches: the layer's part of the caches that get gradients; see
+      `Decoder.__call__`. Kernels compute none.
     mesh: the devices; None for one device.
   """
 
@@ -32,4 +33,4 @@ class LayerInputs:
   window: Int[Array, ''] | int | None
   caches: Sequence[KVCache]
   mesh: jax.sharding.Mesh | None
-  trains_caches: bool = False
+  trained_caches: Sequence[KVCache] = ()

@@ -34,9 +34,8 @@ class Matrix(nnx.Module):
   Args:
     values: see below.
     scales: see below.
-    axes: logical axes of the matrix, contracted axes first. Of merged axes,
-    only
-      the first may be sharded.
+    axes: logical axes of the matrix, contracted axes first. Of merged
+      axes, only the first may be sharded.
     shape: shape of the matrix before its axes are merged.
     inputs: number of contracted axes.
 

@@ -1,6 +1,7 @@
 """Estimates whether a run fits devices, and its step time; advises changes."""
 
 import dataclasses
+import shlex
 from typing import Any
 
 import jax
@@ -200,7 +201,7 @@ def advise(cfg: config.Config, target: aot.Target) -> str | None:
     ]
   for change in changes:
     overrides = ' '.join(
-      f'--config.{name}={value}'.replace(' ', '')
+      shlex.quote(f'--config.{name}={value}'.replace(' ', ''))
       for name, value in change.items()
     )
     writers.say(f'trying {overrides}')

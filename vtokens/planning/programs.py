@@ -92,6 +92,22 @@ def _lower_train(
   return lowered
 
 
+def answer_shape(cfg: config.Config) -> tuple[int, int]:
+  """Finds the longest (prefix, suffix) of a row of answers, padded.
+
+  With the virtual tokens first, the passages belong to the suffix.
+  """
+  first = cfg.virtual_tokens.position == 'first'
+  prefix = 1 if first else cfg.data.max_prefix_tokens
+  alone = cfg.data.max_suffix_tokens + first * cfg.data.max_prefix_tokens
+  branches = len(set(cfg.eval.num_active))
+  suffix = max(alone, min(branches * alone, padding.SUFFIX_BUDGET))
+  return (
+    prefix if first else padding.round_up(prefix, padding.ROUND[0]),
+    padding.round_up(suffix, padding.ROUND[1]),
+  )
+
+
 def _compile_decoding(
   cfg: config.Config,
   base: DecoderConfig,
@@ -103,15 +119,8 @@ def _compile_decoding(
   """Compiles evaluation: it encodes passages once and answers for every k."""
   rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
   branches = len(set(cfg.eval.num_active))
-  prefix, suffix = padding.ROUND
-  prefix = padding.round_up(cfg.data.max_prefix_tokens, prefix)
-  longest = min(branches * cfg.data.max_suffix_tokens, padding.SUFFIX_BUDGET)
   batch = abstract_step.batch(
-    rows,
-    (prefix, padding.round_up(longest, suffix)),
-    branches,
-    mesh,
-    packed=True,
+    rows, answer_shape(cfg), branches, mesh, packed=True
   )
   lowered = generate.encode_prefix.lower(
     params, batch.prefix, batch.prefix_positions, graph=graph

@@ -49,7 +49,7 @@ class Hook:
     """Called after a hook has raised `stopping.Stopped`."""
 
   def end(self, loop: 'Loop') -> None:
-    """Called after the last step, if nothing failed."""
+    """Called after the last step, if nothing failed; must not stop the run."""
 
   def close(self) -> None:
     """Called last, however the loop ends; in reverse order."""
@@ -111,8 +111,9 @@ class Loop:
         began = time.monotonic()
         host = next(stream)
         data_seconds = time.monotonic() - began
-        for hook in self._hooks:
-          hook.before_step(self)
+        with self._telling_of_stops():
+          for hook in self._hooks:
+            hook.before_step(self)
         self.state, values = self._step_fn(self.state, host.batch)
         self.step += 1
         done = DispatchedStep(self.step, host, values, data_seconds)

@@ -280,10 +280,16 @@ class FinishedRun:
       tokenizer: whether its tokenizer must be the same too.
 
     Raises:
-      errors.UserError: it is another base, or of another width.
+      errors.UserError: it is another base, or of another width, or the run does
+        not record its tokenizer.
     """
     where = f'{self.field}: {self.directory.path}'
     compared = _IDENTITY if tokenizer else _IDENTITY[:1]
+    if not set(compared) <= {name for one in self.bases for name in one}:
+      raise errors.UserError(
+        f'{where}: the run does not say which tokenizer it was trained with; '
+        f'expected tokenizer_sha256 in {_BASE}'
+      )
     for recorded in self.bases:
       check_base(
         where,

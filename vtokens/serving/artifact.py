@@ -60,8 +60,8 @@ class BaseIdentity:
   Attributes:
     id: as the training config names it: a path or a name on the hub.
     revision: commit on the hub; '' if it was a path.
-    fingerprint: of its weights; see `models.weights.fingerprint`.
-    tokenizer_sha256: see `models.tokenizer.Tokenizer.sha256`.
+    fingerprint: of its weights; see `models.files.weights.fingerprint`.
+    tokenizer_sha256: see `models.tokenizers.tokenizer.Tokenizer.sha256`.
     vocab_size: rows of its embedding matrix.
     scales_embeddings: whether it multiplies what it looks up there by the
       square root of their width (Gemma).
@@ -100,7 +100,7 @@ class Tokens:
   Attributes:
     ids: of each row of the table, in order.
     names: what stands for them in a tokenizer.
-    probe: the ids of `prompts.PROBE` with the first two of them: a tokenizer
+    probe: the ids of `prompt_ids.PROBE` with the first two of them: a tokenizer
       that gives others is not the one of the base.
   """
 

@@ -89,8 +89,10 @@ def read_embedding(directory: str) -> 'torch.Tensor':
     with safetensors.safe_open(path / file, framework='pt') as tensors:
       found: torch.Tensor = tensors.get_tensor(_EMBEDDING)
   except (
-    *(OSError, ValueError),
-    *(errors.UserError, safetensors.SafetensorError),
+    OSError,
+    ValueError,
+    errors.UserError,
+    safetensors.SafetensorError,
   ) as e:
     raise errors.UserError(
       f'{directory}: expected a model in safetensors with {_EMBEDDING}: '

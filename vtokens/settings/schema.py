@@ -1,4 +1,4 @@
-"""Settings as nested dataclasses: checks, JSON and differences.
+"""Settings as nested dataclasses: checks and JSON.
 
 A field is a bool, int, float, str, one of a few words (`Literal`), a tuple of
 these, another dataclass (a section), or a dict from names to any of these. Its

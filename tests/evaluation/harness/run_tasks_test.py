@@ -249,7 +249,7 @@ def test_a_table_is_plugged_in(base, settings, tmp_path):
   assert (plugged['table'], plugged['num_active']) == ('runs/t', 3)
   a, b = (
     [row['log_probabilities'] for row in lines(tmp_path / 'm' / name)]
-    for name in ('alone.jsonl', 'with-runs-t.jsonl')
+    for name in ('alone.jsonl', 'with@runs%2Ft.jsonl')
   )
   assert not np.isclose(np.concatenate(a), np.concatenate(b)).any()
   text = general_rows.format_results({'tasks': [alone, plugged]})

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from unittest import mock
 
 import flax.nnx as nnx
 import numpy as np
@@ -16,7 +17,13 @@ from vtokens.host import errors
 from vtokens.models.families import registry
 from vtokens.models.files import hf_directory, weights
 
-registry.register(SeedOss)
+
+@pytest.fixture(scope='module', autouse=True)
+def _registered():
+  """In this module alone: other tests run over all registered families."""
+  with mock.patch.dict(registry.families()):
+    registry.register(SeedOss)
+    yield
 
 
 @pytest.fixture(scope='module')

@@ -5,7 +5,6 @@ share one cache of it and are answered together; see `vtokens.method.generate`.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -56,9 +55,7 @@ class Answerer:
     self._seed = seed
     self._known = frozenset(base.tokenizer.ids)
     newline, blank = _token_kinds(base)
-    ends: Any = np.zeros_like(newline)
-    # Tokenizer files may list ids that the model does not have.
-    ends[[i for i in base.tokenizer.end_ids if 0 <= i < len(ends)]] = True
+    ends: Any = generate.end_mask(base.tokenizer.end_ids, len(newline))
     if not decode.stop_at_newline:
       newline = np.zeros_like(newline)
     eos_id: Any = np.int32(base.tokenizer.eos_id)
@@ -208,15 +205,12 @@ class Answerer:
     )
 
   def _sampling(self, ids: Sequence[str]) -> generate.Sampling:
-    keys: Any = np.zeros((self.batch_size, 2), np.uint32)
-    for r, name in enumerate(ids):
-      digest = hashlib.sha256(f'{self._seed} {name}'.encode()).digest()
-      keys[r] = np.frombuffer(digest[:8], np.uint32)
-    temperature: Any = np.float32(self._decode.temperature)
-    top_p: Any = None
-    if self._decode.top_p < 1:
-      top_p = np.float32(self._decode.top_p)
-    return generate.Sampling(self.put(keys), temperature, top_p)
+    keys: Any = generate.sampling_keys(
+      [f'{self._seed} {name}' for name in ids], self.batch_size
+    )
+    return generate.make_sampling(
+      self.put(keys), self._decode.temperature, self._decode.top_p
+    )
 
   def _answer(self, tokens: list[int], example: Example) -> Answer:
     stop, begun, size = 'length', False, len(tokens)

@@ -46,7 +46,7 @@ class Item:
 
   @property
   def num_option_tokens(self) -> int:
-    """Of all options together."""
+    """Number of tokens of all options together."""
     return sum(map(len, self.options))
 
 
@@ -208,7 +208,7 @@ def _sums(
 def _padded_lengths(
   items: Sequence[Item], common: int, i: int
 ) -> tuple[int, int]:
-  """Of the rest of a prompt, and of its options together."""
+  """Padded lengths of the rest of a prompt and of all its options."""
   rest = len(items[i].prompt) - common - 1
   return (
     prompt_batches.bucket(rest, prompt_batches.PROMPT_BUCKET),

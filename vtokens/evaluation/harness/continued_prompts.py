@@ -7,7 +7,6 @@ however the model cuts it into tokens.
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -164,11 +163,8 @@ class _Writer:
     self._table = table
     self._draw = draw
     self._known = frozenset(base.tokenizer.ids)
-    vocab_size = base.config.vocab_size
-    self._ends: Any = np.zeros(vocab_size, bool)
-    # Files may list ids that this model does not have.
-    self._ends[[i for i in base.tokenizer.end_ids if 0 <= i < vocab_size]] = (
-      True
+    self._ends: Any = generate.end_mask(
+      base.tokenizer.end_ids, base.config.vocab_size
     )
 
   def go_on(
@@ -235,16 +231,13 @@ class _Writer:
   def _sampling(
     self, begun: Sequence[tuple[OpenPrompt, list[int]]], size: int
   ) -> generate.Sampling:
-    keys: Any = np.zeros((size, 2), np.uint32)
-    for r, (task, ids) in enumerate(begun):
-      # Each round has draws of its own.
-      name = f'{self._draw.seed} {len(ids)} {task.name}'
-      digest = hashlib.sha256(name.encode()).digest()
-      keys[r] = np.frombuffer(digest[:8], np.uint32)
-    temperature: Any = np.float32(self._draw.temperature)
-    top_p: Any = np.float32(self._draw.top_p) if self._draw.top_p < 1 else None
-    return generate.Sampling(
-      partitioning.shard_rows(keys, self._mesh, size), temperature, top_p
+    # Each round has draws of its own.
+    names = [f'{self._draw.seed} {len(ids)} {task.name}' for task, ids in begun]
+    keys: Any = generate.sampling_keys(names, size)
+    return generate.make_sampling(
+      partitioning.shard_rows(keys, self._mesh, size),
+      self._draw.temperature,
+      self._draw.top_p,
     )
 
 
@@ -264,15 +257,17 @@ def _first_stop(
   return next(size for size in range(1, len(ids) + 1) if has_one(size))
 
 
+@functools.partial(jax.jit, static_argnames=('rows', 'mesh'))
 def _repeat(cache: KVCache, rows: int, mesh: jax.sharding.Mesh) -> KVCache:
   """A cache of one row as a cache of many rows, spread over the devices."""
   keys: Any = partitioning.named_sharding(mesh, _KEY_AXES)
   values: Any = partitioning.named_sharding(mesh, _VALUE_AXES)
   rows_only: Any = partitioning.named_sharding(mesh, ('batch',))
   places = KVCache(keys, values, rows_only)
-  repeat = functools.partial(prompt_batches.repeat_row, rows=rows)
-  rows_of_cache: KVCache = jax.jit(repeat, out_shardings=places)(cache)
-  return rows_of_cache
+  many: KVCache = jax.lax.with_sharding_constraint(
+    prompt_batches.repeat_row(cache, rows), places
+  )
+  return many
 
 
 def _suffixes(

@@ -166,11 +166,13 @@ def check_fits(
           size = len(encoder.text(context)) + one.settings.max_new_tokens
         lengths.setdefault(size, instance.doc['id'])
     longest = max(lengths)
-    if longest > encoder.max_length - one.settings.num_active:
+    room = encoder.max_length - one.settings.num_active
+    if longest > room:
       raise errors.UserError(
         f'config.tasks[{one.name}]: question {lengths[longest]} has '
         f'{longest:,} tokens with its examples and answer, more than the '
-        f'{encoder.max_length:,} of the base; fewer shots would help'
+        f'{room:,} that the base has room for beside '
+        f'{one.settings.num_active} virtual tokens; fewer shots would help'
       )
 
 

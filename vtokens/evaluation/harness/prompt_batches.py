@@ -26,7 +26,7 @@ from vtokens.models.kv_cache import KVCache
 
 # Least padded length of a prompt; see `bucket`.
 PROMPT_BUCKET = 64
-# Prompts with so many ids in common are a group of their own.
+# Prompts whose first ids, so many, are equal form a group.
 _ALIKE = 128
 
 
@@ -40,7 +40,11 @@ def bucket(size: int, least: int) -> int:
 
 
 def groups(prompts: Sequence[Ids], batch_size: int) -> list[list[int]]:
-  """Numbers of the prompts, by group; one batch at least is a group."""
+  """Numbers of the prompts of each group.
+
+  Prompts that begin alike form a group if they fill a batch. All others form
+  one group.
+  """
   alike: dict[bytes, list[int]] = collections.defaultdict(list)
   for i, ids in enumerate(prompts):
     alike[ids[:_ALIKE].tobytes()].append(i)

@@ -128,7 +128,7 @@ def read_questions(
 
   Args:
     path: the file.
-    format: of `FORMATS`; says what a question needs.
+    format: see `Task`; it decides what a question needs.
     solved: whether they will be shown with their solutions, so that gsm8k
       needs the rationale.
 

@@ -6,7 +6,7 @@ asked nothing twice. Questions and answers one by one are in
 """
 
 import json
-import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,7 +92,9 @@ def run_tasks(
           row = task_rows.summary(task, lines)
           rows.setdefault('tasks', []).append({**row, **about})
         if distributed.is_first():
-          file = re.sub(r'[^\w.-]+', '-', f'{task.name} {name}'.strip())
+          # Quoting keeps names apart, and no quoted name has an @.
+          parts = [task.name, name] if name else [task.name]
+          file = '@'.join(urllib.parse.quote(part, safe='') for part in parts)
           writers.write_text(
             epath.Path(directory) / model / f'{file}.jsonl',
             ''.join(

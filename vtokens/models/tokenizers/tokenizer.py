@@ -84,6 +84,8 @@ class Tokenizer:
         token. Tokens without a row, such as Gemma 3's `<image_soft_token>` in
         its text models, are ignored: no method returns or accepts their ids,
         because virtual tokens have these ids.
+
+    Raises:
       errors.UserError: there is no eos token, the tokenizer makes a special
         token from plain text even when told not to, or a required token has no
         row.

@@ -179,7 +179,9 @@ def test_a_finished_run_is_left_as_it_is(unpack):
 def test_a_finished_run_is_asked(unpack):
   unpack('finished')
   found = ask.ask('finished', QUESTION, PASSAGES)
-  assert list(found.values()) == list(EXPECTED['ask'].values())
+  assert [answer.text for answer in found.values()] == list(
+    EXPECTED['ask'].values()
+  )
 
 
 def test_answers_of_an_evaluation_are_kept(unpack):

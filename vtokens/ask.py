@@ -12,6 +12,7 @@ from vtokens.data.assemble import Assembler
 from vtokens.data.records import GIVEN, Record
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.cells import Answer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import (
   Prompter,
@@ -48,7 +49,7 @@ def ask(
   question: str,
   passages: Sequence[str],
   num_active: int | None = None,
-) -> dict[str, str]:
+) -> dict[str, Answer]:
   """Greedy answers to one question.
 
   Args:
@@ -58,7 +59,8 @@ def ask(
     num_active: virtual tokens used (k); None for all.
 
   Returns:
-    Label of the condition -> answer; the virtual tokens come last.
+    Label of the condition -> answer, with its text and confidence; the virtual
+    tokens come last.
 
   Raises:
     errors.UserError: there is no finished run, its base has changed, the
@@ -100,7 +102,7 @@ def ask(
   answers = evaluator.answers([record], variants, label='answering')
   labels = {**_LABELS, tokens.name: f'with {k} virtual tokens'}
   return {
-    labels[variant.name]: answers[variant.name][0].text for variant in variants
+    labels[variant.name]: answers[variant.name][0] for variant in variants
   }
 
 
@@ -113,8 +115,9 @@ def main(argv: Sequence[str]) -> None:
     _WORKDIR.value, _QUESTION.value, _PASSAGE.value, _NUM_ACTIVE.value
   )
   width = max(map(len, answers))
+  writers.say(f'{"":<{width}}   confidence')
   for label, answer in answers.items():
-    writers.say(f'{label:<{width}} : {answer}')
+    writers.say(f'{label:<{width}} {answer.confidence:10.2f}   {answer.text}')
 
 
 if __name__ == '__main__':

@@ -256,7 +256,7 @@ def test_it_is_seen_while_generating(base, cfg):
       graph=base.graph,
       max_new_tokens=4,
       trainable=TRAINABLE,
-    ).tolist()[0][0]
+    ).ids.tolist()[0][0]
 
   ids = list(SUFFIX)
   decoder = nnx.merge(base.graph, base.params)

@@ -35,4 +35,4 @@ def greedy(
     ),
     graph=graph,
     max_new_tokens=max_new_tokens,
-  )[:, 0]
+  ).ids[:, 0]

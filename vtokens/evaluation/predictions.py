@@ -23,7 +23,7 @@ def write(
 
   A line has `id`, `dataset`, `question`, `prediction`, `answers` and each
   metric. With a cell it also has the length and the end of the answer, the
-  passages shown, and the coordinates of the cell.
+  passages shown, and the coordinates of the cell. `confidence` comes last.
 
   Args:
     path: the file.
@@ -45,6 +45,7 @@ def write(
     }
     if cell is not None:
       row |= _details(record, answer, cell)
+    row['confidence'] = answer.confidence
     lines.append(json.dumps(row, ensure_ascii=False) + '\n')
   writers.write_text(path, ''.join(lines))
 

@@ -302,7 +302,7 @@ def _use(
     graph=base.graph,
     max_new_tokens=_NEW_TOKENS,
   )
-  return distributed.fetch(out).size
+  return distributed.fetch(out.ids).size
 
 
 def _numbers_active(rows: int) -> list[int]:

@@ -23,15 +23,32 @@ from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
 
+
+@struct.dataclass
+class Generated:
+  """What was generated: N tokens for each of C branches in B rows.
+
+  Attributes:
+    ids: tokens, with the one that ends a branch, then eos; array of shape
+      [B, C, N], int32.
+    log_probs: log-probability of each token, in nats, under the model's own
+      distribution, whatever the sampling; 0 after the end of a branch; array
+      of shape [B, C, N], float32.
+  """
+
+  ids: Int[Array, 'B C N']
+  log_probs: Float[Array, 'B C N']
+
+
 # What a step of `generate` hands to the next: number of the step, last tokens,
-# their cache, which branches are done, which have begun, ids so far.
+# their cache, which branches are done, which have begun, all tokens so far.
 _Carry = tuple[
   Int[Array, ''],
   Int[Array, 'B C'],
   KVCache,
   Bool[Array, 'B C'],
   Bool[Array, 'B C'],
-  Int[Array, 'B C N'],
+  Generated,
 ]
 
 
@@ -154,7 +171,7 @@ def generate(
   graph: nnx.GraphDef[Decoder],
   max_new_tokens: int,
   trainable: Trainable = TABLE,
-) -> Int[Array, 'B C max_new_tokens']:
+) -> Generated:
   """Generates tokens after the suffixes until all branches have ended.
 
   Virtual tokens cannot be generated: the head has no logits for them.
@@ -171,7 +188,7 @@ def generate(
     trainable: what was trained.
 
   Returns:
-    Generated ids, with the token that ends a branch, then eos.
+    The tokens and their log-probabilities.
   """
   decoder = nnx.merge(graph, base)
   before = [
@@ -208,21 +225,25 @@ def generate(
     hidden: Float[Array, 'B C D'],
     done: Bool[Array, 'B C'],
     begun: Bool[Array, 'B C'],
-    out: Int[Array, 'B C N'],
+    out: Generated,
   ) -> tuple[
     Int[Array, 'B C'],
     Bool[Array, 'B C'],
     Bool[Array, 'B C'],
-    Int[Array, 'B C N'],
+    Generated,
   ]:
     """Chooses token number `step`."""
     logits = decoder.logits(hidden, stationary=True)
+    scores = logits
     if sampling is not None:
-      logits = _perturb(logits, sampling, step)
-    token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+      scores = _perturb(logits, sampling, step)
+    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    log_prob = jnp.where(done, 0.0, _log_prob(logits, token))
     token = jnp.where(done, endings.eos_id, token)
-    out = jax.lax.dynamic_update_slice_in_dim(
-      out, token[..., None], step, axis=2
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+    out = Generated(
+      put(out.ids, token[..., None], step),
+      put(out.log_probs, log_prob[..., None], step),
     )
     begun = begun | ~endings.is_blank[token]
     done = done | endings.is_end[token] | (begun & endings.is_newline[token])
@@ -251,10 +272,24 @@ def generate(
     hidden,
     suffixes.last < 0,
     jnp.zeros(shape, bool),
-    jnp.full((*shape, max_new_tokens), endings.eos_id, jnp.int32),
+    Generated(
+      jnp.full((*shape, max_new_tokens), endings.eos_id, jnp.int32),
+      jnp.zeros((*shape, max_new_tokens), jnp.float32),
+    ),
   )
   carry = (jnp.ones((), jnp.int32), token, tail, done, begun, out)
   return jax.lax.while_loop(unfinished, advance, carry)[-1]
+
+
+def _log_prob(
+  logits: Float[Array, 'B C V'], token: Int[Array, 'B C']
+) -> Float[Array, 'B C']:
+  """The log-probability of a token, float32 array of shape [B, C]."""
+  # A sum with one term that is not 0. Unlike a gather, it takes each device's
+  # part of a vocabulary that is sharded.
+  is_it = jnp.arange(logits.shape[-1]) == token[..., None]
+  chosen = jnp.where(is_it, logits, 0.0).sum(axis=-1)
+  return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _perturb(

@@ -8,10 +8,12 @@ from etils import epath
 
 from vtokens.evaluation.asking.cell_files import CellFile, CellFiles
 from vtokens.evaluation.asking.cells import Answer, Cell
-from vtokens.host import errors
+from vtokens.host import checksums, errors
 
 CELL = Cell('d', 'm', 'tokens', 'run', 5, 3, 'bm25')
-ONE = Answer('eins\n"', 2, 'end', shown=(2, 0), passages_dropped=1)
+ONE = Answer(
+  'eins\n"', 2, 'end', shown=(2, 0), passages_dropped=1, confidence=-0.25
+)
 TWO = Answer('\u2028', 1, 'length')
 
 
@@ -34,6 +36,31 @@ def test_what_is_added_is_read_again(tmp_path):
   head, *rows = file.path.read_text().split('\n')[:-1]
   assert json.loads(head) == {'cell': dataclasses.asdict(CELL), 'seed': 0}
   assert len(rows) == 3
+
+
+def test_confidence_is_kept(tmp_path):
+  opened(tmp_path).append({'a': ONE, 'b': TWO})
+  answers = opened(tmp_path).answers
+  assert (answers['a'].confidence, answers['b'].confidence) == (-0.25, None)
+
+
+def test_answers_of_earlier_versions_have_no_confidence(tmp_path):
+  file = opened(tmp_path)
+  file.append({'a': ONE})
+  head, line = file.path.read_text().splitlines()
+  row = checksums.without_seal(json.loads(line))
+  del row['confidence']
+  line = json.dumps(checksums.seal(row))
+  file.path.write_text(f'{head}\n{line}\n')
+  assert opened(tmp_path).answers['a'].confidence is None
+  assert opened(tmp_path).answers['a'] == ONE
+  row['confidence'] = 'high'
+  line = json.dumps(checksums.seal(row))
+  file.path.write_text(f'{head}\n{line}\n')
+  with pytest.raises(
+    errors.UserError, match=r'\.jsonl:2: confidence: expected a number'
+  ):
+    opened(tmp_path)
 
 
 def test_another_identity_is_another_file(tmp_path):

@@ -151,6 +151,13 @@ def test_answers_are_those_of_torch(base, tiny_dir, table, variants, answers):
           pad_token_id=0,
           eos_token_id=sorted(base.tokenizer.end_ids),
         )[0].tolist()
+        # All at once, without a cache.
+        hidden = rows[torch.tensor([*ids, *out])][None]
+        logits = model(inputs_embeds=hidden).logits[0, len(ids) - 1 : -1]
+      log_probs = torch.log_softmax(logits, -1)[range(len(out)), out]
+      assert answer.confidence == pytest.approx(
+        log_probs.mean().item(), abs=2e-5
+      )
       ended = out[-1] in base.tokenizer.end_ids
       out = list(
         itertools.takewhile(lambda i: i not in base.tokenizer.end_ids, out)
@@ -276,6 +283,10 @@ class TestSampling:
     for settings in ({'temperature': 1e-4}, {'top_p': 1e-4}):
       found = self.draw(base, mesh, [variant], **settings)
       assert found[variant.name] == answers[variant.name]
+      # It is the model's, not that of the drawing.
+      assert [a.confidence for a in found[variant.name]] == pytest.approx(
+        [a.confidence for a in answers[variant.name]], abs=2e-5
+      )
 
   def test_draws_follow_the_models_distribution(
     self, base, mesh, tiny_dir, table

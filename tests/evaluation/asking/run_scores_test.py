@@ -25,5 +25,6 @@ def test_predictions_file(tmp_path):
     'answers': ['yes', 'no'],
     'em': 1.0,
     'f1': 1.0,
+    'confidence': None,
   }
   assert run_scores.scores_of(RECORDS, answers).em == 50.0

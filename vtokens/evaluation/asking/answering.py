@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float
 
 from vtokens import config
 from vtokens.data.assemble import Example
@@ -130,7 +130,7 @@ class Answerer:
     first_ids: Sequence[int],
     *,
     forced: int = 0,
-  ) -> Int[Array, 'B C max_new_tokens']:
+  ) -> generate.Generated:
     """Starts answering branches that share one cache.
 
     Args:
@@ -146,7 +146,7 @@ class Answerer:
     if forced:
       never: Any = np.zeros_like(endings.is_end)
       endings = dataclasses.replace(endings, is_end=never, is_newline=never)
-    out: Array = generate.generate(
+    out: generate.Generated = generate.generate(
       self.base.params,
       table,
       cache,
@@ -160,15 +160,18 @@ class Answerer:
 
   def wait(
     self,
-    out: Int[Array, 'B C max_new_tokens'],
+    out: generate.Generated,
     examples: Sequence[Sequence[Example]],
   ) -> list[list[Answer]]:
     """Waits for the answers to the examples given to `start`."""
+    ids, log_probs = map(distributed.fetch, (out.ids, out.log_probs))
     # The last rows may only fill up the batch.
-    rows = zip(distributed.fetch(out).tolist(), examples, strict=False)
     return [
-      [self._answer(*pair) for pair in zip(row, asked, strict=True)]
-      for row, asked in rows
+      [
+        self._answer(ids[r, branch].tolist(), log_probs[r, branch], example)
+        for branch, example in enumerate(asked)
+      ]
+      for r, asked in enumerate(examples)
     ]
 
   def put(self, arrays: _Arrays) -> _Arrays:
@@ -212,13 +215,18 @@ class Answerer:
       self.put(keys), self._decode.temperature, self._decode.top_p
     )
 
-  def _answer(self, tokens: list[int], example: Example) -> Answer:
+  def _answer(
+    self, tokens: list[int], log_probs: np.ndarray, example: Example
+  ) -> Answer:
     stop, begun, size = 'length', False, len(tokens)
+    # With the token that ends the answer.
+    num_scored = size
     for i, token in enumerate(tokens):
       begun |= not self._endings.is_blank[token]
       newline = begun and self._endings.is_newline[token]
       if self._endings.is_end[token] or newline:
         stop, size = ('newline' if newline else 'end'), i
+        num_scored = i + 1
         # The token with the line break may begin with text of the answer.
         tokens = tokens[: i + newline]
         break
@@ -234,6 +242,7 @@ class Answerer:
       shown=example.shown,
       passages_dropped=example.passages_dropped,
       passages_cut=example.passages_cut,
+      confidence=float(log_probs[:num_scored].mean(dtype=np.float64)),
     )
 
 

@@ -3,7 +3,8 @@
 The first line of a file is the identity: all that decides the answers. It also
 has the names of base, run and data set, which decide nothing: they come from
 paths, which may change between two starts. Each further line has an answer and
-its SHA-256. Lines of earlier versions have no SHA-256 and are trusted.
+its SHA-256. Lines of earlier versions have no SHA-256 and are trusted, or no
+confidence, which is None then.
 """
 
 import dataclasses
@@ -20,7 +21,8 @@ from vtokens.evaluation.asking.cells import Answer, Cell
 from vtokens.host import checksums, errors, json_files, paths, writers
 
 _NAMES = ('dataset', 'model', 'table')
-# A line: the fields of `Answer`, and the id of the question.
+# A line: the fields of `Answer`, and the id of the question. `confidence` may
+# be absent.
 _LINE = {
   'id': str,
   'text': str,
@@ -138,6 +140,12 @@ def _read(
           f'{_ADVICE}'
         )
       row = checksums.without_seal(row)
+      json_files.check(
+        row.get('confidence'),
+        f'{path}:{number + 1}: confidence',
+        (float, type(None)),
+        _ADVICE,
+      )
       name = row.pop('id')
       shown = tuple(row.pop('shown'))
       try:

@@ -157,6 +157,10 @@ class Answer:
     shown: ranks of the passages in the prompt, in their order, from 0.
     passages_dropped: passages left out because the prefix was full.
     passages_cut: passages shortened for the same reason.
+    confidence: mean log-probability of the generated tokens under the model, in
+      nats, with the token that ended the answer; at most 0. None if an earlier
+      version of vtokens, which did not compute it, wrote the answer. Not
+      compared: its last digits depend on the batch.
   """
 
   text: str
@@ -165,6 +169,7 @@ class Answer:
   shown: tuple[int, ...] = ()
   passages_dropped: int = 0
   passages_cut: int = 0
+  confidence: float | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

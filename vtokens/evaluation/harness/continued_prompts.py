@@ -199,7 +199,7 @@ class _Writer:
       graph=self._base.graph,
       max_new_tokens=min(_ROUND, self._draw.max_new_tokens),
     )
-    new: list[list[int]] = distributed.fetch(out)[:, 0].tolist()
+    new: list[list[int]] = distributed.fetch(out.ids)[:, 0].tolist()
     return new
 
   def look(

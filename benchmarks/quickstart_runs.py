@@ -12,6 +12,7 @@ import numpy as np
 from vtokens import config
 from vtokens.data import pipeline, training_set
 from vtokens.data.assemble import Assembler
+from vtokens.data.records import Record
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking import run_scores
 from vtokens.evaluation.asking.answering import Answerer
@@ -66,6 +67,16 @@ class Setting:
       )
     ]
 
+  @property
+  def validation(self) -> list[Record]:
+    """Records to validate with."""
+    return self._held_out[0].records
+
+  @property
+  def test(self) -> list[Record]:
+    """Records to test with."""
+    return self._held_out[1].records
+
   def batches(self) -> pipeline.TrainBatches:
     """The training batches."""
     mixture, _ = training_set.open_training_set(
@@ -112,7 +123,7 @@ class Setting:
     cfg = self.cfg
     prompter = Prompter(self.assembler, cfg.eval, cfg.seed)
     answerer = Answerer(self.load(), self.mesh, cfg.eval, cfg.seed)
-    records = self._held_out[1].records
+    records = self.test
     answers = Evaluator(answerer, prompter).answers(
       records, variants, label='scoring'
     )

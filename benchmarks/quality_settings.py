@@ -1,0 +1,209 @@
+"""The settings of `answer_quality.py`: base, questions and training."""
+
+import dataclasses
+import gzip
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import quickstart_runs
+from quality_cells import Task
+
+from vtokens import config
+from vtokens.data.batch import Batch
+from vtokens.data.pipeline import PlannedBatch, TrainBatches
+from vtokens.host import errors, writers
+
+# Sets with training questions in the directory of `--data`.
+SEVEN = (
+  'entityquestions',
+  'hotpotqa',
+  'nq',
+  'ottqa',
+  'squad',
+  'triviaqa',
+  'webquestions',
+)
+_VALIDATION, _TEST = 1, 2
+
+
+def quickstart(task: Task) -> config.Config:
+  """The training questions of `configs/quickstart.py`, two passages each."""
+  cfg = _quickstart(task)
+  cfg.eval.max_validation = task.validation_questions
+  cfg.eval.max_test = task.test_questions
+  cfg.eval.num_passages = task.passages or 2
+  return cfg
+
+
+def seven(task: Task) -> config.Config:
+  """Seven sets with passages of BM25, 1 to 5 in training, 3 in validation.
+
+  Validation questions are drawn from the training files, and left out of the
+  training.
+  """
+  questions = pathlib.Path(task.data) / 'qa'
+  each = max(1, task.validation_questions // len(SEVEN))
+  cfg = _quickstart(task)
+  # A run of this size has one directory for all contenders.
+  cfg.data.token_cache = str(_shared(task) / 'token_cache')
+  cfg.data.train = _files(questions, 'train')
+  cfg.data.validation = (_sampled(task, 'train', each, _VALIDATION),)
+  cfg.data.test = (_sampled(task, 'test', task.test_questions, _TEST),)
+  cfg.data.corpus = tuple(
+    map(str, sorted((questions.parent / 'corpus').glob('*.jsonl*')))
+  )
+  cfg.data.passages = config.Passages(number=(1, 5), retrievers=('bm25',))
+  # Some training answers are longer than `max_answer_tokens`.
+  cfg.data.on_bad_record = 'skip'
+  cfg.data.max_prefix_tokens = 1536
+  cfg.data.max_suffix_tokens = 256
+  cfg.eval.num_passages = task.passages or 3
+  cfg.eval.retriever = 'bm25'
+  cfg.eval.shuffle_passages = False
+  cfg.eval.max_validation = cfg.eval.max_test = 0
+  cfg.eval.batch_size = 25
+  cfg.eval.max_new_tokens = 16
+  return cfg
+
+
+SETTINGS: Mapping[str, Callable[[Task], config.Config]] = {
+  'quickstart': quickstart,
+  'seven': seven,
+}
+# Updates, and passages shown in tests, the most important number first.
+STEPS = {'quickstart': 112, 'seven': 224}
+PASSAGES = {'quickstart': (2,), 'seven': (3, 1, 5)}
+
+
+def open_setting(task: Task) -> quickstart_runs.Setting:
+  """Opens base and questions of a task."""
+  return quickstart_runs.Setting(SETTINGS[task.setting](task))
+
+
+def _quickstart(task: Task) -> config.Config:
+  cfg = quickstart_runs.load_config(str(task.directory), 0, task.seed)
+  cfg.optim.schedule = 'cosine'
+  cfg.train.num_steps = task.steps
+  cfg.optim.warmup_steps = min(cfg.optim.warmup_steps, task.steps // 2)
+  if task.rate:
+    cfg.optim.learning_rate = task.rate
+  return cfg
+
+
+def _shared(task: Task) -> pathlib.Path:
+  return pathlib.Path(task.work) / task.setting / 'shared'
+
+
+def _files(questions: pathlib.Path, split: str) -> tuple[str, ...]:
+  files = [questions / f'{name}.{split}.jsonl.gz' for name in SEVEN]
+  for file in files:
+    if not file.is_file():
+      raise errors.UserError(
+        f'--data: {file} does not exist; expected a directory with '
+        'qa/SET.{train,test}.jsonl.gz and corpus/*.jsonl.xz'
+      )
+  return tuple(map(str, files))
+
+
+def _sampled(task: Task, split: str, each: int, stream: int) -> str:
+  """Writes a file of questions drawn from each set; returns its path.
+
+  The draw depends on the sets alone. Questions and answers that fit no prompt
+  are left out of it.
+
+  Args:
+    task: has the directories.
+    split: train or test.
+    each: questions of a set; 0 for all.
+    stream: number of the draw.
+  """
+  path = _shared(task) / f'{split}_{each}.jsonl'
+  if path.exists():
+    return str(path)
+  drawn: list[str] = []
+  for number, file in enumerate(_files(pathlib.Path(task.data) / 'qa', split)):
+    with gzip.open(file, 'rt', encoding='utf-8') as lines:
+      rows = [json.loads(line) for line in lines]
+    rows = [
+      {**row, 'dataset': SEVEN[number]}
+      for row in rows
+      if len(row['question']) <= 400 and len(row['answers'][0]) <= 60
+    ]
+    rng = np.random.default_rng([stream, number])
+    order = rng.permutation(len(rows))
+    drawn += [json.dumps(rows[i]) for i in order[: each or None]]
+  path.parent.mkdir(parents=True, exist_ok=True)
+  writers.write_text(path, ''.join(f'{line}\n' for line in drawn))
+  return str(path)
+
+
+class SameBatches(TrainBatches):
+  """Batches of the same examples, in the same order, as another stream's.
+
+  Shapes, and so the order of batches, depend on the length of suffixes. Tokens
+  that are not in the suffix would have another order.
+
+  Args:
+    reference: the other stream, of the same data and seed.
+    *args: of `TrainBatches`.
+  """
+
+  def __init__(self, reference: TrainBatches, *args: Any):
+    super().__init__(*args)
+    self._reference = reference
+
+  def _window(self, number: int, places: Any) -> list[PlannedBatch]:
+    own = {
+      (e.member, e.draw): e for e in (self._plan(*place) for place in places)
+    }
+    found = []
+    for batch in self._reference.plan(number):
+      rows = [[own[e.member, e.draw] for e in row] for row in batch.rows]
+      prefix = max(sum(e.prefix for e in row) for row in rows)
+      suffix = max(sum(e.suffix for e in row) for row in rows)
+      shape = next(
+        (p, s) for p, s in self.shapes if p >= prefix and s >= suffix
+      )
+      found.append(dataclasses.replace(batch, rows=rows, shape=shape))
+    return found
+
+
+def plain_examples(
+  batch: Batch, vocab_size: int
+) -> Iterator[tuple[np.ndarray, int]]:
+  """Yields each example of a batch without virtual tokens.
+
+  Args:
+    batch: with one suffix for each prefix.
+    vocab_size: id of the first virtual token.
+
+  Yields:
+    The ids, the answer and its end last, int32 array; the number of ids of the
+    answer.
+  """
+  for r in range(len(batch.prefix)):
+    prefixes = _segments(batch.prefix_segments, batch.prefix_positions, r)
+    suffixes = _segments(batch.suffix_segments, batch.suffix_positions, r)
+    real = batch.target_index[r] >= 0
+    index, targets = batch.target_index[r][real], batch.targets[r][real]
+    for number in range(suffixes.max() + 1):
+      suffix = batch.suffix[r][suffixes == number]
+      own = targets[suffixes[index] == number]
+      ids = np.concatenate(
+        [
+          batch.prefix[r][prefixes == number],
+          suffix[suffix < vocab_size],
+          own[-1:],
+        ]
+      )
+      yield ids.astype(np.int32), len(own)
+
+
+def _segments(segments: Any, positions: Any, row: int) -> np.ndarray:
+  """Number of the example of each slot of a row; -1 for padding."""
+  numbers = 0 if segments is None else segments[row]
+  found: np.ndarray = np.where(positions[row] >= 0, numbers, -1)
+  return found

@@ -197,7 +197,8 @@ def _asked(
     yield Asked(_evaluator(setting, base), none, active)
   else:
     table = TokenTable(task.contender, values['table'], setting.assembler)
-    yield Asked(_evaluator(setting, base), table, active)
+    usable = tuple(k for k in active if k <= len(table.rows))
+    yield Asked(_evaluator(setting, base), table, usable or (len(table.rows),))
 
 
 def _evaluator(

@@ -1,0 +1,265 @@
+"""Cells, report and adapters of `benchmarks/answer_quality.py`."""
+
+import dataclasses
+import subprocess
+
+import numpy as np
+import pytest
+import quality_answers
+import quality_cells
+import quality_report
+import quality_runs
+import quality_settings
+import quality_training
+import tiny_run
+from quality_cells import Task
+
+from vtokens.data.batch import Batch
+from vtokens.host import errors
+
+
+def _task(root, **changes):
+  return Task(
+    **{
+      'work': str(root),
+      'setting': 'tiny',
+      'contender': 'table',
+      'rate': 1e-2,
+      'seed': 0,
+      'steps': 6,
+      'validations': 2,
+      'validation_questions': 0,
+      'test_questions': 0,
+      **changes,
+    }
+  )
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  return tiny_run.make_place(tmp_path_factory.mktemp('place'))
+
+
+@pytest.fixture
+def settings(place, monkeypatch):
+  """Adds the setting `tiny`."""
+
+  def tiny(task):
+    cfg = place.load(
+      task.directory,
+      train={'num_steps': task.steps},
+      optim={'learning_rate': task.rate or 1.0},
+      eval={'num_passages': task.passages or 2},
+    )
+    cfg.data.examples_per_row = 2
+    # A second shape for rows with many virtual tokens.
+    cfg.data.shapes = ((96, 34), (96, 64))
+    cfg.seed = task.seed
+    return cfg
+
+  monkeypatch.setattr(quality_settings, 'SETTINGS', {'tiny': tiny})
+
+
+def _validated(root, losses):
+  """Cells of the table with these validation losses, by rate."""
+  found = []
+  for rate, loss in losses.items():
+    task = _task(root, rate=rate)
+    if loss is not None:
+      task.at('validate').write({'validations': [{'loss': loss}]})
+    found.append(task)
+  return found
+
+
+def test_the_best_rate_has_the_lowest_loss(tmp_path):
+  sweep = _validated(tmp_path, {1e-2: 2.0, 3e-3: 1.5, 3e-2: 1.7})
+  assert quality_cells.best(sweep).rate == 3e-3
+
+
+def test_there_is_no_best_rate_before_all_are_validated(tmp_path):
+  sweep = _validated(tmp_path, {1e-2: 2.0, 3e-3: None})
+  assert quality_cells.best(sweep) is None
+
+
+def test_a_stage_with_a_result_is_not_run_again(tmp_path, monkeypatch):
+  started = []
+
+  def run(command):
+    started.append(command)
+    # The process ends without a result, as when it is killed.
+    return subprocess.CompletedProcess(command, -9)
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  done, missing = _task(tmp_path), _task(tmp_path, seed=1)
+  done.write({'losses': []})
+  quality_runs.measure(done)
+  assert not started
+  for _ in range(2):
+    with pytest.raises(errors.UserError, match=r'seed 1: train.*-9'):
+      quality_runs.measure(missing)
+  assert len(started) == 2
+
+
+def test_a_result_of_other_settings_is_refused(tmp_path):
+  _task(tmp_path).write({'losses': []})
+  assert _task(tmp_path).read()['losses'] == []
+  # A training does not depend on the questions of the validation.
+  assert _task(tmp_path, validation_questions=7).read() is not None
+  with pytest.raises(errors.UserError, match=r'train\.json.*other(.|\n)*steps'):
+    _task(tmp_path, steps=7).read()
+
+
+def test_other_examples_are_refused(tmp_path):
+  table, lora = _task(tmp_path), _task(tmp_path, contender='lora_qv')
+  table.write({'examples_sha256': 'a'})
+  lora.write({'examples_sha256': 'a'})
+  other_seed = _task(tmp_path, seed=1)
+  other_seed.write({'examples_sha256': 'b'})
+  quality_cells.check_examples([table, lora, other_seed])
+  lora.write({'examples_sha256': 'b'})
+  with pytest.raises(errors.UserError, match=r'lora_qv.*other examples'):
+    quality_cells.check_examples([table, lora, other_seed])
+
+
+def test_the_share_is_of_the_means_of_the_sets():
+  rng = np.random.default_rng(0)
+  prompt, table, lora = (
+    [(rng.random(n) < p).astype(float) for n in (40, 160)]
+    for p in (0.1, 0.4, 0.5)
+  )
+  share, low, high = quality_report.share_of_gain(prompt, table, lora)
+  means = [
+    np.mean([group.mean() for group in groups])
+    for groups in (prompt, table, lora)
+  ]
+  expected = 100 * (means[1] - means[0]) / (means[2] - means[0])
+  assert share == pytest.approx(expected)
+  assert low < share < high
+
+
+def test_the_share_is_paired_by_question():
+  rng = np.random.default_rng(1)
+  lora = [(rng.random(100) < 0.5).astype(float)]
+  prompt = [np.zeros(100)]
+  # The resamples of both have the same questions.
+  found = quality_report.share_of_gain(prompt, lora, lora)
+  assert found == pytest.approx((100, 100, 100))
+
+
+def test_the_share_without_a_gain_is_unknown():
+  one = [np.ones(5)]
+  assert np.isnan(quality_report.share_of_gain(one, one, one)).all()
+
+
+def test_questions_must_be_the_same():
+  with pytest.raises(ValueError, match='sizes'):
+    quality_report.share_of_gain([np.ones(5)], [np.ones(4)], [np.ones(5)])
+
+
+def test_the_time_to_reach_most_of_the_final_score():
+  validations = [
+    {'step': step, 'em': em} for step, em in ((2, 10), (4, 36), (6, 40))
+  ]
+  snapshots = [{'step': step, 'seconds': 10.0 * step} for step in (2, 4, 6)]
+  reached = quality_report.time_to_reach(validations, snapshots, 'seconds')
+  assert reached == 40
+  assert (
+    quality_report.time_to_reach([{'step': 2, 'em': 0}], snapshots, 'seconds')
+    is None
+  )
+
+
+def test_examples_of_packed_rows_lose_their_virtual_tokens():
+  # Two examples in a row: ids 1 2 | V V 3, answer 4 5; and 6 | V 7, answer 8.
+  batch = Batch(
+    prefix=np.array([[1, 2, 6, 0]]),
+    prefix_positions=np.array([[0, 1, 0, -1]]),
+    prefix_segments=np.array([[0, 0, 1, -1]]),
+    suffix=np.array([[100, 101, 3, 4, 100, 7, 0]]),
+    suffix_positions=np.array([[2, 3, 4, 5, 1, 2, -1]]),
+    suffix_segments=np.array([[0, 0, 0, 0, 1, 1, -1]]),
+    targets=np.array([[4, 5, 8, 0]]),
+    target_index=np.array([[2, 3, 5, -1]]),
+  )
+  found = list(quality_settings.plain_examples(batch, 100))
+  assert [(ids.tolist(), answer) for ids, answer in found] == [
+    ([1, 2, 3, 4, 5], 2),
+    ([6, 7, 8], 1),
+  ]
+
+
+def _sequence(batches, vocab_size):
+  with batches.starting_at(0) as stream:
+    return [
+      [
+        (ids.tolist(), answer)
+        for ids, answer in quality_settings.plain_examples(
+          next(stream).batch, vocab_size
+        )
+      ]
+      for _ in range(12)
+    ]
+
+
+def test_the_order_of_another_stream_is_kept(settings, tmp_path):
+  setting = quality_settings.open_setting(_task(tmp_path))
+  vocab_size = setting.opened.config.vocab_size
+  reference = setting.batches()
+  expected = _sequence(reference, vocab_size)
+  other = quality_settings.open_setting(_task(tmp_path))
+  # The shapes of batches decide their order.
+  other.cfg.data.shapes = ((96, 64),)
+  assert _sequence(other.batches(), vocab_size) != expected
+  same = quality_settings.SameBatches(
+    reference,
+    other.batches().mixture,
+    other.cfg.data,
+    other.cfg.virtual_tokens,
+    other.assembler,
+    vocab_size,
+    other.cfg.seed,
+  )
+  assert _sequence(same, vocab_size) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'contender', ['lora_all', 'prompt_tuning', 'prefix_tuning']
+)
+def test_the_evaluator_has_the_loss_of_peft(contender, settings, tmp_path):
+  task = _task(tmp_path, contender=contender, rate=0.3)
+  quality_runs.run_stage(task)
+  quality_runs.run_stage(task.at('validate'))
+  before = task.at('validate').read()['validations'][-1]['loss']
+  # A loss that PEFT does not have is noticed.
+  trained = task.read()
+  task.write({**trained, 'check_nll': trained['check_nll'] + 1e-3})
+  with pytest.raises(errors.UserError, match=r'was .* in PEFT'):
+    quality_answers.validate(task.at('validate'))
+  # What was trained decides the loss: the check could fail.
+  path = quality_training.snapshot_path(task, task.steps)
+  path.write_bytes(quality_training.snapshot_path(task, 3).read_bytes())
+  task.write({**trained, 'check_nll': None})
+  changed = quality_answers.validate(task.at('validate'))
+  assert abs(changed['validations'][-1]['loss'] - before) > 1e-2
+
+
+def test_a_table_is_trained_validated_and_tested(settings, tmp_path):
+  task = _task(tmp_path, rate=1.0)
+  prompt = dataclasses.replace(task, contender='prompt', rate=0.0)
+  for stage in (
+    task,
+    task.at('validate'),
+    task.at('test', 2),
+    prompt.at('validate'),
+    prompt.at('test', 2),
+  ):
+    quality_runs.run_stage(stage)
+  found = quality_report.summarise(
+    {'prompt': [prompt], 'table': [task]}, [0, 1], [2]
+  )
+  rows = {(row['contender'], row['k']): row for row in found['rows']}
+  assert set(rows) == {('prompt', 0), ('table', 1)}
+  assert rows['table', 1]['trained_numbers'] == 4 * tiny_run.DIM
+  assert rows['table', 1]['seeds'] == [0]
+  assert 'PEFT' not in quality_report.table(found['rows'])

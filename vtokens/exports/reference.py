@@ -115,7 +115,9 @@ def probe(
           [record.id for record in batch],
           [base.config.vocab_size],
         )
-        ids: list[list[int]] = distributed.fetch(out)[: len(batch), 0].tolist()
+        ids: list[list[int]] = distributed.fetch(out.ids)[
+          : len(batch), 0
+        ].tolist()
         return ids
 
       answers = aside.call(ask, stopping.check)

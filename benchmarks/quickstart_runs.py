@@ -89,6 +89,7 @@ class Setting:
       self.assembler,
       self.opened.config.vocab_size,
       self.cfg.seed,
+      distill=self.cfg.train.distill,
     )
 
   def load(self) -> frozen_base.FrozenBase:

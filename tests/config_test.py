@@ -251,6 +251,9 @@ _BAD = [
   ('virtual_tokens.draws_per_example', 0, {}),
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.draw': 'fixed'}),
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.position': 'first'}),
+  ('virtual_tokens.always_all', True, {}),
+  ('train.distill.weight', 0.5, {'virtual_tokens.draws_per_example': 2}),
+  ('train.distill.weight', 1.5, {}),
   (
     'eval.num_active',
     (1, 50),

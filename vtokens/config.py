@@ -106,6 +106,8 @@ class VirtualTokens(schema.Section):
     draws_per_example: values of k drawn for an example each time it comes. Its
       passages run once for all of them; a further draw costs only its tokens,
       question and answer.
+    always_all: make the last of several draws n, so that an example is always
+      also seen with all tokens.
   """
 
   # A suffix holds all of them.
@@ -119,6 +121,7 @@ class VirtualTokens(schema.Section):
   draw_exponent: Annotated[float, Ge(0), Le(100)] = 0.5
   num_active: PositiveInt = 50
   draws_per_example: Annotated[int, Ge(1), Le(1024)] = 1
+  always_all: bool = False
 
 
 @dataclasses.dataclass
@@ -300,6 +303,21 @@ class Optim(schema.Section):
 
 
 @dataclasses.dataclass
+class Distill(schema.Section):
+  """Learning from a teacher's distributions, besides the answers.
+
+  The teacher is the last draw of an example, which has all n tokens
+  (virtual_tokens.always_all): the other draws learn to answer like it.
+
+  Attributes:
+    weight: of the divergence KL(teacher || student), mean over target tokens;
+      the answers' negative log-likelihood has the rest up to 1. 0 for none.
+  """
+
+  weight: Probability = 0.0
+
+
+@dataclasses.dataclass
 class Train(schema.Section):
   """The loop.
 
@@ -311,6 +329,7 @@ class Train(schema.Section):
     validate_every: steps between validations; one always ends the run.
     checkpoint_every: steps between checkpoints.
     keep_checkpoints: latest ones kept, at least two, besides the best two.
+    distill: learning from a teacher.
   """
 
   # The learning rate of each is held.
@@ -321,6 +340,7 @@ class Train(schema.Section):
   validate_every: PositiveInt = 200
   checkpoint_every: PositiveInt = 50
   keep_checkpoints: PositiveInt = 2
+  distill: Distill = dataclasses.field(default_factory=Distill)
 
 
 @dataclasses.dataclass
@@ -477,6 +497,7 @@ def validate(config: Config) -> None:
   schema.check(config)
   config_checks.check_set(config)
   config_checks.check_virtual_tokens(config)
+  config_checks.check_distill(config)
   config_checks.check_passages(config.data.passages, 'data.passages.')
   for name, passages in config.data.mixture.passages.items():
     config_checks.check_passages(passages, f'data.mixture.passages[{name}].')

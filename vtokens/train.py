@@ -196,6 +196,7 @@ def _prepare(
       base.config.vocab_size,
       cfg.seed,
       partitioning.local_rows(inputs.mesh, rows),
+      cfg.train.distill,
     ),
     validation=inputs.validation,
     optimizer=optimizer,

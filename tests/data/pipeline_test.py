@@ -56,6 +56,8 @@ def make(directory):
     position='middle',
     chat=False,
     draws=1,
+    always_all=False,
+    distill=None,
     **data,
   ):
     cfg = config.Config(
@@ -66,6 +68,7 @@ def make(directory):
         num_active=5,
         position=position,
         draws_per_example=draws,
+        always_all=always_all,
       ),
       templates=config.Templates(chat=chat),
       data=config.Data(
@@ -95,6 +98,7 @@ def make(directory):
       V,
       cfg.seed,
       local_rows,
+      distill,
     )
 
   return make
@@ -142,6 +146,53 @@ def test_more_draws_change_nothing_else(make):
     assert len(b.num_active) == 3
     drawn.update(b.num_active[1:])
   assert drawn == set(range(1, 9))
+
+
+def test_the_last_draw_has_all_tokens(make):
+  """And nothing else changes."""
+  one = make(draw='uniform', draws=3).mixture
+  two = make(draw='uniform', draws=3, always_all=True).mixture
+  for place in itertools.product([0, 1], [0, 1], range(11)):
+    a, b = one.draw(*place), two.draw(*place)
+    assert (a.passages, a.answer) == (b.passages, b.answer)
+    assert b.num_active == (*a.num_active[:-1], 8)
+
+
+@pytest.mark.parametrize('per_row', [1, 2])
+@pytest.mark.parametrize('draw', ['uniform', 'per_batch'])
+def test_targets_of_the_last_draw_teach_the_others(make, draw, per_row):
+  """Each target learns from the same one of the draw with all 8 tokens."""
+  settings = {'draw': draw, 'draws': 3, 'examples_per_row': per_row}
+  settings['always_all'] = True
+  distill = config.Distill(weight=0.5)
+  untaught = take(make(**settings), 0, 4)
+  for host, plain in zip(
+    take(make(**settings, distill=distill), 0, 4), untaught, strict=True
+  ):
+    batch = host.batch
+    assert_equal(
+      dataclasses.replace(
+        host, batch=dataclasses.replace(batch, teacher_index=None)
+      ),
+      plain,
+    )
+    for r in range(4 // per_row):
+      [at] = np.nonzero(batch.target_index[r] >= 0)
+      taught = [t for t in at if batch.teacher_index[r, t] >= 0]
+      assert len(taught) == 2 * len(at) // 3
+      assert (np.delete(batch.teacher_index[r], taught) == -1).all()
+      segments = batch.suffix_segments[r]
+      for t in taught:
+        teacher = batch.teacher_index[r, t]
+        assert batch.targets[r, t] == batch.targets[r, teacher]
+        places = batch.target_index[r, [t, teacher]]
+        student, last = segments[places]
+        assert student // 3 == last // 3
+        assert last % 3 == 2
+        assert (batch.suffix[r][segments == last] >= V).sum() == 8
+        # As far from the end of the suffix.
+        ends = [np.flatnonzero(segments == s)[-1] for s in (student, last)]
+        assert ends[0] - places[0] == ends[1] - places[1]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ class Batch:
     targets: ids of answers and eos, int32 array of shape [R, A].
     target_index: index in the suffix of the token that predicts each target,
       int32 array of shape [R, A]; -1 for padding.
+    teacher_index: number of the target whose distribution each target learns,
+      int32 array of shape [R, A]; -1 for none. None without distillation.
   """
 
   prefix: Int[Array, 'R P']
@@ -49,6 +51,7 @@ class Batch:
   suffix_parents: Int[Array, 'R S'] | None = None
   targets: Int[Array, 'R A']
   target_index: Int[Array, 'R A']
+  teacher_index: Int[Array, 'R A'] | None = None
 
 
 def make(*, packed: bool, draws: int, **arrays: Any) -> Batch:
@@ -59,7 +62,7 @@ def make(*, packed: bool, draws: int, **arrays: Any) -> Batch:
   Args:
     packed: whether a row can have several prefixes.
     draws: the most suffixes that a prefix can have.
-    **arrays: all fields of `Batch`.
+    **arrays: fields of `Batch`, all segments among them.
   """
   if not packed:
     arrays['prefix_segments'] = None

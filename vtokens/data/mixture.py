@@ -209,6 +209,8 @@ class TrainingMixture:
     # Drawn last, so that the other choices do not depend on their number.
     more = range(1, self._tokens.draws_per_example)
     num_active = (first, *(_draw_k(self._tokens, rng) for _ in more))
+    if self._tokens.always_all:
+      num_active = (*num_active[:-1], self._tokens.num_virtual_tokens)
     return ExampleDraw(passages, answer, num_active)
 
   def _draw_passages(

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 
 from vtokens import config
-from vtokens.data import assemble, batching
+from vtokens.data import assemble, batching, teaching
 from vtokens.data import batch as batch_lib
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.batch import Batch
@@ -221,6 +221,7 @@ class TrainBatches:
     vocab_size: id of the first virtual token.
     seed: seed of the run.
     local_rows: rows of each batch that this process makes; None for all.
+    distill: whether there is a teacher.
 
   Attributes:
     mixture: the training examples.
@@ -238,6 +239,7 @@ class TrainBatches:
     vocab_size: int,
     seed: int,
     local_rows: np.ndarray | None = None,
+    distill: config.Distill | None = None,
   ):
     self.mixture = mixture
     self._data = data
@@ -254,6 +256,7 @@ class TrainBatches:
     self._heads = [len(self.encoder.head(i + 1)) for i in range(most)]
     self._vocab_size = vocab_size
     self._seed = seed
+    self._taught = distill is not None and distill.weight > 0
     self.batch_rows = data.batch_size // data.examples_per_row
     if local_rows is None:
       local_rows = np.arange(self.batch_rows)
@@ -348,6 +351,8 @@ class TrainBatches:
         high = self._tokens.num_virtual_tokens + 1
         draws = range(self._tokens.draws_per_example)
         k = tuple(int(rng.integers(1, high)) for _ in draws)
+        if self._tokens.always_all:
+          k = (*k[:-1], self._tokens.num_virtual_tokens)
       planned.append(
         PlannedBatch([[examples[i] for i in rows[r]] for r in group], shape, k)
       )
@@ -357,19 +362,25 @@ class TrainBatches:
     """Reads the ids of a batch's local rows."""
     everything = [example for row in planned.rows for example in row]
     data, draws = self._data, self._tokens.draws_per_example
+    num_targets = data.examples_per_row * draws * data.max_answer_tokens
+    rows = [
+      [self._read(e, planned.active(e)) for e in planned.rows[r]]
+      for r in self._local_rows
+    ]
+    batch = collate(
+      rows,
+      shape=planned.shape,
+      num_targets=num_targets,
+      vocab_size=self._vocab_size,
+      num_rows=len(rows),
+      packed=data.examples_per_row > 1,
+      draws=draws,
+    )
+    if self._taught:
+      index: Any = teaching.by_last_draw(rows, num_targets)
+      batch = dataclasses.replace(batch, teacher_index=index)
     return HostBatch(
-      batch=collate(
-        [
-          [self._read(e, planned.active(e)) for e in planned.rows[r]]
-          for r in self._local_rows
-        ],
-        shape=planned.shape,
-        num_targets=data.examples_per_row * draws * data.max_answer_tokens,
-        vocab_size=self._vocab_size,
-        num_rows=len(self._local_rows),
-        packed=data.examples_per_row > 1,
-        draws=draws,
-      ),
+      batch=batch,
       ids=tuple(self.mixture.id(e.member) for e in everything),
       lengths=planned.lengths,
       real_tokens=planned.real_tokens,

@@ -18,8 +18,8 @@ from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
 
-# Sums of the loss and of the targets, and the gradient of the first.
-_Sums = tuple[tuple[Float[Array, ''], Float[Array, '']], Values]
+# Sum of the loss and others by name, and the gradient of the first.
+_Sums = tuple[tuple[Float[Array, ''], dict[str, Float[Array, '']]], Values]
 
 
 @struct.dataclass
@@ -53,7 +53,7 @@ def encode_prefix(
   return jax.lax.stop_gradient(cache)
 
 
-def suffix_nll(
+def target_logits(
   trained: Values,
   decoder: Decoder,
   cache: KVCache,
@@ -61,8 +61,8 @@ def suffix_nll(
   *,
   trainable: Trainable = TABLE,
   remat: bool = False,
-) -> tuple[Float[Array, ''], Float[Array, '']]:
-  """Sums the negative log-likelihood of the answers over their tokens.
+) -> Float[Array, 'R A V']:
+  """Computes logits where the suffixes predict their targets.
 
   Args:
     trained: values of the trainable.
@@ -73,7 +73,7 @@ def suffix_nll(
     remat: see `Decoder.__call__`.
 
   Returns:
-    The sum in nats and the number of target tokens, float32 scalars.
+    Array of shape [R, A, V], float32.
   """
   hidden, _ = decoder(
     trainable.embed(decoder, trained, batch.suffix),
@@ -94,9 +94,29 @@ def suffix_nll(
   # vocabulary of 49k, the head would cost as much as ten layers.
   where = jnp.maximum(batch.target_index, 0)
   picked = jnp.take_along_axis(hidden, where[..., None], axis=1)
-  return losses.masked_nll(
-    decoder.logits(picked), batch.targets, batch.target_index >= 0
+  return decoder.logits(picked)
+
+
+def suffix_nll(
+  trained: Values,
+  decoder: Decoder,
+  cache: KVCache,
+  batch: Batch,
+  *,
+  trainable: Trainable = TABLE,
+  remat: bool = False,
+) -> tuple[Float[Array, ''], Float[Array, '']]:
+  """Sums the negative log-likelihood of the answers over their tokens.
+
+  Args: see `target_logits`.
+
+  Returns:
+    The sum in nats and the number of target tokens, float32 scalars.
+  """
+  logits = target_logits(
+    trained, decoder, cache, batch, trainable=trainable, remat=remat
   )
+  return losses.masked_nll(logits, batch.targets, batch.target_index >= 0)
 
 
 def make_train_step(
@@ -106,6 +126,7 @@ def make_train_step(
   trainable: Trainable = TABLE,
   accumulation_steps: int = 1,
   remat: bool = False,
+  distill_weight: float = 0.0,
 ) -> Callable[
   [TrainState, nnx.State[str, Any], Batch], tuple[TrainState, dict[str, Any]]
 ]:
@@ -118,21 +139,32 @@ def make_train_step(
     accumulation_steps: number of microbatches that a batch is split into; the
       update is that of the whole batch.
     remat: see `Decoder.__call__`; applies to suffixes.
+    distill_weight: see `config.Distill.weight`; with 0 there is no teacher.
 
   Returns:
     The step. Its metrics are scalars: `loss` (mean nats per target token),
-    `grad_norm` (before clipping), `tokens` (targets).
+    `grad_norm` (before clipping), `tokens` (targets). With a teacher also `nll`
+    (mean over targets), `taught` (targets with a teacher) and `kl` (mean over
+    these).
   """
 
   def loss_fn(
     trained: Values, base: nnx.State[str, Any], batch: Batch
-  ) -> tuple[Float[Array, ''], Float[Array, '']]:
+  ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
     decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
     cache = encode_prefix(
       decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
     )
-    return suffix_nll(
+    logits = target_logits(
       trained, decoder, cache, batch, trainable=trainable, remat=remat
+    )
+    mask = batch.target_index >= 0
+    if not distill_weight:
+      nll, tokens = losses.masked_nll(logits, batch.targets, mask)
+      return nll, {'tokens': tokens}
+    assert batch.teacher_index is not None
+    return losses.distilled(
+      logits, batch.targets, mask, logits, batch.teacher_index, distill_weight
     )
 
   def step(
@@ -140,7 +172,7 @@ def make_train_step(
   ) -> tuple[TrainState, dict[str, Any]]:
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation_steps == 1:
-      (nll, tokens), grad = grad_fn(state.trained, base, batch)
+      (loss, sums), grad = grad_fn(state.trained, base, batch)
     else:
       # Take every n-th row, so that each microbatch has rows on every device.
       micro = jax.tree.map(
@@ -156,10 +188,14 @@ def make_train_step(
         ), None
 
       zero = jnp.zeros((), jnp.float32)
-      ((nll, tokens), grad), _ = jax.lax.scan(
-        add, ((zero, zero), jax.tree.map(jnp.zeros_like, state.trained)), micro
+      names = (
+        ['tokens', 'nll', 'taught', 'kl'] if distill_weight else ['tokens']
       )
-    tokens_or_one = jnp.maximum(tokens, 1.0)
+      zeros = (zero, dict.fromkeys(names, zero))
+      ((loss, sums), grad), _ = jax.lax.scan(
+        add, (zeros, jax.tree.map(jnp.zeros_like, state.trained)), micro
+      )
+    tokens_or_one = jnp.maximum(sums['tokens'], 1.0)
     grad = jax.tree.map(lambda part: part / tokens_or_one, grad)
     updates, opt_state = optimizer.update(grad, state.opt_state, state.trained)
     new = TrainState(
@@ -168,10 +204,16 @@ def make_train_step(
       step=state.step + 1,
     )
     metrics = {
-      'loss': nll / tokens_or_one,
+      'loss': loss / tokens_or_one,
       'grad_norm': optax.tree.norm(grad),
-      'tokens': tokens,
+      'tokens': sums['tokens'],
     }
+    if distill_weight:
+      metrics |= {
+        'nll': sums['nll'] / tokens_or_one,
+        'taught': sums['taught'],
+        'kl': sums['kl'] / jnp.maximum(sums['taught'], 1.0),
+      }
     return new, metrics
 
   return step
@@ -190,7 +232,7 @@ def jit_train_step(
     graph: see `make_train_step`.
     optimizer: of the trained values.
     like: a state, or its shapes, with shardings; `step` is on every device.
-    settings: accumulation_steps and remat.
+    settings: accumulation_steps, remat and distill.
     trainable: what is trained.
   """
   return jax.jit(
@@ -200,6 +242,7 @@ def jit_train_step(
       trainable=trainable,
       accumulation_steps=settings.accumulation_steps,
       remat=settings.remat,
+      distill_weight=settings.distill.weight,
     ),
     out_shardings=(
       jax.tree.map(lambda x: x.sharding, like),

@@ -127,6 +127,7 @@ def batch(
   *,
   packed: bool,
   draws: int = 1,
+  taught: bool = False,
 ) -> Batch:
   """A training batch.
 
@@ -137,6 +138,7 @@ def batch(
     mesh: the devices.
     packed: whether rows have several examples.
     draws: suffixes of each example.
+    taught: whether targets have a teacher.
   """
   sharding = partitioning.named_sharding(mesh, ('batch',))
 
@@ -158,4 +160,5 @@ def batch(
     suffix_parents=suffix,
     targets=targets,
     target_index=targets,
+    teacher_index=targets if taught else None,
   )

@@ -87,6 +87,7 @@ def _lower_train(
       mesh,
       packed=per_row > 1,
       draws=draws,
+      taught=cfg.train.distill.weight > 0,
     ),
   )
   return lowered

@@ -109,10 +109,27 @@ def check_virtual_tokens(cfg: 'config.Config') -> None:
         'virtual_tokens.draws_per_example',
         f'1, since {reason}',
       )
+  elif tokens.always_all:
+    refuse(
+      cfg,
+      'virtual_tokens.always_all',
+      'False, since virtual_tokens.draws_per_example=1 leaves no other draw',
+    )
   if tokens.init == 'table' and not tokens.init_path:
     refuse(cfg, 'virtual_tokens.init_path', 'a file, since init=table')
   if tokens.init == 'text' and not tokens.init_text.strip():
     refuse(cfg, 'virtual_tokens.init_text', 'some text, since init=text')
+
+
+def check_distill(cfg: 'config.Config') -> None:
+  """Checks the section `train.distill`."""
+  if cfg.train.distill.weight and not cfg.virtual_tokens.always_all:
+    refuse(
+      cfg,
+      'train.distill.weight',
+      '0 without a teacher: set virtual_tokens.always_all=True and '
+      'virtual_tokens.draws_per_example to at least 2',
+    )
 
 
 def check_passages(passages: 'config.Passages', prefix: str) -> None:

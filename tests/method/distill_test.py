@@ -1,0 +1,233 @@
+"""Learning from a teacher's distributions, against PyTorch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+import transformers
+
+from vtokens import config
+from vtokens.data import pipeline, teaching
+from vtokens.data.assemble import Assembler
+from vtokens.data.records import Passage
+from vtokens.devices import partitioning
+from vtokens.method import steps
+from vtokens.models import frozen_base
+
+N = 4  # Rows of the table.
+# Number of passages, k of each draw but the last, and the answer.
+ASKED = [(2, (1, 3), 'yes'), (0, (4, 2), 'n'), (1, (2, 1), 'maybe so')]
+ASKED.append((3, (3, 1), 'no'))
+MOST_TARGETS = 12
+
+
+@pytest.fixture(scope='module')
+def base(tiny_dir) -> frozen_base.FrozenBase:
+  return frozen_base.load_base(
+    config.Base(path=str(tiny_dir), dtype='float32'),
+    partitioning.make_mesh((1, 1, -1)),
+  )
+
+
+@pytest.fixture(scope='module')
+def table(base):
+  rng = np.random.default_rng(2)
+  return rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def model(tiny_dir):
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir)
+  return model.double().eval()
+
+
+@pytest.fixture(scope='module')
+def assembler(base):
+  return Assembler.for_run(
+    base.tokenizer,
+    config.Config(
+      templates=config.Templates(prompt='Q {question} A'),
+      data=config.Data(max_prefix_tokens=60, max_suffix_tokens=70),
+    ),
+  )
+
+
+@pytest.fixture(scope='module')
+def draws(assembler):
+  """The draws of each example; the last has all tokens."""
+  found = []
+  for shown, counts, answer in ASKED:
+    example = assembler(
+      [(i, Passage('', '', f'It is {i}.' * (i + 1))) for i in range(shown)],
+      'Is it?' + '?' * shown,
+      answer=answer,
+    )
+    found.append(
+      [dataclasses.replace(example, num_active=k) for k in (*counts, N)]
+    )
+  return found
+
+
+def collate(draws, per_row, vocab_size):
+  """A batch of the examples, whose last draws teach the others."""
+  rows = [draws[i : i + per_row] for i in range(0, len(draws), per_row)]
+  num = len(draws[0])
+  suffix = max(e.suffix_len for group in draws for e in group)
+  batch = pipeline.collate(
+    rows,
+    shape=(60 * per_row, num * suffix * per_row),
+    num_targets=per_row * num * MOST_TARGETS,
+    vocab_size=vocab_size,
+    num_rows=len(rows),
+    packed=per_row > 1,
+    draws=num,
+  )
+  return dataclasses.replace(
+    batch,
+    teacher_index=teaching.by_last_draw(rows, batch.targets.shape[1]),
+  )
+
+
+def torch_logits(model, rows, example):
+  """Logits of the example's targets; its tokens are rows of the table."""
+  embeddings = torch.cat([model.get_input_embeddings().weight.detach(), rows])
+  vocab_size = len(embeddings) - len(rows)
+  ids = [*example.prefix, *example.before]
+  ids += [vocab_size + i for i in range(example.num_active)]
+  ids += [*example.after, *example.targets]
+  out = model(inputs_embeds=embeddings[torch.tensor(ids)][None]).logits[0]
+  return out[-len(example.targets) - 1 : -1]
+
+
+def nll_of(logits, example):
+  return torch.nn.functional.cross_entropy(
+    logits, torch.tensor(example.targets).long(), reduction='sum'
+  )
+
+
+def divergence(teacher, student):
+  """KL(teacher || student), summed over targets."""
+  return torch.nn.functional.kl_div(
+    student.log_softmax(-1),
+    teacher.log_softmax(-1).detach(),
+    reduction='sum',
+    log_target=True,
+  )
+
+
+def update(base, table, batch, weight, **settings):
+  """Metrics of a step, and the gradient that it followed."""
+  optimizer = optax.sgd(1.0)
+  state = steps.TrainState(
+    jnp.asarray(table), optimizer.init(table), jnp.zeros((), jnp.int32)
+  )
+  step = steps.make_train_step(
+    base.graph, optimizer, distill_weight=weight, **settings
+  )
+  new, metrics = jax.jit(step)(state, base.params, batch)
+  return metrics, table - np.asarray(new.trained)
+
+
+@pytest.mark.parametrize(
+  'per_row, weight, settings',
+  [
+    (1, 0.3, {}),
+    (1, 1.0, {}),
+    (2, 0.3, {'remat': True}),
+    (2, 0.3, {'accumulation_steps': 2}),
+    (4, 0.7, {}),
+  ],
+)
+def test_the_last_draw_teaches_the_others(
+  base, table, model, draws, per_row, weight, settings
+):
+  rows = torch.tensor(table, dtype=torch.float64, requires_grad=True)
+  loss = torch.zeros((), dtype=torch.float64)
+  nll, kl, tokens, taught = 0.0, 0.0, 0, 0
+  for *others, last in draws:
+    teacher = torch_logits(model, rows, last)
+    loss = loss + nll_of(teacher, last)
+    nll += nll_of(teacher, last).item()
+    for example in others:
+      student = torch_logits(model, rows, example)
+      learned, given = divergence(teacher, student), nll_of(student, example)
+      loss = loss + weight * learned + (1 - weight) * given
+      kl, nll = kl + learned.item(), nll + given.item()
+    size = len(last.targets)
+    tokens, taught = tokens + 3 * size, taught + 2 * size
+  (loss / tokens).backward()
+
+  batch = collate(draws, per_row, base.config.vocab_size)
+  metrics, grad = update(base, table, batch, weight, **settings)
+  assert kl > 0.01 * nll
+  assert float(metrics['tokens']) == tokens
+  assert float(metrics['taught']) == taught
+  for name, expected in (
+    ('loss', loss.item() / tokens),
+    ('nll', nll / tokens),
+    ('kl', kl / taught),
+  ):
+    assert float(metrics[name]) == pytest.approx(expected, rel=1e-5), name
+  exact = rows.grad.numpy()
+  scale = np.abs(exact).max()
+  assert scale > 1e-3
+  np.testing.assert_allclose(grad, exact, atol=1e-5 * scale)
+
+
+def test_nothing_flows_to_the_teacher(base, table, draws):
+  """With the divergence alone, rows that only the teacher has get nothing."""
+  few = [
+    [dataclasses.replace(e, num_active=min(e.num_active, 2)) for e in others]
+    + [last]
+    for *others, last in draws
+  ]
+  batch = collate(few, 2, base.config.vocab_size)
+  # Without the teacher's own targets its answers do not count either.
+  target_index = np.where(batch.teacher_index < 0, -1, batch.target_index)
+  alone = dataclasses.replace(batch, target_index=target_index)
+  _, grad = update(base, table, alone, 1.0)
+  assert (grad[2:] == 0).all()
+  assert (np.abs(grad[:2]).max(axis=1) > 0).all()
+  _, grad = update(base, table, batch, 1.0)
+  assert (np.abs(grad[2:]).max(axis=1) > 0).all()
+
+
+def test_without_weight_the_bits_are_those_of_no_teacher(base, table, draws):
+  batch = collate(draws, 2, base.config.vocab_size)
+  without = dataclasses.replace(batch, teacher_index=None)
+  (metrics, grad), (expected, expected_grad) = (
+    update(base, table, one, 0.0) for one in (batch, without)
+  )
+  assert metrics.keys() == expected.keys() == {'loss', 'grad_norm', 'tokens'}
+  jax.tree.map(np.testing.assert_array_equal, metrics, expected)
+  np.testing.assert_array_equal(grad, expected_grad)
+
+
+def test_targets_without_a_teacher_learn_from_the_answers(base, table, draws):
+  batch = collate(draws, 2, base.config.vocab_size)
+  untaught = dataclasses.replace(
+    batch, teacher_index=np.full_like(batch.teacher_index, -1)
+  )
+  metrics, grad = update(base, table, untaught, 0.8)
+  expected, expected_grad = update(base, table, untaught, 0.0)
+  assert float(metrics['taught']) == float(metrics['kl']) == 0
+  np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-6)
+  np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-7)
+
+
+def test_nothing_flows_to_the_base(base, table, draws):
+  batch = collate(draws, 2, base.config.vocab_size)
+  step = steps.make_train_step(base.graph, optax.sgd(1.0), distill_weight=0.5)
+  state = steps.TrainState(
+    jnp.asarray(table), optax.sgd(1.0).init(table), jnp.zeros((), jnp.int32)
+  )
+
+  def loss_of(params):
+    return step(state, params, batch)[1]['loss']
+
+  slopes = jax.jit(jax.grad(loss_of))(base.params)
+  assert all((leaf == 0).all() for leaf in jax.tree.leaves(slopes))

@@ -80,10 +80,10 @@ def run(contender: str, directory: pathlib.Path) -> dict[str, Any]:
     np.savez(kept, table=table, losses=losses, seconds=seconds)
   saved = np.load(kept)
   setting = quickstart_runs.Setting(cfg)
-  table = TokenTable('table', saved['table'], setting.assembler)
+  tokens = TokenTable('table', saved['table'], setting.assembler)
   counts = [int(k) for k in _K.value]
   scores = setting.score(
-    [PromptVariant(f'{k}', CONDITIONS['tokens'], table, k) for k in counts]
+    [PromptVariant(f'{k}', CONDITIONS['tokens'], tokens, k) for k in counts]
   )
   row = {
     'contender': contender,
@@ -98,6 +98,7 @@ def run(contender: str, directory: pathlib.Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
   del argv
+  assert _DIRECTORY.value is not None
   directory = pathlib.Path(_DIRECTORY.value)
   directory.mkdir(parents=True, exist_ok=True)
   rows = []

@@ -37,10 +37,12 @@ from vtokens.scoring import metrics
 from vtokens.serving import table_file
 
 _ROOT = pathlib.Path(__file__).parents[1]
-# Two examples to a row, each with two suffixes.
+# Two examples to a row, each with two suffixes, the last of which teaches.
 _PACKED = (
   '--config.data.examples_per_row=2',
   '--config.virtual_tokens.draws_per_example=2',
+  '--config.virtual_tokens.always_all=True',
+  '--config.train.distill.weight=0.5',
   '--config.data.shapes=((64, 128), (96, 128))',
 )
 
@@ -433,6 +435,10 @@ def test_killed_with_several_examples_to_a_row(place):
   losses = [row['loss'] for row in tiny_run.rows(workdir)]
   assert len(losses) == tiny_run.NUM_STEPS
   assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+  for row in tiny_run.rows(workdir):
+    assert row['taught'] == row['tokens'] / 2
+    assert row['kl'] > 0
+    assert row['loss'] != row['nll']
 
 
 @pytest.mark.slow

@@ -136,9 +136,7 @@ def update(base, table, batch, weight, **settings):
   'per_row, weight, settings',
   [
     (1, 0.3, {}),
-    (1, 1.0, {}),
-    (2, 0.3, {'remat': True}),
-    (2, 0.3, {'accumulation_steps': 2}),
+    (2, 1.0, {'remat': True, 'accumulation_steps': 2}),
     (4, 0.7, {}),
   ],
 )
@@ -217,17 +215,3 @@ def test_targets_without_a_teacher_learn_from_the_answers(base, table, draws):
   assert float(metrics['taught']) == float(metrics['kl']) == 0
   np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-6)
   np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-7)
-
-
-def test_nothing_flows_to_the_base(base, table, draws):
-  batch = collate(draws, 2, base.config.vocab_size)
-  step = steps.make_train_step(base.graph, optax.sgd(1.0), distill_weight=0.5)
-  state = steps.TrainState(
-    jnp.asarray(table), optax.sgd(1.0).init(table), jnp.zeros((), jnp.int32)
-  )
-
-  def loss_of(params):
-    return step(state, params, batch)[1]['loss']
-
-  slopes = jax.jit(jax.grad(loss_of))(base.params)
-  assert all((leaf == 0).all() for leaf in jax.tree.leaves(slopes))

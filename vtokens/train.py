@@ -37,7 +37,7 @@ from vtokens.host import stopping, versions, writers
 from vtokens.method import optim, steps
 from vtokens.method.steps import TrainState
 from vtokens.models.decoder import num_params
-from vtokens.models.frozen_base import FrozenBase
+from vtokens.models.frozen_base import BaseKeeper, FrozenBase
 from vtokens.models.rope import regime
 from vtokens.planning import flops
 from vtokens.run import (
@@ -58,12 +58,17 @@ from vtokens.serving import table_file
 from vtokens.settings import flags
 
 
-def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
+def train(
+  cfg: config.Config,
+  stop: stopping.StopRequest,
+  bases: BaseKeeper | None = None,
+) -> dict[str, Any]:
   """Runs or continues a run: scores the base, trains, scores the tokens.
 
   Args:
     cfg: a validated config.
     stop: a request that ends the run early, its state saved.
+    bases: keeps the base for the next run of this process.
 
   Returns:
     The content of summary.json.
@@ -74,15 +79,48 @@ def train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
   """
   with distributed.sole_writer(cfg.workdir):
     distributed.check_shared(cfg.workdir)
-    return _train(cfg, stop)
+    return _train(cfg, stop, bases or BaseKeeper())
 
 
-def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
+def train_until(
+  cfg: config.Config,
+  stop: stopping.StopRequest,
+  step: int,
+  bases: BaseKeeper,
+) -> None:
+  """Runs or continues a run up to a step, and saves its state there.
+
+  The steps are those of `train`, which can continue the run. Nothing is scored
+  but the validations, and no table is written.
+
+  Args:
+    cfg: a validated config.
+    stop: a request that ends the run early, its state saved.
+    step: a multiple of `train.validate_every`, or `train.num_steps`.
+    bases: keeps the base for the next run of this process.
+
+  Raises:
+    errors.UserError: bad input.
+    loop.DivergedError: a loss that is not finite.
+    stopping.Stopped: the run was asked to stop.
+  """
+  with distributed.sole_writer(cfg.workdir):
+    distributed.check_shared(cfg.workdir)
+    run_dir = RunDir(cfg.workdir)
+    inputs = run_inputs.open_inputs(cfg, run_dir, stop, bases)
+    if distributed.from_first(run_dir.read_summary) is None:
+      run = _prepare(cfg, run_dir, inputs, stop, bases)
+      _run_loop(cfg, run, stop, step)
+
+
+def _train(
+  cfg: config.Config, stop: stopping.StopRequest, bases: BaseKeeper
+) -> dict[str, Any]:
   began = time.monotonic()
   run_dir = RunDir(cfg.workdir)
 
   # Open.
-  inputs = run_inputs.open_inputs(cfg, run_dir, stop)
+  inputs = run_inputs.open_inputs(cfg, run_dir, stop, bases)
   finished = distributed.from_first(run_dir.read_summary)
   if finished is not None:
     if inputs.moved and distributed.is_first():
@@ -92,14 +130,11 @@ def _train(cfg: config.Config, stop: stopping.StopRequest) -> dict[str, Any]:
     return finished
 
   # Prepare.
-  run = _prepare(cfg, run_dir, inputs, stop)
-  # Only now: after a mistake found above, the directory is still free.
-  if distributed.is_first():
-    run_dir.claim(inputs.claim(cfg))
+  run = _prepare(cfg, run_dir, inputs, stop, bases)
   untrained = run.tests.score_untrained(cfg.eval.conditions)
 
   # Train.
-  trained = _run_loop(cfg, run, stop)
+  trained = _run_loop(cfg, run, stop, cfg.train.num_steps)
 
   # Score and write.
   if distributed.is_first():
@@ -171,12 +206,13 @@ def _prepare(
   run_dir: RunDir,
   inputs: RunInputs,
   stop: stopping.StopRequest,
+  bases: BaseKeeper,
 ) -> _PreparedRun:
-  """Tokenises, loads the base, and checks that all questions fit."""
+  """Tokenises, loads the base, checks that all fits, claims the directory."""
   assembler = Assembler.for_run(inputs.base.tokenizer, cfg)
   mixture = run_inputs.open_mixture(cfg, run_dir, inputs, assembler, stop)
   stop.check()
-  base = stop.run(lambda: inputs.base.load(inputs.mesh))
+  base = stop.run(lambda: bases.load(inputs.base, inputs.mesh))
   stop.check()
   _describe(cfg, base, inputs, sum(mixture.sizes))
   prompter = Prompter(assembler, cfg.eval, cfg.seed)
@@ -210,6 +246,9 @@ def _prepare(
   bare = [bare_variant(name) for name in cfg.eval.conditions]
   stop.run(lambda: prompter.check_fits(run.validation, [most], answers=True))
   stop.run(lambda: prompter.check_fits(inputs.test, [*bare, most]))
+  # Only now: after a mistake found above, the directory is still free.
+  if distributed.is_first():
+    run_dir.claim(inputs.claim(cfg))
   return run
 
 
@@ -252,9 +291,12 @@ class _TrainedTable:
 
 
 def _run_loop(
-  cfg: config.Config, run: _PreparedRun, stop: stopping.StopRequest
+  cfg: config.Config,
+  run: _PreparedRun,
+  stop: stopping.StopRequest,
+  last: int,
 ) -> _TrainedTable:
-  """Trains from where the checkpoints left off to the last step."""
+  """Trains from where the checkpoints left off to the step `last`."""
   checkpoints = Checkpoints(
     cfg.workdir,
     cfg.train.keep_checkpoints,
@@ -298,7 +340,7 @@ def _run_loop(
     return done
 
   loop = Loop(step_fn, state, run.batches, hooks)
-  loop.run(cfg.train.num_steps)
+  loop.run(last)
   seconds = log.train_seconds()
   table, step = loop_hooks.best_table(checkpoints, loop.state)
   checkpoints.close()

@@ -104,6 +104,34 @@ class OpenBase:
     )
 
 
+class BaseKeeper:
+  """Opens and loads bases, and keeps the last one.
+
+  So several runs of one process read their base's files once.
+  """
+
+  def __init__(self) -> None:
+    self._wanted: tuple[config.Base, int | None] | None = None
+    self._open: OpenBase | None = None
+    self._of: tuple[OpenBase, jax.sharding.Mesh] | None = None
+    self._loaded: FrozenBase | None = None
+
+  def open(self, settings: config.Base, context_length: int | None) -> OpenBase:
+    """Opens a base; see `open_base`."""
+    wanted = dataclasses.replace(settings), context_length
+    if self._open is None or self._wanted != wanted:
+      self._open, self._wanted = open_base(*wanted), wanted
+    return self._open
+
+  def load(self, base: OpenBase, mesh: jax.sharding.Mesh) -> FrozenBase:
+    """Loads a base that `open` returned; see `OpenBase.load`."""
+    same = self._of is not None and self._of[0] is base and self._of[1] == mesh
+    if self._loaded is None or not same:
+      self._loaded = None  # Memory may not hold two.
+      self._loaded, self._of = base.load(mesh), (base, mesh)
+    return self._loaded
+
+
 def open_base(
   settings: config.Base, context_length: int | None = None
 ) -> OpenBase:

@@ -8,8 +8,12 @@ from typing import Any
 
 from vtokens.data.batch import Batch
 from vtokens.data.pipeline import HostBatch, TrainBatches
-from vtokens.host import stopping
+from vtokens.host import errors, stopping
 from vtokens.method.steps import TrainState
+
+
+class DivergedError(errors.UserError):
+  """A loss, a gradient or the table is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from vtokens.host import errors, stopping, writers
+from vtokens.host import stopping, writers
 from vtokens.method.steps import TrainState
 from vtokens.run import training_state
 from vtokens.run.checkpoints import Checkpoints
-from vtokens.run.loop import DispatchedStep, Hook, Loop
+from vtokens.run.loop import DispatchedStep, DivergedError, Hook, Loop
 from vtokens.run.step_log import Progress, StepLog
 from vtokens.scoring.metrics import Scores
 
@@ -101,7 +101,7 @@ class Validation(Hook):
     self._log.restart_clock()
     self._progress.validated_step = step
     if not math.isfinite(found.loss):
-      raise errors.UserError(
+      raise DivergedError(
         f'validation loss {found.loss} after step {step}. Try a lower '
         '--config.optim.learning_rate'
       )
@@ -163,7 +163,7 @@ class Saving(Hook):
     # Look on the host: the device may still compute answers that were dropped.
     trained = training_state.fetch_trained(loop.state)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(trained)):
-      raise errors.UserError(
+      raise DivergedError(
         f'the table is not finite after step {loop.step}. The last checkpoint '
         'is from before this step. Try a lower --config.optim.learning_rate'
       )

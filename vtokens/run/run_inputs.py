@@ -69,7 +69,10 @@ def batch_rows(cfg: config.Config) -> int:
 
 
 def open_inputs(
-  cfg: config.Config, run_dir: RunDir, stop: stopping.StopRequest
+  cfg: config.Config,
+  run_dir: RunDir,
+  stop: stopping.StopRequest,
+  bases: frozen_base.BaseKeeper,
 ) -> RunInputs:
   """Opens what a run reads; quick checks come before slow work.
 
@@ -77,6 +80,7 @@ def open_inputs(
     cfg: of the run.
     run_dir: its work directory.
     stop: a request that ends the run early.
+    bases: opens the base, or has it from an earlier run of this process.
 
   Raises:
     errors.UserError: bad input, or the directory holds another run.
@@ -109,7 +113,7 @@ def open_inputs(
     mesh, batch_rows(cfg) // cfg.train.accumulation_steps
   )
   stop.check()
-  base = stop.run(lambda: frozen_base.open_base(cfg.base, cfg.context_length))
+  base = stop.run(lambda: bases.open(cfg.base, cfg.context_length))
   TABLE.check(cfg.virtual_tokens, base.config)
   if recorded.base is not None:
     identity = workdir.base_identity(base)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from vtokens import config
 from vtokens.data.pipeline import HostBatch
 from vtokens.host import errors, writers
-from vtokens.run.loop import DispatchedStep, Hook, Loop
+from vtokens.run.loop import DispatchedStep, DivergedError, Hook, Loop
 from vtokens.run.tracking import Sink
 
 
@@ -115,7 +115,7 @@ class StepLog(Hook):
     """Waits for the step that was dispatched last, and logs it.
 
     Raises:
-      errors.UserError: its loss or gradient is not finite.
+      DivergedError: its loss or gradient is not finite.
     """
     if self._pending is None:
       return
@@ -124,7 +124,7 @@ class StepLog(Hook):
     values = {key: float(value) for key, value in done.values.items()}
     self._device_seconds += time.monotonic() - began
     if not all(map(math.isfinite, values.values())):
-      raise errors.UserError(
+      raise DivergedError(
         f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at step '
         f'{done.number}; its examples: {errors.several(done.host.ids)}. The '
         'last checkpoint is from before this step. Try a lower '

@@ -14,6 +14,7 @@ import vtokens
 # Name: module, what it does.
 COMMANDS = {
   'train': ('vtokens.train', 'train virtual tokens for a base, and score them'),
+  'sweep': ('vtokens.sweep', 'find good settings: train candidates, compare'),
   'ask': ('vtokens.ask', 'answer one question with and without the tokens'),
   'evaluate': ('vtokens.evaluate', 'compare tokens, prompts and bases; report'),
   'inspect': ('vtokens.data.inspect', 'show what training will see'),

@@ -1,5 +1,6 @@
 """Config files: Python programs with a function `get_config()`."""
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -57,6 +58,59 @@ def load(argument: str, settings: type) -> Any:
       f'{name(settings)}'
     )
   return config
+
+
+def write(settings: Any, about: str) -> str:
+  """The text of a config file whose get_config() returns given settings.
+
+  Fields that have their defaults are left out.
+
+  Args:
+    settings: a config, whose defaults make its class.
+    about: the file's docstring.
+  """
+  modules: set[str] = set()
+  made = _source(settings, modules, '  ')
+  imports = ''.join(
+    f'from {package} import {last}\n' if package else f'import {last}\n'
+    for package, _, last in (name.rpartition('.') for name in sorted(modules))
+  )
+  kind = made.partition('(')[0]
+  return (
+    f'{_docstring(about)}\n\n{imports}\n\n'
+    f'def get_config() -> {kind}:\n'
+    f'  return {made}\n'
+  )
+
+
+def _docstring(text: str) -> str:
+  escaped = text.replace('\\', '\\\\').replace('"', '\\"')
+  return f'"""{escaped}"""'
+
+
+def _source(value: Any, modules: set[str], indent: str) -> str:
+  """An expression that makes a value; adds to the modules that it needs."""
+  inner = f'{indent}  '
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    kind = type(value)
+    default = kind()
+    modules.add(kind.__module__)
+    parts = [
+      f'{field.name}={_source(found, modules, inner)}'
+      for field in dataclasses.fields(value)
+      if (found := getattr(value, field.name)) != getattr(default, field.name)
+    ]
+    module = kind.__module__.rpartition('.')[2]
+    start, end = f'{module}.{kind.__name__}(', ')'
+  elif isinstance(value, dict):
+    parts = [f'{k!r}: {_source(v, modules, inner)}' for k, v in value.items()]
+    start, end = '{', '}'
+  else:
+    return repr(value)
+  if not parts:
+    return start + end
+  lines = ''.join(f'{inner}{part},\n' for part in parts)
+  return f'{start}\n{lines}{indent}{end}'
 
 
 def name(kind: type) -> str:

@@ -16,7 +16,7 @@ from ml_collections.config_flags import tuple_parser
 
 from vtokens import commands
 from vtokens.host import aside, errors, paths, stopping, streams, writers
-from vtokens.settings import config_file, schema
+from vtokens.settings import config_file, field_types, schema
 
 # Longest error message, in characters. Messages of libraries have no bounds.
 _LONGEST = 6000
@@ -28,6 +28,7 @@ _PARSERS: dict[Any, flags.ArgumentParser[Any]] = {
   str: flags.ArgumentParser(),
   tuple: tuple_parser.TupleParser(),
 }
+_BOOLEANS = flags.BooleanParser()
 
 # `--help` lists a flag under the program that calls `run_config`.
 flags.disclaim_key_flags()
@@ -40,6 +41,24 @@ def define_path(
   return flags.DEFINE(
     _PathParser(), name, default, help, serializer=flags.ArgumentSerializer()
   )
+
+
+def parse_value(field: str, kind: Any, text: str) -> Any:
+  """Reads a field's value as its flag does; bounds are not checked.
+
+  Args:
+    field: for messages, with dots.
+    kind: the field's type.
+    text: as on the command line.
+
+  Raises:
+    errors.UserError: the text is no value of the type.
+  """
+  parser = _PARSERS.get(schema.bare(kind), _BOOLEANS)
+  try:
+    return parser.parse(text)
+  except (TypeError, ValueError):
+    schema.refuse_value(field, text, field_types.describe(kind))
 
 
 def run_config(

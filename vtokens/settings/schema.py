@@ -108,6 +108,41 @@ def bare(kind: Any) -> Any:
   return typing.get_origin(kind) or kind
 
 
+def kind_of(cls: type, field: str) -> Any:
+  """The type of a field, with its bounds.
+
+  Args:
+    cls: a section.
+    field: in that section, with dots.
+
+  Raises:
+    FieldError: there is no such field, or it is a section or in a dict.
+  """
+  kind: Any = cls
+  path = ''
+  for part in field.split('.'):
+    section = as_section(kind)
+    if section is None:
+      raise FieldError(
+        f'config.{errors.shorten(field)}', f'{path} is no section'
+      )
+    fields = types_of(section)
+    path = f'{path}.{part}'.removeprefix('.')
+    if part not in fields:
+      _refuse_name(errors.shorten(path), part, fields)
+    kind = fields[part]
+  if (section := as_section(kind)) is not None:
+    raise FieldError(
+      f'config.{field}',
+      f'a section, not a field; its fields: {", ".join(types_of(section))}',
+    )
+  if bare(kind) is dict:
+    raise FieldError(
+      f'config.{field}', 'a dict, which only the config file can set'
+    )
+  return kind
+
+
 def as_section(kind: Any) -> type | None:
   """The type itself if it is a section's, that is, a dataclass."""
   found = isinstance(kind, type) and dataclasses.is_dataclass(kind)

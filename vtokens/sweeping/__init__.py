@@ -1,0 +1,1 @@
+"""A sweep: its candidates, its rungs, and what its directory keeps."""

@@ -20,6 +20,7 @@ from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import Prompter, PromptVariant
 from vtokens.method import optim, steps, virtual_tokens
 from vtokens.models import frozen_base
+from vtokens.run import distillation
 
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 
@@ -58,6 +59,7 @@ class Setting:
     self.mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
     self.opened = frozen_base.open_base(cfg.base, cfg.context_length)
     self.assembler = Assembler.for_run(self.opened.tokenizer, cfg)
+    self._teacher = distillation.open_teacher(cfg, self.opened)
     report = training_set.bad_records(cfg.data)
     self._held_out = [
       training_set.read_held_out(cfg, field, most, report)
@@ -90,6 +92,7 @@ class Setting:
       self.opened.config.vocab_size,
       self.cfg.seed,
       distill=self.cfg.train.distill,
+      teacher=self._teacher.inputs if self._teacher else None,
     )
 
   def load(self) -> frozen_base.FrozenBase:
@@ -109,14 +112,22 @@ class Setting:
     table = jnp.asarray(self.initial_table(base))
     optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
     state = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
-    step = steps.jit_train_step(base.graph, optimizer, state, cfg.train)
+    teacher = self._teacher
+    step = steps.jit_train_step(
+      base.graph,
+      optimizer,
+      state,
+      cfg.train,
+      teacher=teacher.trainable if teacher else None,
+    )
+    taught_by = [teacher.values] if teacher and teacher.trainable else []
     with batches.starting_at(0) as stream:
       yield float('nan'), np.asarray(table)
       for host in stream:
         batch = partitioning.shard_batch(
           host.batch, self.mesh, batches.batch_rows
         )
-        state, values = step(state, base.params, batch)
+        state, values = step(state, base.params, batch, *taught_by)
         yield float(values['loss']), np.asarray(state.trained)
 
   def score(self, variants: Sequence[PromptVariant]) -> list[dict[str, Any]]:

@@ -255,6 +255,16 @@ _BAD = [
   ('train.distill.weight', 0.5, {'virtual_tokens.draws_per_example': 2}),
   ('train.distill.weight', 1.5, {}),
   (
+    'train.distill.run',
+    '',
+    {'train.distill.weight': 0.5, 'train.distill.tokens': 'run'},
+  ),
+  (
+    'train.distill.text',
+    ' ',
+    {'train.distill.weight': 0.5, 'train.distill.tokens': 'text'},
+  ),
+  (
     'eval.num_active',
     (1, 50),
     {'virtual_tokens.draw': 'fixed', 'virtual_tokens.num_active': 10},

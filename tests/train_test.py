@@ -584,6 +584,54 @@ def test_directory_of_an_earlier_version(place, reference, tmp_path):
   _assert_error(done, "\n  config.base.quantize: 'none' there, 'int8' now\n")
 
 
+def test_a_finished_run_teaches_another(place, reference, tmp_path):
+  teacher = tmp_path / 'teacher'
+  shutil.copytree(reference[0], teacher)
+
+  def load(workdir, **changes):
+    distill = config.Distill(
+      weight=0.9, passages='gold', tokens='run', run=str(teacher)
+    )
+    return place.load(
+      workdir,
+      train={'num_steps': 4, 'distill': distill, 'checkpoint_every': 2},
+      data={'validation': (), 'test': ()},
+      **changes,
+    )
+
+  workdir = tmp_path / 'taught'
+  summary = train.train(load(workdir), stopping.StopRequest())
+  assert summary['steps'] == 4
+  for row in tiny_run.rows(workdir):
+    assert 0 < row['taught'] <= row['tokens']
+    assert row['kl'] > 0
+  data = json.loads((workdir / 'data.json').read_text())
+  assert data['teacher'] == tiny_run.summary(reference[0])['table_sha256']
+  assert 'teacher' not in json.loads((teacher / 'data.json').read_text())
+
+  # The run may have moved.
+  teacher = teacher.rename(tmp_path / 'moved')
+  again = train.train(load(workdir), stopping.StopRequest())
+  assert again == summary
+  with pytest.raises(errors.UserError) as caught:
+    train.train(
+      load(tmp_path / 'other', virtual_tokens={'position': 'last'}),
+      stopping.StopRequest(),
+    )
+  assert str(caught.value) == (
+    f'config.train.distill.run: {teacher} was trained with '
+    "config.virtual_tokens.position='middle', expected 'last' as in this run"
+  )
+  table = np.ones((4, tiny_run.DIM), np.float32)
+  _, metadata = table_file.load(teacher / 'table.safetensors')
+  table_file.save(teacher / 'table.safetensors', table, metadata)
+  with pytest.raises(errors.UserError, match=r'config\.train\.distill\.run: '):
+    train.train(load(workdir), stopping.StopRequest())
+  with pytest.raises(errors.UserError, match='no summary|no finished run'):
+    teacher = tmp_path / 'nowhere'
+    train.train(load(tmp_path / 'another'), stopping.StopRequest())
+
+
 def test_directory_of_another_base(place, reference):
   workdir, _ = reference
   before = _tree(workdir)

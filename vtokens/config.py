@@ -306,15 +306,30 @@ class Optim(schema.Section):
 class Distill(schema.Section):
   """Learning from a teacher's distributions, besides the answers.
 
-  The teacher is the last draw of an example, which has all n tokens
-  (virtual_tokens.always_all): the other draws learn to answer like it.
+  The teacher is the same base. With the defaults it is the last draw of an
+  example, which has all n tokens (virtual_tokens.always_all): the other draws
+  learn to answer like it, at no cost of its own. Any other teacher runs forward
+  besides, once for an example.
 
   Attributes:
     weight: of the divergence KL(teacher || student), mean over target tokens;
       the answers' negative log-likelihood has the rest up to 1. 0 for none.
+    passages: that the teacher sees: shown (those of the example) or gold (the
+      gold ones among these, see `Passages.order`; an example without any has
+      no teacher, and learns from its answer alone).
+    tokens: that the teacher has: trained (all n, as they are at each step), run
+      (those of a finished run) or text (words instead of tokens, in their
+      place).
+    run: for tokens=run: work directory of a run on the same base, with the same
+      templates and virtual_tokens.position.
+    text: for tokens=text.
   """
 
   weight: Probability = 0.0
+  passages: Literal['shown', 'gold'] = 'shown'
+  tokens: Literal['trained', 'run', 'text'] = 'trained'
+  run: Path = ''
+  text: str = INSTRUCTION + '\n'
 
 
 @dataclasses.dataclass

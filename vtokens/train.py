@@ -36,6 +36,7 @@ from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import stopping, versions, writers
 from vtokens.method import optim, steps
 from vtokens.method.steps import TrainState
+from vtokens.method.trainable import Trainable, Values
 from vtokens.models.decoder import num_params
 from vtokens.models.frozen_base import BaseKeeper, FrozenBase
 from vtokens.models.rope import regime
@@ -183,6 +184,8 @@ class _PreparedRun:
     evaluator: asks questions.
     tests: scores on the test questions.
     identity: of the base; see `workdir.base_identity`.
+    teacher: what the teacher's values are, and the values, on the devices; None
+      without a teacher that has values of its own.
   """
 
   mesh: jax.sharding.Mesh
@@ -195,6 +198,7 @@ class _PreparedRun:
   evaluator: Evaluator
   tests: TestScores
   identity: dict[str, str]
+  teacher: tuple[Trainable, Values] | None
 
   def as_table(self, rows: Float[np.ndarray, 'P D']) -> TokenTable:
     """The table as the evaluator takes it."""
@@ -233,6 +237,7 @@ def _prepare(
       cfg.seed,
       partitioning.local_rows(inputs.mesh, rows),
       cfg.train.distill,
+      inputs.teacher.inputs if inputs.teacher else None,
     ),
     validation=inputs.validation,
     optimizer=optimizer,
@@ -240,6 +245,7 @@ def _prepare(
     evaluator=evaluator,
     tests=TestScores(run_dir, evaluator, inputs.test),
     identity=workdir.base_identity(inputs.base),
+    teacher=_load_teacher(inputs),
   )
   initial = run.as_table(training_state.fetch_trained(run.initial))
   most = tokens_variant(initial, max(cfg.eval.num_active))
@@ -250,6 +256,15 @@ def _prepare(
   if distributed.is_first():
     run_dir.claim(inputs.claim(cfg))
   return run
+
+
+def _load_teacher(inputs: RunInputs) -> tuple[Trainable, Values] | None:
+  """Puts the values of a teacher that has its own on all devices."""
+  teacher = inputs.teacher
+  if teacher is None or teacher.trainable is None:
+    return None
+  where = partitioning.replicated(inputs.mesh)
+  return teacher.trainable, jax.device_put(teacher.values, where)
 
 
 def _describe(
@@ -327,15 +342,20 @@ def _run_loop(
     loop_hooks.StopIfAsked(stop),
   ]
   train_step = steps.jit_train_step(
-    run.base.graph, run.optimizer, state, cfg.train
+    run.base.graph,
+    run.optimizer,
+    state,
+    cfg.train,
+    teacher=None if run.teacher is None else run.teacher[0],
   )
+  taught_by = () if run.teacher is None else run.teacher[1:]
 
   def step_fn(
     state: TrainState, batch: Batch
   ) -> tuple[TrainState, dict[str, Any]]:
     batch = partitioning.shard_batch(batch, run.mesh, run.batches.batch_rows)
     done: tuple[TrainState, dict[str, Any]] = train_step(
-      state, run.base.params, batch
+      state, run.base.params, batch, *taught_by
     )
     return done
 

@@ -15,7 +15,7 @@ import tiny_models
 from absl import flags
 
 from vtokens import config
-from vtokens.data import pipeline, training_set
+from vtokens.data import pipeline, teaching, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import GOLD, Passage, Record, RecordError
 from vtokens.host import errors
@@ -58,6 +58,7 @@ def make(directory):
     draws=1,
     always_all=False,
     distill=None,
+    teacher=None,
     **data,
   ):
     cfg = config.Config(
@@ -99,6 +100,7 @@ def make(directory):
       cfg.seed,
       local_rows,
       distill,
+      teacher,
     )
 
   return make
@@ -193,6 +195,120 @@ def test_targets_of_the_last_draw_teach_the_others(make, draw, per_row):
         # As far from the end of the suffix.
         ends = [np.flatnonzero(segments == s)[-1] for s in (student, last)]
         assert ends[0] - places[0] == ends[1] - places[1]
+
+
+@pytest.fixture(scope='module')
+def with_gold(directory):
+  """Of 4 of 5 records, passage 1 has the answer; of the others none."""
+  rows = [row(i) | {'answers': ['passage 1']} for i in range(20)]
+  for i in range(0, 20, 5):
+    rows[i]['answers'] = ['something else']
+  path = directory / 'gold.jsonl'
+  path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  return {'train': (str(path),)}
+
+
+@pytest.mark.parametrize(
+  'per_row, position, draws, text',
+  [(1, 'middle', 1, []), (2, 'middle', 2, []), (2, 'first', 1, [7, 9])],
+)
+def test_a_teacher_sees_gold_passages_alone(
+  make, with_gold, per_row, position, draws, text
+):
+  settings = {'examples_per_row': per_row, 'position': position} | with_gold
+  # Nothing is cut.
+  settings |= {'draws': draws, 'max_prefix_tokens': 250}
+  distill = config.Distill(weight=0.5, passages='gold')
+  seen = teaching.Teacher(True, 0 if text else 8, np.asarray(text, np.int32))
+  batches = make(distill=distill, teacher=seen, **settings)
+  plain = make(**settings)
+  encoder = batches.encoder
+  assert 1 <= len(batches.teacher_shapes) <= 3
+  taught = 0
+  for host, untaught in zip(
+    take(batches, 0, 10), take(plain, 0, 10), strict=True
+  ):
+    batch, teacher = host.batch, host.batch.teacher
+    alone = dataclasses.replace(batch, teacher=None, teacher_index=None)
+    jax.tree.map(np.testing.assert_array_equal, alone, untaught.batch)
+    lengths = []
+    for r in range(4 // per_row):
+      of_teacher = list(examples_of(teacher, r))
+      for prefix, suffix, targets in examples_of(batch, r):
+        ids = [*batch.prefix[r][prefix], *batch.suffix[r][suffix]]
+        shown = encoder.tokenizer.decode([i for i in ids if i < V])
+        index = batch.teacher_index[r][targets]
+        answer = encoder.tokenizer.decode(batch.targets[r][targets].tolist())
+        if 'passage 1' not in answer or '] passage 1' not in shown:
+          assert (index == -1).all()
+          continue
+        taught += 1
+        # The teacher's targets are the same ones, in order.
+        assert index.tolist() == list(range(index[0], index[0] + len(index)))
+        np.testing.assert_array_equal(
+          teacher.targets[r][index], batch.targets[r][targets]
+        )
+        [(of_prefix, of_suffix, own)] = [
+          parts for parts in of_teacher if index[0] in parts[2]
+        ]
+        assert own.tolist() == index.tolist()
+        seen_ids = [
+          *teacher.prefix[r][of_prefix],
+          *teacher.suffix[r][of_suffix],
+        ]
+        tokens = text or list(range(V, V + 8))
+        [at] = [
+          i
+          for i in range(len(seen_ids))
+          if seen_ids[i:][: len(tokens)] == tokens
+        ]
+        words = encoder.tokenizer.decode(
+          seen_ids[:at] + seen_ids[at + len(tokens) :]
+        )
+        assert '[1] passage 1' in words
+        assert '[2]' not in words
+        assert 'Question: question' in words
+        lengths.append((len(of_prefix), len(of_prefix), len(of_suffix)))
+    found = [one[:3] for one in host.teacher_lengths]
+    assert sorted(found * draws) == sorted(lengths)
+    assert host.computed_tokens == sum(
+      x.size for one in (batch, teacher) for x in (one.prefix, one.suffix)
+    )
+  assert taught > 10
+
+
+@pytest.mark.parametrize('per_row', [1, 2])
+def test_a_teacher_may_see_what_the_student_sees(make, with_gold, per_row):
+  """Then the prefix is not there twice."""
+  seen = teaching.Teacher(False, 11)
+  batches = make(
+    distill=config.Distill(weight=0.5, tokens='run'),
+    teacher=seen,
+    examples_per_row=per_row,
+    draws=2,
+    **with_gold,
+  )
+  for host in take(batches, 0, 3):
+    batch, teacher = host.batch, host.batch.teacher
+    assert teacher.prefix.shape == (4 // per_row, 0)
+    assert (batch.teacher_index >= 0).sum() == (batch.target_index >= 0).sum()
+    assert [run for run, *_ in host.teacher_lengths] == [0] * 4
+    for r in range(4 // per_row):
+      numbers = np.unique(batch.prefix_segments[r]) if per_row > 1 else [0]
+      for number in set(numbers) - {-1}:
+        of_teacher = teacher.suffix_positions[r] >= 0
+        of_prefix = batch.prefix_positions[r] >= 0
+        if per_row > 1:
+          of_teacher &= teacher.suffix_segments[r] == number
+          of_prefix &= batch.prefix_segments[r] == number
+        # Its positions go on from the prefix of the same number.
+        assert teacher.suffix_positions[r][of_teacher][0] == of_prefix.sum()
+        assert (teacher.suffix[r][of_teacher] >= V).sum() == 11
+
+
+def test_a_teacher_of_data_without_gold_is_refused(make):
+  with pytest.raises(errors.UserError, match=r'distill\.passages: none of the'):
+    make(teacher=teaching.Teacher(True, 8))
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,13 @@ import torch
 import transformers
 
 from vtokens import config
+from vtokens.data import batch as batch_lib
 from vtokens.data import pipeline, teaching
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage
 from vtokens.devices import partitioning
 from vtokens.method import steps
+from vtokens.method.virtual_tokens import TABLE
 from vtokens.models import frozen_base
 
 N = 4  # Rows of the table.
@@ -119,7 +121,7 @@ def divergence(teacher, student):
   )
 
 
-def update(base, table, batch, weight, **settings):
+def update(base, table, batch, weight, taught_by=None, **settings):
   """Metrics of a step, and the gradient that it followed."""
   optimizer = optax.sgd(1.0)
   state = steps.TrainState(
@@ -128,7 +130,7 @@ def update(base, table, batch, weight, **settings):
   step = steps.make_train_step(
     base.graph, optimizer, distill_weight=weight, **settings
   )
-  new, metrics = jax.jit(step)(state, base.params, batch)
+  new, metrics = jax.jit(step)(state, base.params, batch, taught_by)
   return metrics, table - np.asarray(new.trained)
 
 
@@ -215,3 +217,110 @@ def test_targets_without_a_teacher_learn_from_the_answers(base, table, draws):
   assert float(metrics['taught']) == float(metrics['kl']) == 0
   np.testing.assert_allclose(metrics['loss'], expected['loss'], rtol=1e-6)
   np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-7)
+
+
+def asked_of_teacher(assembler, draws, seen, num_active):
+  """The teacher's examples, with the first passages; None for some."""
+  return [
+    None
+    if count is None
+    else dataclasses.replace(
+      assembler(
+        [(i, Passage('', '', f'It is {i}.' * (i + 1))) for i in range(count)],
+        'Is it?' + '?' * shown,
+        answer=answer,
+      ),
+      num_active=num_active,
+    )
+    for count, (shown, _, answer) in zip(seen, ASKED, strict=True)
+  ]
+
+
+def with_teacher(batch, draws, teachers, per_row, vocab_size, shared=False):
+  """The batch, with the teacher's examples."""
+
+  def by_row(groups):
+    return [groups[i : i + per_row] for i in range(0, len(groups), per_row)]
+
+  rows = by_row(teachers)
+  sizes = {'vocab_size': vocab_size, 'num_rows': len(rows)}
+  # Teachers have shapes of their own.
+  prefix = batch.prefix.shape[1] if shared else 50 * per_row
+  teacher = pipeline.collate(
+    [[[e] for e in row if e is not None] for row in rows],
+    shape=(prefix, 45 * per_row),
+    num_targets=per_row * (MOST_TARGETS - 1),
+    packed=per_row > 1,
+    **sizes,
+  )
+  return dataclasses.replace(
+    batch,
+    teacher=batch_lib.without_prefix(teacher) if shared else teacher,
+    teacher_index=teaching.by_teacher(
+      by_row(draws), rows, batch.targets.shape[1]
+    ),
+  )
+
+
+# Passages that the teacher of each example sees, from the first on; no teacher
+# for the third one.
+FEWER, SAME = (1, 0, None, 2), tuple(shown for shown, *_ in ASKED)
+
+
+@pytest.mark.parametrize(
+  'per_row, seen, saved, settings',
+  [
+    (1, FEWER, False, {}),
+    (2, FEWER, True, {'accumulation_steps': 2}),
+    (4, SAME, True, {'remat': True}),
+    (1, SAME, False, {}),
+  ],
+)
+def test_a_teacher_with_a_pass_of_its_own(
+  base, table, model, assembler, draws, per_row, seen, saved, settings
+):
+  """With fewer passages, or on the prefixes of the student."""
+  weight, vocab_size = 0.6, base.config.vocab_size
+  rng = np.random.default_rng(5)
+  other = rng.normal(size=(N + 2, table.shape[1])).astype(np.float32)
+  num_active = N + 2 if saved else N
+  teachers = asked_of_teacher(assembler, draws, seen, num_active)
+  batch = with_teacher(
+    collate(draws, per_row, vocab_size),
+    draws,
+    teachers,
+    per_row,
+    vocab_size,
+    shared=seen == SAME,
+  )
+
+  rows = torch.tensor(table, dtype=torch.float64, requires_grad=True)
+  taught_by = torch.tensor(other).double() if saved else rows.detach()
+  loss, kl = torch.zeros((), dtype=torch.float64), 0.0
+  tokens = taught = 0
+  for examples, teacher in zip(draws, teachers, strict=True):
+    for example in examples:
+      student = torch_logits(model, rows, example)
+      given = nll_of(student, example)
+      tokens += len(example.targets)
+      if teacher is None:
+        loss = loss + given
+        continue
+      learned = divergence(torch_logits(model, taught_by, teacher), student)
+      loss = loss + weight * learned + (1 - weight) * given
+      kl, taught = kl + learned.item(), taught + len(example.targets)
+  (loss / tokens).backward()
+
+  arguments = {'taught_by': other, 'teacher': TABLE} if saved else {}
+  metrics, grad = update(base, table, batch, weight, **arguments, **settings)
+  assert (float(metrics['tokens']), float(metrics['taught'])) == (
+    tokens,
+    taught,
+  )
+  assert (taught < tokens) == (None in seen)
+  assert float(metrics['loss']) == pytest.approx(loss.item() / tokens, rel=1e-5)
+  assert float(metrics['kl']) == pytest.approx(kl / taught, rel=1e-5)
+  exact = rows.grad.numpy()
+  scale = np.abs(exact).max()
+  assert scale > 1e-3
+  np.testing.assert_allclose(grad, exact, atol=1e-5 * scale)

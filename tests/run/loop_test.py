@@ -133,7 +133,7 @@ def _make(
   )
   step = int(state.step)
   cost = step_log.StepCost(
-    flops=lambda lengths: 6.0 * sum(map(sum, lengths)),
+    flops=lambda lengths, teacher: 6.0 * sum(map(sum, lengths)),
     peak_flops=None,
     learning_rates=step_log.learning_rates(
       lambda step: 0.5, settings.num_steps

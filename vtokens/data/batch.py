@@ -39,7 +39,11 @@ class Batch:
     target_index: index in the suffix of the token that predicts each target,
       int32 array of shape [R, A]; -1 for padding.
     teacher_index: number of the target whose distribution each target learns,
-      int32 array of shape [R, A]; -1 for none. None without distillation.
+      int32 array of shape [R, A]; -1 for none. It counts the targets of
+      `teacher`, or, if that is None, of the same row. None without
+      distillation.
+    teacher: the same rows as the teacher sees them, with T targets each. A
+      prefix of length 0 stands for the prefixes of this batch.
   """
 
   prefix: Int[Array, 'R P']
@@ -52,6 +56,7 @@ class Batch:
   targets: Int[Array, 'R A']
   target_index: Int[Array, 'R A']
   teacher_index: Int[Array, 'R A'] | None = None
+  teacher: 'Batch | None' = None
 
 
 def make(*, packed: bool, draws: int, **arrays: Any) -> Batch:
@@ -71,3 +76,14 @@ def make(*, packed: bool, draws: int, **arrays: Any) -> Batch:
   if not packed or draws == 1:
     arrays['suffix_parents'] = None
   return Batch(**arrays)
+
+
+def without_prefix(batch: Batch) -> Batch:
+  """The batch with prefixes of length 0; see `Batch.teacher`."""
+  segments = batch.prefix_segments
+  return dataclasses.replace(
+    batch,
+    prefix=batch.prefix[:, :0],
+    prefix_positions=batch.prefix_positions[:, :0],
+    prefix_segments=None if segments is None else segments[:, :0],
+  )

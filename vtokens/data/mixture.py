@@ -232,8 +232,8 @@ class TrainingMixture:
       ranks = rng.permutation(ranks)
     ranks = ranks[:number]
     if policy.order == 'gold_last':
-      gold = slots.is_gold if slots.is_gold.any() else slots.has_answer
-      ranks = ranks[np.argsort(gold[first + ranks], kind='stable')]
+      gold = slots.gold[first + ranks]
+      ranks = ranks[np.argsort(gold, kind='stable')]
     shown = [
       ShownPassage(int(rank), member, first + int(rank)) for rank in ranks
     ]
@@ -282,6 +282,13 @@ class TrainingMixture:
     """See `TokenSet.passage_lens`."""
     member = passage.member
     return self._sources[member.source].passage_lens(member.index, passage.slot)
+
+  def is_gold(self, member: Member, passage: ShownPassage) -> bool:
+    """Whether a passage is gold for an example; a distractor never is."""
+    if passage.member != member:
+      return False
+    slots = self._sources[member.source].slots(member.index)
+    return bool(slots.gold[passage.slot])
 
   def origin(self, passage: ShownPassage) -> Origin:
     """Retriever and marks of a passage."""

@@ -19,13 +19,21 @@ from vtokens.data import assemble, batching, teaching
 from vtokens.data import batch as batch_lib
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.batch import Batch
-from vtokens.data.mixture import ExampleDraw, Member, TrainingMixture
+from vtokens.data.mixture import (
+  ExampleDraw,
+  Member,
+  ShownPassage,
+  TrainingMixture,
+)
 from vtokens.data.records import Passage, Record
+from vtokens.host import errors
 
 # Numbers of random streams under one seed; mixture.py has others.
 _WINDOW, _EVAL = 3, 4
 # At most so many examples, of so many epochs, decide the shapes.
 _SAMPLE, _SAMPLE_EPOCHS = 8192, 4
+# The most shapes of a teacher's own pass.
+_TEACHER_SHAPES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +48,7 @@ class HostBatch:
     computed_tokens: number of tokens with padding.
     passages_dropped: number of passages that did not fit at all.
     passages_cut: number of passages that were shortened.
+    teacher_lengths: lengths of each suffix that a teacher's own pass has.
   """
 
   batch: Batch
@@ -49,6 +58,7 @@ class HostBatch:
   computed_tokens: int
   passages_dropped: int
   passages_cut: int
+  teacher_lengths: tuple[tuple[int, int, int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +73,7 @@ class Planned:
     targets: number of tokens of its answer and eos.
     kept: tokens kept of each drawn passage's body; 0 if it is dropped.
     cut: number of passages shortened.
+    teacher: prefix and suffix length of the teacher's example, if it has one.
   """
 
   member: Member
@@ -72,6 +83,7 @@ class Planned:
   targets: int
   kept: tuple[int, ...]
   cut: int
+  teacher: tuple[int, int] | None = None
 
   @property
   def suffix(self) -> int:
@@ -93,11 +105,14 @@ class PlannedBatch:
     shape: prefix and suffix length of a row.
     num_active: number of virtual tokens (k) of each suffix, if it is drawn
       once for all examples; else None.
+    teacher_shape: prefix and suffix length of a teacher's row; None without a
+      pass of its own.
   """
 
   rows: list[list[Planned]]
   shape: batching.Shape
   num_active: tuple[int, ...] | None
+  teacher_shape: batching.Shape | None = None
 
   def active(self, example: Planned) -> tuple[int, ...]:
     """Number of virtual tokens of each suffix of an example."""
@@ -114,9 +129,26 @@ class PlannedBatch:
     )
 
   @property
+  def teacher_lengths(self) -> tuple[tuple[int, int, int, int], ...]:
+    """Lengths of each suffix that a teacher's own pass has."""
+    if self.teacher_shape is None:
+      return ()
+    # Otherwise the prefix is the student's, which is encoded already.
+    encodes = self.teacher_shape[0] > 0
+    return tuple(
+      (e.teacher[0] if encodes else 0, *e.teacher, e.targets)
+      for row in self.rows
+      for e in row
+      if e.teacher is not None
+    )
+
+  @property
   def real_tokens(self) -> int:
     """Number of tokens without padding."""
-    return sum(encoded + suffix for encoded, _, suffix, _ in self.lengths)
+    return sum(
+      encoded + suffix
+      for encoded, _, suffix, _ in (*self.lengths, *self.teacher_lengths)
+    )
 
 
 def shown_passages(
@@ -222,12 +254,19 @@ class TrainBatches:
     seed: seed of the run.
     local_rows: rows of each batch that this process makes; None for all.
     distill: whether there is a teacher.
+    teacher: what it sees; None if it is the last draw.
 
   Attributes:
     mixture: the training examples.
     encoder: encoder of the run's prompts.
     batch_rows: number of rows of a whole batch.
     shapes: (prefix, suffix) lengths that a batch may have.
+    teacher_shapes: the same of a teacher's own pass; empty without one. The
+      prefix is 0 if the passages are the student's.
+
+  Raises:
+    errors.UserError: a teacher sees gold passages alone, and the data show
+      none.
   """
 
   def __init__(
@@ -240,6 +279,7 @@ class TrainBatches:
     seed: int,
     local_rows: np.ndarray | None = None,
     distill: config.Distill | None = None,
+    teacher: teaching.Teacher | None = None,
   ):
     self.mixture = mixture
     self._data = data
@@ -264,15 +304,19 @@ class TrainBatches:
     self._windows = mixture.order().batch(
       data.batch_size * data.window_batches, batch_fn=list
     )
+    self._teacher = teacher
     self.shapes = tuple(data.shapes) or self._choose_shapes()
+    self.teacher_shapes = self._choose_teacher_shapes() if teacher else ()
 
-  def _choose_shapes(self) -> tuple[batching.Shape, ...]:
+  def _sample(self) -> Iterator[list[Planned]]:
+    """Yields the examples of the first windows, to choose shapes from."""
     size = self._data.batch_size * self._data.window_batches
-    plans = []
     sample = min(_SAMPLE, _SAMPLE_EPOCHS * sum(self.mixture.sizes))
     for number in range(max(2, sample // size)):
-      examples = [self._plan(*place) for place in self._windows[number]]
-      plans.append(self._form_rows(examples)[1:])
+      yield [self._plan(*place) for place in self._windows[number]]
+
+  def _choose_shapes(self) -> tuple[batching.Shape, ...]:
+    plans = [self._form_rows(examples)[1:] for examples in self._sample()]
     per_row = self._data.examples_per_row
     draws = self._tokens.draws_per_example
     prefix, suffix = self._assembler.longest
@@ -283,37 +327,104 @@ class TrainBatches:
       self._data.num_shapes,
     )
 
+  def _choose_teacher_shapes(self) -> tuple[batching.Shape, ...]:
+    assert self._teacher is not None
+    prefixes, suffixes = [], []
+    examples = taught = 0
+    for planned in self._sample():
+      rows, *_ = self._form_rows(planned)
+      lengths = np.array([example.teacher or (0, 0) for example in planned])
+      prefixes.append(lengths[rows, 0].sum(axis=1))
+      suffixes.append(lengths[rows, 1].sum(axis=1))
+      examples += len(planned)
+      taught += sum(example.teacher is not None for example in planned)
+    if not taught:
+      raise errors.UserError(
+        'config.train.distill.passages: none of the first '
+        f'{examples:,} examples shows a gold passage; expected passages that '
+        'are marked or have an answer, or config.train.distill.passages=shown'
+      )
+    per_row = self._data.examples_per_row
+    prefix, suffix = self._assembler.longest
+    # The student's suffix has room for all n tokens, whatever k is.
+    suffix += self._teacher.num_tokens - self._tokens.num_virtual_tokens
+    shapes = batching.choose_shapes(
+      np.concatenate(prefixes),
+      np.concatenate(suffixes),
+      (max(1, per_row * prefix), per_row * suffix),
+      # Each is compiled with each of the student's.
+      min(_TEACHER_SHAPES, self._data.num_shapes),
+    )
+    if self._teacher.gold:
+      return shapes
+    return tuple(sorted({(0, suffix) for _, suffix in shapes}))
+
   def _plan(self, dataset: int, epoch: int, index: int) -> Planned:
     """Draws an example and computes its lengths without reading ids."""
     mixture = self.mixture
     member = mixture.member(dataset, index)
     draw = mixture.draw(dataset, epoch, index)
-    lens = [mixture.passage_lens(passage) for passage in draw.passages]
+    answer = mixture.answer_len(member, draw.answer)
+    question = assemble.suffix_len(0, mixture.prompt_len(member), answer)
+    prefix, moved, kept, cut = self._fit(draw.passages)
+    planned = Planned(
+      member=member,
+      draw=draw,
+      prefix=prefix,
+      text=question + moved,
+      targets=answer,
+      kept=kept,
+      cut=cut,
+    )
+    if self._teacher is None:
+      return planned
+    seen = self._seen_by_teacher(planned)
+    if seen is None:
+      return planned
+    prefix, moved, *_ = self._fit(seen)
+    suffix = question + moved + self._teacher.num_tokens
+    return dataclasses.replace(planned, teacher=(prefix, suffix))
+
+  def _fit(
+    self, passages: Sequence[ShownPassage]
+  ) -> tuple[int, int, tuple[int, ...], int]:
+    """Fits passages into the prefix.
+
+    Returns:
+      Length of the prefix; length of passages that are in the suffix instead;
+      tokens kept of each passage's body; number of passages shortened.
+    """
+    lens = [self.mixture.passage_lens(passage) for passage in passages]
     bodies = [body for body, _, _ in lens]
     ends, last_ends = [end for _, end, _ in lens], [last for _, _, last in lens]
     kept = assemble.fit(
-      [passage.rank for passage in draw.passages],
+      [passage.rank for passage in passages],
       self._heads,
       bodies,
       ends,
       last_ends,
       self._assembler.limits.prefix - self._before,
     )
-    answer = mixture.answer_len(member, draw.answer)
     prefix = assemble.prefix_len(
       self._before, self._heads, kept, ends, last_ends
     )
-    text = assemble.suffix_len(0, mixture.prompt_len(member), answer)
     moved = prefix - self._before if self._by_suffix else 0
-    return Planned(
-      member=member,
-      draw=draw,
-      prefix=prefix - moved,
-      text=text + moved,
-      targets=answer,
-      kept=tuple(kept),
-      cut=sum(0 < n < body for n, body in zip(kept, bodies, strict=True)),
+    cut = sum(0 < n < body for n, body in zip(kept, bodies, strict=True))
+    return prefix - moved, moved, tuple(kept), cut
+
+  def _seen_by_teacher(
+    self, planned: Planned
+  ) -> tuple[ShownPassage, ...] | None:
+    """The passages that the teacher sees; None if there is no teacher."""
+    passages = planned.draw.passages
+    if self._teacher is None or not self._teacher.gold:
+      return passages
+    gold = tuple(
+      passage
+      for passage, kept in zip(passages, planned.kept, strict=True)
+      if kept and self.mixture.is_gold(planned.member, passage)
     )
+    return gold or None
 
   def _form_rows(
     self, examples: Sequence[Planned]
@@ -353,10 +464,24 @@ class TrainBatches:
         k = tuple(int(rng.integers(1, high)) for _ in draws)
         if self._tokens.always_all:
           k = (*k[:-1], self._tokens.num_virtual_tokens)
+      of_rows = [[examples[i] for i in rows[r]] for r in group]
       planned.append(
-        PlannedBatch([[examples[i] for i in rows[r]] for r in group], shape, k)
+        PlannedBatch(of_rows, shape, k, self._teacher_shape(of_rows))
       )
     return planned
+
+  def _teacher_shape(
+    self, rows: Sequence[Sequence[Planned]]
+  ) -> batching.Shape | None:
+    """The first shape that holds the teacher's rows."""
+    if self._teacher is None:
+      return None
+    lengths = np.array([[e.teacher or (0, 0) for e in row] for row in rows])
+    most = lengths.sum(axis=1).max(axis=0)
+    for prefix, suffix in self.teacher_shapes:
+      if suffix >= most[1] and (not self._teacher.gold or prefix >= most[0]):
+        return prefix, suffix
+    raise AssertionError(f'no shape holds a row of {most} tokens')
 
   def _make(self, planned: PlannedBatch) -> HostBatch:
     """Reads the ids of a batch's local rows."""
@@ -376,33 +501,79 @@ class TrainBatches:
       packed=data.examples_per_row > 1,
       draws=draws,
     )
-    if self._taught:
-      index: Any = teaching.by_last_draw(rows, num_targets)
+    index: Any
+    if self._teacher is not None:
+      teachers = [
+        [self._read_teacher(e) for e in planned.rows[r]]
+        for r in self._local_rows
+      ]
+      index = teaching.by_teacher(rows, teachers, num_targets)
+      batch = dataclasses.replace(
+        batch,
+        teacher_index=index,
+        teacher=self._collate_teacher(teachers, planned),
+      )
+    elif self._taught:
+      index = teaching.by_last_draw(rows, num_targets)
       batch = dataclasses.replace(batch, teacher_index=index)
     return HostBatch(
       batch=batch,
       ids=tuple(self.mixture.id(e.member) for e in everything),
       lengths=planned.lengths,
       real_tokens=planned.real_tokens,
-      computed_tokens=self.batch_rows * sum(planned.shape),
+      computed_tokens=self.batch_rows
+      * sum((*planned.shape, *(planned.teacher_shape or ()))),
       passages_dropped=sum(e.dropped for e in everything),
       passages_cut=sum(e.cut for e in everything),
+      teacher_lengths=planned.teacher_lengths,
     )
+
+  def _collate_teacher(
+    self, teachers: Sequence[Sequence[Example | None]], planned: PlannedBatch
+  ) -> Batch:
+    """Writes the teacher's examples into arrays of the teacher's shape."""
+    assert planned.teacher_shape is not None
+    prefix, suffix = planned.teacher_shape
+    per_row = self._data.examples_per_row
+    batch = collate(
+      [[[e] for e in row if e is not None] for row in teachers],
+      shape=(prefix or planned.shape[0], suffix),
+      num_targets=per_row * self._data.max_answer_tokens,
+      vocab_size=self._vocab_size,
+      num_rows=len(teachers),
+      packed=per_row > 1,
+      # Student and teacher may share prefixes, whose suffixes are then numbered
+      # alike.
+    )
+    return batch if prefix else batch_lib.without_prefix(batch)
+
+  def _read_teacher(self, planned: Planned) -> Example | None:
+    """Reads the teacher's example, if there is one."""
+    seen = self._seen_by_teacher(planned)
+    if self._teacher is None or seen is None:
+      return None
+    return self._teacher.example(self._join(planned, seen))
 
   def _read(self, planned: Planned, num_active: Sequence[int]) -> list[Example]:
     """Reads an example; returns it once for each number of virtual tokens."""
-    draw, mixture = planned.draw, self.mixture
-    example = assemble.join(
+    example = self._join(planned, planned.draw.passages)
+    return [dataclasses.replace(example, num_active=k) for k in num_active]
+
+  def _join(
+    self, planned: Planned, passages: Sequence[ShownPassage]
+  ) -> Example:
+    """Reads an example with these passages, without virtual tokens."""
+    mixture = self.mixture
+    return assemble.join(
       self.encoder,
-      [(passage.rank, mixture.passage(passage)) for passage in draw.passages],
+      [(passage.rank, mixture.passage(passage)) for passage in passages],
       mixture.prompt(planned.member),
-      mixture.answer(planned.member, draw.answer),
-      num_active=num_active[0],
+      mixture.answer(planned.member, planned.draw.answer),
+      num_active=0,
       chat=self._chat,
       max_prefix=self._assembler.limits.prefix,
       position=self._assembler.position,
     )
-    return [dataclasses.replace(example, num_active=k) for k in num_active]
 
   @contextlib.contextmanager
   def starting_at(self, step: int) -> Iterator[Iterator[HostBatch]]:

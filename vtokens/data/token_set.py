@@ -47,6 +47,11 @@ class Slots:
   has_answer: np.ndarray
   is_gold: np.ndarray
 
+  @property
+  def gold(self) -> np.ndarray:
+    """The marked passages, or without any those with an answer; bool [N]."""
+    return self.is_gold if self.is_gold.any() else self.has_answer
+
 
 class TokenSet:
   """Tokenised records of one source, mapped into memory.

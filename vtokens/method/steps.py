@@ -119,6 +119,21 @@ def suffix_nll(
   return losses.masked_nll(logits, batch.targets, batch.target_index >= 0)
 
 
+def _teacher_logits(
+  values: Values,
+  decoder: Decoder,
+  cache: KVCache,
+  batch: Batch,
+  trainable: Trainable,
+) -> Float[Array, 'R T V']:
+  """Computes a teacher's logits; `cache` has the student's prefixes."""
+  if batch.prefix.shape[1]:
+    cache = encode_prefix(
+      decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+    )
+  return target_logits(values, decoder, cache, batch, trainable=trainable)
+
+
 def make_train_step(
   graph: nnx.GraphDef[Decoder],
   optimizer: optax.GradientTransformation,
@@ -127,10 +142,11 @@ def make_train_step(
   accumulation_steps: int = 1,
   remat: bool = False,
   distill_weight: float = 0.0,
-) -> Callable[
-  [TrainState, nnx.State[str, Any], Batch], tuple[TrainState, dict[str, Any]]
-]:
+  teacher: Trainable | None = None,
+) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
   """Builds `(state, base, batch) -> (state, metrics)`, to be jitted.
+
+  With a `teacher` the step has its values as a fourth argument.
 
   Args:
     graph: structure of the decoder; `base` has its weights.
@@ -140,6 +156,8 @@ def make_train_step(
       update is that of the whole batch.
     remat: see `Decoder.__call__`; applies to suffixes.
     distill_weight: see `config.Distill.weight`; with 0 there is no teacher.
+    teacher: what the teacher of `Batch.teacher` was trained as; None if it has
+      the values that are being trained.
 
   Returns:
     The step. Its metrics are scalars: `loss` (mean nats per target token),
@@ -149,7 +167,10 @@ def make_train_step(
   """
 
   def loss_fn(
-    trained: Values, base: nnx.State[str, Any], batch: Batch
+    trained: Values,
+    base: nnx.State[str, Any],
+    batch: Batch,
+    taught_by: Values | None,
   ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
     decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
     cache = encode_prefix(
@@ -163,16 +184,33 @@ def make_train_step(
       nll, tokens = losses.masked_nll(logits, batch.targets, mask)
       return nll, {'tokens': tokens}
     assert batch.teacher_index is not None
+    teacher_logits = logits
+    if batch.teacher is not None:
+      teacher_logits = _teacher_logits(
+        jax.lax.stop_gradient(trained) if teacher is None else taught_by,
+        decoder,
+        cache,
+        batch.teacher,
+        trainable if teacher is None else teacher,
+      )
     return losses.distilled(
-      logits, batch.targets, mask, logits, batch.teacher_index, distill_weight
+      logits,
+      batch.targets,
+      mask,
+      teacher_logits,
+      batch.teacher_index,
+      distill_weight,
     )
 
   def step(
-    state: TrainState, base: nnx.State[str, Any], batch: Batch
+    state: TrainState,
+    base: nnx.State[str, Any],
+    batch: Batch,
+    taught_by: Values | None = None,
   ) -> tuple[TrainState, dict[str, Any]]:
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if accumulation_steps == 1:
-      (loss, sums), grad = grad_fn(state.trained, base, batch)
+      (loss, sums), grad = grad_fn(state.trained, base, batch, taught_by)
     else:
       # Take every n-th row, so that each microbatch has rows on every device.
       micro = jax.tree.map(
@@ -184,7 +222,7 @@ def make_train_step(
 
       def add(total: _Sums, part: Batch) -> tuple[_Sums, None]:
         return jax.tree.map(
-          jnp.add, total, grad_fn(state.trained, base, part)
+          jnp.add, total, grad_fn(state.trained, base, part, taught_by)
         ), None
 
       zero = jnp.zeros((), jnp.float32)
@@ -225,6 +263,7 @@ def jit_train_step(
   like: TrainState,
   settings: config.Train,
   trainable: Trainable = TABLE,
+  teacher: Trainable | None = None,
 ) -> Any:
   """Jits `make_train_step`; the new state is sharded like the old one.
 
@@ -234,6 +273,7 @@ def jit_train_step(
     like: a state, or its shapes, with shardings; `step` is on every device.
     settings: accumulation_steps, remat and distill.
     trainable: what is trained.
+    teacher: see `make_train_step`.
   """
   return jax.jit(
     make_train_step(
@@ -243,6 +283,7 @@ def jit_train_step(
       accumulation_steps=settings.accumulation_steps,
       remat=settings.remat,
       distill_weight=settings.distill.weight,
+      teacher=teacher,
     ),
     out_shardings=(
       jax.tree.map(lambda x: x.sharding, like),

@@ -128,6 +128,7 @@ def batch(
   packed: bool,
   draws: int = 1,
   taught: bool = False,
+  teacher: Batch | None = None,
 ) -> Batch:
   """A training batch.
 
@@ -139,6 +140,7 @@ def batch(
     packed: whether rows have several examples.
     draws: suffixes of each example.
     taught: whether targets have a teacher.
+    teacher: its batch, if it has a pass of its own.
   """
   sharding = partitioning.named_sharding(mesh, ('batch',))
 
@@ -161,4 +163,5 @@ def batch(
     targets=targets,
     target_index=targets,
     teacher_index=targets if taught else None,
+    teacher=teacher,
   )

@@ -114,7 +114,12 @@ def step_time(
     (0 if number else prefix, prefix, suffix // draws, answer)
     for number in range(draws)
   ]
-  needed = cfg.data.batch_size * flops.train_flops(base, suffixes)
+  taught = programs.teacher_shape(cfg)
+  teacher = []
+  if taught:
+    encoded, own = (length // per_row for length in taught)
+    teacher = [(encoded, prefix, own, answer)]
+  needed = cfg.data.batch_size * flops.train_flops(base, suffixes, teacher)
   done = needed
   if cfg.train.remat:
     done += 2.0 * flops.matrix_weights(base) * cfg.data.batch_size * suffix

@@ -35,7 +35,9 @@ def matrix_weights(config: DecoderConfig) -> int:
 
 
 def train_flops(
-  config: DecoderConfig, lengths: Sequence[Sequence[int]]
+  config: DecoderConfig,
+  lengths: Sequence[Sequence[int]],
+  teacher: Sequence[Sequence[int]] = (),
 ) -> float:
   """FLOPs of one training step: forward, and backward to the table.
 
@@ -48,7 +50,18 @@ def train_flops(
     lengths: four numbers of tokens for each suffix: the prefix that is encoded
       for it (0 if another suffix shares that), the prefix that it continues,
       the suffix, and its targets.
+    teacher: the same of suffixes that run forward only.
   """
+  forward, backward = _forward_backward(config, lengths)
+  total = float((forward + backward).sum())
+  if teacher:
+    total += float(_forward_backward(config, teacher)[0].sum())
+  return total
+
+
+def _forward_backward(
+  config: DecoderConfig, lengths: Sequence[Sequence[int]]
+) -> tuple[np.ndarray, np.ndarray]:
   run, prefix, suffix, targets = np.asarray(lengths, np.float64).T
   within = suffix * (suffix + 1) / 2
   products = 2.0 * matrix_weights(config)
@@ -63,4 +76,4 @@ def train_flops(
   backward = (
     products * suffix + pair * (suffix * prefix + 2 * within) + head * targets
   )
-  return float((forward + backward).sum())
+  return forward, backward

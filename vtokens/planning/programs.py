@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vtokens import config
+from vtokens.data.batch import Batch
 from vtokens.devices import partitioning
 from vtokens.method import generate, optim, padding, steps
 from vtokens.method.virtual_tokens import TABLE
@@ -76,7 +77,10 @@ def _lower_train(
   state = abstract_step.state(
     optimizer, TABLE.shapes(cfg.virtual_tokens, base), mesh
   )
-  step = steps.jit_train_step(graph, optimizer, state, cfg.train)
+  saved = cfg.train.distill.weight > 0 and cfg.train.distill.tokens == 'run'
+  step = steps.jit_train_step(
+    graph, optimizer, state, cfg.train, teacher=TABLE if saved else None
+  )
   lowered: jax.stages.Lowered = step.lower(
     state,
     params,
@@ -88,9 +92,40 @@ def _lower_train(
       packed=per_row > 1,
       draws=draws,
       taught=cfg.train.distill.weight > 0,
+      teacher=_teacher_batch(cfg, mesh),
     ),
+    *([state.trained] if saved else []),
   )
   return lowered
+
+
+def teacher_shape(cfg: config.Config) -> tuple[int, int] | None:
+  """Prefix and suffix tokens of the longest row of a teacher's own pass.
+
+  It is taken to see as many tokens as the student. The prefix is 0 if it is the
+  student's, the result None if there is no such pass.
+  """
+  distill = cfg.train.distill
+  shared = distill.passages == 'shown'
+  if not distill.weight or (shared and distill.tokens == 'trained'):
+    return None
+  prefix, suffix = row_shape(cfg)
+  draws = cfg.virtual_tokens.draws_per_example
+  return 0 if shared else prefix, suffix // draws
+
+
+def _teacher_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> Batch | None:
+  shape = teacher_shape(cfg)
+  if shape is None:
+    return None
+  per_row = cfg.data.examples_per_row
+  return abstract_step.batch(
+    cfg.data.batch_size // per_row,
+    shape,
+    per_row * cfg.data.max_answer_tokens,
+    mesh,
+    packed=per_row > 1,
+  )
 
 
 def answer_shape(cfg: config.Config) -> tuple[int, int]:

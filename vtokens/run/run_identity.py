@@ -13,6 +13,7 @@ from etils import epath
 from vtokens import config
 from vtokens.data import records, sources, training_set
 from vtokens.host import json_diff
+from vtokens.run import distillation
 from vtokens.serving import table_file
 from vtokens.settings import schema
 
@@ -20,6 +21,7 @@ from vtokens.settings import schema
 PATHS = (
   'base.path',
   'virtual_tokens.init_path',
+  'train.distill.run',
   'data.train',
   'data.validation',
   'data.test',
@@ -53,6 +55,7 @@ _ONLY_WITH: Mapping[str, tuple[str, Any]] = {
   'data.max_text_bytes': ('data.on_bad_record', 'skip'),
   'data.mixture.temperature': ('data.mixture.weighting', 'temperature'),
   'data.num_shapes': ('data.shapes', []),
+  'train.distill.text': ('train.distill.tokens', 'text'),
 }
 
 
@@ -97,6 +100,9 @@ def _matters(
     return bool(then.get('data.validation') or now.get('data.validation'))
   if field == 'eval.top_p':
     return any(values.get('eval.temperature') for values in (then, now))
+  taught = any(values.get('train.distill.weight') for values in (then, now))
+  if field.startswith('train.distill.') and not taught:
+    return False
   if field in _ONLY_WITH:
     other, value = _ONLY_WITH[field]
     return any(values.get(other) == value for values in (then, now))
@@ -119,6 +125,7 @@ def content(
     errors.UserError: a file is missing or cannot be read.
   """
   tokens = cfg.virtual_tokens
+  teacher = distillation.read_run(cfg.train.distill)
   return {
     'format': 2,
     'train': [sources.fingerprint(path) for path in cfg.data.train],
@@ -136,6 +143,8 @@ def content(
     'init_table': table_file.sha256(table_file.load(tokens.init_path)[0])
     if tokens.init == 'table'
     else '',
+    # Earlier versions had none.
+    **({'teacher': teacher.sha256} if teacher else {}),
   }
 
 
@@ -176,8 +185,8 @@ def compare_content(
     if old.get(i) != new.get(i) and int(i) < len(paths)
   ]
   for key, what in _WHAT.items():
-    if claimed.get(key) != found[key]:
-      lines.append(f'{what}: {claimed.get(key)} there, {found[key]} now')
+    if claimed.get(key) != found.get(key):
+      lines.append(f'{what}: {claimed.get(key)} there, {found.get(key)} now')
   return lines
 
 
@@ -187,6 +196,7 @@ _WHAT = {
   'test': 'config.data.test',
   'held_out': 'questions of config.data.validation and test',
   'init_table': 'config.virtual_tokens.init_path',
+  'teacher': 'config.train.distill.run',
 }
 
 

@@ -18,7 +18,7 @@ from vtokens.devices import distributed, partitioning
 from vtokens.host import errors, json_diff, stopping, writers
 from vtokens.method.virtual_tokens import TABLE
 from vtokens.models import frozen_base
-from vtokens.run import run_identity, workdir
+from vtokens.run import distillation, run_identity, workdir
 from vtokens.run.workdir import RecordedClaim, RunDir
 
 
@@ -34,6 +34,7 @@ class RunInputs:
     hashes: of the run's files, as data.json has them.
     recorded: what the work directory holds.
     moved: a line for each path that has changed; its content has not.
+    teacher: of the run, if it has a pass of its own.
   """
 
   mesh: jax.sharding.Mesh
@@ -43,6 +44,7 @@ class RunInputs:
   hashes: dict[str, Any]
   recorded: RecordedClaim
   moved: Sequence[str]
+  teacher: distillation.OpenTeacher | None = None
 
   @property
   def validation(self) -> list[Record]:
@@ -123,7 +125,10 @@ def open_inputs(
   for line in moved:
     writers.say(f'{line}; the content is the same')
   _check_base(cfg, base)
-  return RunInputs(mesh, base, held_out, report, hashes, recorded, moved)
+  teacher = distillation.open_teacher(cfg, base)
+  return RunInputs(
+    mesh, base, held_out, report, hashes, recorded, moved, teacher
+  )
 
 
 def _check_base(cfg: config.Config, base: frozen_base.OpenBase) -> None:

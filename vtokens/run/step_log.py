@@ -41,13 +41,13 @@ class StepCost:
   """What a step costs, to compute rates from.
 
   Attributes:
-    flops: floating point operations of a step, by the lengths of its examples;
-      see `flops.train_flops`.
+    flops: floating point operations of a step, by the lengths of its examples
+      and of its teacher's; see `flops.train_flops`.
     peak_flops: operations per second of all devices; None if unknown.
     learning_rates: array of shape [num_steps], float32.
   """
 
-  flops: Callable[[Sequence[Sequence[int]]], float]
+  flops: Callable[[Sequence[Sequence[int]], Sequence[Sequence[int]]], float]
   peak_flops: float | None
   learning_rates: Float[np.ndarray, 'S']
 
@@ -159,7 +159,8 @@ class StepLog(Hook):
     waiting for a step to end (device), or working (host).
     """
     seconds = time.monotonic() - self._reported
-    flops_per_second = self._cost.flops(host.lengths) / seconds
+    flops = self._cost.flops(host.lengths, host.teacher_lengths)
+    flops_per_second = flops / seconds
     rates = {
       'examples_per_second': len(host.ids) / seconds,
       'tflops_per_second': flops_per_second / 1e12,

@@ -123,12 +123,21 @@ def check_virtual_tokens(cfg: 'config.Config') -> None:
 
 def check_distill(cfg: 'config.Config') -> None:
   """Checks the section `train.distill`."""
-  if cfg.train.distill.weight and not cfg.virtual_tokens.always_all:
+  distill = cfg.train.distill
+  if not distill.weight:
+    return
+  if distill.tokens == 'run' and not distill.run:
+    refuse(cfg, 'train.distill.run', 'a work directory, since tokens=run')
+  if distill.tokens == 'text' and not distill.text.strip():
+    refuse(cfg, 'train.distill.text', 'some text, since tokens=text')
+  within = (distill.passages, distill.tokens) == ('shown', 'trained')
+  if within and not cfg.virtual_tokens.always_all:
     refuse(
       cfg,
       'train.distill.weight',
       '0 without a teacher: set virtual_tokens.always_all=True and '
-      'virtual_tokens.draws_per_example to at least 2',
+      'virtual_tokens.draws_per_example to at least 2, or '
+      'train.distill.passages or tokens',
     )
 
 

@@ -267,6 +267,20 @@ def test_row_shapes():
   assert programs.row_shape(cfg) == (64, 48)
 
 
+def test_shapes_of_a_teacher():
+  cfg = config.Config()
+  cfg.data.max_prefix_tokens, cfg.data.max_suffix_tokens = 100, 30
+  cfg.virtual_tokens.draws_per_example = 3
+  assert programs.teacher_shape(cfg) is None
+  cfg.train.distill.weight = 0.5
+  # The last draw teaches.
+  assert programs.teacher_shape(cfg) is None
+  cfg.train.distill.tokens = 'text'
+  assert programs.teacher_shape(cfg) == (0, 30)
+  cfg.train.distill.passages = 'gold'
+  assert programs.teacher_shape(cfg) == (100, 30)
+
+
 def test_shapes_of_answers():
   cfg = config.Config()
   cfg.data.max_prefix_tokens, cfg.data.max_suffix_tokens = 700, 100

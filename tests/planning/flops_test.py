@@ -128,3 +128,16 @@ def test_what_a_token_costs():
 def test_chips(kind, name):
   found = chips.find(kind)
   assert (found and found.name) == name
+
+
+def test_a_teacher_runs_forward_only():
+  """Its passages cost what a student's do, its suffix a half or less."""
+  student, teacher = [(100, 100, 20, 5)], [(60, 60, 12, 5)]
+  alone = flops.train_flops(_CONFIG, student)
+  both = flops.train_flops(_CONFIG, student, teacher)
+  passages = flops.train_flops(_CONFIG, [(60, 60, 0, 0)])
+  trained = flops.train_flops(_CONFIG, teacher)
+  assert passages < both - alone < (trained + passages) / 2 + 1
+  # On the student's prefix it has no passages to run.
+  shared = flops.train_flops(_CONFIG, student, [(0, 60, 12, 5)])
+  assert shared == pytest.approx(both - passages, rel=1e-12)

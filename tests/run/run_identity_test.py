@@ -178,6 +178,13 @@ def test_a_field_that_changes(field):
     ('data.max_text_bytes', {'data__on_bad_record': 'skip'}),
     ('train.validate_every', {'data__validation': ('x',)}),
     ('eval.top_p', {'eval__temperature': 1.0}),
+    *(
+      (
+        f'train.distill.{name}',
+        {'train__distill': config.Distill(weight=0.5, tokens='text')},
+      )
+      for name in ('weight', 'passages', 'tokens', 'text')
+    ),
   ],
 )
 def test_a_field_with_a_say(field, with_it):
@@ -191,6 +198,7 @@ def test_a_field_with_a_say(field, with_it):
   [
     ('virtual_tokens.init_text', {'virtual_tokens__init': 'vocab'}),
     ('data.num_shapes', {'data__shapes': ((8, 8),)}),
+    ('train.distill.text', {'train__distill': config.Distill(weight=0.5)}),
   ],
 )
 def test_a_field_without_a_say(field, with_it):

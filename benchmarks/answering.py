@@ -112,7 +112,7 @@ def main(argv):
       [base.config.vocab_size] * len(ks),
       forced=_NEW.value,
     )
-    return np.asarray(jax.block_until_ready(out))
+    return np.asarray(jax.block_until_ready(out.ids))
 
   model = transformers.AutoModelForCausalLM.from_pretrained(
     path.parent, gguf_file=path.name, dtype=torch.float32

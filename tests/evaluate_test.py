@@ -213,6 +213,98 @@ def test_predictions_are_those_of_each_table_where_it_was_trained(
   assert own != predictions(tmp_path, 'tokens_middle')
 
 
+def test_questions_without_an_answer_are_scored_apart(root, tmp_path):
+  rows = [json.loads(x) for x in (root / 'questions.jsonl').open()]
+  for row in rows:
+    if row['id'] in ('q1', 'q8'):
+      row |= {'answers': [], 'answerable': False}
+  source = tmp_path / 'questions.jsonl'
+  source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  settings = {
+    'workdir': str(tmp_path / 'eval'),
+    'runs': (str(root / 'a'),),
+    'conditions': ('closed_book', 'tokens'),
+    'num_active': (4,),
+    'num_passages': (2,),
+    'retrievers': ('bm25',),
+  }
+  cfg = make_config(root, **settings)
+  cfg.data = dataclasses.replace(cfg.data, sources=(str(source),))
+  left_out = run(cfg)
+  assert left_out['datasets'] == {'one': 6, 'two': 2}
+  assert all(one['refusals'] is None for one in left_out['abstentions'])
+  cfg.data = dataclasses.replace(cfg.data, unanswerable='refuse')
+  # What the table answers to q1 is taken for the refusal.
+  [path] = (tmp_path / 'eval' / 'predictions').glob('one*tokens*')
+  answered = [json.loads(x) for x in path.read_text().splitlines()]
+  asked = run(cfg)
+  assert asked['datasets'] == {'one': 7, 'two': 3}
+  path = next((tmp_path / 'eval' / 'predictions').glob('one*tokens*'))
+  lines = {
+    row['id']: row for row in map(json.loads, path.read_text().splitlines())
+  }
+  assert lines['q1']['em'] is None
+  assert lines['q1']['refused'] is False
+  assert lines['q1']['confidence'] < 0
+  # The answers to the others, and their scores, are the same.
+  for row in answered:
+    assert {**row, 'refused': False} == {
+      **lines[row['id']],
+      'confidence': pytest.approx(row['confidence'], abs=1e-5),
+    }
+  settings_of_run = json.loads((root / 'a' / 'config.json').read_text())
+  settings_of_run['templates']['refusal'] = lines['q1']['prediction']
+  shutil.copytree(root / 'a', tmp_path / 'a')
+  (tmp_path / 'a' / 'config.json').write_text(json.dumps(settings_of_run))
+  cfg.runs = (str(tmp_path / 'a'),)
+  before = cells_of(tmp_path / 'eval' / 'cells')
+  again = run(cfg)
+  # The text of the refusal decides scores, not answers.
+  assert cells_of(tmp_path / 'eval' / 'cells') == before
+  [found] = [
+    one
+    for one in again['abstentions']
+    if (one['dataset'], one['condition']) == ('one', 'tokens')
+  ]
+  refused = sum(
+    row['prediction'] == lines['q1']['prediction'] for row in lines.values()
+  )
+  assert found['refusals'] == {
+    'precision': 100 / refused,
+    'recall': 100.0,
+    'f1': 200 / (refused + 1),
+    'refused': refused,
+    'unanswerable': 1,
+    'n': 7,
+  }
+  assert found['coverage'][-1] == pytest.approx(100 * (7 - refused) / 7)
+  assert [
+    (cell['n'], cell['metrics']['em']['mean'])
+    for cell in again['cells']
+    if cell['dataset'] == 'one'
+  ] == [
+    (cell['n'], cell['metrics']['em']['mean'])
+    for cell in left_out['cells']
+    if cell['dataset'] == 'one'
+  ]
+  text = (tmp_path / 'eval' / 'report.md').read_text()
+  assert '## Refusals' in text
+  assert 'plots/risk.png' in text
+  page = (tmp_path / 'eval' / 'report.html').read_text()
+  assert 'NaN' not in page[page.index('id="data"') : page.index('</script>')]
+
+
+def test_a_dataset_without_any_answer(root, tmp_path):
+  source = tmp_path / 'none.jsonl'
+  source.write_text('{"question": "what?", "answerable": false}\n')
+  cfg = make_config(root, workdir=str(tmp_path / 'eval'))
+  cfg.data = dataclasses.replace(
+    cfg.data, sources=(str(source),), unanswerable='refuse'
+  )
+  with pytest.raises(errors.UserError, match='questions of none has an answer'):
+    run(cfg)
+
+
 class _Enough(Exception):
   pass
 

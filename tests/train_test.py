@@ -132,15 +132,16 @@ def test_summary(reference):
   ]
   assert list(summary['conditions']) == conditions
   for scores in summary['conditions'].values():
-    assert list(scores) == ['em', 'f1', 'n']
+    assert list(scores) == ['em', 'f1', 'n', 'confidence', 'risk_area']
+    assert scores['confidence'] < 0
     assert 0 <= scores['em'] <= 100
     assert 0 <= scores['f1'] <= 100
     assert scores['n'] == 8
   assert list(summary['k']) == ['1', '4']
   for scores in summary['k'].values():
-    assert list(scores) == ['em', 'f1']
+    assert list(scores) == ['em', 'f1', 'confidence', 'risk_area']
   tokens = summary['conditions']['tokens']
-  assert summary['k']['4'] == {'em': tokens['em'], 'f1': tokens['f1']}
+  assert {**summary['k']['4'], 'n': 8} == tokens
   assert summary['steps'] == tiny_run.NUM_STEPS
   assert 0 < summary['train_seconds'] < summary['total_seconds']
   assert 0.05 < summary['peak_rss_gib'] < 6

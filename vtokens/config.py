@@ -22,6 +22,7 @@ from vtokens.settings.field_types import (
   NaturalInt,
   NumPassages,
   OnBadRecord,
+  OnUnanswerable,
   Path,
   PositiveFloat,
   PositiveInt,
@@ -143,6 +144,9 @@ class Templates(schema.Section):
       training and with virtual tokens: start of the turn, passages, tokens,
       prompt, end of the turn. Off, it is the paper's plain text.
     chat_answer: the answer in a chat, before the token that ends a turn.
+    refusal: the answer to a question that cannot be answered from the passages,
+      with data.unanswerable=refuse. It goes into `answer` or `chat_answer`, and
+      tells refusals in scores: an answer that equals it after normalisation.
   """
 
   passage: Annotated[
@@ -157,6 +161,9 @@ class Templates(schema.Section):
   answer: config_checks.AnswerTemplate = ' {answer}'
   chat: bool = False
   chat_answer: config_checks.AnswerTemplate = '{answer}'
+  refusal: Annotated[str, AfterValidator(config_checks.check_refusal)] = (
+    "I don't know."
+  )
 
 
 @dataclasses.dataclass
@@ -253,6 +260,10 @@ class Data(schema.Section):
     token_cache: directory of the tokenised training data, on a disk; runs may
       share it. Empty: in the work directory, or in the user's cache
       (~/.cache/vtokens) if the work directory is on an object store.
+    unanswerable: questions whose source says that they have no answer are left
+      out and counted (skip), stop the run (error), or are answered by
+      templates.refusal (refuse). With refuse the refusal is also the target of
+      a training example whose passages lack the answer; see docs/training.md.
   """
 
   train: tuple[Path, ...] = ()
@@ -275,6 +286,7 @@ class Data(schema.Section):
   window_batches: PositiveInt = 16
   workers: Annotated[int, Ge(0), Le(1024)] = 0
   token_cache: Annotated[Path, AfterValidator(config_checks.check_local)] = ''
+  unanswerable: OnUnanswerable = 'skip'
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from absl import flags as absl_flags
 from etils import epath
 
@@ -32,6 +33,7 @@ from vtokens.evaluation.harness import general_rows
 from vtokens.evaluation.reporting import report
 from vtokens.evaluation.reporting.summary import Resampling
 from vtokens.host import stopping, versions, writers
+from vtokens.scoring import refusals
 from vtokens.settings import flags, schema
 
 if TYPE_CHECKING:
@@ -204,14 +206,26 @@ def _results(
   answered: Mapping[Cell, Sequence[Answer]],
 ) -> Results:
   cells = {}
+  templates = {
+    (model.name, name): assembler.encoder.templates
+    for model in opened
+    for name, assembler in (
+      ('', model.assembler),
+      *((name, table.assembler) for name, table in model.tables.items()),
+    )
+  }
   for cell, answers in answered.items():
+    refusal = templates[cell.model, cell.table].refusal
+    refused = np.array(
+      [refusals.is_refusal(answer.text, refusal) for answer in answers]
+    )
     values = answer_rules.score_questions(
       cfg.data.rules.get(cell.dataset, 'text'),
       [answer.text for answer in answers],
       [record.answers for record in records[cell.dataset]],
       char_f1=cfg.report.char_f1,
     )
-    cells[cell] = CellResult(cell, answers, values)
+    cells[cell] = CellResult(cell, answers, values, refused)
   return Results(
     records=records,
     cells=cells,

@@ -90,7 +90,12 @@ def retrieve(
   ranks = retrieved_records.write_records(
     chunks, list(methods), corpus, workdir, compress=cfg.compress
   )
-  table = recall.table([r.dataset for r in questions], ranks, cfg.top_k)
+  asked = [i for i, record in enumerate(questions) if record.answerable]
+  table = recall.table(
+    [questions[i].dataset for i in asked],
+    {name: [found[i] for i in asked] for name, found in ranks.items()},
+    cfg.top_k,
+  )
   # Last, because this file marks the run as finished.
   writers.write_json(workdir / 'recall.json', table)
   return table
@@ -101,7 +106,9 @@ def _read_questions(
 ) -> tuple[list[records.Record], list[str]]:
   """The records, and a message for each omitted record."""
   questions, skipped = retrieval_inputs.read_questions(
-    cfg.questions.paths, on_bad_record=cfg.questions.on_bad_record
+    cfg.questions.paths,
+    on_bad_record=cfg.questions.on_bad_record,
+    unanswerable=cfg.questions.unanswerable,
   )
   for record in questions:
     for name in cfg.retrievers.keys() & record.passages.keys():

@@ -243,7 +243,7 @@ def _prepare(
     optimizer=optimizer,
     initial=training_state.initial_state(cfg, inputs.mesh, base, optimizer),
     evaluator=evaluator,
-    tests=TestScores(run_dir, evaluator, inputs.test),
+    tests=TestScores(run_dir, evaluator, inputs.test, cfg.templates.refusal),
     identity=workdir.base_identity(inputs.base),
     teacher=_load_teacher(inputs),
   )
@@ -400,8 +400,13 @@ def _validate(
   loss, answers = run.evaluator.validate(
     run.validation, run.as_table(rows), num_active
   )
-  scores = run_scores.scores_of(run.validation, answers)
-  return loop_hooks.ValidationResult(loss, scores, num_active)
+  templates = run.assembler.encoder.templates
+  return loop_hooks.ValidationResult(
+    loss,
+    run_scores.scores_of(run.validation, answers),
+    num_active,
+    run_scores.refusals_of(run.validation, answers, templates.refusal),
+  )
 
 
 def main(cfg: config.Config) -> None:

@@ -10,7 +10,7 @@ from vtokens import config
 from vtokens.data import token_cache as tokens
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
-from vtokens.data.mixture import TrainingMixture
+from vtokens.data.mixture import REFUSAL, TrainingMixture
 from vtokens.data.records import GOLD, Passage, Record
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
@@ -63,8 +63,16 @@ def source(assembler, tmp_path_factory):
 
 @pytest.fixture
 def make(source, assembler):
-  def make(removed=None, seed=0, tokens=None, passages=None, **mixture):
+  def make(
+    removed=None,
+    seed=0,
+    tokens=None,
+    passages=None,
+    refuse=False,
+    **mixture,
+  ):
     cfg = config.Config(seed=seed)
+    cfg.data.unanswerable = 'refuse' if refuse else 'skip'
     cfg.data.passages = passages or config.Passages()
     cfg.data.mixture = config.Mixture(**mixture)
     if tokens is not None:
@@ -211,6 +219,55 @@ def test_distractors_are_of_other_questions_of_the_dataset(make, source):
         name = source.datasets[source.dataset[p.member.index]]
         assert name == mixture.names[dataset]
   assert abs(replaced / total - 0.25) < 0.06
+
+
+def targets(mixture, kept=None, count=100):
+  """(passages shown, target) of examples."""
+  found = []
+  for index in range(count):
+    draw = mixture.draw(0, 0, index)
+    sizes = [1] * len(draw.passages) if kept is None else kept
+    target = mixture.target(mixture.member(0, index), draw, sizes)
+    found.append((draw, target))
+  return found
+
+
+def test_passages_without_the_answer_ask_for_the_refusal(make):
+  policy = config.Passages(number=(1, 2), retrievers=('a',), none=0.2)
+  seen = set()
+  for draw, target in targets(make(passages=policy, refuse=True)):
+    # Ranks 1, 3 and 5 contain the answer. Rank 2 is gold, which says nothing
+    # where another passage contains the answer.
+    holds = any(p.rank % 2 for p in draw.passages)
+    seen.add((bool(draw.passages), holds))
+    refused = draw.passages and not holds
+    assert target == (REFUSAL if refused else draw.answer)
+  assert len(seen) == 3
+  # By default nothing is refused.
+  for draw, target in targets(make(passages=policy)):
+    assert target == draw.answer >= 0
+
+
+def test_dropped_passages_and_distractors_hold_no_answer(make):
+  policy = config.Passages(number=(2, 2), retrievers=('a',), order='rank')
+  mixture = make(passages=policy, refuse=True)
+  # Rank 1 has the answer, rank 0 does not.
+  assert all(t == REFUSAL for _, t in targets(mixture, kept=[5, 0]))
+  assert all(t == d.answer for d, t in targets(mixture, kept=[5, 5]))
+  policy = config.Passages(
+    number=(2, 2), retrievers=('a',), order='rank', distractors=1.0
+  )
+  mixture = make(passages=policy, refuse=True)
+  assert all(t == REFUSAL for _, t in targets(mixture))
+
+
+def test_the_ids_of_the_refusal(make, assembler):
+  mixture = make(refuse=True)
+  member = mixture.member(0, 0)
+  ids = mixture.answer(member, REFUSAL)
+  [expected] = assembler.encoder.answers(["I don't know."], chat=False)
+  assert ids.tolist() == expected.tolist()
+  assert mixture.answer_len(member, REFUSAL) == len(expected)
 
 
 def order(mixture, count):

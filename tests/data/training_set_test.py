@@ -1,12 +1,13 @@
 """From sources to the examples of a run: what is left out, and what is said."""
 
+import itertools
 import json
 
 import pytest
 import tiny_models
 
 from vtokens import config
-from vtokens.data import sources, training_set
+from vtokens.data import pipeline, sources, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Member
@@ -337,6 +338,67 @@ def test_questions_without_passages_are_counted(tokenizer, write, make_config):
   report = BadRecords('error')
   training_set.read_held_out(cfg, 'test', 0, report)
   assert report.notes['questions without passages of bm25'] == 1
+
+
+def test_questions_without_an_answer(tokenizer, write, make_config):
+  rows = [
+    _row(0, passages=['It is N0.']),
+    _row(2, answerable=False),
+    # No gold, and no passage with the answer.
+    _row(4, passages=['Nothing.']),
+    _row(6, answers=['yes'], passages=[{'text': 'It is.', 'gold': True}]),
+  ]
+  path = write('some', rows)
+  cfg = make_config(train=(path,))
+  mixture, _, said = _open(cfg, tokenizer)
+  assert _ids(mixture) == {'a': ['q0', 'q4', 'q6']}
+  assert any('they have no answer' in line for line in said)
+  cfg = make_config(train=(path,), unanswerable='error')
+  with pytest.raises(errors.UserError, match=r'some\.jsonl:2: answerable: '):
+    _open(cfg, tokenizer)
+  room = {'max_answer_tokens': 20, 'max_suffix_tokens': 80}
+  cfg = make_config(train=(path,), unanswerable='refuse', **room)
+  mixture, _, _ = _open(cfg, tokenizer)
+  assert _ids(mixture) == {'a': ['q0', 'q2', 'q4', 'q6']}
+  batches = pipeline.TrainBatches(
+    mixture,
+    cfg.data,
+    cfg.virtual_tokens,
+    Assembler.for_run(tokenizer, cfg),
+    tokenizer.max_id + 1,
+    cfg.seed,
+  )
+  texts = {}
+  with batches.starting_at(0) as stream:
+    for batch in itertools.islice(stream, cfg.data.window_batches):
+      for name, ids, at in zip(
+        batch.ids, batch.batch.targets, batch.batch.target_index, strict=True
+      ):
+        texts[name] = tokenizer.decode(ids[at >= 0][:-1].tolist()).strip()
+  no = cfg.templates.refusal
+  assert texts == {'q0': 'N0', 'q2': no, 'q4': no, 'q6': 'yes'}
+
+
+def test_a_refusal_that_does_not_fit(tokenizer, write, make_config):
+  path = write('some', [_row(0)])
+  cfg = make_config(train=(path,), unanswerable='refuse')
+  with pytest.raises(errors.UserError, match=r'max_answer_tokens: .*15 tokens'):
+    _open(cfg, tokenizer)
+  cfg = make_config(train=(path,), unanswerable='refuse', max_answer_tokens=20)
+  cfg.eval.max_new_tokens = 13
+  with pytest.raises(errors.UserError, match=r'max_new_tokens: .* 14 tokens'):
+    _open(cfg, tokenizer)
+
+
+def test_held_out_data_need_an_answer(write, make_config):
+  path = write('none', [_row(0, answerable=False)])
+  cfg = make_config(train=('x',), test=(path,), unanswerable='refuse')
+  with pytest.raises(
+    errors.UserError, match=r'data\.test: none of the 1 quest'
+  ):
+    training_set.read_held_out(
+      cfg, 'test', 0, training_set.bad_records(cfg.data)
+    )
 
 
 def test_the_order_of_sources_counts(tokenizer, write, make_config):

@@ -37,6 +37,7 @@ _FIELDS = {
   'templates.answer': 'other run',
   'templates.chat': 'other run',
   'templates.chat_answer': 'free',
+  'templates.refusal': 'free',
   'data.train': 'content',
   'data.validation': 'content',
   'data.test': 'content',
@@ -67,6 +68,7 @@ _FIELDS = {
   'data.window_batches': 'other run',
   'data.workers': 'free',
   'data.token_cache': 'free',
+  'data.unanswerable': 'free',
   'optim.learning_rate': 'other run',
   'optim.warmup_steps': 'other run',
   'optim.schedule': 'other run',
@@ -175,6 +177,7 @@ def test_a_field_that_changes(field):
     ('virtual_tokens.draw_exponent', {'virtual_tokens__draw': 'power'}),
     ('virtual_tokens.num_active', {'virtual_tokens__draw': 'fixed'}),
     ('templates.chat_answer', {'templates__chat': True}),
+    ('templates.refusal', {'data__unanswerable': 'refuse'}),
     ('data.max_text_bytes', {'data__on_bad_record': 'skip'}),
     ('train.validate_every', {'data__validation': ('x',)}),
     ('eval.top_p', {'eval__temperature': 1.0}),
@@ -191,6 +194,13 @@ def test_a_field_with_a_say(field, with_it):
   blocking, _ = run_identity.compare(*_changed(field, **with_it))
   assert len(blocking) == 1
   assert blocking[0].startswith(f'config.{field}: ')
+
+
+def test_refusals_make_another_run():
+  blocking, _ = run_identity.compare(*_changed('data.unanswerable', 'refuse'))
+  assert len(blocking) == 1
+  same = run_identity.compare(*_changed('data.unanswerable', 'error'))
+  assert same == ([], [])
 
 
 @pytest.mark.parametrize(

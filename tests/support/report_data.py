@@ -55,7 +55,7 @@ def result(cell, records, right, *, stop='end'):
     'f1': np.array([metrics.token_f1(*pair) for pair in pairs]),
     'contains': np.array([float(RIGHT in answer.text) for answer in answers]),
   }
-  return CellResult(cell, answers, values)
+  return CellResult(cell, answers, values, np.zeros(len(answers), bool))
 
 
 def build(records, spec, **main):

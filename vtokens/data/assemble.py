@@ -334,6 +334,13 @@ class Assembler:
         f'position={self.position}; got {shapes!r}'
       )
 
+  def refusal(self) -> Ids:
+    """Ids of the refusal as a target, with the token that ends it."""
+    [ids] = self.encoder.answers(
+      [self.encoder.templates.refusal], chat=self.in_chat(None)
+    )
+    return ids
+
   def in_chat(self, chat: bool | None) -> bool:
     """Resolves `chat`: None follows `Templates.chat`."""
     return self.encoder.templates.chat if chat is None else chat

@@ -43,8 +43,9 @@ class BadRecords:
 
   Attributes:
     on_bad_record: 'error' raises at the first; 'skip' counts it and goes on.
-    on_unanswerable: the same for questions whose source says that they have no
-      answer, as in SQuAD 2.0. They are not bad.
+    on_unanswerable: what happens to questions whose source says that they have
+      no answer, as in SQuAD 2.0: 'error' and 'skip' as above; 'keep' reads them
+      as records without answers. They are not bad.
     max_text_bytes: length limit of a text, in bytes of UTF-8.
     num_good: number of good records, or passages of a corpus.
     counts: number of records left out, by kind.
@@ -70,15 +71,17 @@ class BadRecords:
       flag: flag that skips bad records, for messages.
 
     Raises:
-      ValueError: a policy is neither 'error' nor 'skip'.
+      ValueError: there is no such policy.
     """
-    policies = {
-      'on_bad_record': on_bad_record,
-      'on_unanswerable': on_unanswerable,
-    }
-    for name, value in policies.items():
-      if value not in ('error', 'skip'):
-        raise ValueError(f"{name} is {value!r}, expected 'error' or 'skip'")
+    if on_bad_record not in ('error', 'skip'):
+      raise ValueError(
+        f"on_bad_record is {on_bad_record!r}, expected 'error' or 'skip'"
+      )
+    if on_unanswerable not in ('error', 'skip', 'keep'):
+      raise ValueError(
+        f"on_unanswerable is {on_unanswerable!r}, expected 'error', 'skip' or "
+        "'keep'"
+      )
     self.on_bad_record = on_bad_record
     self.on_unanswerable = on_unanswerable
     self.max_text_bytes = max_text_bytes
@@ -106,6 +109,11 @@ class BadRecords:
       self.notes[_UNANSWERABLE] += 1
     self.counts[bad.kind] += 1
     self.skipped.append((place, bad.kind, str(bad)))
+
+  @property
+  def keeps_unanswerable(self) -> bool:
+    """Whether questions without an answer become records."""
+    return self.on_unanswerable == 'keep'
 
   @property
   def messages(self) -> list[str]:

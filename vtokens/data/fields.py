@@ -37,12 +37,16 @@ class RowFields:
     max_text_bytes: length limit of a text, in bytes of UTF-8.
     notes: list for notes on what was left out or replaced; shared by the parts
       of a record.
+    keep_unanswerable: whether a row is read whose source says that its question
+      has no answer; otherwise it is a `BadRecord`.
 
   Attributes:
     values: the object's values without nulls.
     nulls: keys whose value is null.
     used: keys that were read.
     notes: see above.
+    keep_unanswerable: see above.
+    answerable: false once a key has said that the question has no answer.
 
   Raises:
     BadRecord: from every method, with the key, what was found and expected.
@@ -54,6 +58,8 @@ class RowFields:
     path: str,
     max_text_bytes: int,
     notes: list[str] | None = None,
+    *,
+    keep_unanswerable: bool = False,
   ):
     if not isinstance(values, dict):
       raise wrong_type(path or 'record', values, 'one JSON object')
@@ -65,6 +71,8 @@ class RowFields:
     self.path = path
     self.max_text_bytes = max_text_bytes
     self.notes: list[str] = [] if notes is None else notes
+    self.keep_unanswerable = keep_unanswerable
+    self.answerable = True
     for key, value in values.items():
       if value is DUPLICATE:
         raise BadRecord(

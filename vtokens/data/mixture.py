@@ -20,6 +20,8 @@ from vtokens.host import errors
 # Numbers of random streams under one seed. `order` uses the datasets' numbers
 # too, but only to seed the shuffle of another generator.
 _DRAW, _CAP = 1, 2
+# In place of the number of an answer: the refusal.
+REFUSAL = -1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class ExampleDraw:
 
   Attributes:
     passages: passages in the order shown.
-    answer: number of the answer.
+    answer: number of the answer, or `REFUSAL`.
     num_active: number of virtual tokens (k) of each suffix.
   """
 
@@ -106,8 +108,9 @@ class TrainingMixture:
     sources: token sets.
     removed: for each token set, by reason, a bool array that is true for
       records not to use.
-    cfg: config of the run: data.mixture, data.passages, virtual_tokens and
-      seed. With draw=per_batch, k is n here and is replaced later.
+    cfg: config of the run: data.mixture, data.passages, data.unanswerable,
+      virtual_tokens and seed. With draw=per_batch, k is n here and is replaced
+      later.
     assembler: tells which answers are short enough to be drawn.
 
   Attributes:
@@ -134,6 +137,8 @@ class TrainingMixture:
     self._tokens = cfg.virtual_tokens
     self._seed = cfg.seed
     self._assembler = assembler
+    self._refuses = cfg.data.unanswerable == 'refuse'
+    self._refusal = assembler.refusal()
     members: dict[str, list[np.ndarray]] = {}
     for number, (source, reasons) in enumerate(
       zip(sources, removed, strict=True)
@@ -203,7 +208,9 @@ class TrainingMixture:
       source.answer_lens(member.index),
     )
     usable = np.flatnonzero(fits)
-    answer = int(usable[rng.integers(len(usable))])
+    answer = REFUSAL
+    if source.has_answers(member.index):
+      answer = int(usable[rng.integers(len(usable))])
     first = _draw_k(self._tokens, rng)
     passages = self._draw_passages(member, rng)
     # Drawn last, so that the other choices do not depend on their number.
@@ -212,6 +219,30 @@ class TrainingMixture:
     if self._tokens.always_all:
       num_active = (*num_active[:-1], self._tokens.num_virtual_tokens)
     return ExampleDraw(passages, answer, num_active)
+
+  def target(
+    self, member: Member, draw: ExampleDraw, kept: Sequence[int]
+  ) -> int:
+    """The number of the answer that is the target, or `REFUSAL`.
+
+    With data.unanswerable=refuse it is the refusal if passages are shown and
+    none of them has the answer. A passage has it if its text contains an answer
+    of its own question. If none of the question's passages does (its answer is
+    yes, or said in other words), those marked as gold have it. What was cut off
+    a passage, and what a distractor contains, is not looked at.
+
+    Args:
+      member: the example.
+      draw: the random choices about it.
+      kept: tokens kept of each drawn passage's body; 0 if it is dropped.
+    """
+    shown = [p for p, n in zip(draw.passages, kept, strict=True) if n]
+    if not (self._refuses and shown):
+      return draw.answer
+    slots = self._sources[member.source].slots(member.index)
+    has_it = slots.has_answer if slots.has_answer.any() else slots.is_gold
+    found = any(p.member == member and has_it[p.slot] for p in shown)
+    return draw.answer if found else REFUSAL
 
   def _draw_passages(
     self, member: Member, rng: np.random.Generator
@@ -275,7 +306,9 @@ class TrainingMixture:
     return self._sources[member.source].prompt_len(member.index)
 
   def answer_len(self, member: Member, answer: int) -> int:
-    """Number of tokens of an answer and its end."""
+    """Number of tokens of an answer, or of the refusal, and its end."""
+    if answer == REFUSAL:
+      return len(self._refusal)
     return self._sources[member.source].answer_len(member.index, answer)
 
   def passage_lens(self, passage: ShownPassage) -> tuple[int, int, int]:
@@ -311,7 +344,9 @@ class TrainingMixture:
     return self._sources[member.source].prompt(member.index)
 
   def answer(self, member: Member, answer: int) -> np.ndarray:
-    """Ids of an answer and its end."""
+    """Ids of an answer, or of the refusal, and its end."""
+    if answer == REFUSAL:
+      return self._refusal
     return self._sources[member.source].answer(member.index, answer)
 
   def id(self, member: Member) -> str:

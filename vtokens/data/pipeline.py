@@ -67,7 +67,7 @@ class Planned:
 
   Attributes:
     member: where it comes from.
-    draw: the random choices about it.
+    draw: the random choices about it; with the answer that is the target.
     prefix: length of its prefix.
     text: length of a suffix without its virtual tokens.
     targets: number of tokens of its answer and eos.
@@ -364,9 +364,10 @@ class TrainBatches:
     mixture = self.mixture
     member = mixture.member(dataset, index)
     draw = mixture.draw(dataset, epoch, index)
+    prefix, moved, kept, cut = self._fit(draw.passages)
+    draw = dataclasses.replace(draw, answer=mixture.target(member, draw, kept))
     answer = mixture.answer_len(member, draw.answer)
     question = assemble.suffix_len(0, mixture.prompt_len(member), answer)
-    prefix, moved, kept, cut = self._fit(draw.passages)
     planned = Planned(
       member=member,
       draw=draw,

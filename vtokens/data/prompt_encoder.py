@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -64,6 +65,13 @@ class PromptEncoder:
 
   def __reduce__(self) -> tuple[type, tuple[Tokenizer, Templates]]:
     return type(self), (self.tokenizer, self.templates)
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """The templates as JSON values, as far as they decide ids of texts."""
+    values = dataclasses.asdict(self.templates)
+    del values['refusal']  # It is a text.
+    return values
 
   def before(self, chat: bool) -> Ids:
     """Ids before the passages: bos, or the start of the user's turn."""
@@ -155,6 +163,11 @@ class PromptEncoder:
     return [
       as_ids([*ids, end]) for ids in self.tokenizer.encode_batch_after(texts)
     ]
+
+
+def first_answer(answers: Sequence[str], templates: Templates) -> str:
+  """The first accepted answer, or the refusal if there is none."""
+  return answers[0] if answers else templates.refusal
 
 
 def split_passage(template: str) -> tuple[str, str, str]:

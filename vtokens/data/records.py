@@ -42,7 +42,8 @@ class Record:
     id: unique among all files that are read together.
     dataset: name that results are grouped by.
     question: never blank.
-    answers: at least one, none blank; any of them is right.
+    answers: none blank; any of them is right. Empty if the source says that
+      the question has no answer.
     passages: passages by retriever, best first; may be empty. `GOLD` and
       `GIVEN` are special retrievers.
   """
@@ -52,6 +53,11 @@ class Record:
   question: str
   answers: tuple[str, ...]
   passages: Mapping[str, tuple[Passage, ...]]
+
+  @property
+  def answerable(self) -> bool:
+    """Whether the question has an answer."""
+    return bool(self.answers)
 
   def ranked(self, retriever: str = '') -> tuple[Passage, ...]:
     """The passages of one retriever; empty if it found none.

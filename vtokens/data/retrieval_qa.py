@@ -52,7 +52,7 @@ def features() -> tfds.features.FeaturesDict:
       'dataset': text(doc='The name that results are grouped by.'),
       'question': text(doc='Never blank.'),
       'answers': tfds.features.Sequence(
-        text(), doc='At least one, none blank; any one counts.'
+        text(), doc='None blank; any one counts; none if there is no answer.'
       ),
       'retrievers': tfds.features.Sequence(
         text(), doc='Names, in the order of their passages.'

@@ -12,6 +12,7 @@ from vtokens.data import (
   formats,
 )
 from vtokens.data.checks import BadRecords
+from vtokens.data.formats import drafts
 from vtokens.data.records import Record
 from vtokens.host import errors, paths
 
@@ -55,6 +56,10 @@ def read(
     name, location = dataset_names.split(group[0])
     if location.startswith(built_datasets.SOURCE):
       for record in built_datasets.open_store(location):
+        if not (record.answerable or report.keeps_unanswerable):
+          place = f'{location}: record {record.id}'
+          report.add(place, drafts.unanswerable('answers'))
+          continue
         yield dataclasses.replace(record, dataset=name) if name else record
     else:
       yield from formats.read_records(

@@ -176,7 +176,7 @@ def cache_key(
   content = {
     'version': _VERSION,
     'tokenizer': encoder.tokenizer.sha256,
-    'templates': dataclasses.asdict(encoder.templates),
+    'templates': encoder.identity,
     'depth': depth,
     'identity': dict(identity),
   }

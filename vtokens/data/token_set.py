@@ -149,6 +149,11 @@ class TokenSet:
     """Length of the question."""
     return self._len(self._record_sequence[i])
 
+  def has_answers(self, i: int) -> bool:
+    """Whether the record has an answer."""
+    first, stop = self._record_sequence[i : i + 2]
+    return bool(stop - first - 1 > self._num_passages(i))
+
   def answer_len(self, i: int, j: int) -> int:
     """Length of the j-th answer with its end."""
     return self._len(self._record_sequence[i] + 1 + j)

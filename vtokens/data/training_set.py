@@ -66,6 +66,11 @@ def read_held_out(
         for name, ranked in record.passages.items()
       }
       kept.append(dataclasses.replace(record, passages=shown))
+  if kept and not any(record.answerable for record in kept):
+    raise errors.UserError(
+      f'config.data.{field}: none of the {len(kept):,} questions used has an '
+      'answer; expected some that have one, to score EM and F1'
+    )
   name = cfg.eval.retriever
   if name and cfg.eval.num_passages:
     without = sum(not record.ranked(name) for record in kept)
@@ -83,9 +88,18 @@ def read_held_out(
   )
 
 
+def on_unanswerable(policy: str) -> str:
+  """The policy of `BadRecords`: what is to be refused is kept."""
+  return 'keep' if policy == 'refuse' else policy
+
+
 def bad_records(data: config.Data) -> BadRecords:
   """Starts an account of bad records with the config's policy."""
-  return BadRecords(data.on_bad_record, max_text_bytes=data.max_text_bytes)
+  return BadRecords(
+    data.on_bad_record,
+    on_unanswerable=on_unanswerable(data.unanswerable),
+    max_text_bytes=data.max_text_bytes,
+  )
 
 
 def _read(
@@ -120,6 +134,7 @@ def open_training_set(
     errors.UserError: a source or record is bad, or a record does not fit.
   """
   data = cfg.data
+  _check_refusal(cfg, assembler)
   policies = [data.passages, *data.mixture.passages.values()]
   assembler.check_before(assembler.in_chat(None))
   assembler.check_shapes(
@@ -150,6 +165,12 @@ def open_training_set(
         # What `skip` left out must still stop a run with `error`.
         'on_bad_record': data.on_bad_record,
         'max_text_bytes': data.max_text_bytes,
+        # Token caches of versions without the field stay what they are.
+        **(
+          {'unanswerable': data.unanswerable}
+          if data.unanswerable != 'skip'
+          else {}
+        ),
       },
       label=f'tokenizing {group[0]}',
       check=check,
@@ -211,6 +232,23 @@ def _token_cache_directory(
   return directory
 
 
+def _check_refusal(cfg: config.Config, assembler: Assembler) -> None:
+  """Raises a `UserError` unless refusals can be trained and generated."""
+  if cfg.data.unanswerable != 'refuse':
+    return
+  length = len(assembler.refusal())
+  for field, most, what in (
+    ('data.max_answer_tokens', cfg.data.max_answer_tokens, length),
+    # The end need not be generated.
+    ('eval.max_new_tokens', cfg.eval.max_new_tokens, length - 1),
+  ):
+    if what > most:
+      raise errors.UserError(
+        f'config.{field}: expected room for templates.refusal='
+        f'{cfg.templates.refusal!r}, {what} tokens, got {most}'
+      )
+
+
 def _too_long(
   token_set: TokenSet,
   wanted: np.ndarray,
@@ -228,9 +266,17 @@ def _too_long(
   fits = np.asarray(assembler.fits(most, prompts[owners], answers))
   usable = ~wanted
   usable[owners[fits]] = True
+  refusal = len(assembler.refusal())
+  if cfg.data.unanswerable == 'refuse':
+    # The target can be the refusal of every record; of some it is no other.
+    usable |= np.bincount(owners, minlength=len(prompts)) == 0
+    usable &= ~wanted | np.asarray(assembler.fits(most, prompts, refusal))
   bad = np.flatnonzero(~usable).tolist()
   if len(bad) and cfg.data.on_bad_record == 'error':
-    shortest = int(answers[owners == bad[0]].min())
+    found = answers[owners == bad[0]]
+    shortest = int(found.min()) if len(found) else refusal
+    if cfg.data.unanswerable == 'refuse':
+      shortest = max(shortest, refusal)
     assembler.check(
       most, int(prompts[bad[0]]), shortest, f'record {token_set.id(bad[0])}'
     )

@@ -74,13 +74,13 @@ def score_questions(
     rule: one of `RULES`.
     predictions: one prediction per question.
     answers: accepted answers of each question, in the same order, which
-      `check_answers` has passed.
+      `check_answers` has passed; none for a question without an answer.
     char_f1: whether to add `metrics.char_f1`. Under regex it is EM; other rules
       compare the answers as text.
 
   Returns:
     For em, f1, contains and perhaps char_f1 the value of each question, 0 to 1,
-    float64 array of shape [n].
+    or NaN for a question without an answer; float64 array of shape [n].
 
   Raises:
     ValueError: the two differ in length, or there is no such rule.
@@ -93,7 +93,7 @@ def score_questions(
   score = _get(rule).score
   names = ('em', 'f1', 'contains', *(('char_f1',) if char_f1 else ()))
   rows = [
-    score(prediction, golds, names)
+    score(prediction, golds, names) if golds else dict.fromkeys(names, np.nan)
     for prediction, golds in zip(predictions, answers, strict=True)
   ]
   return {

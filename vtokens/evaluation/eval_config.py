@@ -18,6 +18,7 @@ from vtokens.settings.field_types import (
   NaturalInt,
   NumPassages,
   OnBadRecord,
+  OnUnanswerable,
   Path,
   PositiveInt,
   Seed,
@@ -57,6 +58,9 @@ class Data(schema.Section):
       See docs/evaluation.md.
     max_prefix_tokens: passages are cut to this length.
     max_suffix_tokens: most tokens of virtual tokens and question, never cut.
+    unanswerable: questions whose source says that they have no answer are left
+      out and counted (skip), stop the evaluation (error), or are asked, and
+      right only if refused (refuse); see docs/evaluation.md.
   """
 
   sources: tuple[Path, ...] = ()
@@ -68,6 +72,7 @@ class Data(schema.Section):
   rules: dict[Name, answer_rules.Rule] = dataclasses.field(default_factory=dict)
   max_prefix_tokens: PositiveInt = 1280
   max_suffix_tokens: PositiveInt = 256
+  unanswerable: OnUnanswerable = 'skip'
 
 
 @dataclasses.dataclass

@@ -1,6 +1,7 @@
 """Files of predictions: one JSON object a line for each question."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,20 +19,24 @@ def write(
   answers: Sequence[Answer],
   values: Mapping[str, Sequence[float] | np.ndarray],
   cell: Cell | None = None,
+  refused: Sequence[bool] | np.ndarray | None = None,
 ) -> None:
   """Writes the predictions for some questions, whole or not at all.
 
   A line has `id`, `dataset`, `question`, `prediction`, `answers` and each
   metric. With a cell it also has the length and the end of the answer, the
-  passages shown, and the coordinates of the cell. `confidence` comes last.
+  passages shown, and the coordinates of the cell. `confidence` comes
+  last, and `refused` after it if a question has no answer.
 
   Args:
     path: the file.
     records: the questions.
     answers: one for each record.
-    values: value of each question by metric.
+    values: value of each question by metric; NaN for one without an answer.
     cell: the cell that was asked, if any.
+    refused: whether each answer is the refusal.
   """
+  all_answerable = all(record.answerable for record in records)
   lines = []
   pairs = zip(records, answers, strict=True)
   for i, (record, answer) in enumerate(pairs):
@@ -41,13 +46,20 @@ def write(
       'question': record.question,
       'prediction': answer.text,
       'answers': record.answers,
-      **{name: float(column[i]) for name, column in values.items()},
+      **{name: _number(column[i]) for name, column in values.items()},
     }
     if cell is not None:
       row |= _details(record, answer, cell)
     row['confidence'] = answer.confidence
+    if refused is not None and not all_answerable:
+      row['refused'] = bool(refused[i])
     lines.append(json.dumps(row, ensure_ascii=False) + '\n')
   writers.write_text(path, ''.join(lines))
+
+
+def _number(value: float) -> float | None:
+  """The value for JSON, which has no NaN."""
+  return None if math.isnan(value) else float(value)
 
 
 def _details(record: Record, answer: Answer, cell: Cell) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import vtokens
 from vtokens.exports.export_format import Format
 from vtokens.exports.gate import Check
 from vtokens.host import markdown
+from vtokens.serving import artifact
 from vtokens.serving.artifact import Meta
 
 
@@ -81,7 +82,11 @@ def render(
     f'Position of the tokens: {meta.prompt.position}. Templates:',
     '',
     markdown.block(
-      json.dumps(vars(meta.prompt.templates), indent=2, ensure_ascii=False),
+      json.dumps(
+        artifact.templates_json(meta.prompt.templates),
+        indent=2,
+        ensure_ascii=False,
+      ),
       'json',
     ),
   ]

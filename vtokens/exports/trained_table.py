@@ -150,7 +150,7 @@ def write(
       'imported': True,
     },
   )
-  writers.write_json(directory / artifact.META, dataclasses.asdict(table.meta))
+  writers.write_json(directory / artifact.META, table.meta.as_json())
   run.finish(table.meta.metrics)
 
 

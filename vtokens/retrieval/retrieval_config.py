@@ -21,6 +21,7 @@ from vtokens.settings.field_types import (
   OnBadRecord,
   Path,
   Rows,
+  Unanswerable,
 )
 
 AUTO = 'auto'
@@ -65,11 +66,15 @@ class Questions(schema.Section):
     on_bad_record: as for the corpus.
     chunk_size: questions searched together, whose passages have to fit memory;
       finished chunks are kept if a run is killed.
+    unanswerable: questions whose source says that they have no answer are left
+      out and counted (skip), stop the run (error), or are searched, and written
+      with `answerable: false` (keep). Recall leaves them out.
   """
 
   paths: tuple[Path, ...] = ()
   on_bad_record: OnBadRecord = 'error'
   chunk_size: Annotated[int, Ge(1), Le(1_000_000)] = 1000
+  unanswerable: Unanswerable = 'skip'
 
 
 @dataclasses.dataclass

@@ -30,13 +30,14 @@ def read_passages(
 
 
 def read_questions(
-  files: Sequence[str], *, on_bad_record: str
+  files: Sequence[str], *, on_bad_record: str, unanswerable: str = 'skip'
 ) -> tuple[list[Record], list[str]]:
   """Reads questions, with or without passages.
 
   Args:
     files: sources of `formats.read_records`.
     on_bad_record: error or skip.
+    unanswerable: skip, error or keep; see `retrieval_config.Questions`.
 
   Returns:
     The questions, and a message for each one left out.
@@ -46,7 +47,9 @@ def read_questions(
       is bad or has a duplicate id and `on_bad_record` is error.
   """
   report = BadRecords(
-    on_bad_record, flag='--config.questions.on_bad_record=skip'
+    on_bad_record,
+    on_unanswerable=unanswerable,
+    flag='--config.questions.on_bad_record=skip',
   )
   questions = formats.read_all(files, report=report)
   for note, count in report.notes.items():

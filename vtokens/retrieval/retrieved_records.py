@@ -123,6 +123,7 @@ def _lines(
       'question': record.question,
       'answers': list(record.answers),
       'passages': passages,
+      **({} if record.answerable else {'answerable': False}),
     }
     lines.append(json.dumps(line, ensure_ascii=False) + '\n')
   return lines, ranks

@@ -15,6 +15,7 @@ from vtokens.run.checkpoints import Checkpoints
 from vtokens.run.loop import DispatchedStep, DivergedError, Hook, Loop
 from vtokens.run.step_log import Progress, StepLog
 from vtokens.scoring.metrics import Scores
+from vtokens.scoring.refusals import RefusalScores
 
 
 def resume(
@@ -46,11 +47,13 @@ class ValidationResult:
     loss: mean nats per target token.
     scores: of the generated answers.
     num_active: virtual tokens used.
+    refusals: scores of refusals; None if all questions have an answer.
   """
 
   loss: float
   scores: Scores
   num_active: int
+  refusals: RefusalScores | None = None
 
 
 class Validation(Hook):
@@ -106,9 +109,11 @@ class Validation(Hook):
         '--config.optim.learning_rate'
       )
     scores = found.scores
+    refusals = found.refusals
     writers.say(
       f'step {step}: validation loss {found.loss:.3f}, EM {scores.em:.1f}, F1 '
       f'{scores.f1:.1f} (k={found.num_active}, n={scores.n})'
+      + (f', F1 of refusals {refusals.f1:.1f}' if refusals else '')
     )
     self._log.write(
       step,
@@ -116,6 +121,7 @@ class Validation(Hook):
         'validation_loss': found.loss,
         'validation_em': scores.em,
         'validation_f1': scores.f1,
+        **({'validation_refusal_f1': refusals.f1} if refusals else {}),
       },
     )
     if found.loss < self._best_loss:

@@ -52,6 +52,7 @@ _ONLY_WITH: Mapping[str, tuple[str, Any]] = {
   'virtual_tokens.draw_exponent': ('virtual_tokens.draw', 'power'),
   'virtual_tokens.num_active': ('virtual_tokens.draw', 'fixed'),
   'templates.chat_answer': ('templates.chat', True),
+  'templates.refusal': ('data.unanswerable', 'refuse'),
   'data.max_text_bytes': ('data.on_bad_record', 'skip'),
   'data.mixture.temperature': ('data.mixture.weighting', 'temperature'),
   'data.num_shapes': ('data.shapes', []),
@@ -103,6 +104,9 @@ def _matters(
   taught = any(values.get('train.distill.weight') for values in (then, now))
   if field.startswith('train.distill.') and not taught:
     return False
+  if field == 'data.unanswerable':
+    # A run that skips them has none of them if it goes on with `error`.
+    return 'refuse' in (then.get(field), now.get(field))
   if field in _ONLY_WITH:
     other, value = _ONLY_WITH[field]
     return any(values.get(other) == value for values in (then, now))

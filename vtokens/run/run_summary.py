@@ -25,7 +25,7 @@ def combine_scores(
   return {
     'conditions': {**untrained, **tokens},
     'k': {
-      str(k): {'em': scores['em'], 'f1': scores['f1']}
+      str(k): {name: value for name, value in scores.items() if name != 'n'}
       for k, scores in by_k.items()
     },
   }
@@ -61,13 +61,20 @@ def report(summary: dict[str, Any], workdir: str) -> None:
 
 
 def format_scores(title: str, scores: dict[str, dict[str, Any]]) -> str:
-  """Formats a table: one line per condition, EM and F1 in percent."""
+  """Formats a table: one line per condition, EM and F1 in percent.
+
+  With the F1 of refusals, if questions without an answer were asked.
+  """
   width = max(map(len, [title, *scores]))
-  lines = [f'{title:<{width}}     EM     F1      n']
+  head = f'{title:<{width}}     EM     F1      n'
+  if any('refusals' in row for row in scores.values()):
+    head += '  F1 of refusals'
+  lines = [head]
   for name, row in scores.items():
-    lines.append(
-      f'{name:<{width}}  {row["em"]:5.1f}  {row["f1"]:5.1f}  {row["n"]:5d}'
-    )
+    line = f'{name:<{width}}  {row["em"]:5.1f}  {row["f1"]:5.1f}  {row["n"]:5d}'
+    if 'refusals' in row:
+      line += f'  {row["refusals"]["f1"]:14.1f}'
+    lines.append(line)
   return '\n'.join(lines)
 
 

@@ -141,6 +141,23 @@ class Meta:
     base = self.training.get('config', {}).get('base', {})
     return str(base.get('quantize', 'none'))
 
+  def as_json(self) -> dict[str, Any]:
+    """The JSON values of `vtokens.json`."""
+    values = dataclasses.asdict(self)
+    values['prompt']['templates'] = templates_json(self.prompt.templates)
+    return values
+
+
+def templates_json(templates: config.Templates) -> dict[str, Any]:
+  """The templates as JSON values.
+
+  The default refusal is left out: earlier versions do not know the field.
+  """
+  values = dataclasses.asdict(templates)
+  if values['refusal'] == config.Templates().refusal:
+    del values['refusal']
+  return values
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
@@ -158,7 +175,7 @@ class Artifact:
 def write(directory: epath.PathLike, artifact: Artifact) -> None:
   """Writes both files; equal artifacts give equal bytes."""
   directory = epath.Path(directory)
-  meta = dataclasses.asdict(artifact.meta)
+  meta = artifact.meta.as_json()
   file = directory / TABLE
   file.parent.mkdir(parents=True, exist_ok=True)
   table_file.save(

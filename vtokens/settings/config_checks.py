@@ -38,6 +38,13 @@ def _check_answer_template(template: str) -> str:
   return _check_placeholders(template, 'answer')
 
 
+def check_refusal(text: str) -> str:
+  """Checks `Templates.refusal`; an answer may end at a line break."""
+  if not text.strip() or len(text.splitlines()) > 1:
+    raise ValueError('some text without a line break')
+  return text
+
+
 QuestionTemplate = Annotated[str, AfterValidator(_check_question_template)]
 AnswerTemplate = Annotated[str, AfterValidator(_check_answer_template)]
 

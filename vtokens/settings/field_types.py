@@ -63,6 +63,10 @@ Path = Annotated[str, AfterValidator(_expand_home)]
 Name = Annotated[str, MinLen(1)]
 
 OnBadRecord = Literal['error', 'skip']
+# Questions whose source says that they have no answer.
+Unanswerable = Literal['skip', 'error', 'keep']
+# The same where questions are answered, by a refusal.
+OnUnanswerable = Literal['skip', 'error', 'refuse']
 # Of a conversation: its first question, or each.
 Turns = Literal['first', 'all']
 

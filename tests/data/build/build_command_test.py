@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from vtokens.data import built_datasets, formats
+from vtokens.data import built_datasets, formats, sources
 from vtokens.data.build import build_command
 from vtokens.data.build.build_config import Config, Split, validate
+from vtokens.data.checks import BadRecords
 from vtokens.host import errors
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -185,6 +186,29 @@ def test_unanswerable_questions_are_left_out(tmp_path):
   )
   assert set(found) == {'r0', 'r2'}
   assert account['no_answer'] == 1
+
+
+def test_unanswerable_questions_can_be_kept(tmp_path):
+  source = write(
+    tmp_path / 'a.jsonl', [row(0), row(1, answers=[], answerable=False)]
+  )
+  found, account = build_all(config(tmp_path, [source]))
+  assert set(found) == {'r0'}
+  cfg = config(tmp_path / 'kept', [source], split={'unanswerable': 'keep'})
+  found, account = build_all(cfg)
+  assert not found['r1'].answers
+  assert account['no_answer'] == 0
+  # Who reads them says what becomes of them.
+  [path] = (tmp_path / 'kept').rglob('build.json')
+  built = [f'records:{path.parent}:train']
+  report = BadRecords()
+  assert [r.id for r in sources.read(built, report=report)] == ['r0']
+  assert report.counts == {'unanswerable': 1}
+  report = BadRecords(on_unanswerable='keep')
+  read = {r.id: r.answers for r in sources.read(built, report=report)}
+  assert read == {'r0': found['r0'].answers, 'r1': ()}
+  with pytest.raises(errors.UserError, match='record r1: answers: the source'):
+    list(sources.read(built, report=BadRecords(on_unanswerable='error')))
 
 
 def test_a_draw_depends_on_ids_and_seed_alone(tmp_path):

@@ -1,6 +1,7 @@
 """Data sets as they are published, a faithful sample of each."""
 
 import csv
+import dataclasses
 import io
 import json
 
@@ -82,6 +83,63 @@ def test_squad_2_unanswerable(tmp_path):
   with pytest.raises(RecordError) as error:
     counted(path, on_unanswerable='error')
   assert str(error.value) == f'{where}: {reason}'
+
+
+def test_squad_2_unanswerable_is_kept(tmp_path):
+  question = {**QUESTION, 'is_impossible': False}
+  path = write(tmp_path / 'squad.json', squad(question, IMPOSSIBLE))
+  found, report = counted(path, on_unanswerable='keep')
+  assert found[0] == SQUAD_RECORD
+  assert found[1] == Record(
+    '5a8d7bf7',
+    'squad',
+    'Who lost Super Bowl 51?',
+    (),
+    SQUAD_RECORD.passages,
+  )
+  assert not found[1].answerable
+  assert not report.counts
+
+
+def test_squad_2_of_hugging_face(tmp_path):
+  """Its columns lack is_impossible."""
+  row = {
+    'id': '5a8d7bf7',
+    'title': 'Super_Bowl_50',
+    'context': 'The Broncos won Super Bowl 50.',
+    'question': 'Who lost Super Bowl 51?',
+    'answers': {'text': [], 'answer_start': []},
+  }
+  path = tmp_path / 'squad.jsonl'
+  rows = [row, {**row, 'id': 'b', 'answers': {'text': ['B'], 'x': [0]}}]
+  path.write_text(''.join(f'{json.dumps(r)}\n' for r in rows))
+  found, report = counted(str(path))
+  assert [record.id for record in found] == ['b']
+  assert report.counts == {'unanswerable': 1}
+  found, _ = counted(str(path), on_unanswerable='keep')
+  assert [record.answers for record in found] == [(), ('B',)]
+
+
+def test_any_row_can_be_marked_as_unanswerable(tmp_path):
+  path = tmp_path / 'own.jsonl'
+  rows = [
+    {'question': 'a?', 'passages': ['A.'], 'answerable': False},
+    {'question': 'b?', 'answers': [], 'answerable': False},
+    {'question': 'c?', 'answer': 'C', 'answerable': False},
+    {'question': 'd?', 'golden_answers': [], 'is_impossible': True},
+    {'question': 'e?', 'answers': ['E'], 'answerable': True},
+  ]
+  path.write_text(''.join(f'{json.dumps(r)}\n' for r in rows))
+  found, _ = counted(str(path), on_unanswerable='keep')
+  assert [r.answers for r in found] == [(), (), (), (), ('E',)]
+  assert found[0].passages == {'given': (Passage('', '', 'A.'),)}
+  found, report = counted(str(path))
+  assert [r.answers for r in found] == [('E',)]
+  assert report.counts == {'unanswerable': 4}
+  # Empty answers alone are a mistake.
+  path.write_text('{"question": "a?", "answers": []}\n')
+  with pytest.raises(RecordError, match='answers: found an empty array'):
+    counted(str(path), on_unanswerable='keep')
 
 
 def test_squad_errors_name_the_place(tmp_path):
@@ -542,6 +600,8 @@ def test_ms_marco_rows_in_parquet(tmp_path):
   found, report = counted(path)
   assert found == [MS_MARCO_RECORD]
   assert report.counts == {'unanswerable': 1}
+  kept, _ = counted(path, on_unanswerable='keep')
+  assert [record.answerable for record in kept].count(False) == 1
 
 
 def test_trivia_qa(tmp_path):
@@ -574,6 +634,8 @@ def test_trivia_qa(tmp_path):
     )
   ]
   assert report.counts == {'unanswerable': 1}
+  # It has an answer, which is not published.
+  assert counted(str(path), on_unanswerable='keep')[0] == found
 
 
 PARAGRAPHS_OF_MUSIQUE = [
@@ -617,6 +679,9 @@ def test_musique(tmp_path):
   assert found[0] == record
   assert (found[1].id, found[1].answers) == ('2hop__5_6', ('Elbe',))
   assert report.counts == {'unanswerable': 1}
+  found, report = counted(str(path), on_unanswerable='keep')
+  assert found[1] == dataclasses.replace(record, id='2hop__3_4', answers=())
+  assert not report.counts
 
 
 def test_trivia_qa_with_evidence_says_that_it_is_left_out(tmp_path):

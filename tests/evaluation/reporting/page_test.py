@@ -354,6 +354,7 @@ def test_a_row_opens_to_its_passages(opened, results):
       '100.0',
       str(answer.num_tokens),
       answer.stop,
+      '',
     ]
   assert 'Passages shown to concat, prompt' in detail.text
   assert (
@@ -405,7 +406,11 @@ def test_all_pictures_and_tables_are_shown(opened):
   titles = _texts(opened, '#tables h3')
   assert titles[0] == 'With retrieval (model lm, m = 3, retriever bm25)'
   assert titles[1].startswith('Without retrieval')
-  assert _texts(opened, '#more summary') == ['Paired tests', 'All cells']
+  assert _texts(opened, '#more summary') == [
+    'Paired tests',
+    'Confidence',
+    'All cells',
+  ]
 
 
 def test_all_conditions_as_columns(opened):

@@ -100,6 +100,9 @@ def _built_from(cfg: Config) -> dict[str, Any]:
         value['dataset'] = called.dataset
     # It does not decide what is built.
     del values['splits'][name]['expected_records']
+    # Datasets of versions without the field stay what they are.
+    if split.unanswerable != 'keep':
+      del values['splits'][name]['unanswerable']
   if others := row_formats.registered():
     values['formats'] = others
   return values

@@ -17,6 +17,7 @@ from vtokens.settings.field_types import (
   Seed,
   TextBytes,
   Turns,
+  Unanswerable,
 )
 
 _NAME = re.compile(r'[a-z][a-z0-9_]*')
@@ -37,6 +38,9 @@ class Split(schema.Section):
     max_text_bytes: a longer text makes a record bad.
     drop_answers: leave a record out, and count it, if all its answers are among
       these, e.g. MS MARCO's 'No Answer Present.'.
+    unanswerable: questions whose source says that they have no answer are left
+      out and counted (skip), stop the build (error), or become records without
+      answers (keep).
     max_records: keep so many, drawn at random; 0 keeps all.
     seed: of that draw, which depends on the ids and not on their order.
     expected_records: refuse another number of records; 0 allows any.
@@ -51,6 +55,7 @@ class Split(schema.Section):
   max_records: NaturalInt = 0
   seed: Seed = 0
   expected_records: NaturalInt = 0
+  unanswerable: Unanswerable = 'skip'
 
 
 @dataclasses.dataclass

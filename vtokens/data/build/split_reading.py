@@ -66,6 +66,7 @@ def read_source(
   """
   report = BadRecords(
     on_bad_record,
+    on_unanswerable=split.unanswerable,
     max_text_bytes=split.max_text_bytes,
     flag='--config.on_bad_record=skip',
   )
@@ -120,8 +121,10 @@ def read_split(
 
 
 def has_answer(record: Record, split: Split) -> bool:
-  """Whether an answer is not among `drop_answers`."""
-  return any(answer not in split.drop_answers for answer in record.answers)
+  """Whether a record is kept: not all of its answers are in `drop_answers`."""
+  return not record.answerable or any(
+    answer not in split.drop_answers for answer in record.answers
+  )
 
 
 def cut_passages(record: Record, max_passages: int) -> tuple[Record, int]:

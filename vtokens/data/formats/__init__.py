@@ -16,6 +16,8 @@ The project's own format is a JSON object in each line, with the keys
               {id?, title?, text, score?, gold?}, or an object of such arrays
               by name of the retriever; `ret_passages` means the same
     retrieved [[id, score], ...], best first, by BM25, of passages of a corpus
+    answerable  false for a question without an answer; `answers` may then be
+              absent or empty, and does not count
 
 Other keys are ignored, unless they look like passages or answers: `unread`
 refuses a row with such keys. The file stem is the name without '.gz', '.xz' or

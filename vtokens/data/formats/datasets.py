@@ -88,7 +88,7 @@ def _said(turn: Any) -> Any:
 
 
 def squad(fields: RowFields) -> Draft:
-  """SQuAD and MRQA: the question's paragraph is gold."""
+  """SQuAD and MRQA: the question's paragraph is gold, also without answers."""
   answers = table_cells.parsed(fields.value('answers'))
   if isinstance(answers, dict):  # Columns, whose lengths may differ.
     column = fields.object('answers')
@@ -100,7 +100,7 @@ def squad(fields: RowFields) -> Draft:
   else:
     texts = tuple(a.text('text') for a in fields.objects('answers', 'answers'))
   if not texts:
-    raise drafts.unanswerable('answers')
+    drafts.mark_unanswerable(fields, 'answers')
   gold = drafts.visible(
     Passage('', fields.text('title', ''), fields.body('context')), fields
   )
@@ -200,7 +200,7 @@ def ms_marco(fields: RowFields) -> Draft:
   """MS MARCO QA: all passages given, the selected ones also gold."""
   answers = fields.value('answers')
   if answers in ([], [_NO_ANSWER]):
-    raise drafts.unanswerable('answers')
+    drafts.mark_unanswerable(fields, 'answers')
   given, gold = [], []
   for row in fields.objects('passages', 'passages'):
     passage = drafts.visible(Passage('', '', row.body('passage_text')), row)
@@ -214,7 +214,9 @@ def ms_marco(fields: RowFields) -> Draft:
     dataset='',
     question=fields.text('query'),
     answers=fields_lib.unique(
-      a for a in fields.texts('answers') if a != _NO_ANSWER
+      a
+      for a in (fields.texts('answers') if fields.answerable else ())
+      if a != _NO_ANSWER
     ),
     passages=drafts.with_gold(given, gold),
   )

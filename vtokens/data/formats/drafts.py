@@ -40,7 +40,7 @@ class Draft:
     id: id; '' if the row has none.
     dataset: dataset; '' if the row names none.
     question: never blank.
-    answers: at least one, none blank.
+    answers: none blank; empty if the source says that there is none.
     passages: passages by retriever, best first.
     notes: notes on what was left out or replaced.
   """
@@ -56,8 +56,11 @@ class Draft:
 def answers(fields: RowFields) -> tuple[str, ...]:
   """Answers under `answers` or `target`; if a row has both, `target` first.
 
-  For TriviaQA, FiD and Atlas have the aliases, and the answer to train on.
+  For TriviaQA, FiD and Atlas have the aliases, and the answer to train on. Of a
+  question without an answer they may be absent.
   """
+  if not fields.answerable:
+    return _ignored(fields, 'answers', 'target')
   if 'answers' in fields and 'target' in fields:
     texts = fields.texts('target') + fields.texts('answers')
     return fields_lib.unique(texts)
@@ -75,14 +78,18 @@ def make(
   Args:
     fields: the row.
     *keys: keys of the answers. The first is required; others may be absent or
-      empty.
+      empty. Of a question without an answer all may be absent.
     passages: the row's passages.
     id_: key of the id.
   """
-  texts = fields.texts(keys[0])
-  for key in keys[1:]:
-    if table_cells.parsed(fields.get(key)):
-      texts += fields.texts(key)
+  texts: tuple[str, ...]
+  if fields.answerable:
+    texts = fields.texts(keys[0])
+    for key in keys[1:]:
+      if table_cells.parsed(fields.get(key)):
+        texts += fields.texts(key)
+  else:
+    texts = _ignored(fields, *keys)
   return Draft(
     id=fields.id(id_) if id_ in fields else '',
     dataset='',
@@ -168,6 +175,24 @@ def with_gold(given: Sequence[Passage], gold: Sequence[Passage]) -> Passages:
   if gold:
     passages[GOLD] = [*gold]
   return passages
+
+
+def _ignored(fields: RowFields, *keys: str) -> tuple[str, ...]:
+  """No answers; their keys count as read, since what they hold is no answer."""
+  for key in keys:
+    fields.get(key)
+  return ()
+
+
+def mark_unanswerable(fields: RowFields, key: str) -> None:
+  """Notes that a row's question has no answer, as a key says.
+
+  Raises:
+    BadRecord: such rows are not kept.
+  """
+  if not fields.keep_unanswerable:
+    raise unanswerable(key)
+  fields.answerable = False
 
 
 def unanswerable(key: str) -> BadRecord:

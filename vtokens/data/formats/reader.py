@@ -144,8 +144,11 @@ def _read(
 ) -> Iterator[Record]:
   questions, retrievals = _sort(named, report)
   passages: dict[str, Passage] | None = None
-  labelled = _clashing(questions, turns, report.max_text_bytes)
-  look = _Look(turns, report.max_text_bytes, retrievals, labelled)
+  look = _Look(
+    turns, report.max_text_bytes, report.keeps_unanswerable, (), frozenset()
+  )
+  labelled = _clashing(questions, look)
+  look = dataclasses.replace(look, retrievals=retrievals, labelled=labelled)
   if corpus:
     ids: set[str] = set()
     for source in questions:
@@ -239,13 +242,10 @@ def _rows(source: _Source) -> Iterator[files.Row]:
     yield from files.rows(source.path, source.shape)
 
 
-def _clashing(
-  questions: Sequence[_Source], turns: str, max_text_bytes: int
-) -> frozenset[str]:
+def _clashing(questions: Sequence[_Source], look: '_Look') -> frozenset[str]:
   """Labels of the sources that share an id with another source."""
   if len({source.name.label for source in questions}) < 2:
     return frozenset()
-  look = _Look(turns, max_text_bytes, (), frozenset())
   first: dict[str, str] = {}
   clashing: set[str] = set()
   for source in questions:
@@ -266,12 +266,14 @@ class _Look:
   Attributes:
     turns: see `read_records`.
     max_text_bytes: length limit of a text.
+    keep_unanswerable: whether questions without an answer are read.
     retrievals: files of passages retrieved for the records.
     labelled: labels that are prefixed to the ids of their sources.
   """
 
   turns: str
   max_text_bytes: int
+  keep_unanswerable: bool
   retrievals: Sequence[retrieved.Retrieved]
   labelled: Collection[str]
 
@@ -298,7 +300,14 @@ def _find(source: _Source, look: _Look) -> Iterator[_Found]:
       )
       draft: drafts.Draft | BadRecord
       try:
-        draft = row_formats.convert(RowFields(value, '', look.max_text_bytes))
+        draft = row_formats.convert(
+          RowFields(
+            value,
+            '',
+            look.max_text_bytes,
+            keep_unanswerable=look.keep_unanswerable,
+          )
+        )
         if draft.id and prefix:
           draft = dataclasses.replace(draft, id=prefix + draft.id)
         draft = _add(draft, round_id, look)

@@ -47,8 +47,11 @@ def convert(fields: RowFields) -> Draft:
   """
   for key, value in (('answerable', False), ('is_impossible', True)):
     if key in fields and _truth(fields.get(key)) is value:
-      raise drafts.unanswerable(key)
+      drafts.mark_unanswerable(fields, key)
   draft = _converter(fields)(fields)
+  if not fields.answerable:
+    # Some sources name an answer all the same, as MuSiQue does.
+    draft = dataclasses.replace(draft, answers=())
   evals.check_choices(fields, draft)
   unread.check(fields)
   return dataclasses.replace(draft, notes=(*draft.notes, *fields.notes))

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from vtokens import config
-from vtokens.data import pipeline, token_cache
+from vtokens.data import pipeline, prompt_encoder, token_cache
 from vtokens.data.assemble import Assembler
 from vtokens.data.batch import Batch
-from vtokens.data.mixture import Origin, TrainingMixture
+from vtokens.data.mixture import REFUSAL, Origin, TrainingMixture
 from vtokens.data.prompt_encoder import Ids
 from vtokens.data.records import Record
 
@@ -52,6 +52,7 @@ class ExampleView:
     pieces: (label, ids) in the order that the model sees. Labels are start,
       passage, virtual, prompt and answer.
     accepted: accepted answers, if the answer is to be generated.
+    refused: whether the answer is the refusal.
   """
 
   id: str
@@ -61,6 +62,7 @@ class ExampleView:
   place: str = 'evaluation'
   pieces: tuple[tuple[str, Ids], ...] = ()
   accepted: tuple[str, ...] = ()
+  refused: bool = False
 
 
 def first_virtual_id(assembler: Assembler) -> int:
@@ -89,6 +91,7 @@ def of_plan(
       )
       for passage, kept in zip(drawn, example.kept, strict=True)
     ),
+    refused=example.draw.answer == REFUSAL,
   )
 
 
@@ -144,10 +147,12 @@ def of_record(
     errors.UserError: the record does not fit.
   """
   shown = pipeline.shown_passages(record, settings, seed)
+  templates = assembler.encoder.templates
+  first = prompt_encoder.first_answer(record.answers, templates)
   example = assembler(
     shown,
     record.question,
-    answer=record.answers[0] if with_answer else None,
+    answer=first if with_answer else None,
     num_active=max(settings.num_active),
     where=f'record {record.id}',
   )
@@ -174,7 +179,8 @@ def of_record(
     ((len(example.prefix), example.suffix_len, len(example.targets)),),
     passages,
     pieces=_cut(context, example.targets, passages, assembler),
-    accepted=() if with_answer else record.answers,
+    accepted=() if with_answer else record.answers or (first,),
+    refused=not record.answerable,
   )
 
 

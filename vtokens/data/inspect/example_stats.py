@@ -20,8 +20,9 @@ class Stats:
     limits: the longest prefix, suffix and answer that the config allows.
     rows: tokens of prefix, suffix and answer (with eos) of each suffix.
     datasets: number of examples by dataset.
-    totals: examples by `with_answer`, `with_gold` (they show such a passage)
-      and `bare` (they show none); passages by `passages`, `cut` and `dropped`.
+    totals: examples by `with_answer`, `with_gold` (they show such a passage),
+      `bare` (they show none) and `refused` (they ask for the refusal);
+      passages by `passages`, `cut` and `dropped`.
     shapes: for each static shape an int array of shape [3]: batches, real
       tokens, and computed tokens (padding included). Empty for evaluation.
   """
@@ -56,6 +57,7 @@ class Stats:
       cut=sum(p.kept < p.lens[0] for p in shown),
       dropped=len(example.passages) - len(shown),
       bare=int(not shown),
+      refused=int(example.refused),
       with_answer=int(any(origin.has_answer for origin in own)),
       with_gold=int(any(origin.is_gold for origin in own)),
     )

@@ -210,6 +210,11 @@ def print_summary(
     ('examples show a passage with an answer', totals['with_answer'], n, ''),
     ('examples show a passage marked as gold', totals['with_gold'], n, ''),
     ('examples show no passage at all', totals['bare'], n, _BAD),
+    *(
+      [('examples ask for the refusal', totals['refused'], n, '')]
+      if totals['refused']
+      else []
+    ),
     ('passages were cut', totals['cut'], m, _BAD),
     ('passages were dropped: the prefix was full', totals['dropped'], m, _BAD),
   ]

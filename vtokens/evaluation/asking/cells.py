@@ -180,12 +180,21 @@ class CellResult:
     cell: the cell.
     answers: one for each record of the dataset, in order.
     values: value of each question by metric, arrays of shape [n], float64, from
-      0 to 1; see `vtokens.scoring.metrics`.
+      0 to 1; see `vtokens.scoring.metrics`. NaN for a question without an
+      answer.
+    refused: whether each answer is the refusal; array of shape [n], bool.
   """
 
   cell: Cell
   answers: Sequence[Answer]
   values: Mapping[str, np.ndarray]
+  refused: np.ndarray
+
+  def scored(self, metric: str) -> np.ndarray:
+    """The values of the questions with an answer."""
+    values = self.values[metric]
+    found: np.ndarray = values[~np.isnan(values)]
+    return found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

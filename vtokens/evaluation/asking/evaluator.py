@@ -155,6 +155,8 @@ class Evaluator:
   ) -> tuple[float, list[Answer]]:
     """Mean loss of the first answer of each record, and generated answers.
 
+    The first answer of a question without one is the refusal.
+
     Returns:
       The loss in nats per target token, and one answer for each record.
     """
@@ -186,7 +188,9 @@ class Evaluator:
   ) -> tuple[tuple[float, float], list[Answer]]:
     """Nats and target tokens of a batch, and its answers."""
     examples = [
-      self._prompter.example(record, variant, record.answers[0])
+      self._prompter.example(
+        record, variant, self._prompter.first_answer(record)
+      )
       for record in records
     ]
     cache = self._answerer.encode(examples)

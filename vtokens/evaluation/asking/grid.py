@@ -161,7 +161,7 @@ class Grid:
         {'quantize': settings.quantize} if settings.quantize != 'none' else {}
       ),
       **table,
-      'templates': dataclasses.asdict(assembler.encoder.templates),
+      'templates': assembler.encoder.identity,
       'max_prefix_tokens': cfg.data.max_prefix_tokens,
       # Some rotary embeddings depend on the context length.
       'context_length': cfg.context_length,

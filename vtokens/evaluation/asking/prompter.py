@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from vtokens import config
-from vtokens.data import pipeline
+from vtokens.data import pipeline, prompt_encoder
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.records import Passage, Record
 from vtokens.evaluation.conditions import CONDITIONS, Condition, TokenTable
@@ -85,10 +85,14 @@ class Prompter:
           f'the table {variant.table.name} has {len(variant.table.rows)}'
         )
       for record in records:
-        self._assemble(
-          record, variant, (), record.answers[0] if answers else None
-        )
+        answer = self.first_answer(record) if answers else None
+        self._assemble(record, variant, (), answer)
         self.passages(record, variant)
+
+  def first_answer(self, record: Record) -> str:
+    """The first accepted answer, or the refusal if there is none."""
+    templates = self._assembler.encoder.templates
+    return prompt_encoder.first_answer(record.answers, templates)
 
   def passages(
     self, record: Record, variant: PromptVariant

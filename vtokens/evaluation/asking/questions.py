@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vtokens.data import sources
+from vtokens.data import sources, training_set
 from vtokens.data.checks import BadRecords
 from vtokens.data.records import Record
 from vtokens.evaluation import answer_rules
@@ -38,7 +38,11 @@ def read(cfg: Config, say: Callable[[str], None]) -> dict[str, list[Record]]:
   if not set(cfg.conditions) - {UNTOUCHED}:
     return {}
   data = cfg.data
-  report = BadRecords(data.on_bad_record, max_text_bytes=data.max_text_bytes)
+  report = BadRecords(
+    data.on_bad_record,
+    on_unanswerable=training_set.on_unanswerable(data.unanswerable),
+    max_text_bytes=data.max_text_bytes,
+  )
   depth = max(cfg.num_passages)
   found: dict[str, list[Record]] = {}
   for record in sources.read(
@@ -86,6 +90,12 @@ def _check(
     CONDITIONS[name].passages for name in cfg.conditions if name != UNTOUCHED
   )
   for dataset, records in found.items():
+    if not any(record.answerable for record in records):
+      raise errors.UserError(
+        f'config.data.sources: none of the {len(records):,} questions of '
+        f'{dataset} has an answer; expected some that have one, to score EM '
+        'and F1: give them the same name, as NAME=PATH'
+      )
     answer_rules.check_answers(cfg.data.rules.get(dataset, 'text'), records)
     for retriever in cfg.retrievers if shows and max(cfg.num_passages) else ():
       counts = [len(record.ranked(retriever)) for record in records]

@@ -25,14 +25,20 @@ class TestScores:
     run_dir: gets the predictions.
     evaluator: asks.
     records: the questions; there may be none.
+    refusal: config.templates.refusal.
   """
 
   # The name is not that of a test class.
   __test__ = False
 
   def __init__(
-    self, run_dir: RunDir, evaluator: Evaluator, records: Sequence[Record]
+    self,
+    run_dir: RunDir,
+    evaluator: Evaluator,
+    records: Sequence[Record],
+    refusal: str,
   ):
+    self._refusal = refusal
     self._run_dir = run_dir
     self._evaluator = evaluator
     self._records = records
@@ -43,7 +49,7 @@ class TestScores:
     """Scores the base without virtual tokens, or finds its scores.
 
     Returns:
-      Condition -> em and f1 in percent, and the number of questions n.
+      Condition -> scores; see `run_scores.all_scores`.
 
     Raises:
       errors.UserError: untrained.json is damaged.
@@ -91,6 +97,7 @@ class TestScores:
           self._run_dir.path / 'predictions' / f'{name}.jsonl',
           self._records,
           answers,
+          self._refusal,
         )
-      found[name] = run_scores.scores_of(self._records, answers).as_dict()
+      found[name] = run_scores.all_scores(self._records, answers, self._refusal)
     return found

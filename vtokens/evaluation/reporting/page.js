@@ -146,8 +146,9 @@ function columns() {
     {id: 'question', title: 'Question', key: (q) => q.question,
       cell: questionCell},
     {id: 'answers', title: 'Answers', key: (q) => q.answers.join(' | '),
-      cell: (q) => [q.answers.slice(0, 3).join(' | ') + (
-        q.answers.length > 3 ? ` | and ${q.answers.length - 3} more` : '')]},
+      cell: (q) => [q.answers.length ? q.answers.slice(0, 3).join(' | ') + (
+        q.answers.length > 3 ? ` | and ${q.answers.length - 3} more` : '')
+        : make('span', {class: 'empty'}, 'unanswerable')]},
     ...shown.map((i) => ({
       id: `said-${i}`, title: data.columns[i], key: (q) => score(q.said[i]),
       descends: true, cell: (q) => saidCell(q.said[i]),
@@ -241,7 +242,7 @@ function passageItem({rank, passage, answer}, answers) {
 function detailRow(question) {
   const inner = make('div', {class: 'inner'},
     make('h4', {}, 'Accepted answers'),
-    make('p', {}, question.answers.join(' | ')),
+    make('p', {}, question.answers.join(' | ') || 'none: unanswerable'),
     make('p', {class: 'soft'}, `id ${question.id}`),
     make('h4', {}, 'Predictions'), predictions(question));
   for (const shown of question.shown) {
@@ -259,7 +260,7 @@ function detailRow(question) {
 function predictions(question) {
   const names = Object.keys(asked(question.said)[0]?.others ?? {});
   const head = ['Condition', 'Prediction', 'EM', 'F1', ...names, 'Tokens',
-    'Ended by'];
+    'Ended by', 'Confidence'];
   const rows = [];
   question.said.forEach((said, i) => {
     if (!said) return;
@@ -270,7 +271,8 @@ function predictions(question) {
       ...[said.f1, ...names.map((name) => said.others[name])].map((value) =>
         make('td', {class: 'number'}, value?.toFixed(1) ?? '')),
       make('td', {class: 'number'}, String(said.tokens)),
-      make('td', {}, said.stop)));
+      make('td', {}, said.stop),
+      make('td', {class: 'number'}, said.confidence?.toFixed(2) ?? '')));
   });
   return make('div', {class: 'scroll', tabindex: '0', role: 'region',
     'aria-label': 'Predictions'}, make('table', {},

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import importlib.resources
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -180,14 +181,21 @@ def _shown(
 
 def _said(result: CellResult, i: int) -> dict[str, Any]:
   answer = result.answers[i]
+
+  def value(name: str) -> float:
+    # Of a question without an answer the refusal is right.
+    found = float(result.values[name][i])
+    return float(result.refused[i]) if math.isnan(found) else found
+
   return {
     'text': answer.text,
     'tokens': answer.num_tokens,
     'stop': answer.stop,
-    'right': bool(result.values['em'][i] == 1),
-    'f1': 100 * float(result.values['f1'][i]),
+    'confidence': answer.confidence,
+    'right': value('em') == 1,
+    'f1': 100 * value('f1'),
     'others': {
-      report_tables.METRICS[name]: 100 * float(result.values[name][i])
+      report_tables.METRICS[name]: 100 * value(name)
       for name in report_tables.METRICS
       if name in result.values and name not in ('em', 'f1')
     },

@@ -10,6 +10,7 @@ from etils import epath
 from vtokens.evaluation import predictions
 from vtokens.evaluation.asking.cells import Results, file_names
 from vtokens.evaluation.reporting import (
+  abstention_tables,
   columns,
   page,
   report_plots,
@@ -72,6 +73,7 @@ def write_report(
     main_tables=[
       *report_tables.main_tables(found),
       *report_tables.axis_tables(found),
+      *filter(None, [abstention_tables.refusals_table(found, main=True)]),
     ],
     more_tables=_more_tables(found, context),
     pictures=report_plots.draw(found),
@@ -140,7 +142,11 @@ def format_console(found: Summary) -> str:
 
 
 def _more_tables(found: Summary, context: ReportContext) -> list[ReportTable]:
-  more = [report_tables.comparisons_table(found)]
+  more = [
+    report_tables.comparisons_table(found),
+    abstention_tables.refusals_table(found, main=False),
+    abstention_tables.confidence_table(found),
+  ]
   if context.cost:
     more += report_tables.generic_tables('Cost', context.cost)
   if context.general:
@@ -203,6 +209,7 @@ def _write_predictions(directory: epath.Path, results: Results) -> list[str]:
       found.answers,
       found.values,
       cell,
+      found.refused,
     )
   return files
 

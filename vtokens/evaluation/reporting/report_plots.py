@@ -15,8 +15,8 @@ from matplotlib.backends import backend_agg
 from matplotlib.figure import Figure
 
 from vtokens.evaluation.asking.cells import Cell
+from vtokens.evaluation.reporting import abstention_plots, report_tables
 from vtokens.evaluation.reporting import columns as columns_lib
-from vtokens.evaluation.reporting import report_tables
 from vtokens.evaluation.reporting.columns import Curves
 from vtokens.evaluation.reporting.summary import CellScores, Estimate, Summary
 from vtokens.host import plots
@@ -75,6 +75,11 @@ def draw(summary: Summary) -> dict[str, tuple[str, bytes]]:
         text,
         plots.png(_datasets(summary, mains, styles), dpi=150),
       )
+  lines = {key: (style.color, style.line) for key, style in styles.items()}
+  risk = abstention_plots.draw(summary, lines)
+  if risk is not None:
+    text = 'Wrong answers among the most confident ones'
+    pictures['risk'] = text, plots.png(risk, dpi=150)
   return pictures
 
 

@@ -17,7 +17,8 @@ from vtokens.evaluation.asking.cells import (
   Results,
 )
 from vtokens.evaluation.conditions import CONDITIONS
-from vtokens.evaluation.reporting import statistics
+from vtokens.evaluation.reporting import abstention, statistics
+from vtokens.evaluation.reporting.abstention import Abstention
 
 LEVEL = 0.95
 # What ends an answer; see cells.Answer.
@@ -61,7 +62,7 @@ class CellScores:
   Attributes:
     cell: the cell; without a dataset for an average.
     main: whether its column is a main one.
-    n: number of questions.
+    n: number of questions with an answer, which the metrics are of.
     metrics: estimate by metric.
     mean_tokens: mean length of the answers, in tokens.
     stop: share of the answers, in percent, by what ended them.
@@ -110,7 +111,7 @@ class Comparison:
     dataset: name of the dataset; '' for the average over all.
     a: a column.
     b: another column.
-    n: number of questions.
+    n: number of questions with an answer.
     metrics: difference by metric.
   """
 
@@ -158,6 +159,7 @@ class Summary:
     averages: scores of the columns that have an average.
     comparisons: each main column with the reference of its model, and each
       main column with virtual tokens with every other.
+    abstentions: confidence and refusals of all cells.
   """
 
   datasets: dict[str, int]
@@ -169,6 +171,7 @@ class Summary:
   cells: tuple[CellScores, ...]
   averages: tuple[CellScores, ...]
   comparisons: tuple[Comparison, ...]
+  abstentions: tuple[Abstention, ...]
 
   @property
   def main_columns(self) -> list[Cell]:
@@ -190,6 +193,7 @@ class Summary:
       'cells': [scores.as_json() for scores in self.cells],
       'averages': [scores.as_json() for scores in self.averages],
       'comparisons': [one.as_json() for one in self.comparisons],
+      'abstentions': [one.as_json() for one in self.abstentions],
     }
 
 
@@ -231,6 +235,12 @@ def summarize(
       comparison
       for a, b in _pairs(mains, reference)
       for comparison in _compare(a, b, columns, datasets, estimates)
+    ),
+    abstentions=tuple(
+      abstention.of_cell(result)
+      for dataset in datasets
+      for found in columns.values()
+      if (result := found.get(dataset))
     ),
   )
   estimates.fill_intervals()
@@ -332,10 +342,10 @@ def _scores(
   return CellScores(
     cell=cell,
     main=main,
-    n=sum(len(result.answers) for result in found.values()),
+    n=sum(len(result.scored('em')) for result in found.values()),
     metrics={
       name: estimates.mean(
-        {dataset: result.values[name] for dataset, result in found.items()}
+        {dataset: result.scored(name) for dataset, result in found.items()}
       )
       for name in metrics
     },
@@ -397,11 +407,11 @@ def _compare(
       dataset=scope,
       a=a,
       b=b,
-      n=sum(len(of_a[name].answers) for name in names),
+      n=sum(len(of_a[name].scored('em')) for name in names),
       metrics={
         metric: _difference(
-          {name: of_a[name].values[metric] for name in names},
-          {name: of_b[name].values[metric] for name in names},
+          {name: of_a[name].scored(metric) for name in names},
+          {name: of_b[name].scored(metric) for name in names},
           estimates,
         )
         for metric in COMPARED

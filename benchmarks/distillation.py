@@ -1,40 +1,57 @@
-r"""Exact match and time per step, with and without a teacher.
+r"""Exact match, FLOPs and time per step, with and without a teacher.
 
     python benchmarks/distillation.py --directory DIR --json FILE
+    python benchmarks/distillation.py --cost --directory DIR --json FILE
 
 It uses SmolLM2, the questions and the settings of `configs/quickstart.py`
-(extra `quickstart`). All contenders have the same examples in the same order;
-each is one or more settings of `vtokens.train`. A table that is in DIR is not
-trained again, so a run that was stopped continues with the next contender.
+(extra `quickstart`). All contenders have the same examples in the same order.
+A table that is in DIR is not trained again, so a run that was stopped continues
+with the next contender. With --cost nothing is trained: it counts the FLOPs of
+all steps, and takes the time of the first one, again and again, of one
+contender after the other.
 
-  answers        no teacher
-  all_tokens     a second draw, which has all tokens; no teacher
-  self_0.5 ...   the same, and it teaches the other draw
-                 (`train.distill.weight`)
+  answers       no teacher
+  shown_WEIGHT  a teacher with all tokens and the same passages
+  gold_WEIGHT   a teacher with all tokens and the gold passages alone
+  all_tokens    no teacher, but a second draw, which has all tokens
+  draws_WEIGHT  the same, and it teaches the other draw
 """
 
+import itertools
 import json
 import pathlib
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import quickstart_runs
 from absl import app, flags
 
 from vtokens import config
+from vtokens.data import pipeline
+from vtokens.devices import partitioning
 from vtokens.evaluation.asking.prompter import PromptVariant
 from vtokens.evaluation.conditions import CONDITIONS, TokenTable
+from vtokens.method import optim, steps
+from vtokens.models import frozen_base
+from vtokens.planning import flops
 
 _CONTENDERS = flags.DEFINE_list(
-  'contenders', ['answers', 'all_tokens', 'self_0.5', 'self_0.9'], 'Which.'
+  'contenders',
+  ['answers', 'shown_0.5', 'gold_0.5', 'all_tokens', 'draws_0.5'],
+  'Which.',
 )
 _STEPS = flags.DEFINE_integer('steps', 112, 'Of training, 8 examples each.')
 _QUESTIONS = flags.DEFINE_integer('questions', 200, 'To score with.')
 _K = flags.DEFINE_list('k', ['1', '5', '50'], 'Virtual tokens, to score with.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
 _DIRECTORY = flags.DEFINE_string('directory', None, 'For tables.')
+_COST = flags.DEFINE_bool('cost', False, 'Only FLOPs and time of a step.')
+_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of the step that is timed.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 
@@ -44,12 +61,68 @@ def configure(contender: str, directory: str) -> config.Config:
   cfg.optim.schedule = 'cosine'
   cfg.train.num_steps = _STEPS.value
   name, _, weight = contender.partition('_')
-  if contender == 'all_tokens' or name == 'self':
+  if name in ('all', 'draws'):
     cfg.virtual_tokens.draws_per_example = 2
     cfg.virtual_tokens.always_all = True
-  if name == 'self':
+  if name in ('shown', 'gold', 'draws'):
     cfg.train.distill.weight = float(weight)
+  if name == 'gold':
+    cfg.train.distill.passages = 'gold'
   return cfg
+
+
+def measure_cost(directory: pathlib.Path) -> list[dict[str, Any]]:
+  """FLOPs of all steps, and seconds of the first one, for each contender."""
+  rows, timed = [], {}
+  base = None
+  for contender in _CONTENDERS.value:
+    setting = quickstart_runs.Setting(configure(contender, str(directory)))
+    base = base or setting.load()
+    batches = setting.batches()
+    with batches.starting_at(0) as stream:
+      hosts = list(itertools.islice(stream, _STEPS.value))
+    rows.append(
+      {
+        'contender': contender,
+        'flops': sum(
+          flops.train_flops(base.config, host.lengths, host.teacher_lengths)
+          for host in hosts
+        ),
+        'computed_tokens': sum(host.computed_tokens for host in hosts),
+      }
+    )
+    timed[contender] = _one_step(setting, base, hosts[0], batches.batch_rows)
+  found: dict[str, list[tuple[float, float]]] = {name: [] for name in timed}
+  for _ in range(1 + _REPEATS.value):
+    for name, step in timed.items():
+      began = time.monotonic(), time.process_time()
+      step()
+      found[name].append(
+        (time.monotonic() - began[0], time.process_time() - began[1])
+      )
+      print(name, *found[name][-1], flush=True)
+  for row in rows:
+    # The first one compiles.
+    wall, cpu = zip(*found[row['contender']][1:], strict=True)
+    row['step_seconds'] = statistics.median(wall)
+    # Other programs do not count.
+    row['step_cpu_seconds'] = statistics.median(cpu)
+  return rows
+
+
+def _one_step(
+  setting: quickstart_runs.Setting,
+  base: frozen_base.FrozenBase,
+  host: pipeline.HostBatch,
+  batch_rows: int,
+) -> Callable[[], None]:
+  """A step from the initial table, which is done when it returns."""
+  table = jnp.asarray(setting.initial_table(base))
+  optimizer = optim.make_optimizer(setting.cfg.optim, _STEPS.value)
+  state = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
+  step = steps.jit_train_step(base.graph, optimizer, state, setting.cfg.train)
+  batch = partitioning.shard_batch(host.batch, setting.mesh, batch_rows)
+  return lambda: jax.block_until_ready(step(state, base.params, batch))
 
 
 def train(cfg: config.Config) -> tuple[np.ndarray, list[float], list[float]]:
@@ -101,10 +174,12 @@ def main(argv: list[str]) -> None:
   assert _DIRECTORY.value is not None
   directory = pathlib.Path(_DIRECTORY.value)
   directory.mkdir(parents=True, exist_ok=True)
-  rows = []
-  for contender in _CONTENDERS.value:
-    rows.append(run(contender, directory))
-    print(json.dumps(rows[-1]), flush=True)
+  if _COST.value:
+    rows = measure_cost(directory)
+  else:
+    rows = [run(contender, directory) for contender in _CONTENDERS.value]
+  for row in rows:
+    print(json.dumps(row), flush=True)
   if _JSON.value:
     settings = {
       'steps': _STEPS.value,

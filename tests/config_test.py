@@ -252,7 +252,6 @@ _BAD = [
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.draw': 'fixed'}),
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.position': 'first'}),
   ('virtual_tokens.always_all', True, {}),
-  ('train.distill.weight', 0.5, {'virtual_tokens.draws_per_example': 2}),
   ('train.distill.weight', 1.5, {}),
   (
     'train.distill.run',

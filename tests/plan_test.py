@@ -273,7 +273,9 @@ def test_shapes_of_a_teacher():
   cfg.virtual_tokens.draws_per_example = 3
   assert programs.teacher_shape(cfg) is None
   cfg.train.distill.weight = 0.5
+  assert programs.teacher_shape(cfg) == (0, 30)
   # The last draw teaches.
+  cfg.virtual_tokens.always_all = True
   assert programs.teacher_shape(cfg) is None
   cfg.train.distill.tokens = 'text'
   assert programs.teacher_shape(cfg) == (0, 30)

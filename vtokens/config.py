@@ -318,10 +318,10 @@ class Optim(schema.Section):
 class Distill(schema.Section):
   """Learning from a teacher's distributions, besides the answers.
 
-  The teacher is the same base. With the defaults it is the last draw of an
-  example, which has all n tokens (virtual_tokens.always_all): the other draws
-  learn to answer like it, at no cost of its own. Any other teacher runs forward
-  besides, once for an example.
+  The teacher is the same base; with the defaults it sees the same example with
+  all n tokens. It runs forward besides, once for an example and on its prefix.
+  If one of the draws has all n tokens (virtual_tokens.always_all), that is the
+  teacher with the defaults, and nothing runs besides.
 
   Attributes:
     weight: of the divergence KL(teacher || student), mean over target tokens;

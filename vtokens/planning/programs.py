@@ -107,7 +107,10 @@ def teacher_shape(cfg: config.Config) -> tuple[int, int] | None:
   """
   distill = cfg.train.distill
   shared = distill.passages == 'shown'
-  if not distill.weight or (shared and distill.tokens == 'trained'):
+  is_draw = (
+    shared and distill.tokens == 'trained' and cfg.virtual_tokens.always_all
+  )
+  if not distill.weight or is_draw:
     return None
   prefix, suffix = row_shape(cfg)
   draws = cfg.virtual_tokens.draws_per_example

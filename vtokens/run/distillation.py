@@ -50,7 +50,7 @@ def read_run(settings: config.Distill) -> FinishedRun | None:
 
 
 def open_teacher(cfg: config.Config, base: OpenBase) -> OpenTeacher | None:
-  """Opens the teacher of a run; None if it has no pass of its own.
+  """Opens the teacher of a run; None if it is a draw, or there is none.
 
   Args:
     cfg: of the run.
@@ -72,7 +72,7 @@ def open_teacher(cfg: config.Config, base: OpenBase) -> OpenTeacher | None:
     _check(found, cfg, base)
     inputs = teaching.Teacher(gold, found.num_trained)
     teacher = OpenTeacher(inputs, TABLE, found.table)
-  elif gold:
+  elif gold or not tokens.always_all:
     teacher = OpenTeacher(teaching.Teacher(gold, tokens.num_virtual_tokens))
   if teacher is not None:
     most = tokens.num_virtual_tokens + cfg.eval.max_new_tokens

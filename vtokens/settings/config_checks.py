@@ -137,15 +137,6 @@ def check_distill(cfg: 'config.Config') -> None:
     refuse(cfg, 'train.distill.run', 'a work directory, since tokens=run')
   if distill.tokens == 'text' and not distill.text.strip():
     refuse(cfg, 'train.distill.text', 'some text, since tokens=text')
-  within = (distill.passages, distill.tokens) == ('shown', 'trained')
-  if within and not cfg.virtual_tokens.always_all:
-    refuse(
-      cfg,
-      'train.distill.weight',
-      '0 without a teacher: set virtual_tokens.always_all=True and '
-      'virtual_tokens.draws_per_example to at least 2, or '
-      'train.distill.passages or tokens',
-    )
 
 
 def check_passages(passages: 'config.Passages', prefix: str) -> None:

@@ -32,6 +32,7 @@ from vtokens import config
 from vtokens.data.assemble import Example
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.trained_tokens import BranchTokens
 from vtokens.models import frozen_base
 
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the figures.')
@@ -107,7 +108,7 @@ def main(argv):
     out = answerer.start(
       rows,
       cache,
-      table,
+      BranchTokens(table),
       [''] * len(rows),
       [base.config.vocab_size] * len(ks),
       forced=_NEW.value,

@@ -35,10 +35,11 @@ from vtokens import config
 from vtokens.data import pipeline
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.prompter import PromptVariant
-from vtokens.evaluation.conditions import CONDITIONS, TokenTable
+from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.method import optim, steps
 from vtokens.models import frozen_base
 from vtokens.planning import flops
+from vtokens.evaluation.trained_tokens import TrainedTokens
 
 _CONTENDERS = flags.DEFINE_list(
   'contenders',
@@ -153,7 +154,7 @@ def run(contender: str, directory: pathlib.Path) -> dict[str, Any]:
     np.savez(kept, table=table, losses=losses, seconds=seconds)
   saved = np.load(kept)
   setting = quickstart_runs.Setting(cfg)
-  tokens = TokenTable('table', saved['table'], setting.assembler)
+  tokens = TrainedTokens('table', saved['table'], setting.assembler)
   counts = [int(k) for k in _K.value]
   scores = setting.score(
     [PromptVariant(f'{k}', CONDITIONS['tokens'], tokens, k) for k in counts]

@@ -40,7 +40,7 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
   tokens_variant,
 )
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 from vtokens.method import padding
 from vtokens.models import frozen_base, rope
@@ -62,7 +62,7 @@ class Asked:
   """
 
   evaluator: Evaluator
-  table: TokenTable
+  table: TrainedTokens
   num_active: tuple[int, ...]
 
 
@@ -174,7 +174,7 @@ def _asked(
   """Opens what was trained after a step."""
   values = quality_training.read_snapshot(task, step)
   active = CONTENDERS[task.contender].num_active
-  none = TokenTable(
+  none = TrainedTokens(
     'none',
     np.zeros((1, setting.opened.config.embed_dim), np.float32),
     setting.assembler,
@@ -191,12 +191,12 @@ def _asked(
   elif task.contender == 'prompt_tuning':
     rows = values['prompt_embeddings']
     first = dataclasses.replace(setting.assembler, position='first')
-    table = TokenTable(task.contender, rows, first)
+    table = TrainedTokens(task.contender, rows, first)
     yield Asked(_evaluator(setting, base), table, (len(rows),))
   elif task.contender == PROMPT:
     yield Asked(_evaluator(setting, base), none, active)
   else:
-    table = TokenTable(task.contender, values['table'], setting.assembler)
+    table = TrainedTokens(task.contender, values['table'], setting.assembler)
     usable = tuple(k for k in active if k <= len(table.rows))
     yield Asked(_evaluator(setting, base), table, usable or (len(table.rows),))
 

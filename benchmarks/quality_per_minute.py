@@ -36,7 +36,8 @@ from quickstart_runs import Steps
 
 from vtokens import config
 from vtokens.evaluation.asking.prompter import PromptVariant
-from vtokens.evaluation.conditions import CONDITIONS, TokenTable
+from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import paths
 from vtokens.method import optim
 
@@ -199,11 +200,11 @@ def score(task: Task) -> None:
     for minutes in task.minutes:
       # The last table at that time.
       step = int(np.searchsorted(kept['seconds'], 60 * minutes, 'right')) - 1
-      table = TokenTable(
+      table = TrainedTokens(
         f'{name} {minutes}', kept['tables'][step], setting.assembler
       )
       for k in task.active:
-        if name == 'peft' and k < len(table.rows):
+        if name == 'peft' and k < len(table):
           continue  # PEFT trains with all tokens only.
         condition = 'tokens_first' if name == 'peft' else 'tokens'
         variants.append(

@@ -17,7 +17,8 @@ import quickstart_runs
 from absl import app, flags
 
 from vtokens.evaluation.asking.prompter import PromptVariant
-from vtokens.evaluation.conditions import CONDITIONS, TokenTable
+from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.evaluation.trained_tokens import TrainedTokens
 
 _METHODS = flags.DEFINE_list('methods', ['int8', 'int4'], 'Quantisations.')
 _STEPS = flags.DEFINE_integer('steps', 60, 'Of training, 8 examples each.')
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
         PromptVariant(
           name,
           CONDITIONS['tokens'],
-          TokenTable(name, tables[name], own.assembler),
+          TrainedTokens(name, tables[name], own.assembler),
           _K.value,
         )
         for name in trained

@@ -19,7 +19,7 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
   tokens_variant,
 )
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 from vtokens.models import frozen_base
 from vtokens.serving import table_file
@@ -68,10 +68,12 @@ def base(tiny_dir, mesh) -> frozen_base.FrozenBase:
 
 
 @pytest.fixture(scope='module')
-def table(base) -> TokenTable:
+def table(base) -> TrainedTokens:
   rng = np.random.default_rng(0)
   rows = rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
-  return TokenTable('a', rows, Assembler.for_run(base.tokenizer, make_config()))
+  return TrainedTokens(
+    'a', rows, Assembler.for_run(base.tokenizer, make_config())
+  )
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +88,7 @@ def workdir(base, table, tiny_dir, tmp_path_factory):
   del values['workdir']
   (path / 'config.json').write_text(json.dumps(values))
   table_file.save(
-    path / 'table.safetensors', table.rows, {'fingerprint': base.fingerprint}
+    path / 'table.safetensors', table.values, {'fingerprint': base.fingerprint}
   )
   return path
 
@@ -201,7 +203,7 @@ def test_a_table_of_another_width(workdir, table, tmp_path, width):
   other.mkdir()
   (other / 'config.json').write_text((workdir / 'config.json').read_text())
   _, metadata = table_file.load(workdir / 'table.safetensors')
-  rows = np.zeros((len(table.rows), width), np.float32)
+  rows = np.zeros((len(table.values), width), np.float32)
   table_file.save(other / 'table.safetensors', rows, metadata)
   with pytest.raises(errors.UserError, match=f', {width}., expected a width'):
     ask.ask(str(other), 'what?', ['big'])
@@ -212,7 +214,7 @@ def test_another_base(workdir, table, tmp_path):
   other.mkdir()
   (other / 'config.json').write_text((workdir / 'config.json').read_text())
   table_file.save(
-    other / 'table.safetensors', table.rows, {'fingerprint': 'f' * 64}
+    other / 'table.safetensors', table.values, {'fingerprint': 'f' * 64}
   )
   with pytest.raises(errors.UserError, match='another base'):
     ask.ask(str(other), 'what?', ['big'])

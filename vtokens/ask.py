@@ -19,8 +19,9 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
   tokens_variant,
 )
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors, writers
+from vtokens.method import kinds
 from vtokens.models import frozen_base
 from vtokens.run.workdir import RunDir
 from vtokens.serving import prompt_ids
@@ -69,8 +70,8 @@ def ask(
   prompt_ids.check_question(question, '--question')
   shown = prompt_ids.read_passages(passages)
   finished = RunDir(workdir).read('--workdir')
-  cfg, table = finished.config, finished.table
-  k = len(table)
+  cfg = finished.config
+  k = finished.count
   if num_active is not None:
     k = prompt_ids.check_number(num_active, 1, k, '--num_active')
   mesh = partitioning.make_mesh((-1, 1, 1))
@@ -93,7 +94,13 @@ def ask(
     answers=(),
     passages={GIVEN: tuple(shown)},
   )
-  tokens = tokens_variant(TokenTable(workdir, table, assembler), k)
+  trained = TrainedTokens(
+    workdir,
+    finished.values,
+    assembler,
+    kinds.trainable_of(cfg.virtual_tokens),
+  )
+  tokens = tokens_variant(trained, k)
   names = list(_LABELS)
   if not base.tokenizer.has_chat_template:
     names.remove('chat_prompt')

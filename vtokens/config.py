@@ -48,6 +48,7 @@ DType = Literal['float32', 'bfloat16']
 Quantize = Literal['none', 'int8', 'int4']
 Attention = Literal['auto', 'plain']
 ATTENTION: tuple[Attention, ...] = typing.get_args(Attention)
+Kind = Literal['table', 'kv']
 Position = Literal['first', 'middle', 'last']
 POSITIONS: tuple[Position, ...] = typing.get_args(Position)
 
@@ -85,19 +86,26 @@ class Base(schema.Section):
 
 @dataclasses.dataclass
 class VirtualTokens(schema.Section):
-  """The table, and how many of its rows an example sees.
+  """What is trained, and how many virtual tokens an example sees.
 
   Attributes:
-    num_virtual_tokens: rows of the table (n).
+    kind: table (a row of input embeddings for each virtual token: the method)
+      or kv (a key and a value in each layer for each virtual token: more
+      numbers, better answers, and a cheaper step, but not for every server;
+      see docs/training.md).
+    num_virtual_tokens: number of virtual tokens (n), e.g. rows of the table.
+    num_frozen: number of first virtual tokens that keep their initial values.
     position: of the tokens in an example: middle (between passages and
       question: the method), first (before the passages, which then depend on
       the table, so that gradients flow through them too) or last (after the
       question; in a chat still inside the user's turn).
     init: text (embeddings of `init_text`, repeated), vocab (embeddings of
-      random tokens that are not special), normal, or table (a saved one).
+      random tokens that are not special), normal, or table (a saved one). With
+      kind=kv text and vocab are the base's keys and values of these tokens.
     init_text: for init=text.
     init_std: standard deviation for init=normal.
-    init_path: `table.safetensors` for init=table.
+    init_path: `table.safetensors`, or `keys_values.safetensors` for kind=kv,
+      for init=table.
     draw: number of first rows (k) of an example: uniform (1..n), power (P(k)
       proportional to k ** -draw_exponent: few tokens become better, and
       training faster), per_batch (uniform, one k for a batch, as the authors'
@@ -111,8 +119,10 @@ class VirtualTokens(schema.Section):
       also seen with all tokens.
   """
 
+  kind: Kind = 'table'
   # A suffix holds all of them.
   num_virtual_tokens: Annotated[int, Ge(1), Le(100_000)] = 50
+  num_frozen: NaturalInt = 0
   position: Position = 'middle'
   init: Literal['text', 'vocab', 'normal', 'table'] = 'text'
   init_text: str = INSTRUCTION

@@ -149,7 +149,7 @@ def _run(
       stop=stop,
     )
   if prove:
-    tables = [table.rows for table in model.tables.values()]
+    tables = list(model.tables.values())
     proof = stop.run(
       lambda: untouched.prove(
         lambda: model.base.load(mesh), base, tables, loaded=before, release=True

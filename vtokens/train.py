@@ -7,15 +7,14 @@ stopped or killed.
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 from etils import epath
-from jaxtyping import Float
 
 from vtokens import config
 from vtokens.data import pipeline
@@ -32,9 +31,9 @@ from vtokens.evaluation.asking.prompter import (
   tokens_variant,
 )
 from vtokens.evaluation.asking.test_scores import TestScores
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import stopping, versions, writers
-from vtokens.method import optim, steps
+from vtokens.method import kinds, optim, steps
 from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
 from vtokens.models.decoder import num_params
@@ -55,7 +54,7 @@ from vtokens.run.checkpoints import Checkpoints
 from vtokens.run.loop import Hook, Loop
 from vtokens.run.run_inputs import RunInputs
 from vtokens.run.workdir import RecordedClaim, RunDir
-from vtokens.serving import table_file
+from vtokens.serving import trained_file
 from vtokens.settings import flags
 
 
@@ -139,20 +138,21 @@ def _train(
 
   # Score and write.
   if distributed.is_first():
-    run_dir.write_table(
-      trained.table,
+    run_dir.write_trained(
+      cfg.virtual_tokens.kind,
+      trained.values,
       {
         'base': cfg.base.path,
         **run.identity,
         'quantize': cfg.base.quantize,
         'step': trained.step,
         'position': cfg.virtual_tokens.position,
-        'num_virtual_tokens': len(trained.table),
+        'num_virtual_tokens': trained_file.count(trained.values),
         'versions': versions.packages(),
       },
     )
   by_k = run.tests.score_tokens(
-    run.as_table(trained.table), cfg.eval.num_active
+    run.as_tokens(trained.values), cfg.eval.num_active
   )
   summary = {
     **run_summary.combine_scores(untrained, by_k),
@@ -162,7 +162,7 @@ def _train(
     'peak_rss_gib': run_summary.peak_rss_gib(),
     'base_fingerprint': run.base.fingerprint,
     'quantize': run.base.quantize,
-    'table_sha256': table_file.sha256(trained.table),
+    f'{cfg.virtual_tokens.kind}_sha256': trained_file.sha256(trained.values),
   }
   if distributed.is_first():
     run_summary.write(run_dir, summary)
@@ -179,7 +179,8 @@ class _PreparedRun:
     assembler: puts examples together.
     batches: of the training data.
     validation: records to validate with.
-    optimizer: of the table.
+    trainable: what is trained.
+    optimizer: of its values.
     initial: the state before the first step.
     evaluator: asks questions.
     tests: scores on the test questions.
@@ -193,6 +194,7 @@ class _PreparedRun:
   assembler: Assembler
   batches: pipeline.TrainBatches
   validation: Sequence[Record]
+  trainable: Trainable
   optimizer: optax.GradientTransformation
   initial: steps.TrainState
   evaluator: Evaluator
@@ -200,9 +202,9 @@ class _PreparedRun:
   identity: dict[str, str]
   teacher: tuple[Trainable, Values] | None
 
-  def as_table(self, rows: Float[np.ndarray, 'P D']) -> TokenTable:
-    """The table as the evaluator takes it."""
-    return TokenTable('table', rows, self.assembler)
+  def as_tokens(self, values: Values) -> TrainedTokens:
+    """Trained values as the evaluator takes them."""
+    return TrainedTokens('table', values, self.assembler, self.trainable)
 
 
 def _prepare(
@@ -240,6 +242,7 @@ def _prepare(
       inputs.teacher.inputs if inputs.teacher else None,
     ),
     validation=inputs.validation,
+    trainable=kinds.trainable_of(cfg.virtual_tokens),
     optimizer=optimizer,
     initial=training_state.initial_state(cfg, inputs.mesh, base, optimizer),
     evaluator=evaluator,
@@ -247,7 +250,7 @@ def _prepare(
     identity=workdir.base_identity(inputs.base),
     teacher=_load_teacher(inputs),
   )
-  initial = run.as_table(training_state.fetch_trained(run.initial))
+  initial = run.as_tokens(training_state.fetch_trained(run.initial))
   most = tokens_variant(initial, max(cfg.eval.num_active))
   bare = [bare_variant(name) for name in cfg.eval.conditions]
   stop.run(lambda: prompter.check_fits(run.validation, [most], answers=True))
@@ -271,12 +274,16 @@ def _describe(
   cfg: config.Config, base: FrozenBase, inputs: RunInputs, num_examples: int
 ) -> None:
   """Prints what is trained, on what."""
-  rows, width = cfg.virtual_tokens.num_virtual_tokens, base.config.embed_dim
+  tokens = cfg.virtual_tokens
+  shapes = kinds.trainable_of(tokens).shapes(tokens, base.config)
+  numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+  what = {'table': 'table', 'kv': 'keys and values'}[tokens.kind]
   kept = '' if base.quantize == 'none' else f', matrices in {base.quantize}'
   writers.say(
     f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen'
     f'{kept}\n'
-    f'table: {rows} virtual tokens x {width} = {rows * width:,} parameters, '
+    f'{what}: {tokens.num_virtual_tokens} virtual tokens x '
+    f'{numbers // tokens.num_virtual_tokens:,} = {numbers:,} parameters, '
     'trained\n'
     f'data: {num_examples:,} training, {len(inputs.validation):,} validation, '
     f'{len(inputs.test):,} test questions'
@@ -288,18 +295,17 @@ def _describe(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _TrainedTable:
+class _Trained:
   """What the loop ends with.
 
   Attributes:
-    table: of the best validation, or of the last step if there is none: array
-      of shape [P, D], float32.
-    step: that it is of.
+    values: of the best validation, or of the last step if there is none.
+    step: their step.
     seconds: time in the loop, over all processes of the run.
     seconds_before: of them, those of earlier processes.
   """
 
-  table: Float[np.ndarray, 'P D']
+  values: Values
   step: int
   seconds: float
   seconds_before: float
@@ -310,7 +316,7 @@ def _run_loop(
   run: _PreparedRun,
   stop: stopping.StopRequest,
   last: int,
-) -> _TrainedTable:
+) -> _Trained:
   """Trains from where the checkpoints left off to the step `last`."""
   checkpoints = Checkpoints(
     cfg.workdir,
@@ -346,6 +352,7 @@ def _run_loop(
     run.optimizer,
     state,
     cfg.train,
+    run.trainable,
     teacher=None if run.teacher is None else run.teacher[0],
   )
   taught_by = () if run.teacher is None else run.teacher[1:]
@@ -362,9 +369,9 @@ def _run_loop(
   loop = Loop(step_fn, state, run.batches, hooks)
   loop.run(last)
   seconds = log.train_seconds()
-  table, step = loop_hooks.best_table(checkpoints, loop.state)
+  values, step = loop_hooks.best_values(checkpoints, loop.state)
   checkpoints.close()
-  return _TrainedTable(table, step, seconds, seconds_before)
+  return _Trained(values, step, seconds, seconds_before)
 
 
 def _step_cost(cfg: config.Config, run: _PreparedRun) -> step_log.StepCost:
@@ -395,10 +402,10 @@ def _profile(cfg: config.Config) -> tracking.Profile:
 
 
 def _validate(
-  run: _PreparedRun, num_active: int, rows: Float[np.ndarray, 'P D']
+  run: _PreparedRun, num_active: int, values: Values
 ) -> loop_hooks.ValidationResult:
   loss, answers = run.evaluator.validate(
-    run.validation, run.as_table(rows), num_active
+    run.validation, run.as_tokens(values), num_active
   )
   templates = run.assembler.encoder.templates
   return loop_hooks.ValidationResult(

@@ -13,7 +13,8 @@ from vtokens.data.records import GIVEN, Passage, Record
 from vtokens.evaluation import conditions, eval_config
 from vtokens.evaluation.asking import cell_plan
 from vtokens.evaluation.asking.prompter import Prompter
-from vtokens.evaluation.conditions import Condition, TokenTable
+from vtokens.evaluation.conditions import Condition
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
 
@@ -43,7 +44,7 @@ def test_a_condition_from_outside(brief, tmp_path):
   assembler = Assembler(
     PromptEncoder(tokenizer, config.Templates()), Limits(prefix=200, suffix=99)
   )
-  table = TokenTable('run', np.zeros((2, 4), np.float32), assembler)
+  table = TrainedTokens('run', np.zeros((2, 4), np.float32), assembler)
   model = types.SimpleNamespace(name='m', tables={'run': table})
   [group] = cell_plan.groups(cfg, model, ['d'])
   [two, one] = group.variants

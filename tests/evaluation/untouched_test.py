@@ -14,8 +14,10 @@ import xla_flags
 from vtokens import config
 from vtokens.devices import partitioning
 from vtokens.evaluation import untouched
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 from vtokens.method import generate, virtual_tokens
+from vtokens.method.keys_values import KeysValues
 from vtokens.models import frozen_base
 
 
@@ -28,8 +30,18 @@ def load(path, dtype='float32'):
 
 @pytest.fixture(scope='module')
 def tables():
+  """Tables of four and two rows, and keys and values of two tokens."""
   rng = np.random.default_rng(0)
-  return [rng.normal(size=(n, 64)).astype(np.float32) for n in (4, 2)]
+
+  def draw(*shape):
+    return rng.normal(size=shape).astype(np.float32)
+
+  kv = {'keys': draw(3, 2, 2, 16), 'values': draw(3, 2, 2, 16)}
+  return [
+    TrainedTokens('four', draw(4, 64), None),
+    TrainedTokens('two', draw(2, 64), None),
+    TrainedTokens('kv', kv, None, KeysValues()),
+  ]
 
 
 def with_one_bit_flipped(base, name):
@@ -72,6 +84,7 @@ def test_untouched(tiny_dir, tables, dtype):
   assert [(use['table'], use['num_active']) for use in proof['uses']] == [
     *((0, 1), (0, 2), (0, 4)),
     *((1, 1), (1, 2)),
+    *((2, 1), (2, 2)),
   ]
   assert len(set(proof['logits']['sha256_of'])) == len(untouched.PROBE)
 
@@ -144,7 +157,7 @@ def test_leak_of_the_table_is_found(
   monkeypatch.setattr(virtual_tokens.InputEmbeddings, 'embed', leaks)
   base = load(tiny_dir)
   with pytest.raises(errors.UserError, match=message):
-    untouched.prove(lambda: base, base, tables)
+    untouched.prove(lambda: base, base, tables[:2])
   jax.clear_caches()
 
 
@@ -180,6 +193,7 @@ from vtokens.devices import partitioning
 from lm_eval.api.instance import Instance
 from vtokens.evaluation import untouched
 from vtokens.evaluation.harness.decoder_lm import DecoderLM
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.models import frozen_base as base_lib
 mesh = partitioning.make_mesh((1, 2, 2))
 load = lambda: base_lib.load_base(
@@ -187,7 +201,8 @@ load = lambda: base_lib.load_base(
 )
 base = load()
 assert not all(x.is_fully_addressable for x in jax.tree.leaves(base.params))
-proof = untouched.prove(load, base, [np.ones((2, 64), np.float32)])
+ones = TrainedTokens('ones', np.ones((2, 64), np.float32), None)
+proof = untouched.prove(load, base, [ones])
 asked = [
   Instance('loglikelihood', {}, ('x' * n, option), 0)
   for n in (3, 9, 5) for option in ('one', 'no')

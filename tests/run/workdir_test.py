@@ -47,7 +47,9 @@ def test_an_empty_directory_has_no_claim(tmp_path):
 
 
 def test_a_finished_run_is_read(run_dir):
-  run_dir.write_table(_TABLE, {'fingerprint': 'abc', 'quantize': 'int8'})
+  run_dir.write_trained(
+    'table', _TABLE, {'fingerprint': 'abc', 'quantize': 'int8'}
+  )
   run_dir.finish({'k': {}})
   found = run_dir.read('--workdir', scored=True)
   np.testing.assert_array_equal(found.table, _TABLE)
@@ -61,7 +63,7 @@ def test_a_finished_run_is_read(run_dir):
 def test_a_run_without_its_table_or_result(run_dir):
   with pytest.raises(errors.UserError, match=r'--workdir: .*table\.safetens'):
     run_dir.read('--workdir')
-  run_dir.write_table(_TABLE, {})
+  run_dir.write_trained('table', _TABLE, {})
   # The base of tables without a fingerprint is in base.json.
   run_dir.read('--workdir')
   with pytest.raises(errors.UserError, match=r'config\.x: .*summary\.json'):
@@ -73,13 +75,15 @@ def test_a_run_without_its_table_or_result(run_dir):
 
 @pytest.mark.parametrize('lost', ['file', 'hash'])
 def test_a_run_that_does_not_say_its_tokenizer(run_dir, lost):
-  run_dir.write_table(_TABLE, {'fingerprint': 'abc'})
+  run_dir.write_trained('table', _TABLE, {'fingerprint': 'abc'})
   tokenizer = types.SimpleNamespace(sha256='def')
   base = types.SimpleNamespace(
     fingerprint='abc',
     tokenizer=tokenizer,
     settings=config.Base('lm'),
-    config=types.SimpleNamespace(embed_dim=_TABLE.shape[1]),
+    config=types.SimpleNamespace(
+      embed_dim=_TABLE.shape[1], num_layers=2, num_kv_heads=1, head_dim=4
+    ),
   )
   run_dir.read('--workdir').check_base(base, tokenizer=True)
   tokenizer.sha256 = 'other'
@@ -105,7 +109,7 @@ def test_another_run_is_refused_by_what_differs(run_dir):
 
 
 def test_reading_needs_no_jax(run_dir):
-  run_dir.write_table(_TABLE, {'fingerprint': 'abc'})
+  run_dir.write_trained('table', _TABLE, {'fingerprint': 'abc'})
   program = (
     'import sys; sys.modules["jax"] = None\n'
     'from vtokens.run.workdir import RunDir\n'

@@ -52,6 +52,8 @@ class Example:
     kept: number of body ids kept of each given passage; 0 if it was dropped.
     passages_dropped: number of passages that did not fit at all.
     passages_cut: number of passages that were shortened.
+    in_suffix: whether the virtual tokens are tokens of the suffix, with ids.
+      Otherwise they only take up positions.
   """
 
   prefix: Ids
@@ -63,26 +65,44 @@ class Example:
   kept: tuple[int, ...] = ()
   passages_dropped: int = 0
   passages_cut: int = 0
+  in_suffix: bool = True
+
+  @property
+  def num_inputs(self) -> int:
+    """Number of virtual tokens that are tokens of the suffix."""
+    return self.num_active if self.in_suffix else 0
 
   @property
   def suffix_len(self) -> int:
     """Number of tokens after the prefix; the last target is never an input."""
     text = len(self.before) + len(self.after)
-    return suffix_len(self.num_active, text, len(self.targets))
+    return suffix_len(self.num_inputs, text, len(self.targets))
+
+  @property
+  def first_position(self) -> int:
+    """Position of the first virtual token."""
+    return len(self.prefix) + len(self.before)
 
   def suffix(self, vocab_size: int) -> Ids:
     """Ids after the prefix, with virtual tokens, without the last target."""
     virtual = np.arange(
-      vocab_size, vocab_size + self.num_active, dtype=np.int32
+      vocab_size, vocab_size + self.num_inputs, dtype=np.int32
     )
     return np.concatenate([self.before, virtual, self.after, self.targets[:-1]])
+
+  def suffix_positions(self) -> Ids:
+    """Positions of the ids of `suffix`."""
+    start = len(self.prefix)
+    positions = np.arange(start, start + self.suffix_len, dtype=np.int32)
+    positions[len(self.before) :] += self.num_active - self.num_inputs
+    return positions
 
 
 def suffix_len(num_active: int, text: int, targets: int) -> int:
   """Length of a suffix.
 
   Args:
-    num_active: number of virtual tokens.
+    num_active: number of virtual tokens in it.
     text: number of text tokens before and after them.
     targets: number of tokens of the answer and its end.
   """
@@ -153,6 +173,7 @@ def join(
   chat: bool,
   max_prefix: int,
   position: str = 'middle',
+  in_suffix: bool = True,
 ) -> Example:
   """Joins the pieces of one example.
 
@@ -165,6 +186,7 @@ def join(
     chat: whether the prompt is a user's turn of a chat.
     max_prefix: largest length of start and passages; the start fits.
     position: where the virtual tokens stand; see `Example`.
+    in_suffix: see `Example`.
   """
   start = encoder.before(chat)
   pieces = [ids for _, ids in passages]
@@ -203,6 +225,7 @@ def join(
     kept=tuple(kept),
     passages_dropped=len(pieces) - len(shown),
     passages_cut=sum(kept[i] < len(pieces[i].body) for i in shown),
+    in_suffix=in_suffix,
   )
 
 
@@ -233,11 +256,13 @@ class Assembler:
     encoder: encodes the pieces with the base's tokenizer and the templates.
     limits: the sizes that an example must keep to.
     position: where the virtual tokens stand; see `Example`.
+    in_suffix: whether they are tokens of the suffix; see `Example`.
   """
 
   encoder: PromptEncoder
   limits: Limits
   position: str = 'middle'
+  in_suffix: bool = True
 
   @classmethod
   def for_run(cls, tokenizer: Tokenizer, cfg: Config) -> 'Assembler':
@@ -250,6 +275,7 @@ class Assembler:
         targets=cfg.data.max_answer_tokens,
       ),
       position=cfg.virtual_tokens.position,
+      in_suffix=cfg.virtual_tokens.kind == 'table',
     )
 
   def __call__(
@@ -301,6 +327,7 @@ class Assembler:
       chat=chat,
       max_prefix=self.limits.prefix,
       position=position or self.position,
+      in_suffix=self.in_suffix,
     )
 
   @property

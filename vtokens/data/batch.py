@@ -11,6 +11,22 @@ from jaxtyping import Array, Int
 
 
 @jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Spans:
+  """Where virtual tokens stand that are no tokens of the suffixes.
+
+  Attributes:
+    starts: position of the first virtual token of each suffix of a row, int32
+      array of shape [R, C].
+    counts: number of virtual tokens (k) of each suffix of a row, int32 array of
+      shape [R, C]; 0 if the row lacks the suffix.
+  """
+
+  starts: Int[Array, 'R C']
+  counts: Int[Array, 'R C']
+
+
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
   """Token ids of a batch of examples, one or several to a row.
@@ -27,7 +43,7 @@ class Batch:
     prefix_segments: number of the prefix in the row, int32 array of shape
       [R, P]; None where each row has one prefix.
     suffix: ids from the first virtual token on, int32 array of shape [R, S];
-      virtual token i is the id `vocab_size + i`.
+      virtual token i is the id `vocab_size + i`, unless there are `spans`.
     suffix_positions: position of each id in its example, int32 array of shape
       [R, S], counted on from the end of the prefix; -1 for padding.
     suffix_segments: number of the suffix in the row, int32 array of shape
@@ -44,6 +60,8 @@ class Batch:
       distillation.
     teacher: the same rows as the teacher sees them, with T targets each. A
       prefix of length 0 stands for the prefixes of this batch.
+    spans: place of the virtual tokens of each suffix; None if they are tokens
+      of the suffixes.
   """
 
   prefix: Int[Array, 'R P']
@@ -57,6 +75,7 @@ class Batch:
   target_index: Int[Array, 'R A']
   teacher_index: Int[Array, 'R A'] | None = None
   teacher: 'Batch | None' = None
+  spans: Spans | None = None
 
 
 def make(*, packed: bool, draws: int, **arrays: Any) -> Batch:

@@ -74,6 +74,7 @@ class Planned:
     kept: tokens kept of each drawn passage's body; 0 if it is dropped.
     cut: number of passages shortened.
     teacher: prefix and suffix length of the teacher's example, if it has one.
+    in_suffix: whether virtual tokens are tokens of the suffix.
   """
 
   member: Member
@@ -83,12 +84,13 @@ class Planned:
   targets: int
   kept: tuple[int, ...]
   cut: int
+  in_suffix: bool
   teacher: tuple[int, int] | None = None
 
   @property
   def suffix(self) -> int:
     """Total length of its suffixes with the drawn virtual tokens."""
-    return sum(k + self.text for k in self.draw.num_active)
+    return sum(self.text + self.in_suffix * k for k in self.draw.num_active)
 
   @property
   def dropped(self) -> int:
@@ -122,7 +124,13 @@ class PlannedBatch:
   def lengths(self) -> tuple[tuple[int, int, int, int], ...]:
     """Lengths of each suffix; see `flops.train_flops`."""
     return tuple(
-      (0 if number else e.prefix, e.prefix, k + e.text, e.targets)
+      (
+        0 if number else e.prefix,
+        # The suffix attends to virtual tokens that are not in it.
+        e.prefix + (not e.in_suffix) * k,
+        e.text + e.in_suffix * k,
+        e.targets,
+      )
       for row in self.rows
       for e in row
       for number, k in enumerate(self.active(e))
@@ -183,6 +191,7 @@ def collate(
   num_rows: int,
   packed: bool = False,
   draws: int = 1,
+  spans: int = 0,
 ) -> Batch:
   """Writes examples into numpy arrays of one shape.
 
@@ -196,6 +205,7 @@ def collate(
     num_rows: number of rows of the batch.
     packed: whether rows may have several prefixes, which need segments.
     draws: the most suffixes that a prefix can have.
+    spans: the most suffixes of a row if virtual tokens are not in them; else 0.
   """
 
   def empty(size: int, fill: int) -> Any:
@@ -206,6 +216,7 @@ def collate(
   prefix_segments, suffix_segments = empty(shape[0], -1), empty(shape[1], -1)
   suffix_parents = empty(shape[1], -1)
   targets, target_at = empty(num_targets, 0), empty(num_targets, -1)
+  starts, counts = empty(spans, 0), empty(spans, 0)
   for r, row in enumerate(rows):
     p = s = t = suffixes = 0
     for number, examples in enumerate(row):
@@ -217,7 +228,7 @@ def collate(
         ids = example.suffix(vocab_size)
         s_stop, t_stop = s + len(ids), t + len(example.targets)
         suffix[r, s:s_stop] = ids
-        suffix_at[r, s:s_stop] = np.arange(p_stop - p, p_stop - p + s_stop - s)
+        suffix_at[r, s:s_stop] = example.suffix_positions()
         suffix_segments[r, s:s_stop] = suffixes
         suffix_parents[r, s:s_stop] = number
         targets[r, t:t_stop] = example.targets
@@ -225,6 +236,9 @@ def collate(
         # last token is never an input.
         first = s_stop - len(example.targets)
         target_at[r, t:t_stop] = np.arange(first, first + t_stop - t)
+        if spans:
+          starts[r, suffixes] = example.first_position
+          counts[r, suffixes] = example.num_active
         s, t, suffixes = s_stop, t_stop, suffixes + 1
       p = p_stop
   return batch_lib.make(
@@ -239,6 +253,7 @@ def collate(
     suffix_parents=suffix_parents,
     targets=targets,
     target_index=target_at,
+    spans=batch_lib.Spans(starts, counts) if spans else None,
   )
 
 
@@ -347,7 +362,7 @@ class TrainBatches:
     per_row = self._data.examples_per_row
     prefix, suffix = self._assembler.longest
     # The student's suffix has room for all n tokens, whatever k is.
-    suffix += self._teacher.num_tokens - self._tokens.num_virtual_tokens
+    suffix += self._teacher.num_inputs - self._tokens.num_virtual_tokens
     shapes = batching.choose_shapes(
       np.concatenate(prefixes),
       np.concatenate(suffixes),
@@ -376,6 +391,7 @@ class TrainBatches:
       targets=answer,
       kept=kept,
       cut=cut,
+      in_suffix=self._assembler.in_suffix,
     )
     if self._teacher is None:
       return planned
@@ -383,7 +399,7 @@ class TrainBatches:
     if seen is None:
       return planned
     prefix, moved, *_ = self._fit(seen)
-    suffix = question + moved + self._teacher.num_tokens
+    suffix = question + moved + self._teacher.num_inputs
     return dataclasses.replace(planned, teacher=(prefix, suffix))
 
   def _fit(
@@ -488,7 +504,8 @@ class TrainBatches:
     """Reads the ids of a batch's local rows."""
     everything = [example for row in planned.rows for example in row]
     data, draws = self._data, self._tokens.draws_per_example
-    num_targets = data.examples_per_row * draws * data.max_answer_tokens
+    suffixes = data.examples_per_row * draws
+    num_targets = suffixes * data.max_answer_tokens
     rows = [
       [self._read(e, planned.active(e)) for e in planned.rows[r]]
       for r in self._local_rows
@@ -501,6 +518,7 @@ class TrainBatches:
       num_rows=len(rows),
       packed=data.examples_per_row > 1,
       draws=draws,
+      spans=0 if self._assembler.in_suffix else suffixes,
     )
     index: Any
     if self._teacher is not None:
@@ -533,6 +551,7 @@ class TrainBatches:
     self, teachers: Sequence[Sequence[Example | None]], planned: PlannedBatch
   ) -> Batch:
     """Writes the teacher's examples into arrays of the teacher's shape."""
+    assert self._teacher is not None
     assert planned.teacher_shape is not None
     prefix, suffix = planned.teacher_shape
     per_row = self._data.examples_per_row
@@ -545,6 +564,7 @@ class TrainBatches:
       packed=per_row > 1,
       # Student and teacher may share prefixes, whose suffixes are then numbered
       # alike.
+      spans=0 if self._teacher.in_suffix else per_row,
     )
     return batch if prefix else batch_lib.without_prefix(batch)
 
@@ -574,6 +594,7 @@ class TrainBatches:
       chat=self._chat,
       max_prefix=self._assembler.limits.prefix,
       position=self._assembler.position,
+      in_suffix=self._assembler.in_suffix,
     )
 
   @contextlib.contextmanager

@@ -23,16 +23,23 @@ class Teacher:
     gold: whether it sees only gold passages; otherwise all that are shown.
     num_active: number of its virtual tokens.
     text: ids that it has instead, in the same place.
+    in_suffix: whether its virtual tokens are tokens of the suffix.
   """
 
   gold: bool
   num_active: int
   text: Ids = dataclasses.field(default_factory=lambda: as_ids([]))
+  in_suffix: bool = True
 
   @property
   def num_tokens(self) -> int:
     """Length of what stands in the place of the virtual tokens."""
     return self.num_active + len(self.text)
+
+  @property
+  def num_inputs(self) -> int:
+    """Number of these tokens that are in the suffix."""
+    return self.in_suffix * self.num_active + len(self.text)
 
   def example(self, example: Example) -> Example:
     """The example with the teacher's tokens."""
@@ -40,6 +47,7 @@ class Teacher:
       example,
       before=np.concatenate([example.before, self.text]),
       num_active=self.num_active,
+      in_suffix=self.in_suffix,
     )
 
 

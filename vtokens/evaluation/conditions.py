@@ -6,10 +6,6 @@ config file. The axes that apply, prompts and reports follow from its fields.
 
 import dataclasses
 
-import numpy as np
-from jaxtyping import Float
-
-from vtokens.data.assemble import Assembler
 from vtokens.host import errors
 
 _TEMPLATES = ('prompt', 'concat', 'instruction')
@@ -134,18 +130,3 @@ for _position, _text in (
     f'tokens_{_position}',
     Condition(tokens=True, chat=None, position=_position, text=_text),
   )
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class TokenTable:
-  """A table of virtual tokens and how its prompts are assembled.
-
-  Attributes:
-    name: unique in an evaluation.
-    rows: the table, array of shape [P, D], float32.
-    assembler: has the templates and the position of training.
-  """
-
-  name: str
-  rows: Float[np.ndarray, 'P D']
-  assembler: Assembler

@@ -14,13 +14,16 @@ from typing import Any
 
 import flax.nnx as nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from vtokens.data.batch import Spans
 from vtokens.devices import distributed
+from vtokens.evaluation.trained_tokens import BranchTokens, TrainedTokens
 from vtokens.host import errors
 from vtokens.method import generate, steps
-from vtokens.method.virtual_tokens import TABLE
+from vtokens.method.trainable import Trainable, Values
 from vtokens.models.decoder import Decoder, num_params
 from vtokens.models.files import weights
 from vtokens.models.frozen_base import FrozenBase
@@ -96,7 +99,7 @@ def hash_weights(base: FrozenBase) -> dict[str, str]:
 def prove(
   load: Callable[[], FrozenBase],
   base: FrozenBase,
-  tables: Sequence[Float[np.ndarray, 'P D']],
+  trained: Sequence[TrainedTokens],
   *,
   loaded: Observation | None = None,
   release: bool = False,
@@ -106,7 +109,7 @@ def prove(
   Args:
     load: loads the same base from its files again.
     base: the base.
-    tables: tables of virtual tokens to use between the comparisons.
+    trained: virtual tokens to use between the comparisons.
     loaded: the observation after loading, to cover everything since then; None
       to start now.
     release: whether to delete the base's weights before they are loaded again,
@@ -127,11 +130,11 @@ def prove(
       'XLA_FLAGS=--xla_gpu_deterministic_ops=true'
     )
   uses = [
-    {'table': number, 'num_active': k, 'tokens': _use(base, table, k)}
-    for number, table in enumerate(tables)
-    for k in _numbers_active(len(table))
+    {'table': number, 'num_active': k, 'tokens': _use(base, one, k)}
+    for number, one in enumerate(trained)
+    for k in _numbers_active(len(one))
   ]
-  alone = _check_without_tokens(base, tables)
+  alone = _check_without_tokens(base, trained)
   after = observe(base)
   if loaded is not None:
     compare('when it was loaded', loaded, 'before the tables', before)
@@ -184,21 +187,29 @@ def _plain(
   return decoder.logits(hidden)
 
 
-@functools.partial(jax.jit, static_argnames='graph')
+@functools.partial(jax.jit, static_argnames=('graph', 'trainable'))
 def _piped(
   base: nnx.State[str, Any],
-  table: Float[Array, 'P D'],
+  trained: Values,
   prefix: Int[Array, '1 P'],
   prefix_positions: Int[Array, '1 P'],
   suffix: Int[Array, '1 S'],
   positions: Int[Array, '1 S'],
   *,
   graph: nnx.GraphDef[Decoder],
+  trainable: Trainable,
 ) -> Float[Array, '1 S V']:
-  """Logits computed as in training and evaluation, with the table."""
+  """Logits computed as in training and evaluation, with the trained values."""
   decoder = nnx.merge(graph, base)
   cache = steps.encode_prefix(decoder, prefix, prefix_positions)
-  hidden, _ = decoder(TABLE.embed(decoder, table, suffix), positions, [cache])
+  hidden, _ = decoder(
+    trainable.embed(decoder, trained, suffix),
+    positions,
+    [cache],
+    trained_caches=trainable.caches(
+      decoder, trained, _spans(trainable, positions[:, :1], 0)
+    ),
+  )
   return decoder.logits(hidden)
 
 
@@ -214,17 +225,23 @@ def _hash_logits(base: FrozenBase) -> tuple[str, ...]:
 
 
 def _check_without_tokens(
-  base: FrozenBase, tables: Sequence[Float[np.ndarray, 'P D']]
+  base: FrozenBase, trained: Sequence[TrainedTokens]
 ) -> dict[str, Any]:
-  """Checks that with k = 0 the pipeline's logits do not depend on the table.
+  """Checks that with k = 0 logits do not depend on the trained values.
 
   Raises:
-    errors.UserError: they depend on it.
+    errors.UserError: they depend on them.
   """
   size = max(map(len, _probe_ids(base)))
-  dim = base.config.embed_dim
-  poison = np.full((1, dim), np.nan, np.float32)
-  others = tables or [np.zeros((1, dim), np.float32)]
+  others = [BranchTokens(one.values, one.trainable) for one in trained]
+  if not others:
+    others = [BranchTokens(np.zeros((1, base.config.embed_dim), np.float32))]
+  poison = [
+    dataclasses.replace(
+      one, values=jax.tree.map(lambda x: np.full_like(x, np.nan), one.values)
+    )
+    for one in others
+  ]
   for number, (text, ids) in enumerate(
     zip(PROBE, _probe_ids(base), strict=True)
   ):
@@ -235,10 +252,16 @@ def _check_without_tokens(
       *_padded(ids[cut:], size, cut),
     )
     found = [
-      distributed.fetch(_piped(base.params, table, *inputs, graph=base.graph))[
-        0, : len(ids) - cut
-      ]
-      for table in [_rows_like(poison, other) for other in others] + [*others]
+      distributed.fetch(
+        _piped(
+          base.params,
+          one.values,
+          *inputs,
+          graph=base.graph,
+          trainable=one.trainable,
+        )
+      )[0, : len(ids) - cut]
+      for one in [*poison, *others]
     ]
     if not all(np.isfinite(logits).all() for logits in found):
       raise errors.UserError(
@@ -259,23 +282,30 @@ def _check_without_tokens(
   }
 
 
-def _rows_like(
-  row: Float[np.ndarray, '1 D'], table: Float[np.ndarray, 'P D']
-) -> Float[np.ndarray, 'P D']:
-  return np.repeat(row, len(table), axis=0)
+def _spans(
+  trainable: Trainable, starts: Int[Array, 'B 1'], num_active: int
+) -> Spans | None:
+  """The places of `num_active` virtual tokens that are not in the suffix."""
+  if trainable.in_suffix:
+    return None
+  return Spans(starts, jnp.full_like(starts, num_active))
 
 
-def _use(
-  base: FrozenBase, table: Float[np.ndarray, 'P D'], num_active: int
-) -> int:
+def _use(base: FrozenBase, trained: TrainedTokens, num_active: int) -> int:
   """Answers the probes with virtual tokens; returns how many tokens came."""
   probes = _probe_ids(base)
   size = max(map(len, probes))
   vocab = base.config.vocab_size
-  virtual = np.arange(vocab, vocab + num_active, dtype=np.int32)
+  trainable = trained.trainable
+  inputs = num_active if trainable.in_suffix else 0
+  virtual = np.arange(vocab, vocab + inputs, dtype=np.int32)
   before = [_padded(ids, size, 0) for ids in probes]
   after = [
-    _padded(np.concatenate([virtual, ids]), len(table) + size, len(ids))
+    _padded(
+      np.concatenate([virtual, ids]),
+      len(trained) + size,
+      len(ids) + num_active - inputs,
+    )
     for ids in probes
   ]
   cache = generate.encode_prefix(
@@ -286,21 +316,24 @@ def _use(
   suffix: Any
   positions: Any
   suffix, positions = map(np.concatenate, zip(*after, strict=True))
+  lengths: Any = np.array([[len(ids)] for ids in probes], np.int32)
   nothing: Any = np.zeros(vocab, bool)
   eos_id: Any = np.int32(base.tokenizer.eos_id)
   out = generate.generate(
     base.params,
-    table,
+    trained.values,
     cache,
     generate.Suffixes(
       ids=suffix,
       positions=positions,
       segments=None,
       last=(positions >= 0).sum(axis=1, dtype=np.int32)[:, None] - 1,
+      spans=_spans(trainable, lengths, num_active),
     ),
     generate.Endings(eos_id, nothing, nothing, nothing),
     graph=base.graph,
     max_new_tokens=_NEW_TOKENS,
+    trainable=trainable,
   )
   return distributed.fetch(out.ids).size
 

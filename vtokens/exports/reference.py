@@ -16,7 +16,7 @@ from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import BranchTokens, TrainedTokens
 from vtokens.host import aside, stopping, writers
 from vtokens.method import padding
 from vtokens.method.virtual_tokens import TABLE
@@ -94,7 +94,7 @@ def probe(
   prompter = Prompter(assembler, shown, seed)
   answerer = Answerer(base, mesh, settings, seed)
   variant = tokens_variant(
-    TokenTable('table', rows, assembler), table.meta.num_trained
+    TrainedTokens('table', rows, assembler), table.meta.num_trained
   )
   prompter.check_fits(records, [variant])
   found: list[Probe] = []
@@ -111,7 +111,7 @@ def probe(
         out = answerer.start(
           [[example] for example in examples],
           answerer.encode(examples),
-          rows,
+          BranchTokens(rows),
           [record.id for record in batch],
           [base.config.vocab_size],
         )

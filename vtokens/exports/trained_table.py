@@ -142,7 +142,8 @@ def write(
       },
     )
   )
-  run.write_table(
+  run.write_trained(
+    'table',
     table.table,
     {
       'fingerprint': table.meta.base.fingerprint,

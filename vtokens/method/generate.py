@@ -17,6 +17,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
+from vtokens.data.batch import Spans
 from vtokens.method import steps
 from vtokens.method.trainable import Trainable, Values
 from vtokens.method.virtual_tokens import TABLE
@@ -65,12 +66,15 @@ class Suffixes:
       if C is 1.
     last: index of each branch's last token; array of shape [B, C], int32; -1
       if the row lacks the branch.
+    spans: place of the virtual tokens of each branch; None if they are among
+      the ids.
   """
 
   ids: Int[Array, 'B S']
   positions: Int[Array, 'B S']
   segments: Int[Array, 'B S'] | None
   last: Int[Array, 'B C']
+  spans: Spans | None = None
 
 
 @struct.dataclass
@@ -193,13 +197,7 @@ def generate(
   decoder = nnx.merge(graph, base)
   before = [
     cache,
-    *trainable.caches(
-      decoder,
-      trained,
-      suffixes.ids,
-      suffixes.positions,
-      suffixes.segments,
-    ),
+    *trainable.caches(decoder, trained, suffixes.spans),
   ]
   hidden, kv = decoder(
     trainable.embed(decoder, trained, suffixes.ids),

@@ -2,12 +2,14 @@
 
 import abc
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-from etils import epath
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vtokens import config
+from vtokens.data.batch import Spans
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
@@ -17,6 +19,15 @@ from vtokens.models.tokenizers.tokenizer import Tokenizer
 Values = Any
 
 
+def freeze(
+  rows: Float[Array, 'P *rest'], number: int
+) -> Float[Array, 'P *rest']:
+  """Stops the gradient of the first rows."""
+  if not number:
+    return rows
+  return jnp.concatenate([jax.lax.stop_gradient(rows[:number]), rows[number:]])
+
+
 class Trainable(abc.ABC):
   """What stands between the passages and the question, and is trained.
 
@@ -24,7 +35,14 @@ class Trainable(abc.ABC):
   argument, so it must be hashable. Its arrays, the *values*, are what optax
   updates and checkpoints keep. The first k of its n virtual tokens must be
   usable for any k.
+
+  Attributes:
+    in_suffix: whether virtual tokens are tokens of the suffix, with ids that
+      `embed` knows. Otherwise they only take up positions, and `caches` makes
+      their keys and values.
   """
+
+  in_suffix: ClassVar[bool] = True
 
   @abc.abstractmethod
   def shapes(
@@ -82,44 +100,28 @@ class Trainable(abc.ABC):
     """
 
   def caches(
-    self,
-    decoder: Decoder,
-    values: Values,
-    ids: Int[Array, 'B T'],
-    positions: Int[Array, 'B T'],
-    segments: Int[Array, 'B T'] | None,
+    self, decoder: Decoder, values: Values, spans: Spans | None
   ) -> Sequence[KVCache]:
-    """Makes keys and values that the suffix attends to beside the prefix's.
+    """Makes the keys and values that suffixes attend to beside the prefix's.
 
-    Gradients flow into them. None by default. A cache without segments is seen
-    by every suffix of its row, a slot with a segment by that suffix alone.
+    Gradients flow into them. None by default.
 
     Args:
       decoder: the base.
       values: the trained arrays.
-      ids: of the suffix's tokens, int32, virtual tokens among them.
-      positions: of the suffix's tokens, int32; -1 for padding.
-      segments: numbers of the suffixes in a row, int32, or None.
+      spans: where the virtual tokens stand; None if `in_suffix`.
+
+    Returns:
+      Caches. One without segments is seen by all suffixes of its row; a slot
+      with a segment is seen by the suffix of that number.
     """
-    del decoder, values, ids, positions, segments
+    del decoder, values, spans
     return ()
 
   @abc.abstractmethod
-  def save(
-    self, path: epath.PathLike, values: Values, metadata: dict[str, object]
-  ) -> None:
-    """Writes the values to a file, whole or not at all.
-
-    Args:
-      path: the file.
-      values: numpy arrays.
-      metadata: JSON values, e.g. the base's fingerprint.
-    """
+  def count(self, values: Values) -> int:
+    """Returns the number of virtual tokens of the values."""
 
   @abc.abstractmethod
-  def load(self, path: epath.PathLike) -> tuple[Values, dict[str, object]]:
-    """Reads what `save` wrote: values and metadata.
-
-    Raises:
-      errors.UserError: the file is missing or holds no such values.
-    """
+  def first(self, values: Values, k: int) -> Values:
+    """Returns the values of the first k virtual tokens."""

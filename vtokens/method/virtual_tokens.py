@@ -1,16 +1,16 @@
-"""The table of virtual tokens: initial values, lookup, file."""
+"""The table of virtual tokens: initial values and lookup."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Float, Int
 
 from vtokens import config
 from vtokens.devices import distributed, partitioning
 from vtokens.host import errors
+from vtokens.method import trainable
 from vtokens.method.trainable import Trainable
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
@@ -23,7 +23,12 @@ class InputEmbeddings(Trainable):
   """A table of input embeddings, an array of shape [P, D], float32.
 
   Row i is the input of virtual token i, whose id is `vocab_size + i`.
+
+  Attributes:
+    num_frozen: number of first rows that keep their initial values.
   """
+
+  num_frozen: int = 0
 
   def shapes(
     self, settings: config.VirtualTokens, base: DecoderConfig
@@ -70,12 +75,7 @@ class InputEmbeddings(Trainable):
       return drawn.astype(np.float32)
     if settings.init == 'table':
       return self._saved_table(settings, shape[1])
-    if settings.init == 'text':
-      # Without bos, which belongs before the passages.
-      sentence = tokenizer.encode(settings.init_text)
-      ids = np.resize(np.asarray(sentence, np.int32), shape[0])
-    else:
-      ids = rng.choice(np.asarray(tokenizer.ordinary_ids, np.int32), shape[0])
+    ids = initial_ids(settings, tokenizer, rng)
     rows = decoder.embed(jnp.asarray(ids))
     return np.asarray(distributed.fetch(rows), np.float32)
 
@@ -95,6 +95,7 @@ class InputEmbeddings(Trainable):
     Returns:
       Embeddings in the base's dtype.
     """
+    values = trainable.freeze(values, self.num_frozen)
     vocab_size = decoder.config.vocab_size
     virtual = ids >= vocab_size
     ordinary = decoder.embed(jnp.where(virtual, 0, ids))
@@ -103,32 +104,52 @@ class InputEmbeddings(Trainable):
     rows = table[jnp.clip(ids - vocab_size, 0, table.shape[0] - 1)]
     return jnp.where(virtual[..., None], rows.astype(ordinary.dtype), ordinary)
 
-  def save(
-    self,
-    path: epath.PathLike,
-    values: Float[np.ndarray, 'P D'],
-    metadata: dict[str, object],
-  ) -> None:
-    """Writes the table; see `table_file.save`."""
-    table_file.save(path, values, metadata)
+  def count(self, values: Float[np.ndarray, 'P D']) -> int:
+    """Returns the number of rows."""
+    return len(values)
 
-  def load(
-    self, path: epath.PathLike
-  ) -> tuple[Float[np.ndarray, 'P D'], dict[str, object]]:
-    """Reads a table; see `table_file.load`."""
-    return table_file.load(path)
+  def first(
+    self, values: Float[np.ndarray, 'P D'], k: int
+  ) -> Float[np.ndarray, 'k D']:
+    """Returns the first k rows."""
+    return values[:k]
 
   def _saved_table(
     self, settings: config.VirtualTokens, width: int
   ) -> np.ndarray:
     shape = (settings.num_virtual_tokens, width)
-    table, _ = self.load(settings.init_path)
+    table, _ = table_file.load(settings.init_path)
     if table.shape != shape:
       raise errors.UserError(
         f'config.virtual_tokens.init_path: {settings.init_path} holds a '
         f'table of shape {list(table.shape)}, expected {list(shape)}'
       )
     return table
+
+
+def initial_ids(
+  settings: config.VirtualTokens,
+  tokenizer: Tokenizer,
+  rng: np.random.Generator,
+) -> Int[np.ndarray, 'P']:
+  """Chooses the ordinary tokens that virtual tokens start as.
+
+  Args:
+    settings: `init` is text or vocab.
+    tokenizer: of the base.
+    rng: draws the tokens of vocab.
+
+  Returns:
+    One id for each virtual token, int32.
+  """
+  number = settings.num_virtual_tokens
+  if settings.init == 'text':
+    # Without bos, which belongs before the passages.
+    sentence = tokenizer.encode(settings.init_text)
+    return np.resize(np.asarray(sentence, np.int32), number)
+  ordinary = np.asarray(tokenizer.ordinary_ids, np.int32)
+  drawn: np.ndarray = rng.choice(ordinary, number)
+  return drawn
 
 
 TABLE = InputEmbeddings()

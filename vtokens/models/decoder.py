@@ -268,6 +268,36 @@ class Decoder(nnx.Module):
     k, v = note(kv, keys_values(last, x), last)
     return KVCache(k, v, positions, segments)
 
+  def turn_keys(
+    self,
+    keys: Float[Array, 'L B S K H'],
+    positions: Int[Array, 'B S'],
+    *,
+    back: bool = False,
+  ) -> Float[Array, 'L B S K H']:
+    """Rotates keys of all layers, as attention rotates those of tokens.
+
+    Args:
+      keys: keys of each layer.
+      positions: positions of the keys, int32.
+      back: undo the rotation instead.
+    """
+    select, kinds = _layer_kinds(self.config, positions)
+
+    def turn(
+      keys: Float[Array, 'B S K H'], kind: Int[Array, '2'] | None
+    ) -> Float[Array, 'B S K H']:
+      (cos, sin), _ = select(kind)
+      if back:
+        # Some rotary embeddings also scale (YaRN's attention factor).
+        square = cos**2 + sin**2
+        cos, sin = cos / square, -sin / square
+      return rope.rotate(keys, (cos, sin))
+
+    in_axes = (0, None if kinds is None else 0)
+    turned: Array = jax.vmap(turn, in_axes)(keys, kinds)
+    return turned
+
   def _scale(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Scales embeddings for the first layer."""
     if not self.config.scale_embeddings:

@@ -94,7 +94,7 @@ def state(
   """
 
   def placed(shape: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> Any:
-    partitioning.check_divisible(mesh, axes, shape.shape, 'the table')
+    partitioning.check_divisible(mesh, axes, shape.shape, 'virtual tokens')
     return shape.update(sharding=partitioning.named_sharding(mesh, axes))
 
   trained = jax.tree.map(placed, shapes, trainable.axes())
@@ -129,6 +129,7 @@ def batch(
   draws: int = 1,
   taught: bool = False,
   teacher: Batch | None = None,
+  spans: int = 0,
 ) -> Batch:
   """A training batch.
 
@@ -141,6 +142,7 @@ def batch(
     draws: suffixes of each example.
     taught: whether targets have a teacher.
     teacher: its batch, if it has a pass of its own.
+    spans: suffixes of a row if virtual tokens are not in them; else 0.
   """
   sharding = partitioning.named_sharding(mesh, ('batch',))
 
@@ -164,4 +166,5 @@ def batch(
     target_index=targets,
     teacher_index=targets if taught else None,
     teacher=teacher,
+    spans=batch_lib.Spans(ids(spans), ids(spans)) if spans else None,
   )

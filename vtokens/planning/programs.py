@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from vtokens import config
 from vtokens.data.batch import Batch
 from vtokens.devices import partitioning
-from vtokens.method import generate, optim, padding, steps
-from vtokens.method.virtual_tokens import TABLE
+from vtokens.method import generate, kinds, optim, padding, steps
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.planning import abstract_step, aot
@@ -74,12 +73,19 @@ def _lower_train(
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
   per_row = cfg.data.examples_per_row
   draws = cfg.virtual_tokens.draws_per_example
+  trainable = kinds.trainable_of(cfg.virtual_tokens)
   state = abstract_step.state(
-    optimizer, TABLE.shapes(cfg.virtual_tokens, base), mesh
+    optimizer, trainable.shapes(cfg.virtual_tokens, base), mesh, trainable
   )
   saved = cfg.train.distill.weight > 0 and cfg.train.distill.tokens == 'run'
   step = steps.jit_train_step(
-    graph, optimizer, state, cfg.train, teacher=TABLE if saved else None
+    graph,
+    optimizer,
+    state,
+    cfg.train,
+    trainable,
+    # It is taken to be of the same kind.
+    teacher=trainable if saved else None,
   )
   lowered: jax.stages.Lowered = step.lower(
     state,
@@ -93,6 +99,7 @@ def _lower_train(
       draws=draws,
       taught=cfg.train.distill.weight > 0,
       teacher=_teacher_batch(cfg, mesh),
+      spans=0 if trainable.in_suffix else per_row * draws,
     ),
     *([state.trained] if saved else []),
   )
@@ -122,12 +129,14 @@ def _teacher_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> Batch | None:
   if shape is None:
     return None
   per_row = cfg.data.examples_per_row
+  in_suffix = kinds.trainable_of(cfg.virtual_tokens).in_suffix
   return abstract_step.batch(
     cfg.data.batch_size // per_row,
     shape,
     per_row * cfg.data.max_answer_tokens,
     mesh,
     packed=per_row > 1,
+    spans=0 if in_suffix else per_row,
   )
 
 
@@ -158,8 +167,14 @@ def _compile_decoding(
   """Compiles evaluation: it encodes passages once and answers for every k."""
   rows = partitioning.round_up_rows(mesh, cfg.eval.batch_size)
   branches = len(set(cfg.eval.num_active))
+  trainable = kinds.trainable_of(cfg.virtual_tokens)
   batch = abstract_step.batch(
-    rows, answer_shape(cfg), branches, mesh, packed=True
+    rows,
+    answer_shape(cfg),
+    branches,
+    mesh,
+    packed=True,
+    spans=0 if trainable.in_suffix else branches,
   )
   lowered = generate.encode_prefix.lower(
     params, batch.prefix, batch.prefix_positions, graph=graph
@@ -174,19 +189,20 @@ def _compile_decoding(
   )
   of_vocab: Any = jax.ShapeDtypeStruct((base.vocab_size,), bool)
   eos_id: Any = jax.ShapeDtypeStruct((), jnp.int32)
-  table = TABLE.shapes(cfg.virtual_tokens, base)
   answer = generate.generate.lower(
     params,
-    table,
+    trainable.shapes(cfg.virtual_tokens, base),
     cache,
     generate.Suffixes(
       batch.suffix,
       batch.suffix_positions,
       batch.suffix_segments if branches > 1 else None,
       batch.targets,
+      batch.spans,
     ),
     generate.Endings(eos_id, of_vocab, of_vocab, of_vocab),
     graph=graph,
     max_new_tokens=cfg.eval.max_new_tokens,
+    trainable=trainable,
   )
   return {'passages': encode, 'answers': aot.compile_program(answer, target)[1]}

@@ -6,8 +6,8 @@ from vtokens import config
 from vtokens.data import teaching
 from vtokens.data.prompt_encoder import as_ids
 from vtokens.host import errors
+from vtokens.method import kinds
 from vtokens.method.trainable import Trainable, Values
-from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.frozen_base import OpenBase
 from vtokens.run.workdir import FinishedRun, RunDir
 
@@ -64,16 +64,25 @@ def open_teacher(cfg: config.Config, base: OpenBase) -> OpenTeacher | None:
   if not settings.weight:
     return None
   gold = settings.passages == 'gold'
+  in_suffix = kinds.trainable_of(tokens).in_suffix
   teacher: OpenTeacher | None = None
   if settings.tokens == 'text':
     text = as_ids(base.tokenizer.encode(settings.text))
-    teacher = OpenTeacher(teaching.Teacher(gold, 0, text))
+    teacher = OpenTeacher(
+      teaching.Teacher(gold, 0, text, in_suffix=in_suffix)
+    )
   elif found := read_run(settings):
     _check(found, cfg, base)
-    inputs = teaching.Teacher(gold, found.num_trained)
-    teacher = OpenTeacher(inputs, TABLE, found.table)
+    trainable = kinds.trainable_of(found.config.virtual_tokens)
+    inputs = teaching.Teacher(
+      gold, found.num_trained, in_suffix=trainable.in_suffix
+    )
+    teacher = OpenTeacher(inputs, trainable, found.values)
   elif gold or not tokens.always_all:
-    teacher = OpenTeacher(teaching.Teacher(gold, tokens.num_virtual_tokens))
+    inputs = teaching.Teacher(
+      gold, tokens.num_virtual_tokens, in_suffix=in_suffix
+    )
+    teacher = OpenTeacher(inputs)
   if teacher is not None:
     most = tokens.num_virtual_tokens + cfg.eval.max_new_tokens
     if teacher.inputs.num_tokens > most:

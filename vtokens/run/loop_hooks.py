@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from vtokens.host import stopping, writers
 from vtokens.method.steps import TrainState
+from vtokens.method.trainable import Values
 from vtokens.run import training_state
 from vtokens.run.checkpoints import Checkpoints
 from vtokens.run.loop import DispatchedStep, DivergedError, Hook, Loop
@@ -60,7 +60,7 @@ class Validation(Hook):
   """Validates every few steps and after the last one; keeps the best state.
 
   Args:
-    validate: scores a table, an array of shape [P, D], float32.
+    validate: scores trained values.
     every: steps between two validations.
     log: where results go.
     progress: updated with the step.
@@ -69,7 +69,7 @@ class Validation(Hook):
 
   def __init__(
     self,
-    validate: Callable[[Float[np.ndarray, 'P D']], ValidationResult],
+    validate: Callable[[Values], ValidationResult],
     every: int,
     log: StepLog,
     progress: Progress,
@@ -170,8 +170,9 @@ class Saving(Hook):
     trained = training_state.fetch_trained(loop.state)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(trained)):
       raise DivergedError(
-        f'the table is not finite after step {loop.step}. The last checkpoint '
-        'is from before this step. Try a lower --config.optim.learning_rate'
+        f'the trained values are not finite after step {loop.step}. The last '
+        'checkpoint is from before this step. Try a lower '
+        '--config.optim.learning_rate'
       )
     try:
       # First: lines before the checkpoint are never written again.
@@ -205,18 +206,18 @@ class StopIfAsked(Hook):
       self._request.check_together()
 
 
-def best_table(
+def best_values(
   checkpoints: Checkpoints, state: TrainState
-) -> tuple[Float[np.ndarray, 'P D'], int]:
-  """Chooses the table that a run ends with.
+) -> tuple[Values, int]:
+  """Chooses the trained values that a run ends with.
 
   Args:
     checkpoints: of the run.
     state: after the last step.
 
   Returns:
-    The table of the best validation, or of the state if there was none: array
-    of shape [P, D], float32, and its step.
+    The values of the best validation, or of the state if there was none, as
+    numpy arrays; and their step.
   """
   best = checkpoints.restore_best(state)
   chosen = state if best is None else best[0]

@@ -14,7 +14,7 @@ from vtokens import config
 from vtokens.data import records, sources, training_set
 from vtokens.host import json_diff
 from vtokens.run import distillation
-from vtokens.serving import table_file
+from vtokens.serving import trained_file
 from vtokens.settings import schema
 
 # Fields compared by content: of the base by base.json, of data by data.json.
@@ -144,7 +144,9 @@ def content(
     'held_out': training_set.hash_questions(held_out)
     if cfg.data.mixture.remove_leaks
     else '',
-    'init_table': table_file.sha256(table_file.load(tokens.init_path)[0])
+    'init_table': trained_file.sha256(
+      trained_file.load(tokens.init_path, tokens.kind)[0]
+    )
     if tokens.init == 'table'
     else '',
     # Earlier versions had none.

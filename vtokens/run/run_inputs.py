@@ -16,7 +16,7 @@ from vtokens.data.mixture import TrainingMixture
 from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
 from vtokens.host import errors, json_diff, stopping, writers
-from vtokens.method.virtual_tokens import TABLE
+from vtokens.method import kinds
 from vtokens.models import frozen_base
 from vtokens.run import distillation, run_identity, workdir
 from vtokens.run.workdir import RecordedClaim, RunDir
@@ -116,7 +116,8 @@ def open_inputs(
   )
   stop.check()
   base = stop.run(lambda: bases.open(cfg.base, cfg.context_length))
-  TABLE.check(cfg.virtual_tokens, base.config)
+  tokens = cfg.virtual_tokens
+  kinds.trainable_of(tokens).check(tokens, base.config)
   if recorded.base is not None:
     identity = workdir.base_identity(base)
     run_dir.refuse(

@@ -6,9 +6,9 @@ import optax
 
 from vtokens import config
 from vtokens.devices import distributed
+from vtokens.method import kinds
 from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
-from vtokens.method.virtual_tokens import TABLE
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.planning import abstract_step
 
@@ -18,7 +18,7 @@ def initial_state(
   mesh: jax.sharding.Mesh,
   base: FrozenBase,
   optimizer: optax.GradientTransformation,
-  trainable: Trainable = TABLE,
+  trainable: Trainable | None = None,
 ) -> TrainState:
   """Makes the state before the first step; every leaf is a global array.
 
@@ -27,11 +27,13 @@ def initial_state(
     mesh: the devices.
     base: the frozen model, from whose embeddings a table may start.
     optimizer: of the trained values.
-    trainable: what is trained.
+    trainable: what is trained; None for the kind that the config names.
 
   Raises:
-    errors.UserError: a saved table to start from has another shape.
+    errors.UserError: saved values to start from have another shape.
   """
+  if trainable is None:
+    trainable = kinds.trainable_of(cfg.virtual_tokens)
   values = trainable.init(
     cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
   )

@@ -6,7 +6,8 @@ A run writes them in this order:
                                      data, identity of its base (`claim`)
   checkpoints/, best/, metrics.jsonl while it trains
   untrained.json, predictions/       scores, before and after training
-  table.safetensors                  the trained table (`write_table`)
+  table.safetensors                  the trained table (`write_trained`), or
+  keys_values.safetensors            keys and values with kind=kv
   summary.json                       the result; it ends the run (`finish`)
 
 `vtokens.import_table` writes the same files, as far as it has their content.
@@ -30,14 +31,13 @@ from vtokens.host import (
   paths,
   writers,
 )
-from vtokens.serving import table_file
+from vtokens.serving import trained_file
 
 if typing.TYPE_CHECKING:
   from vtokens.models.frozen_base import OpenBase
 
 _CONFIG, _DATA, _BASE = 'config.json', 'data.json', 'base.json'
 _UNTRAINED, _SUMMARY = 'untrained.json', 'summary.json'
-TABLE = 'table.safetensors'
 
 _SCORES = {'em': float, 'f1': float, 'n': int}
 _SUMMARY_SHAPE = {
@@ -140,19 +140,24 @@ class RunDir:
     """Keeps the scores of the base, so that a restart reuses them."""
     writers.write_json(self.path / _UNTRAINED, scores)
 
-  def write_table(
-    self, table: Float[np.ndarray, 'P D'], metadata: dict[str, Any]
+  def write_trained(
+    self,
+    kind: config.Kind,
+    values: trained_file.Trained,
+    metadata: dict[str, Any],
   ) -> None:
-    """Writes the table, whole or not at all.
+    """Writes the trained values, whole or not at all.
 
     Args:
-      table: array of shape [P, D], float32.
+      kind: what they are.
+      values: a table, or keys and values.
       metadata: JSON values, among them the fingerprint of the base.
 
     Raises:
-      errors.NotWrittenError: it cannot be written.
+      errors.NotWrittenError: they cannot be written.
     """
-    table_file.save(self.path / TABLE, table, metadata)
+    path = self.path / trained_file.NAMES[kind]
+    trained_file.save(path, values, metadata)
 
   def read_summary(self) -> dict[str, Any] | None:
     """Returns summary.json of a training run, or None if it is not finished.
@@ -160,7 +165,7 @@ class RunDir:
     Raises:
       errors.UserError: the file is damaged.
     """
-    advice = 'delete it to have the table scored again'
+    advice = 'delete it to have the virtual tokens scored again'
     summary: dict[str, Any] | None = self._read(
       _SUMMARY, _SUMMARY_SHAPE, advice
     )
@@ -171,42 +176,49 @@ class RunDir:
     writers.write_json(self.path / _SUMMARY, summary)
 
   def read(self, field: str, *, scored: bool = False) -> 'FinishedRun':
-    """Reads the trained table and what it was trained with.
+    """Reads the trained values and what they were trained with.
 
     Args:
       field: the flag or config field that names the directory, for messages.
-      scored: whether the run must have ended. Otherwise its table is enough.
+      scored: whether the run must have ended. Otherwise its values are enough.
 
     Raises:
       errors.UserError: there is no such run, or a file of it is damaged.
     """
-    for name in (_CONFIG, TABLE, *([_SUMMARY] if scored else [])):
-      if not paths.exists(self.path / name):
-        raise errors.UserError(
-          f'{field}: {self.path} holds no finished run (no {name}); expected '
-          'the work directory of vtokens.train or the --out of '
-          'vtokens.import_table'
-        )
+    self._check_there(field, _CONFIG)
     settings = json_files.read(self.path / _CONFIG)
-    table, metadata = table_file.load(self.path / TABLE)
+    cfg = config.from_dict({**settings, 'workdir': str(self.path)})
+    kind = cfg.virtual_tokens.kind
+    name = trained_file.NAMES[kind]
+    for needed in (name, *([_SUMMARY] if scored else [])):
+      self._check_there(field, needed)
+    values, metadata = trained_file.load(self.path / name, kind)
     bases = [
       {key: str(value) for key, value in recorded.items() if key in _IDENTITY}
       for recorded in (metadata, self._read(_BASE, {str: str}, '') or {})
     ]
     if not any('fingerprint' in recorded for recorded in bases):
       raise errors.UserError(
-        f'{field}: {self.path / TABLE} does not say which base it was trained '
+        f'{field}: {self.path / name} does not say which base it was trained '
         'on; expected a fingerprint in its metadata or in base.json'
       )
     return FinishedRun(
       directory=self,
       field=field,
       settings=settings,
-      config=config.from_dict({**settings, 'workdir': str(self.path)}),
-      table=table,
+      config=cfg,
+      values=values,
       metadata=metadata,
       bases=bases,
     )
+
+  def _check_there(self, field: str, name: str) -> None:
+    if not paths.exists(self.path / name):
+      raise errors.UserError(
+        f'{field}: {self.path} holds no finished run (no {name}); expected '
+        'the work directory of vtokens.train or the --out of '
+        'vtokens.import_table'
+      )
 
   def _read(self, name: str, shape: Any, advice: str) -> Any:
     path = self.path / name
@@ -217,37 +229,64 @@ class RunDir:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FinishedRun:
-  """A run that has a trained table.
+  """A run that has trained virtual tokens.
 
   Attributes:
     directory: where it is.
     field: the flag or config field that named the directory, for messages.
     settings: content of config.json.
     config: the same as a config.
-    table: array of shape [P, D], float32.
-    metadata: of the table's file.
-    bases: identities of the base that the table was trained on: of the table's
-      file and of base.json, each as far as it is recorded.
+    values: the trained values: a table, or keys and values.
+    metadata: of the values' file.
+    bases: identities of the base that they were trained on: of the values' file
+      and of base.json, each as far as it is recorded.
   """
 
   directory: RunDir
   field: str
   settings: Mapping[str, Any]
   config: config.Config
-  table: Float[np.ndarray, 'P D']
+  values: trained_file.Trained
   metadata: Mapping[str, Any]
   bases: Sequence[Mapping[str, str]]
 
   @property
+  def file(self) -> epath.Path:
+    """The file of the trained values."""
+    kind = self.config.virtual_tokens.kind
+    return self.directory.path / trained_file.NAMES[kind]
+
+  @property
+  def table(self) -> Float[np.ndarray, 'P D']:
+    """The table, an array of shape [P, D], float32.
+
+    Raises:
+      errors.UserError: the run has keys and values.
+    """
+    if self.config.virtual_tokens.kind != 'table':
+      raise errors.UserError(
+        f'{self.field}: {self.file} holds keys and values '
+        "(virtual_tokens.kind='kv'), which have no place here; expected a run "
+        "with virtual_tokens.kind='table'"
+      )
+    table: np.ndarray = self.values
+    return table
+
+  @property
   def sha256(self) -> str:
-    """SHA-256 of the table's values."""
-    return table_file.sha256(self.table)
+    """SHA-256 of the trained values."""
+    return trained_file.sha256(self.values)
+
+  @property
+  def count(self) -> int:
+    """Number of virtual tokens (n)."""
+    return trained_file.count(self.values)
 
   @property
   def num_trained(self) -> int:
-    """Rows that training has changed: the most virtual tokens to use."""
+    """Virtual tokens that training has changed: the most to use."""
     tokens = self.config.virtual_tokens
-    return tokens.num_active if tokens.draw == 'fixed' else len(self.table)
+    return tokens.num_active if tokens.draw == 'fixed' else self.count
 
   @property
   def quantize(self) -> str:
@@ -273,7 +312,7 @@ class FinishedRun:
     return data
 
   def check_base(self, opened: 'OpenBase', *, tokenizer: bool = False) -> None:
-    """Raises unless a base is the one that the table was trained on.
+    """Raises unless a base is the one that the values were trained on.
 
     Args:
       opened: the base now.
@@ -296,11 +335,13 @@ class FinishedRun:
         {name: recorded[name] for name in compared if name in recorded},
         opened,
       )
-    table_file.check_width(
-      self.table,
-      f'{where}/{TABLE}',
+    base = opened.config
+    trained_file.check_shape(
+      self.values,
+      self.file,
       opened.settings.path,
-      opened.config.embed_dim,
+      width=base.embed_dim,
+      heads=(base.num_layers, base.num_kv_heads, base.head_dim),
     )
 
 

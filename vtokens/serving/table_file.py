@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,27 +20,60 @@ _ALIGNMENT = 8
 
 
 def save(
-  path: epath.PathLike, table: np.ndarray, metadata: dict[str, object]
+  path: epath.PathLike, table: np.ndarray, metadata: Mapping[str, object]
 ) -> None:
-  """Writes the table as safetensors, whole or not at all.
+  """Writes a table as safetensors, whole or not at all.
+
+  Args:
+    path: the file.
+    table: array of shape [P, D], float32.
+    metadata: JSON values, e.g. the base's fingerprint.
+  """
+  write_tensors(path, {TENSOR: table}, metadata)
+
+
+def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
+  """Reads what `save` wrote.
+
+  Returns:
+    The table, an array of shape [P, D], float32, and the metadata.
+
+  Raises:
+    errors.UserError: the file is missing, is no safetensors file, or holds
+      no finite f32 table.
+  """
+  what = 'a table of virtual tokens'
+  tensors, metadata = read_tensors(path, [TENSOR], what, ndim=2)
+  return tensors[TENSOR], metadata
+
+
+def write_tensors(
+  path: epath.PathLike,
+  tensors: Mapping[str, np.ndarray],
+  metadata: Mapping[str, object],
+) -> None:
+  """Writes float32 arrays as safetensors, whole or not at all.
 
   Equal arguments give equal bytes.
 
   Args:
     path: the file.
-    table: `P D` f32.
-    metadata: JSON values, e.g. the base's fingerprint.
+    tensors: arrays by name.
+    metadata: JSON values.
   """
   data = safetensors.numpy.save(
-    {TENSOR: np.ascontiguousarray(table, np.float32)},
+    {
+      name: np.ascontiguousarray(tensor, np.float32)
+      for name, tensor in tensors.items()
+    },
     metadata={key: json.dumps(value) for key, value in metadata.items()},
   )
   # The library writes the metadata in an order of chance.
-  header, tensors = _split(data, str(path))
+  header, rest = _split(data, str(path))
   text = json.dumps(header, sort_keys=True, separators=(',', ':')).encode()
   text += b' ' * (-len(text) % _ALIGNMENT)
   size = len(text).to_bytes(8, 'little')
-  writers.write_bytes(path, size + text + tensors)
+  writers.write_bytes(path, size + text + rest)
 
 
 def _split(data: bytes, where: str) -> tuple[dict[str, Any], bytes]:
@@ -52,15 +86,23 @@ def _split(data: bytes, where: str) -> tuple[dict[str, Any], bytes]:
   return json_files.parse(data[8:end], f'{where}: its header'), data[end:]
 
 
-def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
-  """Reads what `save` wrote.
+def read_tensors(
+  path: epath.PathLike, names: Sequence[str], what: str, *, ndim: int
+) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+  """Reads what `write_tensors` wrote.
+
+  Args:
+    path: the file.
+    names: names of the arrays to read.
+    what: what they are together, for messages.
+    ndim: number of dimensions of each.
 
   Returns:
-    The table, `P D` f32, and the metadata.
+    The arrays by name, float32, and the metadata.
 
   Raises:
-    errors.UserError: the file is missing, is no safetensors file, or holds
-      no finite f32 table.
+    errors.UserError: the file is missing, is no safetensors file, or lacks a
+      finite f32 array of these names and dimensions.
   """
   if not paths.exists(epath.Path(path)):
     raise errors.UserError(f'{path}: not found')
@@ -68,26 +110,26 @@ def load(path: epath.PathLike) -> tuple[np.ndarray, dict[str, object]]:
   with paths.reading(path):
     data = epath.Path(path).read_bytes()
   try:
-    table = safetensors.numpy.load(data)[TENSOR]
+    everything = safetensors.numpy.load(data)
+    tensors = {name: everything[name] for name in names}
     # Only of a file on disk does the library give the metadata, which is an
     # entry of the JSON that follows its length.
     header, _ = _split(data, str(path))
   except (safetensors.SafetensorError, KeyError, ValueError) as e:
-    raise errors.UserError(
-      f'{path}: not a table of virtual tokens ({e})'
-    ) from None
-  if table.ndim != 2 or table.dtype != np.float32:
-    raise errors.UserError(
-      f'{path}: expected a f32 table of two dimensions, got {table.dtype} '
-      f'{list(table.shape)}'
-    )
-  if not np.isfinite(table).all():
-    raise errors.UserError(f'{path}: the table holds NaN or infinity')
+    raise errors.UserError(f'{path}: not {what} ({e})') from None
+  for tensor in tensors.values():
+    if tensor.ndim != ndim or tensor.dtype != np.float32:
+      raise errors.UserError(
+        f'{path}: expected {what}, f32 with {ndim} dimensions, got '
+        f'{tensor.dtype} {list(tensor.shape)}'
+      )
+    if not np.isfinite(tensor).all():
+      raise errors.UserError(f'{path}: {what} with NaN or infinity')
   metadata = {
     key: json_files.parse(value, f'{path}: {key} in its metadata', object)
     for key, value in header.get('__metadata__', {}).items()
   }
-  return table, metadata
+  return tensors, metadata
 
 
 def check_width(

@@ -95,6 +95,12 @@ def check_virtual_tokens(cfg: 'config.Config') -> None:
   """Checks the section `virtual_tokens`."""
   tokens = cfg.virtual_tokens
   rows = tokens.num_virtual_tokens
+  if tokens.num_frozen >= rows:
+    refuse(
+      cfg,
+      'virtual_tokens.num_frozen',
+      f'less than virtual_tokens.num_virtual_tokens={rows}',
+    )
   if tokens.draw == 'fixed' and tokens.num_active > rows:
     refuse(
       cfg,

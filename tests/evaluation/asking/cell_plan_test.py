@@ -7,14 +7,16 @@ import pytest
 
 from vtokens.evaluation.asking import cell_plan
 from vtokens.evaluation.asking.cells import Cell
-from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.eval_config import Config
+from vtokens.evaluation.trained_tokens import TrainedTokens
 
 
 def cells_of(tables=('t',), datasets=('d',), **settings) -> list[Cell]:
   model = types.SimpleNamespace(
     name='m',
-    tables={name: TokenTable(name, np.zeros((9, 2)), None) for name in tables},
+    tables={
+      name: TrainedTokens(name, np.zeros((9, 2)), None) for name in tables
+    },
   )
   groups = cell_plan.groups(Config(**settings), model, datasets)
   for group in groups:
@@ -84,7 +86,7 @@ def test_all_tokens_of_each_table_unless_said():
 
 def test_what_shows_the_same_passages_is_one_group():
   model = types.SimpleNamespace(
-    name='m', tables={'t': TokenTable('t', np.zeros((9, 2)), None)}
+    name='m', tables={'t': TrainedTokens('t', np.zeros((9, 2)), None)}
   )
   cfg = Config(
     conditions=('closed_book', 'prompt', 'tokens', 'untouched'),

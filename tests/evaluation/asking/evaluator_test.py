@@ -26,7 +26,8 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
   tokens_variant,
 )
-from vtokens.evaluation.conditions import CONDITIONS, TokenTable
+from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors, stopping
 from vtokens.method import generate
 from vtokens.models import frozen_base
@@ -61,10 +62,12 @@ def base(tiny_dir, mesh) -> frozen_base.FrozenBase:
 
 
 @pytest.fixture(scope='module')
-def table(base) -> TokenTable:
+def table(base) -> TrainedTokens:
   rng = np.random.default_rng(0)
   rows = rng.normal(size=(N, base.config.embed_dim)).astype(np.float32)
-  return TokenTable('a', rows, Assembler.for_run(base.tokenizer, make_config()))
+  return TrainedTokens(
+    'a', rows, Assembler.for_run(base.tokenizer, make_config())
+  )
 
 
 def make_config(**settings) -> config.Config:
@@ -128,7 +131,7 @@ def test_answers_are_those_of_torch(base, tiny_dir, table, variants, answers):
   """Each variant against transformers: embeddings of the ids, generate."""
   model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
   rows = torch.cat(
-    [model.get_input_embeddings().weight.data, torch.from_numpy(table.rows)]
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table.values)]
   )
   for variant in variants:
     condition = variant.condition
@@ -209,7 +212,7 @@ def test_arms_alone_answer_as_together(base, mesh, variants, answers):
 
 
 def test_tables_side_by_side(base, mesh, table, answers):
-  other = dataclasses.replace(table, name='b', rows=-table.rows[:2])
+  other = dataclasses.replace(table, name='b', values=-table.values[:2])
   evaluator = make_evaluator(base, mesh)
   variants = [
     PromptVariant('b', CONDITIONS['tokens'], other, 2),
@@ -406,7 +409,9 @@ def test_answers_do_not_depend_on_the_batch(
 
 
 def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
-  poisoned = dataclasses.replace(table, rows=np.full_like(table.rows, np.nan))
+  poisoned = dataclasses.replace(
+    table, values=np.full_like(table.values, np.nan)
+  )
   variants = [
     bare_variant('prompt'),
     PromptVariant('none', CONDITIONS['tokens'], poisoned, 0),
@@ -417,9 +422,9 @@ def test_without_tokens_the_table_is_not_looked_at(base, mesh, table, answers):
 
 
 def test_only_the_first_k_rows_count(base, mesh, table, answers):
-  rows = table.rows.copy()
+  rows = table.values.copy()
   rows[1:] = 7.0
-  variant = tokens_variant(dataclasses.replace(table, rows=rows), 1)
+  variant = tokens_variant(dataclasses.replace(table, values=rows), 1)
   again = make_evaluator(base, mesh).answers(RECORDS, [variant], label='')
   assert again['tokens_k1'] == answers['tokens_k1']
 
@@ -435,7 +440,7 @@ def test_validation_loss_is_that_of_torch(
   table = dataclasses.replace(table, assembler=moved)
   model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
   rows = torch.cat(
-    [model.get_input_embeddings().weight.data, torch.from_numpy(table.rows)]
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table.values)]
   )
   nll, count = 0.0, 0
   for record in RECORDS:
@@ -472,11 +477,11 @@ def test_stops_when_asked(base, mesh, variants):
 
 
 def test_compiles_once_for_each_shape(base, mesh, table, variants, answers):
-  double = dataclasses.replace(table, rows=2 * table.rows)
+  double = dataclasses.replace(table, values=2 * table.values)
   again = [
     variant
-    if variant.table is None
-    else dataclasses.replace(variant, table=double)
+    if variant.tokens is None
+    else dataclasses.replace(variant, tokens=double)
     for variant in variants
   ]
 

@@ -12,7 +12,6 @@ from vtokens import config
 from vtokens.data.assemble import Assembler
 from vtokens.devices import partitioning
 from vtokens.evaluation import eval_config
-from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.harness import (
   general_rows,
   prepared_tasks,
@@ -20,6 +19,7 @@ from vtokens.evaluation.harness import (
   task_rows,
 )
 from vtokens.evaluation.tasks import Task
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors, stopping
 from vtokens.models import frozen_base
 
@@ -101,7 +101,7 @@ def harness_task(tmp_path, kind, more='', **settings):
 
 def table(base, name='t'):
   rows = np.random.default_rng(0).normal(0, 0.3, (5, 64)).astype(np.float32)
-  return TokenTable(
+  return TrainedTokens(
     name, rows, Assembler.for_run(base.tokenizer, config.Config())
   )
 

@@ -79,7 +79,8 @@ def of_plan(
     mixture.id(member),
     mixture.names[member.dataset],
     tuple(
-      (example.prefix, k + example.text, example.targets) for k in num_active
+      (example.prefix, example.text + example.in_suffix * k, example.targets)
+      for k in num_active
     ),
     tuple(
       PassageView(
@@ -112,7 +113,7 @@ def of_step(
     assembler: assembler of the run.
   """
   for r, row in enumerate(planned.rows):
-    suffixes = _suffixes(batch, r)
+    suffixes = _suffixes(batch, r, first_virtual_id(assembler))
     for example in row:
       view = of_plan(example, planned.active(example), mixture)
       draws = len(view.lengths)
@@ -170,7 +171,8 @@ def of_record(
       shown, pieces, marks, example.kept, strict=True
     )
   )
-  suffix = example.suffix(first_virtual_id(assembler))
+  with_virtual = dataclasses.replace(example, in_suffix=True)
+  suffix = with_virtual.suffix(first_virtual_id(assembler))
   suffix = suffix[: len(suffix) - max(0, len(example.targets) - 1)]
   context = np.concatenate([example.prefix, suffix])
   return ExampleView(
@@ -184,7 +186,7 @@ def of_record(
   )
 
 
-def _suffixes(batch: Batch, r: int) -> Iterator[tuple[Ids, Ids]]:
+def _suffixes(batch: Batch, r: int, first_id: int) -> Iterator[tuple[Ids, Ids]]:
   """Yields ids before the answer, and targets, of each suffix of row r."""
   prefixes = _numbers(batch.prefix_segments, batch.prefix_positions, r)
   suffixes = _numbers(batch.suffix_segments, batch.suffix_positions, r)
@@ -200,6 +202,11 @@ def _suffixes(batch: Batch, r: int) -> Iterator[tuple[Ids, Ids]]:
     prefix = np.asarray(batch.prefix[r])[prefixes == parents[at[0]]]
     suffix = np.asarray(batch.suffix[r])[at[at <= last]]
     targets = np.asarray(batch.targets[r])[answered]
+    if batch.spans is not None:
+      # The virtual tokens are not among the ids.
+      start = int(batch.spans.starts[r, number]) - len(prefix)
+      count = int(batch.spans.counts[r, number])
+      suffix = np.insert(suffix, start, np.arange(first_id, first_id + count))
     yield np.concatenate([prefix, suffix]), targets
 
 

@@ -10,13 +10,15 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
 from vtokens import config
 from vtokens.data.assemble import Example
+from vtokens.data.batch import Spans
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.asking.cells import Answer
+from vtokens.evaluation.trained_tokens import BranchTokens
 from vtokens.method import generate, padding
+from vtokens.method.trainable import Trainable
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.models.kv_cache import KVCache
 
@@ -65,7 +67,7 @@ class Answerer:
   def __call__(
     self,
     examples: Sequence[Sequence[Example]],
-    table: Float[np.ndarray, 'P D'],
+    tokens: Sequence[BranchTokens],
     *,
     ids: Sequence[str],
     first_ids: Sequence[int] | None = None,
@@ -75,7 +77,8 @@ class Answerer:
     Args:
       examples: the branches of each question, without targets; the same number
         for each of at most `batch_size` questions.
-      table: virtual tokens; a branch uses k of them from its first one on.
+      tokens: virtual tokens of each branch, which uses k of them from its first
+        one on. Branches with the same object are answered together.
       ids: ids of the questions; with the seed they decide what is sampled.
       first_ids: id of virtual token 0 of each branch; by default `vocab_size`.
 
@@ -89,10 +92,11 @@ class Answerer:
     started = []
     for shared in _same_prefix(examples):
       cache = self.encode([row[shared[0]] for row in examples])
-      for group in _within_budget(examples, shared):
+      for group in _within_budget(examples, shared, tokens):
         part = [[row[b] for b in group] for row in examples]
         firsts = [first_ids[b] for b in group]
-        started.append((group, self.start(part, cache, table, ids, firsts)))
+        out = self.start(part, cache, tokens[group[0]], ids, firsts)
+        started.append((group, out))
 
     def wait() -> list[list[Answer]]:
       answers = [[Answer('', 0, '')] * branches for _ in examples]
@@ -125,7 +129,7 @@ class Answerer:
     self,
     examples: Sequence[Sequence[Example]],
     cache: KVCache,
-    table: Float[np.ndarray, 'P D'],
+    tokens: BranchTokens,
     ids: Sequence[str],
     first_ids: Sequence[int],
     *,
@@ -136,7 +140,7 @@ class Answerer:
     Args:
       examples: the branches of each question.
       cache: see `encode`.
-      table: see `__call__`, as for ids and first_ids.
+      tokens: virtual tokens of all these branches.
       ids: ids of the questions.
       first_ids: id of virtual token 0 of each branch.
       forced: exact number of tokens to generate, for timing; 0 ends an answer
@@ -148,13 +152,14 @@ class Answerer:
       endings = dataclasses.replace(endings, is_end=never, is_newline=never)
     out: generate.Generated = generate.generate(
       self.base.params,
-      table,
+      tokens.values,
       cache,
-      self._suffixes(examples, first_ids),
+      self._suffixes(examples, first_ids, tokens.trainable),
       endings,
       self._sampling(ids) if self._decode.temperature else None,
       graph=self.base.graph,
       max_new_tokens=forced or self._decode.max_new_tokens,
+      trainable=tokens.trainable,
     )
     return out
 
@@ -182,20 +187,24 @@ class Answerer:
     self,
     examples: Sequence[Sequence[Example]],
     first_ids: Sequence[int],
+    trainable: Trainable,
   ) -> generate.Suffixes:
     longest = max(sum(e.suffix_len for e in row) for row in examples)
     shape = (self.batch_size, padding.round_suffix(longest))
     ids, positions = _full(shape, 0), _full(shape, -1)
     segments = _full(shape, -1)
-    last = _full((self.batch_size, len(first_ids)), -1)
+    of_branches = (self.batch_size, len(first_ids))
+    last = _full(of_branches, -1)
+    starts, counts = _full(of_branches, 0), _full(of_branches, 0)
     for r, row in enumerate(examples):
       stop = 0
       for number, example in enumerate(row):
         suffix = example.suffix(first_ids[number])
         start, stop = stop, stop + len(suffix)
         ids[r, start:stop] = suffix
-        begin = len(example.prefix)
-        positions[r, start:stop] = np.arange(begin, begin + len(suffix))
+        positions[r, start:stop] = example.suffix_positions()
+        starts[r, number] = example.first_position
+        counts[r, number] = example.num_active
         segments[r, start:stop] = number
         last[r, number] = stop - 1
     return self.put(
@@ -204,6 +213,7 @@ class Answerer:
         positions=positions,
         segments=segments if len(first_ids) > 1 else None,
         last=last,
+        spans=None if trainable.in_suffix else Spans(starts, counts),
       )
     )
 
@@ -267,18 +277,27 @@ def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:
 
 
 def _within_budget(
-  examples: Sequence[Sequence[Example]], branches: Sequence[int]
+  examples: Sequence[Sequence[Example]],
+  branches: Sequence[int],
+  tokens: Sequence[BranchTokens],
 ) -> list[list[int]]:
-  """Splits branches into groups whose suffixes fit `SUFFIX_BUDGET`."""
-  groups: list[list[int]] = []
-  room = 0
+  """Splits branches into groups that are answered together.
+
+  The suffixes of a group fit `SUFFIX_BUDGET`, and it has one `BranchTokens`.
+  """
+  by_tokens: dict[int, list[int]] = {}
   for branch in branches:
-    size = max(row[branch].suffix_len for row in examples)
-    if size > room:
-      groups.append([])
-      room = padding.SUFFIX_BUDGET
-    groups[-1].append(branch)
-    room -= size
+    by_tokens.setdefault(id(tokens[branch]), []).append(branch)
+  groups: list[list[int]] = []
+  for alike in by_tokens.values():
+    room = 0
+    for branch in alike:
+      size = max(row[branch].suffix_len for row in examples)
+      if size > room:
+        groups.append([])
+        room = padding.SUFFIX_BUDGET
+      groups[-1].append(branch)
+      room -= size
   return groups
 
 

@@ -67,7 +67,7 @@ def main_values(cfg: Config, models: Sequence[Model]) -> MainValues:
   """
   return MainValues(
     num_active={
-      table.name: cfg.num_active[0] if cfg.num_active else len(table.rows)
+      table.name: cfg.num_active[0] if cfg.num_active else len(table)
       for model in models
       for table in model.tables.values()
     },
@@ -82,7 +82,7 @@ def _cells(
   condition = CONDITIONS[name]
   passages = list(itertools.product(cfg.num_passages, cfg.retrievers))
   for table in model.tables.values() if condition.tokens else [None]:
-    numbers = [0] if table is None else cfg.num_active or [len(table.rows)]
+    numbers = [0] if table is None else cfg.num_active or [len(table)]
     points = itertools.product(numbers, passages)
     main = (numbers[0], cfg.num_passages[0], cfg.retrievers[0])
     for k, (m, retriever) in points:

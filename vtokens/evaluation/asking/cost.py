@@ -14,8 +14,8 @@ from vtokens import config
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.evaluation.asking.answering import Answerer
-from vtokens.evaluation.asking.evaluator import stack_tables
 from vtokens.evaluation.asking.prompter import Prompter, PromptVariant
+from vtokens.evaluation.trained_tokens import stack
 from vtokens.host import stopping
 from vtokens.models.frozen_base import FrozenBase
 
@@ -105,7 +105,7 @@ def _time(
   max_new_tokens: int,
   repeats: int,
 ) -> dict[str, float | None]:
-  table, first_ids = stack_tables([variant], answerer.base.config)
+  [tokens], first_ids = stack([variant.tokens], answerer.base.config)
   suffixes = [[example] for example in examples]
 
   def run(new_tokens: int) -> None:
@@ -113,7 +113,7 @@ def _time(
     out = answerer.start(
       suffixes,
       cache,
-      table,
+      tokens,
       [''] * len(examples),
       first_ids,
       forced=new_tokens,

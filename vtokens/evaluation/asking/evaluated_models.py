@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from vtokens import config
 from vtokens.data.assemble import Assembler, Limits
 from vtokens.data.prompt_encoder import PromptEncoder
-from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.eval_config import Config
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
+from vtokens.method import kinds
 from vtokens.models import frozen_base
 from vtokens.run.workdir import FinishedRun, RunDir
 
@@ -41,7 +42,7 @@ class Model:
   name: str
   base: frozen_base.OpenBase
   assembler: Assembler
-  tables: dict[str, TokenTable]
+  tables: dict[str, TrainedTokens]
 
 
 def read_runs(workdirs: Sequence[str]) -> list[EvaluatedRun]:
@@ -75,11 +76,11 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
   """
   most = max(cfg.num_active, default=0)
   for run in runs:
-    trained, rows = run.finished.num_trained, len(run.finished.table)
+    trained, rows = run.finished.num_trained, run.finished.count
     if most > trained:
       raise errors.UserError(
-        f'config.num_active: {most} virtual tokens asked for, but the table '
-        f'of {run.name} has {trained}'
+        f'config.num_active: {most} virtual tokens asked for, but '
+        f'{run.name} has {trained}'
         + (' that were trained' if trained < rows else '')
       )
   opened: dict[str, frozen_base.OpenBase] = {}
@@ -110,19 +111,9 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
       Model(
         name=name,
         base=base,
-        assembler=_assembler(cfg, base, cfg.templates, 'middle'),
+        assembler=_assembler(cfg, base, cfg.templates),
         tables={
-          run.name: TokenTable(
-            name=run.name,
-            # Rows that no step has trained are not used.
-            rows=run.finished.table[: run.finished.num_trained],
-            assembler=_assembler(
-              cfg,
-              base,
-              run.finished.config.templates,
-              run.finished.config.virtual_tokens.position,
-            ),
-          )
+          run.name: _trained_tokens(cfg, base, run)
           for run, one in zip(runs, settings, strict=True)
           if _identity(opened[one.path]) == key
         },
@@ -150,18 +141,29 @@ def _base_settings(cfg: Config, run: EvaluatedRun) -> config.Base:
   )
 
 
+def _trained_tokens(
+  cfg: Config, base: frozen_base.OpenBase, run: EvaluatedRun
+) -> TrainedTokens:
+  finished, tokens = run.finished, run.finished.config.virtual_tokens
+  trainable = kinds.trainable_of(tokens)
+  assembler = dataclasses.replace(
+    _assembler(cfg, base, finished.config.templates),
+    position=tokens.position,
+    in_suffix=trainable.in_suffix,
+  )
+  # Virtual tokens that no step has trained are not used.
+  values = trainable.first(finished.values, finished.num_trained)
+  return TrainedTokens(run.name, values, assembler, trainable)
+
+
 def _assembler(
-  cfg: Config,
-  base: frozen_base.OpenBase,
-  templates: config.Templates,
-  position: str,
+  cfg: Config, base: frozen_base.OpenBase, templates: config.Templates
 ) -> Assembler:
   return Assembler(
     encoder=PromptEncoder(base.tokenizer, templates),
     limits=Limits(
       prefix=cfg.data.max_prefix_tokens, suffix=cfg.data.max_suffix_tokens
     ),
-    position=position,
   )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import flax.nnx as nnx
 import jax
-import numpy as np
 import tqdm
 from jaxtyping import Array, Float
 
@@ -23,11 +22,11 @@ from vtokens.evaluation.asking.prompter import (
   PromptVariant,
   tokens_variant,
 )
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import TrainedTokens, stack
 from vtokens.host import stopping, writers
 from vtokens.method import padding, steps
+from vtokens.method.trainable import Trainable, Values
 from vtokens.models.decoder import Decoder
-from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 
 
@@ -44,16 +43,18 @@ class AnsweredBatch:
   answers: dict[str, list[Answer]]
 
 
-@functools.partial(jax.jit, static_argnames='graph')
+@functools.partial(jax.jit, static_argnames=('graph', 'trainable'))
 def _nll(
   base: nnx.State[str, Any],
-  table: Float[Array, 'P D'],
+  trained: Values,
   cache: KVCache,
   batch: Batch,
   *,
   graph: nnx.GraphDef[Decoder],
+  trainable: Trainable,
 ) -> tuple[Float[Array, ''], Float[Array, '']]:
-  return steps.suffix_nll(table, nnx.merge(graph, base), cache, batch)
+  decoder = nnx.merge(graph, base)
+  return steps.suffix_nll(trained, decoder, cache, batch, trainable=trainable)
 
 
 class Evaluator:
@@ -114,7 +115,7 @@ class Evaluator:
       records: the questions.
       variants: the prompt variants.
     """
-    table, first_ids = stack_tables(variants, self._base.config)
+    tokens, first_ids = stack([v.tokens for v in variants], self._base.config)
     waiting: Callable[[], AnsweredBatch] | None = None
     for index in self._batches(records):
       # The device answers the batch before in the meantime.
@@ -129,7 +130,7 @@ class Evaluator:
         functools.partial(
           self._answerer,
           examples,
-          table,
+          tokens,
           ids=[records[i].id for i in index],
           first_ids=first_ids,
         )
@@ -151,7 +152,7 @@ class Evaluator:
       yield self._stop.run(waiting)
 
   def validate(
-    self, records: Sequence[Record], table: TokenTable, num_active: int
+    self, records: Sequence[Record], trained: TrainedTokens, num_active: int
   ) -> tuple[float, list[Answer]]:
     """Mean loss of the first answer of each record, and generated answers.
 
@@ -160,14 +161,14 @@ class Evaluator:
     Returns:
       The loss in nats per target token, and one answer for each record.
     """
-    variant = tokens_variant(table, num_active)
+    variant = tokens_variant(trained, num_active)
     answers = [Answer('', 0, '')] * len(records)
     nll = tokens = 0.0
     with _progress(len(records), 'validation') as bar:
       for index in self._batches(records):
         self._stop.check_together()
         asked = functools.partial(
-          self._validate_batch, [records[i] for i in index], variant, table.rows
+          self._validate_batch, [records[i] for i in index], variant, trained
         )
         # After a stop all processes save state at the same point, so that with
         # several of them a batch is not dropped.
@@ -184,7 +185,7 @@ class Evaluator:
     self,
     records: Sequence[Record],
     variant: PromptVariant,
-    rows: Float[np.ndarray, 'P D'],
+    trained: TrainedTokens,
   ) -> tuple[tuple[float, float], list[Answer]]:
     """Nats and target tokens of a batch, and its answers."""
     examples = [
@@ -196,16 +197,17 @@ class Evaluator:
     cache = self._answerer.encode(examples)
     asked = [[dataclasses.replace(e, targets=e.targets[:0])] for e in examples]
     ids = [record.id for record in records]
-    first = self._base.config.vocab_size
-    out = self._answerer.start(asked, cache, rows, ids, [first])
-    nll, tokens = _nll(
+    [tokens], first_ids = stack([trained], self._base.config)
+    out = self._answerer.start(asked, cache, tokens, ids, first_ids)
+    nll, count = _nll(
       self._base.params,
-      rows,
+      tokens.values,
       cache,
       self._collate(examples),
       graph=self._base.graph,
+      trainable=tokens.trainable,
     )
-    part = float(nll), float(tokens)
+    part = float(nll), float(count)
     return part, [answer for (answer,) in self._answerer.wait(out, asked)]
 
   def _batches(self, records: Sequence[Record]) -> Iterator[list[int]]:
@@ -230,26 +232,9 @@ class Evaluator:
       num_targets=self._prompter.max_targets,
       vocab_size=self._base.config.vocab_size,
       num_rows=size,
+      spans=0 if examples[0].in_suffix else 1,
     )
     return self._answerer.put(batch)
-
-
-def stack_tables(
-  variants: Sequence[PromptVariant], config: DecoderConfig
-) -> tuple[Float[np.ndarray, 'P D'], list[int]]:
-  """All tables stacked, and the id of virtual token 0 of each variant."""
-  rows: list[np.ndarray] = []
-  starts: dict[int, int] = {}
-  for variant in variants:
-    if variant.table is not None and id(variant.table) not in starts:
-      starts[id(variant.table)] = sum(map(len, rows))
-      rows.append(variant.table.rows)
-  if not rows:
-    # The call needs some table; no row of it is used.
-    rows = [np.zeros((1, config.embed_dim), np.float32)]
-  return np.concatenate(rows), [
-    config.vocab_size + starts.get(id(variant.table), 0) for variant in variants
-  ]
 
 
 def _progress(total: int, label: str) -> tqdm.tqdm:

@@ -33,7 +33,7 @@ from vtokens.evaluation.asking.prompter import (
 from vtokens.evaluation.eval_config import Config
 from vtokens.host import stopping, writers
 from vtokens.models.frozen_base import FrozenBase
-from vtokens.serving import table_file
+from vtokens.serving import trained_file
 
 # Format of the lines of a cell's file.
 _FORMAT = 1
@@ -139,10 +139,10 @@ class Grid:
     settings = self._model.base.settings
     table: dict[str, Any] = {}
     assembler = self._model.assembler
-    if variant.table is not None:
-      assembler = variant.table.assembler
+    if variant.tokens is not None:
+      assembler = variant.tokens.assembler
       table = {
-        'table_sha256': table_file.sha256(variant.table.rows),
+        'table_sha256': trained_file.sha256(variant.tokens.values),
         'position': variant.condition.position or assembler.position,
       }
     decode = dataclasses.asdict(cfg.decode)

@@ -7,24 +7,25 @@ from vtokens import config
 from vtokens.data import pipeline, prompt_encoder
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.records import Passage, Record
-from vtokens.evaluation.conditions import CONDITIONS, Condition, TokenTable
+from vtokens.evaluation.conditions import CONDITIONS, Condition
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PromptVariant:
-  """A condition with the table and k that it is asked with.
+  """A condition with the virtual tokens that it is asked with.
 
   Attributes:
     name: unique among variants asked together.
     condition: how to ask.
-    table: the virtual tokens; None if the condition has none.
+    tokens: the virtual tokens; None if the condition has none.
     num_active: number of virtual tokens (k); 0 for none.
   """
 
   name: str
   condition: Condition
-  table: TokenTable | None = None
+  tokens: TrainedTokens | None = None
   num_active: int = 0
 
 
@@ -33,10 +34,10 @@ def bare_variant(name: str) -> PromptVariant:
   return PromptVariant(name, CONDITIONS[name])
 
 
-def tokens_variant(table: TokenTable, num_active: int) -> PromptVariant:
+def tokens_variant(tokens: TrainedTokens, num_active: int) -> PromptVariant:
   """The condition `tokens` with the first `num_active` virtual tokens."""
   return PromptVariant(
-    f'tokens_k{num_active}', CONDITIONS['tokens'], table, num_active
+    f'tokens_k{num_active}', CONDITIONS['tokens'], tokens, num_active
   )
 
 
@@ -44,7 +45,7 @@ class Prompter:
   """Makes the examples of prompt variants.
 
   Args:
-    assembler: for variants without a table.
+    assembler: for variants without virtual tokens.
     shown: which passages are shown.
     seed: seed of the order of passages.
 
@@ -74,15 +75,14 @@ class Prompter:
 
     Raises:
       errors.UserError: a question is too long for a variant, or a variant has
-        more virtual tokens than its table.
+        more virtual tokens than there are.
     """
     for variant in variants:
-      if variant.table is not None and variant.num_active > len(
-        variant.table.rows
-      ):
+      tokens = variant.tokens
+      if tokens is not None and variant.num_active > len(tokens):
         raise errors.UserError(
           f'{variant.name}: {variant.num_active} virtual tokens asked for, but '
-          f'the table {variant.table.name} has {len(variant.table.rows)}'
+          f'{tokens.name} has {len(tokens)}'
         )
       for record in records:
         answer = self.first_answer(record) if answers else None
@@ -122,8 +122,8 @@ class Prompter:
     # Without tokens all positions give the same ids. With `middle` the prefix
     # is longest, and variants share it.
     assembler, position = self._assembler, 'middle'
-    if variant.table is not None:
-      assembler = variant.table.assembler
+    if variant.tokens is not None:
+      assembler = variant.tokens.assembler
       position = variant.condition.position or assembler.position
     return assembler(
       passages,

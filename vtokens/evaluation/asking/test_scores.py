@@ -12,7 +12,7 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
   tokens_variant,
 )
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import writers
 from vtokens.run import run_summary
 from vtokens.run.workdir import RunDir
@@ -65,7 +65,7 @@ class TestScores:
     return found
 
   def score_tokens(
-    self, table: TokenTable, numbers: Sequence[int]
+    self, tokens: TrainedTokens, numbers: Sequence[int]
   ) -> dict[int, dict[str, Any]]:
     """Scores the first k virtual tokens, for each of several k.
 
@@ -75,7 +75,7 @@ class TestScores:
     Raises:
       stopping.Stopped: the run was asked to stop.
     """
-    variants = {k: tokens_variant(table, k) for k in sorted(set(numbers))}
+    variants = {k: tokens_variant(tokens, k) for k in sorted(set(numbers))}
     found = self._score(list(variants.values()), 'virtual tokens')
     return {
       k: found[variant.name]

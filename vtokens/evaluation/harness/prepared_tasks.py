@@ -11,10 +11,10 @@ from typing import Any
 from lm_eval.api.task import Task as HarnessTask
 from lm_eval.tasks import TaskManager
 
-from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.harness import paper_tasks, question_files
 from vtokens.evaluation.harness.decoder_lm import RequestEncoder
 from vtokens.evaluation.tasks import Task
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors, paths
 from vtokens.models.frozen_base import FrozenBase, OpenBase
 
@@ -177,14 +177,20 @@ def check_fits(
 
 
 def check_tables(
-  prepared: Sequence[PreparedTask], tables: Mapping[str, TokenTable]
+  prepared: Sequence[PreparedTask], tables: Mapping[str, TrainedTokens]
 ) -> None:
-  """Raises a `UserError` if a task asks for more tokens than a table has."""
+  """Raises a `UserError` if a task asks for tokens that a run has not."""
   for task in prepared:
     size = task.settings.num_active
     for name, table in tables.items():
-      if size > len(table.rows):
+      if size and not table.trainable.in_suffix:
+        raise errors.UserError(
+          f'config.tasks[{task.name}].num_active: {name} has keys and values '
+          "(virtual_tokens.kind='kv'), which general tasks cannot use; leave "
+          'num_active at 0, or leave the run out'
+        )
+      if size > len(table):
         raise errors.UserError(
           f'config.tasks[{task.name}].num_active: {size} virtual tokens asked '
-          f'for, but the table of {name} has {len(table.rows)}'
+          f'for, but the table of {name} has {len(table)}'
         )

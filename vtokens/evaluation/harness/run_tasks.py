@@ -16,11 +16,11 @@ from lm_eval import evaluator
 from lm_eval.utils import handle_non_serializable
 
 from vtokens.devices import distributed
-from vtokens.evaluation.conditions import TokenTable
 from vtokens.evaluation.harness import task_rows
 from vtokens.evaluation.harness.decoder_lm import DecoderLM, PluggedTable
 from vtokens.evaluation.harness.prepared_tasks import PreparedTask
 from vtokens.evaluation.harness.response_log import ResponseLog
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import stopping, writers
 from vtokens.models.frozen_base import FrozenBase
 
@@ -29,7 +29,7 @@ def run_tasks(
   base: FrozenBase,
   mesh: jax.sharding.Mesh,
   prepared: Sequence[PreparedTask],
-  tables: Mapping[str, TokenTable],
+  tables: Mapping[str, TrainedTokens],
   *,
   model: str,
   seed: int,
@@ -112,14 +112,14 @@ def run_tasks(
 
 
 def _plugged(
-  task: PreparedTask, tables: Mapping[str, TokenTable]
+  task: PreparedTask, tables: Mapping[str, TrainedTokens]
 ) -> list[tuple[str, PluggedTable | None]]:
   """Names and virtual tokens of the tables that a task is asked with."""
   size = task.settings.num_active
   if not size:
     return [('', None)]
   return [
-    (name, PluggedTable(table.rows[:size], table.assembler.position))
+    (name, PluggedTable(table.values[:size], table.assembler.position))
     for name, table in tables.items()
   ]
 

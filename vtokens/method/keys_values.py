@@ -1,0 +1,215 @@
+"""Virtual tokens as trained keys and values of every layer."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from vtokens import config
+from vtokens.data.batch import Spans
+from vtokens.devices import distributed, partitioning
+from vtokens.host import errors
+from vtokens.method import trainable, virtual_tokens
+from vtokens.method.trainable import Trainable
+from vtokens.models.decoder import Decoder
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.kv_cache import KVCache
+from vtokens.models.tokenizers.tokenizer import Tokenizer
+from vtokens.serving import trained_file
+
+# `keys` and `values`, each of shape [L, P, K, H], float32.
+_Trained = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class KeysValues(Trainable):
+  """Keys before rotation, and values: arrays of shape [L, P, K, H], float32.
+
+  Virtual token i has one key and one value in each layer. It stands where a row
+  of a table would stand: keys are rotated for their positions in each example,
+  and later tokens count them. It has no query and no MLP, so passages and other
+  virtual tokens do not change it.
+
+  Attributes:
+    num_frozen: number of first virtual tokens that keep their initial values.
+  """
+
+  in_suffix: ClassVar[bool] = False
+
+  num_frozen: int = 0
+
+  def shapes(
+    self, settings: config.VirtualTokens, base: DecoderConfig
+  ) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of keys and values; see `Trainable`."""
+    shape = jax.ShapeDtypeStruct(
+      (
+        base.num_layers,
+        settings.num_virtual_tokens,
+        base.num_kv_heads,
+        base.head_dim,
+      ),
+      jnp.float32,
+    )
+    return {'keys': shape, 'values': shape}
+
+  def axes(self) -> dict[str, tuple[str, ...]]:
+    """Returns the logical axes; see `Trainable`."""
+    axes = ('layers', 'vtoken', 'kv_heads', 'head')
+    return {'keys': axes, 'values': axes}
+
+  def check(self, settings: config.VirtualTokens, base: DecoderConfig) -> None:
+    """Checks saved initial values; see `Trainable`."""
+    if settings.init == 'table':
+      self._saved(settings, base)
+
+  def init(
+    self,
+    settings: config.VirtualTokens,
+    decoder: Decoder,
+    tokenizer: Tokenizer,
+    seed: int,
+  ) -> dict[str, Float[np.ndarray, 'L P K H']]:
+    """Makes keys and values before the first step.
+
+    With `text` and `vocab` they are the base's own of these tokens, after the
+    start that the base expects (bos), with the keys rotated back.
+
+    Args:
+      settings: how to make them; see `config.VirtualTokens`.
+      decoder: the base.
+      tokenizer: of the base.
+      seed: of the draws of `vocab` and `normal`.
+
+    Raises:
+      errors.UserError: saved ones have other shapes, or cannot be read.
+    """
+    rng = np.random.default_rng([seed, 0x7AB1E])
+    if settings.init == 'normal':
+      return {
+        name: rng.normal(0.0, settings.init_std, shape.shape).astype(np.float32)
+        for name, shape in self.shapes(settings, decoder.config).items()
+      }
+    if settings.init == 'table':
+      return self._saved(settings, decoder.config)
+    ids = virtual_tokens.initial_ids(settings, tokenizer, rng)
+    return _of_tokens(decoder, tokenizer.prefix_ids, ids)
+
+  def embed(
+    self, decoder: Decoder, values: _Trained, ids: Int[Array, 'B T']
+  ) -> Float[Array, 'B T D']:
+    """Embeds ids, all of them ordinary; see `Trainable`."""
+    del values
+    return decoder.embed(ids)
+
+  def caches(
+    self, decoder: Decoder, values: _Trained, spans: Spans | None
+  ) -> Sequence[KVCache]:
+    """Makes a cache with the virtual tokens of each suffix; see `Trainable`.
+
+    Args:
+      decoder: the base.
+      values: keys and values.
+      spans: where the virtual tokens stand.
+
+    Returns:
+      One cache. Its slots are those of suffix 0, then of suffix 1, and so on.
+    """
+    if spans is None:
+      raise ValueError('keys and values need the spans of the batch')
+    rows, suffixes = spans.starts.shape
+    frozen = {
+      name: trainable.freeze(x.swapaxes(0, 1), self.num_frozen).swapaxes(0, 1)
+      for name, x in values.items()
+    }
+    number = frozen['keys'].shape[1]
+    index = jnp.arange(number, dtype=jnp.int32)
+    positions = jnp.where(
+      index < spans.counts[..., None], spans.starts[..., None] + index, -1
+    ).reshape(rows, suffixes * number)
+
+    def repeat(x: Float[Array, 'L P K H']) -> Float[Array, 'L B S K H']:
+      layers, _, *heads = x.shape
+      shape = (layers, rows, suffixes, number, *heads)
+      return jnp.broadcast_to(x[:, None, None], shape).reshape(
+        layers, rows, suffixes * number, *heads
+      )
+
+    def placed(
+      x: Float[Array, 'L B K *S'],
+    ) -> Float[Array, 'L B K *S']:
+      x = x.astype(decoder.embedding.dtype)
+      axes = (None, 'batch', 'kv_heads', None, None)
+      return partitioning.constrain(x, decoder.mesh, axes)
+
+    used = (positions >= 0)[..., None, None]
+    # A query gives an empty slot no weight, but 0 times NaN is NaN.
+    keys, contents = (
+      jnp.where(used, repeat(frozen[name]), 0) for name in ('keys', 'values')
+    )
+    keys = decoder.turn_keys(keys, positions)
+    segments = None
+    if suffixes > 1:
+      segments = jnp.broadcast_to(
+        jnp.repeat(jnp.arange(suffixes, dtype=jnp.int32), number),
+        positions.shape,
+      )
+    return [
+      KVCache(
+        placed(keys.transpose(0, 1, 3, 4, 2)),
+        placed(contents.transpose(0, 1, 3, 2, 4)),
+        positions,
+        segments,
+      )
+    ]
+
+  def count(self, values: _Trained) -> int:
+    """Returns the number of keys of a layer."""
+    return trained_file.count(values)
+
+  def first(self, values: _Trained, k: int) -> _Trained:
+    """Returns the keys and values of the first k virtual tokens."""
+    return {name: x[:, :k] for name, x in values.items()}
+
+  def _saved(
+    self, settings: config.VirtualTokens, base: DecoderConfig
+  ) -> dict[str, Float[np.ndarray, 'L P K H']]:
+    found, _ = trained_file.load(settings.init_path, 'kv')
+    expected = self.shapes(settings, base)['keys'].shape
+    if found['keys'].shape != expected:
+      raise errors.UserError(
+        f'config.virtual_tokens.init_path: {settings.init_path} holds keys and '
+        f'values of shape {list(found["keys"].shape)}, expected '
+        f'{list(expected)}'
+      )
+    return dict(found)
+
+
+def _of_tokens(
+  decoder: Decoder, start: Sequence[int], ids: Int[np.ndarray, 'P']
+) -> dict[str, Float[np.ndarray, 'L P K H']]:
+  """The base's keys and values of some tokens after a start."""
+
+  @nnx.jit
+  def run(
+    decoder: Decoder, ids: Int[Array, '1 T'], positions: Int[Array, '1 T']
+  ) -> tuple[Float[Array, 'L 1 T K H'], Float[Array, 'L 1 T K H']]:
+    cache = decoder.encode(decoder.embed(ids), positions)
+    keys = cache.k.transpose(0, 1, 4, 2, 3)
+    return (
+      decoder.turn_keys(keys, positions, back=True),
+      cache.v.transpose(0, 1, 3, 2, 4),
+    )
+
+  whole = jnp.concatenate([jnp.asarray(start, jnp.int32), ids])[None]
+  positions = jnp.arange(whole.shape[1], dtype=jnp.int32)[None]
+  keys, values = run(decoder, whole, positions)
+  return {
+    name: np.asarray(distributed.fetch(x)[:, 0, len(start) :], np.float32)
+    for name, x in (('keys', keys), ('values', values))
+  }

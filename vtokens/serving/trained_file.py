@@ -1,0 +1,124 @@
+"""The trained virtual tokens of a run as a file. Needs no JAX.
+
+Kind   file                      holds
+table  table.safetensors         rows of input embeddings, see `table_file`
+kv     keys_values.safetensors   `keys` (before rotation) and `values`, each of
+                                 shape [L, P, K, H], float32
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from vtokens import config
+from vtokens.host import errors
+from vtokens.serving import table_file
+
+# File of each kind in a work directory.
+NAMES: Mapping[config.Kind, str] = {
+  'table': 'table.safetensors',
+  'kv': 'keys_values.safetensors',
+}
+_TENSORS = ('keys', 'values')
+
+# A table, or a dict of keys and values.
+Trained = Any
+
+
+def save(
+  path: epath.PathLike, trained: Trained, metadata: Mapping[str, object]
+) -> None:
+  """Writes trained values, whole or not at all.
+
+  Args:
+    path: the file.
+    trained: a table, or keys and values; numpy arrays, float32.
+    metadata: JSON values, e.g. the base's fingerprint.
+  """
+  if isinstance(trained, Mapping):
+    table_file.write_tensors(path, trained, metadata)
+  else:
+    table_file.save(path, trained, metadata)
+
+
+def load(
+  path: epath.PathLike, kind: config.Kind
+) -> tuple[Trained, dict[str, object]]:
+  """Reads what `save` wrote.
+
+  Args:
+    path: the file.
+    kind: what it holds.
+
+  Returns:
+    The values and the metadata.
+
+  Raises:
+    errors.UserError: the file is missing, or holds no finite values of this
+      kind.
+  """
+  if kind == 'table':
+    return table_file.load(path)
+  what = 'keys and values of virtual tokens'
+  found, metadata = table_file.read_tensors(path, _TENSORS, what, ndim=4)
+  if found['keys'].shape != found['values'].shape:
+    raise errors.UserError(
+      f'{path}: keys of shape {list(found["keys"].shape)} and values of shape '
+      f'{list(found["values"].shape)}, expected equal shapes'
+    )
+  return found, metadata
+
+
+def count(trained: Trained) -> int:
+  """Returns the number of virtual tokens."""
+  if isinstance(trained, Mapping):
+    return int(trained['keys'].shape[1])
+  return len(trained)
+
+
+def sha256(trained: Trained) -> str:
+  """Returns the SHA-256 of the values; see `table_file.sha256`.
+
+  That of keys and values is of their bytes, float32, little-endian, keys first.
+  """
+  if not isinstance(trained, Mapping):
+    return table_file.sha256(trained)
+  digest = hashlib.sha256()
+  for name in _TENSORS:
+    digest.update(np.ascontiguousarray(trained[name], '<f4').tobytes())
+  return digest.hexdigest()
+
+
+def check_shape(
+  trained: Trained,
+  path: epath.PathLike,
+  base: str,
+  *,
+  width: int,
+  heads: tuple[int, int, int],
+) -> None:
+  """Raises unless trained values have the shape that a base needs.
+
+  Args:
+    trained: the values.
+    path: where they are from.
+    base: the base, as the config names it.
+    width: width of its embeddings.
+    heads: number of its layers, of its key-value heads, and their width.
+
+  Raises:
+    errors.UserError: the shape is that of another base.
+  """
+  if not isinstance(trained, Mapping):
+    table_file.check_width(trained, path, base, width)
+    return
+  layers, number, *rest = trained['keys'].shape
+  if (layers, *rest) != heads:
+    raise errors.UserError(
+      f'{path}: holds keys and values of shape {[layers, number, *rest]}, '
+      f'expected {[heads[0], number, *heads[1:]]}, as {base} has them: they '
+      'are of another base'
+    )

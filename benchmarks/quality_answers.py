@@ -197,8 +197,10 @@ def _asked(
     yield Asked(_evaluator(setting, base), none, active)
   else:
     table = TrainedTokens(task.contender, values['table'], setting.assembler)
-    usable = tuple(k for k in active if k <= len(table.rows))
-    yield Asked(_evaluator(setting, base), table, usable or (len(table.rows),))
+    usable = tuple(k for k in active if k <= len(table.values))
+    yield Asked(
+      _evaluator(setting, base), table, usable or (len(table.values),)
+    )
 
 
 def _evaluator(

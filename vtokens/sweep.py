@@ -226,6 +226,7 @@ class _Sweep:
     """Scores the best candidate, as the end of its training run."""
     writers.say(f'best: candidate {best}')
     summary = train.train(best.config, self._stop, self._bases)
+    sha256 = f'{best.config.virtual_tokens.kind}_sha256'
     if distributed.is_first():
       self._directory.write_best(best)
     self._write(
@@ -235,7 +236,7 @@ class _Sweep:
         'config': str(self._directory.best),
         'conditions': summary['conditions'],
         'k': summary['k'],
-        'table_sha256': summary['table_sha256'],
+        sha256: summary[sha256],
       }
     )
     rows = results_table.rows(

@@ -4,9 +4,11 @@ import resource
 import sys
 from typing import Any
 
+from vtokens import config
 from vtokens.host import plots, writers
 from vtokens.run import tracking
 from vtokens.run.workdir import RunDir
+from vtokens.serving import trained_file
 
 
 def combine_scores(
@@ -43,6 +45,8 @@ def write(run_dir: RunDir, summary: dict[str, Any]) -> None:
 
 def report(summary: dict[str, Any], workdir: str) -> None:
   """Prints the result of a run."""
+  kind: config.Kind = 'table' if 'table_sha256' in summary else 'kv'
+  file = trained_file.NAMES[kind]
   untrained = dict(summary['conditions'])
   untrained.pop('tokens', None)
   by_k = {
@@ -55,8 +59,8 @@ def report(summary: dict[str, Any], workdir: str) -> None:
     f'{summary["steps"]} steps in {summary["train_seconds"]:.0f} s, '
     f'{summary["total_seconds"]:.0f} s in all, peak memory '
     f'{summary["peak_rss_gib"]:.1f} GiB\n'
-    f'written to {workdir}: table.safetensors, summary.json, training.png, '
-    'metrics.jsonl, predictions/'
+    f'written to {workdir}: {file}, summary.json, training.png, metrics.jsonl, '
+    'predictions/'
   )
 
 

@@ -1,0 +1,167 @@
+"""A run with keys and values as virtual tokens, from training to answers."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import tiny_run
+
+from vtokens import ask, config, evaluate, export, train
+from vtokens.evaluation import eval_config
+from vtokens.evaluation.tasks import Task
+from vtokens.exports import export_config
+from vtokens.host import errors, stopping
+from vtokens.run.workdir import RunDir
+from vtokens.serving import trained_file
+
+KV = {
+  'virtual_tokens': {'kind': 'kv', 'draw': 'uniform'},
+  'optim': {'learning_rate': 0.1},
+  'data': {'batch_size': 4, 'examples_per_row': 2, 'shapes': ()},
+}
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  return tiny_run.make_place(tmp_path_factory.mktemp('kv'))
+
+
+@pytest.fixture(scope='module')
+def workdir(place):
+  train.train(place.load(place.root / 'kv', **KV), stopping.StopRequest())
+  return place.root / 'kv'
+
+
+def read(workdir):
+  return RunDir(workdir).read('--workdir', scored=True)
+
+
+def test_it_learns_and_says_what_it_is(workdir, place):
+  found = read(workdir)
+  assert found.count == found.num_trained == tiny_run.ROWS
+  assert {x.shape for x in found.values.values()} == {(2, 4, 2, 8)}
+  assert not (workdir / 'table.safetensors').exists()
+  summary = tiny_run.summary(workdir)
+  assert summary['kv_sha256'] == found.sha256
+  losses = [
+    row['loss']
+    for row in map(
+      json.loads, (workdir / 'metrics.jsonl').read_text().splitlines()
+    )
+    if 'loss' in row
+  ]
+  assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+def test_stopped_and_continued_it_is_the_same(workdir, place):
+  """The second process has the checkpoint alone."""
+
+  class StopAfter(stopping.StopRequest):
+    def check_together(self):
+      if tiny_run.last_step(other) >= 5:
+        raise stopping.Stopped(2, agreed=True)
+
+  other = place.root / 'stopped'
+  cfg = place.load(other, **KV)
+  with pytest.raises(stopping.Stopped):
+    train.train(cfg, StopAfter())
+  assert not (other / 'summary.json').exists()
+  train.train(place.load(other, **KV), stopping.StopRequest())
+  assert read(other).sha256 == read(workdir).sha256
+
+
+@pytest.fixture(scope='module')
+def table_run(place):
+  changed = {**KV, 'virtual_tokens': {'position': 'last'}}
+  path = place.root / 'table'
+  train.train(place.load(path, **changed), stopping.StopRequest())
+  return path
+
+
+def test_evaluated_beside_a_table(workdir, table_run, place, tmp_path):
+  """Each as training scored it, though asked together with the other."""
+  cfg = eval_config.Config(
+    workdir=str(tmp_path / 'eval'),
+    runs=(str(workdir), str(table_run)),
+    data=eval_config.Data(
+      sources=(str(place.root / 'test.jsonl'),),
+      max_prefix_tokens=48,
+      max_suffix_tokens=32,
+    ),
+    conditions=('tokens', 'prompt', 'untouched'),
+    num_active=(4, 1),
+    num_passages=(2,),
+    shuffle_passages=True,
+    decode=config.Decode(batch_size=4, max_new_tokens=3),
+    report=eval_config.Report(resamples=50, permutations=50),
+  )
+  cfg.templates.prompt = 'Q {question} A'
+  cfg.templates.instruction = 'Do {question}'
+  eval_config.validate(cfg)
+  found = evaluate.evaluate(cfg, stopping.StopRequest())
+  assert found['general']['untouched'][0]['tables used'] == 2
+
+  def answers(path):
+    rows = map(json.loads, path.read_text().splitlines())
+    return {row['id']: row['prediction'] for row in rows}
+
+  for run in (workdir, table_run):
+    for k in (1, 4):
+      trained = answers(run / 'predictions' / f'tokens_k{k}.jsonl')
+      [file] = [
+        name
+        for name in found['files']
+        if {'predictions', run.name, f'k{k}'} <= set(re.split(r'[/_.]', name))
+      ]
+      assert answers(tmp_path / 'eval' / file) == trained
+
+
+def test_asked(workdir):
+  summary = tiny_run.summary(workdir)
+  assert summary['k'].keys() == {'1', '4'}
+  passages = ['Fact 70 is b.', 'Noise.']
+  replies = {k: ask.ask(str(workdir), 'Is it 70?', passages, k) for k in (1, 4)}
+  assert 'with 1 virtual tokens' in replies[1]
+  assert list(replies[1].values())[:-1] == list(replies[4].values())[:-1]
+
+
+def test_where_only_a_table_has_a_place(workdir, place, tmp_path):
+  cfg = export_config.Config(workdir=str(workdir))
+  with pytest.raises(errors.UserError, match="kind='kv'"):
+    export.export(cfg, 'hf', str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+  (place.root / 'math.jsonl').write_text(
+    '{"question": "1 + 1?", "answers": ["2"]}\n'
+  )
+  task = Task(
+    source=str(place.root / 'math.jsonl'),
+    format='gsm8k',
+    num_active=2,
+    max_new_tokens=2,
+  )
+  cfg = eval_config.Config(
+    workdir=str(tmp_path / 'eval'),
+    runs=(str(workdir),),
+    data=eval_config.Data(max_prefix_tokens=48, max_suffix_tokens=32),
+    conditions=(),
+    tasks={'math': task},
+  )
+  with pytest.raises(errors.UserError, match="kind='kv'"):
+    evaluate.evaluate(cfg, stopping.StopRequest())
+
+
+def test_of_another_base(workdir, tmp_path):
+  other = tmp_path / 'other'
+  shutil.copytree(workdir, other)
+  values = read(workdir).values
+  trained_file.save(
+    other / 'keys_values.safetensors',
+    {name: x[:1] for name, x in values.items()},
+    dict(read(workdir).metadata),
+  )
+  with pytest.raises(
+    errors.UserError, match=r'shape \[1, 4, 2, 8\], expected \[2, 4, 2, 8\]'
+  ):
+    ask.ask(str(other), 'Is it 70?', [])

@@ -68,9 +68,7 @@ def open_teacher(cfg: config.Config, base: OpenBase) -> OpenTeacher | None:
   teacher: OpenTeacher | None = None
   if settings.tokens == 'text':
     text = as_ids(base.tokenizer.encode(settings.text))
-    teacher = OpenTeacher(
-      teaching.Teacher(gold, 0, text, in_suffix=in_suffix)
-    )
+    teacher = OpenTeacher(teaching.Teacher(gold, 0, text, in_suffix=in_suffix))
   elif found := read_run(settings):
     _check(found, cfg, base)
     trainable = kinds.trainable_of(found.config.virtual_tokens)

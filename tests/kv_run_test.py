@@ -133,7 +133,7 @@ def test_where_only_a_table_has_a_place(workdir, place, tmp_path):
     export.export(cfg, 'hf', str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
   (place.root / 'math.jsonl').write_text(
-    '{"question": "1 + 1?", "answers": ["2"]}\n'
+    '{"id": "1", "question": "1 + 1?", "answers": ["2"]}\n'
   )
   task = Task(
     source=str(place.root / 'math.jsonl'),

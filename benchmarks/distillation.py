@@ -36,10 +36,10 @@ from vtokens.data import pipeline
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.prompter import PromptVariant
 from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.method import optim, steps
 from vtokens.models import frozen_base
 from vtokens.planning import flops
-from vtokens.evaluation.trained_tokens import TrainedTokens
 
 _CONTENDERS = flags.DEFINE_list(
   'contenders',

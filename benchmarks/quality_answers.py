@@ -231,6 +231,10 @@ def merged(
     tuned, {name: torch.from_numpy(value) for name, value in values.items()}
   )
   model = tuned.merge_and_unload()
+  # The weights of a GGUF file are not quantised any more.
+  model.hf_quantizer = None
+  if hasattr(model.config, 'quantization_config'):
+    del model.config.quantization_config
   model.save_pretrained(directory)
   path = pathlib.Path(frozen_base.resolve(setting.cfg.base.path))
   of_gguf = path.suffix == '.gguf'

@@ -42,7 +42,7 @@ from vtokens.evaluation.asking.prompter import (
 )
 from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
-from vtokens.method import padding
+from vtokens.method import kinds, padding
 from vtokens.models import frozen_base, rope
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
@@ -57,12 +57,12 @@ class Asked:
 
   Attributes:
     evaluator: asks.
-    table: its virtual tokens; a table of which no row is used for others.
+    tokens: its virtual tokens; a table of which no row is used for others.
     num_active: numbers of virtual tokens to ask with.
   """
 
   evaluator: Evaluator
-  table: TrainedTokens
+  tokens: TrainedTokens
   num_active: tuple[int, ...]
 
 
@@ -76,7 +76,7 @@ def validate(task: Task) -> dict[str, Any]:
   for step in task.snapshot_steps:
     with _asked(task, setting, step) as asked:
       k = asked.num_active[0]
-      loss, answers = asked.evaluator.validate(records, asked.table, k)
+      loss, answers = asked.evaluator.validate(records, asked.tokens, k)
       if step == task.steps and checked and checked['check_nll'] is not None:
         _check_loss(task, setting, asked, checked['check_nll'])
     rows.append({'step': step, 'loss': loss, **_means(records, answers)})
@@ -95,7 +95,7 @@ def test(task: Task) -> dict[str, Any]:
         raise errors.UserError('the prompt is tested after its validation')
       variants = [bare_variant(found['condition'])]
     else:
-      variants = [tokens_variant(asked.table, k) for k in asked.num_active]
+      variants = [tokens_variant(asked.tokens, k) for k in asked.num_active]
     answers = asked.evaluator.answers(records, variants, label='test')
   names = [record.dataset for record in records]
   return {
@@ -157,7 +157,7 @@ def _check_loss(
   """Raises unless our decoder has the loss that PEFT had."""
   loss, _ = asked.evaluator.validate(
     setting.validation[: quality_training.CHECKED],
-    asked.table,
+    asked.tokens,
     asked.num_active[0],
   )
   if abs(loss - expected) > TOLERANCE:
@@ -196,11 +196,14 @@ def _asked(
   elif task.contender == PROMPT:
     yield Asked(_evaluator(setting, base), none, active)
   else:
-    table = TrainedTokens(task.contender, values['table'], setting.assembler)
-    usable = tuple(k for k in active if k <= len(table.values))
-    yield Asked(
-      _evaluator(setting, base), table, usable or (len(table.values),)
+    tokens = TrainedTokens(
+      task.contender,
+      values.get('table', values),
+      setting.assembler,
+      kinds.trainable_of(setting.cfg.virtual_tokens),
     )
+    usable = tuple(k for k in active if k <= len(tokens))
+    yield Asked(_evaluator(setting, base), tokens, usable or (len(tokens),))
 
 
 def _evaluator(

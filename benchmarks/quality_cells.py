@@ -44,6 +44,9 @@ CONTENDERS: Mapping[str, Contender] = {
   'table': Contender(
     'vtokens, a table of 50 tokens', (1e-2, 3e-3, 3e-2), (50, 20, 5, 1)
   ),
+  'kv': Contender(
+    'vtokens, keys and values of 50 tokens', (1e-2, 2e-2, 5e-3), (50, 20, 5, 1)
+  ),
   LORA: Contender('PEFT LoRA, q and v, r = 8', (1e-3, 3e-4, 3e-3)),
   'lora_all': Contender(
     'PEFT LoRA, all linear layers, r = 16', (1e-3, 3e-4, 3e-3)

@@ -83,11 +83,30 @@ def open_setting(task: Task) -> quickstart_runs.Setting:
   return quickstart_runs.Setting(SETTINGS[task.setting](task))
 
 
+def open_batches(task: Task, setting: quickstart_runs.Setting) -> TrainBatches:
+  """The batches of a task, in the order of those of the table."""
+  batches = setting.batches()
+  if setting.assembler.in_suffix:
+    return batches
+  table = open_setting(dataclasses.replace(task, contender='table'))
+  return SameBatches(
+    table.batches(),
+    batches.mixture,
+    setting.cfg.data,
+    setting.cfg.virtual_tokens,
+    setting.assembler,
+    setting.opened.config.vocab_size,
+    setting.cfg.seed,
+  )
+
+
 def _quickstart(task: Task) -> config.Config:
   cfg = quickstart_runs.load_config(str(task.directory), 0, task.seed)
   cfg.optim.schedule = 'cosine'
   cfg.train.num_steps = task.steps
   cfg.optim.warmup_steps = min(cfg.optim.warmup_steps, task.steps // 2)
+  if task.contender == 'kv':
+    cfg.virtual_tokens.kind = 'kv'
   if task.rate:
     cfg.optim.learning_rate = task.rate
   return cfg

@@ -17,7 +17,6 @@ from typing import Any
 
 import contenders
 import jax
-import jax.numpy as jnp
 import numpy as np
 import quality_settings
 import quickstart_runs
@@ -28,10 +27,11 @@ from vtokens.data.assemble import Example
 from vtokens.data.pipeline import HostBatch
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.prompter import Prompter, bare_variant
-from vtokens.method import optim, steps
+from vtokens.method import kinds, optim, steps
 from vtokens.models import frozen_base
+from vtokens.run import training_state
 
-OURS = ('table',)
+OURS = ('table', 'kv')
 # Validation questions whose loss both programs compute.
 CHECKED = 4
 # Examples that PEFT's contenders compute at a time; a step is of a whole batch.
@@ -57,7 +57,7 @@ def train(task: Task) -> dict[str, Any]:
   task.directory.mkdir(parents=True, exist_ok=True)
   digest = hashlib.sha256()
   if task.contender in OURS:
-    made, number, check = _train_ours(setting, digest)
+    made, number, check = _train_ours(task, setting, digest)
   else:
     made, number, check = _train_peft(task, setting, digest)
   memory = contenders.Memory()
@@ -105,7 +105,7 @@ def _note(digest: Any, host: HostBatch, vocab_size: int) -> list[Any]:
 
 
 def _train_ours(
-  setting: quickstart_runs.Setting, digest: Any
+  task: Task, setting: quickstart_runs.Setting, digest: Any
 ) -> tuple[Any, int, Callable[[], float | None]]:
   """Trains with vtokens' step.
 
@@ -113,13 +113,16 @@ def _train_ours(
     The steps; number of trained values; a function that returns None.
   """
   cfg = setting.cfg
-  base, batches = setting.load(), setting.batches()
-  table = jnp.asarray(setting.initial_table(base))
+  base, batches = setting.load(), quality_settings.open_batches(task, setting)
+  trainable = kinds.trainable_of(cfg.virtual_tokens)
   optimizer = optim.make_optimizer(cfg.optim, cfg.train.num_steps)
+  initial = training_state.initial_state(cfg, setting.mesh, base, optimizer)
 
   def run() -> Steps:
-    state = steps.TrainState(table, optimizer.init(table), jnp.int32(0))
-    step = steps.jit_train_step(base.graph, optimizer, state, cfg.train)
+    state = initial
+    step = steps.jit_train_step(
+      base.graph, optimizer, state, cfg.train, trainable
+    )
     with batches.starting_at(0) as stream:
       for host in stream:
         _note(digest, host, setting.opened.config.vocab_size)
@@ -129,14 +132,17 @@ def _train_ours(
         state, values = step(state, base.params, batch)
         yield (
           float(values['loss']),
-          functools.partial(_table, state.trained),
+          functools.partial(our_values, state.trained),
         )
 
-  return run(), table.size, lambda: None
+  number = sum(x.size for x in jax.tree.leaves(initial.trained))
+  return run(), number, lambda: None
 
 
-def _table(trained: jax.Array) -> Values:
-  return {'table': np.asarray(trained)}
+def our_values(trained: Any) -> Values:
+  """Trained values of vtokens by name; a table has one array."""
+  named = trained if isinstance(trained, dict) else {'table': trained}
+  return {name: np.asarray(value) for name, value in named.items()}
 
 
 def _train_peft(

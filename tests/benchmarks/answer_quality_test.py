@@ -55,6 +55,8 @@ def settings(place, monkeypatch):
     # A second shape for rows with many virtual tokens.
     cfg.data.shapes = ((96, 34), (96, 64))
     cfg.seed = task.seed
+    if task.contender == 'kv':
+      cfg.virtual_tokens.kind = 'kv'
     return cfg
 
   monkeypatch.setattr(quality_settings, 'SETTINGS', {'tiny': tiny})
@@ -201,24 +203,19 @@ def _sequence(batches, vocab_size):
     ]
 
 
-def test_the_order_of_another_stream_is_kept(settings, tmp_path):
-  setting = quality_settings.open_setting(_task(tmp_path))
+def test_contenders_have_the_examples_of_the_table_in_its_order(
+  settings, tmp_path
+):
+  table, kv = _task(tmp_path), _task(tmp_path, contender='kv')
+  setting = quality_settings.open_setting(table)
+  other = quality_settings.open_setting(kv)
   vocab_size = setting.opened.config.vocab_size
-  reference = setting.batches()
-  expected = _sequence(reference, vocab_size)
-  other = quality_settings.open_setting(_task(tmp_path))
-  # The shapes of batches decide their order.
-  other.cfg.data.shapes = ((96, 64),)
-  assert _sequence(other.batches(), vocab_size) != expected
-  same = quality_settings.SameBatches(
-    reference,
-    other.batches().mixture,
-    other.cfg.data,
-    other.cfg.virtual_tokens,
-    other.assembler,
-    vocab_size,
-    other.cfg.seed,
+  expected = _sequence(
+    quality_settings.open_batches(table, setting), vocab_size
   )
+  # The lengths of suffixes decide the order of batches.
+  assert _sequence(other.batches(), vocab_size) != expected
+  same = quality_settings.open_batches(kv, other)
   assert _sequence(same, vocab_size) == expected
 
 
@@ -244,8 +241,16 @@ def test_the_evaluator_has_the_loss_of_peft(contender, settings, tmp_path):
   assert abs(changed['validations'][-1]['loss'] - before) > 1e-2
 
 
-def test_a_table_is_trained_validated_and_tested(settings, tmp_path):
-  task = _task(tmp_path, rate=1.0)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('contender', 'numbers'),
+  # A table row; keys and values of two layers.
+  [('table', tiny_run.DIM), ('kv', 2 * 2 * 2 * 8)],
+)
+def test_ours_are_trained_validated_and_tested(
+  contender, numbers, settings, tmp_path
+):
+  task = _task(tmp_path, contender=contender)
   prompt = dataclasses.replace(task, contender='prompt', rate=0.0)
   for stage in (
     task,
@@ -256,10 +261,10 @@ def test_a_table_is_trained_validated_and_tested(settings, tmp_path):
   ):
     quality_runs.run_stage(stage)
   found = quality_report.summarise(
-    {'prompt': [prompt], 'table': [task]}, [0, 1], [2]
+    {'prompt': [prompt], contender: [task]}, [0, 1], [2]
   )
   rows = {(row['contender'], row['k']): row for row in found['rows']}
-  assert set(rows) == {('prompt', 0), ('table', 1)}
-  assert rows['table', 1]['trained_numbers'] == 4 * tiny_run.DIM
-  assert rows['table', 1]['seeds'] == [0]
+  assert set(rows) == {('prompt', 0), (contender, 1)}
+  assert rows[contender, 1]['trained_numbers'] == 4 * numbers
+  assert rows[contender, 1]['seeds'] == [0]
   assert 'PEFT' not in quality_report.table(found['rows'])

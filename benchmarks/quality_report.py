@@ -132,18 +132,16 @@ def summarise(
           'rates_tried': len(validated),
           **found,
         }
-  # The shares' denominators have the same number of passages.
-  rows = []
-  for (_, _, shown), row in tested.items():
-    groups = row.pop('groups')
-    row |= _intervals(groups)
-    prompt, lora = (tested.get((name, 0, shown)) for name in (PROMPT, LORA))
-    if prompt and lora and row['contender'] not in (PROMPT, LORA):
-      sides = [side.get('all', {}).get('em') for side in (prompt, lora)]
-      row['share'] = share_of_gain(sides[0], groups['em'], sides[1])
-    row.pop('all', None)
-    rows.append(row)
-  return {'sweep': sweep_rows, 'rows': rows}
+  groups = {key: row.pop('groups') for key, row in tested.items()}
+  for (name, k, shown), row in tested.items():
+    own = groups[name, k, shown]
+    row |= _intervals(own)
+    # With the same number of passages.
+    sides = [groups.get((side, 0, shown)) for side in (PROMPT, LORA)]
+    if all(sides) and name not in (PROMPT, LORA):
+      prompt, lora = (side['em'] for side in sides if side)
+      row['share'] = share_of_gain(prompt, own['em'], lora)
+  return {'sweep': sweep_rows, 'rows': list(tested.values())}
 
 
 def _sweep_row(task: Task) -> list[dict[str, Any]]:
@@ -200,7 +198,6 @@ def _tested(
       'questions': len(names),
       'versions': runs[0][1]['versions'],
       'groups': groups,
-      'all': groups,
       **_training(runs[0][0]),
     }
   return found

@@ -158,6 +158,69 @@ def test_questions_must_be_the_same():
     quality_report.share_of_gain([np.ones(5)], [np.ones(4)], [np.ones(5)])
 
 
+def _tested(root, contender, right, seed=0, *, k='0', loss=1.0, rate=0.0):
+  """A cell with the answers to two questions of one set, one of another."""
+  task = _task(root, contender=contender, rate=rate, seed=seed)
+  task.write(
+    {
+      'trained_numbers': 7,
+      'seconds': 120.0,
+      'cpu_seconds': 60.0,
+      'snapshots': [{'step': 6, 'seconds': 120.0, 'cpu_seconds': 60.0}],
+      'peak_bytes_of_process': 2**30,
+      'peak_bytes_above_weights': 2**29,
+    }
+  )
+  task.at('validate').write(
+    {
+      'validations': [{'step': 6, 'loss': loss, 'em': 50.0, 'f1': 60.0}],
+      'questions': 3,
+      'versions': {},
+    }
+  )
+  if right is not None:
+    values = {'em': right, 'f1': right}
+    task.at('test', 2).write(
+      {
+        'datasets': ['a', 'a', 'b'],
+        'condition': 'tokens',
+        'k': {k: values},
+        'versions': {},
+      }
+    )
+  return task
+
+
+def test_a_setting_is_summed_up(tmp_path):
+  prompt = _tested(tmp_path, 'prompt', [0.0, 0.0, 0.0])
+  lora = _tested(tmp_path, 'lora_qv', [1.0, 1.0, 1.0])
+  table = _tested(tmp_path, 'table', [1.0, 0.0, 1.0], k='50', rate=1e-2)
+  _tested(tmp_path, 'table', [0.0, 0.0, 1.0], 1, k='50', rate=1e-2)
+  worse = _tested(tmp_path, 'table', [1.0, 1.0, 1.0], rate=3e-3, loss=2.0)
+  missing = _task(tmp_path, rate=3e-2)
+  found = quality_report.summarise(
+    {
+      'prompt': [prompt],
+      'table': [table, worse, missing],
+      'lora_qv': [lora],
+    },
+    [0, 1],
+    [2, 5],
+  )
+  rows = {row['contender']: row for row in found['rows']}
+  assert rows['table']['rate'] == 1e-2
+  assert rows['table']['rates_tried'] == 2
+  assert rows['table']['seeds'] == [0, 1]
+  # The mean of both seeds in each set, then of the sets: (1/4 + 1) / 2.
+  assert rows['table']['em'] == pytest.approx(62.5)
+  assert rows['table']['share'][0] == pytest.approx(62.5)
+  assert rows['table']['cpu_minutes_to_90'] == 1
+  assert 'share' not in rows['prompt']
+  assert 'share' not in rows['lora_qv']
+  assert '| 62 % [' in quality_report.table(found['rows'])
+  assert [row['rate'] for row in found['sweep']] == [1e-2, 3e-3, 0]
+
+
 def test_the_time_to_reach_most_of_the_final_score():
   validations = [
     {'step': step, 'em': em} for step, em in ((2, 10), (4, 36), (6, 40))

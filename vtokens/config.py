@@ -124,7 +124,9 @@ class VirtualTokens(schema.Section):
   num_virtual_tokens: Annotated[int, Ge(1), Le(100_000)] = 50
   num_frozen: NaturalInt = 0
   position: Position = 'middle'
-  init: Literal['text', 'vocab', 'passages', 'answers', 'normal', 'table'] = 'text'
+  init: Literal['text', 'vocab', 'passages', 'answers', 'normal', 'table'] = (
+    'text'
+  )
   init_text: str = INSTRUCTION
   init_std: Annotated[float, Ge(0), Le(1e6)] = 0.02
   init_path: Path = ''

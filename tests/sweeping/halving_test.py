@@ -46,7 +46,9 @@ def test_rungs_end_at_validations_or_advice_helps(
     rungs = _plan(candidates, steps, every, eta, finalists)
   except errors.UserError as e:
     field, number = re.match(
-      r'config\.train\.(\w+): expected (?:such as|at least) (\d+),', str(e)
+      r'config\.train\.(\w+): expected (?:a smaller number, e\.g\.|at least) '
+      r'(\d+),',
+      str(e),
     ).groups()
     if field == 'num_steps':
       steps, every = int(number), 1

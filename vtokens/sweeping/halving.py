@@ -81,6 +81,6 @@ def _refuse(
   schema.refuse_value(
     'train.validate_every',
     validate_every,
-    f'such as {num_steps // least}, since {rungs}, each of which ends at a '
-    f'validation within {num_steps} steps',
+    f'a smaller number, e.g. {num_steps // least}, since {rungs}, each of '
+    f'which ends at a validation within {num_steps} steps',
   )

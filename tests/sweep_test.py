@@ -21,7 +21,7 @@ from vtokens.run.workdir import RunDir
 from vtokens.settings import config_file
 
 _OPTIONS = sweep.Options(
-  over=('optim.learning_rate=0.5,1,2', 'virtual_tokens.init=text'),
+  over=('optim.learning_rate=0.5,1,2', 'virtual_tokens.init=passages'),
 )
 _CHANGES = {
   'virtual_tokens': {'num_virtual_tokens': 2},

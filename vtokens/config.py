@@ -100,8 +100,10 @@ class VirtualTokens(schema.Section):
       the table, so that gradients flow through them too) or last (after the
       question; in a chat still inside the user's turn).
     init: text (embeddings of `init_text`, repeated), vocab (embeddings of
-      random tokens that are not special), normal, or table (a saved one). With
-      kind=kv text and vocab are the base's keys and values of these tokens.
+      random tokens that are not special), passages (embeddings of random
+      training passages, one after the other), answers (each token the mean
+      embedding of a training answer), normal, or table (a saved one). With
+      kind=kv they are the base's keys and values of such inputs.
     init_text: for init=text.
     init_std: standard deviation for init=normal.
     init_path: `table.safetensors`, or `keys_values.safetensors` for kind=kv,

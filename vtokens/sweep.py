@@ -20,7 +20,7 @@ from absl import flags as absl_flags
 from vtokens import config, train
 from vtokens.devices import distributed
 from vtokens.host import errors, stopping, writers
-from vtokens.method.virtual_tokens import TABLE
+from vtokens.method import kinds
 from vtokens.models.frozen_base import BaseKeeper
 from vtokens.run import run_summary
 from vtokens.run.loop import DivergedError
@@ -157,7 +157,8 @@ class _Sweep:
         functools.partial(self._bases.open, cfg.base, cfg.context_length)
       )
       try:
-        TABLE.check(cfg.virtual_tokens, base.config)
+        tokens = cfg.virtual_tokens
+        kinds.trainable_of(tokens).check(tokens, base.config)
       except errors.UserError as e:
         problems.append(f'candidate {one}: {e}')
     if problems:

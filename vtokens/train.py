@@ -244,7 +244,9 @@ def _prepare(
     validation=inputs.validation,
     trainable=kinds.trainable_of(cfg.virtual_tokens),
     optimizer=optimizer,
-    initial=training_state.initial_state(cfg, inputs.mesh, base, optimizer),
+    initial=training_state.initial_state(
+      cfg, inputs.mesh, base, optimizer, mixture=mixture
+    ),
     evaluator=evaluator,
     tests=TestScores(run_dir, evaluator, inputs.test, cfg.templates.refusal),
     identity=workdir.base_identity(inputs.base),

@@ -42,7 +42,7 @@ class LowRank(Trainable):
   def check(self, settings, base):
     pass
 
-  def init(self, settings, decoder, tokenizer, seed):
+  def init(self, settings, decoder, tokenizer, seed, mixture=None):
     rng = np.random.default_rng(seed)
     return jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(np.float32),

@@ -11,9 +11,6 @@ from vtokens.devices import distributed
 from vtokens.models.decoder import Decoder
 from vtokens.models.tokenizers.tokenizer import Tokenizer
 
-# Values of `init` that need training data.
-_OF_DATA = ('passages', 'answers')
-
 
 def embeddings(
   settings: config.VirtualTokens,
@@ -39,16 +36,14 @@ def embeddings(
     errors.UserError: the training data have no passages or answers to draw.
   """
   number = settings.num_virtual_tokens
-  if settings.init in _OF_DATA and mixture is None:
-    raise ValueError(f'init={settings.init} needs the training data')
   if settings.init == 'answers':
-    answers = initial_texts.answer_ids(mixture, number, rng)
+    answers = initial_texts.answer_ids(_needed(mixture), number, rng)
     starts = np.cumsum([0, *map(len, answers[:-1])])
     sums = np.add.reduceat(_embed(decoder, np.concatenate(answers)), starts)
     lengths = np.asarray([len(ids) for ids in answers], np.float32)
     return sums / lengths[:, None]
   if settings.init == 'passages':
-    ids = initial_texts.passage_ids(mixture, number, rng)
+    ids = initial_texts.passage_ids(_needed(mixture), number, rng)
   elif settings.init == 'text':
     # Without bos, which belongs before the passages.
     sentence = tokenizer.encode(settings.init_text)
@@ -56,6 +51,12 @@ def embeddings(
   else:
     ids = rng.choice(np.asarray(tokenizer.ordinary_ids, np.int32), number)
   return _embed(decoder, ids)
+
+
+def _needed(mixture: TrainingMixture | None) -> TrainingMixture:
+  if mixture is None:
+    raise ValueError('init=passages and answers need the training data')
+  return mixture
 
 
 def _embed(

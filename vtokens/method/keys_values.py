@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Int
 
 from vtokens import config
 from vtokens.data.batch import Spans
+from vtokens.data.mixture import TrainingMixture
 from vtokens.devices import distributed, partitioning
 from vtokens.host import errors
-from vtokens.method import trainable, virtual_tokens
+from vtokens.method import initial_tokens, trainable
 from vtokens.method.trainable import Trainable
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
@@ -74,20 +75,24 @@ class KeysValues(Trainable):
     decoder: Decoder,
     tokenizer: Tokenizer,
     seed: int,
+    mixture: TrainingMixture | None = None,
   ) -> dict[str, Float[np.ndarray, 'L P K H']]:
     """Makes keys and values before the first step.
 
-    With `text` and `vocab` they are the base's own of these tokens, after the
-    start that the base expects (bos), with the keys rotated back.
+    With `text`, `vocab`, `passages` and `answers` they are the base's own of
+    the inputs that `initial_tokens` chooses, after the start that the base
+    expects (bos), with the keys rotated back.
 
     Args:
       settings: how to make them; see `config.VirtualTokens`.
       decoder: the base.
       tokenizer: of the base.
-      seed: of the draws of `vocab` and `normal`.
+      seed: of all draws.
+      mixture: training data, for `passages` and `answers`.
 
     Raises:
-      errors.UserError: saved ones have other shapes, or cannot be read.
+      errors.UserError: saved ones have other shapes, or cannot be read; or the
+        training data have no passages.
     """
     rng = np.random.default_rng([seed, 0x7AB1E])
     if settings.init == 'normal':
@@ -97,8 +102,8 @@ class KeysValues(Trainable):
       }
     if settings.init == 'table':
       return self._saved(settings, decoder.config)
-    ids = virtual_tokens.initial_ids(settings, tokenizer, rng)
-    return _of_tokens(decoder, tokenizer.prefix_ids, ids)
+    rows = initial_tokens.embeddings(settings, decoder, tokenizer, rng, mixture)
+    return _of_inputs(decoder, tokenizer.prefix_ids, rows)
 
   def embed(
     self, decoder: Decoder, values: _Trained, ids: Int[Array, 'B T']
@@ -190,25 +195,34 @@ class KeysValues(Trainable):
     return dict(found)
 
 
-def _of_tokens(
-  decoder: Decoder, start: Sequence[int], ids: Int[np.ndarray, 'P']
+def _of_inputs(
+  decoder: Decoder, start: Sequence[int], rows: Float[np.ndarray, 'P D']
 ) -> dict[str, Float[np.ndarray, 'L P K H']]:
-  """The base's keys and values of some tokens after a start."""
+  """The base's keys and values of some inputs after the ids of a start."""
 
   @nnx.jit
   def run(
-    decoder: Decoder, ids: Int[Array, '1 T'], positions: Int[Array, '1 T']
+    decoder: Decoder,
+    ids: Int[Array, '1 S'],
+    rows: Float[Array, '1 P D'],
+    positions: Int[Array, '1 T'],
   ) -> tuple[Float[Array, 'L 1 T K H'], Float[Array, 'L 1 T K H']]:
-    cache = decoder.encode(decoder.embed(ids), positions)
+    before = decoder.embed(ids)
+    inputs = jnp.concatenate([before, rows.astype(before.dtype)], axis=1)
+    cache = decoder.encode(inputs, positions)
     keys = cache.k.transpose(0, 1, 4, 2, 3)
     return (
       decoder.turn_keys(keys, positions, back=True),
       cache.v.transpose(0, 1, 3, 2, 4),
     )
 
-  whole = jnp.concatenate([jnp.asarray(start, jnp.int32), ids])[None]
-  positions = jnp.arange(whole.shape[1], dtype=jnp.int32)[None]
-  keys, values = run(decoder, whole, positions)
+  number = len(start) + len(rows)
+  keys, values = run(
+    decoder,
+    jnp.asarray(start, jnp.int32)[None],
+    jnp.asarray(rows)[None],
+    jnp.arange(number, dtype=jnp.int32)[None],
+  )
   return {
     name: np.asarray(distributed.fetch(x)[:, 0, len(start) :], np.float32)
     for name, x in (('keys', keys), ('values', values))

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from vtokens import config
 from vtokens.data.batch import Spans
+from vtokens.data.mixture import TrainingMixture
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
@@ -74,6 +75,7 @@ class Trainable(abc.ABC):
     decoder: Decoder,
     tokenizer: Tokenizer,
     seed: int,
+    mixture: TrainingMixture | None = None,
   ) -> Values:
     """Makes the values before the first step, as numpy arrays.
 
@@ -82,6 +84,7 @@ class Trainable(abc.ABC):
       decoder: the base.
       tokenizer: of the base.
       seed: of all random draws.
+      mixture: training data, whose texts they may start as.
     """
 
   @abc.abstractmethod

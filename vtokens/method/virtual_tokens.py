@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vtokens import config
-from vtokens.devices import distributed, partitioning
+from vtokens.data.mixture import TrainingMixture
+from vtokens.devices import partitioning
 from vtokens.host import errors
-from vtokens.method import trainable
+from vtokens.method import initial_tokens, trainable
 from vtokens.method.trainable import Trainable
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
@@ -53,20 +54,23 @@ class InputEmbeddings(Trainable):
     decoder: Decoder,
     tokenizer: Tokenizer,
     seed: int,
+    mixture: TrainingMixture | None = None,
   ) -> Float[np.ndarray, 'P D']:
     """Makes the table before the first step.
 
     Args:
       settings: how to make it; see `config.VirtualTokens`.
-      decoder: the base; `text` and `vocab` copy its embeddings.
+      decoder: the base, whose embeddings may be copied.
       tokenizer: of the base.
-      seed: of the draws of `vocab` and `normal`.
+      seed: of all draws.
+      mixture: training data, for `passages` and `answers`.
 
     Returns:
       Array of shape [P, D], float32.
 
     Raises:
-      errors.UserError: a saved table has another shape, or cannot be read.
+      errors.UserError: a saved table has another shape, or cannot be read; or
+        the training data have no passages.
     """
     shape = self.shapes(settings, decoder.config).shape
     rng = np.random.default_rng([seed, 0x7AB1E])
@@ -75,9 +79,7 @@ class InputEmbeddings(Trainable):
       return drawn.astype(np.float32)
     if settings.init == 'table':
       return self._saved_table(settings, shape[1])
-    ids = initial_ids(settings, tokenizer, rng)
-    rows = decoder.embed(jnp.asarray(ids))
-    return np.asarray(distributed.fetch(rows), np.float32)
+    return initial_tokens.embeddings(settings, decoder, tokenizer, rng, mixture)
 
   def embed(
     self,
@@ -125,31 +127,6 @@ class InputEmbeddings(Trainable):
         f'table of shape {list(table.shape)}, expected {list(shape)}'
       )
     return table
-
-
-def initial_ids(
-  settings: config.VirtualTokens,
-  tokenizer: Tokenizer,
-  rng: np.random.Generator,
-) -> Int[np.ndarray, 'P']:
-  """Chooses the ordinary tokens that virtual tokens start as.
-
-  Args:
-    settings: `init` is text or vocab.
-    tokenizer: of the base.
-    rng: draws the tokens of vocab.
-
-  Returns:
-    One id for each virtual token, int32.
-  """
-  number = settings.num_virtual_tokens
-  if settings.init == 'text':
-    # Without bos, which belongs before the passages.
-    sentence = tokenizer.encode(settings.init_text)
-    return np.resize(np.asarray(sentence, np.int32), number)
-  ordinary = np.asarray(tokenizer.ordinary_ids, np.int32)
-  drawn: np.ndarray = rng.choice(ordinary, number)
-  return drawn
 
 
 TABLE = InputEmbeddings()

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from vtokens import config
+from vtokens.data.mixture import TrainingMixture
 from vtokens.devices import distributed
 from vtokens.method import kinds
 from vtokens.method.steps import TrainState
@@ -19,6 +20,7 @@ def initial_state(
   base: FrozenBase,
   optimizer: optax.GradientTransformation,
   trainable: Trainable | None = None,
+  mixture: TrainingMixture | None = None,
 ) -> TrainState:
   """Makes the state before the first step; every leaf is a global array.
 
@@ -28,6 +30,7 @@ def initial_state(
     base: the frozen model, from whose embeddings a table may start.
     optimizer: of the trained values.
     trainable: what is trained; None for the kind that the config names.
+    mixture: training data, from whose texts the values may start.
 
   Raises:
     errors.UserError: saved values to start from have another shape.
@@ -35,7 +38,7 @@ def initial_state(
   if trainable is None:
     trainable = kinds.trainable_of(cfg.virtual_tokens)
   values = trainable.init(
-    cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed
+    cfg.virtual_tokens, base.decoder(), base.tokenizer, cfg.seed, mixture
   )
   shapes = abstract_step.state(
     optimizer,

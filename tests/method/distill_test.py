@@ -9,6 +9,7 @@ import optax
 import pytest
 import torch
 import transformers
+from transformers.models.llama import modeling_llama
 
 from vtokens import config
 from vtokens.data import batch as batch_lib
@@ -17,14 +18,17 @@ from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage
 from vtokens.devices import partitioning
 from vtokens.method import steps
+from vtokens.method.keys_values import KeysValues
 from vtokens.method.virtual_tokens import TABLE
 from vtokens.models import frozen_base
 
-N = 4  # Rows of the table.
+KEYS_VALUES = KeysValues()
+N = 4  # Virtual tokens.
 # Number of passages, k of each draw but the last, and the answer.
 ASKED = [(2, (1, 3), 'yes'), (0, (4, 2), 'n'), (1, (2, 1), 'maybe so')]
 ASKED.append((3, (3, 1), 'no'))
 MOST_TARGETS = 12
+RATE = 1024.0
 
 
 @pytest.fixture(scope='module')
@@ -74,7 +78,7 @@ def draws(assembler):
   return found
 
 
-def collate(draws, per_row, vocab_size):
+def collate(draws, per_row, vocab_size, spans=0):
   """A batch of the examples, whose last draws teach the others."""
   rows = [draws[i : i + per_row] for i in range(0, len(draws), per_row)]
   num = len(draws[0])
@@ -87,6 +91,7 @@ def collate(draws, per_row, vocab_size):
     num_rows=len(rows),
     packed=per_row > 1,
     draws=num,
+    spans=spans,
   )
   return dataclasses.replace(
     batch,
@@ -123,15 +128,20 @@ def divergence(teacher, student):
 
 def update(base, table, batch, weight, taught_by=None, **settings):
   """Metrics of a step, and the gradient that it followed."""
-  optimizer = optax.sgd(1.0)
+  # At rate 1 the difference of the values would round the gradient.
+  optimizer = optax.sgd(RATE)
   state = steps.TrainState(
-    jnp.asarray(table), optimizer.init(table), jnp.zeros((), jnp.int32)
+    jax.tree.map(jnp.asarray, table),
+    optimizer.init(table),
+    jnp.zeros((), jnp.int32),
   )
   step = steps.make_train_step(
     base.graph, optimizer, distill_weight=weight, **settings
   )
   new, metrics = jax.jit(step)(state, base.params, batch, taught_by)
-  return metrics, table - np.asarray(new.trained)
+  return metrics, jax.tree.map(
+    lambda a, b: (a - np.asarray(b)) / RATE, table, new.trained
+  )
 
 
 @pytest.mark.parametrize(
@@ -236,7 +246,9 @@ def asked_of_teacher(assembler, draws, seen, num_active):
   ]
 
 
-def with_teacher(batch, draws, teachers, per_row, vocab_size, shared=False):
+def with_teacher(
+  batch, draws, teachers, per_row, vocab_size, shared=False, spans=0
+):
   """The batch, with the teacher's examples."""
 
   def by_row(groups):
@@ -251,6 +263,7 @@ def with_teacher(batch, draws, teachers, per_row, vocab_size, shared=False):
     shape=(prefix, 45 * per_row),
     num_targets=per_row * (MOST_TARGETS - 1),
     packed=per_row > 1,
+    spans=spans,
     **sizes,
   )
   return dataclasses.replace(
@@ -323,3 +336,77 @@ def test_a_teacher_with_a_pass_of_its_own(
   scale = np.abs(exact).max()
   assert scale > 1e-3
   np.testing.assert_allclose(grad, exact, atol=1e-5 * scale)
+
+
+def kv_logits(model, trained, example):
+  """As `torch_logits`, of keys and values in transformers' own cache."""
+  cache = transformers.DynamicCache()
+  if len(example.prefix):
+    with torch.no_grad():
+      model(torch.tensor(example.prefix)[None], past_key_values=cache)
+  start, k = len(example.prefix), example.num_active
+  keys, values = trained['keys'][:, :k], trained['values'][:, :k]
+  cos, sin = model.model.rotary_emb(keys, torch.arange(start, start + k)[None])
+  for i in range(len(keys)):
+    plain = keys[i].transpose(0, 1)[None]
+    _, turned = modeling_llama.apply_rotary_pos_emb(plain, plain, cos, sin)
+    cache.update(turned, values[i].transpose(0, 1)[None], i)
+  suffix = torch.tensor([*example.after, *example.targets[:-1]])
+  positions = torch.arange(start + k, start + k + len(suffix))
+  out = model(
+    suffix[None], past_key_values=cache, position_ids=positions[None]
+  ).logits[0]
+  return out[-len(example.targets) :]
+
+
+@pytest.mark.parametrize('own_pass', [False, True])
+def test_keys_and_values_learn_and_teach(
+  base, model, assembler, draws, own_pass
+):
+  """From the last draw, or from themselves with fewer passages."""
+  weight, vocab_size, per_row = 0.6, base.config.vocab_size, 2
+  settings = config.VirtualTokens(
+    kind='kv', num_virtual_tokens=N, init='normal', init_std=1.0
+  )
+  trained = KEYS_VALUES.init(settings, base.decoder(), base.tokenizer, seed=0)
+  inside = [
+    [dataclasses.replace(e, in_suffix=False) for e in examples]
+    for examples in draws
+  ]
+  seen = FEWER if own_pass else SAME
+  teachers = [
+    e and dataclasses.replace(e, in_suffix=False)
+    for e in asked_of_teacher(assembler, draws, seen, N)
+  ]
+  batch = collate(inside, per_row, vocab_size, spans=3 * per_row)
+  if own_pass:
+    batch = with_teacher(
+      batch, inside, teachers, per_row, vocab_size, spans=per_row
+    )
+
+  leaves = {
+    name: torch.tensor(x, dtype=torch.float64, requires_grad=True)
+    for name, x in trained.items()
+  }
+  fixed = {name: leaf.detach() for name, leaf in leaves.items()}
+  loss = torch.zeros((), dtype=torch.float64)
+  tokens = 0
+  for examples, teacher in zip(inside, teachers, strict=True):
+    for example in examples:
+      student = kv_logits(model, leaves, example)
+      given = nll_of(student, example)
+      tokens += len(example.targets)
+      if teacher is None or (not own_pass and example is examples[-1]):
+        loss = loss + given
+        continue
+      learned = divergence(kv_logits(model, fixed, teacher), student)
+      loss = loss + weight * learned + (1 - weight) * given
+  (loss / tokens).backward()
+
+  metrics, grad = update(base, trained, batch, weight, trainable=KEYS_VALUES)
+  assert float(metrics['loss']) == pytest.approx(loss.item() / tokens, rel=1e-5)
+  for name, leaf in leaves.items():
+    exact = leaf.grad.numpy()
+    scale = np.abs(exact).max()
+    assert scale > 1e-3
+    np.testing.assert_allclose(grad[name], exact, atol=1e-5 * scale)

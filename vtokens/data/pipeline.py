@@ -73,7 +73,8 @@ class Planned:
     targets: number of tokens of its answer and eos.
     kept: tokens kept of each drawn passage's body; 0 if it is dropped.
     cut: number of passages shortened.
-    teacher: prefix and suffix length of the teacher's example, if it has one.
+    teacher: of the teacher's example, if there is one: length of its prefix and
+      of its suffix, and number of virtual tokens that are in neither.
     in_suffix: whether virtual tokens are tokens of the suffix.
   """
 
@@ -85,7 +86,7 @@ class Planned:
   kept: tuple[int, ...]
   cut: int
   in_suffix: bool
-  teacher: tuple[int, int] | None = None
+  teacher: tuple[int, int, int] | None = None
 
   @property
   def suffix(self) -> int:
@@ -144,10 +145,11 @@ class PlannedBatch:
     # Otherwise the prefix is the student's, which is encoded already.
     encodes = self.teacher_shape[0] > 0
     return tuple(
-      (e.teacher[0] if encodes else 0, *e.teacher, e.targets)
+      (prefix if encodes else 0, prefix + outside, suffix, e.targets)
       for row in self.rows
       for e in row
       if e.teacher is not None
+      for prefix, suffix, outside in [e.teacher]
     )
 
   @property
@@ -348,7 +350,7 @@ class TrainBatches:
     examples = taught = 0
     for planned in self._sample():
       rows, *_ = self._form_rows(planned)
-      lengths = np.array([example.teacher or (0, 0) for example in planned])
+      lengths = np.array([e.teacher or (0, 0, 0) for e in planned])
       prefixes.append(lengths[rows, 0].sum(axis=1))
       suffixes.append(lengths[rows, 1].sum(axis=1))
       examples += len(planned)
@@ -400,7 +402,8 @@ class TrainBatches:
       return planned
     prefix, moved, *_ = self._fit(seen)
     suffix = question + moved + self._teacher.num_inputs
-    return dataclasses.replace(planned, teacher=(prefix, suffix))
+    outside = self._teacher.num_tokens - self._teacher.num_inputs
+    return dataclasses.replace(planned, teacher=(prefix, suffix, outside))
 
   def _fit(
     self, passages: Sequence[ShownPassage]
@@ -493,7 +496,7 @@ class TrainBatches:
     """The first shape that holds the teacher's rows."""
     if self._teacher is None:
       return None
-    lengths = np.array([[e.teacher or (0, 0) for e in row] for row in rows])
+    lengths = np.array([[e.teacher or (0, 0, 0) for e in row] for row in rows])
     most = lengths.sum(axis=1).max(axis=0)
     for prefix, suffix in self.teacher_shapes:
       if suffix >= most[1] and (not self._teacher.gold or prefix >= most[0]):

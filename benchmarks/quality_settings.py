@@ -13,7 +13,8 @@ from quality_cells import Task
 
 from vtokens import config
 from vtokens.data.batch import Batch
-from vtokens.data.pipeline import PlannedBatch, TrainBatches
+from vtokens.data.pipeline import TrainBatches
+from vtokens.data.planned import PlannedBatch
 from vtokens.host import errors, writers
 
 # Sets with training questions in the directory of `--data`.

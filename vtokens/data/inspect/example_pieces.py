@@ -14,6 +14,7 @@ from vtokens.data import pipeline, prompt_encoder, token_cache
 from vtokens.data.assemble import Assembler
 from vtokens.data.batch import Batch
 from vtokens.data.mixture import REFUSAL, Origin, TrainingMixture
+from vtokens.data.planned import Planned, PlannedBatch
 from vtokens.data.prompt_encoder import Ids
 from vtokens.data.records import Record
 
@@ -71,7 +72,7 @@ def first_virtual_id(assembler: Assembler) -> int:
 
 
 def of_plan(
-  example: pipeline.Planned, num_active: Sequence[int], mixture: TrainingMixture
+  example: Planned, num_active: Sequence[int], mixture: TrainingMixture
 ) -> ExampleView:
   """A planned training example with `num_active` tokens, without its ids."""
   member, drawn = example.member, example.draw.passages
@@ -99,7 +100,7 @@ def of_plan(
 def of_step(
   step: int,
   batch: Batch,
-  planned: pipeline.PlannedBatch,
+  planned: PlannedBatch,
   mixture: TrainingMixture,
   assembler: Assembler,
 ) -> Iterator[ExampleView]:

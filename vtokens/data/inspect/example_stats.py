@@ -6,10 +6,10 @@ from dataclasses import field
 
 import numpy as np
 
-from vtokens.data import pipeline
 from vtokens.data.batching import Shape
 from vtokens.data.inspect import example_pieces
 from vtokens.data.mixture import TrainingMixture
+from vtokens.data.planned import PlannedBatch
 
 
 @dataclasses.dataclass
@@ -62,9 +62,7 @@ class Stats:
       with_gold=int(any(origin.is_gold for origin in own)),
     )
 
-  def add_batch(
-    self, planned: pipeline.PlannedBatch, mixture: TrainingMixture
-  ) -> None:
+  def add_batch(self, planned: PlannedBatch, mixture: TrainingMixture) -> None:
     """Counts a training batch and its examples."""
     computed = len(planned.rows) * sum(planned.shape)
     self.shapes[planned.shape] += [1, planned.real_tokens, computed]

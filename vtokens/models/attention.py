@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vtokens.devices import partitioning
-from vtokens.models import layers, rope
+from vtokens.models import attention_scores, layers, rope
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kernels import flash, splash
 from vtokens.models.kv_cache import KVCache
@@ -66,30 +66,12 @@ def attend(
   Returns:
     Attended values in q's dtype. Rows whose position is -1 hold garbage.
   """
-
-  def scores_over(
-    q: Float[Array, 'B K T G H'],
-    positions: Int[Array, 'B T'],
-    segments: Int[Array, 'B T'] | None,
-    cache: KVCache,
-  ) -> Float[Array, 'B K T G S']:
-    scores = jnp.einsum(
-      'bktgh,bkhs->bktgs', q, cache.k, preferred_element_type=jnp.float32
-    )
-    scores = layers.softcap(scores * scale, softcap)
-    slot = cache.positions[:, None, None, None, :]
-    query = positions[:, None, :, None, None]
-    seen = (slot >= 0) & (slot <= query)
-    if window is not None:
-      seen &= slot > query - window
-    if segments is not None and cache.segments is not None:
-      seen &= (
-        cache.segments[:, None, None, None, :]
-        == segments[:, None, :, None, None]
-      )
-    # Finite instead of -inf: a padding query sees no slot, and its (unused)
-    # softmax must not become NaN.
-    return jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+  scores_over = functools.partial(
+    attention_scores.masked_scores,
+    scale=scale,
+    softcap=softcap,
+    window=window,
+  )
 
   def attend_block(
     q: Float[Array, 'B K T G H'], rows: _Rows, own: KVCache
@@ -201,16 +183,19 @@ class Attention(nnx.Module):
       'window': tokens.window,
     }
     rows, length, _ = x.shape
-    kernels = config.kernels and not tokens.trained_caches
-    over = tokens.mesh if kernels else None
-    if over and splash.is_for(over, rows, length, caches, tokens.window):
+    over = tokens.mesh if config.kernels else None
+    trained = tokens.trained_caches
+    if (
+      over
+      and not trained
+      and splash.is_for(over, rows, length, caches, tokens.window)
+    ):
       out = splash.attend(q, new, over, **settings)
     elif over and flash.is_for(over, rows, length, x.dtype):
-      settings['parents'] = tokens.parents
+      settings |= {'parents': tokens.parents, 'trained': trained}
       out = flash.attend(q, new, caches, over, **settings)
     else:
-      settings['parents'] = tokens.parents
-      settings['trained'] = tokens.trained_caches
+      settings |= {'parents': tokens.parents, 'trained': trained}
       out = attend(q, new, caches, **settings, mesh=tokens.mesh)
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new

@@ -22,7 +22,7 @@ class LayerInputs:
     window: positions that a query of the layer sees; None for all.
     caches: the layer's part of the caches.
     trained_caches: the layer's part of the caches that get gradients; see
-      `Decoder.__call__`. Kernels compute none.
+      `Decoder.__call__`.
     mesh: the devices; None for one device.
   """
 

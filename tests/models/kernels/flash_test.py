@@ -215,6 +215,57 @@ def test_parents():
 
 
 @exact
+@pytest.mark.parametrize('settings', [{}, {'window': 200, 'softcap': 3.0}])
+@pytest.mark.parametrize('packed', [False, True])
+def test_trained_caches(packed, settings):
+  """They get gradients, and count as other keys do."""
+  segments, slots = None, None
+  if packed:
+    segments, slots = [(0, 50), (50, 90)], [(0, 120), (120, 280)]
+  q, new, cache = suffix(100, 300, segments, slots)
+  rng = np.random.default_rng(5)
+  # Beside the last passages; no query sees the last slots.
+  positions = jnp.r_[jnp.arange(100, 110), -jnp.ones(4, int)]
+  first, second = (
+    KVCache(
+      _normal(rng, _B, 2, 64, 14),
+      _normal(rng, _B, 2, 14, 64),
+      jnp.broadcast_to(positions, (_B, 14)),
+      jnp.broadcast_to(jnp.arange(14) % 2, (_B, 14)) if packed else None,
+    )
+    for _ in range(2)
+  )
+  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  kernels = functools.partial(flash.attend, mesh=mesh, interpret=_INTERPRET)
+  real = (new.positions >= 0)[..., None, None]
+  gradient = _normal(rng, *q.shape)
+
+  def found(attend):
+    def values(q, k, v, trained):
+      out = attend(
+        q,
+        new.replace(k=k, v=v),
+        [cache],
+        scale=0.3,
+        trained=[
+          part.replace(k=k, v=v)
+          for part, (k, v) in zip((first, second), trained, strict=True)
+        ],
+        **settings,
+      )
+      return jnp.where(real, out, 0)
+
+    trained = [(part.k, part.v) for part in (first, second)]
+    out, pull = jax.vjp(values, q, new.k, new.v, trained)
+    return jax.tree.leaves((out, pull(gradient)))
+
+  ours, expected = found(kernels), found(attention.attend)
+  assert len(ours) == 8
+  assert all(np.abs(x).max() > 1e-3 for x in expected)
+  check(ours, expected)
+
+
+@exact
 def test_no_gradient_of_caches():
   q, new, cache = suffix(100, 300, None, None)
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])

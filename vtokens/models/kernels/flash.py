@@ -1,6 +1,7 @@
 """Attention over caches and new tokens: Pallas kernels for GPUs."""
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -14,6 +15,7 @@ from vtokens.devices.partitioning import (
   is_divisible,
   platform,
 )
+from vtokens.models import attention_scores
 from vtokens.models.kernels import flash_kernels, flash_masks
 from vtokens.models.kernels.flash_kernels import Settings
 from vtokens.models.kv_cache import KVCache
@@ -22,6 +24,7 @@ _BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
 _QUERIES = PartitionSpec(*_BATCH, None, LOGICAL_AXIS_RULES['heads'], None)
 _KEYS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
 _SUMS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None)
+_LOG2_E = math.log2(math.e)
 # With fewer new tokens `attention.attend` uses its matrix products.
 _FEWEST = 32
 # GPUs that the kernels were compiled for.
@@ -59,15 +62,17 @@ def attend(
   softcap: float | None = None,
   window: Int[Array, ''] | int | None = None,
   parents: Int[Array, 'B T'] | None = None,
+  trained: Sequence[KVCache] = (),
   interpret: bool = False,
 ) -> Float[Array, 'B T N H']:
-  """`attention.attend` without gradients of the caches.
+  """`attention.attend` without gradients of the caches but the trained ones.
 
   FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): each block of
   queries loops over the blocks of keys in its segments, first in the caches,
   then in the new tokens. No score is written to memory. Gradients flow to q
   and to the new keys and values. The caches hold a frozen prefix: `Decoder`
-  stops their gradients.
+  stops their gradients. Trained caches have few slots: they are attended with
+  matrix products, and the two softmaxes are joined.
 
   Args:
     q: rotated queries.
@@ -79,6 +84,7 @@ def attend(
     softcap: bound of the scores; see `layers.softcap`.
     window: positions that a query sees, its own included; None for all.
     parents: see `attention.attend`.
+    trained: see `attention.attend`.
     interpret: run the kernels on another device, slowly.
 
   Returns:
@@ -92,8 +98,65 @@ def attend(
     window=None if window is None else jnp.reshape(jnp.int32(window), 1),
   )
   settings = Settings(scale, softcap, interpret)
-  out: Array = _attend(settings, mesh, q, new.k, new.v, context)
+  out: Array
+  out, sums = _attend(settings, mesh, q, new.k, new.v, context)
+  for cache in trained:
+    scores = attention_scores.masked_scores(
+      _by_key_head(q, new),
+      new.positions,
+      new.segments,
+      cache,
+      scale=scale,
+      softcap=softcap,
+      window=window,
+    )
+    out, sums = _join(out, sums, scores, cache.v)
   return out
+
+
+def _by_key_head(
+  q: Float[Array, 'B T N H'], new: KVCache
+) -> Float[Array, 'B K T G H']:
+  """Puts the queries of a key-value head beside each other."""
+  b, t, n, h = q.shape
+  heads = new.k.shape[1]
+  return q.reshape(b, t, heads, n // heads, h).transpose(0, 2, 1, 3, 4)
+
+
+def _join(
+  out: Float[Array, 'B T N H'],
+  sums: Float[Array, 'B N T'],
+  scores: Float[Array, 'B K T G S'],
+  values: Float[Array, 'B K S H'],
+) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
+  """Adds a part of the keys to a softmax over other parts.
+
+  Args:
+    out: attended values over the other parts.
+    sums: base-2 logarithms of their softmax denominators.
+    scores: scores over this part.
+    values: values of this part.
+
+  Returns:
+    Attended values and logarithms over all parts.
+  """
+  b, k, t, g, _ = scores.shape
+  shape = (b, k, g, t)
+  before = (sums / _LOG2_E).reshape(shape).transpose(0, 1, 3, 2)[..., None]
+  # It cancels out, so its gradient would, too.
+  largest = jax.lax.stop_gradient(
+    jnp.maximum(before, scores.max(axis=-1, keepdims=True))
+  )
+  weights, weight = jnp.exp(scores - largest), jnp.exp(before - largest)
+  total = weight + weights.sum(axis=-1, keepdims=True)
+  earlier = out.reshape(b, t, k, g, -1).transpose(0, 2, 1, 3, 4)
+  added = jnp.einsum('bktgs,bksh->bktgh', weights.astype(values.dtype), values)
+  joined = ((weight * earlier + added) / total).astype(out.dtype)
+  logarithms = (largest + jnp.log(total))[..., 0] * _LOG2_E
+  return (
+    joined.transpose(0, 2, 1, 3, 4).reshape(out.shape),
+    logarithms.transpose(0, 1, 3, 2).reshape(sums.shape),
+  )
 
 
 @struct.dataclass
@@ -150,9 +213,8 @@ def _attend(
   k: Float[Array, 'B K H T'],
   v: Float[Array, 'B K T H'],
   context: _Context,
-) -> Float[Array, 'B T N H']:
-  out, _ = _forward(settings, mesh, q, k, v, context)
-  return out
+) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
+  return _forward(settings, mesh, q, k, v, context)
 
 
 def _keep(
@@ -162,16 +224,16 @@ def _keep(
   k: Float[Array, 'B K H T'],
   v: Float[Array, 'B K T H'],
   context: _Context,
-) -> tuple[Float[Array, 'B T N H'], _Kept]:
+) -> tuple[tuple[Array, Array], _Kept]:
   out, sums = _forward(settings, mesh, q, k, v, context)
-  return out, (q, k, v, context, out, sums)
+  return (out, sums), (q, k, v, context, out, sums)
 
 
 def _pull_back(
   settings: Settings,
   mesh: Mesh,
   kept: _Kept,
-  gradient: Float[Array, 'B T N H'],
+  gradients: tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']],
 ) -> tuple[Array, Array, Array, None]:
   q, k, v, context, out, sums = kept
 
@@ -189,11 +251,11 @@ def _pull_back(
     mesh=mesh,
     in_specs=(
       *(_QUERIES, _KEYS, _KEYS, context.specs()),
-      *(_QUERIES, _SUMS, _QUERIES),
+      *(_QUERIES, _SUMS, _QUERIES, _SUMS),
     ),
     out_specs=(_QUERIES, _KEYS, _KEYS),
     check_vma=False,
-  )(q, k, v, context, out, sums, gradient)
+  )(q, k, v, context, out, sums, *gradients)
   return of_q, of_k, of_v, None
 
 

@@ -81,15 +81,18 @@ def backward(
   out: Float[Array, 'B T N H'],
   sums: Float[Array, 'B N T'],
   gradient: Float[Array, 'B T N H'],
+  of_sums: Float[Array, 'B N T'],
 ) -> tuple[Float[Array, 'B T N H'], Keys]:
   """Gradients of the queries, and of the last part's keys and values.
 
-  Algorithm 2, from the results of `forward` and the gradient of its values.
+  Algorithm 2, from the results of `forward` and the gradients of both.
   """
-  # D of algorithm 2.
+  # D of algorithm 2. The derivative of a logarithm of a denominator by a score
+  # is the key's share of the softmax, so the gradient of `sums` adds to D.
   taken = jnp.einsum(
     'btnh,btnh->bnt', gradient, out, preferred_element_type=jnp.float32
   )
+  taken -= of_sums * _LOG2_E
   wide = {'q': q, 'gradient': gradient}
   narrow = {'sums': sums, 'taken': taken}
   of_q = _call(

@@ -114,6 +114,7 @@ def test_token_cache_of_the_config_and_on_a_store():
     ('train.num_steps=1,2', ['train.num_steps cannot vary', 'share']),
     ('eval.num_passages=1,2', ['eval.num_passages cannot vary']),
     ('data.validation=("a",),("b",)', ['data.validation cannot vary']),
+    ('data.unanswerable=skip,refuse', ['data.unanswerable cannot vary']),
     ('workdir=a,b', ['workdir cannot vary: it changes no number']),
     ('train.log_every=1,2', ['train.log_every cannot vary', 'no number']),
     ('mesh.shape=(1,1,1),(2,1,1)', ['mesh.shape cannot vary', 'no number']),

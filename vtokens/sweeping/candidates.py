@@ -18,13 +18,17 @@ from vtokens.settings import flags, schema
 
 # Most candidates of a sweep.
 _MOST = 1000
-# Fields that decide how candidates are compared, or how far they train, or that
-# say what is trained at all.
+# Sections and fields that decide how candidates are compared, on which
+# questions, or how far they train.
 _SHARED = (
   'base',
   'eval',
-  'data.validation',
+  'data.corpus',
+  'data.max_text_bytes',
   'data.test',
+  'data.turns',
+  'data.unanswerable',
+  'data.validation',
   'train.num_steps',
   'train.validate_every',
 )

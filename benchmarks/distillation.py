@@ -46,7 +46,8 @@ _CONTENDERS = flags.DEFINE_list(
   ['answers', 'shown_0.5', 'gold_0.5', 'all_tokens', 'draws_0.5'],
   'Which.',
 )
-_STEPS = flags.DEFINE_integer('steps', 112, 'Of training, 8 examples each.')
+_STEPS = flags.DEFINE_integer('steps', 112, 'Of training.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Examples of a step.')
 _QUESTIONS = flags.DEFINE_integer('questions', 200, 'To score with.')
 _K = flags.DEFINE_list('k', ['1', '5', '50'], 'Virtual tokens, to score with.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
@@ -61,6 +62,7 @@ def configure(contender: str, directory: str) -> config.Config:
   cfg = quickstart_runs.load_config(directory, _QUESTIONS.value, _SEED.value)
   cfg.optim.schedule = 'cosine'
   cfg.train.num_steps = _STEPS.value
+  cfg.data.batch_size = _BATCH_SIZE.value
   name, _, weight = contender.partition('_')
   if name in ('all', 'draws'):
     cfg.virtual_tokens.draws_per_example = 2

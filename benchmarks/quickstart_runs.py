@@ -15,6 +15,7 @@ from vtokens.data.assemble import Assembler
 from vtokens.data.records import Record
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking import run_scores
+from vtokens.evaluation.asking.answer_texts import AnswerTexts
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import Prompter, PromptVariant
@@ -139,7 +140,8 @@ class Setting:
     answers = Evaluator(answerer, prompter).answers(
       records, variants, label='scoring'
     )
+    form = AnswerTexts.of(self.cfg.templates, self.cfg.templates.chat)
     return [
-      run_scores.scores_of(records, answers[variant.name]).as_dict()
+      run_scores.scores_of(records, answers[variant.name], form).as_dict()
       for variant in variants
     ]

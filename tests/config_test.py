@@ -245,6 +245,14 @@ _BAD = [
   ('templates.concat', '', {}),
   ('templates.instruction', 'Answer.', {}),
   ('templates.answer', '{question}', {}),
+  ('templates.answer', '{answer} {source}', {}),
+  ('templates.answer', '[{source}] {answer}', {}),
+  ('templates.answer', '{answer} [{source}] [{source}]', {}),
+  ('templates.answer', '{answer} [{source}]', {'templates.passage': '{text}'}),
+  ('templates.chat_answer', '{answer}{source}.', {}),
+  ('templates.refusal', ' ', {}),
+  ('templates.refusal', 'No.\nIdea.', {}),
+  ('data.unanswerable', 'keep', {}),
   ('templates.chat_answer', '', {}),
   # Fields that have to fit one another.
   ('virtual_tokens.num_active', 51, {'virtual_tokens.draw': 'fixed'}),
@@ -253,6 +261,11 @@ _BAD = [
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.position': 'first'}),
   ('virtual_tokens.always_all', True, {}),
   ('train.distill.weight', 1.5, {}),
+  (
+    'train.distill.passages',
+    'gold',
+    {'train.distill.weight': 0.5, 'templates.answer': '{answer} [{source}]'},
+  ),
   (
     'train.distill.run',
     '',

@@ -153,7 +153,9 @@ class Templates(schema.Section):
     prompt: the question, for virtual tokens and closed book.
     concat: the question, for the condition `concat`.
     instruction: the question, for `prompt` and `chat_prompt`.
-    answer: the answer, before eos.
+    answer: the answer, before eos. With {source} after it, as in '{answer}
+      [{source}]', it ends with the number of the passage that has the answer;
+      see docs/training.md.
     chat: put everything into the user's turn of the base's chat template, in
       training and with virtual tokens: start of the turn, passages, tokens,
       prompt, end of the turn. Off, it is the paper's plain text.
@@ -542,6 +544,7 @@ def validate(config: Config) -> None:
   config_checks.check_passages(config.data.passages, 'data.passages.')
   for name, passages in config.data.mixture.passages.items():
     config_checks.check_passages(passages, f'data.mixture.passages[{name}].')
+  config_checks.check_citations(config)
   config_checks.check_mixture(config)
   config_checks.check_batches(config)
   config_checks.check_shapes(config)

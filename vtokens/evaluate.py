@@ -26,14 +26,15 @@ from vtokens.evaluation.asking import (
   evaluated_models,
   questions,
 )
+from vtokens.evaluation.asking.answer_texts import AnswerTexts
 from vtokens.evaluation.asking.cells import Answer, Cell, CellResult, Results
 from vtokens.evaluation.asking.grid import Grid
+from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.eval_config import UNTOUCHED, Config
 from vtokens.evaluation.harness import general_rows
 from vtokens.evaluation.reporting import report
 from vtokens.evaluation.reporting.summary import Resampling
 from vtokens.host import stopping, versions, writers
-from vtokens.scoring import refusals
 from vtokens.settings import flags, schema
 
 if TYPE_CHECKING:
@@ -206,8 +207,8 @@ def _results(
   answered: Mapping[Cell, Sequence[Answer]],
 ) -> Results:
   cells = {}
-  templates = {
-    (model.name, name): assembler.encoder.templates
+  assemblers = {
+    (model.name, name): assembler
     for model in opened
     for name, assembler in (
       ('', model.assembler),
@@ -215,17 +216,27 @@ def _results(
     )
   }
   for cell, answers in answered.items():
-    refusal = templates[cell.model, cell.table].refusal
-    refused = np.array(
-      [refusals.is_refusal(answer.text, refusal) for answer in answers]
+    assembler = assemblers[cell.model, cell.table]
+    form = AnswerTexts.of(
+      assembler.encoder.templates,
+      assembler.in_chat(CONDITIONS[cell.condition].chat),
     )
+    asked, texts = records[cell.dataset], form.texts(answers)
     values = answer_rules.score_questions(
       cfg.data.rules.get(cell.dataset, 'text'),
-      [answer.text for answer in answers],
-      [record.answers for record in records[cell.dataset]],
+      texts,
+      [record.answers for record in asked],
       char_f1=cfg.report.char_f1,
     )
-    cells[cell] = CellResult(cell, answers, values, refused)
+    cells[cell] = CellResult(
+      cell,
+      answers,
+      values,
+      np.array(form.refused(answers)),
+      texts if form.cites else None,
+      form.cited(answers) if form.cites else None,
+      form.citation_scores(asked, answers, cell.retriever),
+    )
   return Results(
     records=records,
     cells=cells,

@@ -23,6 +23,7 @@ from vtokens.data.batch import Batch
 from vtokens.data.records import Record
 from vtokens.devices import chips, distributed, partitioning
 from vtokens.evaluation.asking import run_scores
+from vtokens.evaluation.asking.answer_texts import AnswerTexts
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import (
@@ -248,7 +249,9 @@ def _prepare(
       cfg, inputs.mesh, base, optimizer, mixture=mixture
     ),
     evaluator=evaluator,
-    tests=TestScores(run_dir, evaluator, inputs.test, cfg.templates.refusal),
+    tests=TestScores(
+      run_dir, evaluator, inputs.test, assembler, cfg.eval.retriever
+    ),
     identity=workdir.base_identity(inputs.base),
     teacher=_load_teacher(inputs),
   )
@@ -409,12 +412,14 @@ def _validate(
   loss, answers = run.evaluator.validate(
     run.validation, run.as_tokens(values), num_active
   )
-  templates = run.assembler.encoder.templates
+  form = AnswerTexts.of(
+    run.assembler.encoder.templates, run.assembler.in_chat(None)
+  )
   return loop_hooks.ValidationResult(
     loss,
-    run_scores.scores_of(run.validation, answers),
+    run_scores.scores_of(run.validation, answers, form),
     num_active,
-    run_scores.refusals_of(run.validation, answers, templates.refusal),
+    run_scores.refusals_of(run.validation, answers, form),
   )
 
 

@@ -1,6 +1,7 @@
 """What chance may decide, and how often."""
 
 import collections
+import dataclasses
 
 import numpy as np
 import pytest
@@ -61,6 +62,15 @@ def source(assembler, tmp_path_factory):
   return cache.open(iter(records), BadRecords(), identity={}, label='')
 
 
+@pytest.fixture(scope='module')
+def citing(assembler):
+  templates = config.Templates(answer=' {answer} [{source}]')
+  return Assembler.for_run(
+    assembler.encoder.tokenizer,
+    config.Config(templates=templates, data=config.Data(max_answer_tokens=24)),
+  )
+
+
 @pytest.fixture
 def make(source, assembler):
   def make(
@@ -69,6 +79,7 @@ def make(source, assembler):
     tokens=None,
     passages=None,
     refuse=False,
+    assembler=assembler,
     **mixture,
   ):
     cfg = config.Config(seed=seed)
@@ -268,6 +279,35 @@ def test_the_ids_of_the_refusal(make, assembler):
   [expected] = assembler.encoder.answers(["I don't know."], chat=False)
   assert ids.tolist() == expected.tolist()
   assert mixture.answer_len(member, REFUSAL) == len(expected)
+
+
+def test_the_source_is_the_first_shown_passage_with_the_answer(make, citing):
+  policy = config.Passages(number=(1, 3), retrievers=('a',))
+  mixture = make(passages=policy, assembler=citing)
+  seen = set()
+  for draw, _ in targets(mixture):
+    member = draw.passages[0].member
+    # Ranks 1, 3 and 5 contain the answer, rank 2 is gold.
+    holds = [p.rank in (1, 2, 3, 5) for p in draw.passages]
+    for kept in ([9] * len(holds), [0, *[9] * (len(holds) - 1)]):
+      left = [h for h, n in zip(holds, kept, strict=True) if n]
+      expected = left.index(True) + 1 if any(left) else 0
+      assert mixture.source(member, draw, kept) == expected
+      seen.add(expected)
+    refused = dataclasses.replace(draw, answer=REFUSAL)
+    assert mixture.source(member, refused, [9] * len(holds)) == 0
+  assert seen == {0, 1, 2, 3}
+  # By default nothing is cited.
+  draw = make(passages=policy).draw(0, 0, 0)
+  assert make().source(mixture.member(0, 0), draw, [9] * 3) == 0
+
+
+def test_a_distractor_is_no_source(make, citing):
+  policy = config.Passages(number=(3, 3), retrievers=('a',), distractors=1.0)
+  mixture = make(passages=policy, assembler=citing)
+  for index in range(20):
+    draw = mixture.draw(0, 0, index)
+    assert mixture.source(mixture.member(0, index), draw, [9] * 3) == 0
 
 
 def order(mixture, count):

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 import tiny_models
 
@@ -11,6 +12,8 @@ from vtokens.data import pipeline, sources, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Member
+from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
+from vtokens.evaluation.conditions import TokenTable
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
@@ -377,6 +380,51 @@ def test_questions_without_an_answer(tokenizer, write, make_config):
         texts[name] = tokenizer.decode(ids[at >= 0][:-1].tolist()).strip()
   no = cfg.templates.refusal
   assert texts == {'q0': 'N0', 'q2': no, 'q4': no, 'q6': 'yes'}
+
+
+def test_answers_with_citations(tokenizer, write, make_config):
+  rows = [
+    _row(i, passages=['Nothing.', f'It is N{i}.'] if i < 4 else ['Nothing.'])
+    for i in range(0, 8, 2)
+  ]
+  room = {'max_answer_tokens': 7, 'max_suffix_tokens': 60}
+  cfg = make_config(train=(write('some', rows),), **room)
+  cfg.templates.answer = ' {answer} [{source}]'
+  cfg.data.passages.number = (2, 2)
+  cfg.data.passages.order = 'rank'
+  # A token is a byte: ' N0 [2]' and its end have 8.
+  with pytest.raises(errors.UserError, match=r'record q0: .* 4 of answer'):
+    _open(cfg, tokenizer)
+  cfg.data.max_answer_tokens = 8
+  mixture, _, _ = _open(cfg, tokenizer)
+  assembler = Assembler.for_run(tokenizer, cfg)
+  batches = pipeline.TrainBatches(
+    mixture,
+    cfg.data,
+    cfg.virtual_tokens,
+    assembler,
+    tokenizer.max_id + 1,
+    cfg.seed,
+  )
+  texts = {}
+  with batches.starting_at(0) as stream:
+    for batch in itertools.islice(stream, cfg.data.window_batches):
+      for name, ids, at in zip(
+        batch.ids, batch.batch.targets, batch.batch.target_index, strict=True
+      ):
+        texts[name] = tokenizer.decode(ids[at >= 0][:-1].tolist())
+        assert ids[at >= 0][-1] == tokenizer.eos_id
+  assert texts == {
+    'q0': ' N0 [2]',
+    'q2': ' N2 [2]',
+    'q4': ' N4',
+    'q6': ' N6',
+  }
+  # Validation has the same targets.
+  [record, *_] = sources.read(cfg.data.train, report=BadRecords())
+  variant = tokens_variant(TokenTable('t', np.zeros((4, 8)), assembler), 4)
+  example = Prompter(assembler, cfg.eval, 0).example(record, variant, 'N0')
+  assert tokenizer.decode(example.targets[:-1].tolist()) == ' N0 [2]'
 
 
 def test_a_refusal_that_does_not_fit(tokenizer, write, make_config):

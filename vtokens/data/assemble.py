@@ -257,12 +257,15 @@ class Assembler:
     limits: the sizes that an example must keep to.
     position: where the virtual tokens stand; see `Example`.
     in_suffix: whether they are tokens of the suffix; see `Example`.
+    most_shown: most passages of an example with an answer, the largest number
+      that a citation can name.
   """
 
   encoder: PromptEncoder
   limits: Limits
   position: str = 'middle'
   in_suffix: bool = True
+  most_shown: int = 0
 
   @classmethod
   def for_run(cls, tokenizer: Tokenizer, cfg: Config) -> 'Assembler':
@@ -276,6 +279,11 @@ class Assembler:
       ),
       position=cfg.virtual_tokens.position,
       in_suffix=cfg.virtual_tokens.kind == 'table',
+      most_shown=max(
+        cfg.eval.num_passages,
+        cfg.data.passages.number[1],
+        *(policy.number[1] for policy in cfg.data.mixture.passages.values()),
+      ),
     )
 
   def __call__(
@@ -284,6 +292,7 @@ class Assembler:
     question: str,
     *,
     answer: str | None = None,
+    has_it: Sequence[bool] = (),
     num_active: int = 0,
     prompt: str = 'prompt',
     chat: bool | None = None,
@@ -296,6 +305,8 @@ class Assembler:
       passages: (rank, passage) in the order shown; `fit` cuts them.
       question: the question.
       answer: one answer, or None if it is to be generated.
+      has_it: whether each passage has the answer, for the citation; none cites
+        none.
       num_active: number of virtual tokens (k); 0 for none.
       prompt: template to use: prompt, concat, instruction, or a text with
         {question}.
@@ -318,7 +329,7 @@ class Assembler:
     self.check_before(chat)
     self.check(num_active, len(prompt_ids), len(targets), where)
     ids = self.encoder.passages([passage for _, passage in passages])
-    return join(
+    example = join(
       self.encoder,
       [(rank, i) for (rank, _), i in zip(passages, ids, strict=True)],
       prompt_ids,
@@ -329,6 +340,20 @@ class Assembler:
       position=position or self.position,
       in_suffix=self.in_suffix,
     )
+    if answer is None or not self.encoder.cites(chat=chat) or not any(has_it):
+      return example
+    source = first_shown(example.kept, has_it)
+    targets = self.encoder.cite(targets, source, chat=chat)
+    return dataclasses.replace(example, targets=targets)
+
+  def citation_room(self) -> int:
+    """Most tokens that a citation adds to an answer of training."""
+    chat = self.in_chat(None)
+    if not self.encoder.cites(chat=chat):
+      return 0
+    numbers = range(1, self.most_shown + 1)
+    lens = (self.encoder.citation_len(n, chat=chat) for n in numbers)
+    return max(lens, default=0)
 
   @property
   def longest(self) -> tuple[int, int]:
@@ -389,8 +414,11 @@ class Assembler:
     Args:
       num_active: number of virtual tokens.
       prompt: tokens of the question.
-      targets: tokens of the answer and eos; 0 if it is to be generated.
+      targets: tokens of the answer and eos; 0 if it is to be generated. The
+        longest citation is added.
     """
+    if room := self.citation_room():
+      targets = np.where(np.greater(targets, 0), targets + room, 0)
     inputs = num_active + prompt + np.maximum(0, np.subtract(targets, 1))
     return (targets <= self.limits.targets) & (inputs <= self.limits.suffix)
 
@@ -405,6 +433,17 @@ class Assembler:
         f'config.data.max_suffix_tokens={self.limits.suffix} and '
         f'max_answer_tokens={self.limits.targets}'
       )
+
+
+def first_shown(kept: Sequence[int], wanted: Sequence[bool]) -> int:
+  """The shown number, from 1, of the first wanted passage; 0 without one.
+
+  Args:
+    kept: ids kept of each given passage's body; 0 if it was dropped.
+    wanted: whether each given passage is wanted.
+  """
+  shown = [want for n, want in zip(kept, wanted, strict=True) if n]
+  return shown.index(True) + 1 if True in shown else 0
 
 
 def _concatenate(parts: Sequence[Ids]) -> Ids:

@@ -11,6 +11,7 @@ import grain
 import numpy as np
 
 from vtokens import config
+from vtokens.data import assemble
 from vtokens.data.assemble import Assembler
 from vtokens.data.prompt_encoder import PassageIds
 from vtokens.data.records import GOLD
@@ -139,6 +140,7 @@ class TrainingMixture:
     self._assembler = assembler
     self._refuses = cfg.data.unanswerable == 'refuse'
     self._refusal = assembler.refusal()
+    self._cites = assembler.encoder.cites(chat=assembler.in_chat(None))
     members: dict[str, list[np.ndarray]] = {}
     for number, (source, reasons) in enumerate(
       zip(sources, removed, strict=True)
@@ -243,6 +245,28 @@ class TrainingMixture:
     has_it = slots.has_answer if slots.has_answer.any() else slots.is_gold
     found = any(p.member == member and has_it[p.slot] for p in shown)
     return draw.answer if found else REFUSAL
+
+  def source(
+    self, member: Member, draw: ExampleDraw, kept: Sequence[int]
+  ) -> int:
+    """The number that the answer cites, from 1; 0 for no citation.
+
+    It is that of the first shown passage that is gold or contains an answer. A
+    refusal cites nothing.
+
+    Args:
+      member: the example.
+      draw: the random choices about it, with the target.
+      kept: tokens kept of each drawn passage's body; 0 if it is dropped.
+    """
+    if not self._cites or draw.answer == REFUSAL:
+      return 0
+    slots = self._sources[member.source].slots(member.index)
+    has_it = slots.has_answer | slots.is_gold
+    return assemble.first_shown(
+      kept,
+      [p.member == member and bool(has_it[p.slot]) for p in draw.passages],
+    )
 
   def _draw_passages(
     self, member: Member, rng: np.random.Generator

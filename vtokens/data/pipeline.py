@@ -279,7 +279,9 @@ class TrainBatches:
     draw = mixture.draw(dataset, epoch, index)
     prefix, moved, kept, cut = self._fit(draw.passages)
     draw = dataclasses.replace(draw, answer=mixture.target(member, draw, kept))
+    source = mixture.source(member, draw, kept)
     answer = mixture.answer_len(member, draw.answer)
+    answer += self.encoder.citation_len(source, chat=self._chat)
     question = assemble.suffix_len(0, mixture.prompt_len(member), answer)
     planned = Planned(
       member=member,
@@ -290,6 +292,7 @@ class TrainBatches:
       kept=kept,
       cut=cut,
       in_suffix=self._assembler.in_suffix,
+      source=source,
     )
     if self._teacher is None:
       return planned
@@ -484,11 +487,12 @@ class TrainBatches:
   ) -> Example:
     """Reads an example with these passages, without virtual tokens."""
     mixture = self.mixture
+    answer = mixture.answer(planned.member, planned.draw.answer)
     return assemble.join(
       self.encoder,
       [(passage.rank, mixture.passage(passage)) for passage in passages],
       mixture.prompt(planned.member),
-      mixture.answer(planned.member, planned.draw.answer),
+      self.encoder.cite(answer, planned.source, chat=self._chat),
       num_active=0,
       chat=self._chat,
       max_prefix=self._assembler.limits.prefix,

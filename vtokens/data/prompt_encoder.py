@@ -16,6 +16,7 @@ from jaxtyping import Int
 from vtokens.config import Templates
 from vtokens.data.records import Passage
 from vtokens.models.tokenizers.tokenizer import Tokenizer
+from vtokens.scoring import citations
 
 Ids = Int[np.ndarray, 'T']
 
@@ -60,6 +61,7 @@ class PromptEncoder:
         )
       )
     )
+    self._encode_citation = functools.cache(self._citation)
     # Evaluation asks each question in several ways, one after the other.
     self._encode_passages = functools.lru_cache(maxsize=1)(self._passages)
 
@@ -154,15 +156,44 @@ class PromptEncoder:
     return as_ids([*self.tokenizer.encode(text), *self.turn_end(chat)])
 
   def answers(self, answers: Sequence[str], *, chat: bool) -> list[Ids]:
-    """Ids of each answer and the token that ends it."""
-    if chat:
-      template, end = self.templates.chat_answer, self.tokenizer.turn_end_id
-    else:
-      template, end = self.templates.answer, self.tokenizer.eos_id
+    """Ids of each answer without a citation, and the token that ends it."""
+    end = self.tokenizer.turn_end_id if chat else self.tokenizer.eos_id
+    template, _ = self._answer_template(chat)
     texts = [template.format(answer=answer) for answer in answers]
     return [
       as_ids([*ids, end]) for ids in self.tokenizer.encode_batch_after(texts)
     ]
+
+  def _answer_template(self, chat: bool) -> tuple[str, str]:
+    templates = self.templates
+    return citations.split_template(
+      templates.chat_answer if chat else templates.answer
+    )
+
+  def cites(self, *, chat: bool) -> bool:
+    """Whether an answer names a passage."""
+    return bool(self._answer_template(chat)[1])
+
+  def cite(self, targets: Ids, source: int, *, chat: bool) -> Ids:
+    """Ids of an answer with a citation before the token that ends it.
+
+    Args:
+      targets: ids of the answer and its end.
+      source: number of the passage, from 1; 0 for no citation.
+      chat: whether the answer is in a chat.
+    """
+    if not source:
+      return targets
+    citation = self._encode_citation(source, chat)
+    return np.concatenate([targets[:-1], citation, targets[-1:]])
+
+  def citation_len(self, source: int, *, chat: bool) -> int:
+    """Tokens that a citation adds; see `cite`."""
+    return len(self._encode_citation(source, chat)) if source else 0
+
+  def _citation(self, source: int, chat: bool) -> Ids:
+    text = self._answer_template(chat)[1].format(source=source)
+    return as_ids(self.tokenizer.encode_after(text) if text else [])
 
 
 def first_answer(answers: Sequence[str], templates: Templates) -> str:

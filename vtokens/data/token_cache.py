@@ -298,6 +298,11 @@ def passage_marks(
     yield matcher.contains(passage.text), is_gold
 
 
+def has_it(record: Record, passages: Iterable[Passage]) -> list[bool]:
+  """Whether each passage has the answer: is gold, or contains an answer."""
+  return [any(marks) for marks in passage_marks(record, passages)]
+
+
 def _save_npz(path: pathlib.Path, arrays: _Arrays) -> None:
   buffer = io.BytesIO()
   np.savez(buffer, **arrays)  # type: ignore[arg-type]

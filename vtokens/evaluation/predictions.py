@@ -20,13 +20,16 @@ def write(
   values: Mapping[str, Sequence[float] | np.ndarray],
   cell: Cell | None = None,
   refused: Sequence[bool] | np.ndarray | None = None,
+  texts: Sequence[str] | None = None,
+  cited: Sequence[int | None] | None = None,
 ) -> None:
   """Writes the predictions for some questions, whole or not at all.
 
   A line has `id`, `dataset`, `question`, `prediction`, `answers` and each
   metric. With a cell it also has the length and the end of the answer, the
   passages shown, and the coordinates of the cell. `confidence` comes
-  last, and `refused` after it if a question has no answer.
+  last, `refused` after it if a question has no answer, and `cited` if answers
+  have citations.
 
   Args:
     path: the file.
@@ -35,6 +38,8 @@ def write(
     values: value of each question by metric; NaN for one without an answer.
     cell: the cell that was asked, if any.
     refused: whether each answer is the refusal.
+    texts: the answers without their citations, if they have any.
+    cited: the number of the passage that each of them cites, or None.
   """
   all_answerable = all(record.answerable for record in records)
   lines = []
@@ -44,7 +49,7 @@ def write(
       'id': record.id,
       'dataset': record.dataset,
       'question': record.question,
-      'prediction': answer.text,
+      'prediction': answer.text if texts is None else texts[i],
       'answers': record.answers,
       **{name: _number(column[i]) for name, column in values.items()},
     }
@@ -53,6 +58,8 @@ def write(
     row['confidence'] = answer.confidence
     if refused is not None and not all_answerable:
       row['refused'] = bool(refused[i])
+    if cited is not None:
+      row['cited'] = cited[i]
     lines.append(json.dumps(row, ensure_ascii=False) + '\n')
   writers.write_text(path, ''.join(lines))
 

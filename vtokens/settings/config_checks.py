@@ -35,7 +35,16 @@ def _check_question_template(template: str) -> str:
 
 
 def _check_answer_template(template: str) -> str:
-  return _check_placeholders(template, 'answer')
+  _check_placeholders(template, 'answer', ('source',))
+  names = _placeholders(template)
+  if 'source' in names:
+    between = template[template.index('}') + 1 : template.rindex('{source}')]
+    if names != ['answer', 'source'] or not between.strip():
+      raise ValueError(
+        '{source} once, after {answer} and a visible sign, as in '
+        "'{answer} [{source}]'"
+      )
+  return template
 
 
 def check_refusal(text: str) -> str:
@@ -151,6 +160,28 @@ def check_passages(passages: 'config.Passages', prefix: str) -> None:
   if passages.depth < most:
     expected = f'at least the most passages shown, {most}'
     refuse(passages, 'depth', expected, prefix)
+
+
+def check_citations(cfg: 'config.Config') -> None:
+  """Checks that passages have the numbers that answers cite."""
+  templates = cfg.templates
+  field = 'chat_answer' if templates.chat else 'answer'
+  if '{source}' not in getattr(templates, field):
+    return
+  if '{index}' not in templates.passage:
+    refuse(
+      cfg,
+      f'templates.{field}',
+      'no {source}, since templates.passage shows no {index}',
+    )
+  distill = cfg.train.distill
+  if distill.weight and distill.passages == 'gold':
+    refuse(
+      cfg,
+      'train.distill.passages',
+      f'shown: with {{source}} in templates.{field} the target is a number '
+      'among the passages shown, and gold passages alone have other numbers',
+    )
 
 
 def check_mixture(cfg: 'config.Config') -> None:

@@ -155,6 +155,9 @@ def of_record(
     shown,
     record.question,
     answer=first if with_answer else None,
+    has_it=token_cache.has_it(record, [passage for _, passage in shown])
+    if record.answerable
+    else (),
     num_active=max(settings.num_active),
     where=f'record {record.id}',
   )

@@ -9,6 +9,7 @@ import numpy as np
 
 from vtokens.data.records import Record
 from vtokens.evaluation.conditions import CONDITIONS
+from vtokens.scoring.citations import CitationScores
 
 # Coordinates of a cell besides its dataset, in the order of files and reports.
 AXES = (
@@ -183,12 +184,18 @@ class CellResult:
       0 to 1; see `vtokens.scoring.metrics`. NaN for a question without an
       answer.
     refused: whether each answer is the refusal; array of shape [n], bool.
+    texts: the answers without their citations; None if they have none.
+    cited: the number that each answer cites, if any; None likewise.
+    citations: scores of the citations; None likewise, or without passages.
   """
 
   cell: Cell
   answers: Sequence[Answer]
   values: Mapping[str, np.ndarray]
   refused: np.ndarray
+  texts: Sequence[str] | None = None
+  cited: Sequence[int | None] | None = None
+  citations: CitationScores | None = None
 
   def scored(self, metric: str) -> np.ndarray:
     """The values of the questions with an answer."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from vtokens import config
-from vtokens.data import pipeline, prompt_encoder
+from vtokens.data import pipeline, prompt_encoder, token_cache
 from vtokens.data.assemble import Assembler, Example
 from vtokens.data.records import Passage, Record
 from vtokens.evaluation.conditions import CONDITIONS, Condition
@@ -125,10 +125,15 @@ class Prompter:
     if variant.tokens is not None:
       assembler = variant.tokens.assembler
       position = variant.condition.position or assembler.position
+    has_it: list[bool] = []
+    if answer is not None and record.answerable:
+      shown = [passage for _, passage in passages]
+      has_it = token_cache.has_it(record, shown)
     return assembler(
       passages,
       record.question,
       answer=answer,
+      has_it=has_it,
       num_active=variant.num_active,
       prompt=variant.condition.template,
       chat=variant.condition.chat,

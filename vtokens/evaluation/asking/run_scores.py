@@ -8,6 +8,7 @@ from etils import epath
 
 from vtokens.data.records import Record
 from vtokens.evaluation import predictions
+from vtokens.evaluation.asking.answer_texts import AnswerTexts
 from vtokens.evaluation.asking.cells import Answer
 from vtokens.scoring import coverage, metrics, refusals
 
@@ -16,7 +17,7 @@ def write_predictions(
   path: epath.PathLike,
   records: Sequence[Record],
   answers: Sequence[Answer],
-  refusal: str,
+  form: AnswerTexts,
 ) -> None:
   """Writes the predictions with EM and F1; see `predictions.write`.
 
@@ -24,22 +25,27 @@ def write_predictions(
     path: the file.
     records: the questions.
     answers: one for each record.
-    refusal: config.templates.refusal.
+    form: how the texts of answers are read.
   """
   predictions.write(
     path,
     records,
     answers,
-    _values(records, answers),
-    refused=_refused(answers, refusal),
+    _values(records, answers, form),
+    refused=form.refused(answers),
+    texts=form.texts(answers) if form.cites else None,
+    cited=form.cited(answers) if form.cites else None,
   )
 
 
 def _values(
-  records: Sequence[Record], answers: Sequence[Answer]
+  records: Sequence[Record], answers: Sequence[Answer], form: AnswerTexts
 ) -> dict[str, list[float]]:
   """EM and F1 of each question, 0 to 1; NaN for one without an answer."""
-  pairs = [(a.text, r.answers) for r, a in zip(records, answers, strict=True)]
+  pairs = [
+    (text, record.answers)
+    for record, text in zip(records, form.texts(answers), strict=True)
+  ]
   return {
     name: [score(*pair) if pair[1] else np.nan for pair in pairs]
     for name, score in (
@@ -49,56 +55,61 @@ def _values(
   }
 
 
-def _refused(answers: Sequence[Answer], refusal: str) -> list[bool]:
-  return [refusals.is_refusal(answer.text, refusal) for answer in answers]
-
-
 def scores_of(
-  records: Sequence[Record], answers: Sequence[Answer]
+  records: Sequence[Record], answers: Sequence[Answer], form: AnswerTexts
 ) -> metrics.Scores:
   """EM and F1 of the answers to questions that have one."""
   pairs = [
-    (answer.text, record.answers)
-    for record, answer in zip(records, answers, strict=True)
+    (text, record.answers)
+    for record, text in zip(records, form.texts(answers), strict=True)
     if record.answerable
   ]
   return metrics.score(*map(list, zip(*pairs, strict=True)))
 
 
 def refusals_of(
-  records: Sequence[Record], answers: Sequence[Answer], refusal: str
+  records: Sequence[Record], answers: Sequence[Answer], form: AnswerTexts
 ) -> refusals.RefusalScores | None:
   """Scores of refusals; None if all questions have an answer."""
   return refusals.score(
-    _refused(answers, refusal), [record.answerable for record in records]
+    form.refused(answers), [record.answerable for record in records]
   )
 
 
 def all_scores(
-  records: Sequence[Record], answers: Sequence[Answer], refusal: str
+  records: Sequence[Record],
+  answers: Sequence[Answer],
+  form: AnswerTexts,
+  retriever: str,
 ) -> dict[str, Any]:
   """All that a run's summary says of answers.
 
   Args:
     records: the questions.
     answers: one for each record, with confidence.
-    refusal: config.templates.refusal.
+    form: how the texts of answers are read.
+    retriever: whose passages were shown.
 
   Returns:
     em, f1, n of the questions with an answer; mean confidence; risk_area, the
-    area of `coverage.coverage_risk`, None if all were refused; and refusals, if
-    a question has no answer.
+    area of `coverage.coverage_risk`, None if all were refused; refusals, if a
+    question has no answer; and citations, if answers have any.
   """
   confidence = np.array([answer.confidence for answer in answers], float)
   curve = coverage.coverage_risk(
     confidence,
-    np.nan_to_num(_values(records, answers)['em']),
-    np.array(_refused(answers, refusal)),
+    np.nan_to_num(_values(records, answers, form)['em']),
+    np.array(form.refused(answers)),
   )
-  found = refusals_of(records, answers, refusal)
-  return {
-    **scores_of(records, answers).as_dict(),
+  found: dict[str, Any] = {
+    **scores_of(records, answers, form).as_dict(),
     'confidence': float(confidence.mean()),
     'risk_area': curve and curve.area,
-    **({} if found is None else {'refusals': found.as_dict()}),
   }
+  for name, scores in (
+    ('refusals', refusals_of(records, answers, form)),
+    ('citations', form.citation_scores(records, answers, retriever)),
+  ):
+    if scores is not None:
+      found[name] = scores.as_dict()
+  return found

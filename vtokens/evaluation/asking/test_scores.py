@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from vtokens.data.assemble import Assembler
 from vtokens.data.records import Record
 from vtokens.devices import distributed
 from vtokens.evaluation.asking import run_scores
+from vtokens.evaluation.asking.answer_texts import AnswerTexts
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import (
   PromptVariant,
@@ -25,7 +27,8 @@ class TestScores:
     run_dir: gets the predictions.
     evaluator: asks.
     records: the questions; there may be none.
-    refusal: config.templates.refusal.
+    assembler: makes the prompts, and tells how answers look.
+    retriever: whose passages are shown.
   """
 
   # The name is not that of a test class.
@@ -36,9 +39,11 @@ class TestScores:
     run_dir: RunDir,
     evaluator: Evaluator,
     records: Sequence[Record],
-    refusal: str,
+    assembler: Assembler,
+    retriever: str,
   ):
-    self._refusal = refusal
+    self._assembler = assembler
+    self._retriever = retriever
     self._run_dir = run_dir
     self._evaluator = evaluator
     self._records = records
@@ -91,13 +96,20 @@ class TestScores:
       return {}
     found = {}
     answered = self._evaluator.answers(self._records, variants, label=label)
-    for name, answers in answered.items():
+    for variant in variants:
+      name, answers = variant.name, answered[variant.name]
+      form = AnswerTexts.of(
+        self._assembler.encoder.templates,
+        self._assembler.in_chat(variant.condition.chat),
+      )
       if distributed.is_first():
         run_scores.write_predictions(
           self._run_dir.path / 'predictions' / f'{name}.jsonl',
           self._records,
           answers,
-          self._refusal,
+          form,
         )
-      found[name] = run_scores.all_scores(self._records, answers, self._refusal)
+      found[name] = run_scores.all_scores(
+        self._records, answers, form, self._retriever
+      )
     return found

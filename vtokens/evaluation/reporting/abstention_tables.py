@@ -1,4 +1,4 @@
-"""Tables of confidence and refusals in a report."""
+"""Tables of confidence, refusals and citations in a report."""
 
 from collections.abc import Sequence
 
@@ -81,6 +81,34 @@ def confidence_table(summary: Summary) -> ReportTable:
     'over how many of them are shown. risk at 50 %: that share if half of the '
     'questions get an answer. none: an earlier version of vtokens, which did '
     'not compute it, wrote some of the answers.',
+  )
+
+
+def citations_table(summary: Summary) -> ReportTable | None:
+  """Scores of citations; None if no answer has any."""
+  labels = _labels(summary)
+  rows = [
+    (
+      cell.dataset,
+      labels[cell.column()],
+      f'{scores.precision:.1f}',
+      f'{scores.recall:.1f}',
+      f'{scores.f1:.1f}',
+      f'{scores.cited:,}',
+      f'{scores.citable:,}',
+    )
+    for cell, scores in summary.citations.items()
+  ]
+  if not rows:
+    return None
+  return ReportTable(
+    'Citations',
+    ('dataset', 'condition', 'precision', 'recall', 'F1', 'cited', 'citable'),
+    tuple(rows),
+    2,
+    'precision: share of the citations that name a passage with the answer. '
+    'recall: share of the questions with such a passage among those shown '
+    '(citable) whose answer names one.',
   )
 
 

@@ -73,7 +73,13 @@ def write_report(
     main_tables=[
       *report_tables.main_tables(found),
       *report_tables.axis_tables(found),
-      *filter(None, [abstention_tables.refusals_table(found, main=True)]),
+      *filter(
+        None,
+        [
+          abstention_tables.refusals_table(found, main=True),
+          abstention_tables.citations_table(found),
+        ],
+      ),
     ],
     more_tables=_more_tables(found, context),
     pictures=report_plots.draw(found),
@@ -210,6 +216,8 @@ def _write_predictions(directory: epath.Path, results: Results) -> list[str]:
       found.values,
       cell,
       found.refused,
+      found.texts,
+      found.cited,
     )
   return files
 

@@ -19,6 +19,7 @@ from vtokens.evaluation.asking.cells import (
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.reporting import abstention, statistics
 from vtokens.evaluation.reporting.abstention import Abstention
+from vtokens.scoring.citations import CitationScores
 
 LEVEL = 0.95
 # What ends an answer; see cells.Answer.
@@ -160,6 +161,7 @@ class Summary:
     comparisons: each main column with the reference of its model, and each
       main column with virtual tokens with every other.
     abstentions: confidence and refusals of all cells.
+    citations: scores of citations, by cell with citations.
   """
 
   datasets: dict[str, int]
@@ -172,6 +174,7 @@ class Summary:
   averages: tuple[CellScores, ...]
   comparisons: tuple[Comparison, ...]
   abstentions: tuple[Abstention, ...]
+  citations: Mapping[Cell, CitationScores]
 
   @property
   def main_columns(self) -> list[Cell]:
@@ -194,6 +197,10 @@ class Summary:
       'averages': [scores.as_json() for scores in self.averages],
       'comparisons': [one.as_json() for one in self.comparisons],
       'abstentions': [one.as_json() for one in self.abstentions],
+      'citations': [
+        _coordinates(cell) | scores.as_dict()
+        for cell, scores in self.citations.items()
+      ],
     }
 
 
@@ -242,6 +249,12 @@ def summarize(
       for found in columns.values()
       if (result := found.get(dataset))
     ),
+    citations={
+      result.cell: result.citations
+      for dataset in datasets
+      for found in columns.values()
+      if (result := found.get(dataset)) and result.citations
+    },
   )
   estimates.fill_intervals()
   return summary

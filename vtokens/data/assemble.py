@@ -427,9 +427,11 @@ class Assembler:
   ) -> None:
     """Raises a `UserError` about record `where` unless it `fits`."""
     if not self.fits(num_active, prompt, targets):
+      room = self.citation_room()
       raise errors.UserError(
         f'{where}: {num_active} virtual tokens, {prompt} tokens of question '
-        f'and {targets} of answer with eos do not fit '
+        f'and {targets} of answer with eos'
+        f'{f" and {room} more of a citation" if room else ""} do not fit '
         f'config.data.max_suffix_tokens={self.limits.suffix} and '
         f'max_answer_tokens={self.limits.targets}'
       )

@@ -13,7 +13,7 @@ from vtokens.data.assemble import Assembler
 from vtokens.data.checks import BadRecords
 from vtokens.data.mixture import Member
 from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
-from vtokens.evaluation.conditions import TokenTable
+from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
@@ -422,7 +422,7 @@ def test_answers_with_citations(tokenizer, write, make_config):
   }
   # Validation has the same targets.
   [record, *_] = sources.read(cfg.data.train, report=BadRecords())
-  variant = tokens_variant(TokenTable('t', np.zeros((4, 8)), assembler), 4)
+  variant = tokens_variant(TrainedTokens('t', np.zeros((4, 8)), assembler), 4)
   example = Prompter(assembler, cfg.eval, 0).example(record, variant, 'N0')
   assert tokenizer.decode(example.targets[:-1].tolist()) == ' N0 [2]'
 

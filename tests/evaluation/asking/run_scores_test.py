@@ -20,7 +20,7 @@ RECORDS = [
 def test_predictions_file(tmp_path):
   path = tmp_path / 'sub' / 'p.jsonl'
   answers = [Answer('Yes!', 2, 'end'), Answer('maybe', 1, 'length')]
-  run_scores.write_predictions(path, RECORDS, answers, 'unknown')
+  run_scores.write_predictions(path, RECORDS, answers, FORM)
   rows = [json.loads(line) for line in path.read_text().splitlines()]
   assert [row['em'] for row in rows] == [1.0, 0.0]
   assert rows[0] == {

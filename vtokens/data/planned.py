@@ -21,6 +21,7 @@ class Planned:
     teacher: of the teacher's example, if there is one: length of its prefix and
       of its suffix, and number of virtual tokens that are in neither.
     in_suffix: whether virtual tokens are tokens of the suffix.
+    source: number of the passage that the answer cites; 0 for no citation.
   """
 
   member: Member
@@ -32,6 +33,7 @@ class Planned:
   cut: int
   in_suffix: bool
   teacher: tuple[int, int, int] | None = None
+  source: int = 0
 
   @property
   def suffix(self) -> int:

@@ -925,7 +925,10 @@ class TestArtifact:
   @pytest.mark.parametrize(
     'change, message',
     [
-      (lambda v: v.update(format=2), 'expected "format": 1'),
+      (lambda v: v.update(format=3), 'expected "format": 1 or 2, which'),
+      (lambda v: v.update(format=2), 'kind is missing'),
+      (lambda v: v.update(format=2, kind='table'), "kind: expected 'kv' with"),
+      (lambda v: v.update(format=2, kind='kv'), '5 names for keys and values'),
       (lambda v: v.pop('base'), 'not as vtokens.export writes it'),
       (lambda v: v['base'].pop('id'), 'not as vtokens.export writes it'),
       (lambda v: v['tokens']['ids'].pop(), '4 ids and 5 names'),

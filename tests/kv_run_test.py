@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tiny_run
 
-from vtokens import ask, config, evaluate, export, train
+from vtokens import ask, config, evaluate, export, import_table, train
 from vtokens.evaluation import eval_config
 from vtokens.evaluation.tasks import Task
 from vtokens.exports import export_config
 from vtokens.host import errors, stopping
 from vtokens.run.workdir import RunDir
-from vtokens.serving import trained_file
+from vtokens.serving import artifact, plug, trained_file
 
 KV = {
   'virtual_tokens': {'kind': 'kv', 'draw': 'uniform'},
@@ -127,11 +127,76 @@ def test_asked(workdir):
   assert list(replies[1].values())[:-1] == list(replies[4].values())[:-1]
 
 
+@pytest.fixture
+def settings(workdir):
+  gate = export_config.Gate(questions=4, logits=2, sampled=16, batch_size=4)
+  found = export_config.Config(workdir=str(workdir), gate=gate)
+  export_config.validate(found)
+  return found
+
+
+def test_exported(workdir, settings, tmp_path):
+  out = tmp_path / 'out'
+  export.export(settings, 'vtokens', str(out))
+  gate = json.loads((out / 'gate.json').read_text())
+  assert gate['passed']
+  assert len(gate['checks']) == 7
+  assert sorted(path.name for path in out.iterdir()) == [
+    *('README.md', 'gate.json', 'virtual_tokens', 'vtokens.json')
+  ]
+  table = plug.load(out)
+  assert (table.meta.kind, table.meta.format) == ('kv', 2)
+  assert table.meta.table_sha256 == read(workdir).sha256
+  assert (out / 'virtual_tokens' / 'keys_values.safetensors').exists()
+  again = tmp_path / 'again'
+  artifact.write(again, table)
+  for name in (artifact.KEYS_VALUES, artifact.META):
+    assert (again / name).read_bytes() == (out / name).read_bytes()
+  card = (out / 'README.md').read_text()
+  assert '4 virtual tokens, each a key and a value of 2 x 8 numbers' in card
+  # The recipe of the card gives the answer of `ask`.
+  question, passages = 'Is it 70?', ['Fact 70 is b.', 'Noise.']
+  recipe = card.split('```python\n')[1].split('```')[0]
+  recipe = recipe.replace("load('.')", f'load({str(out)!r})')
+  base = re.search(r"base = '(.*?)'", recipe)[0]
+  recipe = recipe.replace(base, f'base = {read(workdir).config.base.path!r}')
+  recipe = recipe.replace('max_new_tokens=16', 'max_new_tokens=3')
+  names = {'passages': passages, 'question': question}
+  exec(recipe, names)
+  [expected] = [
+    reply.text
+    for name, reply in ask.ask(str(workdir), question, passages, 4).items()
+    if name == 'with 4 virtual tokens'
+  ]
+  assert names['answer'] == expected
+  with pytest.raises(errors.UserError, match=r'a table is imported.*kv'):
+    import_table.import_table('vtokens', str(out), '', str(tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_export_that_answers_otherwise(settings, tmp_path, monkeypatch):
+  """The gate reads the export with transformers."""
+
+  def load(directory):
+    found = artifact.read(directory)
+    keys = found.values['keys'] + 1
+    return artifact.Artifact({**found.values, 'keys': keys}, found.meta)
+
+  monkeypatch.setattr(plug, 'load', load)
+  with pytest.raises(errors.UserError, match='logits at answer positions'):
+    export.export(settings, 'vtokens', str(tmp_path / 'out'))
+  assert not (tmp_path / 'out').exists()
+
+
 def test_where_only_a_table_has_a_place(workdir, place, tmp_path):
   cfg = export_config.Config(workdir=str(workdir))
-  with pytest.raises(errors.UserError, match="kind='kv'"):
-    export.export(cfg, 'hf', str(tmp_path / 'out'))
-  assert not (tmp_path / 'out').exists()
+  for kind in ('hf', 'hf-base', 'peft', 'gguf', 'spring-pt'):
+    with pytest.raises(
+      errors.UserError,
+      match=rf"^--to {kind}: .* keys and values \(kind='kv'\); use them with",
+    ):
+      export.export(cfg, kind, str(tmp_path / 'out'))
+    assert not (tmp_path / 'out').exists()
   (place.root / 'math.jsonl').write_text(
     '{"id": "1", "question": "1 + 1?", "answers": ["2"]}\n'
   )

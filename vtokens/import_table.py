@@ -66,6 +66,9 @@ def _read(kind: str, path: str, base: str) -> tuple[Artifact, config.Config]:
   """Reads the table and makes its run's config; see `import_table`."""
   if kind == 'vtokens':
     table = artifact.read(path)
+    artifact.check_kind(
+      table.meta, 'table', f'--path {path}: a table is imported'
+    )
     if not base and public_names.is_local(table.meta):
       _check_found(path, table.meta.base)
     settings = _settings(table, base)
@@ -159,7 +162,7 @@ def _from_spring(
   return Artifact(
     rows,
     Meta(
-      format=artifact.FORMAT,
+      format=artifact.FORMATS['table'],
       base=BaseIdentity(
         id=settings.base.path,
         revision=frozen_base.revision(settings.base.path),

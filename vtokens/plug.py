@@ -1,5 +1,6 @@
 """The short name of `vtokens.serving.plug`, for serving programs."""
 
+from vtokens.serving.model_cache import generate, generate_inputs
 from vtokens.serving.plug import (
   attach,
   detach,
@@ -12,6 +13,8 @@ from vtokens.serving.plug import (
 __all__ = [
   'attach',
   'detach',
+  'generate',
+  'generate_inputs',
   'load',
   'prompt_ids',
   'prompt_text',

@@ -36,7 +36,7 @@ class CSVFormat(Format):
 
   def check(self, job):
     read = np.loadtxt(job.directory / 'table.csv', np.float32, delimiter=',')
-    return [shared_checks.same_table(read, job)]
+    return [shared_checks.same_values(read, job)]
 
   def usage(self, meta, dtype):
     return Usage(card_recipes.fill("table = numpy.loadtxt('table.csv')", meta))

@@ -13,6 +13,7 @@ import types
 
 import family_models
 import gguf_runs
+import numpy as np
 import pytest
 import recipes
 import torch
@@ -20,6 +21,7 @@ import trained_runs
 import transformers
 import vllm_like_server
 import yaml
+from transformers.models.qwen2 import modeling_qwen2
 
 from vtokens.exports import (
   card,
@@ -31,7 +33,7 @@ from vtokens.exports import (
 from vtokens.exports.formats import FORMATS, peft_format
 from vtokens.exports.gguf import gguf_file, llama_consumer
 from vtokens.host import errors
-from vtokens.serving import artifact, plug
+from vtokens.serving import artifact, plug, trained_file
 
 PASSAGES, QUESTION = trained_runs.PASSAGES, trained_runs.QUESTION
 
@@ -136,6 +138,55 @@ class TestTested:
     found = _run(place, kind, heading, monkeypatch)
     expected = _most_likely(place, found['passages'], found['question'])
     assert found['out'][0, len(found['ids']) :].tolist() == expected
+    assert isinstance(found['answer'], str)
+
+  def test_keys_and_values(self, place, monkeypatch):
+    """Keys and values of text, at their places, are the text."""
+    heading = 'transformers, with keys and values (tested here)'
+    names: dict = {}
+    recipes.enter(place, 'vtokens', monkeypatch)
+    exec(recipes.python(heading)[0], names)
+    meta, text = names['table'].meta, [66, 71, 30, 80, 91]
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / 'base')
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place / 'base')
+    prompt = plug.prompt_ids(
+      tokenizer, names['passages'], names['question'], len(text), meta
+    )
+    at = prompt.index(meta.tokens.ids[0])
+    whole = [*prompt[:at], *text, *prompt[at + len(text) :]]
+    cache = transformers.DynamicCache()
+    model(torch.tensor([whole]), past_key_values=cache)
+    position_ids = torch.arange(at, at + len(text))[None]
+    cos, sin = model.model.rotary_emb(torch.zeros(1), position_ids)
+    keys, values = (
+      torch.cat([getattr(x, name) for x in cache.layers]).detach()[
+        :, :, at : at + len(text)
+      ]
+      for name in ('keys', 'values')
+    )
+    back, _ = modeling_qwen2.apply_rotary_pos_emb(keys, keys, cos, -sin)
+    made = {
+      name: np.ascontiguousarray(x.transpose(1, 2).numpy())
+      for name, x in (('keys', back), ('values', values))
+    }
+    meta = dataclasses.replace(
+      meta,
+      kind='kv',
+      format=2,
+      shape=made['keys'].shape,
+      table_sha256=trained_file.sha256(made),
+    )
+    artifact.write(place / 'kv', artifact.Artifact(made, meta))
+    found = _run(place, 'kv', heading, monkeypatch)
+    expected = model.generate(
+      torch.tensor([whole]),
+      max_new_tokens=16,
+      do_sample=False,
+      repetition_penalty=1.0,
+    )
+    answer = found['out'][0, len(prompt) :].tolist()
+    assert answer
+    assert expected[0, len(whole) :].tolist()[: len(answer)] == answer
     assert isinstance(found['answer'], str)
 
   def test_llama_cpp(self, gguf_place, monkeypatch):

@@ -40,7 +40,6 @@ def render(
     base: more about the base; None if nothing is known.
   """
   base = base or BaseFacts()
-  n, width = meta.shape
   usage = to.usage(meta, base.dtype)
   # The hub shows it beside a model, and refuses a base that it does not have.
   on_hub = [f'base_model: {json.dumps(meta.base.id)}']
@@ -55,7 +54,7 @@ def render(
     '',
     '# Virtual tokens for retrieval-augmented answers',
     '',
-    f'{n} embeddings of {width} numbers for {markdown.code(meta.base.id)}, '
+    f'{_what(meta)} for {markdown.code(meta.base.id)}, '
     'whose weights are unchanged. They stand between retrieved passages and '
     'the question (SPRING, arXiv 2405.19670); any first k of them work.',
     '',
@@ -70,11 +69,7 @@ def render(
     markdown.block(usage.recipe, 'python'),
     *(line for block in usage.serving for line in ('', block)),
     '',
-    f'Ids {meta.tokens.ids[0]} to {meta.tokens.ids[-1]}, '
-    f'{markdown.code(meta.tokens.names[0])} to '
-    f'{markdown.code(meta.tokens.names[-1])}. Build prompts of '
-    'ids, with `plug.prompt_ids`, rather than of text: tokenizers read text '
-    'around such names in their own ways, and a passage may contain them.',
+    _about_ids(meta),
     *(line for note in usage.notes for line in ('', note)),
     '',
     '## Prompt',
@@ -124,6 +119,34 @@ def render(
     for check in checks
   ]
   return '\n'.join(lines) + '\n'
+
+
+def _what(meta: Meta) -> str:
+  """What the virtual tokens are."""
+  if meta.kind == 'table':
+    n, width = meta.shape
+    return f'{n} embeddings of {width} numbers'
+  layers, n, heads, width = meta.shape
+  return (
+    f'{n} virtual tokens, each a key and a value of {heads} x {width} numbers '
+    f'in {layers} layers,'
+  )
+
+
+def _about_ids(meta: Meta) -> str:
+  first, last = meta.tokens.ids[0], meta.tokens.ids[-1]
+  if meta.kind == 'kv':
+    return (
+      f'In `ids` the virtual tokens are {first} to {last}. The model has no '
+      'such ids: `plug.generate` puts keys and values in their places of the '
+      'cache.'
+    )
+  return (
+    f'Ids {first} to {last}, {markdown.code(meta.tokens.names[0])} to '
+    f'{markdown.code(meta.tokens.names[-1])}. Build prompts of '
+    'ids, with `plug.prompt_ids`, rather than of text: tokenizers read text '
+    'around such names in their own ways, and a passage may contain them.'
+  )
 
 
 def _about_base(meta: Meta, base: BaseFacts) -> str:

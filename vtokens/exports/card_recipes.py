@@ -35,8 +35,7 @@ ids = plug.prompt_ids(tokenizer, passages, question, k={k}, meta=table.meta)
 # The settings with which answers were compared and scored: greedy, whatever the
 # base's generation config says, up to the first line break.
 _GENERATE = """
-out = model.generate(
-  {ids}torch.tensor([ids]),
+out = {call}
   max_new_tokens=16,
   do_sample=False,
   repetition_penalty=1.0,
@@ -63,6 +62,9 @@ def fill(template: str, meta: Meta, *, peft: bool = False) -> str:
   gguf = meta.base.id.endswith('.gguf')
   what = 'the file' if gguf else 'a directory or a name on the hub'
   where = _WHERE.format(what=what) if public_names.is_local(meta) else ''
+  call = f'model.generate(\n  {"input_ids=" * peft}torch.tensor([ids]),'
+  if meta.kind == 'kv':
+    call = 'plug.generate(\n  model, ids, table,'
   more = '\n  suppress_tokens=list(table.meta.tokens.ids),' * peft
   return template.format(
     imports=_GGUF_IMPORTS if gguf else _IMPORTS,
@@ -70,7 +72,7 @@ def fill(template: str, meta: Meta, *, peft: bool = False) -> str:
     .strip()
     .format(base=meta.base.id, where=where),
     ids=_IDS.strip().format(k=meta.num_trained),
-    generate=_GENERATE.strip().format(ids='input_ids=' * peft, more=more),
+    generate=_GENERATE.strip().format(call=call, more=more),
   ).strip()
 
 

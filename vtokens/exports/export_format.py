@@ -8,17 +8,19 @@ runs the gate, and puts the export in its place.
 import abc
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 
+from vtokens import config
 from vtokens.exports.export_config import Config
 from vtokens.exports.gate import Check
 from vtokens.exports.reference import Probe
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors
 from vtokens.serving.artifact import Artifact, Meta, Tokens
+from vtokens.serving.trained_file import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,9 @@ class Placement:
   """Where the virtual tokens are in an export.
 
   Attributes:
-    tokens: their ids and names there.
-    dtype: in which the export stores the table, of numpy or ml_dtypes.
+    tokens: their ids and names in the export.
+    dtype: dtype of the table in the export, of numpy or ml_dtypes. Keys and
+      values are float32.
     num_rows: rows of the embedding matrix and the head of the export; 0 if the
       format writes neither.
     unsaid: ids whose rows of the head hardly ever win; the rows of the virtual
@@ -39,9 +42,11 @@ class Placement:
   num_rows: int = 0
   unsaid: tuple[int, ...] = ()
 
-  def stored(self, table: np.ndarray) -> np.ndarray:
-    """The table as the export stores it, rounded, as float32."""
-    return table.astype(self.dtype).astype(np.float32)
+  def stored(self, values: Trained) -> Trained:
+    """The values as the export stores them, rounded, as float32."""
+    if isinstance(values, Mapping):
+      return values
+    return values.astype(self.dtype).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,10 +56,10 @@ class ExportJob:
   Attributes:
     directory: directory of the export, not yet in its place.
     settings: what is exported, and how it is checked.
-    source: the trained table and its base.
+    source: the virtual tokens and their base.
     base_path: directory or GGUF file of the base.
     placement: where the virtual tokens go; see `Format.place`.
-    exported: the table, with the ids and names of the export.
+    exported: the virtual tokens, with the ids and names of the export.
     probes: questions and the answers of our own model.
     max_new_tokens: most tokens of an answer.
   """
@@ -85,10 +90,11 @@ class Usage:
 
 
 class Format(abc.ABC):
-  """A format that a table is exported to.
+  """A format that virtual tokens are exported to.
 
   Attributes:
     name: value of --to.
+    kinds: the kinds of virtual tokens that the format holds.
     library: the library that reads the export, as the Hugging Face hub names
       it.
     consumers: packages that the gate reads the export with, as they are
@@ -98,6 +104,7 @@ class Format(abc.ABC):
   """
 
   name: ClassVar[str]
+  kinds: ClassVar[tuple[config.Kind, ...]] = ('table',)
   library: ClassVar[str]
   consumers: ClassVar[tuple[str, ...]] = ('torch', 'transformers')
   from_directory: ClassVar[bool] = False
@@ -118,7 +125,8 @@ class Format(abc.ABC):
   def write(self, job: ExportJob) -> None:
     """Writes the files of the format into `job.directory`.
 
-    The table itself (`virtual_tokens/`, `vtokens.json`) is written besides.
+    The virtual tokens themselves (`virtual_tokens/`, `vtokens.json`) are
+    written besides.
     """
 
   @abc.abstractmethod

@@ -41,18 +41,22 @@ def make(
     one: the format.
     directory: an empty directory, not yet in its place.
     cfg: what is exported, and how it is checked.
-    source: the trained table and its base.
+    source: the virtual tokens and their base.
 
   Raises:
-    errors.UserError: the format cannot hold this table, a consumer is not
+    errors.UserError: the format cannot hold these tokens, a consumer is not
       installed, there are too few questions, or a check failed.
   """
+  meta = source.table.meta
+  if meta.kind not in one.kinds:
+    artifact.check_kind(
+      meta, one.kinds[0], f'--to {one.name}: the format holds a table'
+    )
   require_consumers(one)
   with _base_path(one, source, directory) as base_path:
     placement = one.place(source, base_path)
-    table = source.table.table
     exported = Artifact(
-      table, dataclasses.replace(source.table.meta, tokens=placement.tokens)
+      source.table.values, dataclasses.replace(meta, tokens=placement.tokens)
     )
     probes, most = _probes(cfg, source, placement)
     if placement.unsaid:
@@ -152,7 +156,7 @@ def _probes(
   probes = reference.probe(
     dataclasses.replace(source.base, settings=float32),
     source.table,
-    placement.stored(source.table.table),
+    placement.stored(source.table.values),
     asked,
   )
   return probes, asked.decode.max_new_tokens

@@ -12,14 +12,15 @@ from jaxtyping import Array, Float, Int
 
 from vtokens import config
 from vtokens.data.assemble import Example
+from vtokens.data.batch import Spans
 from vtokens.data.records import Record
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
 from vtokens.evaluation.trained_tokens import BranchTokens, TrainedTokens
 from vtokens.host import aside, stopping, writers
-from vtokens.method import padding
-from vtokens.method.virtual_tokens import TABLE
+from vtokens.method import kinds, padding
+from vtokens.method.trainable import Trainable, Values
 from vtokens.models.decoder import Decoder
 from vtokens.models.frozen_base import FrozenBase, OpenBase
 from vtokens.serving import prompt_ids
@@ -71,21 +72,25 @@ class Asked:
 def probe(
   opened: OpenBase,
   table: Artifact,
-  rows: Float[np.ndarray, 'n D'],
+  values: Values,
   asked: Asked,
 ) -> list[Probe]:
   """Asks our own model.
 
   Args:
     opened: the base; its weights are loaded and dropped again.
-    table: the table.
-    rows: its values as the export stores them, array of shape [n, D], float32.
+    table: the virtual tokens.
+    values: their values as the export stores them.
     asked: the questions, and how they are asked.
   """
   records, settings, seed = asked.records, asked.decode, asked.seed
   mesh = partitioning.make_mesh((-1, 1, 1))
   base = opened.load(mesh)
-  assembler = prompt_ids.assembler(opened.tokenizer, table.meta.prompt)
+  trainable = kinds.trainable_of(config.VirtualTokens(kind=table.meta.kind))
+  assembler = dataclasses.replace(
+    prompt_ids.assembler(opened.tokenizer, table.meta.prompt),
+    in_suffix=trainable.in_suffix,
+  )
   shown = config.Eval(
     num_passages=asked.num_passages,
     shuffle_passages=False,
@@ -94,7 +99,8 @@ def probe(
   prompter = Prompter(assembler, shown, seed)
   answerer = Answerer(base, mesh, settings, seed)
   variant = tokens_variant(
-    TrainedTokens('table', rows, assembler), table.meta.num_trained
+    TrainedTokens('export', values, assembler, trainable),
+    table.meta.num_trained,
   )
   prompter.check_fits(records, [variant])
   found: list[Probe] = []
@@ -111,7 +117,7 @@ def probe(
         out = answerer.start(
           [[example] for example in examples],
           answerer.encode(examples),
-          BranchTokens(rows),
+          BranchTokens(values, trainable),
           [record.id for record in batch],
           [base.config.vocab_size],
         )
@@ -137,7 +143,8 @@ def probe(
       bar.update(len(batch))
   return [
     dataclasses.replace(
-      one, logits=_logits(base, rows, one, settings.max_new_tokens)
+      one,
+      logits=_logits(base, values, one, settings.max_new_tokens, trainable),
     )
     if number < asked.num_logits
     else one
@@ -166,7 +173,8 @@ def quietest(ids: Sequence[int], probes: Sequence[Probe]) -> tuple[int, ...]:
 
 
 def _ids(example: Example, vocab_size: int) -> tuple[int, ...]:
-  return (*example.prefix.tolist(), *example.suffix(vocab_size).tolist())
+  whole = dataclasses.replace(example, in_suffix=True)
+  return (*whole.prefix.tolist(), *whole.suffix(vocab_size).tolist())
 
 
 def _to_end(answer: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
@@ -177,31 +185,46 @@ def _to_end(answer: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
 
 
 def _logits(
-  base: FrozenBase, rows: np.ndarray, one: Probe, most: int
+  base: FrozenBase, values: Values, one: Probe, most: int, trainable: Trainable
 ) -> np.ndarray:
   """Logits at the positions that predict the answer, in one forward pass."""
-  ids = [*one.ids, *one.answer[:-1]]
+  ids: Any = np.array([*one.ids, *one.answer[:-1]], np.int32)
+  positions: Any = np.arange(len(ids), dtype=np.int32)
+  spans = None
+  if not trainable.in_suffix:
+    virtual = ids >= base.config.vocab_size
+    start: Any = np.argmax(virtual, keepdims=True).astype(np.int32)
+    count: Any = virtual.sum(keepdims=True, dtype=np.int32)
+    spans = Spans(start[None], count[None])
+    ids, positions = ids[~virtual], positions[~virtual]
   size = padding.round_up(len(ids), _ROUND)
   padded = np.zeros((1, size), np.int32)
-  positions = np.full((1, size), -1, np.int32)
+  placed = np.full((1, size), -1, np.int32)
   padded[0, : len(ids)] = ids
-  positions[0, : len(ids)] = np.arange(len(ids))
+  placed[0, : len(ids)] = positions
   # The same number for each question: few shapes are compiled.
-  at = np.minimum(np.arange(most) + len(one.ids), len(ids)) - 1
-  found = _forward(base.graph, base.params, rows, padded, positions, at)
+  first = len(ids) - len(one.answer)
+  at = np.minimum(np.arange(most) + first, len(ids) - 1)
+  found = _forward(
+    base.graph, trainable, base.params, values, padded, placed, spans, at
+  )
   return np.asarray(found)[: len(one.answer)]
 
 
-@jax.jit(static_argnums=0)
+@jax.jit(static_argnums=(0, 1))
 def _forward(
   graph: nnx.GraphDef[Decoder],
+  trainable: Trainable,
   params: nnx.State[str, Any],
-  table: Float[Array, 'n D'],
+  values: Values,
   ids: Int[Array, '1 T'],
   positions: Int[Array, '1 T'],
+  spans: Spans | None,
   at: Int[Array, 'A'],
 ) -> Float[Array, 'A V']:
   decoder = nnx.merge(graph, params)
-  x = TABLE.embed(decoder, table, ids)
-  hidden, _ = decoder(x, positions)
+  x = trainable.embed(decoder, values, ids)
+  hidden, _ = decoder(
+    x, positions, trained_caches=trainable.caches(decoder, values, spans)
+  )
   return decoder.logits(jnp.take(hidden[0], at, axis=0))

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from vtokens.exports import gate
 from vtokens.exports.export_format import ExportJob
 from vtokens.exports.gate import Check, Consumer
 from vtokens.models.frozen_base import OpenBase
-from vtokens.serving import table_file
+from vtokens.serving import trained_file
+from vtokens.serving.trained_file import Trained
 
 
 def compare(consumer: Consumer, job: ExportJob) -> list[Check]:
@@ -31,9 +30,11 @@ def old_ids(opened: OpenBase, virtual: Sequence[int] = ()) -> list[int]:
   return sorted(set(range(opened.config.vocab_size)) - set(virtual))
 
 
-def same_table(read: np.ndarray, job: ExportJob) -> Check:
-  """A table that was read again has the same values."""
-  found, expected = table_file.sha256(read), job.exported.meta.table_sha256
+def same_values(read: Trained, job: ExportJob) -> Check:
+  """Virtual tokens that were read again have the same values."""
+  meta = job.exported.meta
+  found, expected = trained_file.sha256(read), meta.table_sha256
+  what = {'table': 'the table', 'kv': 'keys and values'}[meta.kind]
   return Check(
-    'the table as read again, SHA-256', found == expected, found, expected
+    f'{what} as read again, SHA-256', found == expected, found, expected
   )

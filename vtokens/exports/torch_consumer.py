@@ -10,8 +10,8 @@ import transformers
 
 from vtokens.exports import gate, hf_checkpoint
 from vtokens.models.tokenizers import gguf_tokenizer
-from vtokens.serving import plug
-from vtokens.serving.artifact import Meta
+from vtokens.serving import model_cache, plug
+from vtokens.serving.artifact import Artifact, Meta
 
 # Tokens sampled one after the other; further ones are sampled in parallel.
 _LONGEST = 16
@@ -104,15 +104,50 @@ class TorchConsumer:
   def _generate(
     self, ids: Sequence[int], most: int, **settings: Any
   ) -> list[int]:
-    inputs = torch.tensor([list(ids)], device=self._model.device)
-    out = self._model.generate(
-      inputs,
-      attention_mask=torch.ones_like(inputs),
-      max_new_tokens=most,
-      **settings,
-    )
+    out = self._call(ids, max_new_tokens=most, **settings)
     new: list[int] = out[:, len(ids) :].flatten().tolist()
     return new
+
+  def _call(self, ids: Sequence[int], **settings: Any) -> torch.Tensor:
+    inputs = torch.tensor([list(ids)], device=self._model.device)
+    out: torch.Tensor = self._model.generate(
+      inputs, attention_mask=torch.ones_like(inputs), **settings
+    )
+    return out
+
+
+class CacheConsumer(TorchConsumer):
+  """A transformers model with keys and values; see `gate.Consumer`.
+
+  Args:
+    model: see `TorchConsumer`.
+    tokenizer: tokenizer of the base.
+    table: the keys and values, as they were read.
+    end_ids: ids that end an answer.
+  """
+
+  def __init__(
+    self, model: Any, tokenizer: Any, table: Artifact, end_ids: Sequence[int]
+  ):
+    super().__init__(model, tokenizer, table.meta, end_ids)
+    self._table = table
+
+  @torch.no_grad()
+  def logits(self, ids: Sequence[int]) -> np.ndarray:
+    """See `gate.Consumer`; NaN up to the last virtual token."""
+    inputs = model_cache.generate_inputs(self._model, ids, self._table)
+    whole = inputs.pop('input_ids')
+    [cache] = [one for name, one in inputs.items() if name != 'attention_mask']
+    start = cache.get_seq_length()
+    found = self._model(whole[:, start:], **inputs).logits[0].float().cpu()
+    missing = np.full((start, found.shape[1]), np.nan, np.float32)
+    return np.concatenate([missing, found.numpy()])
+
+  def _call(self, ids: Sequence[int], **settings: Any) -> torch.Tensor:
+    out: torch.Tensor = model_cache.generate(
+      self._model, ids, self._table, **settings
+    )
+    return out
 
 
 @torch.no_grad()

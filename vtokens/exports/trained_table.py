@@ -1,4 +1,4 @@
-"""From a finished training run to what is exported."""
+"""Reads a finished training run for an export; writes imported tables."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from vtokens.host import errors, paths, writers
 from vtokens.models import frozen_base
 from vtokens.run import run_identity
 from vtokens.run.workdir import RecordedClaim, RunDir
-from vtokens.serving import artifact, prompt_ids, table_file
+from vtokens.serving import artifact, prompt_ids, trained_file
 from vtokens.serving.artifact import (
   Artifact,
   BaseIdentity,
@@ -26,9 +26,9 @@ class Source:
   """A finished run.
 
   Attributes:
-    table: its tokens have the ids from `vocabulary_rows.first_id` on.
-    base: that it was trained on, whose weights are not loaded.
-    config: of the run.
+    table: the virtual tokens, with ids from `vocabulary_rows.first_id` on.
+    base: the base of the run; its weights are not loaded.
+    config: the run's config.
   """
 
   table: Artifact
@@ -37,17 +37,17 @@ class Source:
 
 
 def read(workdir: str, names: str = '', base: str = '') -> Source:
-  """The table of a finished or imported run, and its base.
+  """The virtual tokens of a finished or imported run, and their base.
 
   Args:
-    workdir: of the run.
-    names: of the virtual tokens, {i} being 1, 2, ...; '' for those that an
-      imported table had, or else `NAMES`.
+    workdir: work directory of the run.
+    names: names of the virtual tokens, {i} being 1, 2, ...; '' for the names
+      that an imported table had, or else `NAMES`.
     base: where the base is now; '' for where the run's config says.
 
   Raises:
-    errors.UserError: there is no finished run, its base or that one's tokenizer
-      is not what it was trained with, or two names are equal.
+    errors.UserError: there is no finished run, the base or its tokenizer is not
+      what the run was trained with, or two names are equal.
   """
   finished = RunDir(workdir).read('config.workdir', scored=True)
   cfg = finished.config
@@ -58,8 +58,8 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
     )
   opened = frozen_base.open_base(cfg.base, cfg.context_length)
   finished.check_base(opened, tokenizer=True)
-  table = finished.table
-  count, first = len(table), vocabulary_rows.first_id(opened)
+  values, kind = finished.values, cfg.virtual_tokens.kind
+  count, first = finished.count, vocabulary_rows.first_id(opened)
   ids = tuple(range(first, first + count))
   prompt = Prompt(
     templates=cfg.templates,
@@ -84,17 +84,17 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
     )
   if known:
     meta = public_names.meta(dataclasses.replace(known, tokens=tokens))
-    return Source(Artifact(table, meta), opened, cfg)
+    return Source(Artifact(values, meta), opened, cfg)
   # Where it was then, unless the hub has a name for it now.
   revision = frozen_base.revision(cfg.base.path)
   name = cfg.base.path if revision else trained_on
   summary = finished.read_summary()
   return Source(
     Artifact(
-      table,
+      values,
       public_names.meta(
         Meta(
-          format=artifact.FORMAT,
+          format=artifact.FORMATS[kind],
           base=BaseIdentity(
             id=name,
             revision=revision,
@@ -105,8 +105,8 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
           ),
           prompt=prompt,
           tokens=tokens,
-          table_sha256=table_file.sha256(table),
-          shape=(count, table.shape[1]),
+          table_sha256=finished.sha256,
+          shape=trained_file.shape(values),
           num_trained=finished.num_trained,
           metrics={key: summary.get(key, {}) for key in ('conditions', 'k')},
           training={
@@ -114,6 +114,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
             'data': finished.read_data(),
           },
           versions=_as_strings(finished.metadata.get('versions', {})),
+          kind=kind,
         )
       ),
     ),

@@ -1,7 +1,7 @@
-"""The exported table: `virtual_tokens/table.safetensors` and `vtokens.json`.
+"""Exported virtual tokens: a file in `virtual_tokens/`, and `vtokens.json`.
 
-The source of truth of which all other formats are made, and what a serving
-program needs (`vtokens.plug`). Needs no JAX. docs/export.md has the fields.
+All other formats are made of them, and a serving program needs them
+(`vtokens.plug`). Needs no JAX. docs/export.md has the fields.
 """
 
 import dataclasses
@@ -14,16 +14,19 @@ from etils import epath
 
 from vtokens import config
 from vtokens.host import errors, json_files, paths, writers
-from vtokens.serving import table_file
+from vtokens.serving import trained_file
 from vtokens.settings import field_types, schema
 
-FORMAT = 1
+# Of `vtokens.json`. Earlier versions read 1 alone, and refuse 2 by its number.
+FORMATS: Mapping[config.Kind, int] = {'table': 1, 'kv': 2}
 META = 'vtokens.json'
 # In a folder of its own: vLLM and SGLang load every `*.safetensors` beside
 # `config.json` as weights of the model. The folder cannot be called `vtokens`:
 # in a program started here Python would import it in place of the package.
-TABLE = 'virtual_tokens/table.safetensors'
-# Where earlier versions wrote it.
+_FOLDER = 'virtual_tokens'
+TABLE = f'{_FOLDER}/{trained_file.NAMES["table"]}'
+KEYS_VALUES = f'{_FOLDER}/{trained_file.NAMES["kv"]}'
+# Where earlier versions wrote the table.
 _OLD_TABLE = 'vtokens.safetensors'
 _ADVICE = 'it is not as vtokens.export writes it'
 # Of `vtokens.json`; see `json_files`.
@@ -98,10 +101,10 @@ class Tokens:
   """The virtual tokens in a vocabulary.
 
   Attributes:
-    ids: of each row of the table, in order.
-    names: what stands for them in a tokenizer.
-    probe: the ids of `prompt_ids.PROBE` with the first two of them: a tokenizer
-      that gives others is not the one of the base.
+    ids: id of each virtual token, in order.
+    names: name of each virtual token in a tokenizer.
+    probe: ids of `prompt_ids.PROBE` with the first two virtual tokens. A
+      tokenizer that gives other ids is not the base's.
   """
 
   ids: tuple[int, ...]
@@ -114,14 +117,16 @@ class Meta:
   """The content of `vtokens.json`.
 
   Attributes:
-    format: of this file; raised when it changes.
+    format: format of this file; see `FORMATS`.
     base: see `BaseIdentity`; likewise prompt and tokens.
-    table_sha256: of the table's values; see `table_file.sha256`.
-    shape: of the table.
-    num_trained: rows that training has changed: the most tokens to be used.
+    table_sha256: SHA-256 of the values; see `trained_file.sha256`.
+    shape: shape of the table, [n, D]; or of keys and of values, [L, n, K, H].
+    num_trained: virtual tokens that training has changed: the most to use.
     metrics: the run's scores: `conditions` and `k` of its summary.json.
     training: the run's config and the hashes of its data.
-    versions: of packages, when it was trained.
+    versions: versions of packages in training.
+    kind: what a virtual token is: a row of the table, or a key and a value in
+      each layer.
   """
 
   format: int
@@ -129,11 +134,17 @@ class Meta:
   prompt: Prompt
   tokens: Tokens
   table_sha256: str
-  shape: tuple[int, int]
+  shape: tuple[int, ...]
   num_trained: int
   metrics: Mapping[str, Any]
   training: Mapping[str, Any]
   versions: Mapping[str, str]
+  kind: config.Kind = 'table'
+
+  @property
+  def count(self) -> int:
+    """Number of virtual tokens (n)."""
+    return len(self.tokens.ids)
 
   @property
   def quantize(self) -> str:
@@ -145,6 +156,8 @@ class Meta:
     """The JSON values of `vtokens.json`."""
     values = dataclasses.asdict(self)
     values['prompt']['templates'] = templates_json(self.prompt.templates)
+    if self.kind == 'table':
+      del values['kind']  # Earlier versions do not know the field.
     return values
 
 
@@ -161,56 +174,100 @@ def templates_json(templates: config.Templates) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
-  """A table and all that is needed to use it.
+  """Virtual tokens and all that is needed to use them.
 
   Attributes:
-    table: `n D` f32.
-    meta: about it.
+    values: a table, array of shape [n, D], float32; or a dict of `keys` (before
+      rotation) and `values`, each an array of shape [L, n, K, H], float32.
+    meta: metadata.
   """
 
-  table: np.ndarray
+  values: trained_file.Trained
   meta: Meta
+
+  @property
+  def table(self) -> np.ndarray:
+    """The table, array of shape [n, D], float32.
+
+    Raises:
+      errors.UserError: the virtual tokens are keys and values.
+    """
+    check_kind(self.meta, 'table', 'a table of embeddings is needed')
+    table: np.ndarray = self.values
+    return table
+
+
+def check_kind(meta: Meta, kind: config.Kind, why: str) -> None:
+  """Raises unless virtual tokens are of a kind.
+
+  Args:
+    meta: metadata of the virtual tokens.
+    kind: the kind that is needed.
+    why: what needs it, for the message.
+
+  Raises:
+    errors.UserError: they are of the other kind.
+  """
+  if meta.kind == kind:
+    return
+  if kind == 'table':
+    raise errors.UserError(
+      f"{why}, and these virtual tokens are keys and values (kind='kv'); "
+      'use them with transformers, by plug.generate(model, ids, table) and an '
+      'export --to vtokens, or with vtokens ask and vtokens evaluate'
+    )
+  raise errors.UserError(
+    f'{why}, and these virtual tokens are a table of embeddings; use '
+    'plug.attach(model, table) and model.generate'
+  )
 
 
 def write(directory: epath.PathLike, artifact: Artifact) -> None:
   """Writes both files; equal artifacts give equal bytes."""
   directory = epath.Path(directory)
   meta = artifact.meta.as_json()
-  file = directory / TABLE
+  file = directory / _file(artifact.meta.kind)
   file.parent.mkdir(parents=True, exist_ok=True)
-  table_file.save(
+  trained_file.save(
     file,
-    artifact.table,
+    artifact.values,
     {'fingerprint': artifact.meta.base.fingerprint},
   )
   writers.write_json(directory / META, meta)
+
+
+def _file(kind: config.Kind) -> str:
+  return {'table': TABLE, 'kv': KEYS_VALUES}[kind]
 
 
 def read(directory: epath.PathLike) -> Artifact:
   """Reads what `write` wrote, in this version or an earlier one.
 
   Raises:
-    errors.UserError: a file is missing, broken, or not of this table.
+    errors.UserError: a file is missing or broken, or `vtokens.json` is of other
+      values.
   """
   directory = epath.Path(paths.expand_home(os.fspath(directory)))
   path = directory / META
   meta = read_meta(path)
-  file = directory / TABLE
+  file = directory / _file(meta.kind)
   old = directory / _OLD_TABLE
-  if not paths.exists(file) and paths.exists(old):
+  if meta.kind == 'table' and not paths.exists(file) and paths.exists(old):
     file = old
-  table, _ = table_file.load(file)
-  if table_file.sha256(table) != meta.table_sha256:
+  values, _ = trained_file.load(file, meta.kind)
+  found = trained_file.sha256(values)
+  what = {'table': 'table', 'kv': 'set of keys and values'}[meta.kind]
+  if found != meta.table_sha256:
     raise errors.UserError(
-      f'{path}: the SHA-256 of {file} is {table_file.sha256(table)}, '
-      f'expected {meta.table_sha256}: it is another table, or was changed'
+      f'{path}: the SHA-256 of {file} is {found}, expected '
+      f'{meta.table_sha256}: it is another {what}, or was changed'
     )
-  if table.shape != meta.shape:
+  shape = trained_file.shape(values)
+  if shape != meta.shape:
     raise errors.UserError(
-      f'{path}: {file} is a table {list(table.shape)}, expected '
-      f'{list(meta.shape)}'
+      f'{path}: {file} is a {what} {list(shape)}, expected {list(meta.shape)}'
     )
-  return Artifact(table, meta)
+  return Artifact(values, meta)
 
 
 def read_meta(path: epath.Path) -> Meta:
@@ -221,12 +278,21 @@ def read_meta(path: epath.Path) -> Meta:
   """
   values = json_files.read(path)
   found = values.get('format')
-  if found != FORMAT:
+  kinds = {number: kind for kind, number in FORMATS.items()}
+  if isinstance(found, bool) or found not in kinds:
+    numbers = ' or '.join(map(str, kinds))
     raise errors.UserError(
-      f'{path}: expected "format": {FORMAT}, which this version reads, got '
+      f'{path}: expected "format": {numbers}, which this version reads, got '
       f'{found!r}'
     )
-  json_files.check(values, str(path), _SHAPE, _ADVICE)
+  kind = kinds[found]
+  shape = _SHAPE if kind == 'table' else {**_SHAPE, 'kind': str}
+  json_files.check(values, str(path), shape, _ADVICE)
+  if values.get('kind', 'table') != kind:
+    raise errors.UserError(
+      f'{path}: kind: expected {kind!r} with "format": {found}, got '
+      f'{values["kind"]!r}; {_ADVICE}'
+    )
   try:
     prompt = dict(values['prompt'])
     templates = schema.build(config.Templates, prompt.pop('templates'))
@@ -245,9 +311,13 @@ def read_meta(path: epath.Path) -> Meta:
   except (TypeError, errors.UserError) as e:
     raise errors.UserError(f'{path}: {e}; {_ADVICE}') from None
   rows = len(meta.tokens.ids)
-  if not rows == len(meta.tokens.names) == (*meta.shape, 0)[0]:
+  # The axes of the values, and which of them counts the virtual tokens.
+  axes, of_tokens = {'table': (2, 0), 'kv': (4, 1)}[kind]
+  count = meta.shape[of_tokens] if len(meta.shape) == axes else 0
+  if not rows == len(meta.tokens.names) == count:
+    what = {'table': 'a table', 'kv': 'keys and values'}[kind]
     raise errors.UserError(
-      f'{path}: {rows} ids and {len(meta.tokens.names)} names for a table '
+      f'{path}: {rows} ids and {len(meta.tokens.names)} names for {what} '
       f'{list(meta.shape)}'
     )
   for name, value, most in (

@@ -5,6 +5,10 @@ ids = plug.prompt_ids(tokenizer, passages, question, k=50, meta=table.meta)
 plug.attach(model, table)           # a transformers model
 out = model.generate(torch.tensor([ids]), max_new_tokens=16)
 plug.detach(model)                  # the model is as before
+
+Keys and values (virtual_tokens.kind='kv') need no attach; see `model_cache`:
+
+out = plug.generate(model, ids, table, max_new_tokens=16)
 """
 
 import weakref
@@ -30,16 +34,16 @@ _PREPARED: 'weakref.WeakKeyDictionary[Any, tuple[Meta, Assembler]]' = (
 
 
 def load(directory: epath.PathLike) -> Artifact:
-  """Reads a table from an export of any format.
+  """Reads the virtual tokens from an export of any format.
 
-  Every format has `vtokens.json` and the table beside its own files. Ids are
-  those of that format.
+  Every format has `vtokens.json` and the virtual tokens beside its own files.
+  The ids depend on the format.
 
   Args:
-    directory: that `vtokens.export` wrote.
+    directory: a directory that `vtokens.export` wrote.
 
   Returns:
-    The table, and what is needed to use it.
+    The virtual tokens, and what is needed to use them.
 
   Raises:
     errors.UserError: a file is missing or broken.
@@ -137,6 +141,9 @@ def prompt_text(
       passages and question.
   """
   _check_types(tokenizer, meta)
+  artifact.check_kind(
+    meta, 'table', 'names in a text stand for rows of a table'
+  )
   k = _checked(k, meta)
   if meta.prompt.position != 'middle':
     raise errors.UserError(
@@ -214,6 +221,7 @@ def attach(model: 'PreTrainedModel', table: Artifact) -> None:
     errors.UserError: the table belongs to another model, or a table is already
       attached.
   """
+  artifact.check_kind(table.meta, 'table', 'plug.attach takes a table')
   module: Any = model.get_input_embeddings()
   if _is_attached(module):
     raise errors.UserError('a table is attached to this model; detach it first')

@@ -79,6 +79,13 @@ def count(trained: Trained) -> int:
   return len(trained)
 
 
+def shape(trained: Trained) -> tuple[int, ...]:
+  """Returns the shape of the table, or of the keys, which the values share."""
+  array = trained['keys'] if isinstance(trained, Mapping) else trained
+  found: tuple[int, ...] = array.shape
+  return found
+
+
 def sha256(trained: Trained) -> str:
   """Returns the SHA-256 of the values; see `table_file.sha256`.
 

@@ -1,4 +1,4 @@
-"""Virtual tokens on a vLLM server that serves the unchanged base.
+"""A table of virtual tokens on a vLLM server that serves the unchanged base.
 
 Start the server with `--enable-prompt-embeds`
 (docs.vllm.ai/en/latest/features/prompt_embeds). It needs nothing of vtokens.
@@ -28,7 +28,7 @@ import safetensors
 
 from vtokens.host import errors, json_files, paths
 from vtokens.models.tokenizers import chat_template
-from vtokens.serving import http_post, plug, prompt_ids
+from vtokens.serving import artifact, http_post, plug, prompt_ids
 from vtokens.serving.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Client:
     timeout: float = 60.0,
   ):
     meta, base = table.meta, table.meta.base
+    artifact.check_kind(meta, 'table', 'vLLM is sent embeddings of tokens')
     if base.scales_embeddings:
       raise errors.UserError(
         f'{base.id} multiplies its embeddings by the square root of their '

@@ -11,6 +11,7 @@ class SpringFormat(VtokensFormat):
   """`virtual_tokens.pt`, beside the table, which is checked as always."""
 
   name = 'spring-pt'
+  kinds = ('table',)
 
   def write(self, job: ExportJob) -> None:
     """A tensor of shape [n, D], float32."""
@@ -19,7 +20,7 @@ class SpringFormat(VtokensFormat):
   def check(self, job: ExportJob) -> list[Check]:
     """The checks of `--to vtokens`, and that the file has the same numbers."""
     read = spring_file.read(str(job.directory / spring_file.FILE))
-    return [*super().check(job), shared_checks.same_table(read, job)]
+    return [*super().check(job), shared_checks.same_values(read, job)]
 
   def usage(self, meta: Meta, dtype: str) -> Usage:
     """As with `--to vtokens`."""

@@ -1,14 +1,16 @@
-"""`--to vtokens`: the table alone, for `vtokens.plug` and vLLM.
+"""`--to vtokens`: the virtual tokens alone, for `vtokens.plug` and vLLM.
 
-The table is the source of all other formats, and its two files are beside the
-files of each.
+Every other format has these two files beside its own. vLLM takes a table alone.
 """
 
+from typing import ClassVar
+
+from vtokens import config
 from vtokens.exports import card_recipes, gate, shared_checks
 from vtokens.exports.export_format import ExportJob, Format, Placement, Usage
 from vtokens.exports.gate import Check
 from vtokens.exports.trained_table import Source
-from vtokens.serving import plug
+from vtokens.serving import model_cache, plug
 from vtokens.serving.artifact import Meta
 
 _RECIPE = """
@@ -21,21 +23,35 @@ plug.attach(model, table)
 """
 
 
+_KV_RECIPE = """
+{imports}
+
+{load}
+{ids}
+{generate}
+"""
+
+
 class VtokensFormat(Format):
-  """The table, read by `vtokens.plug`."""
+  """A table, or keys and values, read by `vtokens.plug`."""
 
   name = 'vtokens'
+  kinds: ClassVar[tuple[config.Kind, ...]] = ('table', 'kv')
   library = 'vtokens'
 
   def place(self, source: Source, base_path: str) -> Placement:
     """Ids after all ids of the base."""
+    model_cache.check_served(source.table.meta)
     return Placement(source.table.meta.tokens)
 
   def write(self, job: ExportJob) -> None:
-    """Nothing besides the table."""
+    """Nothing besides the virtual tokens."""
 
   def check(self, job: ExportJob) -> list[Check]:
-    """A transformers model with the table attached, and detached again."""
+    """A transformers model with the table attached, and detached again.
+
+    With keys and values: the model and its cache; the model stays the base.
+    """
     from vtokens.exports import torch_consumer
 
     opened = job.source.base
@@ -45,10 +61,18 @@ class VtokensFormat(Format):
     size = opened.config.vocab_size
     before = torch_consumer.on_texts(model, opened.tokenizer.encode, size)
     embedding = model.get_input_embeddings()
+    ends = sorted(opened.tokenizer.end_ids)
+    if read.meta.kind == 'kv':
+      cached = torch_consumer.CacheConsumer(model, tokenizer, read, ends)
+      checks = shared_checks.compare(cached, job)
+      after = torch_consumer.on_texts(model, opened.tokenizer.encode, size)
+      return [
+        *checks,
+        gate.same_old_logits(after, before, shared_checks.old_ids(opened)),
+        shared_checks.same_values(read.values, job),
+      ]
     plug.attach(model, read)
-    consumer = torch_consumer.TorchConsumer(
-      model, tokenizer, read.meta, sorted(opened.tokenizer.end_ids)
-    )
+    consumer = torch_consumer.TorchConsumer(model, tokenizer, read.meta, ends)
     checks = shared_checks.compare(consumer, job)
     after = torch_consumer.on_texts(model, opened.tokenizer.encode, size)
     plug.detach(model)
@@ -59,11 +83,13 @@ class VtokensFormat(Format):
       Check(
         'the model after detach has the very same embedding', same, same, True
       ),
-      shared_checks.same_table(read.table, job),
+      shared_checks.same_values(read.table, job),
     ]
 
   def usage(self, meta: Meta, dtype: str) -> Usage:
-    """Transformers with `plug.attach`; vLLM with `vtokens.vllm_client`."""
+    """Transformers with `plug`; vLLM with `vtokens.vllm_client`."""
+    if meta.kind == 'kv':
+      return Usage(card_recipes.fill(_KV_RECIPE, meta))
     serving: tuple[str, ...] = ()
     if meta.base.id.endswith('.gguf') and not meta.base.scales_embeddings:
       serving = (

@@ -223,7 +223,10 @@ def test_a_card_of_awkward_names(place, to):
   assert line in [piece.content for piece in pieces]
   blocks = [token for token in read if token.type == 'fence']
   [templates] = [token for token in blocks if token.info == 'json']
-  assert json.loads(templates.content) == vars(meta.prompt.templates)
+  expected = dict(vars(meta.prompt.templates))
+  # The default is left out.
+  assert expected.pop('refusal') == config.Templates().refusal
+  assert json.loads(templates.content) == expected
   code = next(token.content for token in blocks if token.info == 'python')
   compile(code, 'card', 'exec')
   has_base = to in ('vtokens', 'spring-pt', 'peft')

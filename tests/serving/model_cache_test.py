@@ -51,6 +51,8 @@ def long_rope(original):
     'rope_parameters': {**_LONG, 'original_max_position_embeddings': original},
     'original_max_position_embeddings': original,
     'max_position_embeddings': 512,
+    # Where earlier versions of transformers read it.
+    'partial_rotary_factor': 0.5,
   }
 
 
@@ -254,6 +256,20 @@ def test_the_model_stays_as_it_was(llama):
     plug.generate(model, [*before, *after], llama.table, max_new_tokens=4),
     model.generate(ids, max_new_tokens=4),
   )
+
+
+def test_a_cache_that_is_not_used(llama, monkeypatch):
+  """As older versions of transformers do with Phi-3."""
+  run = llama.model.generate
+
+  def without(input_ids, attention_mask, max_new_tokens, **cache):
+    assert cache
+    return run(input_ids, max_new_tokens=max_new_tokens)
+
+  monkeypatch.setattr(llama.model, 'generate', without)
+  ids = ids_of(*PARTS['middle'])
+  with pytest.raises(errors.UserError, match='has not used the cache'):
+    plug.generate(llama.model, ids, llama.table, max_new_tokens=1)
 
 
 def test_several_answers_and_beams(llama):

@@ -257,22 +257,6 @@ class FinishedRun:
     return self.directory.path / trained_file.NAMES[kind]
 
   @property
-  def table(self) -> Float[np.ndarray, 'P D']:
-    """The table, an array of shape [P, D], float32.
-
-    Raises:
-      errors.UserError: the run has keys and values.
-    """
-    if self.config.virtual_tokens.kind != 'table':
-      raise errors.UserError(
-        f'{self.field}: {self.file} holds keys and values '
-        "(virtual_tokens.kind='kv'), which have no place here; expected a run "
-        "with virtual_tokens.kind='table'"
-      )
-    table: np.ndarray = self.values
-    return table
-
-  @property
   def sha256(self) -> str:
     """SHA-256 of the trained values."""
     return trained_file.sha256(self.values)

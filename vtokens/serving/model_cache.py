@@ -138,7 +138,8 @@ def generate(
 
   Raises:
     errors.UserError: see `generate_inputs`; or the answer may reach the length
-      from which the model's rotary embedding is scaled.
+      from which the model's rotary embedding is scaled, or transformers has not
+      used the cache.
   """
   from_config: Any = settings.get('generation_config', model.generation_config)
 
@@ -154,7 +155,17 @@ def generate(
   if copies > 1 and cache is not None:
     cache.batch_repeat_interleave(copies)
   run: Any = model.generate
-  return run(**inputs, **settings)
+  out = run(**inputs, **settings)
+  # Older versions (5.3) drop a cache of Phi-3 without a word.
+  if (
+    cache is not None and cache.get_seq_length() < inputs['input_ids'].shape[1]
+  ):
+    raise errors.UserError(
+      f'{type(model).__name__}.generate has not used the cache that it was '
+      'given, so that its answer is one without virtual tokens; pip install '
+      "--upgrade 'transformers<6' (tested with 5.24)"
+    )
+  return out
 
 
 def generate_inputs(

@@ -13,7 +13,7 @@ import torch
 import trained_runs
 import yaml
 
-from vtokens import export, import_table
+from vtokens import config, export, import_table
 from vtokens.exports import (
   card,
   exporting,

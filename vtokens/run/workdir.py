@@ -19,9 +19,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
-from jaxtyping import Float
 
 from vtokens import config
 from vtokens.host import (

@@ -763,7 +763,9 @@ class TestBadInput:
     file = copied / 'table.safetensors'
     rows, metadata = table_file.load(file)
     table_file.save(file, rows[:, 1:], metadata)
-    self.fails(root, 'w/table.* expected a width of', runs=(str(copied),))
+    self.fails(
+      root, 'runs: .*w/table.* expected a width of', runs=(str(copied),)
+    )
 
   def test_no_run(self, root, tmp_path):
     self.fails(root, 'holds no finished run', runs=(str(tmp_path),))

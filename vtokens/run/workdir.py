@@ -320,7 +320,7 @@ class FinishedRun:
     base = opened.config
     trained_file.check_shape(
       self.values,
-      self.file,
+      f'{self.field}: {self.file}',
       opened.settings.path,
       width=base.embed_dim,
       heads=(base.num_layers, base.num_kv_heads, base.head_dim),

@@ -52,7 +52,7 @@ def test_a_finished_run_is_read(run_dir):
   )
   run_dir.finish({'k': {}})
   found = run_dir.read('--workdir', scored=True)
-  np.testing.assert_array_equal(found.table, _TABLE)
+  np.testing.assert_array_equal(found.values, _TABLE)
   assert found.config.workdir == str(run_dir.path)
   assert found.config.data.train == ('a.jsonl',)
   assert (found.quantize, found.num_trained) == ('int8', 2)
@@ -113,7 +113,7 @@ def test_reading_needs_no_jax(run_dir):
   program = (
     'import sys; sys.modules["jax"] = None\n'
     'from vtokens.run.workdir import RunDir\n'
-    'print(RunDir(sys.argv[1]).read("x").table.sum())'
+    'print(RunDir(sys.argv[1]).read("x").values.sum())'
   )
   done = subprocess.run(
     [sys.executable, '-c', program, str(run_dir.path)],

@@ -256,6 +256,8 @@ _BAD = [
   ('templates.chat_answer', '', {}),
   # Fields that have to fit one another.
   ('virtual_tokens.num_active', 51, {'virtual_tokens.draw': 'fixed'}),
+  ('virtual_tokens.position', 'last', {'virtual_tokens.kind': 'kv'}),
+  ('virtual_tokens.num_frozen', 50, {}),
   ('virtual_tokens.draws_per_example', 0, {}),
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.draw': 'fixed'}),
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.position': 'first'}),

@@ -871,3 +871,25 @@ def test_smollm2_ids(smollm2):
     'Question: Where?\nAnswer: Paris'
   )
   assert example.targets[-1] == 2
+
+
+@pytest.mark.parametrize('chat', [False, True])
+@pytest.mark.parametrize('position', config.POSITIONS)
+def test_virtual_tokens_that_are_not_in_the_suffix(byte_level, chat, position):
+  """The same ids without them, at the same positions as with them."""
+  table = dataclasses.replace(make(byte_level, chat), position=position)
+  keys_values = dataclasses.replace(table, in_suffix=False)
+  asked = (ranked(passage('a red fox')), 'why?')
+  if position == 'last' and not chat:
+    with pytest.raises(errors.UserError, match='q9: .* nothing that would see'):
+      keys_values(*asked, num_active=4, where='q9')
+    assert keys_values(*asked).suffix_len == table(*asked).suffix_len
+    return
+  with_them = table(*asked, answer='b', num_active=4)
+  found = keys_values(*asked, answer='b', num_active=4)
+  ids, positions = with_them.suffix(V), with_them.suffix_positions()
+  ordinary = ids < V
+  np.testing.assert_array_equal(found.suffix(V), ids[ordinary])
+  np.testing.assert_array_equal(found.suffix_positions(), positions[ordinary])
+  assert found.suffix_len == with_them.suffix_len - 4 == ordinary.sum()
+  assert found.first_position == positions[~ordinary][0]

@@ -340,6 +340,12 @@ class Assembler:
       position=position or self.position,
       in_suffix=self.in_suffix,
     )
+    if num_active and not self.in_suffix and not len(example.after):
+      raise errors.UserError(
+        f'{where}: keys and values as virtual tokens stand last, and nothing '
+        'that would see them follows; expected the position first or middle, '
+        'or a chat'
+      )
     if answer is None or not self.encoder.cites(chat=chat) or not any(has_it):
       return example
     source = first_shown(example.kept, has_it)

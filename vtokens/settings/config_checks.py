@@ -104,6 +104,14 @@ def check_virtual_tokens(cfg: 'config.Config') -> None:
   """Checks the section `virtual_tokens`."""
   tokens = cfg.virtual_tokens
   rows = tokens.num_virtual_tokens
+  nothing_after = tokens.position == 'last' and not cfg.templates.chat
+  if tokens.kind == 'kv' and nothing_after:
+    refuse(
+      cfg,
+      'virtual_tokens.position',
+      'first or middle with virtual_tokens.kind=kv, unless templates.chat: '
+      'nothing follows the virtual tokens that would see them',
+    )
   if tokens.num_frozen >= rows:
     refuse(
       cfg,

@@ -92,29 +92,12 @@ def split(ids: Sequence[int], meta: Meta) -> Pieces:
       f'{wrong[:8]}'
     )
   if k and not after:
-    raise errors.UserError(_NOTHING_AFTER)
+    raise errors.UserError(
+      "ids: the virtual tokens end the prompt (virtual_tokens.position='last' "
+      'without a chat), so that no token of it sees their keys and values; '
+      'train with another position'
+    )
   return Pieces(tuple(before), k, tuple(after))
-
-
-_NOTHING_AFTER = (
-  "the virtual tokens end the prompt (virtual_tokens.position='last' without a "
-  'chat), so that no token of it sees their keys and values; transformers '
-  'cannot go on from there: use vtokens ask or vtokens evaluate, or train with '
-  'another position'
-)
-
-
-def check_served(meta: Meta) -> None:
-  """Raises if `generate` cannot serve keys and values, whatever the model.
-
-  Args:
-    meta: metadata of the virtual tokens.
-
-  Raises:
-    errors.UserError: prompts end with the virtual tokens.
-  """
-  if meta.kind == 'kv' and meta.tokens.probe[-1] in meta.tokens.ids:
-    raise errors.UserError(_NOTHING_AFTER)
 
 
 def generate(

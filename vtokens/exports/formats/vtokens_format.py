@@ -10,7 +10,7 @@ from vtokens.exports import card_recipes, gate, shared_checks
 from vtokens.exports.export_format import ExportJob, Format, Placement, Usage
 from vtokens.exports.gate import Check
 from vtokens.exports.trained_table import Source
-from vtokens.serving import model_cache, plug
+from vtokens.serving import plug
 from vtokens.serving.artifact import Meta
 
 _RECIPE = """
@@ -41,7 +41,6 @@ class VtokensFormat(Format):
 
   def place(self, source: Source, base_path: str) -> Placement:
     """Ids after all ids of the base."""
-    model_cache.check_served(source.table.meta)
     return Placement(source.table.meta.tokens)
 
   def write(self, job: ExportJob) -> None:

@@ -258,6 +258,23 @@ _BAD = [
   ('virtual_tokens.num_active', 51, {'virtual_tokens.draw': 'fixed'}),
   ('virtual_tokens.position', 'last', {'virtual_tokens.kind': 'kv'}),
   ('virtual_tokens.num_frozen', 50, {}),
+  ('eval.num_active', (1, 5), {'virtual_tokens.num_frozen': 1}),
+  (
+    'virtual_tokens.num_active',
+    3,
+    {
+      'virtual_tokens.draw': 'fixed',
+      'virtual_tokens.num_frozen': 3,
+      'eval.num_active': (3,),
+    },
+  ),
+  (
+    'train.distill.tokens',
+    'trained',
+    {'train.distill.weight': 0.5, 'virtual_tokens.draw': 'fixed'},
+  ),
+  ('templates.answer', '{answer}\n[{source}]', {}),
+  ('templates.answer', '{{x}}{answer}{source}', {}),
   ('virtual_tokens.draws_per_example', 0, {}),
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.draw': 'fixed'}),
   ('virtual_tokens.draws_per_example', 2, {'virtual_tokens.position': 'first'}),

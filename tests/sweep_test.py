@@ -19,6 +19,8 @@ from vtokens.models import frozen_base
 from vtokens.models.tokenizers import tokenizer as tokenizer_lib
 from vtokens.run.workdir import RunDir
 from vtokens.settings import config_file
+from vtokens.sweeping import candidates as candidates_lib
+from vtokens.sweeping.sweep_directory import SweepDirectory
 
 _OPTIONS = sweep.Options(
   over=('optim.learning_rate=0.5,1,2', 'virtual_tokens.init=passages'),
@@ -235,7 +237,7 @@ def test_directory_of_something_else(place, whole, tmp_path):
   ]
 
 
-def test_a_sweep_that_never_began_can_be_changed(place, tmp_path):
+def test_bad_values_leave_the_directory_free(place, tmp_path):
   bad = dataclasses.replace(
     _OPTIONS,
     over=('virtual_tokens.init=table', 'virtual_tokens.init_path=none,none2'),
@@ -246,6 +248,18 @@ def test_a_sweep_that_never_began_can_be_changed(place, tmp_path):
     assert part in str(caught.value)
   with pytest.raises(stopping.Stopped):
     _sweep(place, tmp_path / 'x', stop=_StopAt(6))
+
+
+def test_results_without_their_runs_are_not_believed(place, whole, tmp_path):
+  """Another sweep may take the place of one whose runs are gone."""
+  shutil.copytree(whole, tmp_path / 'copy')
+  shutil.rmtree(tmp_path / 'copy' / 'candidates')
+  candidates, _ = candidates_lib.make(
+    _config(place, whole), candidates_lib.parse(_OPTIONS.over)
+  )
+  for path, has_runs in ((whole, True), (tmp_path / 'copy', False)):
+    records = SweepDirectory(path, candidates).read()
+    assert any(record.scores for record in records.values()) == has_runs
 
 
 def test_damaged_results(place, whole, tmp_path):

@@ -286,6 +286,7 @@ FEWER, SAME = (1, 0, None, 2), tuple(shown for shown, *_ in ASKED)
     (1, FEWER, False, {}),
     (2, FEWER, True, {'accumulation_steps': 2}),
     (4, SAME, True, {'remat': True}),
+    (2, SAME, False, {'accumulation_steps': 2}),
   ],
 )
 def test_a_teacher_with_a_pass_of_its_own(

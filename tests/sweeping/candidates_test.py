@@ -108,6 +108,8 @@ def test_token_cache_of_the_config_and_on_a_store():
     ('templates.chat=maybe', ['True or False', "got 'maybe'"]),
     ('virtual_tokens.init=txt', ['one of text, vocab', "got 'txt'"]),
     ('templates.prompt=What', ['{question}', "got 'What'"]),
+    ('templates.prompt=Q {question}\nA,B {question}', ['double quotes']),
+    ('templates.prompt="Q {question},B', ['double quotes']),
     ('data.passages.number=1,3', ['data.passages.number', '(1,2)']),
     ('data.passages.number=(3,1),(1,3)', ['(least, most)', 'got (3, 1)']),
     ('base.dtype=float32,bfloat16', ['base.dtype cannot vary', 'share']),

@@ -23,7 +23,7 @@ from vtokens.exports.export_format import ExportJob, Format, Placement
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors, versions, writers
 from vtokens.models import frozen_base
-from vtokens.serving import artifact
+from vtokens.serving import artifact, trained_file
 from vtokens.serving.artifact import Artifact
 
 # Packages whose versions gate.json tells, if they are installed.
@@ -50,7 +50,9 @@ def make(
   meta = source.table.meta
   if meta.kind not in one.kinds:
     artifact.check_kind(
-      meta, one.kinds[0], f'--to {one.name}: the format holds a table'
+      meta,
+      one.kinds[0],
+      f'--to {one.name}: the format holds {trained_file.WORDS[one.kinds[0]]}',
     )
   require_consumers(one)
   with _base_path(one, source, directory) as base_path:

@@ -208,9 +208,10 @@ def make_train_step(
     else:
       # Take every n-th row, so that each microbatch has rows on every device.
       micro = jax.tree.map(
-        lambda x: x.reshape(-1, accumulation_steps, *x.shape[1:]).swapaxes(
-          0, 1
-        ),
+        # Not -1: the arrays of prefixes that a teacher shares are empty.
+        lambda x: x.reshape(
+          x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]
+        ).swapaxes(0, 1),
         batch,
       )
 

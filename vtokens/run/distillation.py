@@ -17,9 +17,7 @@ _TEMPLATES = (
   'passage',
   'after_passages',
   'prompt',
-  'answer',
   'chat',
-  'chat_answer',
 )
 
 
@@ -78,7 +76,12 @@ def open_teacher(cfg: config.Config, base: OpenBase) -> OpenTeacher | None:
     teacher = OpenTeacher(inputs, trainable, found.values)
   elif gold or not tokens.always_all:
     inputs = teaching.Teacher(
-      gold, tokens.num_virtual_tokens, in_suffix=in_suffix
+      gold,
+      # Others are never trained.
+      tokens.num_active
+      if tokens.draw == 'fixed'
+      else tokens.num_virtual_tokens,
+      in_suffix=in_suffix,
     )
     teacher = OpenTeacher(inputs)
   if teacher is not None:
@@ -97,9 +100,10 @@ def _check(found: FinishedRun, cfg: config.Config, base: OpenBase) -> None:
   """Raises a `UserError` if the run's tokens fit other prompts than these."""
   found.check_base(base, tokenizer=True)
   theirs, ours = found.config, cfg
+  answer = 'chat_answer' if ours.templates.chat else 'answer'
   compared = [
     (f'templates.{name}', getattr(theirs.templates, name), value)
-    for name in _TEMPLATES
+    for name in (*_TEMPLATES, answer)
     for value in [getattr(ours.templates, name)]
   ]
   compared.append(

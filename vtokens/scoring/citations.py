@@ -6,6 +6,7 @@ a passage. The *citation* is the end of the template, here ' [{source}]'.
 
 import dataclasses
 import re
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -46,7 +47,13 @@ def split_template(template: str) -> tuple[str, str]:
   """
   if SOURCE not in template:
     return template, ''
-  end = template.index('{answer}') + len('{answer}')
+  end = 0
+  # Doubled braces are text.
+  for text, name, *_ in string.Formatter().parse(template):
+    end += len(text) + text.count('{') + text.count('}')
+    if name is not None:
+      end += len('{answer}')
+      break
   return template[:end], template[end:]
 
 

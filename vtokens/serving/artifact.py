@@ -256,16 +256,16 @@ def read(directory: epath.PathLike) -> Artifact:
     file = old
   values, _ = trained_file.load(file, meta.kind)
   found = trained_file.sha256(values)
-  what = {'table': 'table', 'kv': 'set of keys and values'}[meta.kind]
   if found != meta.table_sha256:
     raise errors.UserError(
       f'{path}: the SHA-256 of {file} is {found}, expected '
-      f'{meta.table_sha256}: it is another {what}, or was changed'
+      f'{meta.table_sha256}: it is not the file of the export, or was changed'
     )
   shape = trained_file.shape(values)
   if shape != meta.shape:
     raise errors.UserError(
-      f'{path}: {file} is a {what} {list(shape)}, expected {list(meta.shape)}'
+      f'{path}: {file} holds {trained_file.WORDS[meta.kind]} {list(shape)}, '
+      f'expected {list(meta.shape)}'
     )
   return Artifact(values, meta)
 
@@ -279,7 +279,7 @@ def read_meta(path: epath.Path) -> Meta:
   values = json_files.read(path)
   found = values.get('format')
   kinds = {number: kind for kind, number in FORMATS.items()}
-  if isinstance(found, bool) or found not in kinds:
+  if type(found) is not int or found not in kinds:
     numbers = ' or '.join(map(str, kinds))
     raise errors.UserError(
       f'{path}: expected "format": {numbers}, which this version reads, got '
@@ -315,10 +315,9 @@ def read_meta(path: epath.Path) -> Meta:
   axes, of_tokens = {'table': (2, 0), 'kv': (4, 1)}[kind]
   count = meta.shape[of_tokens] if len(meta.shape) == axes else 0
   if not rows == len(meta.tokens.names) == count:
-    what = {'table': 'a table', 'kv': 'keys and values'}[kind]
     raise errors.UserError(
-      f'{path}: {rows} ids and {len(meta.tokens.names)} names for {what} '
-      f'{list(meta.shape)}'
+      f'{path}: {rows} ids and {len(meta.tokens.names)} names for '
+      f'{trained_file.WORDS[kind]} {list(meta.shape)}'
     )
   for name, value, most in (
     ('num_trained', meta.num_trained, rows),

@@ -22,6 +22,11 @@ NAMES: Mapping[config.Kind, str] = {
   'table': 'table.safetensors',
   'kv': 'keys_values.safetensors',
 }
+# What messages call them.
+WORDS: Mapping[config.Kind, str] = {
+  'table': 'a table',
+  'kv': 'keys and values',
+}
 _TENSORS = ('keys', 'values')
 
 # A table, or a dict of keys and values.

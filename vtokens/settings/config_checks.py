@@ -38,13 +38,29 @@ def _check_answer_template(template: str) -> str:
   _check_placeholders(template, 'answer', ('source',))
   names = _placeholders(template)
   if 'source' in names:
-    between = template[template.index('}') + 1 : template.rindex('{source}')]
-    if names != ['answer', 'source'] or not between.strip():
+    between = _text_between(template, 'answer', 'source')
+    if (
+      names != ['answer', 'source']
+      or not between.strip()
+      or len(between.splitlines()) > 1
+    ):
+      # An answer may end at a line break.
       raise ValueError(
-        '{source} once, after {answer} and a visible sign, as in '
-        "'{answer} [{source}]'"
+        '{source} once, after {answer} and a visible sign and on the same '
+        "line, as in '{answer} [{source}]'"
       )
   return template
+
+
+def _text_between(template: str, first: str, last: str) -> str:
+  """The text between two placeholders."""
+  text, is_between = '', False
+  for literal, name, *_ in string.Formatter().parse(template):
+    text += literal if is_between else ''
+    if name == last:
+      break
+    is_between |= name == first
+  return text
 
 
 def check_refusal(text: str) -> str:
@@ -124,6 +140,13 @@ def check_virtual_tokens(cfg: 'config.Config') -> None:
       'virtual_tokens.num_active',
       f'at most virtual_tokens.num_virtual_tokens={rows}, since draw=fixed',
     )
+  if tokens.draw == 'fixed' and tokens.num_active <= tokens.num_frozen:
+    refuse(
+      cfg,
+      'virtual_tokens.num_active',
+      f'more than virtual_tokens.num_frozen={tokens.num_frozen}, since '
+      'draw=fixed trains no others',
+    )
   if tokens.draws_per_example > 1:
     reason = None
     if tokens.draw == 'fixed':
@@ -156,6 +179,14 @@ def check_distill(cfg: 'config.Config') -> None:
   distill = cfg.train.distill
   if not distill.weight:
     return
+  fixed = cfg.virtual_tokens.draw == 'fixed'
+  if fixed and distill.tokens == 'trained' and distill.passages == 'shown':
+    refuse(
+      cfg,
+      'train.distill.tokens',
+      'run or text, or passages=gold: with virtual_tokens.draw=fixed the '
+      'teacher would see what the student sees',
+    )
   if distill.tokens == 'run' and not distill.run:
     refuse(cfg, 'train.distill.run', 'a work directory, since tokens=run')
   if distill.tokens == 'text' and not distill.text.strip():
@@ -289,6 +320,13 @@ def check_num_active(cfg: 'config.Config') -> None:
       cfg,
       'eval.num_active',
       f'numbers from 1 to virtual_tokens.num_virtual_tokens={rows}',
+    )
+  if min(active) <= tokens.num_frozen:
+    refuse(
+      cfg,
+      'eval.num_active',
+      f'numbers above virtual_tokens.num_frozen={tokens.num_frozen}: the first '
+      'virtual tokens are not trained',
     )
   if tokens.draw == 'fixed' and max(active) > tokens.num_active:
     refuse(

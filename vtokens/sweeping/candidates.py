@@ -150,7 +150,13 @@ def _parse(text: str) -> tuple[str, tuple[Any, ...]]:
   if schema.bare(kind) is tuple:
     values = _tuples(field, listed)
   else:
-    texts = next(csv.reader([listed], skipinitialspace=True), [])
+    try:
+      texts = next(csv.reader([listed], skipinitialspace=True, strict=True), [])
+    except csv.Error as e:
+      raise errors.UserError(
+        f'--over: {field}: {e}; write a text with a comma or a line break in '
+        'double quotes'
+      ) from None
     values = [flags.parse_value(field, kind, one) for one in texts]
   if not values:
     raise errors.UserError(f'--over: {field} has no values, e.g. {_EXAMPLE}')

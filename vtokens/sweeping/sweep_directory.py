@@ -132,7 +132,8 @@ class SweepDirectory:
       errors.UserError: results.json is damaged.
     """
     records = {candidate.name: Record() for candidate in self._candidates}
-    if paths.exists(self.path / _RESULTS):
+    # Without runs the results are those of another sweep.
+    if self._is_begun() and paths.exists(self.path / _RESULTS):
       found = json_files.read(self.path / _RESULTS, _SHAPE, _ADVICE)
       for one in found['candidates']:
         if one['name'] in records:

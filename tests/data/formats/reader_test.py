@@ -882,6 +882,17 @@ def test_file_of_bad_lines_only_is_an_error(tmp_path):
   )
 
 
+def test_file_of_unanswerable_questions_only_is_an_error(tmp_path):
+  row = {**_without('answers'), 'answerable': False}
+  path = _write(tmp_path / 'a.jsonl', _lines(row))
+  with pytest.raises(records.RecordError) as error:
+    _skipping(path)
+  assert f'the first: {path}:1: ' in str(error.value)
+  assert 'config.data.unanswerable=refuse' in str(error.value)
+  [kept] = _read(path, report=formats.BadRecords(on_unanswerable='keep'))
+  assert kept.answers == ()
+
+
 def test_wrong_arguments(tmp_path):
   path = _write(tmp_path / 'a.jsonl', _lines(GOOD))
   with pytest.raises(records.RecordError, match='at least one'):

@@ -178,7 +178,10 @@ def _read(
     if report.num_good == before:
       why = 'the file is empty'
       if len(report.skipped) > skipped:
-        why = f'none is valid; the first: {report.messages[skipped]}'
+        place, kind, reason = report.skipped[skipped]
+        why = f'none is valid; the first: {place}: {reason}'
+        if kind is Kind.UNANSWERABLE:
+          why += ' (config.data.unanswerable=refuse keeps such questions)'
       raise RecordError(
         f'{source.path}: found no record, expected at least one; {why}'
       )

@@ -342,12 +342,12 @@ class Distill(schema.Section):
   Attributes:
     weight: of the divergence KL(teacher || student), mean over target tokens;
       the answers' negative log-likelihood has the rest up to 1. 0 for none.
-    passages: that the teacher sees: shown (those of the example) or gold (the
-      gold ones among these, see `Passages.order`; an example without any has
-      no teacher, and learns from its answer alone).
-    tokens: that the teacher has: trained (all n, as they are at each step), run
-      (those of a finished run) or text (words instead of tokens, in their
-      place).
+    passages: which passages the teacher sees: shown (all of the example) or
+      gold (the gold ones among these, see `Passages.order`; an example without
+      any has no teacher, and learns from its answer alone).
+    tokens: which tokens the teacher has: trained (all n, as they are at each
+      step), run (the tokens of a finished run) or text (words instead of
+      tokens, in their place).
     run: for tokens=run: work directory of a run on the same base, with the same
       templates and virtual_tokens.position.
     text: for tokens=text.

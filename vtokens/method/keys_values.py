@@ -123,7 +123,10 @@ class KeysValues(Trainable):
       spans: where the virtual tokens stand.
 
     Returns:
-      One cache. Its slots are those of suffix 0, then of suffix 1, and so on.
+      One cache: the slots of suffix 0, then the slots of suffix 1, and so on.
+
+    Raises:
+      ValueError: there are no spans.
     """
     if spans is None:
       raise ValueError('keys and values need the spans of the batch')

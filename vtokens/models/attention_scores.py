@@ -24,9 +24,9 @@ def masked_scores(
   """Computes scores, `UNSEEN` where a query does not see a slot.
 
   Args:
-    q: rotated queries, those of a key-value head beside each other.
+    q: rotated queries, grouped by key-value head.
     positions: positions of the queries.
-    segments: segments of the queries, numbered as those of the cache.
+    segments: segments of the queries, numbered as in the cache.
     cache: the keys.
     scale: see `attention.attend`.
     softcap: see `attention.attend`.

@@ -275,7 +275,7 @@ class Decoder(nnx.Module):
     *,
     back: bool = False,
   ) -> Float[Array, 'L B S K H']:
-    """Rotates keys of all layers, as attention rotates those of tokens.
+    """Rotates keys of all layers, as attention rotates keys of tokens.
 
     Args:
       keys: keys of each layer.

@@ -1,7 +1,7 @@
 """Keys and values of virtual tokens in the cache of a transformers model.
 
 A prompt runs up to its virtual tokens, with an ordinary token in the place of
-each. In the cache, trained keys and values then replace those of these places.
+each. Then trained keys and values replace the keys and values of these places.
 The keys are rotated as the model has just rotated its own. Needs no JAX.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
   import torch
   from transformers import PreTrainedModel
 
-# Model types whose rotation of keys is known to be that of training.
+# Model types whose keys are known to be rotated as in training.
 MODEL_TYPES = (
   *('llama', 'mistral', 'ministral', 'qwen2', 'qwen3', 'phi3'),
   *('gemma', 'gemma2', 'gemma3_text', 'smollm3', 'olmo2', 'olmo3'),

@@ -122,7 +122,7 @@ def check_shape(
     heads: number of its layers, of its key-value heads, and their width.
 
   Raises:
-    errors.UserError: the shape is that of another base.
+    errors.UserError: the shape does not fit the base.
   """
   if not isinstance(trained, Mapping):
     table_file.check_width(trained, path, base, width)

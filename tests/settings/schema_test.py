@@ -248,6 +248,7 @@ _NO_PATHS = {
   'query_prefix', 'reference', 'retriever', 'retrievers', 'revision',
   'runner', 'schedule', 'stemmer', 'stopwords', 'storage', 'token_pattern',
   'turns', 'wandb_project', 'weighting',
+  'text',
 }  # fmt: skip
 
 

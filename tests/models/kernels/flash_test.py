@@ -215,8 +215,9 @@ def test_parents():
 
 
 @exact
-@pytest.mark.parametrize('settings', [{}, {'window': 200, 'softcap': 3.0}])
-@pytest.mark.parametrize('packed', [False, True])
+@pytest.mark.parametrize(
+  'packed, settings', [(False, {}), (True, {'window': 200, 'softcap': 3.0})]
+)
 def test_trained_caches(packed, settings):
   """They get gradients, and count as other keys do."""
   segments, slots = None, None

@@ -42,8 +42,8 @@ from vtokens.evaluation.asking.prompter import (
 )
 from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
-from vtokens.method import kinds, padding
-from vtokens.models import frozen_base, rope
+from vtokens.method import kinds
+from vtokens.models import frozen_base
 from vtokens.models.decoder import Decoder
 from vtokens.models.kv_cache import KVCache
 
@@ -273,48 +273,24 @@ class PrefixedAnswerer(Answerer):
     split = rows.reshape(
       len(rows), settings.num_layers, 2, settings.num_kv_heads, -1
     )
-    keys = _turned_back(jnp.asarray(split[:, :, 0]), base)
-    self._k = keys.transpose(1, 2, 3, 0)
+    # PEFT's stand before position 0, turned by their number less.
+    keys = base.decoder().turn_keys(
+      jnp.asarray(split[:, :, 0]).swapaxes(0, 1)[:, None],
+      jnp.full((1, len(rows)), len(rows)),
+      back=True,
+    )
+    self._k = keys[:, 0].transpose(0, 2, 3, 1)
     self._v = jnp.asarray(split[:, :, 1]).transpose(1, 2, 0, 3)
 
   def encode(self, examples: Sequence[Example]) -> KVCache:
-    longest = max(len(example.prefix) for example in examples)
-    shape = (self.batch_size, padding.round_prefix(longest))
-    prefix = np.zeros(shape, np.int32)
-    positions = np.full(shape, -1, np.int32)
-    for r, example in enumerate(examples):
-      size = len(example.prefix)
-      prefix[r, :size] = example.prefix
-      positions[r, :size] = np.arange(size)
     found: KVCache = _encode_after(
       self.base.params,
       self._k,
       self._v,
-      *self.put((prefix, positions)),
+      *self.prefixes(examples),
       graph=self.base.graph,
     )
     return found
-
-
-def _turned_back(keys: Any, base: frozen_base.FrozenBase) -> Any:
-  """Turns keys back by as many positions as there are tokens.
-
-  Args:
-    keys: array of shape [P, L, K, H], float32.
-    base: a model whose layers have one rotary embedding.
-  """
-  settings = base.config
-  kinds = set(settings.layer_kinds)
-  if len(kinds) != 1:
-    raise errors.UserError('prefix tuning: the layers of the base differ')
-  [kind] = kinds
-  cos, sin = rope.angles(
-    jnp.full((1, 1), len(keys)),
-    kind.rope,
-    settings.rotary_dim or settings.head_dim,
-    settings.context_length or settings.longest_sequence,
-  )
-  return rope.rotate(keys, (cos, -sin))
 
 
 @functools.partial(jax.jit, static_argnames='graph')

@@ -18,7 +18,6 @@ where it was stopped.
 
 import gzip
 import json
-import lzma
 import pathlib
 import random
 import subprocess
@@ -29,6 +28,7 @@ from typing import Any
 from absl import app, flags
 
 from vtokens.data import containment
+from vtokens.data.open_qa import build_open_qa
 from vtokens.host import writers
 
 _DATA = flags.DEFINE_string(
@@ -70,19 +70,6 @@ def _rows(name: str, split: str) -> list[_Row]:
   return rows
 
 
-def _texts(rows: Sequence[_Row]) -> dict[str, _Row]:
-  """The passages of questions, by id."""
-  wanted = {id_ for row in rows for id_, _ in row['retrieved'][:_DEPTH]}
-  found = {}
-  for path in sorted(pathlib.Path(_DATA.value, 'corpus').glob('*.jsonl.xz')):
-    with lzma.open(path, 'rt', encoding='utf-8') as file:
-      for line in file:
-        row = json.loads(line)
-        if row['id'] in wanted:
-          found[row['id']] = row
-  return found
-
-
 def _record(row: _Row, texts: dict[str, _Row]) -> _Row:
   passages = [texts[id_] for id_, _ in row['retrieved'][:_DEPTH]]
   fields = ('id', 'dataset', 'question', 'answers')
@@ -117,7 +104,11 @@ def _prepare(work: pathlib.Path) -> None:
     if kept[row['dataset']]:
       kept[row['dataset']] -= 1
       chosen.append(row)
-  texts = _texts([*chosen, *(r for rows in by_set.values() for r in rows)])
+  asked = [*chosen, *(r for rows in by_set.values() for r in rows)]
+  texts = build_open_qa.read_corpus(
+    pathlib.Path(_DATA.value, 'corpus'),
+    {id_ for row in asked for id_, _ in row['retrieved'][:_DEPTH]},
+  )
   for name, records in (
     ('train', [_record(row, texts) for row in chosen]),
     ('test', [r for rows in by_set.values() for r in _test(rows, texts)]),

@@ -91,7 +91,7 @@ class VirtualTokens(schema.Section):
   Attributes:
     kind: table (a row of input embeddings for each virtual token: the method)
       or kv (a key and a value in each layer for each virtual token: more
-      numbers, better answers, and a cheaper step, but not for every server;
+      numbers and better answers, but not for every server;
       see docs/training.md).
     num_virtual_tokens: number of virtual tokens (n), e.g. rows of the table.
     num_frozen: number of first virtual tokens that keep their initial values.

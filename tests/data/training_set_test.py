@@ -343,6 +343,28 @@ def test_questions_without_passages_are_counted(tokenizer, write, make_config):
   assert report.notes['questions without passages of bm25'] == 1
 
 
+def _targets(mixture, cfg, tokenizer):
+  """Text of each record's target in the first window of batches."""
+  batches = pipeline.TrainBatches(
+    mixture,
+    cfg.data,
+    cfg.virtual_tokens,
+    Assembler.for_run(tokenizer, cfg),
+    tokenizer.max_id + 1,
+    cfg.seed,
+  )
+  texts = {}
+  with batches.starting_at(0) as stream:
+    for batch in itertools.islice(stream, cfg.data.window_batches):
+      for name, ids, at in zip(
+        batch.ids, batch.batch.targets, batch.batch.target_index, strict=True
+      ):
+        *answer, last = ids[at >= 0].tolist()
+        assert last == tokenizer.eos_id
+        texts[name] = tokenizer.decode(answer)
+  return texts
+
+
 def test_questions_without_an_answer(tokenizer, write, make_config):
   rows = [
     _row(0, passages=['It is N0.']),
@@ -363,23 +385,13 @@ def test_questions_without_an_answer(tokenizer, write, make_config):
   cfg = make_config(train=(path,), unanswerable='refuse', **room)
   mixture, _, _ = _open(cfg, tokenizer)
   assert _ids(mixture) == {'a': ['q0', 'q2', 'q4', 'q6']}
-  batches = pipeline.TrainBatches(
-    mixture,
-    cfg.data,
-    cfg.virtual_tokens,
-    Assembler.for_run(tokenizer, cfg),
-    tokenizer.max_id + 1,
-    cfg.seed,
-  )
-  texts = {}
-  with batches.starting_at(0) as stream:
-    for batch in itertools.islice(stream, cfg.data.window_batches):
-      for name, ids, at in zip(
-        batch.ids, batch.batch.targets, batch.batch.target_index, strict=True
-      ):
-        texts[name] = tokenizer.decode(ids[at >= 0][:-1].tolist()).strip()
-  no = cfg.templates.refusal
-  assert texts == {'q0': 'N0', 'q2': no, 'q4': no, 'q6': 'yes'}
+  no = f' {cfg.templates.refusal}'
+  assert _targets(mixture, cfg, tokenizer) == {
+    'q0': ' N0',
+    'q2': no,
+    'q4': no,
+    'q6': ' yes',
+  }
 
 
 def test_answers_with_citations(tokenizer, write, make_config):
@@ -398,23 +410,7 @@ def test_answers_with_citations(tokenizer, write, make_config):
   cfg.data.max_answer_tokens = 8
   mixture, _, _ = _open(cfg, tokenizer)
   assembler = Assembler.for_run(tokenizer, cfg)
-  batches = pipeline.TrainBatches(
-    mixture,
-    cfg.data,
-    cfg.virtual_tokens,
-    assembler,
-    tokenizer.max_id + 1,
-    cfg.seed,
-  )
-  texts = {}
-  with batches.starting_at(0) as stream:
-    for batch in itertools.islice(stream, cfg.data.window_batches):
-      for name, ids, at in zip(
-        batch.ids, batch.batch.targets, batch.batch.target_index, strict=True
-      ):
-        texts[name] = tokenizer.decode(ids[at >= 0][:-1].tolist())
-        assert ids[at >= 0][-1] == tokenizer.eos_id
-  assert texts == {
+  assert _targets(mixture, cfg, tokenizer) == {
     'q0': ' N0 [2]',
     'q2': ' N2 [2]',
     'q4': ' N4',

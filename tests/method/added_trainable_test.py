@@ -16,7 +16,6 @@ from vtokens.devices import partitioning
 from vtokens.method import generate, steps
 from vtokens.method.trainable import Trainable
 from vtokens.method.virtual_tokens import TABLE
-from vtokens.models import frozen_base
 from vtokens.run import training_state
 
 N = 3
@@ -60,14 +59,6 @@ class LowRank(Trainable):
 
 
 TRAINABLE = LowRank()
-
-
-@pytest.fixture(scope='module')
-def base(tiny_dir) -> frozen_base.FrozenBase:
-  return frozen_base.load_base(
-    config.Base(path=str(tiny_dir), dtype='float32'),
-    partitioning.make_mesh((1, 1, -1)),
-  )
 
 
 @pytest.fixture(scope='module')

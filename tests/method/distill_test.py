@@ -8,19 +8,17 @@ import numpy as np
 import optax
 import pytest
 import torch
+import torch_cache
 import transformers
-from transformers.models.llama import modeling_llama
 
 from vtokens import config
 from vtokens.data import batch as batch_lib
 from vtokens.data import pipeline, teaching
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage
-from vtokens.devices import partitioning
 from vtokens.method import steps
 from vtokens.method.keys_values import KeysValues
 from vtokens.method.virtual_tokens import TABLE
-from vtokens.models import frozen_base
 
 KEYS_VALUES = KeysValues()
 N = 4  # Virtual tokens.
@@ -29,14 +27,6 @@ ASKED = [(2, (1, 3), 'yes'), (0, (4, 2), 'n'), (1, (2, 1), 'maybe so')]
 ASKED.append((3, (3, 1), 'no'))
 MOST_TARGETS = 12
 RATE = 1024.0
-
-
-@pytest.fixture(scope='module')
-def base(tiny_dir) -> frozen_base.FrozenBase:
-  return frozen_base.load_base(
-    config.Base(path=str(tiny_dir), dtype='float32'),
-    partitioning.make_mesh((1, 1, -1)),
-  )
 
 
 @pytest.fixture(scope='module')
@@ -339,27 +329,6 @@ def test_a_teacher_with_a_pass_of_its_own(
   np.testing.assert_allclose(grad, exact, atol=1e-5 * scale)
 
 
-def kv_logits(model, trained, example):
-  """As `torch_logits`, of keys and values in transformers' own cache."""
-  cache = transformers.DynamicCache()
-  if len(example.prefix):
-    with torch.no_grad():
-      model(torch.tensor(example.prefix)[None], past_key_values=cache)
-  start, k = len(example.prefix), example.num_active
-  keys, values = trained['keys'][:, :k], trained['values'][:, :k]
-  cos, sin = model.model.rotary_emb(keys, torch.arange(start, start + k)[None])
-  for i in range(len(keys)):
-    plain = keys[i].transpose(0, 1)[None]
-    _, turned = modeling_llama.apply_rotary_pos_emb(plain, plain, cos, sin)
-    cache.update(turned, values[i].transpose(0, 1)[None], i)
-  suffix = torch.tensor([*example.after, *example.targets[:-1]])
-  positions = torch.arange(start + k, start + k + len(suffix))
-  out = model(
-    suffix[None], past_key_values=cache, position_ids=positions[None]
-  ).logits[0]
-  return out[-len(example.targets) :]
-
-
 @pytest.mark.parametrize('own_pass', [False, True])
 def test_keys_and_values_learn_and_teach(
   base, model, assembler, draws, own_pass
@@ -394,13 +363,15 @@ def test_keys_and_values_learn_and_teach(
   tokens = 0
   for examples, teacher in zip(inside, teachers, strict=True):
     for example in examples:
-      student = kv_logits(model, leaves, example)
+      student = torch_cache.target_logits(model, leaves, example)
       given = nll_of(student, example)
       tokens += len(example.targets)
       if teacher is None or (not own_pass and example is examples[-1]):
         loss = loss + given
         continue
-      learned = divergence(kv_logits(model, fixed, teacher), student)
+      learned = divergence(
+        torch_cache.target_logits(model, fixed, teacher), student
+      )
       loss = loss + weight * learned + (1 - weight) * given
   (loss / tokens).backward()
 

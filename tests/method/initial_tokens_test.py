@@ -9,19 +9,9 @@ import tiny_mixture
 
 from vtokens import config
 from vtokens.data import initial_texts
-from vtokens.devices import partitioning
 from vtokens.method import initial_tokens
-from vtokens.models import frozen_base
 
 N = 8
-
-
-@pytest.fixture(scope='module')
-def base(tiny_dir):
-  return frozen_base.load_base(
-    config.Base(path=str(tiny_dir), dtype='float32'),
-    partitioning.make_mesh((1, 1, -1)),
-  )
 
 
 @pytest.fixture(scope='module')

@@ -1,6 +1,7 @@
 """Virtual tokens as keys and values, against transformers in PyTorch."""
 
 import dataclasses
+import typing
 
 import flax.nnx as nnx
 import jax
@@ -10,18 +11,17 @@ import optax
 import pytest
 import tiny_models
 import torch
+import torch_cache
 import transformers
 from tiny_models import FULL, GEMMA, SLIDING
-from transformers.models.llama import modeling_llama
 
 from vtokens import config
 from vtokens.data import pipeline
-from vtokens.data.assemble import Example
+from vtokens.data.assemble import Assembler, Example
 from vtokens.devices import partitioning
 from vtokens.host import errors
 from vtokens.method import generate, kinds, optim, steps
 from vtokens.method.keys_values import KeysValues
-from vtokens.models import frozen_base
 from vtokens.models.files import hf_directory, weights
 from vtokens.run import checkpoints, training_state
 from vtokens.serving import trained_file
@@ -29,14 +29,6 @@ from vtokens.serving import trained_file
 N = 3
 PREFIX, QUESTION, TARGETS = [5, 17, 80, 33], [9, 41, 7], [60, 12, 3]
 TRAINABLE = KeysValues()
-
-
-@pytest.fixture(scope='module')
-def base(tiny_dir) -> frozen_base.FrozenBase:
-  return frozen_base.load_base(
-    config.Base(path=str(tiny_dir), dtype='float32'),
-    partitioning.make_mesh((1, 1, -1)),
-  )
 
 
 @pytest.fixture(scope='module')
@@ -95,34 +87,6 @@ def nll(base, values, batch, trainable=TRAINABLE):
   return float(found[0])
 
 
-def torch_loss(directory, keys, values, k):
-  """Mean nats of the targets, with keys and values in transformers' cache."""
-  model = transformers.AutoModelForCausalLM.from_pretrained(
-    directory, dtype=torch.float32, attn_implementation='eager'
-  ).eval()
-  start = len(PREFIX)
-  with torch.no_grad():
-    cache = model(torch.tensor([PREFIX]), use_cache=True).past_key_values
-  positions = torch.arange(start, start + k)[None]
-  cos, sin = model.model.rotary_emb(keys, positions)
-  for i in range(model.config.num_hidden_layers):
-    unrotated = keys[i, :k].transpose(0, 1)[None]
-    _, rotated = modeling_llama.apply_rotary_pos_emb(
-      unrotated, unrotated, cos, sin
-    )
-    cache.update(rotated, values[i, :k].transpose(0, 1)[None], i)
-  suffix = [*QUESTION, *TARGETS[:-1]]
-  after = start + k
-  logits = model(
-    torch.tensor([suffix]),
-    past_key_values=cache,
-    position_ids=torch.arange(after, after + len(suffix))[None],
-  ).logits
-  return torch.nn.functional.cross_entropy(
-    logits[0, len(QUESTION) - 1 :], torch.tensor(TARGETS)
-  )
-
-
 @pytest.mark.parametrize('k', [1, N])
 @pytest.mark.parametrize('num_frozen', [0, 1])
 def test_a_step_follows_the_gradient_that_torch_has(
@@ -140,14 +104,17 @@ def test_a_step_follows_the_gradient_that_torch_has(
   state, metrics = step(state, base.params, batch_of([[example(k)]]))
   after = training_state.fetch_trained(state)
 
-  keys, values = (
-    torch.tensor(before[name], requires_grad=True)
-    for name in ('keys', 'values')
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    tiny_dir, dtype=torch.float32, attn_implementation='eager'
   )
-  loss = torch_loss(tiny_dir, keys, values, k)
+  leaves = {
+    name: torch.tensor(x, requires_grad=True) for name, x in before.items()
+  }
+  logits = torch_cache.target_logits(model, leaves, example(k))
+  loss = torch.nn.functional.cross_entropy(logits, torch.tensor(TARGETS))
   loss.backward()
   assert float(metrics['loss']) == pytest.approx(loss.item(), rel=1e-5)
-  for name, leaf in (('keys', keys), ('values', values)):
+  for name, leaf in leaves.items():
     expected = leaf.grad.numpy().copy()
     assert np.abs(expected[:, :k]).max() > 1e-4
     expected[:, :num_frozen] = 0
@@ -374,3 +341,12 @@ def test_saved_and_restored(base, cfg, tmp_path):
   trained_file.save(path, np.zeros((2, 3), np.float32), {})
   with pytest.raises(errors.UserError, match='not keys and values'):
     trained_file.load(path, 'kv')
+
+
+@pytest.mark.parametrize('kind', typing.get_args(config.Kind))
+def test_examples_are_assembled_as_the_kind_needs(base, kind):
+  cfg = config.Config()
+  cfg.virtual_tokens.kind = kind
+  assembler = Assembler.for_run(base.tokenizer, cfg)
+  trainable = kinds.trainable_of(cfg.virtual_tokens)
+  assert assembler.in_suffix == trainable.in_suffix

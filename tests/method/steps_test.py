@@ -305,14 +305,6 @@ def test_suffixes_that_share_a_prefix_equal_rows_of_their_own(
   assert abs(wrong - nll) > 1e-3 * abs(nll)
 
 
-@pytest.fixture(scope='module')
-def base(tiny_dir) -> frozen_base.FrozenBase:
-  return frozen_base.load_base(
-    config.Base(path=str(tiny_dir), dtype='float32'),
-    partitioning.make_mesh((1, 1, -1)),
-  )
-
-
 # Number of passages, k, answer; of some examples too many passages.
 ASKED = [(2, 4, 'yes'), (0, 1, 'n'), (1, 3, 'maybe so'), (3, 2, 'no')]
 

@@ -7,21 +7,11 @@ import numpy as np
 import pytest
 
 from vtokens import config
-from vtokens.devices import partitioning
 from vtokens.host import errors
 from vtokens.method import virtual_tokens
-from vtokens.models import frozen_base
 from vtokens.serving import table_file
 
 N = 12
-
-
-@pytest.fixture(scope='module')
-def base(tiny_dir) -> frozen_base.FrozenBase:
-  return frozen_base.load_base(
-    config.Base(path=str(tiny_dir), dtype='float32'),
-    partitioning.make_mesh((1, 1, -1)),
-  )
 
 
 def initial(base, seed=0, **settings) -> np.ndarray:

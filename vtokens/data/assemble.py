@@ -413,7 +413,12 @@ class Assembler:
       )
 
   def fits(
-    self, num_active: int, prompt: np.ndarray | int, targets: np.ndarray | int
+    self,
+    num_active: int,
+    prompt: np.ndarray | int,
+    targets: np.ndarray | int,
+    *,
+    cites: bool = True,
   ) -> np.ndarray | bool:
     """Whether suffixes with parts of these lengths fit the limits.
 
@@ -422,18 +427,25 @@ class Assembler:
       prompt: tokens of the question.
       targets: tokens of the answer and eos; 0 if it is to be generated. The
         longest citation is added.
+      cites: whether the answer can cite; a refusal cannot.
     """
-    if room := self.citation_room():
+    if room := cites and self.citation_room():
       targets = np.where(np.greater(targets, 0), targets + room, 0)
     inputs = num_active + prompt + np.maximum(0, np.subtract(targets, 1))
     return (targets <= self.limits.targets) & (inputs <= self.limits.suffix)
 
   def check(
-    self, num_active: int, prompt: int, targets: int, where: str
+    self,
+    num_active: int,
+    prompt: int,
+    targets: int,
+    where: str,
+    *,
+    cites: bool = True,
   ) -> None:
     """Raises a `UserError` about record `where` unless it `fits`."""
-    if not self.fits(num_active, prompt, targets):
-      room = self.citation_room()
+    if not self.fits(num_active, prompt, targets, cites=cites):
+      room = cites and self.citation_room()
       raise errors.UserError(
         f'{where}: {num_active} virtual tokens, {prompt} tokens of question '
         f'and {targets} of answer with eos'

@@ -270,16 +270,15 @@ def _too_long(
   if cfg.data.unanswerable == 'refuse':
     # The target can be the refusal of every record; of some it is no other.
     usable |= np.bincount(owners, minlength=len(prompts)) == 0
-    usable &= ~wanted | np.asarray(assembler.fits(most, prompts, refusal))
+    refuses = assembler.fits(most, prompts, refusal, cites=False)
+    usable &= ~wanted | np.asarray(refuses)
   bad = np.flatnonzero(~usable).tolist()
   if len(bad) and cfg.data.on_bad_record == 'error':
     found = answers[owners == bad[0]]
-    shortest = int(found.min()) if len(found) else refusal
-    if cfg.data.unanswerable == 'refuse':
-      shortest = max(shortest, refusal)
-    assembler.check(
-      most, int(prompts[bad[0]]), shortest, f'record {token_set.id(bad[0])}'
-    )
+    prompt, where = int(prompts[bad[0]]), f'record {token_set.id(bad[0])}'
+    if len(found):
+      assembler.check(most, prompt, int(found.min()), where)
+    assembler.check(most, prompt, refusal, where, cites=False)
   fields = 'config.data.max_answer_tokens and max_suffix_tokens'
   messages += [
     f'record {token_set.id(i)}: no answer fits {fields}' for i in bad

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Array, Int
 
 from vtokens import config
 from vtokens.data.assemble import Example
@@ -111,6 +112,15 @@ class Answerer:
 
   def encode(self, examples: Sequence[Example]) -> KVCache:
     """The cache of the prefixes of a batch."""
+    cache: KVCache = generate.encode_prefix(
+      self.base.params, *self.prefixes(examples), graph=self.base.graph
+    )
+    return cache
+
+  def prefixes(
+    self, examples: Sequence[Example]
+  ) -> tuple[Int[Array, 'B P'], Int[Array, 'B P']]:
+    """Ids and positions of the prefixes of a batch, padded."""
     longest = max(len(example.prefix) for example in examples)
     shape = (self.batch_size, padding.round_prefix(longest))
     prefix, positions = _full(shape, 0), _full(shape, -1)
@@ -118,12 +128,7 @@ class Answerer:
       size = len(example.prefix)
       prefix[r, :size] = example.prefix
       positions[r, :size] = np.arange(size)
-    cache: KVCache = generate.encode_prefix(
-      self.base.params,
-      *self.put((prefix, positions)),
-      graph=self.base.graph,
-    )
-    return cache
+    return self.put((prefix, positions))
 
   def start(
     self,

@@ -12,6 +12,7 @@ from vtokens.host import paths
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.recipes import spring_data
 from vtokens.retrieval import retrieval_config
+from vtokens.serving import model_cache
 from vtokens.serving import plug as serving_plug
 from vtokens.serving import vllm_client as serving_client
 
@@ -46,9 +47,22 @@ def test_a_name_that_never_was(package):
 
 
 @pytest.mark.parametrize(
-  ('documented', 'home'),
-  [(plug, serving_plug), (vllm_client, serving_client)],
+  ('documented', 'names', 'home'),
+  [
+    (
+      plug,
+      {'attach', 'detach', 'load', 'prompt_ids', 'prompt_text', 'prompt_texts'},
+      serving_plug,
+    ),
+    (plug, {'generate', 'generate_inputs'}, model_cache),
+    (
+      vllm_client,
+      {'Client', 'encode_tensor', 'read_embedding'},
+      serving_client,
+    ),
+  ],
 )
-def test_documented_names(documented, home):
-  for name in documented.__all__:
+def test_documented_names(documented, names, home):
+  assert names <= set(documented.__all__)
+  for name in names:
     assert getattr(documented, name) is getattr(home, name)

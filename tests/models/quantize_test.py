@@ -124,6 +124,68 @@ def test_product_and_gradient(
     )
 
 
+@pytest.mark.parametrize(
+  'spec, x_shape, shape, inputs',
+  [
+    ('btd,dnh->btnh', (2, 3, 64), (64, 2, 16), 1),
+    ('btnh,nhd->btd', (2, 3, 2, 16), (2, 16, 48), 2),
+    ('btf,fd->btd', (2, 3, 64), (64, 48), 1),
+  ],
+)
+def test_bfloat16_product_and_gradient(spec, x_shape, shape, inputs):
+  """Both factors are rounded, sums are float32, also backwards."""
+  x, weight = jnp.asarray(_random(*x_shape)), _random(*shape, seed=1)
+  matrix = nnx.Param(jnp.asarray(weight, jnp.bfloat16), inputs=inputs)
+  toward = _random(*np.einsum(spec, np.zeros(x_shape), weight).shape, seed=2)
+
+  @jax.jit
+  def loss(x, matrix):
+    y = layers.product(spec, x, matrix)
+    return (y * toward).sum(), y
+
+  (_, y), grad = jax.value_and_grad(loss, has_aux=True)(x, matrix)
+  operands, out = spec.split('->')
+  a, b = operands.split(',')
+
+  def rounded(array):
+    return np.float64(np.asarray(array).astype(jnp.bfloat16))
+
+  forward = np.einsum(spec, rounded(x), rounded(weight))
+  back = np.einsum(f'{out},{b}->{a}', rounded(toward), rounded(weight))
+  for found, expected in ((y, forward), (grad, back)):
+    assert found.dtype == jnp.float32
+    np.testing.assert_allclose(
+      found, expected, atol=1e-6 * np.abs(expected).max()
+    )
+
+
+def test_bfloat16_matrices(tmp_path):
+  """The layers' matrices alone are rounded, while they are loaded."""
+  tiny_models.save(tmp_path)
+  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+  config = hf_directory.read_config(tmp_path)
+  source = hf_directory.SafetensorsSource(tmp_path)
+
+  def load(method):
+    return dict(
+      weights_lib.iter_arrays(
+        weights_lib.load_decoder(
+          source, config, jnp.dtype('float32'), mesh, method
+        )
+      )
+    )
+
+  exact, rounded = load('none'), load('bfloat16')
+  matrices = [name for name, x in rounded.items() if x.dtype == jnp.bfloat16]
+  assert len(matrices) == 7
+  assert all(name.startswith('layers.') for name in matrices)
+  for name, array in exact.items():
+    dtype = jnp.bfloat16 if name in matrices else jnp.float32
+    np.testing.assert_array_equal(
+      rounded[name], array.astype(dtype), err_msg=name
+    )
+
+
 def test_products_with_float_weights_keep_their_bits(monkeypatch):
   """Those of the model as it was before any could be quantised."""
   model = Decoder(CONFIG, jnp.float32, nnx.Rngs(0))
@@ -178,7 +240,7 @@ def _scanned(jaxpr):
 
 
 @pytest.mark.parametrize('remat', [False, True])
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', ['bfloat16', *METHODS])
 def test_no_layer_keeps_its_weights_for_the_backward_pass(method, remat):
   step, arguments = _step(method, remat)
   # Of the matrices, the smallest has this size; activations are smaller.
@@ -198,7 +260,7 @@ def _products(jaxpr):
   )
 
 
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('method', ['bfloat16', *METHODS])
 def test_products_are_not_computed_again(method):
   def count(method, remat):
     step, arguments = _step(method, remat)
@@ -429,6 +491,7 @@ def test_bytes_of_the_matrices():
     return abstract_step.matrix_bytes(CONFIG, jnp.dtype('bfloat16'), method)
 
   assert found('none') == 2 * weights
+  assert found('bfloat16') == 2 * weights
   assert found('int8') == weights + 4 * outputs
   # 64 rows to a group, but 32 of each head.
   by_head = 8 * 4 * 32 * 128

@@ -1,6 +1,7 @@
 """Quantisation in numpy, written anew, for PyTorch's models."""
 
 import re
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -53,3 +54,47 @@ def quantise_model(model: transformers.PreTrainedModel, method: str) -> None:
     weight.copy_(torch.from_numpy(values.astype(np.float32) * scales))
     count += 1
   assert count >= 4 * config.num_hidden_layers
+
+
+class _RoundedProduct(torch.autograd.Function):
+  """`x @ weight.T` of factors that are rounded to bfloat16."""
+
+  @staticmethod
+  def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    ctx.save_for_backward(weight)
+    return _rounded(x) @ _rounded(weight).T
+
+  @staticmethod
+  def backward(ctx: Any, grad: torch.Tensor) -> Any:
+    (weight,) = ctx.saved_tensors
+    return _rounded(grad) @ _rounded(weight), None
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+  # float64 is rounded to float32 first, which the tested program computes in.
+  return x.float().bfloat16().to(x.dtype)
+
+
+class _RoundedLinear(torch.nn.Module):
+  """A linear layer whose product rounds its factors to bfloat16."""
+
+  def __init__(self, linear: torch.nn.Linear):
+    super().__init__()
+    self.weight, self.bias = linear.weight, linear.bias
+
+  def forward(self, x: torch.Tensor) -> Any:
+    y: Any = _RoundedProduct.apply(x, self.weight)  # type: ignore[no-untyped-call]
+    return y if self.bias is None else y + self.bias
+
+
+def round_products(model: transformers.PreTrainedModel) -> None:
+  """Rounds the factors of the layers' products to bfloat16, also backwards."""
+  found = [
+    (parent, name, linear)
+    for parent in model.model.layers.modules()
+    for name, linear in parent.named_children()
+    if isinstance(linear, torch.nn.Linear)
+  ]
+  assert len(found) >= 4 * model.config.num_hidden_layers
+  for parent, name, linear in found:
+    setattr(parent, name, _RoundedLinear(linear))

@@ -58,6 +58,8 @@ def product(
   """
   if isinstance(weight, quantize.Matrix):
     return quantize.product(x, weight)
+  if weight.dtype != x.dtype:
+    return quantize.rounded_product(x, weight)
   return jnp.einsum(spec, x, weight[...])
 
 

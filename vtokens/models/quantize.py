@@ -1,7 +1,8 @@
-"""The layers' matrices in 8 or 4 bits, quantised while loading.
+"""The layers' matrices in 16, 8 or 4 bits, rounded while loading.
 
-int8 has a scale for each output channel, int4 one for each group of rows along
-the contracted dimension. Both are symmetric: a weight is value * scale. Norms,
+bfloat16 has no scales: both factors of a product are rounded to it. int8 has a
+scale for each output channel, int4 one for each group of rows along the
+contracted dimension. Both are symmetric: a weight is value * scale. Norms,
 biases, embedding and head stay in `base.dtype`.
 
 qwix (0.1.8) would not save memory: its einsum keeps the dequantised weights for
@@ -137,14 +138,33 @@ def product(x: Float[Array, '*B'], weight: Matrix) -> Float[Array, '*C']:
   return y.reshape(*batch, *weight.outputs)
 
 
+def rounded_product(
+  x: Float[Array, '*B'], weight: nnx.Param[Array]
+) -> Float[Array, '*C']:
+  """Contracts the last axes of x with a matrix in a narrower float dtype.
+
+  x is rounded to that dtype. Sums are made in x's dtype, which the result has.
+  Only x has a gradient; the gradient of the result is rounded likewise.
+  """
+  inputs = weight.get_metadata('inputs')
+  batch, outputs = x.shape[: x.ndim - inputs], weight.shape[inputs:]
+  contracted = math.prod(weight.shape[:inputs])
+  values = weight[...].reshape(contracted, -1)
+  y = _product(x.reshape(*batch, contracted), values, None)
+  return y.reshape(*batch, *outputs)
+
+
 @jax.custom_vjp
 def _product(
-  x: Float[Array, '*B C'], values: Array, scales: Array
+  x: Float[Array, '*B C'], values: Array, scales: Array | None
 ) -> Float[Array, '*B O']:
   return _multiply(x, values, scales)
 
 
-def _multiply(x: Array, values: Array, scales: Array) -> Array:
+def _multiply(x: Array, values: Array, scales: Array | None) -> Array:
+  if scales is None:
+    rounded = x.astype(values.dtype)
+    return jnp.matmul(rounded, values, preferred_element_type=x.dtype)
   values = _as_stored(values)
   if scales.ndim == 2:
     return x @ dequantise(values, scales, x.dtype)
@@ -155,8 +175,8 @@ def _multiply(x: Array, values: Array, scales: Array) -> Array:
 
 
 def _forward(
-  x: Array, values: Array, scales: Array
-) -> tuple[Array, tuple[Array, Array]]:
+  x: Array, values: Array, scales: Array | None
+) -> tuple[Array, tuple[Array, Array | None]]:
   # It keeps no dequantised weights: over all layers they would be the whole
   # model. It does not call `_product`, which would hide the product from
   # `keep_products`.
@@ -164,9 +184,16 @@ def _forward(
 
 
 def _backward(
-  kept: tuple[Array, Array], grad: Array
+  kept: tuple[Array, Array | None], grad: Array
 ) -> tuple[Array, None, None]:
-  values, scales = _as_stored(kept[0]), kept[1]
+  values, scales = kept
+  if scales is None:
+    rounded, dtype = grad.astype(values.dtype), grad.dtype
+    dx = jnp.einsum(
+      '...o,co->...c', rounded, values, preferred_element_type=dtype
+    )
+    return dx, None, None
+  values = _as_stored(values)
   if scales.ndim == 2:
     weight = dequantise(values, scales, grad.dtype)
   else:
@@ -183,12 +210,15 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
 
   Args:
     layers: the layers; their matrices have a leading axis of layers.
-    method: int8 or int4.
+    method: bfloat16, int8 or int4.
   """
   for _, module in list(nnx.iter_modules(layers)):
     for name, weight in list(vars(module).items()):
       inputs = matrix_inputs(weight) if isinstance(weight, nnx.Param) else None
       if not inputs:
+        continue
+      if method == 'bfloat16':
+        setattr(module, name, weight.replace(weight[...].astype(method)))
         continue
       values, scales = stacked(inputs, method)(weight[...])
       axes, shape = weight.get_metadata('axes'), weight.shape[1:]

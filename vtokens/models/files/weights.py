@@ -149,7 +149,8 @@ def load_decoder(
       paths: list[PathParts]
       convert: Callable[[Array], tuple[Array, ...]]
       if path in variables:
-        kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
+        kind = np.dtype(variables[path].dtype)
+        paths, convert = [path], lambda block: (block,)
       else:
         # float32 holds every stored dtype exactly, so scales do not depend on
         # `dtype`.

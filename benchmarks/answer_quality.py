@@ -56,6 +56,12 @@ _VALIDATION_QUESTIONS = flags.DEFINE_integer(
 _TEST_QUESTIONS = flags.DEFINE_integer(
   'test_questions', 150, 'Of each set; of all sets together in quickstart.'
 )
+_PRODUCTS = flags.DEFINE_enum(
+  'products',
+  'bfloat16',
+  ['bfloat16', 'float32'],
+  "Factors of the layers' products, of all contenders; sums are float32.",
+)
 _DATA = flags.DEFINE_string('data', '', 'Directory of the questions of seven.')
 _WORK = flags.DEFINE_string('work', 'runs/answer_quality', 'Of all cells.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
@@ -90,6 +96,7 @@ def _like(setting: str) -> Task:
     validation_questions=_VALIDATION_QUESTIONS.value,
     test_questions=0 if setting == 'quickstart' else _TEST_QUESTIONS.value,
     data=_DATA.value,
+    products=_PRODUCTS.value,
   )
 
 

@@ -28,7 +28,6 @@ import quality_training
 import quickstart_runs
 from quality_cells import CONTENDERS, PROMPT, Task
 
-from vtokens import config
 from vtokens.data.assemble import Example
 from vtokens.data.records import Record
 from vtokens.evaluation import answer_rules
@@ -77,8 +76,8 @@ def validate(task: Task) -> dict[str, Any]:
     with _asked(task, setting, step) as asked:
       k = asked.num_active[0]
       loss, answers = asked.evaluator.validate(records, asked.tokens, k)
-      if step == task.steps and checked and checked['check_nll'] is not None:
-        _check_loss(task, setting, asked, checked['check_nll'])
+    if step == task.steps and checked and checked['check_nll'] is not None:
+      _check_loss(task, step, checked['check_nll'])
     rows.append({'step': step, 'loss': loss, **_means(records, answers)})
     print(rows[-1], flush=True)
   return {'questions': len(records), 'validations': rows}
@@ -151,15 +150,16 @@ def _means(
   }
 
 
-def _check_loss(
-  task: Task, setting: quickstart_runs.Setting, asked: Asked, expected: float
-) -> None:
-  """Raises unless our decoder has the loss that PEFT had."""
-  loss, _ = asked.evaluator.validate(
-    setting.validation[: quality_training.CHECKED],
-    asked.tokens,
-    asked.num_active[0],
-  )
+def _check_loss(task: Task, step: int, expected: float) -> None:
+  """Raises unless our decoder has the loss that PEFT had, both in float32."""
+  exact = dataclasses.replace(task, products='float32')
+  setting = quality_settings.open_setting(exact)
+  with _asked(task, setting, step) as asked:
+    loss, _ = asked.evaluator.validate(
+      setting.validation[: quality_training.CHECKED],
+      asked.tokens,
+      asked.num_active[0],
+    )
   if abs(loss - expected) > TOLERANCE:
     raise errors.UserError(
       f'{task.directory}: the loss of {quality_training.CHECKED} validation '
@@ -245,7 +245,8 @@ def merged(
     path.parent if of_gguf else path, gguf_file=path.name if of_gguf else None
   ).save_pretrained(directory)
   opened = frozen_base.open_base(
-    config.Base(path=directory, dtype='float32'), setting.cfg.context_length
+    dataclasses.replace(setting.cfg.base, path=directory),
+    setting.cfg.context_length,
   )
   # The tokenizer of the base itself, not what transformers makes of it.
   opened = dataclasses.replace(opened, tokenizer=setting.opened.tokenizer)

@@ -81,7 +81,10 @@ PASSAGES = {'quickstart': (2,), 'seven': (3, 1, 5)}
 
 def open_setting(task: Task) -> quickstart_runs.Setting:
   """Opens base and questions of a task."""
-  return quickstart_runs.Setting(SETTINGS[task.setting](task))
+  cfg = SETTINGS[task.setting](task)
+  exact = task.products == 'float32'
+  cfg.base.quantize = 'none' if exact else 'bfloat16'
+  return quickstart_runs.Setting(cfg)
 
 
 def open_batches(task: Task, setting: quickstart_runs.Setting) -> TrainBatches:

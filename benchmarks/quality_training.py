@@ -7,6 +7,7 @@ right, so that tokens before the text have no padding behind them, and in parts
 of two examples, which takes less padding and memory than all at once.
 """
 
+import contextlib
 import functools
 import hashlib
 import pathlib
@@ -173,7 +174,8 @@ def _train_peft(
         tokens = sum(answer for _, answer in examples)
         loss = 0.0
         for part in _parts(examples):
-          nll, _ = peft_nll(tuned, part)
+          with _products(task):
+            nll, _ = peft_nll(tuned, part)
           (nll / tokens).backward()
           loss += float(nll.detach()) / tokens
         torch.nn.utils.clip_grad_norm_(trained, cfg.optim.clip_norm)
@@ -193,6 +195,15 @@ def _train_peft(
     return float(total) / tokens
 
   return run(), sum(p.numel() for p in trained), check
+
+
+def _products(task: Task) -> contextlib.AbstractContextManager[Any]:
+  """PyTorch's products as those of vtokens: its mixed precision."""
+  import torch
+
+  if task.products == 'float32':
+    return contextlib.nullcontext()
+  return torch.autocast('cpu', torch.bfloat16)
 
 
 def _parts(examples: list[Any]) -> Iterator[list[Any]]:

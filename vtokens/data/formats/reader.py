@@ -69,7 +69,7 @@ def read_records(
   """Yields the records of all sources, one at a time.
 
   A source is a file (plain, .gz, .xz or .bz2; local or any path that
-  etils.epath opens; package:NAME/FILE) or a prepared TFDS dataset,
+  etils.epath opens; package:NAME/FILE; pypi:...) or a prepared TFDS dataset,
   tfds:NAME[/CONFIG][:SPLIT]. NAME= before it names its dataset; see
   `vtokens.data.dataset_names`. The keys of a row tell its format; see
   `row_formats`, `documents` and `retrieved`. Runs, qrels and retrieval caches

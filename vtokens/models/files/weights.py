@@ -87,8 +87,8 @@ def load_decoder(
     places = sharding.addressable_devices_indices_map(weight.shape)
     if weight.stacked:
       sharding = partitioning.named_sharding(mesh, ('layers', *axes))
-    if path not in variables:
-      scales = variables[*path, 'scales']
+    scales = variables.get((*path, 'scales'))
+    if scales is not None:
       partitioning.check_divisible(
         mesh,
         scales.get_metadata('axes'),
@@ -149,13 +149,16 @@ def load_decoder(
       paths: list[PathParts]
       convert: Callable[[Array], tuple[Array, ...]]
       if path in variables:
-        kind = np.dtype(variables[path].dtype)
-        paths, convert = [path], lambda block: (block,)
+        kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
       else:
         # float32 holds every stored dtype exactly, so scales do not depend on
         # `dtype`.
         kind = np.dtype(np.float32)
-        paths = [(*path, 'values'), (*path, 'scales')]
+        paths = [
+          (*path, name)
+          for name in ('values', 'scales')
+          if (*path, name) in variables
+        ]
         # On the devices, so that a sharded matrix gets the scales of the whole
         # matrix.
         convert = jax.jit(

@@ -8,6 +8,7 @@ stopped or killed.
 import dataclasses
 import functools
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,7 @@ from vtokens.data.assemble import Assembler
 from vtokens.data.batch import Batch
 from vtokens.data.records import Record
 from vtokens.devices import chips, distributed, partitioning
-from vtokens.evaluation.asking import run_scores
+from vtokens.evaluation.asking import run_scores, sample_answers
 from vtokens.evaluation.asking.answer_texts import AnswerTexts
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
@@ -430,6 +431,21 @@ def main(cfg: config.Config) -> None:
     with stopping.StopRequest(among, may_leave=may_leave) as stop:
       summary = train(cfg, stop)
     run_summary.report(summary, cfg.workdir)
+    _report_next(summary, cfg.workdir)
+
+
+def _report_next(summary: dict[str, Any], workdir: str) -> None:
+  """Prints the answers to a test question, and two commands to try."""
+  number = max(map(int, summary['k']), default=0)
+  if sample := sample_answers.describe(workdir, number):
+    writers.say(f'\n{sample}')
+  directory = shlex.quote(workdir)
+  writers.say(
+    '\ntry next:\n'
+    f'  python -m vtokens.ask --workdir {directory} --question "When was the '
+    'tower completed?" --passage "The Elizabeth Tower, completed in 1859, '
+    'houses Big Ben."'
+  )
 
 
 if __name__ == '__main__':

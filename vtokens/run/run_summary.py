@@ -4,6 +4,8 @@ import resource
 import sys
 from typing import Any
 
+import scipy.stats
+
 from vtokens import config
 from vtokens.host import plots, writers
 from vtokens.run import tracking
@@ -44,7 +46,7 @@ def write(run_dir: RunDir, summary: dict[str, Any]) -> None:
 
 
 def report(summary: dict[str, Any], workdir: str) -> None:
-  """Prints the result of a run."""
+  """Prints the result of a run, and what can be done with it."""
   kind: config.Kind = 'table' if 'table_sha256' in summary else 'kv'
   file = trained_file.NAMES[kind]
   untrained = dict(summary['conditions'])
@@ -67,19 +69,33 @@ def report(summary: dict[str, Any], workdir: str) -> None:
 def format_scores(title: str, scores: dict[str, dict[str, Any]]) -> str:
   """Formats a table: one line per condition, EM and F1 in percent.
 
-  With the F1 of refusals, if questions without an answer were asked.
+  EM has its 95 % confidence interval (Wilson's). F1 of refusals is shown if
+  questions without an answer were asked.
   """
   width = max(map(len, [title, *scores]))
-  head = f'{title:<{width}}     EM     F1      n'
+  head = f'{title:<{width}}     EM  95 % interval     F1      n'
   if any('refusals' in row for row in scores.values()):
     head += '  F1 of refusals'
   lines = [head]
   for name, row in scores.items():
-    line = f'{name:<{width}}  {row["em"]:5.1f}  {row["f1"]:5.1f}  {row["n"]:5d}'
+    line = (
+      f'{name:<{width}}  {row["em"]:5.1f}  {_interval(row)}  {row["f1"]:5.1f}  '
+      f'{row["n"]:5d}'
+    )
     if 'refusals' in row:
       line += f'  {row["refusals"]["f1"]:14.1f}'
     lines.append(line)
   return '\n'.join(lines)
+
+
+def _interval(row: dict[str, Any]) -> str:
+  """The interval of EM, a share of n questions; blank without questions."""
+  if not row['n']:
+    return ' ' * 13
+  right = round(row['n'] * row['em'] / 100)
+  test = scipy.stats.binomtest(right, row['n'])
+  low, high = test.proportion_ci(method='wilson')
+  return f'[{100 * low:4.1f}, {100 * high:5.1f}]'
 
 
 def peak_rss_gib() -> float:

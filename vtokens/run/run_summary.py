@@ -1,16 +1,18 @@
 """The result of a run: summary.json, its picture, and what is printed."""
 
+import math
 import resource
 import sys
 from typing import Any
-
-import scipy.stats
 
 from vtokens import config
 from vtokens.host import plots, writers
 from vtokens.run import tracking
 from vtokens.run.workdir import RunDir
 from vtokens.serving import trained_file
+
+# Quantile of the normal distribution, for 95 %.
+_Z = 1.959964
 
 
 def combine_scores(
@@ -89,13 +91,21 @@ def format_scores(title: str, scores: dict[str, dict[str, Any]]) -> str:
 
 
 def _interval(row: dict[str, Any]) -> str:
-  """The interval of EM, a share of n questions; blank without questions."""
-  if not row['n']:
+  """Wilson's interval of EM, a share of n questions; blank without any.
+
+  Formula: E. B. Wilson, Probable inference, the law of succession, and
+  statistical inference, 1927.
+  """
+  share, n = row['em'] / 100, row['n']
+  if not n:
     return ' ' * 13
-  right = round(row['n'] * row['em'] / 100)
-  test = scipy.stats.binomtest(right, row['n'])
-  low, high = test.proportion_ci(method='wilson')
-  return f'[{100 * low:4.1f}, {100 * high:5.1f}]'
+  extra = _Z**2 / n
+  centre = (share + extra / 2) / (1 + extra)
+  half = _Z * math.sqrt((share * (1 - share) + extra / 4) / n) / (1 + extra)
+  low, high = (
+    100 * min(max(x, 0.0), 1.0) for x in (centre - half, centre + half)
+  )
+  return f'[{low:4.1f}, {high:5.1f}]'
 
 
 def peak_rss_gib() -> float:

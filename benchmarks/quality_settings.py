@@ -106,9 +106,10 @@ def open_batches(task: Task, setting: quickstart_runs.Setting) -> TrainBatches:
 
 def _quickstart(task: Task) -> config.Config:
   cfg = quickstart_runs.load_config(str(task.directory), 0, task.seed)
-  cfg.optim.schedule = 'cosine'
-  cfg.train.num_steps = task.steps
-  cfg.optim.warmup_steps = min(cfg.optim.warmup_steps, task.steps // 2)
+  # The quickstart may change; cells of one work directory must not.
+  cfg.virtual_tokens = config.VirtualTokens(draw='power', draw_exponent=0.5)
+  cfg.optim = config.Optim(warmup_steps=min(10, task.steps // 2))
+  cfg.train = config.Train(num_steps=task.steps)
   if task.contender == 'kv':
     cfg.virtual_tokens.kind = 'kv'
   if task.rate:

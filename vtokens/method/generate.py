@@ -3,8 +3,12 @@
 Several continuations of one prefix, the *branches*, are segments of one row,
 e.g. with 1, 5 and 50 virtual tokens. They share the encoded prefix, and each
 step reads the weights once for all of them.
+
+`generate` does all at once. `begin` and `advance` do the same in parts, so that
+a caller sees tokens as they come; both give the same tokens.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -35,22 +39,39 @@ class Generated:
     log_probs: log-probability of each token, in nats, under the model's own
       distribution, whatever the sampling; 0 after the end of a branch; array
       of shape [B, C, N], float32.
+    top_ids: the most likely tokens at each place, best first; array of shape
+      [B, C, N, T], int32; None if they were not asked for.
+    top_log_probs: their log-probabilities; array of shape [B, C, N, T],
+      float32; None likewise.
   """
 
   ids: Int[Array, 'B C N']
   log_probs: Float[Array, 'B C N']
+  top_ids: Int[Array, 'B C N T'] | None = None
+  top_log_probs: Float[Array, 'B C N T'] | None = None
 
 
-# What a step of `generate` hands to the next: number of the step, last tokens,
-# their cache, which branches are done, which have begun, all tokens so far.
-_Carry = tuple[
-  Int[Array, ''],
-  Int[Array, 'B C'],
-  KVCache,
-  Bool[Array, 'B C'],
-  Bool[Array, 'B C'],
-  Generated,
-]
+@struct.dataclass
+class Progress:
+  """Where generation stands between two tokens.
+
+  Attributes:
+    step: number of tokens so far; int32 scalar.
+    token: last token of each branch; array of shape [B, C], int32.
+    tail: keys and values of the suffixes and the tokens so far, with room for
+      the others.
+    done: which branches have ended; array of shape [B, C], bool.
+    begun: which branches have a token that is not blank; array of shape
+      [B, C], bool.
+    out: the tokens so far.
+  """
+
+  step: Int[Array, '']
+  token: Int[Array, 'B C']
+  tail: KVCache
+  done: Bool[Array, 'B C']
+  begun: Bool[Array, 'B C']
+  out: Generated
 
 
 @struct.dataclass
@@ -96,21 +117,36 @@ class Endings:
 
 
 @struct.dataclass
+class RowLimits:
+  """What ends the answers of each row, besides the tokens of `Endings`.
+
+  Attributes:
+    most: most tokens of an answer, at least 1; array of shape [B], int32.
+    at_newline: whether line breaks end an answer; array of shape [B], bool.
+  """
+
+  most: Int[Array, 'B']
+  at_newline: Bool[Array, 'B']
+
+
+@struct.dataclass
 class Sampling:
-  """How tokens are drawn.
+  """How the tokens of each row are drawn.
 
   Attributes:
     keys: random key of each row; array of shape [B, 2], uint32. A draw depends
       on the key and the number of the token alone.
-    temperature: divides the logits; float32 scalar above 0.
+    temperature: divides the logits; 0 takes the most likely token; array of
+      shape [B], float32.
     top_p: draws are among the most likely tokens that together have at least
       this probability (nucleus sampling, Holtzman et al., 2020, arXiv
-      1904.09751); float32 scalar in (0, 1); None for draws among all tokens.
+      1904.09751); 1 for draws among all tokens; array of shape [B], float32,
+      values in (0, 1]; None if it is 1 in all rows.
   """
 
   keys: UInt32[Array, 'B 2']
-  temperature: Float[Array, '']
-  top_p: Float[Array, ''] | None
+  temperature: Float[Array, 'B']
+  top_p: Float[Array, 'B'] | None
 
 
 def end_mask(end_ids: Iterable[int], vocab_size: int) -> Bool[np.ndarray, 'V']:
@@ -141,12 +177,21 @@ def sampling_keys(names: Sequence[str], rows: int) -> UInt32[np.ndarray, 'B 2']:
 
 
 def make_sampling(
-  keys: UInt32[Array, 'B 2'], temperature: float, top_p: float
+  keys: UInt32[Array, 'B 2'],
+  temperature: float | Sequence[float],
+  top_p: float | Sequence[float],
 ) -> Sampling:
-  """Makes a `Sampling` of settings; top_p 1 draws from all tokens."""
-  heat: Any = np.float32(temperature)
-  nucleus: Any = np.float32(top_p) if top_p < 1 else None
-  return Sampling(keys, heat, nucleus)
+  """Makes a `Sampling` of settings.
+
+  Args:
+    keys: of each row.
+    temperature: of each row, or of all.
+    top_p: likewise.
+  """
+  rows = (len(keys),)
+  heat: Any = np.broadcast_to(np.asarray(temperature, np.float32), rows)
+  nucleus: Any = np.broadcast_to(np.asarray(top_p, np.float32), rows)
+  return Sampling(keys, heat, nucleus if (nucleus < 1).any() else None)
 
 
 @functools.partial(jax.jit, static_argnames='graph')
@@ -194,89 +239,222 @@ def generate(
   Returns:
     The tokens and their log-probabilities.
   """
-  decoder = nnx.merge(graph, base)
-  before = [
+  run = _Generation(
+    nnx.merge(graph, base),
+    trainable,
+    trained,
     cache,
-    *trainable.caches(decoder, trained, suffixes.spans),
-  ]
-  hidden, kv = decoder(
-    trainable.embed(decoder, trained, suffixes.ids),
-    suffixes.positions,
-    before,
-    segments=suffixes.segments,
+    suffixes,
+    endings,
+    sampling,
+    None,
   )
-  rows, branches = suffixes.last.shape
-  # The caches before are only read; this small one grows.
-  tail = kv.with_room((max_new_tokens - 1) * branches)
-  first_slot = suffixes.ids.shape[1]
-  segments = None
-  if suffixes.segments is not None:
-    segments = jnp.broadcast_to(
-      jnp.arange(branches, dtype=jnp.int32), (rows, branches)
-    )
-  last = jnp.maximum(suffixes.last, 0)
-  hidden = jnp.take_along_axis(hidden, last[..., None], axis=1)
-  length = jnp.take_along_axis(suffixes.positions, last, axis=1) + 1
+  return run.advance(run.begin(max_new_tokens, 0), max_new_tokens).out
 
-  def pick(
-    step: Int[Array, ''],
-    hidden: Float[Array, 'B C D'],
-    done: Bool[Array, 'B C'],
-    begun: Bool[Array, 'B C'],
-    out: Generated,
-  ) -> tuple[
-    Int[Array, 'B C'],
-    Bool[Array, 'B C'],
-    Bool[Array, 'B C'],
-    Generated,
-  ]:
-    """Chooses token number `step`."""
-    logits = decoder.logits(hidden, stationary=True)
-    scores = logits
-    if sampling is not None:
-      scores = _perturb(logits, sampling, step)
-    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    log_prob = jnp.where(done, 0.0, _log_prob(logits, token))
-    token = jnp.where(done, endings.eos_id, token)
-    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+
+@functools.partial(
+  jax.jit, static_argnames=('graph', 'max_new_tokens', 'trainable', 'num_top')
+)
+def begin(
+  base: nnx.State[str, Any],
+  trained: Values,
+  cache: KVCache,
+  suffixes: Suffixes,
+  endings: Endings,
+  sampling: Sampling | None,
+  limits: RowLimits,
+  *,
+  graph: nnx.GraphDef[Decoder],
+  max_new_tokens: int,
+  trainable: Trainable,
+  num_top: int = 0,
+) -> Progress:
+  """Generates the first token of each branch; `advance` goes on.
+
+  Args: see `generate`, and
+    limits: what else ends an answer.
+    max_new_tokens: longest answer of all rows.
+    num_top: number of most likely tokens to note at each place.
+
+  Returns:
+    What `advance` continues.
+  """
+  run = _Generation(
+    nnx.merge(graph, base),
+    trainable,
+    trained,
+    cache,
+    suffixes,
+    endings,
+    sampling,
+    limits,
+  )
+  return run.begin(max_new_tokens, num_top)
+
+
+@functools.partial(jax.jit, static_argnames=('graph', 'trainable'))
+def advance(
+  base: nnx.State[str, Any],
+  trained: Values,
+  cache: KVCache,
+  suffixes: Suffixes,
+  endings: Endings,
+  sampling: Sampling | None,
+  limits: RowLimits,
+  progress: Progress,
+  stopped: Bool[Array, 'B'],
+  last: Int[Array, ''],
+  *,
+  graph: nnx.GraphDef[Decoder],
+  trainable: Trainable,
+) -> Progress:
+  """Generates further tokens, until all branches have ended.
+
+  Args: see `begin`, and
+    progress: what `begin` or `advance` returned for the same arguments.
+    stopped: rows that the caller has ended; array of shape [B], bool.
+    last: number of tokens after which to return, counted from the first one;
+      at most the `max_new_tokens` of `begin`; int32 scalar.
+  """
+  run = _Generation(
+    nnx.merge(graph, base),
+    trainable,
+    trained,
+    cache,
+    suffixes,
+    endings,
+    sampling,
+    limits,
+  )
+  ended = progress.done | stopped[:, None]
+  return run.advance(dataclasses.replace(progress, done=ended), last)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Generation:
+  """The parts of `generate`, to be traced.
+
+  Attributes: see `generate` and `begin`.
+  """
+
+  decoder: Decoder
+  trainable: Trainable
+  trained: Values
+  cache: KVCache
+  suffixes: Suffixes
+  endings: Endings
+  sampling: Sampling | None
+  limits: RowLimits | None
+
+  @functools.cached_property
+  def _before(self) -> list[KVCache]:
+    """The caches that are only read."""
+    spans = self.suffixes.spans
+    own = self.trainable.caches(self.decoder, self.trained, spans)
+    return [self.cache, *own]
+
+  @functools.cached_property
+  def _last(self) -> Int[Array, 'B C']:
+    return jnp.maximum(self.suffixes.last, 0)
+
+  def begin(self, max_new_tokens: int, num_top: int) -> Progress:
+    """Runs the suffixes and chooses the first token."""
+    suffixes, endings = self.suffixes, self.endings
+    hidden, kv = self.decoder(
+      self.trainable.embed(self.decoder, self.trained, suffixes.ids),
+      suffixes.positions,
+      self._before,
+      segments=suffixes.segments,
+    )
+    shape = suffixes.last.shape
+    branches = shape[1]
+    # The caches before are only read; this small one grows.
+    tail = kv.with_room((max_new_tokens - 1) * branches)
+    hidden = jnp.take_along_axis(hidden, self._last[..., None], axis=1)
+    places = (*shape, max_new_tokens)
     out = Generated(
-      put(out.ids, token[..., None], step),
-      put(out.log_probs, log_prob[..., None], step),
+      jnp.full(places, endings.eos_id, jnp.int32),
+      jnp.zeros(places, jnp.float32),
     )
-    begun = begun | ~endings.is_blank[token]
-    done = done | endings.is_end[token] | (begun & endings.is_newline[token])
-    return token, done, begun, out
-
-  def unfinished(carry: _Carry) -> Bool[Array, '']:
-    step, _, _, done, *_ = carry
-    return (step < max_new_tokens) & ~done.all()
-
-  def advance(carry: _Carry) -> _Carry:
-    step, token, tail, done, begun, out = carry
-    hidden, kv = decoder(
-      decoder.embed(token),
-      length + step - 1,
-      [*before, tail],
-      segments=segments,
-      stationary=True,
+    if num_top:
+      out = dataclasses.replace(
+        out,
+        top_ids=jnp.zeros((*places, num_top), jnp.int32),
+        top_log_probs=jnp.zeros((*places, num_top), jnp.float32),
+      )
+    start = Progress(
+      step=jnp.zeros((), jnp.int32),
+      token=jnp.zeros(shape, jnp.int32),
+      tail=tail,
+      done=suffixes.last < 0,
+      begun=jnp.zeros(shape, bool),
+      out=out,
     )
-    tail = tail.write(kv, first_slot + (step - 1) * branches)
-    token, done, begun, out = pick(step, hidden, done, begun, out)
-    return step + 1, token, tail, done, begun, out
+    return self._pick(start, hidden)
 
-  shape = (rows, branches)
-  token, done, begun, out = pick(
-    jnp.zeros((), jnp.int32),
-    hidden,
-    suffixes.last < 0,
-    jnp.zeros(shape, bool),
-    Generated(
-      jnp.full((*shape, max_new_tokens), endings.eos_id, jnp.int32),
-      jnp.zeros((*shape, max_new_tokens), jnp.float32),
-    ),
-  )
-  carry = (jnp.ones((), jnp.int32), token, tail, done, begun, out)
-  return jax.lax.while_loop(unfinished, advance, carry)[-1]
+  def advance(self, progress: Progress, last: int | Int[Array, '']) -> Progress:
+    """Generates tokens until there are `last`."""
+    rows, branches = self.suffixes.last.shape
+    first_slot = self.suffixes.ids.shape[1]
+    segments = None
+    if self.suffixes.segments is not None:
+      segments = jnp.broadcast_to(
+        jnp.arange(branches, dtype=jnp.int32), (rows, branches)
+      )
+    length = jnp.take_along_axis(self.suffixes.positions, self._last, axis=1)
+    length = length + 1
+
+    def unfinished(now: Progress) -> Bool[Array, '']:
+      return (now.step < last) & ~now.done.all()
+
+    def go_on(now: Progress) -> Progress:
+      hidden, kv = self.decoder(
+        self.decoder.embed(now.token),
+        length + now.step - 1,
+        [*self._before, now.tail],
+        segments=segments,
+        stationary=True,
+      )
+      tail = now.tail.write(kv, first_slot + (now.step - 1) * branches)
+      return self._pick(dataclasses.replace(now, tail=tail), hidden)
+
+    # Outside the loop, so that it is computed once.
+    _ = self._before
+    done: Progress = jax.lax.while_loop(unfinished, go_on, progress)
+    return done
+
+  def _pick(self, now: Progress, hidden: Float[Array, 'B C D']) -> Progress:
+    """Chooses the next token of each branch."""
+    endings, step = self.endings, now.step
+    logits = self.decoder.logits(hidden, stationary=True)
+    scores = logits
+    if self.sampling is not None:
+      scores = _perturb(logits, self.sampling, step)
+    token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    log_prob = jnp.where(now.done, 0.0, _log_prob(logits, token))
+    token = jnp.where(now.done, endings.eos_id, token)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=2)
+    out = dataclasses.replace(
+      now.out,
+      ids=put(now.out.ids, token[..., None], step),
+      log_probs=put(now.out.log_probs, log_prob[..., None], step),
+    )
+    if out.top_ids is not None:
+      number = out.top_ids.shape[-1]
+      best, ids = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), number)
+      out = dataclasses.replace(
+        out,
+        top_ids=put(out.top_ids, ids[..., None, :].astype(jnp.int32), step),
+        top_log_probs=put(out.top_log_probs, best[..., None, :], step),
+      )
+    begun = now.begun | ~endings.is_blank[token]
+    newline = begun & endings.is_newline[token]
+    if self.limits is not None:
+      newline &= self.limits.at_newline[:, None]
+    done = now.done | endings.is_end[token] | newline
+    if self.limits is not None:
+      done |= step + 1 >= self.limits.most[:, None]
+    return Progress(step + 1, token, now.tail, done, begun, out)
 
 
 def _log_prob(
@@ -296,9 +474,12 @@ def _perturb(
   """Perturbs logits so that the largest is a draw from their distribution.
 
   Uses the Gumbel-max trick (Gumbel, 1954). All branches of a row share random
-  numbers, so that they differ only by their suffixes.
+  numbers, so that they differ only by their suffixes. Rows of temperature 0
+  keep their logits.
   """
-  logits = logits / sampling.temperature
+  drawing = (sampling.temperature > 0)[:, None, None]
+  heat = jnp.where(drawing, sampling.temperature[:, None, None], 1.0)
+  scaled = logits / heat
   noise = jax.vmap(
     lambda key: jax.random.gumbel(
       jax.random.fold_in(jax.random.wrap_key_data(key), step),
@@ -306,14 +487,16 @@ def _perturb(
       jnp.float32,
     )
   )(sampling.keys)
-  drawn = logits + noise[:, None, :]
-  if sampling.top_p is None:
-    return drawn
-  ordered = jnp.sort(logits, axis=-1, descending=True)
-  before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
-  # The probability of all likelier tokens decides, so that one always stays.
-  before = before - jax.nn.softmax(ordered, axis=-1)
-  least = jnp.where(before < sampling.top_p, ordered, jnp.inf).min(
-    axis=-1, keepdims=True
-  )
-  return jnp.where(logits >= least, drawn, -jnp.inf)
+  drawn = scaled + noise[:, None, :]
+  if sampling.top_p is not None:
+    top_p = sampling.top_p[:, None, None]
+    ordered = jnp.sort(scaled, axis=-1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+    # The probability of all likelier tokens decides, so that one always stays.
+    before = before - jax.nn.softmax(ordered, axis=-1)
+    least = jnp.where(before < top_p, ordered, jnp.inf).min(
+      axis=-1, keepdims=True
+    )
+    kept = (scaled >= least) | (top_p >= 1)
+    drawn = jnp.where(kept, drawn, -jnp.inf)
+  return jnp.where(drawing, drawn, logits)

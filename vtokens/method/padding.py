@@ -27,3 +27,34 @@ def round_up(size: int, multiple: int) -> int:
 
 def _multiples() -> tuple[int, int]:
   return _ROUND_CPU if jax.default_backend() == 'cpu' else ROUND
+
+
+def coarse_prefix(size: int) -> int:
+  """As `round_prefix`, with few lengths: at most an eighth is added."""
+  return _leading_bits(size, _multiples()[0], 4) if size > 1 else 1
+
+
+def coarse_cache(size: int) -> int:
+  """Slots for a prefix that was encoded; as `round_prefix`, doubling.
+
+  Later tokens only attend to these slots, so many empty ones cost little, and
+  each length is another program.
+  """
+  return _leading_bits(size, 2 * _multiples()[0], 1) if size > 1 else 1
+
+
+def coarse_suffix(size: int) -> int:
+  """As `round_suffix`, with few lengths."""
+  return _leading_bits(size, 2 * _multiples()[1], 3)
+
+
+def coarse_rows(rows: int, most: int) -> int:
+  """The next power of two, at most `most`."""
+  return min(most, 1 << (rows - 1).bit_length())
+
+
+def _leading_bits(size: int, multiple: int, bits: int) -> int:
+  """Rounds up to a multiple by a number with at most so many leading bits."""
+  number = round_up(size, multiple) // multiple
+  shift = max(0, number.bit_length() - bits)
+  return (-(-number >> shift) << shift) * multiple

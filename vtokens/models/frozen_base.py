@@ -173,6 +173,18 @@ def load_base(
   return open_base(settings, context_length).load(mesh)
 
 
+def longest_sequence(base: OpenBase | FrozenBase) -> int:
+  """Most tokens that the base takes."""
+  most = base.config.longest_sequence
+  # Elsewhere positions do not depend on it; see `DecoderConfig`.
+  if any(
+    kind.rope is not None and kind.rope.type in ('dynamic', 'longrope')
+    for kind in base.config.layer_pattern
+  ):
+    return base.config.context_length or most
+  return most
+
+
 def tokenizer_of(settings: config.Base) -> Tokenizer:
   """The base's tokenizer alone.
 

@@ -14,9 +14,10 @@ from jaxtyping import Array, Int
 
 from vtokens import config
 from vtokens.data.assemble import Example
-from vtokens.data.batch import Spans
 from vtokens.devices import distributed, partitioning
+from vtokens.evaluation.asking import rows
 from vtokens.evaluation.asking.cells import Answer
+from vtokens.evaluation.asking.endings import AnswerReader, tidy
 from vtokens.evaluation.trained_tokens import BranchTokens
 from vtokens.method import generate, padding
 from vtokens.method.trainable import Trainable
@@ -56,13 +57,8 @@ class Answerer:
     self._mesh = mesh
     self._decode = decode
     self._seed = seed
-    self._known = frozenset(base.tokenizer.ids)
-    newline, blank = _token_kinds(base)
-    ends: Any = generate.end_mask(base.tokenizer.end_ids, len(newline))
-    if not decode.stop_at_newline:
-      newline = np.zeros_like(newline)
-    eos_id: Any = np.int32(base.tokenizer.eos_id)
-    self._endings = generate.Endings(eos_id, ends, newline, blank)
+    self._reader = AnswerReader(base)
+    self._endings = self._reader.endings(at_newline=decode.stop_at_newline)
     self.batch_size = partitioning.round_up_rows(mesh, decode.batch_size)
 
   def __call__(
@@ -122,13 +118,13 @@ class Answerer:
   ) -> tuple[Int[Array, 'B P'], Int[Array, 'B P']]:
     """Ids and positions of the prefixes of a batch, padded."""
     longest = max(len(example.prefix) for example in examples)
-    shape = (self.batch_size, padding.round_prefix(longest))
-    prefix, positions = _full(shape, 0), _full(shape, -1)
-    for r, example in enumerate(examples):
-      size = len(example.prefix)
-      prefix[r, :size] = example.prefix
-      positions[r, :size] = np.arange(size)
-    return self.put((prefix, positions))
+    arrays: Any = rows.prefixes(
+      [example.prefix for example in examples],
+      self.batch_size,
+      padding.round_prefix(longest),
+    )
+    ids, positions = self.put(arrays)
+    return ids, positions
 
   def start(
     self,
@@ -195,30 +191,13 @@ class Answerer:
     trainable: Trainable,
   ) -> generate.Suffixes:
     longest = max(sum(e.suffix_len for e in row) for row in examples)
-    shape = (self.batch_size, padding.round_suffix(longest))
-    ids, positions = _full(shape, 0), _full(shape, -1)
-    segments = _full(shape, -1)
-    of_branches = (self.batch_size, len(first_ids))
-    last = _full(of_branches, -1)
-    starts, counts = _full(of_branches, 0), _full(of_branches, 0)
-    for r, row in enumerate(examples):
-      stop = 0
-      for number, example in enumerate(row):
-        suffix = example.suffix(first_ids[number])
-        start, stop = stop, stop + len(suffix)
-        ids[r, start:stop] = suffix
-        positions[r, start:stop] = example.suffix_positions()
-        starts[r, number] = example.first_position
-        counts[r, number] = example.num_active
-        segments[r, start:stop] = number
-        last[r, number] = stop - 1
     return self.put(
-      generate.Suffixes(
-        ids=ids,
-        positions=positions,
-        segments=segments if len(first_ids) > 1 else None,
-        last=last,
-        spans=None if trainable.in_suffix else Spans(starts, counts),
+      rows.suffixes(
+        examples,
+        [first_ids] * len(examples),
+        trainable,
+        self.batch_size,
+        padding.round_suffix(longest),
       )
     )
 
@@ -233,36 +212,18 @@ class Answerer:
   def _answer(
     self, tokens: list[int], log_probs: np.ndarray, example: Example
   ) -> Answer:
-    stop, begun, size = 'length', False, len(tokens)
-    # With the token that ends the answer.
-    num_scored = size
-    for i, token in enumerate(tokens):
-      begun |= not self._endings.is_blank[token]
-      newline = begun and self._endings.is_newline[token]
-      if self._endings.is_end[token] or newline:
-        stop, size = ('newline' if newline else 'end'), i
-        num_scored = i + 1
-        # The token with the line break may begin with text of the answer.
-        tokens = tokens[: i + newline]
-        break
-    # A padded embedding matrix has logits for ids without a token.
-    text = self.base.tokenizer.decode([i for i in tokens if i in self._known])
-    text = text.strip()
-    if self._endings.is_newline.any():
-      text = text.split('\n')[0].strip()
+    at_newline = self._decode.stop_at_newline
+    ending = self._reader.find_end(tokens, at_newline=at_newline)
+    text = self._reader.decode(tokens[: ending.shown])
     return Answer(
-      text=text,
-      num_tokens=size,
-      stop=stop,
+      text=tidy(text, at_newline=at_newline),
+      num_tokens=ending.size,
+      stop=ending.stop,
       shown=example.shown,
       passages_dropped=example.passages_dropped,
       passages_cut=example.passages_cut,
-      confidence=float(log_probs[:num_scored].mean(dtype=np.float64)),
+      confidence=float(log_probs[: ending.scored].mean(dtype=np.float64)),
     )
-
-
-def _full(shape: tuple[int, int], fill: int) -> Any:
-  return np.full(shape, fill, np.int32)
 
 
 def _same_prefix(examples: Sequence[Sequence[Example]]) -> list[list[int]]:
@@ -304,14 +265,3 @@ def _within_budget(
       groups[-1].append(branch)
       room -= size
   return groups
-
-
-def _token_kinds(base: FrozenBase) -> tuple[Any, Any]:
-  """Which ids have a line break in their text, and which are white space."""
-  newline = np.zeros(base.config.vocab_size, bool)
-  blank = np.zeros(base.config.vocab_size, bool)
-  for i in base.tokenizer.ids:
-    text = base.tokenizer.decode([i])
-    newline[i] = '\n' in text
-    blank[i] = not text.strip()
-  return newline, blank

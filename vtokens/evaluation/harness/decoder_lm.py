@@ -31,7 +31,8 @@ from vtokens.evaluation.harness.continued_prompts import (
   TokenChoice,
 )
 from vtokens.host import errors, stopping
-from vtokens.models.frozen_base import FrozenBase, OpenBase
+from vtokens.models import frozen_base
+from vtokens.models.frozen_base import FrozenBase
 from vtokens.serving import table_file
 
 # Most tokens of the options that one row has side by side.
@@ -67,11 +68,13 @@ class RequestEncoder:
   """
 
   def __init__(
-    self, base: OpenBase | FrozenBase, plugged: PluggedTable | None = None
+    self,
+    base: frozen_base.OpenBase | FrozenBase,
+    plugged: PluggedTable | None = None,
   ):
     self._tokenizer = base.tokenizer
     self.bos = tuple(base.tokenizer.prefix_ids)
-    self.max_length = longest_sequence(base)
+    self.max_length = frozen_base.longest_sequence(base)
     self.num_shortened = 0
     self._last = plugged is not None and plugged.position == 'last'
     first = base.config.vocab_size
@@ -344,18 +347,6 @@ class DecoderLM(TemplateLM):
       self._known |= responses
     else:
       self._log.add(responses)
-
-
-def longest_sequence(base: OpenBase | FrozenBase) -> int:
-  """Most tokens that the base takes."""
-  most = base.config.longest_sequence
-  # Elsewhere positions do not depend on it; see `DecoderConfig`.
-  if any(
-    kind.rope is not None and kind.rope.type in ('dynamic', 'longrope')
-    for kind in base.config.layer_pattern
-  ):
-    return base.config.context_length or most
-  return most
 
 
 def _side_by_side(

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vtokens.host import errors, json_files
@@ -327,6 +327,60 @@ class Tokenizer:
     return self.encode_template(before), _continued(
       self.encode_template, rest[0]
     )
+
+  def chat_ids(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    """Ids of a conversation that the model is to answer.
+
+    The contents are plain text: what looks like a special token in them stays
+    text. Date and thinking are as in `chat_wrap`.
+
+    Args:
+      messages: `role` and `content` of each, oldest first.
+
+    Raises:
+      errors.UserError: there is no chat template, or it does not take these
+        messages, or does not show each once and in order.
+    """
+    if not self.has_chat_template:
+      raise errors.UserError(
+        f'{self._name}: the tokenizer has no chat template; use a plain prompt'
+      )
+    # Letters after the number, so that no placeholder begins another.
+    marks = [f'{turn_marks.PLACEHOLDER}{i}END' for i in range(len(messages))]
+    try:
+      text = self._render(
+        [
+          {'role': message['role'], 'content': mark}
+          for message, mark in zip(messages, marks, strict=True)
+        ],
+        ask=True,
+      )
+    # A template is a program by the model's author; it can raise anything.
+    except Exception as e:
+      raise errors.UserError(
+        f'messages: the chat template of {self._name} does not take them: {e}'
+      ) from e
+    ids: list[int] = []
+    for message, mark in zip(messages, marks, strict=True):
+      before, *rest = text.split(mark)
+      if len(rest) != 1:
+        raise errors.UserError(
+          f'messages: the chat template of {self._name} shows the content of '
+          f'a message of role {message["role"]!r} {len(rest)} times, expected '
+          'once and in order'
+        )
+      if before.endswith(' ') and self._adds_space():
+        before = before[:-1]
+      ids += self._template_part(before, first=not ids)
+      ids += self.encode(message['content'])
+      [text] = rest
+    return ids + self._template_part(text, first=not ids)
+
+  def _template_part(self, text: str, *, first: bool) -> list[int]:
+    """Ids of a part of a chat template."""
+    if first:
+      return self.encode_template(text)
+    return _continued(self.encode_template, text) if text else []
 
   def _render(
     self, messages: list[dict[str, str]], ask: bool, think: bool = False

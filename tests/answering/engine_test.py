@@ -1,0 +1,264 @@
+"""The engine answers as the evaluation does, alone and among others."""
+
+import dataclasses
+import itertools
+import threading
+
+import numpy as np
+import pytest
+import tiny_models
+import trained_runs
+
+from vtokens.answering import Completion, Engine, Request
+from vtokens.data.records import GIVEN, Passage, Record
+from vtokens.devices import partitioning
+from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.evaluator import Evaluator
+from vtokens.evaluation.asking.prompter import (
+  Prompter,
+  bare_variant,
+  tokens_variant,
+)
+from vtokens.host import errors
+from vtokens.run.workdir import RunDir
+
+PASSAGES = ['The tower was completed in 1859.', 'Big Ben is a bell.']
+
+
+@pytest.fixture(scope='module')
+def places(tmp_path_factory):
+  """Runs of two tables and of keys and values on one base."""
+  root = tmp_path_factory.mktemp('engine')
+  tiny_models.save(root / 'base')
+  trained_runs.write_run(root / 'a', root / 'base')
+  trained_runs.write_run(root / 'b', root / 'base', position='last')
+  tables = {name: RunDir(root / name).path for name in ('a', 'b')}
+  return root, tables
+
+
+@pytest.fixture(scope='module')
+def engine(places):
+  tables = places[1]
+  engine = Engine.open(tables['a'], 'a', batch_size=4)
+  engine.add('b', tables['b'])
+  return engine
+
+
+def ask(question='When was it completed?', **changes) -> Request:
+  values = {'table': 'a', 'passages': PASSAGES, 'max_new_tokens': 9}
+  return Request(question=question, **{**values, **changes})
+
+
+def tokens(completion: Completion) -> tuple:
+  return completion.text, completion.ids, completion.stop
+
+
+def test_answers_as_an_evaluation(engine, places):
+  finished = RunDir(places[1]['a']).read('--workdir')
+  decode = dataclasses.replace(
+    finished.config.eval, num_passages=2, batch_size=1, retriever=GIVEN
+  )
+  mesh = partitioning.make_mesh((-1, 1, 1))
+  trained = engine.tables['a'].tokens
+  prompter = Prompter(trained.assembler, decode, seed=0)
+  evaluator = Evaluator(Answerer(engine.base, mesh, decode, 0), prompter)
+  passages = tuple(Passage('', '', text) for text in PASSAGES)
+  record = Record('q', 'd', 'When was it?', (), {GIVEN: passages})
+  variants = {
+    'concat': bare_variant('concat'),
+    'closed_book': bare_variant('closed_book'),
+    'tokens_k5': tokens_variant(trained, 5),
+    'tokens_k2': tokens_variant(trained, 2),
+  }
+  expected = evaluator.answers([record], [*variants.values()], label='')
+  found = engine.answer(
+    [
+      Request(
+        question=record.question,
+        passages=PASSAGES,
+        table='a',
+        condition=name.partition('_k')[0],
+        k=variant.num_active or None,
+      )
+      for name, variant in variants.items()
+    ]
+  )
+  for name, answer in zip(variants, found, strict=True):
+    [other] = expected[name]
+    assert (answer.text, answer.stop) == (other.text, other.stop)
+    assert answer.completion_tokens == other.num_tokens
+    assert answer.confidence == pytest.approx(other.confidence, abs=1e-5)
+    assert answer.shown == other.shown
+
+
+def some_requests() -> list[Request]:
+  return [
+    ask(),
+    ask('Who?', passages=[], table='b', k=3),
+    ask(stop_at_newline=False, max_new_tokens=20),
+    ask(condition='concat', table=None),
+    Request(prompt='Once upon', max_new_tokens=17),
+    Request(prompt=[5, 6, 7], max_new_tokens=3, temperature=0.9, seed=3),
+    ask(temperature=1.5, top_p=0.7, seed=1, id='x'),
+    ask(temperature=1.5, top_p=1.0, seed=1, id='x', num_logprobs=3),
+    Request(messages=[{'role': 'user', 'content': 'Hi'}], max_new_tokens=5),
+  ]
+
+
+@pytest.fixture(scope='module')
+def alone(engine):
+  return [engine.answer([request])[0] for request in some_requests()]
+
+
+def test_together_as_alone(engine, alone):
+  together = engine.answer(some_requests())
+  assert [*map(tokens, together)] == [*map(tokens, alone)]
+  for one, other in zip(together, alone, strict=True):
+    np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4)
+
+
+def test_a_stream_is_the_answer_in_parts(engine, alone):
+  parts = list(engine.stream(some_requests(), every=2))
+  for number, whole in enumerate(alone):
+    own = [part for part in parts if part.number == number]
+    assert ''.join(part.text for part in own) == whole.text
+    ids = itertools.chain.from_iterable(part.ids for part in own)
+    assert tuple(ids) == whole.ids
+    assert [part.completion for part in own[:-1]] == [None] * (len(own) - 1)
+    assert tokens(own[-1].completion) == tokens(whole)
+  assert any(part.text for part in parts if part.completion is None)
+
+
+def test_most_likely_tokens(engine):
+  [found] = engine.answer([ask(num_logprobs=3, stop_at_newline=False)])
+  assert len(found.top) == len(found.ids) > 0
+  for token, value, top in zip(
+    found.ids, found.log_probs, found.top, strict=True
+  ):
+    assert len(top) == 3
+    assert top[0] == (token, pytest.approx(value, abs=1e-5))
+    assert top[0][1] >= top[1][1] >= top[2][1]
+
+
+def test_a_stop_text_ends_an_answer(engine):
+  whole = ask(stop_at_newline=False, max_new_tokens=24)
+  [long] = engine.answer([whole])
+  middle = long.text[len(long.text) // 2 :][:2]
+  assert middle
+  stopping = dataclasses.replace(whole, stop=[middle])
+  [found] = engine.answer([stopping])
+  assert found.stop == 'stop'
+  assert found.text == long.text[: long.text.find(middle)].strip()
+  assert len(found.ids) < len(long.ids)
+  assert found.ids == long.ids[: len(found.ids)]
+  parts = engine.stream([stopping], every=1)
+  assert ''.join(part.text for part in parts) == found.text
+
+
+def test_a_prefix_is_encoded_once(engine):
+  passages = ['A passage of its own.', 'And another.']
+  before = engine.prefixes.misses
+  first, _ = engine.answer(
+    [ask(passages=passages), ask('Else?', passages=passages)]
+  )
+  [again] = engine.answer([ask(passages=passages, num_logprobs=1)])
+  assert engine.prefixes.misses == before + 1
+  assert tokens(again) == tokens(first)
+
+
+def test_kept_prefixes_are_bounded(places):
+  small = Engine.open(places[1]['a'], prefix_cache_bytes=100_000)
+  for i in range(8):
+    small.answer([ask(passages=[f'Passage {i}.' * 3], table='tokens')])
+    assert 0 < small.prefixes.size <= 100_000
+
+
+def test_threads(engine, alone):
+  found = {}
+
+  def run(number):
+    found[number] = engine.answer(some_requests()[number : number + 1])[0]
+
+  threads = [threading.Thread(target=run, args=(i,)) for i in range(len(alone))]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert [tokens(found[i]) for i in range(len(alone))] == [*map(tokens, alone)]
+
+
+def test_a_cancelled_request_leaves_the_others(engine, alone):
+  [batch] = engine.start([some_requests()[2], some_requests()[0]])
+  batch.advance(1)
+  cancelled = batch.cancel(0)
+  assert cancelled.completion.stop == 'cancelled'
+  parts = []
+  while not batch.done:
+    parts += batch.advance(3)
+  assert {part.number for part in parts} == {1}
+  assert tokens(parts[-1].completion) == tokens(alone[0])
+
+
+def test_tables_come_and_go(engine, places, alone):
+  engine.add('c', places[1]['b'])
+  prepared = engine.prepare(ask('Who?', passages=[], table='c', k=3))
+  engine.remove('c')
+  assert tokens(engine.answer([prepared])[0]) == tokens(alone[1])
+  with pytest.raises(errors.UserError, match=r"table: .* 'c'; there are a, b"):
+    engine.prepare(ask(table='c'))
+
+
+def test_a_table_of_another_base(engine, places, tmp_path):
+  tiny_models.save(tmp_path / 'base', seed=7)
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
+  with pytest.raises(errors.UserError, match='another base'):
+    engine.add('d', tmp_path / 'run')
+  assert 'd' not in engine.tables
+
+
+def test_raw_ids_with_virtual_tokens(engine):
+  """The ids of a prompt, as a program that serves an export makes them."""
+  prepared = engine.prepare(ask())
+  example, vocab = prepared.example, engine.base.config.vocab_size
+  ids = [*example.prefix.tolist(), *example.suffix(vocab).tolist()]
+  raw = Request(prompt=ids, table='a', max_new_tokens=9, stop_at_newline=True)
+  one, other = engine.answer([raw, prepared])
+  assert tokens(one) == tokens(other)
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'question': None}, 'exactly one of question, messages and prompt'),
+    ({'prompt': 'x'}, 'exactly one of question, messages and prompt'),
+    ({'question': ' '}, 'question: expected a text that is not blank'),
+    ({'k': 6}, 'k=6: expected a whole number from 1 to 5'),
+    ({'table': None, 'condition': 'tokens'}, "condition='tokens'.*table"),
+    ({'condition': 'none'}, "condition='none': expected one of closed_book"),
+    ({'temperature': -1}, 'temperature=-1'),
+    ({'temperature': float('nan')}, 'temperature=nan'),
+    ({'top_p': 0}, 'top_p=0'),
+    ({'stop': 'x'}, "stop='x': expected a list of texts"),
+    ({'stop': ['']}, r'stop\[0\]: expected a text that is not empty'),
+    ({'num_logprobs': 21}, 'num_logprobs=21: expected .* from 0 to 20'),
+    ({'max_new_tokens': 0}, 'max_new_tokens=0'),
+    ({'max_new_tokens': 100_000}, r'max_new_tokens=100,000 .* the base takes'),
+    ({'passages': 'x'}, 'passages: expected a list'),
+    ({'question': 'x' * 300}, 'max_suffix_tokens=120'),
+    ({'question': None, 'prompt': []}, 'prompt: expected at least one token'),
+    ({'question': None, 'prompt': [10**6]}, r'prompt\[0\]=1000000'),
+    ({'question': None, 'messages': [], 'table': None}, 'at least one message'),
+    (
+      {'question': None, 'messages': [{'role': 'user'}], 'table': None},
+      r'messages\[0\]\["content"\]: expected a text, got None',
+    ),
+  ],
+)
+def test_bad_requests(engine, change, message):
+  with pytest.raises(errors.UserError, match=message):
+    engine.prepare(ask(**change))
+
+
+def test_a_directory_with_nothing(tmp_path):
+  with pytest.raises(errors.UserError, match='no finished run'):
+    Engine.open(tmp_path)

@@ -19,10 +19,12 @@ class BaseFacts:
   Attributes:
     licence: see `licence.of_base`.
     dtype: dtype of its weights in an export; '' if unknown.
+    wrapped: whether it is the text part of a multimodal model.
   """
 
   licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
   dtype: str = ''
+  wrapped: bool = False
 
 
 def render(
@@ -41,6 +43,11 @@ def render(
   """
   base = base or BaseFacts()
   usage = to.usage(meta, base.dtype)
+  recipe = usage.recipe
+  if base.wrapped:
+    recipe = recipe.replace(
+      'AutoModelForCausalLM', 'AutoModelForImageTextToText'
+    )
   # The hub shows it beside a model, and refuses a base that it does not have.
   on_hub = [f'base_model: {json.dumps(meta.base.id)}']
   lines = [
@@ -66,7 +73,7 @@ def render(
     "`pip install '.[export]'` installs it with PyTorch and PEFT. Answers end "
     'at the first line break, where all scores cut answers.',
     '',
-    markdown.block(usage.recipe, 'python'),
+    markdown.block(recipe, 'python'),
     *(line for block in usage.serving for line in ('', block)),
     '',
     _about_ids(meta),

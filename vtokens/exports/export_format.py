@@ -19,6 +19,7 @@ from vtokens.exports.gate import Check
 from vtokens.exports.reference import Probe
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors
+from vtokens.models.files import hf_directory
 from vtokens.serving.artifact import Artifact, Meta, Tokens
 from vtokens.serving.trained_file import Trained
 
@@ -87,6 +88,25 @@ class Usage:
   recipe: str
   serving: tuple[str, ...] = ()
   notes: tuple[str, ...] = ()
+
+
+def refuse_wrapped(to: str, base_path: str) -> None:
+  """Raises if the base is the text part of a multimodal model.
+
+  Args:
+    to: name of the format.
+    base_path: see `Format.place`.
+
+  Raises:
+    errors.UserError: it is.
+  """
+  path = pathlib.Path(base_path)
+  if path.is_dir() and hf_directory.read_wrapper(path):
+    raise errors.UserError(
+      f'--to {to}: {base_path} is a multimodal model, and virtual tokens were '
+      'trained for its text part; this format names tensors of a plain '
+      'decoder. --to vtokens writes the table for the model as it is'
+    )
 
 
 class Format(abc.ABC):

@@ -23,6 +23,7 @@ from vtokens.exports.export_format import ExportJob, Format, Placement
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors, versions, writers
 from vtokens.models import frozen_base
+from vtokens.models.files import hf_directory
 from vtokens.serving import artifact, trained_file
 from vtokens.serving.artifact import Artifact
 
@@ -113,11 +114,14 @@ def require_consumers(one: Format) -> None:
 def base_facts(source: Source) -> card.BaseFacts:
   """What the card says of the base besides its identity."""
   path = source.base.settings.path
-  dtype = 'float32'  # What a GGUF file is converted to.
+  dtype, wrapped = 'float32', False  # What a GGUF file is converted to.
   if not path.endswith('.gguf'):
     rows = source.base.source.read(hf_checkpoint.EMBEDDING, slice(0, 1))
     dtype = str(rows.dtype)
-  return card.BaseFacts(licence.of_base(path, source.base.source), dtype)
+    directory = frozen_base.resolve(path)
+    wrapped = hf_directory.read_wrapper(directory) is not None
+  found = licence.of_base(path, source.base.source)
+  return card.BaseFacts(found, dtype, wrapped)
 
 
 @contextlib.contextmanager

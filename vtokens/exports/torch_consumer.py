@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from vtokens.exports import gate, hf_checkpoint
+from vtokens.models.files import hf_directory
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import model_cache, plug
 from vtokens.serving.artifact import Artifact, Meta
@@ -29,7 +30,10 @@ def load_model(path: str) -> Any:
     if file.suffix == '.gguf'
     else {'pretrained_model_name_or_path': path}
   )
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+  auto: Any = transformers.AutoModelForCausalLM
+  if file.is_dir() and hf_directory.read_wrapper(file):
+    auto = transformers.AutoModelForImageTextToText
+  model = auto.from_pretrained(
     **where, dtype=torch.float32, attn_implementation='eager'
   )
   device: Any = 'cuda' if torch.cuda.is_available() else 'cpu'

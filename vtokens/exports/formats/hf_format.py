@@ -1,7 +1,13 @@
 """`--to hf`: the base with the virtual tokens in its vocabulary."""
 
 from vtokens.exports import card_recipes, gate, hf_checkpoint, shared_checks
-from vtokens.exports.export_format import ExportJob, Format, Placement, Usage
+from vtokens.exports.export_format import (
+  ExportJob,
+  Format,
+  Placement,
+  Usage,
+  refuse_wrapped,
+)
 from vtokens.exports.gate import Check
 from vtokens.exports.trained_table import Source
 from vtokens.host import markdown
@@ -44,6 +50,7 @@ class HFFormat(Format):
 
   def place(self, source: Source, base_path: str) -> Placement:
     """Ids after the tokenizer's last; see `hf_checkpoint`."""
+    refuse_wrapped(self.name, base_path)
     return hf_checkpoint.place(source.table, source.base, base_path)
 
   def write(self, job: ExportJob) -> None:

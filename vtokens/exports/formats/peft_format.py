@@ -24,7 +24,13 @@ from vtokens.exports import (
   shared_checks,
   vocabulary_rows,
 )
-from vtokens.exports.export_format import ExportJob, Format, Placement, Usage
+from vtokens.exports.export_format import (
+  ExportJob,
+  Format,
+  Placement,
+  Usage,
+  refuse_wrapped,
+)
 from vtokens.exports.gate import Check
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors
@@ -60,6 +66,7 @@ class PEFTFormat(Format):
         f'--to peft: {base_path} is a GGUF file, for which PEFT has no model; '
         'use --to hf, or train on the Hugging Face directory of the same model'
       )
+    refuse_wrapped(self.name, base_path)
     vocabulary = vocabulary_rows.read_vocabulary(base_path)
     tokens = source.table.meta.tokens
     return Placement(vocabulary_rows.inside(vocabulary, tokens, source.base))

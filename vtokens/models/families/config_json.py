@@ -253,10 +253,15 @@ class Fields:
   def layer_types(self, window: int | None) -> list[str]:
     """`layer_types`. Raises if a layer has a window but `window` is None.
 
+    A config class without this field has no windows.
+
     Args:
       window: tokens that a query of these layers sees.
     """
-    types = self.per_layer('layer_types', LAYER_TYPES) or []
+    types = self.per_layer('layer_types', LAYER_TYPES)
+    if types is None:
+      self.no_window()
+      return [FULL] * self.number('num_hidden_layers')
     if window is None and SLIDING in types:
       raise self.fail(
         'layer_types',
@@ -326,6 +331,18 @@ def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
     if all(kind == kinds[i % size] for i, kind in enumerate(kinds)):
       return tuple(kinds[:size])
   return tuple(kinds)
+
+
+def is_known(model_type: Any) -> bool:
+  """Whether transformers has a config class of this `model_type`."""
+  return (
+    isinstance(model_type, str) and model_type in _transformers().CONFIG_MAPPING
+  )
+
+
+def defaults(model_type: str) -> Mapping[str, Any]:
+  """The relevant fields of a type's config class and their defaults."""
+  return _config_class(model_type)[1]
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from typing import Any
 from vtokens.host import errors
 from vtokens.models import rope as rope_lib
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.families import rope_json
+from vtokens.models.families import rope_json, wrappers
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import Family
 from vtokens.models.families.gemma import Gemma
@@ -43,6 +43,9 @@ _NEVER = (
   'decoder',
   'generator',
 )
+
+# Fields of a wrapper that change the numbers of its text part.
+_OBEYED = {*_NEVER, 'is_causal', 'is_encoder_decoder'} - {'text_config'}
 
 _families: dict[str, Family] = {}
 
@@ -94,12 +97,14 @@ def from_hf(
     errors.UserError: a field is missing, or has a value that this decoder
       does not implement. Nothing that changes the numbers is ignored.
   """
-  model_type = config.get('model_type')
-  if not isinstance(model_type, str) or model_type not in families():
-    raise errors.UserError(
-      f'{where}: model_type is {model_type!r}, not supported; supported: '
-      f'{", ".join(families())}'
-    )
+  if wrappers.wrapper_of(config):
+    inner = wrappers.text_fields(config, where)
+    family = _family_of_type(inner, where, config['model_type'])
+    outer = {key: v for key, v in config.items() if key in _OBEYED}
+    config, where = {**inner, **outer}, f'{where}: text_config'
+  else:
+    family = _family_of_type(config, where)
+  model_type = family.model_type
   f = Fields(config, where)
   # Some libraries turn a decoder into an encoder with this field.
   f.only('is_causal', True)
@@ -122,7 +127,7 @@ def from_hf(
     'norm_eps': f.size('rms_norm_eps', float),
     'max_positions': f.size('max_position_embeddings'),
     'tie_embeddings': f.boolean('tie_word_embeddings'),
-    **families()[model_type].read(f),
+    **family.read(f),
   }
   rotary_dim = f.rotary_dim()
   if values.get('rotary_dim') != rotary_dim:
@@ -135,6 +140,39 @@ def from_hf(
   except ValueError as e:
     raise errors.UserError(f'{where}: {e}') from None
   return found
+
+
+def _family_of_type(
+  config: Mapping[str, Any], where: str, wrapper: str = ''
+) -> Family:
+  """The family of a config.json's `model_type`.
+
+  Args:
+    config: the config, of a text part if it has a wrapper.
+    where: name of the file for errors.
+    wrapper: `model_type` of the wrapper; '' for a plain decoder.
+
+  Raises:
+    errors.UserError: the type is not supported.
+  """
+  found = config.get('model_type')
+  if isinstance(found, str):
+    family = families().get(wrappers.TEXT_TYPES.get(found, found))
+    if family:
+      return family
+  if wrapper:
+    what = f'model_type {wrapper!r} with a text part of type {found!r}'
+    raise errors.UserError(
+      f'{where}: {what} is not supported; supported text parts: '
+      f'{", ".join([*families(), *wrappers.TEXT_TYPES])}'
+    )
+  text = config.get('text_config')
+  inner = text.get('model_type') if isinstance(text, Mapping) else None
+  why = f' (its text part is of type {inner!r})' if inner else ''
+  raise errors.UserError(
+    f'{where}: model_type is {found!r}{why}, not supported; supported: '
+    f'{", ".join([*families(), *wrappers.WRAPPERS])}'
+  )
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:

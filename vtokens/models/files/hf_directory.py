@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import safetensors
 
 from vtokens.host import errors, json_files, paths
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.families import registry
+from vtokens.models.families import registry, wrappers
 from vtokens.models.files.weight_map import EVERY, spread
 from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 
@@ -43,39 +44,57 @@ _AGAIN = 'download or copy it again'
 class SafetensorsSource:
   """The safetensors files of a directory.
 
+  Of a multimodal model it has the tensors of the text part, under the names
+  that they have outside the wrapper; see `wrappers`. It reads no others.
+
   A file is opened for each read, because pages of an open file count as memory
   of the process.
 
   Raises:
     errors.UserError: there are no weights or only pickled weights; a file in
       the index is missing, in another directory, or unreadable; a tensor is
-      quantised; there is an adapter next to the weights.
+      quantised; there is an adapter next to the weights; config.json is not
+      readable.
   """
 
   def __init__(self, directory: str | pathlib.Path):
     self.where = str(directory)
-    self._path_of: dict[str, pathlib.Path] = {}
+    self._wrapper = read_wrapper(directory)
+    # Under the names outside a wrapper: path and name in the file.
+    self._place: dict[str, tuple[pathlib.Path, str]] = {}
     self._shapes: dict[str, tuple[int, ...]] = {}
     self._nbytes: dict[str, int] = {}
-    for path in _weight_files(pathlib.Path(directory)):
+    for path in _weight_files(pathlib.Path(directory), self._text_name):
       try:
         with safetensors.safe_open(path, framework='numpy') as file:
-          for name in file.keys():  # noqa: SIM118 (not a mapping)
-            self._add(path, name, file.get_slice(name))
+          for stored in file.keys():  # noqa: SIM118 (not a mapping)
+            name = self._text_name(stored)
+            if name is not None:
+              self._add(path, name, stored, file.get_slice(stored))
       except (OSError, safetensors.SafetensorError) as e:
         raise errors.UserError(
           f'{path}: not a readable safetensors file ({errors.shorten(e)}); '
           f'{_AGAIN}'
         ) from e
 
-  def _add(self, path: pathlib.Path, name: str, part: Any) -> None:
+  def _text_name(self, stored: str) -> str | None:
+    """See `wrappers.Wrapper.text_name`."""
+    return self._wrapper.text_name(stored) if self._wrapper else stored
+
+  def _add(self, path: pathlib.Path, name: str, stored: str, part: Any) -> None:
     kind = part.get_dtype()
     if kind not in _FLOATS:
       raise errors.UserError(
-        f'{path}: tensor {name} is {kind}, expected one of '
+        f'{path}: tensor {stored} is {kind}, expected one of '
         f'{", ".join(_FLOATS)} (quantised safetensors are not supported)'
       )
-    self._path_of[name] = path
+    before = self._place.get(name, (path, stored))
+    if before[1] != stored:
+      raise errors.UserError(
+        f'{path}: tensors {before[1]} and {stored} are the same weight of the '
+        'text part; remove one of them'
+      )
+    self._place[name] = path, stored
     self._shapes[name] = tuple(part.get_shape())
     self._nbytes[name] = math.prod(part.get_shape()) * _FLOATS[kind]
 
@@ -92,15 +111,17 @@ class SafetensorsSource:
   ) -> np.ndarray:
     """See `weight_map.TensorSource`."""
     index = (rows, columns)[: len(self._shapes[name])]
-    with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
-      block: np.ndarray = file.get_slice(name)[index]
+    path, stored = self._place[name]
+    with safetensors.safe_open(path, framework='numpy') as file:
+      block: np.ndarray = file.get_slice(stored)[index]
     return block
 
   def sample(self, name: str) -> bytes:
     """See `weight_map.TensorSource`."""
     shape = self._shapes[name]
-    with safetensors.safe_open(self._path_of[name], framework='numpy') as file:
-      part = file.get_slice(name)
+    path, stored = self._place[name]
+    with safetensors.safe_open(path, framework='numpy') as file:
+      part = file.get_slice(stored)
       if math.prod(shape) <= _SMALL:
         whole: np.ndarray = part[:]
         return whole.tobytes()
@@ -109,13 +130,22 @@ class SafetensorsSource:
     return b''.join(spread(row.view(np.uint8).reshape(-1)) for row in rows)
 
 
-def _weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+def _weight_files(
+  directory: pathlib.Path, text_name: Callable[[str], str | None]
+) -> list[pathlib.Path]:
+  """The files that have a tensor of the text part."""
   index = directory / INDEX_FILE
   has_single = (directory / SINGLE_FILE).exists()
   _check_adapter(directory, has_single or index.exists())
   if index.exists():
     files = json_files.read(index, {'weight_map': {str: str}}, _AGAIN)
-    names = sorted(set(files['weight_map'].values()))
+    names = sorted(
+      {
+        file
+        for name, file in files['weight_map'].items()
+        if text_name(name) is not None
+      }
+    )
     for name in names:
       if (
         pathlib.PurePath(name).name != name
@@ -215,4 +245,20 @@ def read_config(directory: str | pathlib.Path) -> DecoderConfig:
     raise errors.UserError(
       f'{path}: not found; expected a Hugging Face model directory'
     )
-  return registry.from_hf(json_files.read(path, dict, _AGAIN), str(path))
+  return registry.from_hf(read_fields(path), str(path))
+
+
+def read_fields(path: pathlib.Path) -> dict[str, Any]:
+  """The JSON object of a config.json.
+
+  Raises:
+    errors.UserError: it is not JSON.
+  """
+  values: dict[str, Any] = json_files.read(path, dict, _AGAIN)
+  return values
+
+
+def read_wrapper(directory: str | pathlib.Path) -> wrappers.Wrapper | None:
+  """The wrapper of a directory's model; None for a plain decoder."""
+  path = pathlib.Path(directory) / 'config.json'
+  return wrappers.wrapper_of(read_fields(path)) if path.exists() else None

@@ -1,0 +1,156 @@
+"""Tiny random multimodal models, made with transformers."""
+
+import pathlib
+import re
+
+import safetensors.torch
+import tiny_models
+import torch
+import transformers
+
+TEXT = {
+  'vocab_size': tiny_models.VOCAB_SIZE,
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 8,
+  'max_position_embeddings': 512,
+  'rms_norm_eps': 1e-5,
+}
+_VISION = {
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'num_hidden_layers': 1,
+  'num_attention_heads': 2,
+  'image_size': 28,
+  'patch_size': 14,
+}
+_QWEN = {'depth': 1, 'num_heads': 2, 'hidden_size': 32}
+_SECTIONS = {
+  'rope_parameters': {
+    'rope_type': 'default',
+    'rope_theta': 5e3,
+    'mrope_section': [2, 1, 1],
+  }
+}
+_UNTIED = {'tie_word_embeddings': False}
+# model_type -> its vision part, its text part, other fields.
+WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
+  'gemma3': (
+    {**_VISION, 'model_type': 'siglip_vision_model'},
+    {
+      'model_type': 'gemma3_text',
+      'sliding_window': 20,
+      'layer_types': [tiny_models.SLIDING, tiny_models.FULL],
+      'query_pre_attn_scalar': 30,
+    },
+    {},
+  ),
+  'mistral3': (
+    {**_VISION, 'model_type': 'pixtral', 'head_dim': 16},
+    {'model_type': 'mistral', 'sliding_window': None},
+    _UNTIED,
+  ),
+  **dict.fromkeys(
+    ('llava', 'llava_next', 'llava_next_video', 'vipllava', 'video_llava'),
+    (
+      {**_VISION, 'model_type': 'clip_vision_model', 'projection_dim': 16},
+      {'model_type': 'llama'},
+      {},
+    ),
+  ),
+  'llava_onevision': (
+    {**_VISION, 'model_type': 'siglip_vision_model'},
+    {'model_type': 'qwen2'},
+    {},
+  ),
+  'internvl': (
+    {**_VISION, 'image_size': [28, 28], 'patch_size': [14, 14]},
+    {'model_type': 'qwen2'},
+    {},
+  ),
+  'got_ocr2': (
+    {
+      **{k: _VISION[k] for k in ('hidden_size', 'image_size', 'patch_size')},
+      **{'num_hidden_layers': 1, 'num_attention_heads': 2, 'mlp_dim': 32},
+      **{'output_channels': 32, 'global_attn_indexes': [0]},
+    },
+    {'model_type': 'qwen2'},
+    _UNTIED,
+  ),
+  'qwen2_vl': (
+    {**_QWEN, 'embed_dim': 32, 'mlp_ratio': 2},
+    {'model_type': 'qwen2_vl_text', **_SECTIONS},
+    {},
+  ),
+  'qwen2_5_vl': (
+    {**_QWEN, 'out_hidden_size': 32, 'fullatt_block_indexes': [0]},
+    {'model_type': 'qwen2_5_vl_text', **_SECTIONS},
+    {'tie_word_embeddings': True},
+  ),
+  'qwen3_vl': (
+    {
+      **_QWEN,
+      **{'out_hidden_size': 32, 'intermediate_size': 48},
+      **{'deepstack_visual_indexes': [0], 'num_position_embeddings': 16},
+    },
+    {'model_type': 'qwen3_vl_text', **_SECTIONS},
+    {},
+  ),
+  'video_llama_3': (_VISION, {'model_type': 'qwen2'}, {}),
+  'lighton_ocr': (
+    {**_VISION, 'model_type': 'pixtral', 'head_dim': 16},
+    {'model_type': 'qwen3'},
+    {},
+  ),
+  'deepseek_vl': (
+    {**_VISION, 'model_type': 'siglip_vision_model'},
+    {'model_type': 'llama'},
+    _UNTIED,
+  ),
+  'idefics2': (
+    _VISION,
+    {'model_type': 'mistral', 'sliding_window': None},
+    {},
+  ),
+  'idefics3': (_VISION, {'model_type': 'llama'}, {}),
+  'smolvlm': (_VISION, {'model_type': 'llama'}, {}),
+}
+
+
+def save(
+  directory: pathlib.Path, model_type: str
+) -> transformers.PreTrainedModel:
+  """Saves a model and a tokenizer; returns the torch model (float32, eval)."""
+  vision, text, other = WRAPPERS[model_type]
+  cls = transformers.CONFIG_MAPPING[model_type]
+  special = {f'{name}_token_id': None for name in ('bos', 'eos', 'pad')}
+  config = cls(
+    text_config={**TEXT, **special, **text}, vision_config=vision, **other
+  )
+  torch.manual_seed(0)
+  model = transformers.AutoModelForImageTextToText.from_config(
+    config, attn_implementation='eager'
+  )
+  mean = 0.0 if model_type == 'gemma3' else 1.0
+  for name, weight in model.named_parameters():
+    torch.nn.init.normal_(
+      weight,
+      mean if 'norm' in name else 0.0,
+      0.1 if 'norm' in name else 0.2,
+    )
+  model.save_pretrained(directory)
+  tiny_models.save_tokenizer(directory)
+  return model.eval()
+
+
+def rename(directory: pathlib.Path, pattern: str, name: str) -> None:
+  """Renames tensors of the one file of a model, by a regular expression."""
+  file = directory / 'model.safetensors'
+  tensors = safetensors.torch.load_file(file)
+  renamed = {re.sub(pattern, name, key): x for key, x in tensors.items()}
+  assert renamed.keys() != tensors.keys()
+  assert len(renamed) == len(tensors)
+  safetensors.torch.save_file(renamed, file, {'format': 'pt'})

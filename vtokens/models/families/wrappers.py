@@ -1,0 +1,185 @@
+"""Multimodal models around a text decoder: only the decoder is read.
+
+A wrapper's config.json has the decoder's fields in `text_config`, and its files
+have the decoder's tensors under other names, beside the tensors of the vision
+part. `text_fields` gives the config that the decoder has outside the wrapper,
+`Wrapper.text_name` the names. So the same decoder has the same fingerprint in
+and out of a wrapper.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from vtokens.host import errors
+from vtokens.models.families import config_json
+
+# Fields that every decoder has. Wrappers' files may omit those that equal the
+# default of the text part's config class.
+_SIZES = (
+  'vocab_size',
+  'hidden_size',
+  'intermediate_size',
+  'num_hidden_layers',
+  'num_attention_heads',
+  'rms_norm_eps',
+  'layer_norm_eps',
+  'max_position_embeddings',
+)
+# The section of a rotary embedding for each axis of an image. A text has the
+# same position on every axis, so sections do not change its angles.
+_SECTIONS = ('mrope_section', 'mrope_interleaved')
+_ROPES = ('rope_scaling', 'rope_parameters')
+_TIED = 'tie_word_embeddings'
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+  """Where the text part of a multimodal model is.
+
+  Attributes:
+    names: beginning of a tensor's name in the files -> beginning outside the
+      wrapper.
+    others: beginnings of names of tensors that belong to other parts. They are
+      never read.
+    text_type: `model_type` of a text part whose config does not say it.
+    flat: whether the fields of the text part may stand outside `text_config`.
+  """
+
+  names: Mapping[str, str]
+  others: tuple[str, ...]
+  text_type: str
+  flat: bool = False
+
+  def text_name(self, name: str) -> str | None:
+    """The name outside the wrapper; None for a tensor of another part."""
+    if name.startswith(self.others):
+      return None
+    for before, after in self.names.items():
+      if name.startswith(before):
+        return after + name.removeprefix(before)
+    return name
+
+
+_HEAD = {'lm_head.': 'lm_head.'}
+# transformers 4 and 5 in memory, and in files of some types.
+_INSIDE = {'model.language_model.': 'model.', **_HEAD}
+# A whole causal language model inside: transformers' files of most types.
+_WHOLE = {
+  'language_model.model.': 'model.',
+  'language_model.lm_head.': 'lm_head.',
+  **_INSIDE,
+}
+_TEXT_MODEL = {'model.text_model.': 'model.', **_HEAD}
+_TOWER = (
+  *('vision_tower.', 'multi_modal_projector.', 'image_newline'),
+  *('model.vision_tower.', 'model.multi_modal_projector.'),
+  'model.image_newline',
+)
+_VISUAL = ('visual.', 'model.visual.')
+_VISION_MODEL = ('model.vision_model.', 'model.connector.')
+
+_LLAVA = Wrapper(_WHOLE, _TOWER, 'llama')
+WRAPPERS: Mapping[str, Wrapper] = {
+  'gemma3': Wrapper(_WHOLE, _TOWER, 'gemma3_text'),
+  'mistral3': Wrapper(_WHOLE, _TOWER, 'mistral'),
+  'llava': _LLAVA,
+  'llava_next': _LLAVA,
+  'llava_next_video': _LLAVA,
+  'vipllava': _LLAVA,
+  'llava_onevision': Wrapper(_WHOLE, _TOWER, 'qwen2'),
+  'video_llava': Wrapper(
+    _WHOLE,
+    (
+      *_TOWER,
+      *('image_tower.', 'video_tower.'),
+      *('model.image_tower.', 'model.video_tower.'),
+    ),
+    'llama',
+  ),
+  'internvl': Wrapper(_WHOLE, _TOWER, 'qwen2'),
+  'got_ocr2': Wrapper(_WHOLE, _TOWER, 'qwen2'),
+  'qwen2_vl': Wrapper(_INSIDE, _VISUAL, 'qwen2_vl_text', flat=True),
+  'qwen2_5_vl': Wrapper(_INSIDE, _VISUAL, 'qwen2_5_vl_text', flat=True),
+  'qwen3_vl': Wrapper(_INSIDE, _VISUAL, 'qwen3_vl_text'),
+  'video_llama_3': Wrapper(
+    _INSIDE, ('model.vision_model.', 'model.projector.'), 'qwen2'
+  ),
+  'lighton_ocr': Wrapper(
+    _INSIDE, ('model.vision_encoder.', 'model.vision_projection.'), 'qwen3'
+  ),
+  'deepseek_vl': Wrapper(
+    _INSIDE, ('model.vision_model.', 'model.aligner.'), 'llama'
+  ),
+  'idefics2': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'mistral'),
+  'idefics3': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama'),
+  'smolvlm': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama'),
+}
+
+# Type of a text part -> family, where only the name differs.
+TEXT_TYPES: Mapping[str, str] = {
+  'qwen2_vl_text': 'qwen2',
+  'qwen2_5_vl_text': 'qwen2',
+  'qwen3_vl_text': 'qwen3',
+}
+
+
+def wrapper_of(config: Mapping[str, Any]) -> Wrapper | None:
+  """The wrapper that a config.json describes; None for a plain decoder."""
+  model_type = config.get('model_type')
+  return WRAPPERS.get(model_type) if isinstance(model_type, str) else None
+
+
+def text_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+  """The fields of a wrapper's text part, as outside the wrapper.
+
+  Args:
+    config: the config.json of a wrapper.
+    where: name of the file for errors.
+
+  Returns:
+    The fields. `model_type` may be an unsupported one.
+
+  Raises:
+    errors.UserError: there is no text part.
+  """
+  model_type = config['model_type']
+  wrapper = WRAPPERS[model_type]
+  given = config.get('text_config')
+  if given is None and wrapper.flat:
+    given = {
+      field: value
+      for field, value in config.items()
+      if field not in ('model_type', 'vision_config', 'architectures')
+    }
+  if not isinstance(given, Mapping):
+    found = 'missing' if given is None else errors.shorten(repr(given))
+    raise errors.UserError(
+      f'{where}: text_config is {found}, expected an object: model_type '
+      f'{model_type!r} has its text part there'
+    )
+  values = {'model_type': wrapper.text_type, **given}
+  if not config_json.is_known(values['model_type']):
+    return values
+  defaults = config_json.defaults(values['model_type'])
+  for field in _SIZES:
+    if field in defaults:
+      values.setdefault(field, defaults[field])
+  for field in _ROPES:
+    rope = values.get(field)
+    if isinstance(rope, Mapping) and any(key in rope for key in _SECTIONS):
+      values[field] = _without_sections(rope)
+  # transformers 4 writes it in the text part, 5 outside. Where the two differ,
+  # 5 ties. A stored head that differs from the embedding is refused later.
+  tied = [part[_TIED] for part in (config, given) if _TIED in part]
+  if tied:
+    values[_TIED] = next((one for one in tied if one), tied[0])
+  return values
+
+
+def _without_sections(rope: Mapping[str, Any]) -> dict[str, Any]:
+  kept = {key: value for key, value in rope.items() if key not in _SECTIONS}
+  for key in ('rope_type', 'type'):
+    if kept.get(key) == 'mrope':
+      kept[key] = 'default'
+  return kept

@@ -16,6 +16,7 @@ CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
 PUBLISHED = known_models.CONFIGS
 BASES = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BASES.remove('quickstart')
+BASES.remove('own_documents')
 BASES.remove('refusals')
 
 

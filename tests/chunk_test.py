@@ -8,10 +8,8 @@ import sys
 import pytest
 
 from vtokens import chunk
-from vtokens import config as config_lib
 from vtokens.data import formats
 from vtokens.host import errors
-from vtokens.settings import config_file
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _EXAMPLE = _ROOT / 'examples/own_documents'
@@ -51,11 +49,6 @@ def test_from_text_files_to_training_records(tmp_path):
   ]
   assert [record.question for record in records] == asked
   assert all(1 <= len(record.ranked('bm25')) <= 5 for record in records)
-
-
-def test_the_training_config_is_valid():
-  path = _ROOT / 'configs/own_documents.py'
-  config_lib.validate(config_file.load(str(path), config_lib.Config))
 
 
 def test_refused(tmp_path):

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from vtokens import config as config_lib
-from vtokens.host import errors
+from vtokens.host import errors, paths
 from vtokens.models.decoder import num_params
 from vtokens.models.families import registry
 from vtokens.planning import known_models
@@ -22,6 +22,29 @@ BASES.remove('refusals')
 
 def _parse(argument):
   return config_file.load(argument, config_lib.Config)
+
+
+def test_variants_of_the_quickstart(smollm2_path):
+  """Both kinds, on the same file as the installed package has."""
+  configs = {
+    kind: _parse(f'{CONFIGS}/quickstart.py{variant}')
+    for kind, variant in (('table', ''), ('kv', ':kv'))
+  }
+  for kind, cfg in configs.items():
+    config_lib.validate(cfg)
+    assert cfg.virtual_tokens.kind == kind
+    assert paths.resolve(cfg.base.path) == str(smollm2_path)
+  assert configs['table'].workdir != configs['kv'].workdir
+  with pytest.raises(errors.UserError, match="no variant 'rows'"):
+    _parse(f'{CONFIGS}/quickstart.py:rows')
+
+
+def test_own_documents_have_the_base_of_the_quickstart():
+  own, first = (
+    _parse(f'{CONFIGS}/{n}.py') for n in ('own_documents', 'quickstart')
+  )
+  config_lib.validate(own)
+  assert own.base == first.base
 
 
 @pytest.mark.parametrize('name', BASES)

@@ -34,7 +34,7 @@ from vtokens.evaluation.asking.prompter import (
 )
 from vtokens.evaluation.asking.test_scores import TestScores
 from vtokens.evaluation.trained_tokens import TrainedTokens
-from vtokens.host import stopping, versions, writers
+from vtokens.host import pypi_files, stopping, versions, writers
 from vtokens.method import kinds, optim, steps
 from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
@@ -286,7 +286,8 @@ def _describe(
   what = {'table': 'table', 'kv': 'keys and values'}[tokens.kind]
   kept = '' if base.quantize == 'none' else f', matrices in {base.quantize}'
   writers.say(
-    f'base: {cfg.base.path}, {num_params(base.config):,} parameters, frozen'
+    f'base: {pypi_files.without_hash(cfg.base.path)}, '
+    f'{num_params(base.config):,} parameters, frozen'
     f'{kept}\n'
     f'{what}: {tokens.num_virtual_tokens} virtual tokens x '
     f'{numbers // tokens.num_virtual_tokens:,} = {numbers:,} parameters, '

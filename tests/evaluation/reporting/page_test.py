@@ -4,15 +4,13 @@ import dataclasses
 import http.server
 import itertools
 import json
-import os
 import re
-import shutil
 import threading
 
+import browser
 import pytest
 import report_data
 from report_data import cell
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
@@ -77,33 +75,8 @@ def _with_evil(results):
 @pytest.fixture(scope='session')
 def driver(tmp_path_factory):
   """A headless Chromium that logs the console and all requests."""
-  paths = [shutil.which(name) for name in ('chromium', 'chromedriver')]
-  if None in paths:
-    text = 'chromium and chromedriver are not on PATH'
-    if os.environ.get('VTOKENS_REQUIRE_BROWSER') == '1':
-      pytest.fail(f'{text}, and VTOKENS_REQUIRE_BROWSER=1')
-    pytest.skip(text)
-  options = webdriver.ChromeOptions()
-  options.binary_location = paths[0]
-  for argument in (
-    '--headless=new',
-    '--no-sandbox',
-    '--disable-gpu',
-    '--no-first-run',
-    '--disable-background-networking',
-    '--disable-component-update',
-    '--disable-sync',
-    '--window-size=1280,1600',
-    f'--user-data-dir={tmp_path_factory.mktemp("chromium")}',
-  ):
-    options.add_argument(argument)
-  options.set_capability(
-    'goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'}
-  )
-  service = webdriver.ChromeService(paths[1])
-  browser = webdriver.Chrome(options=options, service=service)
-  yield browser
-  browser.quit()
+  with browser.headless(tmp_path_factory.mktemp('chromium')) as found:
+    yield found
 
 
 @pytest.fixture(scope='module')

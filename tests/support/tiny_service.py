@@ -1,0 +1,51 @@
+"""A tiny base with two tables, served by this process."""
+
+import json
+import shutil
+
+import numpy as np
+import served
+import tiny_models
+import trained_runs
+
+from vtokens import answering
+from vtokens.server import local_backend
+from vtokens.serving import table_file
+
+
+def write_runs(root):
+  """Two runs of one tiny base, `root/one` and `root/two`."""
+  tiny_models.save(
+    root / 'base',
+    max_position_embeddings=1024,
+    num_hidden_layers=1,
+    hidden_size=32,
+    intermediate_size=48,
+  )
+  trained_runs.write_run(root / 'one', root / 'base')
+  # So that the long instruction fits.
+  path = root / 'one' / 'config.json'
+  settings = json.loads(path.read_text())
+  settings['data']['max_suffix_tokens'] = 260
+  path.write_text(json.dumps(settings))
+  shutil.copytree(root / 'one', root / 'two')
+  path = root / 'two' / 'table.safetensors'
+  values, metadata = table_file.load(path)
+  table_file.save(path, np.ascontiguousarray(values[::-1]), metadata)
+
+
+def serving(engine, root, **settings):
+  """Serves both tables with an engine that has them; see `served.serving`."""
+
+  def make(metrics):
+    backend = local_backend.LocalBackend(engine, metrics)
+    for name in ('one', 'two'):
+      backend.load_now(name, str(root / name))
+    return backend
+
+  return served.serving(make, **settings)
+
+
+def open_engine(root):
+  """An engine with the base of `write_runs`."""
+  return answering.Engine.open(root / 'one', 'one', batch_size=2)

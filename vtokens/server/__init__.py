@@ -1,0 +1,1 @@
+"""The HTTP endpoint of `python -m vtokens.serve`."""

@@ -1,18 +1,23 @@
 """The serving side of a finished run, on a tiny random base."""
 
 import dataclasses
+import io
 import json
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from vtokens import ask, config
+from vtokens.answering import Completion, answer_file, run
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.answering import Answerer
+from vtokens.evaluation.asking.cells import Answer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import (
   Prompter,
@@ -93,6 +98,13 @@ def workdir(base, table, tiny_dir, tmp_path_factory):
   return path
 
 
+def assert_same(reply: Completion, expected: Answer) -> None:
+  assert (reply.text, reply.stop) == (expected.text, expected.stop)
+  assert reply.completion_tokens == expected.num_tokens
+  assert reply.shown == expected.shown
+  assert reply.confidence == pytest.approx(expected.confidence, abs=1e-5)
+
+
 def test_answers_as_the_evaluator_does(workdir, base, mesh, table):
   texts = [passage.text for passage in RECORD.passages['bm25']]
   replies = ask.ask(str(workdir), RECORD.question, texts)
@@ -110,8 +122,8 @@ def test_answers_as_the_evaluator_does(workdir, base, mesh, table):
   evaluator = Evaluator(Answerer(base, mesh, decode, 0), prompter)
   variants = [bare_variant('prompt'), tokens_variant(table, N)]
   expected = evaluator.answers([RECORD], variants, label='')
-  assert replies['with an instruction'] == expected['prompt'][0]
-  assert replies[f'with {N} virtual tokens'] == (expected[f'tokens_k{N}'][0])
+  assert_same(replies['with an instruction'], expected['prompt'][0])
+  assert_same(replies[f'with {N} virtual tokens'], expected[f'tokens_k{N}'][0])
 
 
 def test_tokens_stand_where_they_were_trained(
@@ -124,7 +136,8 @@ def test_tokens_stand_where_they_were_trained(
   (other / 'config.json').write_text(json.dumps(values))
   replies = ask.ask(str(other), RECORD.question, [])
   label = f'with {N} virtual tokens'
-  assert replies[label] != ask.ask(str(workdir), RECORD.question, [])[label]
+  usual = ask.ask(str(workdir), RECORD.question, [])[label]
+  assert replies[label].ids != usual.ids
   moved = dataclasses.replace(table.assembler, position='last')
   variant = tokens_variant(dataclasses.replace(table, assembler=moved), N)
   decode = make_config().eval
@@ -132,26 +145,17 @@ def test_tokens_stand_where_they_were_trained(
   evaluator = Evaluator(answerer, Prompter(moved, decode, 0))
   bare = dataclasses.replace(RECORD, passages={})
   [expected] = evaluator.answers([bare], [variant], label='')[variant.name]
-  assert replies[label] == expected
+  assert_same(replies[label], expected)
 
 
-def test_a_run_on_a_quantised_base(workdir, tmp_path, monkeypatch):
+def test_a_run_on_a_quantised_base(workdir, tmp_path):
   """Is asked on just that."""
   other = tmp_path / 'int4'
   shutil.copytree(workdir, other)
   values = json.loads((other / 'config.json').read_text())
   values['base']['quantize'] = 'int4'
   (other / 'config.json').write_text(json.dumps(values))
-  asked = []
-
-  class Watched(Answerer):
-    def __init__(self, base, *arguments):
-      asked.append(base)
-      super().__init__(base, *arguments)
-
-  monkeypatch.setattr(ask, 'Answerer', Watched)
-  ask.ask(str(other), RECORD.question, ['big'])
-  [base] = asked
+  base = run.load(other).engine.base
   assert base.quantize == 'int4'
   assert base.decoder().layers.mlp.gate.values.dtype == 'int4'
 
@@ -218,3 +222,171 @@ def test_another_base(workdir, table, tmp_path):
   )
   with pytest.raises(errors.UserError, match='another base'):
     ask.ask(str(other), 'what?', ['big'])
+
+
+@pytest.fixture(scope='module')
+def loaded(workdir):
+  return run.load(workdir)
+
+
+@pytest.fixture
+def say(loaded, monkeypatch, capsys):
+  """Runs the program with the base loaded once; returns what it wrote."""
+  monkeypatch.setattr(run, 'load', lambda *args, **kwargs: loaded)
+
+  def call(*arguments, lines=()):
+    monkeypatch.setattr('sys.stdin', io.StringIO('\n'.join(lines)))
+    with flagsaver.flagsaver():
+      flags.FLAGS(['ask', '--workdir=x', *arguments])
+      ask.main([])
+    return capsys.readouterr()
+
+  return call
+
+
+def test_one_question(say, loaded):
+  text, details = say('--question=what?', '--passage=big').out.splitlines()
+  expected = loaded.answer('what?', ['big'])
+  assert text == expected.text
+  assert f'confidence {expected.confidence:.2f}; ' in details
+  assert '1 of 1 passages' in details
+
+
+def test_json(say, loaded):
+  row = json.loads(say('--question=what?', '--json', '--num_active=2').out)
+  expected = loaded.answer('what?', k=2)
+  assert (row['answer'], row['tokens']) == (expected.text, len(expected.ids))
+  row = json.loads(say('--question=what?', '--json', '--compare').out)
+  assert len(row['answers']) == 4
+
+
+def test_compare(say, loaded):
+  lines = say('--question=what?', '--passage=big', '--compare').out.splitlines()
+  assert len(lines) == 5
+  assert lines[-1].startswith(f'with {N} virtual tokens')
+  assert lines[-1].endswith(loaded.answer('what?', ['big']).text)
+
+
+def test_a_session(say, loaded, tmp_path):
+  file = tmp_path / 'passages.txt'
+  file.write_text('One\nline.\n\n\nAnother.\n')
+  found = say(
+    '--json',
+    lines=[
+      'what?',
+      '/k 2',
+      '/passages ' + str(file),
+      '/passage More.',
+      'who?',
+      '/nothing',
+      '/k 9',
+      '',
+      '/k all',
+      '/clear',
+      'what?',
+      '/compare',
+      '/quit',
+      'never asked?',
+    ],
+  )
+  rows = [json.loads(line) for line in found.out.splitlines() if line[0] == '{']
+  assert [row['question'] for row in rows] == [
+    'what?',
+    'who?',
+    'what?',
+    'what?',
+  ]
+  passages = ['One\nline.', 'Another.', 'More.']
+  assert rows[0]['answer'] == loaded.answer('what?').text == rows[2]['answer']
+  assert rows[1]['answer'] == loaded.answer('who?', passages, 2).text
+  assert [p['text'] for p in rows[1]['passages']] == passages
+  assert rows[2]['passages'] == []
+  assert rows[3]['answers']['tokens']['answer'] == rows[2]['answer']
+  errors_said = found.err.splitlines()
+  assert [line for line in errors_said if '/nothing: no such command' in line]
+  assert [line for line in errors_said if '/k =9: expected' in line]
+
+
+def test_a_session_streams(say, loaded):
+  found = say('--passage=big', lines=['what?']).out
+  assert found.startswith(
+    loaded.answer('what?', ['big']).text + '\n(confidence'
+  )
+
+
+def test_a_file(say, loaded, tmp_path):
+  source, target = tmp_path / 'q.jsonl', tmp_path / 'a.jsonl'
+  rows = [
+    {'id': i, 'question': f'{i}?', 'passages': ['big'] * (i % 2)}
+    for i in range(5)
+  ]
+  source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  arguments = [f'--input={source}', f'--output={target}']
+  say(*arguments)
+  whole = target.read_text()
+  found = [json.loads(line) for line in whole.splitlines()]
+  assert [row['id'] for row in found] == [0, 1, 2, 3, 4]
+  for row, one in zip(rows, found, strict=True):
+    expected = loaded.answer(row['question'], row['passages'])
+    assert (one['answer'], one['stop']) == (expected.text, expected.stop)
+  assert not target.with_name('a.jsonl.unfinished').exists()
+  with pytest.raises(errors.UserError, match='exists already'):
+    say(*arguments)
+
+
+def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
+  """Killed in its second batch, while a line was written."""
+  source, target = tmp_path / 'q.jsonl', tmp_path / 'a.jsonl'
+  unfinished = target.with_name('a.jsonl.unfinished')
+  rows = [{'question': f'{i}?'} for i in range(5)]
+  source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  arguments = [f'--input={source}', f'--output={target}']
+  finish = answer_file.writers.write_bytes
+
+  def killed(*unused):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch:
+    patch.setattr(answer_file.writers, 'write_bytes', killed)
+    with pytest.raises(KeyboardInterrupt):
+      say(*arguments)
+  head, *lines = unfinished.read_text().splitlines(keepends=True)
+  assert len(lines) == 5
+  unfinished.write_text(head + ''.join(lines[:2]) + lines[2][:10])
+  monkeypatch.setattr(answer_file.writers, 'write_bytes', finish)
+  assert '2 answers were there before' in say(*arguments).out
+  again = [json.loads(line) for line in target.read_text().splitlines()]
+  before = [json.loads(line) for line in lines]
+  for row in (*again, *before):
+    del row['seconds'], row['confidence']
+  assert again == before
+  # Of other settings, or another input.
+  target.unlink()
+  unfinished.write_text(head + lines[0])
+  with pytest.raises(errors.UserError, match=r'other values of k; .*delete'):
+    say(*arguments, '--num_active=1')
+  source.write_text('{"question": "x?"}\n')
+  with pytest.raises(errors.UserError, match='other values of input; '):
+    say(*arguments)
+  source.write_text('{"question": "x?"}\n{"question": " "}\n')
+  unfinished.unlink()
+  with pytest.raises(errors.UserError, match=r'q\.jsonl:2: question'):
+    say(*arguments)
+  assert not unfinished.exists()
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['--input=q.jsonl'], '--input and --output'),
+    (['--question= '], '--question: expected a text that is not blank'),
+    (['--question=a?', '--index=x', '--passage=y'], '--index finds'),
+    (['--question=a?', '--index=nowhere'], 'nowhere: holds no corpus'),
+    (['--question=a?', '--passages=nowhere'], 'nowhere: cannot be read'),
+    (['--compare'], '--compare: expected --question'),
+    (['--question=a?', '--num_active=9'], '--num_active=9'),
+  ],
+)
+def test_bad_flags(say, arguments, message):
+  with pytest.raises(errors.UserError, match=message):
+    say(*arguments)

@@ -1,48 +1,79 @@
-"""Answers one question with and without the virtual tokens of a run.
+r"""Answers questions with the virtual tokens of a run.
 
-python -m vtokens.ask --workdir runs/quickstart --question 'Who wrote it?'
---passage 'A passage.' --passage 'Another.'
+One question, or several in a session:
+
+    python -m vtokens.ask --workdir runs/quickstart \
+      --question 'Who wrote it?' --passage 'A passage.' --passage 'Another.'
+    python -m vtokens.ask --workdir runs/quickstart
+
+`--compare` also shows answers without virtual tokens, `--index` finds the
+passages, `--input` and `--output` answer a file.
 """
 
+import json
 from collections.abc import Sequence
 
 from absl import flags as absl_flags
 
-from vtokens.data.assemble import Assembler
-from vtokens.data.records import GIVEN, Record
-from vtokens.devices import partitioning
-from vtokens.evaluation.asking.answering import Answerer
-from vtokens.evaluation.asking.cells import Answer
-from vtokens.evaluation.asking.evaluator import Evaluator
-from vtokens.evaluation.asking.prompter import (
-  Prompter,
-  bare_variant,
-  tokens_variant,
+from vtokens.answering import (
+  answer_file,
+  asked_passages,
+  run,
+  session,
+  shown_answers,
 )
-from vtokens.evaluation.trained_tokens import TrainedTokens
+from vtokens.answering.asked_passages import Shown
+from vtokens.answering.requests import Completion
+from vtokens.answering.run import Run
 from vtokens.host import errors, writers
-from vtokens.method import kinds
-from vtokens.models import frozen_base
-from vtokens.run.workdir import RunDir
+from vtokens.retrieval import open_index
 from vtokens.serving import prompt_ids
 from vtokens.settings import flags
 
 _WORKDIR = flags.define_path(
-  'workdir', None, 'Work directory of a finished run.'
+  'workdir',
+  None,
+  'Work directory of a finished run, or an export --to vtokens.',
 )
-_QUESTION = absl_flags.DEFINE_string('question', None, 'The question.')
+_BASE = flags.define_path(
+  'base', None, 'Where the base is now; default: as in training.'
+)
+_QUESTION = absl_flags.DEFINE_string(
+  'question', None, 'The question; without it a session begins.'
+)
 _PASSAGE = absl_flags.DEFINE_multi_string(
   'passage', [], 'A passage, best first; may be repeated.'
+)
+_PASSAGES = flags.define_path(
+  'passages',
+  None,
+  'File of passages: .jsonl with text and title, or text with blank lines '
+  'between passages.',
+)
+_INDEX = flags.define_path(
+  'index', None, 'Index of vtokens.retrieve that finds the passages.'
+)
+_RETRIEVER = absl_flags.DEFINE_string(
+  'retriever', None, 'Name of the retriever in --index, if it has several.'
+)
+_NUM_PASSAGES = absl_flags.DEFINE_integer(
+  'num_passages', 5, 'Passages to find in --index.'
 )
 _NUM_ACTIVE = absl_flags.DEFINE_integer(
   'num_active', None, 'Virtual tokens used (k); default: all.'
 )
-
-_LABELS = {
-  'closed_book': 'without passages',
-  'prompt': 'with an instruction',
-  'chat_prompt': 'instruction, chat template',
-}
+_COMPARE = absl_flags.DEFINE_boolean(
+  'compare', False, 'Also answer without virtual tokens.'
+)
+_JSON = absl_flags.DEFINE_boolean('json', False, 'Write answers as JSON lines.')
+_INPUT = flags.define_path(
+  'input', None, 'JSON lines of questions, and maybe their passages, to answer.'
+)
+_OUTPUT = flags.define_path(
+  'output',
+  None,
+  'Gets the answers of --input. The same command goes on after a kill.',
+)
 
 
 def ask(
@@ -50,11 +81,11 @@ def ask(
   question: str,
   passages: Sequence[str],
   num_active: int | None = None,
-) -> dict[str, Answer]:
-  """Greedy answers to one question.
+) -> dict[str, Completion]:
+  """Greedy answers to one question, with and without virtual tokens.
 
   Args:
-    workdir: of a finished run.
+    workdir: of a finished run, or an export.
     question: the question.
     passages: their texts, best first.
     num_active: virtual tokens used (k); None for all.
@@ -68,63 +99,104 @@ def ask(
       question or a passage is not text, or the question is too long.
   """
   prompt_ids.check_question(question, '--question')
-  shown = prompt_ids.read_passages(passages)
-  finished = RunDir(workdir).read('--workdir')
-  cfg = finished.config
-  k = finished.count
-  if num_active is not None:
-    k = prompt_ids.check_number(num_active, 1, k, '--num_active')
-  mesh = partitioning.make_mesh((-1, 1, 1))
-  opened = frozen_base.open_base(cfg.base, cfg.context_length)
-  finished.check_base(opened)
-  base = opened.load(mesh)
-  # Show all the given passages, in the given order.
-  cfg.eval.num_passages = len(shown)
-  cfg.eval.batch_size = 1
-  cfg.eval.shuffle_passages = False
-  cfg.eval.retriever = GIVEN
-  assembler = Assembler.for_run(base.tokenizer, cfg)
-  prompter = Prompter(assembler, cfg.eval, cfg.seed)
-  answerer = Answerer(base, mesh, cfg.eval, cfg.seed)
-  evaluator = Evaluator(answerer, prompter)
-  record = Record(
-    id='question',
-    dataset='',
-    question=question,
-    answers=(),
-    passages={GIVEN: tuple(shown)},
+  prompt_ids.read_passages(passages)
+  loaded = run.load(workdir, where='--workdir')
+  return _compare(loaded, question, Shown(passages), num_active)
+
+
+def _compare(
+  loaded: Run, question: str, shown: Shown, num_active: int | None
+) -> dict[str, Completion]:
+  k = _count(loaded, num_active)
+  found = loaded.compare(question, shown.of(question), k=k)
+  names = shown_answers.labels(list(found), k)
+  return {names[name]: answer for name, answer in found.items()}
+
+
+def _count(loaded: Run, num_active: int | None) -> int:
+  most = loaded.table.count
+  if num_active is None:
+    return most
+  return prompt_ids.check_number(num_active, 1, most, '--num_active')
+
+
+def _one(loaded: Run, question: str, shown: Shown) -> None:
+  """Prints the answer to one question."""
+  passages = shown.of(question)
+  given = Shown(passages)
+  if _COMPARE.value:
+    answers = _compare(loaded, question, given, _NUM_ACTIVE.value)
+    if not _JSON.value:
+      writers.say(shown_answers.table(answers))
+      return
+    found = {
+      label: shown_answers.as_json(one) for label, one in answers.items()
+    }
+    row = {'question': question, 'answers': found}
+  else:
+    k = _count(loaded, _NUM_ACTIVE.value)
+    answer = loaded.answer(question, passages, k)
+    if not _JSON.value:
+      writers.say(answer.text)
+      writers.say(shown_answers.details(answer, len(passages)))
+      return
+    row = {'question': question, **shown_answers.as_json(answer)}
+  row['passages'] = shown_answers.passages_as_json(passages)
+  writers.say(json.dumps(row, ensure_ascii=False))
+
+
+def _shown() -> Shown:
+  """The passages that the flags name."""
+  given = prompt_ids.read_passages(_PASSAGE.value)
+  if _PASSAGES.value is not None:
+    given += asked_passages.read(_PASSAGES.value)
+  if _INDEX.value is None:
+    return Shown(given)
+  if given:
+    raise errors.UserError(
+      '--index finds the passages; expected no --passage and no --passages '
+      'with it'
+    )
+  number = prompt_ids.check_number(
+    _NUM_PASSAGES.value, 1, 10_000, '--num_passages'
   )
-  trained = TrainedTokens(
-    workdir,
-    finished.values,
-    assembler,
-    kinds.trainable_of(cfg.virtual_tokens),
-  )
-  tokens = tokens_variant(trained, k)
-  names = list(_LABELS)
-  if not base.tokenizer.has_chat_template:
-    names.remove('chat_prompt')
-  variants = [*map(bare_variant, names), tokens]
-  prompter.check_fits([record], variants)
-  answers = evaluator.answers([record], variants, label='answering')
-  labels = {**_LABELS, tokens.name: f'with {k} virtual tokens'}
-  return {
-    labels[variant.name]: answers[variant.name][0] for variant in variants
-  }
+  index = open_index.open_index(_INDEX.value, _RETRIEVER.value)
+  return Shown((), index, number)
 
 
 def main(argv: Sequence[str]) -> None:
   """Entry point."""
   del argv
-  if _WORKDIR.value is None or _QUESTION.value is None:
-    raise errors.UserError('--workdir and --question are needed')
-  answers = ask(
-    _WORKDIR.value, _QUESTION.value, _PASSAGE.value, _NUM_ACTIVE.value
-  )
-  width = max(map(len, answers))
-  writers.say(f'{"":<{width}}   confidence')
-  for label, answer in answers.items():
-    writers.say(f'{label:<{width}} {answer.confidence:10.2f}   {answer.text}')
+  if _WORKDIR.value is None:
+    raise errors.UserError('--workdir is needed')
+  if (_INPUT.value is None) != (_OUTPUT.value is None):
+    raise errors.UserError('--input and --output are needed together')
+  if _INPUT.value is not None and _QUESTION.value is not None:
+    raise errors.UserError('expected --question or --input, not both')
+  if _INPUT.value is not None and _COMPARE.value:
+    raise errors.UserError(
+      '--compare shows one question; compare a file with vtokens.evaluate'
+    )
+  if _QUESTION.value is not None:
+    prompt_ids.check_question(_QUESTION.value, '--question')
+  shown = _shown()
+  loaded = run.load(_WORKDIR.value, base=_BASE.value, where='--workdir')
+  k = _NUM_ACTIVE.value
+  if _INPUT.value is not None:
+    _count(loaded, k)
+    before = answer_file.answer(loaded, _INPUT.value, _OUTPUT.value, shown, k=k)
+    if before:
+      writers.say(f'{before:,} answers were there before')
+    writers.say(f'written to {_OUTPUT.value}')
+  elif _QUESTION.value is not None:
+    _one(loaded, _QUESTION.value, shown)
+  else:
+    _count(loaded, k)
+    if _COMPARE.value:
+      raise errors.UserError(
+        '--compare: expected --question with it; in a session type /compare'
+      )
+    session.Session(loaded, shown, k, _JSON.value).loop()
 
 
 if __name__ == '__main__':

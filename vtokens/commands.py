@@ -15,7 +15,7 @@ import vtokens
 COMMANDS = {
   'train': ('vtokens.train', 'train virtual tokens for a base, and score them'),
   'sweep': ('vtokens.sweep', 'find good settings: train candidates, compare'),
-  'ask': ('vtokens.ask', 'answer one question with and without the tokens'),
+  'ask': ('vtokens.ask', 'answer questions with the tokens, or without'),
   'serve': ('vtokens.serve', 'serve tables over HTTP, with a page to try them'),
   'evaluate': ('vtokens.evaluate', 'compare tokens, prompts and bases; report'),
   'inspect': ('vtokens.data.inspect', 'show what training will see'),

@@ -34,7 +34,7 @@ from vtokens.evaluation.eval_config import UNTOUCHED, Config
 from vtokens.evaluation.harness import general_rows
 from vtokens.evaluation.reporting import report
 from vtokens.evaluation.reporting.summary import Resampling
-from vtokens.host import stopping, versions, writers
+from vtokens.host import callable_module, stopping, versions, writers
 from vtokens.settings import flags, schema
 
 if TYPE_CHECKING:
@@ -275,6 +275,28 @@ def _prepare(cfg: Config) -> None:
   eval_config.validate(cfg)
 
 
+def from_program(cfg: Config) -> dict[str, Any]:
+  """Evaluates as the command does: `vtokens.evaluate(config)`.
+
+  An interrupt (Ctrl-C) keeps the answers so far and raises `stopping.Stopped`.
+  The same call continues the evaluation.
+
+  Args:
+    cfg: the settings; they are checked.
+
+  Returns:
+    See `evaluate`.
+
+  Raises:
+    errors.UserError: bad input, or the base has changed.
+    stopping.Stopped: the evaluation was interrupted.
+  """
+  eval_config.validate(cfg)
+  with distributed.session(cfg.distributed):
+    with stopping.in_program() as stop:
+      return evaluate(cfg, stop)
+
+
 def main(cfg: Config) -> None:
   """Entry point."""
   with distributed.session(cfg.distributed):
@@ -309,6 +331,8 @@ def _say(cfg: Config, found: dict[str, Any]) -> None:
   else:
     writers.say(f'written to {cfg.workdir}: general.json, general/')
 
+
+callable_module.make_callable(__name__, from_program)
 
 if __name__ == '__main__':
   absl_flags.DEFINE_list(

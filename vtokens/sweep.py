@@ -17,7 +17,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from vtokens import config, train
+import vtokens.train as train_command
+from vtokens import config
 from vtokens.devices import distributed
 from vtokens.host import errors, stopping, writers
 from vtokens.method import kinds
@@ -207,7 +208,7 @@ class _Sweep:
     if record.at(step) is None and not record.diverged:
       writers.say(f'candidate {one}, to step {step}')
       try:
-        train.train_until(one.config, self._stop, step, self._bases)
+        train_command.train_until(one.config, self._stop, step, self._bases)
       except DivergedError as e:
         record.diverged = str(e)
         writers.say(f'candidate {one.name} has diverged: {e}')
@@ -226,7 +227,7 @@ class _Sweep:
   def _finish(self, best: Candidate) -> dict[str, Any]:
     """Scores the best candidate, as the end of its training run."""
     writers.say(f'best: candidate {best}')
-    summary = train.train(best.config, self._stop, self._bases)
+    summary = train_command.train(best.config, self._stop, self._bases)
     sha256 = f'{best.config.virtual_tokens.kind}_sha256'
     if distributed.is_first():
       self._directory.write_best(best)

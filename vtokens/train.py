@@ -34,7 +34,13 @@ from vtokens.evaluation.asking.prompter import (
 )
 from vtokens.evaluation.asking.test_scores import TestScores
 from vtokens.evaluation.trained_tokens import TrainedTokens
-from vtokens.host import pypi_files, stopping, versions, writers
+from vtokens.host import (
+  callable_module,
+  pypi_files,
+  stopping,
+  versions,
+  writers,
+)
 from vtokens.method import kinds, optim, steps
 from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
@@ -425,6 +431,28 @@ def _validate(
   )
 
 
+def from_program(cfg: config.Config) -> dict[str, Any]:
+  """Trains as the command does: `vtokens.train(config)`.
+
+  An interrupt (Ctrl-C) saves the state and raises `stopping.Stopped`. The same
+  call continues the run.
+
+  Args:
+    cfg: the settings; they are checked.
+
+  Returns:
+    The content of summary.json.
+
+  Raises:
+    errors.UserError: bad input, or a loss that is not finite.
+    stopping.Stopped: the run was interrupted.
+  """
+  config.validate(cfg)
+  with distributed.session(cfg.distributed):
+    with stopping.in_program() as stop:
+      return train(cfg, stop)
+
+
 def main(cfg: config.Config) -> None:
   """Entry point."""
   with distributed.session(cfg.distributed):
@@ -448,6 +476,8 @@ def _report_next(summary: dict[str, Any], workdir: str) -> None:
     'houses Big Ben."'
   )
 
+
+callable_module.make_callable(__name__, from_program)
 
 if __name__ == '__main__':
   flags.run_config(

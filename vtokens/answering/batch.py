@@ -33,7 +33,6 @@ class Device:
     mesh: the devices.
     prefixes: encodes prefixes.
     reader: reads tokens.
-    batch_size: most rows.
     lock: held while the device runs a program.
   """
 
@@ -41,7 +40,6 @@ class Device:
   mesh: jax.sharding.Mesh
   prefixes: PrefixCache
   reader: AnswerReader
-  batch_size: int
   lock: contextlib.AbstractContextManager[Any]
 
 
@@ -54,7 +52,7 @@ class Batch:
   Args:
     device: of the engine.
     numbers: number of each request, for its increments.
-    prepared: the requests, at most `device.batch_size`.
+    prepared: the requests.
     tokens: virtual tokens of all of them.
     first_ids: id of virtual token 0 of each.
 
@@ -80,10 +78,10 @@ class Batch:
       number: GrowingAnswer(number, one, device.reader, began)
       for number, one in zip(numbers, prepared, strict=True)
     }
-    count = padding.coarse_rows(len(prepared), device.batch_size)
+    count = padding.coarse_rows(len(prepared))
     self._num_rows = partitioning.round_up_rows(device.mesh, count)
     most = max(one.max_new_tokens for one in prepared)
-    self._most = _ROOM * padding.coarse_rows(-(-most // _ROOM), 1 << 30)
+    self._most = _ROOM * padding.coarse_rows(-(-most // _ROOM))
     self._num_top = (
       NUM_TOP if any(one.request.num_logprobs for one in prepared) else 0
     )

@@ -25,9 +25,10 @@ from vtokens.data.prompt_encoder import PromptEncoder
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.endings import AnswerReader
 from vtokens.evaluation.trained_tokens import BranchTokens, TrainedTokens, stack
-from vtokens.host import errors
+from vtokens.host import errors, paths
 from vtokens.models import frozen_base
 from vtokens.models.frozen_base import FrozenBase, OpenBase
+from vtokens.serving import trained_file
 
 # New tokens of a round, after which other batches may run.
 _ROUND = 16
@@ -52,6 +53,25 @@ class Table:
   def count(self) -> int:
     """Number of virtual tokens: the largest k."""
     return len(self.tokens)
+
+  @property
+  def values(self) -> trained_file.Trained:
+    """The trained values of the first `count` virtual tokens.
+
+    A table, array of shape [P, D], float32; or a dict of `keys` and `values`,
+    arrays of shape [L, P, K, H], float32.
+    """
+    return self.tokens.values
+
+  @property
+  def kind(self) -> config.Kind:
+    """What the values are; see `config.VirtualTokens.kind`."""
+    return self.source.settings.kind
+
+  @property
+  def sha256(self) -> str:
+    """SHA-256 of all values of the file; see `trained_file.sha256`."""
+    return self.source.sha256
 
 
 class Engine:
@@ -91,7 +111,6 @@ class Engine:
       mesh,
       self.prefixes,
       self._reader,
-      self.batch_size,
       threading.Lock(),
     )
     # Replaced as a whole, so that readers need no lock.
@@ -108,24 +127,35 @@ class Engine:
     directory: epath.PathLike,
     name: str = 'tokens',
     *,
-    base: config.Base | None = None,
+    base: config.Base | str | None = None,
     batch_size: int = 32,
     prefix_cache_bytes: int = 1 << 30,
+    where: str = 'directory',
   ) -> 'Engine':
     """Loads the base of a run or an export, and adds its virtual tokens.
 
     Args:
       directory: work directory of a finished run, or a `vtokens` export.
       name: name of its virtual tokens.
-      base: where the base is and how it is kept; None as in training.
+      base: where the base is, or also how it is kept; None as in training.
       batch_size: see `Engine`.
       prefix_cache_bytes: see `Engine`.
+      where: the flag or argument that names the directory, for messages.
 
     Raises:
       errors.UserError: a file is missing or broken, or the base is another.
     """
-    source = trained_source.read(directory)
-    opened = frozen_base.open_base(base or source.base, source.context_length)
+    source = trained_source.read(directory, where)
+    if isinstance(base, str):
+      base = dataclasses.replace(source.base, path=paths.expand_home(base))
+    try:
+      opened = frozen_base.open_base(base or source.base, source.context_length)
+    except errors.UserError as e:
+      if base is not None:
+        raise
+      raise errors.UserError(
+        f'{e}; if it is elsewhere now, say where: base=PATH, or --base PATH'
+      ) from None
     source.check_base(opened)
     mesh = partitioning.make_mesh((-1, 1, 1))
     engine = cls(
@@ -232,11 +262,17 @@ class Engine:
       self.context_length,
     )
 
-  def answer(self, requests: Sequence[Request | Prepared]) -> list[Completion]:
+  def answer(
+    self,
+    requests: Sequence[Request | Prepared],
+    *,
+    batch_size: int | None = None,
+  ) -> list[Completion]:
     """Answers requests, batch by batch.
 
     Args:
       requests: any number.
+      batch_size: most that run together; None for that of the engine.
 
     Returns:
       One completion for each, in the same order.
@@ -246,7 +282,7 @@ class Engine:
     """
     prepared = self._prepare_all(requests)
     found: dict[int, Completion] = {}
-    for batch in self._batches(prepared):
+    for batch in self._batches(prepared, batch_size):
       while not batch.done:
         for increment in batch.advance(_ROUND):
           if increment.completion is not None:
@@ -290,6 +326,11 @@ class Engine:
     """
     return list(self._batches(self._prepare_all(requests)))
 
+  @property
+  def has_chat_template(self) -> bool:
+    """Whether the base has a chat template."""
+    return self.base.tokenizer.has_chat_template
+
   def token_text(self, token: int) -> str:
     """The text of one token alone; '' of a special token."""
     return self._reader.decode([token])
@@ -302,8 +343,11 @@ class Engine:
       for one in requests
     ]
 
-  def _batches(self, prepared: Sequence[Prepared]) -> Iterator[Batch]:
+  def _batches(
+    self, prepared: Sequence[Prepared], batch_size: int | None = None
+  ) -> Iterator[Batch]:
     """Splits requests into batches, longest prompts first."""
+    size = batch_size or self.batch_size
     groups: dict[int, list[int]] = {}
     order = sorted(
       range(len(prepared)), key=lambda i: -prepared[i].prompt_tokens
@@ -314,8 +358,8 @@ class Engine:
       alone = tokens is not None and not tokens.trainable.in_suffix
       groups.setdefault(id(tokens) if alone else 0, []).append(number)
     for group in groups.values():
-      for start in range(0, len(group), self.batch_size):
-        numbers = group[start : start + self.batch_size]
+      for start in range(0, len(group), size):
+        numbers = group[start : start + size]
         part = [prepared[number] for number in numbers]
         branches, first_ids = stack(
           [one.tokens for one in part], self.base.config

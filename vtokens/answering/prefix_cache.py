@@ -83,7 +83,7 @@ class PrefixCache:
       shared = len(found) or len(missing) < len(keys)
       if not shared and not self._fits(prefixes):
         return self._encode_wide(prefixes, num_rows, slots)
-      count = padding.coarse_rows(len(missing), num_rows)
+      count = padding.coarse_rows(len(missing))
       new = self._encode([*missing.values()], count)
       for row, (key, prefix) in enumerate(missing.items()):
         length = padding.coarse_prefix(len(prefix))

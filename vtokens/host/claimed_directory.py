@@ -325,6 +325,11 @@ def is_claimed(directory: pathlib.Path) -> bool:
   return (directory / _IDENTITY).exists()
 
 
+def is_complete(directory: pathlib.Path) -> bool:
+  """Whether a directory was finished."""
+  return (directory / _COMPLETE).exists()
+
+
 def read_identity(directory: pathlib.Path) -> dict[str, Any]:
   """Returns the identity that a directory was claimed with."""
   return _read(directory / _IDENTITY)

@@ -121,6 +121,20 @@ class StopRequest:
     return aside.call(function, look) if self._may_leave else function()
 
 
+@contextlib.contextmanager
+def in_program() -> Iterator[StopRequest]:
+  """A request for work that a program calls for, such as a notebook.
+
+  Signals reach it only in the main thread: Python gives other threads none.
+  """
+  stop = StopRequest()
+  if threading.current_thread() is not threading.main_thread():
+    yield stop
+    return
+  with stop:
+    yield stop
+
+
 class Ended(SystemExit):
   """Raised by a signal within `at_once`.
 

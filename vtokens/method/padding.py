@@ -48,9 +48,9 @@ def coarse_suffix(size: int) -> int:
   return _leading_bits(size, 2 * _multiples()[1], 3)
 
 
-def coarse_rows(rows: int, most: int) -> int:
-  """The next power of two, at most `most`."""
-  return min(most, 1 << (rows - 1).bit_length())
+def coarse_rows(rows: int) -> int:
+  """The next power of two."""
+  return 1 << (rows - 1).bit_length()
 
 
 def _leading_bits(size: int, multiple: int, bits: int) -> int:

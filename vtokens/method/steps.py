@@ -202,32 +202,34 @@ def make_train_step(
     batch: Batch,
     taught_by: Values | None = None,
   ) -> tuple[TrainState, dict[str, Any]]:
-    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    if accumulation_steps == 1:
-      (loss, sums), grad = grad_fn(state.trained, base, batch, taught_by)
-    else:
-      # Take every n-th row, so that each microbatch has rows on every device.
-      micro = jax.tree.map(
-        # Not -1: the arrays of prefixes that a teacher shares are empty.
-        lambda x: x.reshape(
-          x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]
-        ).swapaxes(0, 1),
-        batch,
-      )
+    # The products of the backward pass are traced here.
+    with nnx.merge(graph, base).exact_products():
+      grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+      if accumulation_steps == 1:
+        (loss, sums), grad = grad_fn(state.trained, base, batch, taught_by)
+      else:
+        # Take every n-th row, so that each microbatch has rows on every device.
+        micro = jax.tree.map(
+          # Not -1: the arrays of prefixes that a teacher shares are empty.
+          lambda x: x.reshape(
+            x.shape[0] // accumulation_steps, accumulation_steps, *x.shape[1:]
+          ).swapaxes(0, 1),
+          batch,
+        )
 
-      def add(total: _Sums, part: Batch) -> tuple[_Sums, None]:
-        return jax.tree.map(
-          jnp.add, total, grad_fn(state.trained, base, part, taught_by)
-        ), None
+        def add(total: _Sums, part: Batch) -> tuple[_Sums, None]:
+          return jax.tree.map(
+            jnp.add, total, grad_fn(state.trained, base, part, taught_by)
+          ), None
 
-      zero = jnp.zeros((), jnp.float32)
-      names = (
-        ['tokens', 'nll', 'taught', 'kl'] if distill_weight else ['tokens']
-      )
-      zeros = (zero, dict.fromkeys(names, zero))
-      ((loss, sums), grad), _ = jax.lax.scan(
-        add, (zeros, jax.tree.map(jnp.zeros_like, state.trained)), micro
-      )
+        zero = jnp.zeros((), jnp.float32)
+        names = (
+          ['tokens', 'nll', 'taught', 'kl'] if distill_weight else ['tokens']
+        )
+        zeros = (zero, dict.fromkeys(names, zero))
+        ((loss, sums), grad), _ = jax.lax.scan(
+          add, (zeros, jax.tree.map(jnp.zeros_like, state.trained)), micro
+        )
     tokens_or_one = jnp.maximum(sums['tokens'], 1.0)
     grad = jax.tree.map(lambda part: part / tokens_or_one, grad)
     updates, opt_state = optimizer.update(grad, state.opt_state, state.trained)

@@ -1,5 +1,6 @@
 """The frozen language model: one decoder in Flax NNX for all families."""
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -151,6 +152,38 @@ class Decoder(nnx.Module):
       values of the new tokens alone. The caller drops these, keeps them as a
       cache, or writes them into one with `KVCache.write`.
     """
+    with self.exact_products():
+      return self._run(
+        x,
+        positions,
+        caches,
+        trained_caches,
+        segments,
+        parents,
+        remat,
+        stationary,
+      )
+
+  def exact_products(self) -> contextlib.AbstractContextManager[object]:
+    """The context in which this decoder's products are traced.
+
+    The methods enter it. Who differentiates them enters it as well, for the
+    products of the backward pass; see `layers.exact_products`.
+    """
+    return layers.exact_products(self.embedding[...].dtype)
+
+  def _run(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    caches: Sequence[KVCache],
+    trained_caches: Sequence[KVCache],
+    segments: Int[Array, 'B T'] | None,
+    parents: Int[Array, 'B T'] | None,
+    remat: bool,
+    stationary: bool,
+  ) -> tuple[Float[Array, 'B T D'], KVCache]:
+    """See `__call__`."""
     x = self._scale(x)
     select, kinds = _layer_kinds(self.config, positions)
     block, weights = nnx.split(self.layers)
@@ -213,6 +246,16 @@ class Decoder(nnx.Module):
       positions: positions of the tokens, int32; -1 marks padding.
       segments: segments of the tokens; see `__call__`.
     """
+    with self.exact_products():
+      return self._encode(x, positions, segments)
+
+  def _encode(
+    self,
+    x: Float[Array, 'B T D'],
+    positions: Int[Array, 'B T'],
+    segments: Int[Array, 'B T'] | None,
+  ) -> KVCache:
+    """See `encode`."""
     x = self._scale(x)
     select, kinds = _layer_kinds(self.config, positions)
     block, weights = nnx.split(self.layers)
@@ -333,9 +376,10 @@ class Decoder(nnx.Module):
       product, weight = '...d,dv->...v', self.head
     if not stationary:
       weight = partitioning.gather(weight, self.mesh)
-    logits = jnp.einsum(
-      product, hidden, weight[...], preferred_element_type=jnp.float32
-    )
+    with self.exact_products():
+      logits = jnp.einsum(
+        product, hidden, weight[...], preferred_element_type=jnp.float32
+      )
     return layers.softcap(logits, self.config.logit_softcap)
 
 

@@ -71,9 +71,6 @@ class OpenBase:
   def load(self, mesh: jax.sharding.Mesh) -> FrozenBase:
     """Loads the weights.
 
-    With dtype float32, it raises the default precision of matrix products to
-    float32 for the whole process. Otherwise GPUs and TPUs would use fewer bits.
-
     Args:
       mesh: mesh over which the weights are sharded.
 
@@ -81,8 +78,6 @@ class OpenBase:
       errors.UserError: the weights are broken, or the GPU kernels give wrong
         results on this machine.
     """
-    if self.settings.dtype == 'float32':
-      jax.config.update('jax_default_matmul_precision', 'highest')
     dtype = jnp.dtype(self.settings.dtype)
     kernel_check.check(self.config, dtype, mesh)
     decoder = weights.load_decoder(

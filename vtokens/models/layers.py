@@ -1,5 +1,6 @@
 """Norm, gated MLP and other parts of a decoder block."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 
@@ -59,6 +60,25 @@ def product(
   if isinstance(weight, quantize.Matrix):
     return quantize.product(x, weight)
   return jnp.einsum(spec, x, weight[...])
+
+
+def exact_products(
+  dtype: jnp.dtype,
+) -> contextlib.AbstractContextManager[object]:
+  """A context in which products of float32 have the precision of float32.
+
+  Otherwise GPUs and TPUs use fewer bits. It applies to what is traced in it: a
+  backward pass must be traced in it, too.
+
+  Args:
+    dtype: of the base; nothing changes unless it is float32.
+  """
+  if dtype == jnp.float32:
+    precise: contextlib.AbstractContextManager[object] = (
+      jax.default_matmul_precision('highest')
+    )
+    return precise
+  return contextlib.nullcontext()
 
 
 class RMSNorm(nnx.Module):

@@ -95,7 +95,8 @@ def read_passages(passages: Any) -> list[Passage]:
   """Passages as a program gives them.
 
   Args:
-    passages: texts, or dicts with `text` and maybe `title`, best first.
+    passages: texts, dicts with `text` and maybe `title`, or `Passage`s, best
+      first.
 
   Raises:
     errors.UserError: they are something else.
@@ -114,6 +115,8 @@ def read_passages(passages: Any) -> list[Passage]:
 
 
 def _passage(passage: Any, where: str) -> Passage:
+  if isinstance(passage, Passage):
+    return passage
   if isinstance(passage, str):
     return Passage(id='', title='', text=check_text(passage, where))
   if not isinstance(passage, Mapping):

@@ -138,9 +138,8 @@ def _one_shard(
     interpret=interpret,
   )
   ids = splash_attention.SegmentIds(segments, segments)
-  # A base in float32 raises the precision of matrix products of the whole
-  # process (`frozen_base.OpenBase.load`). In other dtypes the kernel does not
-  # compile with that precision.
+  # In other dtypes than float32 the kernel does not compile with a precision
+  # that the caller's process may have raised.
   exact = q.dtype == jnp.float32
   with jax.default_matmul_precision('highest' if exact else 'default'):
     out: Array = jax.vmap(kernel)(q, k, v, ids)

@@ -1,0 +1,186 @@
+"""Answers a file of questions, and goes on where a killed program stopped.
+
+Answers are appended to OUTPUT.unfinished, whose first line says what decides
+them. Once all are there, they become OUTPUT.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from etils import epath
+
+from vtokens.answering import shown_answers
+from vtokens.answering.asked_passages import Shown
+from vtokens.answering.requests import Prepared, Request
+from vtokens.answering.run import Run
+from vtokens.data.records import Passage
+from vtokens.host import errors, json_files, paths, writers
+from vtokens.serving import prompt_ids
+
+# What a line of the output must have.
+_ROW = {'question': str, 'answer': str}
+
+
+def answer(
+  run: Run,
+  source: str,
+  target: str,
+  shown: Shown,
+  *,
+  k: int | None = None,
+  batch_size: int = 32,
+) -> int:
+  """Answers a file of questions.
+
+  Args:
+    run: answers.
+    source: JSON lines with `question`, and maybe `passages` and `k`. Other
+      fields are kept.
+    target: gets a line for each: its fields but the passages, and those of the
+      answer.
+    shown: passages of questions without any of their own.
+    k: number of virtual tokens of questions that name none; None for all.
+    batch_size: questions that are answered together.
+
+  Returns:
+    Number of answers that were there before.
+
+  Raises:
+    errors.UserError: a line is wrong (nothing is answered then), the output is
+      there, or what is there of it was answered from another input.
+  """
+  if paths.exists(epath.Path(target)):
+    raise errors.UserError(
+      f'--output: {target} exists already and is never replaced; choose another'
+    )
+  rows = _read(source)
+  identity = _identity(run, source, shown, k)
+  unfinished = epath.Path(f'{target}.unfinished')
+  size, before = _resume(unfinished, identity, rows)
+  if not size:
+    # A mistake at the end shows now, not after hours.
+    for number, row in enumerate(rows, 1):
+      _prepare(run, source, number, row, Shown(_passages(row)), k)
+    line = _line(identity)
+    writers.append(unfinished, 0, line)
+    size = len(line)
+  todo = itertools.islice(enumerate(rows, 1), before, None)
+  with writers.progress(
+    total=len(rows), initial=before, desc='answering', unit='question'
+  ) as bar:
+    while batch := list(itertools.islice(todo, batch_size)):
+      prepared = [
+        _prepare(run, source, number, row, shown, k) for number, row in batch
+      ]
+      found = run.engine.answer(prepared, batch_size=batch_size)
+      data = b''.join(
+        _line(
+          {
+            **{name: x for name, x in row.items() if name != 'passages'},
+            **shown_answers.as_json(one),
+          }
+        )
+        for (_, row), one in zip(batch, found, strict=True)
+      )
+      writers.append(unfinished, size, data)
+      size += len(data)
+      bar.update(len(batch))
+  _finish(unfinished, epath.Path(target))
+  return before
+
+
+def _read(source: str) -> list[dict[str, Any]]:
+  found = json_files.read_lines(
+    paths.expand_home(source), {'question': str}, open_end=True
+  )
+  rows = [row for _, row in found]
+  if not rows:
+    raise errors.UserError(f'--input: {source}: has no questions')
+  return rows
+
+
+def _passages(row: Mapping[str, Any]) -> tuple[Passage, ...]:
+  return tuple(prompt_ids.read_passages(row.get('passages') or ()))
+
+
+def _prepare(
+  run: Run,
+  source: str,
+  number: int,
+  row: Mapping[str, Any],
+  shown: Shown,
+  k: int | None,
+) -> Prepared:
+  try:
+    passages = list(_passages(row)) or shown.of(row['question'])
+    return run.engine.prepare(
+      Request(
+        question=row['question'],
+        passages=passages,
+        table=run.name,
+        k=row.get('k', k),
+      )
+    )
+  except errors.UserError as e:
+    raise errors.UserError(f'{source}:{number}: {e}') from None
+
+
+def _identity(
+  run: Run, source: str, shown: Shown, k: int | None
+) -> dict[str, Any]:
+  """All that decides the answers."""
+  data = json_files.read_bytes(paths.expand_home(source))
+  given = json.dumps(shown_answers.passages_as_json(shown.given))
+  return {
+    'input': hashlib.sha256(data).hexdigest(),
+    'virtual_tokens': run.table.sha256,
+    'base': run.engine.base.fingerprint,
+    'quantize': run.engine.base.quantize,
+    'k': k,
+    'passages': hashlib.sha256(given.encode()).hexdigest(),
+    'index': '' if shown.index is None else shown.index.digest,
+    'num_passages': shown.number,
+  }
+
+
+def _resume(
+  path: epath.Path, identity: Mapping[str, Any], rows: list[dict[str, Any]]
+) -> tuple[int, int]:
+  """Bytes of an unfinished output to keep, and its number of answers."""
+  if not paths.exists(path):
+    return 0, 0
+  advice = f'delete {path} to answer all questions anew'
+  size = number = 0
+  for number, (end, line) in enumerate(
+    json_files.read_lines(path, _ROW, advice, head=dict)
+  ):
+    if number == 0 and line != identity:
+      changed = [x for x in identity if line.get(x) != identity[x]]
+      raise errors.UserError(
+        f'{path}: was begun with other values of {errors.several(changed)}; '
+        f'choose another --output, or {advice}'
+      )
+    if number > len(rows):
+      raise errors.UserError(
+        f'{path}: has more answers than questions; {advice}'
+      )
+    if number and line['question'] != rows[number - 1]['question']:
+      raise errors.UserError(
+        f'{path}:{number + 1}: answers another question; {advice}'
+      )
+    size = end
+  return size, number
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+  return f'{json.dumps(values, ensure_ascii=False)}\n'.encode()
+
+
+def _finish(unfinished: epath.Path, target: epath.Path) -> None:
+  """Turns an unfinished output into the output."""
+  _, _, data = unfinished.read_bytes().partition(b'\n')
+  writers.write_bytes(target, data)
+  unfinished.unlink()

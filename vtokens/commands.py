@@ -26,6 +26,10 @@ COMMANDS = {
     'vtokens.plan',
     'tell whether a run fits a TPU slice or GPUs',
   ),
+  'models': (
+    'vtokens.list_models',
+    'list supported models; tell whether a directory or file loads',
+  ),
   'export': ('vtokens.export', 'write a table for servers, once it is checked'),
   'import-table': (
     'vtokens.import_table',

@@ -10,7 +10,7 @@ import pytest
 import quantised
 import tiny_models
 import torch
-from arcee import Arcee, SquaredRelu
+from outside_part import OutsideMLP, SquaredRelu
 
 from vtokens.devices import partitioning
 from vtokens.models.decoder_config import DecoderConfig, identity
@@ -23,7 +23,7 @@ from vtokens.planning import abstract_step, flops
 def _registered():
   """In this module alone: other tests run over all registered families."""
   with mock.patch.dict(registry.families()):
-    registry.register(Arcee)
+    registry.register(OutsideMLP)
     yield
 
 
@@ -31,7 +31,7 @@ def _registered():
 def test_logits(method, tmp_path):
   """Its matrices are found by their metadata: loaded, sharded, quantised."""
   reference = tiny_models.save(
-    tmp_path, model_type='arcee', num_hidden_layers=2
+    tmp_path, model_type='outside_mlp', num_hidden_layers=2
   )
   config = hf_directory.read_config(tmp_path)
   decoder = weights.load_decoder(

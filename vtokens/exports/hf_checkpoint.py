@@ -26,7 +26,7 @@ import safetensors
 from vtokens.exports import public_names, safetensors_file
 from vtokens.exports import vocabulary_rows as rows
 from vtokens.exports.export_format import Placement
-from vtokens.host import json_files, writers
+from vtokens.host import errors, json_files, writers
 from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Artifact
@@ -56,8 +56,14 @@ def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
 
   Raises:
     errors.UserError: the tokenizer has a token of one of the names, or gaps
-      between its ids.
+      between its ids; or the head has a bias.
   """
+  if opened.config.head_bias:
+    raise errors.UserError(
+      f'--to hf: the head of {directory} has a bias (model_type '
+      f'{opened.config.model_type}), which this format does not extend to '
+      'virtual tokens; --to vtokens writes the table for the base as it is'
+    )
   vocabulary = rows.read_vocabulary(directory)
   tokens = rows.after_all(vocabulary, table.meta.tokens)
   return Placement(

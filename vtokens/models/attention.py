@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vtokens.devices import partitioning
 from vtokens.models import attention_scores, layers, rope
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, QueryGrowth
 from vtokens.models.kernels import flash, splash
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
@@ -154,10 +154,11 @@ class Attention(nnx.Module):
     if config.out_bias:
       self.o_bias = bias((d,), ('embed',))
 
-    def norm(heads: int, axis: str) -> layers.RMSNorm:
-      whole = config.qk_norm == 'projection'
-      shape, axes = ((heads, h), (axis, 'head')) if whole else ((h,), ('head',))
-      return layers.RMSNorm(shape, axes, config, dtype, rngs)
+    def norm(heads: int, axis: str) -> layers.RMSNorm | layers.LayerNorm:
+      one = config.qk_norm == 'head'
+      shape, axes = ((h,), ('head',)) if one else ((heads, h), (axis, 'head'))
+      kind = layers.LayerNorm if config.norm == 'layer' else layers.RMSNorm
+      return kind(shape, axes, config, dtype, rngs)
 
     if config.qk_norm != 'none':
       self.q_norm = norm(n, 'heads')
@@ -174,11 +175,15 @@ class Attention(nnx.Module):
       q = q + self.q_bias[...]
     if config.qk_norm != 'none':
       q = self.q_norm(q)
-    q = rope.rotate(q, tokens.angles)
+    q = rope.rotate(q, tokens.angles, interleaved=config.interleaved)
+    if config.query_growth is not None:
+      q = q * _growth(config.query_growth, tokens.positions).astype(q.dtype)
     new = self.keys_values(x, tokens)
-    scalar = config.query_scalar or config.head_dim
+    scale = config.attention_scale
+    if scale is None:
+      scale = (config.query_scalar or config.head_dim) ** -0.5
     settings: dict[str, Any] = {
-      'scale': scalar**-0.5,
+      'scale': scale,
       'softcap': config.attention_softcap,
       'window': tokens.window,
     }
@@ -210,10 +215,20 @@ class Attention(nnx.Module):
       k, v = k + self.k_bias[...], v + self.v_bias[...]
     if self.config.qk_norm != 'none':
       k = self.k_norm(k)
-    k = rope.rotate(k, tokens.angles)
+    k = rope.rotate(k, tokens.angles, interleaved=self.config.interleaved)
     return KVCache(
       k.transpose(0, 2, 3, 1),
       v.transpose(0, 2, 1, 3),
       tokens.positions,
       tokens.segments,
     )
+
+
+def _growth(
+  growth: QueryGrowth, positions: Int[Array, 'B T']
+) -> Float[Array, 'B T 1 1']:
+  """Factors of the queries at some positions, float32."""
+  # Padding has the position -1.
+  turns = jnp.maximum(positions, 0) // growth.length
+  factors = 1 + growth.beta * jnp.log1p(turns.astype(jnp.float32))
+  return factors[..., None, None]

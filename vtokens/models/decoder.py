@@ -32,8 +32,8 @@ class Block(nnx.Module):
   """One decoder layer: attention and MLP on the residual stream."""
 
   def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    def norm() -> layers.RMSNorm:
-      return layers.RMSNorm((config.embed_dim,), ('norm',), config, dtype, rngs)
+    def norm() -> layers.RMSNorm | layers.LayerNorm:
+      return layers.residual_norm(config, dtype, rngs)
 
     self.config = config
     attention = Attention if config.attention is None else config.attention
@@ -42,7 +42,8 @@ class Block(nnx.Module):
     self.mlp = mlp(config, dtype, rngs)
     if config.pre_norm:
       self.attention_norm = norm()
-      self.mlp_norm = norm()
+      if not config.parallel:
+        self.mlp_norm = norm()
     if config.post_norm:
       self.attention_post_norm = norm()
       self.mlp_post_norm = norm()
@@ -51,11 +52,19 @@ class Block(nnx.Module):
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     pre, post = self.config.pre_norm, self.config.post_norm
-    y = self.attention_norm(x) if pre else x
-    y, new = self.attention(y, tokens)
-    x = x + (self.attention_post_norm(y) if post else y)
+    normed = self.attention_norm(x) if pre else x
+    y, new = self.attention(normed, tokens)
+    y = self._scaled(self.attention_post_norm(y) if post else y)
+    if self.config.parallel:
+      return x + y + self._scaled(self.mlp(normed)), new
+    x = x + y
     y = self.mlp(self.mlp_norm(x) if pre else x)
-    return x + (self.mlp_post_norm(y) if post else y), new
+    return x + self._scaled(self.mlp_post_norm(y) if post else y), new
+
+  def _scaled(self, y: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+    """An output as it is added to the residual stream."""
+    scale = self.config.residual_scale
+    return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
 
   def keys_values(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
@@ -97,9 +106,7 @@ class Decoder(nnx.Module):
     self.layers = nnx.vmap(
       lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0
     )(rngs.fork(split=config.num_layers))
-    self.norm = layers.RMSNorm(
-      (config.embed_dim,), ('norm',), config, dtype, rngs
-    )
+    self.norm = layers.residual_norm(config, dtype, rngs)
     self.head = nnx.data(
       None
       if config.tie_embeddings
@@ -111,6 +118,14 @@ class Decoder(nnx.Module):
         inputs=1,
       )
     )
+    if config.head_bias:
+      self.head_bias = layers.param(
+        rngs,
+        (config.vocab_size,),
+        ('vocab',),
+        dtype,
+        jax.nn.initializers.zeros,
+      )
 
   def __call__(
     self,
@@ -335,7 +350,7 @@ class Decoder(nnx.Module):
         # Some rotary embeddings also scale (YaRN's attention factor).
         square = cos**2 + sin**2
         cos, sin = cos / square, -sin / square
-      return rope.rotate(keys, (cos, sin))
+      return rope.rotate(keys, (cos, sin), interleaved=self.config.interleaved)
 
     in_axes = (0, None if kinds is None else 0)
     turned: Array = jax.vmap(turn, in_axes)(keys, kinds)
@@ -343,10 +358,12 @@ class Decoder(nnx.Module):
 
   def _scale(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Scales embeddings for the first layer."""
-    if not self.config.scale_embeddings:
-      return x
     # Rounded to x's dtype first, as in transformers.
-    return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
+    if self.config.scale_embeddings:
+      x = x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
+    if self.config.embedding_scale != 1.0:
+      x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+    return x
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
     """Embeddings of ordinary token ids, each below `vocab_size`."""
@@ -380,6 +397,12 @@ class Decoder(nnx.Module):
       logits = jnp.einsum(
         product, hidden, weight[...], preferred_element_type=jnp.float32
       )
+    if self.config.head_bias:
+      logits = logits + self.head_bias[...].astype(jnp.float32)
+    if self.config.logit_scale != 1.0:
+      logits = logits * self.config.logit_scale
+    if self.config.logit_divisor != 1.0:
+      logits = logits / self.config.logit_divisor
     return layers.softcap(logits, self.config.logit_softcap)
 
 

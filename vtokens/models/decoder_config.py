@@ -76,6 +76,21 @@ class LayerKind:
 
 
 @dataclasses.dataclass(frozen=True)
+class QueryGrowth:
+  """A scale of queries that grows with their position (Llama 4, Ministral 3).
+
+  Queries are multiplied by `1 + beta * log(1 + floor(position / length))`.
+
+  Attributes:
+    beta: see above.
+    length: positions without growth, in tokens.
+  """
+
+  beta: float
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
   """Architecture of a decoder.
 
@@ -89,7 +104,7 @@ class DecoderConfig:
     head_dim: width of a head (H).
     mlp_dim: width of the gated MLP (F).
     model_type: family, in Hugging Face's words; see `families`.
-    norm_eps: added to the mean square in RMSNorm.
+    norm_eps: added to the mean square in norms.
     max_positions: Hugging Face's max_position_embeddings, in tokens; see
       `longest_sequence`.
     tie_embeddings: whether the head is the embedding matrix.
@@ -97,15 +112,16 @@ class DecoderConfig:
       the last.
     rotary_dim: number of leading values of a head that are rotated, even; None
       for all.
-    activation: activation of the MLP's gate, silu or gelu_tanh.
+    activation: activation of the MLP; see `layers.ACTIVATIONS`.
     qkv_bias: whether the projections to q, k and v have a bias.
     out_bias: whether the output projection of attention has a bias.
-    qk_norm: RMSNorm of queries and keys: none, head (each head separately, with
-      one shared scale) or projection (all heads together).
+    qk_norm: norm of queries and keys: none, head (each head separately, with
+      one shared scale), heads (the same with a scale for each head) or
+      projection (all heads together).
     pre_norm: whether attention and MLP read a normed residual stream.
     post_norm: whether the outputs of attention and MLP are normed before they
       are added.
-    norm_offset: added to the scales of all RMSNorms.
+    norm_offset: added to the scales of all norms.
     scale_embeddings: whether embeddings are multiplied by sqrt(D).
     query_scalar: attention scores are divided by its square root; None for H.
     attention_softcap: c in `c * tanh(score / c)`; None for no softcap.
@@ -115,6 +131,20 @@ class DecoderConfig:
     kernels: whether attention may use kernels; see `config.Base.attention`.
     attention: makes each block's attention; None for `attention.Attention`.
     mlp: makes each block's MLP; None for `layers.GatedMLP`.
+    norm: rms, or layer for a norm that subtracts the mean (arXiv 1607.06450).
+    norm_bias: whether the norms of the residual stream have a bias; for
+      `norm='layer'`.
+    parallel: whether attention and MLP read the same normed residual stream,
+      and both outputs are added to it.
+    interleaved: whether rotary embeddings turn neighbouring values of a head;
+      else values that are half the rotated width apart.
+    query_growth: scale of queries that grows with the position; None for none.
+    embedding_scale: multiplies embeddings, besides `scale_embeddings`.
+    attention_scale: multiplies attention scores; None for `query_scalar`.
+    residual_scale: multiplies the outputs of attention and MLP.
+    logit_scale: multiplies the logits.
+    logit_divisor: divides the logits.
+    head_bias: whether the head has a bias.
   """
 
   vocab_size: int
@@ -147,6 +177,21 @@ class DecoderConfig:
   kernels: bool = dataclasses.field(default=True, repr=False, compare=False)
   attention: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
   mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
+  norm: str = dataclasses.field(default='rms', metadata=_LATER)
+  norm_bias: bool = dataclasses.field(default=False, metadata=_LATER)
+  parallel: bool = dataclasses.field(default=False, metadata=_LATER)
+  interleaved: bool = dataclasses.field(default=False, metadata=_LATER)
+  query_growth: QueryGrowth | None = dataclasses.field(
+    default=None, metadata=_LATER
+  )
+  embedding_scale: float = dataclasses.field(default=1.0, metadata=_LATER)
+  attention_scale: float | None = dataclasses.field(
+    default=None, metadata=_LATER
+  )
+  residual_scale: float = dataclasses.field(default=1.0, metadata=_LATER)
+  logit_scale: float = dataclasses.field(default=1.0, metadata=_LATER)
+  logit_divisor: float = dataclasses.field(default=1.0, metadata=_LATER)
+  head_bias: bool = dataclasses.field(default=False, metadata=_LATER)
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.

@@ -113,9 +113,65 @@ class RMSNorm(nnx.Module):
     return (y * jax.lax.rsqrt(mean + self.eps) * scale).astype(x.dtype)
 
 
+class LayerNorm(nnx.Module):
+  """Norm that subtracts the mean (arXiv 1607.06450), computed in float32.
+
+  The last dimension is normed; a scale may have more dimensions.
+
+  Args:
+    shape: see `RMSNorm`; also of the bias.
+    axes: see `RMSNorm`.
+    config: see `RMSNorm`.
+    dtype: dtype of the stored scale and bias.
+    rngs: not used; `param` takes it.
+    bias: whether there is a bias.
+  """
+
+  def __init__(
+    self,
+    shape: Sequence[int],
+    axes: Sequence[str],
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    *,
+    bias: bool = False,
+  ):
+    init = jax.nn.initializers
+    inputs = 0 if len(shape) > 1 else None
+    self.scale = param(rngs, shape, axes, dtype, init.ones, inputs=inputs)
+    if bias:
+      self.bias = param(rngs, shape, axes, dtype, init.zeros, inputs=inputs)
+    self.has_bias = bias
+    self.eps = config.norm_eps
+    self.offset = config.norm_offset
+
+  def __call__(self, x: Float[Array, '*B']) -> Float[Array, '*B']:
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.mean(y * y, axis=-1, keepdims=True)
+    scale = self.scale[...].astype(jnp.float32) + self.offset
+    y = y * jax.lax.rsqrt(variance + self.eps) * scale
+    if self.has_bias:
+      y = y + self.bias[...].astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def residual_norm(
+  config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> RMSNorm | LayerNorm:
+  """A norm of the residual stream."""
+  shape, axes = (config.embed_dim,), ('norm',)
+  if config.norm == 'layer':
+    return LayerNorm(shape, axes, config, dtype, rngs, bias=config.norm_bias)
+  return RMSNorm(shape, axes, config, dtype, rngs)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
   'silu': jax.nn.silu,
   'gelu_tanh': functools.partial(jax.nn.gelu, approximate=True),
+  'gelu': functools.partial(jax.nn.gelu, approximate=False),
+  'relu2': lambda x: jnp.square(jax.nn.relu(x)),
 }
 
 

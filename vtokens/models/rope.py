@@ -174,16 +174,29 @@ def angles(
 def rotate(
   x: Float[Array, 'B T N H'],
   cos_sin: tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']],
+  *,
+  interleaved: bool = False,
 ) -> Float[Array, 'B T N H']:
-  """Rotates pair (i, i + R/2) of each head by its angle, in float32.
+  """Rotates pairs of values of each head by their angles, in float32.
 
   Values of a head from R on do not change.
+
+  Args:
+    x: queries or keys.
+    cos_sin: see `angles`.
+    interleaved: whether pair i is (2i, 2i + 1) instead of (i, i + R/2).
   """
   cos, sin = cos_sin
   half = cos.shape[-1]
   rotated = x[..., : 2 * half].astype(jnp.float32)
-  first, second = rotated[..., :half], rotated[..., half:]
-  turned = jnp.concatenate(
-    [first * cos - second * sin, second * cos + first * sin], axis=-1
-  ).astype(x.dtype)
+  if interleaved:
+    first, second = rotated[..., ::2], rotated[..., 1::2]
+  else:
+    first, second = rotated[..., :half], rotated[..., half:]
+  parts = [first * cos - second * sin, second * cos + first * sin]
+  if interleaved:
+    turned = jnp.stack(parts, axis=-1).reshape(rotated.shape)
+  else:
+    turned = jnp.concatenate(parts, axis=-1)
+  turned = turned.astype(x.dtype)
   return jnp.concatenate([turned, x[..., 2 * half :]], axis=-1)

@@ -129,7 +129,10 @@ def _run_fields(
 
 
 def run(
-  main: Callable[[Sequence[str]], None], settings: type | None = None
+  main: Callable[[Sequence[str]], None],
+  settings: type | None = None,
+  *,
+  arguments: int = 0,
 ) -> None:
   """Runs a command line program.
 
@@ -140,6 +143,7 @@ def run(
   Args:
     main: called with the rest of the command line, as `absl.app` does.
     settings: the dataclass behind `--config FILE`, if there is one.
+    arguments: most arguments besides flags.
   """
 
   def parse(argv: Sequence[str]) -> list[str]:
@@ -157,8 +161,9 @@ def run(
       _fail(f'{type(e).__name__}: {e}')
 
   def guarded(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-      _fail(f'unexpected arguments: {errors.several(argv[1:])}')
+    unexpected = argv[1 + arguments :]
+    if unexpected:
+      _fail(f'unexpected arguments: {errors.several(unexpected)}')
     try:
       with stopping.at_once():
         main(argv)

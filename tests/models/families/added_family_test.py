@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from seed_oss import SeedOss
+from outside_family import Outside
 
 from vtokens.devices import partitioning
 from vtokens.host import errors
@@ -22,17 +22,17 @@ from vtokens.models.files import hf_directory, weights
 def _registered():
   """In this module alone: other tests run over all registered families."""
   with mock.patch.dict(registry.families()):
-    registry.register(SeedOss)
+    registry.register(Outside)
     yield
 
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
   """transformers' model, and where it lies."""
-  directory = tmp_path_factory.mktemp('seed_oss')
+  directory = tmp_path_factory.mktemp('outside')
   model = tiny_models.save(
     directory,
-    model_type='seed_oss',
+    model_type='outside',
     head_dim=24,
     attention_out_bias=True,
     num_hidden_layers=2,
@@ -81,7 +81,7 @@ def test_a_family_of_an_installed_package(saved, tmp_path):
   info.mkdir()
   (info / 'METADATA').write_text('Name: more_models\nVersion: 1\n')
   (info / 'entry_points.txt').write_text(
-    f'[{registry.ENTRY_POINTS}]\nseed_oss = seed_oss:SeedOss\n'
+    f'[{registry.ENTRY_POINTS}]\noutside = outside_family:Outside\n'
   )
   (tmp_path / 'read.py').write_text(
     f'import sys; sys.path[:0] = [{str(tmp_path)!r}, *{sys.path!r}]\n'
@@ -94,4 +94,4 @@ def test_a_family_of_an_installed_package(saved, tmp_path):
     capture_output=True,
     text=True,
   )
-  assert found.stdout == 'seed_oss\n'
+  assert found.stdout == 'outside\n'

@@ -30,6 +30,8 @@ _SMALL = {
   'max_position_embeddings': 64,
   'rms_norm_eps': 1e-5,
 }
+_LAYER_NORM = {'layer_norm_eps': 1e-5}
+_PARTIAL = {'attention_bias': False, 'partial_rotary_factor': 0.25}
 # In which every field below has a meaning.
 BASES = {
   model_type: {'model_type': model_type, **_SMALL, **own}
@@ -62,6 +64,28 @@ BASES = {
     'smollm3': {'use_sliding_window': True, 'sliding_window': 8},
     'olmo2': {},
     'olmo3': {'sliding_window': 8},
+    'internlm3': {},
+    'iquestcoder': {},
+    'seed_oss': {'attention_bias': False},
+    'cwm': {'sliding_window': 8},
+    'ministral3': {
+      'sliding_window': 8,
+      'rope_parameters': {
+        'rope_type': 'yarn',
+        'factor': 4.0,
+        'original_max_position_embeddings': 16,
+        'llama_4_scaling_beta': 0.1,
+      },
+    },
+    'arcee': {'hidden_act': 'relu2'},
+    'granite': {},
+    'cohere': _LAYER_NORM,
+    'cohere2': {**_LAYER_NORM, 'sliding_window': 8},
+    'glm': _PARTIAL,
+    'glm4': _PARTIAL,
+    'exaone4': {'sliding_window': 8},
+    'ernie4_5': {},
+    'phi': {**_LAYER_NORM, 'partial_rotary_factor': 0.25},
   }.items()
 }
 # Another value of each field that is used or refused.
@@ -76,6 +100,7 @@ CHANGES = {
   'max_position_embeddings': 32,
   'original_max_position_embeddings': 32,
   'rms_norm_eps': 1e-3,
+  'layer_norm_eps': 1e-3,
   'tie_word_embeddings': None,  # Its opposite; see `_changed`.
   'hidden_act': 'relu',
   'hidden_activation': 'relu',
@@ -100,6 +125,17 @@ CHANGES = {
   'no_rope_layers': [0, 1, 1, 0],
   'no_rope_layer_interval': 2,
   'query_pre_attn_scalar': 64,
+  'attention_out_bias': True,
+  'bias': True,
+  'qkv_bias': True,
+  'use_bias': True,
+  'use_qk_norm': True,
+  'qk_layernorm': True,
+  'embedding_multiplier': 2.0,
+  'attention_multiplier': 2.0,
+  'residual_multiplier': 2.0,
+  'logits_scaling': 2.0,
+  'logit_scale': 2.0,
   'attn_logit_softcapping': 5.0,
   'final_logit_softcapping': 5.0,
   'pretraining_tp': 2,
@@ -126,6 +162,7 @@ WITHOUT_EFFECT = {
   'attention_dropout': 0.5,
   'resid_pdrop': 0.5,
   'embd_pdrop': 0.5,
+  'residual_dropout': 0.5,
   'use_cache': False,
   'bos_token_id': 7,
   'eos_token_id': 8,

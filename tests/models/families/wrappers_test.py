@@ -232,11 +232,12 @@ def test_tied_heads(outer, text, tied):
     ({'text_config': []}, r'text_config is \[\], expected an object'),
     (
       {'text_config': {'model_type': 'gpt2'}},
-      "model_type 'gemma3' with a text part of type 'gpt2' is not supported",
+      r"'gemma3' with a text part of type 'gpt2' \(fused heads, .* supported",
     ),
     (
       {'model_type': 'paligemma'},
-      r"model_type is 'paligemma' \(its text part is of type 'gemma3_text'\)",
+      "'paligemma', around a text part of type 'gemma3_text', not supported "
+      r'\(sees its prompt in both directions\)',
     ),
     (
       {'quantization_config': {'quant_method': 'gptq'}},

@@ -271,12 +271,12 @@ class Fields:
     return types
 
   def pattern(
-    self, full: Rope, sliding: Rope | None = None
+    self, full: Rope | None, sliding: Rope | None = None
   ) -> tuple[LayerKind, ...]:
     """Pattern of layers with and without a window.
 
     Args:
-      full: rotary embedding of layers without a window.
+      full: rotary embedding of layers without a window; None for none.
       sliding: rotary embedding of layers with a window; None for `full`.
     """
     window = self.optional('sliding_window', int)
@@ -318,6 +318,10 @@ class Fields:
     for field in ('rope_scaling', 'rope_parameters'):
       inner = self.values.get(field) or {}
       partial = inner.get('partial_rotary_factor', partial)
+    if partial is None:
+      # Some classes have a default that is no field.
+      inner = getattr(self._whole, _ROPE, None) or {}
+      partial = inner.get('partial_rotary_factor')
     if partial is None or partial == 1:
       return None
     if not isinstance(partial, float) or not 0 < partial < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,25 @@ if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
 
 
+@dataclasses.dataclass(frozen=True)
+class About:
+  """What lists of supported models say about a family.
+
+  Attributes:
+    models: names of models.
+    beyond: what it has beyond Llama 2.
+    difference: largest difference between our logits and transformers', in
+      float32, of the family's cases in `decoder_families_test.py`; 0 if it was
+      not measured.
+    gguf: which of its GGUF files are read; '' if `Family.gguf` says it.
+  """
+
+  models: str = ''
+  beyond: str = ''
+  difference: float = 0.0
+  gguf: str = ''
+
+
 class Family(abc.ABC):
   """One `model_type`; see `registry.register`.
 
@@ -26,12 +46,16 @@ class Family(abc.ABC):
     names: parameter path -> name of the tensor; see `tensor_names`.
     gguf: name of the architecture in GGUF files; None if they are not
       supported.
+    about: see `About`.
+    norm_eps: field of config.json with the number that norms add.
   """
 
   model_type: str
   architecture: str
   names: Mapping[str, str] = tensor_names.PRE_NORM
   gguf: str | None = None
+  norm_eps: str = 'rms_norm_eps'
+  about: About = About()
 
   @abc.abstractmethod
   def read(self, f: Fields) -> dict[str, Any]:

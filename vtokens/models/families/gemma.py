@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json
 from vtokens.models.families.config_json import Fields
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
@@ -17,6 +17,11 @@ class Gemma(Family):
   """Parts that Gemma 1 to 3 share."""
 
   model_type = 'gemma'
+  about = About(
+    'Gemma 1',
+    'scaled embeddings, GeGLU, norms with 1 + w',
+    1.5e-05,
+  )
   architecture = 'GemmaForCausalLM'
   gguf = 'gemma'
 

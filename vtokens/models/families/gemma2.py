@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About
 from vtokens.models.families.gemma import Gemma
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ class Gemma2(Gemma):
   """Norms before and after, softcaps, a window in every other layer."""
 
   model_type = 'gemma2'
+  about = About(
+    'Gemma 2',
+    'also soft caps, alternating windows, norms after',
+    4.5e-06,
+  )
   architecture = 'Gemma2ForCausalLM'
   names = tensor_names.BOTH_NORMS
   gguf = 'gemma2'

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import rope_json
 from vtokens.models.families.config_json import FULL, SLIDING, Fields
+from vtokens.models.families.family import About
 from vtokens.models.families.gemma2 import Gemma2
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ class Gemma3(Gemma2):
   """Layers with a window have their own rotary embedding."""
 
   model_type = 'gemma3_text'
+  about = About(
+    'Gemma 3',
+    'also two RoPE bases, norms of q and k',
+    4.5e-06,
+  )
   architecture = 'Gemma3ForCausalLM'
   gguf = 'gemma3'
   gguf_layers_of_27b = 62

@@ -7,13 +7,18 @@ import numpy as np
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json
 from vtokens.models.families.config_json import Fields
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 
 class Llama(Family):
   """Llama 1 to 3."""
 
   model_type = 'llama'
+  about = About(
+    'Llama 2, 3, 3.1, 3.2, 3.3, SmolLM2',
+    'RoPE scaling llama3, linear, dynamic; biases',
+    2.1e-05,
+  )
   architecture = 'LlamaForCausalLM'
   gguf = 'llama'
 
@@ -30,6 +35,36 @@ class Llama(Family):
     if '.self_attn.k_proj.' in name:
       return interleaved_rows(rows, config.num_kv_heads)
     return None
+
+
+class InternLM3(Llama):
+  """Llama under another name."""
+
+  model_type = 'internlm3'
+  about = About(
+    'InternLM3',
+    'head width',
+    2.1e-05,
+  )
+  gguf = None
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    # Fields of the publisher's own code, with other names of biases.
+    f.only('qkv_bias', False)
+    f.only('bias', False)
+    return super().read(f)
+
+
+class IQuestCoder(Llama):
+  """Llama under another name."""
+
+  model_type = 'iquestcoder'
+  about = About(
+    'IQuest-Coder',
+    'biases',
+    4.9e-06,
+  )
+  gguf = None
 
 
 def interleaved_rows(rows: int, num_heads: int) -> np.ndarray:

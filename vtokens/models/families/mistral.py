@@ -5,13 +5,19 @@ from typing import Any
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json
 from vtokens.models.families.config_json import LAYER_TYPES, Fields
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 
 class Mistral(Family):
   """All layers have the same window, or none."""
 
   model_type = 'mistral'
+  about = About(
+    'Mistral 7B v0.1 to v0.3, Nemo, Small',
+    'sliding window, head width',
+    3.5e-05,
+    '7B (*)',
+  )
   architecture = 'MistralForCausalLM'
 
   def read(self, f: Fields) -> dict[str, Any]:
@@ -34,6 +40,11 @@ class Ministral(Family):
   """Some layers have a window, others none."""
 
   model_type = 'ministral'
+  about = About(
+    'Ministral',
+    'windows in some layers',
+    2.8e-05,
+  )
   architecture = 'MinistralForCausalLM'
 
   def read(self, f: Fields) -> dict[str, Any]:

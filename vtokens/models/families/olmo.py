@@ -5,7 +5,7 @@ from typing import Any
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import FULL, SLIDING, Fields
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 _OLMO3_THETA = 500_000.0
 
@@ -14,6 +14,11 @@ class Olmo2(Family):
   """Norms after attention and MLP, and over all heads of queries and keys."""
 
   model_type = 'olmo2'
+  about = About(
+    'OLMo 2',
+    'norms after, norms of whole q and k',
+    5.2e-06,
+  )
   architecture = 'Olmo2ForCausalLM'
   names = tensor_names.POST_NORM
 
@@ -38,6 +43,11 @@ class Olmo3(Olmo2):
   """Three layers of four have a window; their positions are not stretched."""
 
   model_type = 'olmo3'
+  about = About(
+    'OLMo 3',
+    'also windows, YaRN in the others',
+    6.2e-06,
+  )
   architecture = 'Olmo3ForCausalLM'
 
   def read(self, f: Fields) -> dict[str, Any]:

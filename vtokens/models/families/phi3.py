@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
@@ -15,6 +15,12 @@ class Phi3(Family):
   """Fused weights, longrope, and rotation of part of each head."""
 
   model_type = 'phi3'
+  about = About(
+    'Phi-3, Phi-3.5 mini, Phi-4, Phi-4 mini',
+    'fused weights, longrope, partial rotation, window',
+    2.4e-05,
+    'not Phi-4 mini',
+  )
   architecture = 'Phi3ForCausalLM'
   names = tensor_names.FUSED
   gguf = 'phi3'

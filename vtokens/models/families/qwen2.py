@@ -5,13 +5,18 @@ from typing import Any
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import family, rope_json
 from vtokens.models.families.config_json import Fields
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 
 class Qwen2(Family):
   """Queries, keys and values have biases."""
 
   model_type = 'qwen2'
+  about = About(
+    'Qwen1.5, 2, 2.5',
+    'biases of q, k and v; YaRN; windows',
+    2.3e-05,
+  )
   architecture = 'Qwen2ForCausalLM'
   gguf = 'qwen2'
 

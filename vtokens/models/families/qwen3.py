@@ -5,13 +5,18 @@ from typing import Any
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import family, rope_json
 from vtokens.models.families.config_json import Fields
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 
 class Qwen3(Family):
   """Each head of queries and keys is normed separately."""
 
   model_type = 'qwen3'
+  about = About(
+    'Qwen3 (dense)',
+    'norms of q and k; head width',
+    8.6e-06,
+  )
   architecture = 'Qwen3ForCausalLM'
   gguf = 'qwen3'
 

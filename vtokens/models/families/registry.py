@@ -7,24 +7,36 @@ from typing import Any
 
 from vtokens.host import errors
 from vtokens.models import rope as rope_lib
-from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.families import rope_json, wrappers
+from vtokens.models.decoder_config import DecoderConfig, Rope
+from vtokens.models.families import refused, rope_json, wrappers
+from vtokens.models.families.arcee import Arcee
+from vtokens.models.families.cohere import Cohere, Cohere2
 from vtokens.models.families.config_json import Fields
+from vtokens.models.families.cwm import Cwm
+from vtokens.models.families.ernie4_5 import Ernie45
+from vtokens.models.families.exaone4 import Exaone4
 from vtokens.models.families.family import Family
 from vtokens.models.families.gemma import Gemma
 from vtokens.models.families.gemma2 import Gemma2
 from vtokens.models.families.gemma3 import Gemma3
-from vtokens.models.families.llama import Llama
+from vtokens.models.families.glm import Glm, Glm4
+from vtokens.models.families.granite import Granite
+from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
+from vtokens.models.families.ministral3 import Ministral3
 from vtokens.models.families.mistral import Ministral, Mistral
 from vtokens.models.families.olmo import Olmo2, Olmo3
+from vtokens.models.families.phi import Phi
 from vtokens.models.families.phi3 import Phi3
 from vtokens.models.families.qwen2 import Qwen2
 from vtokens.models.families.qwen3 import Qwen3
+from vtokens.models.families.seed_oss import SeedOss
 from vtokens.models.families.smollm3 import SmolLM3
 
 _BUILT_IN = (
   *(Llama, Mistral, Ministral, Qwen2, Qwen3, Phi3, Gemma, Gemma2, Gemma3),
   *(SmolLM3, Olmo2, Olmo3),
+  *(InternLM3, IQuestCoder, SeedOss, Cwm, Ministral3, Arcee),
+  *(Granite, Cohere, Cohere2, Glm, Glm4, Exaone4, Ernie45, Phi),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'
@@ -124,7 +136,7 @@ def from_hf(
     'num_kv_heads': f.number('num_key_value_heads', default=num_heads),
     'head_dim': f.head_dim(),
     'mlp_dim': f.size('intermediate_size'),
-    'norm_eps': f.size('rms_norm_eps', float),
+    'norm_eps': f.size(family.norm_eps, float),
     'max_positions': f.size('max_position_embeddings'),
     'tie_embeddings': f.boolean('tie_word_embeddings'),
     **family.read(f),
@@ -160,17 +172,19 @@ def _family_of_type(
     family = families().get(wrappers.TEXT_TYPES.get(found, found))
     if family:
       return family
+  known = refused.reasons()
+  why = f' ({known[found]})' if found in known else ''
   if wrapper:
-    what = f'model_type {wrapper!r} with a text part of type {found!r}'
     raise errors.UserError(
-      f'{where}: {what} is not supported; supported text parts: '
+      f'{where}: model_type {wrapper!r} with a text part of type {found!r}'
+      f'{why}: this text part is not supported; supported: '
       f'{", ".join([*families(), *wrappers.TEXT_TYPES])}'
     )
   text = config.get('text_config')
   inner = text.get('model_type') if isinstance(text, Mapping) else None
-  why = f' (its text part is of type {inner!r})' if inner else ''
+  around = f', around a text part of type {inner!r}' if inner else ''
   raise errors.UserError(
-    f'{where}: model_type is {found!r}{why}, not supported; supported: '
+    f'{where}: model_type is {found!r}{around}, not supported{why}; supported: '
     f'{", ".join([*families(), *wrappers.WRAPPERS])}'
   )
 
@@ -185,7 +199,7 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
   kinds = config.layer_kinds
   full = [k.rope for k in kinds if k.rope and not k.window]
   local = [k.rope for k in kinds if k.rope and k.window]
-  rope = (full or local)[0]
+  rope = (full or local or [Rope()])[0]
   values = {
     'architectures': [family.architecture],
     'model_type': config.model_type,
@@ -197,7 +211,7 @@ def to_hf(config: DecoderConfig) -> dict[str, Any]:
     'num_key_value_heads': config.num_kv_heads,
     'head_dim': config.head_dim,
     'hidden_act': 'silu',
-    'rms_norm_eps': config.norm_eps,
+    family.norm_eps: config.norm_eps,
     'max_position_embeddings': config.max_positions,
     'tie_word_embeddings': config.tie_embeddings,
     'rope_theta': rope.theta,

@@ -1,7 +1,7 @@
 """Rotary embeddings in a `config.json`."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vtokens.host import errors
@@ -36,7 +36,7 @@ _FIELDS = {
 }
 
 
-def read(f: Fields) -> Rope:
+def read(f: Fields, also: Collection[str] = ()) -> Rope:
   """The rotary embedding of a family with one embedding for all layers.
 
   transformers converts the older `rope_scaling` and `rope_theta` to
@@ -44,12 +44,16 @@ def read(f: Fields) -> Rope:
 
   Args:
     f: the fields.
+    also: further keys that the family reads itself.
 
   Raises:
     errors.UserError: a field is wrong or not supported.
   """
   field = 'rope_scaling' if f.values.get('rope_scaling') else 'rope_parameters'
-  return _read(f, f.get('rope_parameters'), field)
+  found = f.get('rope_parameters')
+  if found is not None:
+    found = {key: value for key, value in found.items() if key not in also}
+  return _read(f, found, field)
 
 
 def read_of_type(f: Fields, layer_type: str, theta: float) -> Rope:

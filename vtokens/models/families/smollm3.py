@@ -9,13 +9,18 @@ from vtokens.models.families.config_json import (
   Fields,
   shortest_pattern,
 )
-from vtokens.models.families.family import Family
+from vtokens.models.families.family import About, Family
 
 
 class SmolLM3(Family):
   """Some layers have no positions."""
 
   model_type = 'smollm3'
+  about = About(
+    'SmolLM3',
+    'layers without positions',
+    1.9e-05,
+  )
   architecture = 'SmolLM3ForCausalLM'
 
   def read(self, f: Fields) -> dict[str, Any]:

@@ -47,6 +47,16 @@ BOTH_NORMS: Mapping[str, str] = {
   'layers.attention_norm.scale': _LAYER + 'input_layernorm.weight',
   'layers.mlp_norm.scale': _LAYER + 'pre_feedforward_layernorm.weight',
 }
+# The same with GLM 4's names.
+GLM4_NORMS: Mapping[str, str] = {
+  **_COMMON,
+  'layers.attention_norm.scale': _LAYER + 'input_layernorm.weight',
+  'layers.attention_post_norm.scale': (
+    _LAYER + 'post_self_attn_layernorm.weight'
+  ),
+  'layers.mlp_norm.scale': _LAYER + 'post_attention_layernorm.weight',
+  'layers.mlp_post_norm.scale': _LAYER + 'post_mlp_layernorm.weight',
+}
 # Queries, keys and values in one tensor, gate and up in another.
 FUSED: Mapping[str, str] = {
   **PRE_NORM,
@@ -56,3 +66,29 @@ FUSED: Mapping[str, str] = {
   'layers.mlp.gate': _LAYER + 'mlp.gate_up_proj.weight',
   'layers.mlp.up': _LAYER + 'mlp.gate_up_proj.weight',
 }
+# Biases everywhere, one norm in a layer, an MLP without a gate.
+PHI: Mapping[str, str] = {
+  **_COMMON,
+  'head_bias': 'lm_head.bias',
+  'norm.scale': 'model.final_layernorm.weight',
+  'norm.bias': 'model.final_layernorm.bias',
+  'layers.attention.o': _ATTENTION + 'dense.weight',
+  'layers.attention.o_bias': _ATTENTION + 'dense.bias',
+  'layers.attention_norm.scale': _LAYER + 'input_layernorm.weight',
+  'layers.attention_norm.bias': _LAYER + 'input_layernorm.bias',
+  'layers.mlp.up': _LAYER + 'mlp.fc1.weight',
+  'layers.mlp.up_bias': _LAYER + 'mlp.fc1.bias',
+  'layers.mlp.down': _LAYER + 'mlp.fc2.weight',
+  'layers.mlp.down_bias': _LAYER + 'mlp.fc2.bias',
+}
+
+
+def without(names: Mapping[str, str], *paths: str) -> Mapping[str, str]:
+  """Names without some parameters."""
+  return {path: name for path, name in names.items() if path not in paths}
+
+
+def with_fused_mlp(names: Mapping[str, str]) -> Mapping[str, str]:
+  """Names with gate and up in one tensor."""
+  fused = FUSED['layers.mlp.gate']
+  return {**names, 'layers.mlp.gate': fused, 'layers.mlp.up': fused}

@@ -43,12 +43,14 @@ class Wrapper:
     others: beginnings of names of tensors that belong to other parts. They are
       never read.
     text_type: `model_type` of a text part whose config does not say it.
+    models: names of models, for lists.
     flat: whether the fields of the text part may stand outside `text_config`.
   """
 
   names: Mapping[str, str]
   others: tuple[str, ...]
   text_type: str
+  models: str
   flat: bool = False
 
   def text_name(self, name: str) -> str | None:
@@ -79,15 +81,16 @@ _TOWER = (
 _VISUAL = ('visual.', 'model.visual.')
 _VISION_MODEL = ('model.vision_model.', 'model.connector.')
 
-_LLAVA = Wrapper(_WHOLE, _TOWER, 'llama')
 WRAPPERS: Mapping[str, Wrapper] = {
-  'gemma3': Wrapper(_WHOLE, _TOWER, 'gemma3_text'),
-  'mistral3': Wrapper(_WHOLE, _TOWER, 'mistral'),
-  'llava': _LLAVA,
-  'llava_next': _LLAVA,
-  'llava_next_video': _LLAVA,
-  'vipllava': _LLAVA,
-  'llava_onevision': Wrapper(_WHOLE, _TOWER, 'qwen2'),
+  'gemma3': Wrapper(_WHOLE, _TOWER, 'gemma3_text', 'Gemma 3 4B, 12B, 27B'),
+  'mistral3': Wrapper(
+    _WHOLE, _TOWER, 'mistral', 'Mistral Small 3.1, 3.2, Ministral 3'
+  ),
+  'llava': Wrapper(_WHOLE, _TOWER, 'llama', 'LLaVA 1.5'),
+  'llava_next': Wrapper(_WHOLE, _TOWER, 'llama', 'LLaVA 1.6'),
+  'llava_next_video': Wrapper(_WHOLE, _TOWER, 'llama', 'LLaVA-NeXT-Video'),
+  'vipllava': Wrapper(_WHOLE, _TOWER, 'llama', 'ViP-LLaVA'),
+  'llava_onevision': Wrapper(_WHOLE, _TOWER, 'qwen2', 'LLaVA-OneVision'),
   'video_llava': Wrapper(
     _WHOLE,
     (
@@ -96,24 +99,35 @@ WRAPPERS: Mapping[str, Wrapper] = {
       *('model.image_tower.', 'model.video_tower.'),
     ),
     'llama',
+    'Video-LLaVA',
   ),
-  'internvl': Wrapper(_WHOLE, _TOWER, 'qwen2'),
-  'got_ocr2': Wrapper(_WHOLE, _TOWER, 'qwen2'),
-  'qwen2_vl': Wrapper(_INSIDE, _VISUAL, 'qwen2_vl_text', flat=True),
-  'qwen2_5_vl': Wrapper(_INSIDE, _VISUAL, 'qwen2_5_vl_text', flat=True),
-  'qwen3_vl': Wrapper(_INSIDE, _VISUAL, 'qwen3_vl_text'),
+  'internvl': Wrapper(_WHOLE, _TOWER, 'qwen2', 'InternVL 2.5, 3 (-hf)'),
+  'got_ocr2': Wrapper(_WHOLE, _TOWER, 'qwen2', 'GOT-OCR 2'),
+  'aya_vision': Wrapper(_WHOLE, _TOWER, 'cohere2', 'Aya Vision'),
+  'cohere2_vision': Wrapper(_WHOLE, _TOWER, 'cohere2', 'Command A Vision'),
+  'qwen2_vl': Wrapper(_INSIDE, _VISUAL, 'qwen2_vl_text', 'Qwen2-VL', flat=True),
+  'qwen2_5_vl': Wrapper(
+    _INSIDE, _VISUAL, 'qwen2_5_vl_text', 'Qwen2.5-VL', flat=True
+  ),
+  'qwen3_vl': Wrapper(_INSIDE, _VISUAL, 'qwen3_vl_text', 'Qwen3-VL (dense)'),
   'video_llama_3': Wrapper(
-    _INSIDE, ('model.vision_model.', 'model.projector.'), 'qwen2'
+    _INSIDE,
+    ('model.vision_model.', 'model.projector.'),
+    'qwen2',
+    'VideoLLaMA 3',
   ),
   'lighton_ocr': Wrapper(
-    _INSIDE, ('model.vision_encoder.', 'model.vision_projection.'), 'qwen3'
+    _INSIDE,
+    ('model.vision_encoder.', 'model.vision_projection.'),
+    'qwen3',
+    'LightOnOCR',
   ),
   'deepseek_vl': Wrapper(
-    _INSIDE, ('model.vision_model.', 'model.aligner.'), 'llama'
+    _INSIDE, ('model.vision_model.', 'model.aligner.'), 'llama', 'DeepSeek-VL'
   ),
-  'idefics2': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'mistral'),
-  'idefics3': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama'),
-  'smolvlm': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama'),
+  'idefics2': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'mistral', 'Idefics2'),
+  'idefics3': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama', 'Idefics3'),
+  'smolvlm': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama', 'SmolVLM, SmolVLM2'),
 }
 
 # Type of a text part -> family, where only the name differs.

@@ -1,9 +1,10 @@
-"""Arcee, whose MLP is one that vtokens does not have."""
+"""A family with an MLP that vtokens does not have."""
 
 import dataclasses
 
 import flax.nnx as nnx
 import jax
+import transformers
 
 from vtokens.models import layers
 from vtokens.models.decoder_config import LayerKind
@@ -44,11 +45,25 @@ _NAMES = {
 }
 
 
-class Arcee(Family):
+class OutsideMLPConfig(transformers.ArceeConfig):
+  model_type = 'outside_mlp'
+
+
+class OutsideMLPForCausalLM(transformers.ArceeForCausalLM):
+  config_class = OutsideMLPConfig
+
+
+transformers.AutoConfig.register('outside_mlp', OutsideMLPConfig)
+transformers.AutoModelForCausalLM.register(
+  OutsideMLPConfig, OutsideMLPForCausalLM
+)
+
+
+class OutsideMLP(Family):
   """Llama but for its MLP."""
 
-  model_type = 'arcee'
-  architecture = 'ArceeForCausalLM'
+  model_type = 'outside_mlp'
+  architecture = 'OutsideMLPForCausalLM'
   names = _NAMES
 
   def read(self, f):

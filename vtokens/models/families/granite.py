@@ -1,0 +1,40 @@
+"""Granite 3 and dense Granite 4."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import rope_json
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About, Family
+
+
+class Granite(Family):
+  """Llama with four multipliers."""
+
+  model_type = 'granite'
+  about = About(
+    'Granite 3, dense Granite 4',
+    'multipliers of embeddings, scores, residuals and logits',
+    4.3e-06,
+  )
+  architecture = 'GraniteForCausalLM'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    f.no_window()
+    return {
+      **f.biases(),
+      'embedding_scale': f.number('embedding_multiplier', float),
+      'attention_scale': f.number('attention_multiplier', float),
+      'residual_scale': f.number('residual_multiplier', float),
+      'logit_divisor': f.number('logits_scaling', float),
+      'layer_pattern': (LayerKind(rope_json.read(f)),),
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    values.update(
+      embedding_multiplier=config.embedding_scale,
+      attention_multiplier=config.attention_scale,
+      residual_multiplier=config.residual_scale,
+      logits_scaling=config.logit_divisor,
+    )

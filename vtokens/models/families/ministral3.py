@@ -1,0 +1,49 @@
+"""Ministral 3, also inside Mistral Small's wrapper."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind, QueryGrowth
+from vtokens.models.families import family, rope_json
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About, Family
+
+_BETA, _LENGTH = 'llama_4_scaling_beta', 'original_max_position_embeddings'
+
+
+class Ministral3(Family):
+  """Mistral whose queries are scaled by their position."""
+
+  model_type = 'ministral3'
+  about = About(
+    'Ministral 3',
+    'YaRN, queries scaled by their position, window',
+    1.2e-05,
+  )
+  architecture = 'Ministral3ForCausalLM'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    f.only('attention_bias', False)
+    f.only('layer_types', None)
+    # transformers does not read the inner max_position_embeddings.
+    rope = rope_json.read(f, also=(_BETA, 'max_position_embeddings'))
+    inner = f.get('rope_parameters') or {}
+    growth = QueryGrowth(
+      f.number(_BETA, float, inside=inner), f.number(_LENGTH, inside=inner)
+    )
+    kind = LayerKind(rope, f.optional('sliding_window', int))
+    return {'query_growth': growth, 'layer_pattern': (kind,)}
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    family.write_window(config, values)
+    (kind,) = config.layer_pattern
+    growth = config.query_growth
+    if kind.rope is None or growth is None:
+      raise AssertionError('Ministral 3 has both')
+    values['rope_parameters'] = {
+      **rope_json.write_parameters(kind.rope),
+      _BETA: growth.beta,
+      _LENGTH: growth.length,
+    }
+    for field in ('rope_scaling', 'rope_theta', 'attention_bias'):
+      del values[field]

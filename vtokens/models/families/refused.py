@@ -1,0 +1,81 @@
+"""Model types of transformers that are not supported, and why.
+
+A test compares the lists with transformers' mappings, so that types of a new
+release are noticed.
+"""
+
+import functools
+from collections.abc import Mapping
+
+_REASONS: Mapping[str, str] = {
+  'mixture of experts': """
+    afmoe aria_text beam cohere2_moe dbrx dots1 ernie4_5_moe exaone_moe
+    flex_olmo flint glm4_moe gpt_oss granitemoe granitemoe_swa granitemoeshared
+    hunyuan_v1_moe hy_v3 jetmoe kolibri1 laguna llama4 llama4_text mellum
+    mimo_v2_flash minimax_m2 mixtral olmoe phimoe qwen2_moe qwen3_moe sarvam_moe
+    solar_open zaya aria ernie4_5_vl_moe glm4v_moe qwen3_vl_moe
+    minimax_m3_vl minimax_m3_vl_text step3p7
+  """,
+  'latent attention (MLA)': """
+    axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots3_note
+    dots3_note_text glm4_moe_lite glm_moe_dsa hy_v4 longcat_flash minicpm3
+    sarvam_mla youtu hy_v4_vl kimi_k25 mistral4 mistral_large4 deepseek_ocr2
+    unlimited_ocr
+  """,
+  'layers with a recurrent state or convolutions': """
+    bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid jamba
+    kimi_linear lara_mini lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h
+    olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next
+    qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2
+    inkling2_loop_text inkling2_text inkling_text inkling2 inkling2_loop
+    inkling_mm_model lfm2_vl lfm3_vl minicpmv4_6 minicpmv4_7 nemotron_h_omni
+    glm5_next
+  """,
+  'per-layer embeddings, keys and values that layers share': """
+    gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text
+    gemma4_assistant gemma4_unified_assistant diffusion_gemma
+  """,
+  'formulas of its own, not implemented': """
+    apertus apertus1p5_text bitnet diffllama doge dory granite_swa helium
+    hrm_text hunyuan_v1_dense hyperclovax jais2 modernbert-decoder nanochat
+    nemotron olmo persimmon stablelm starcoder2 vaultgemma blt
+    cohere_compass_text phi4_multimodal
+  """,
+  'other names of fields and tensors, not implemented': 'exaone',
+  'fused heads, learned positions or ALiBi': """
+    biogpt bloom codegen cpmant ctrl falcon gpt-sw3 gpt2 gpt_bigcode gpt_neo
+    gpt_neox gpt_neox_japanese gptj mpt openai-gpt opt xglm
+  """,
+  'an encoder, or an encoder and a decoder': """
+    bart bert bert-generation big_bird bigbird_pegasus blenderbot
+    blenderbot-small camembert data2vec-text electra ernie marian mbart
+    megatron-bert mvp pegasus plbart prophetnet rembert roberta
+    roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta
+    xlm-roberta-xl xlnet xmod reformer t5gemma2 udop florence2 pix2struct
+    kosmos-2.5 pp_formulanet vision-encoder-decoder blip
+  """,
+  'made for speech or music': """
+    moshi moss_transcribe_diarize musicgen musicgen_melody
+    qwen2_5_omni_thinker qwen3_omni_moe_thinker
+  """,
+  'sees its prompt in both directions': 'paligemma pi0',
+  'a classifier': 'shieldgemma2',
+  'a multimodal model whose wrapper or text part is not implemented': """
+    apertus1p5 blip-2 chameleon cohere_compass cosmos3_edge
+    cosmos3_omni deepseek_vl_hybrid emu3 evolla exaone4_5 fast_vlm fuyu git
+    glm46v glm4v glm_ocr glmga granite4_vision granite_docling hunyuan_vl
+    hyperclovax_vision_v2 idefics instructblip instructblipvideo janus kosmos-2
+    minicpm_ocr mllama molmo2 muse_glimmer muse_spark ovis2 paddleocr_vl
+    perception_lm pp_chart2table qianfan_ocr
+  """,
+}
+
+
+@functools.cache
+def reasons() -> Mapping[str, str]:
+  """`model_type` -> why it is not supported."""
+  return {
+    model_type: why
+    for why, types in _REASONS.items()
+    for model_type in types.split()
+  }

@@ -172,8 +172,8 @@ def _family_of_type(
     family = families().get(wrappers.TEXT_TYPES.get(found, found))
     if family:
       return family
-  known = refused.reasons()
-  why = f' ({known[found]})' if found in known else ''
+  reason = refused.reasons().get(str(found))
+  why = f' ({reason})' if reason else ''
   if wrapper:
     raise errors.UserError(
       f'{where}: model_type {wrapper!r} with a text part of type {found!r}'

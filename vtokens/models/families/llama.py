@@ -20,7 +20,7 @@ class Llama(Family):
     2.1e-05,
   )
   architecture = 'LlamaForCausalLM'
-  gguf = 'llama'
+  gguf: str | None = 'llama'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')

@@ -27,6 +27,22 @@ _WORKDIR = flags.define_path(
 _TABLE = absl_flags.DEFINE_multi_string(
   'table', [], 'NAME=DIR: a table by another name; may be repeated.'
 )
+_INDEX = flags.define_path(
+  'index', None, 'Index directory of vtokens.retrieve, to find passages in.'
+)
+_RETRIEVER = absl_flags.DEFINE_string(
+  'retriever', None, 'Name of the retriever in it; default: the only one.'
+)
+_ENCODER = flags.define_path(
+  'encoder', None, 'Model of a dense retriever, as in its config.'
+)
+_NUM_PASSAGES = absl_flags.DEFINE_integer(
+  'num_passages',
+  3,
+  'Passages to find for a question.',
+  lower_bound=1,
+  upper_bound=100,
+)
 _HOST = absl_flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 _PORT = absl_flags.DEFINE_integer(
   'port',
@@ -159,6 +175,18 @@ def _local(tables: dict[str, str], metrics: Any) -> Any:
   return found
 
 
+def _index() -> Any:
+  """The index of passages, or None."""
+  if _INDEX.value is None:
+    return None
+  from vtokens.retrieval import open_index, retrieval_config
+
+  dense = None
+  if _ENCODER.value is not None:
+    dense = retrieval_config.Dense(model=_ENCODER.value)
+  return open_index.open_index(_INDEX.value, _RETRIEVER.value, dense)
+
+
 def main(argv: Sequence[str]) -> None:
   """Entry point."""
   del argv
@@ -176,6 +204,7 @@ def main(argv: Sequence[str]) -> None:
   # Before the base is loaded, which takes long.
   opened = running.listen(_HOST.value, _PORT.value)
   metrics = Metrics()
+  index = _index()
   if _BACKEND.value == 'local':
     backend = _local(tables, metrics)
   else:
@@ -191,6 +220,8 @@ def main(argv: Sequence[str]) -> None:
     ),
     log=JsonLog(texts=_LOG_QUESTIONS.value),
     metrics=metrics,
+    index=index,
+    num_passages=_NUM_PASSAGES.value,
     last_message=_LAST_MESSAGE.value,
   )
   any_host = bool(key) or not access.is_loopback(_HOST.value)

@@ -1,7 +1,6 @@
 """Tests of the server with OpenAI's client and a tiny base."""
 
 import concurrent.futures
-import json
 import random
 import time
 
@@ -499,23 +498,23 @@ class TestKey:
     assert 'table_loaded' in names and 'table_unloaded' in names
 
 
-class _Index:
-  """Finds the same passages for any question."""
-
-  def search(self, question, k):
-    return [
-      Passage(f'p{i}', 'Tower', f'{question} {i}', 9.5 - i) for i in range(k)
-    ]
-
-
 def test_passages_are_retrieved(engine, place):
+  index = tiny_service.make_index(
+    place / 'index',
+    [
+      {'id': f'p{i}', 'title': 'Tower', 'text': 'completed ' * i + 'once'}
+      for i in range(5)
+    ],
+  )
   with tiny_service.serving(
-    engine, place, index=_Index(), num_passages=2
+    engine, place, index=index, num_passages=2
   ) as server:
     client = server.client()
     given = client.chat.completions.create(model='one', messages=MESSAGES)
-    assert [p['id'] for p in given.passages] == ['p0', 'p1']
-    assert given.passages[0]['score'] == 9.5
+    expected = index.search(QUESTION, 2)
+    assert [p['id'] for p in given.passages] == [p.id for p in expected]
+    assert [p['score'] for p in given.passages] == [p.score for p in expected]
+    assert len(expected) == 2
     shown = [{'title': p['title'], 'text': p['text']} for p in given.passages]
     same = _ask(client, extra={'passages': shown})
     assert _text(given) == _text(same)
@@ -526,16 +525,15 @@ def test_passages_are_retrieved(engine, place):
       stream=True,
       extra_body={'num_passages': 1},
     )
-    assert [p['id'] for p in next(iter(events)).passages] == ['p0']
+    assert [p['id'] for p in next(iter(events)).passages] == [expected[0].id]
     none = _ask(client, extra={'passages': []})
     assert none.usage.prompt_tokens < given.usage.prompt_tokens
     # The base is asked as it is.
     bare = client.chat.completions.create(model='base', messages=MESSAGES)
     assert not hasattr(bare, 'passages')
     found = client.post(
-      '/search', body={'query': 'Who?', 'num_passages': 3}, cast_to=dict
+      '/search', body={'query': QUESTION, 'num_passages': 3}, cast_to=dict
     )
     assert [p['text'] for p in found['passages']] == [
-      f'Who? {i}' for i in range(3)
+      p.text for p in index.search(QUESTION, 3)
     ]
-    assert json.loads(json.dumps(found)) == found

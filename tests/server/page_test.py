@@ -8,21 +8,13 @@ import tiny_service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from vtokens.data.records import Passage
 from vtokens.server import page
 
 # Text that would run if it were not shown as text.
 EVIL = '<img src=x onerror="window.ran=1"><script>window.ran=1</script>&amp;'
 KEY = 'a-key-for-the-page'
-QUESTION = 'When was it completed?'
-
-
-class _Index:
-  """Finds one passage that would like to run."""
-
-  def search(self, question, k):
-    del question, k
-    return [Passage('p', f'Title {EVIL}', f'Text {EVIL}', 1.0)]
+# BM25 leaves out the other words.
+QUESTION = 'When was the title completed?'
 
 
 @pytest.fixture(scope='module')
@@ -45,7 +37,9 @@ def engine(place):
 
 @pytest.fixture(scope='module')
 def server(engine, place):
-  with tiny_service.serving(engine, place, index=_Index()) as found:
+  passage = {'id': 'p', 'title': f'Title {EVIL}', 'text': f'When {EVIL}'}
+  index = tiny_service.make_index(place / 'index', [passage])
+  with tiny_service.serving(engine, place, index=index) as found:
     yield found
 
 
@@ -87,7 +81,7 @@ def _reply(server, model, **extra):
 
 
 def test_answers_side_by_side(driver, server):
-  found = [{'title': f'Title {EVIL}', 'text': f'Text {EVIL}'}]
+  found = [{'title': f'Title {EVIL}', 'text': f'When {EVIL}'}]
   with _opened(driver, server.url):
     WebDriverWait(driver, 30).until(lambda d: _text(d, 'k-shown') == '5')
     options = Select(_one(driver, 'table')).options

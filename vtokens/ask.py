@@ -12,6 +12,7 @@ passages, `--input` and `--output` answer a file.
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -99,9 +100,9 @@ def ask(
       question or a passage is not text, or the question is too long.
   """
   prompt_ids.check_question(question, '--question')
-  prompt_ids.read_passages(passages)
+  shown = Shown(prompt_ids.read_passages(passages))
   loaded = run.load(workdir, where='--workdir')
-  return _compare(loaded, question, Shown(passages), num_active)
+  return _compare(loaded, question, shown, num_active)
 
 
 def _compare(
@@ -132,7 +133,7 @@ def _one(loaded: Run, question: str, shown: Shown) -> None:
     found = {
       label: shown_answers.as_json(one) for label, one in answers.items()
     }
-    row = {'question': question, 'answers': found}
+    row: dict[str, Any] = {'question': question, 'answers': found}
   else:
     k = _count(loaded, _NUM_ACTIVE.value)
     answer = loaded.answer(question, passages, k)

@@ -4,8 +4,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from vtokens.data.assemble import Example
+from vtokens.data.records import Passage
 from vtokens.evaluation.trained_tokens import TrainedTokens
 
+# A passage as callers give it.
+AnyPassage = str | Mapping[str, str] | Passage
 # Most likely tokens that are noted at each place, if any are.
 NUM_TOP = 20
 
@@ -20,8 +23,9 @@ class Request:
 
   Attributes:
     question: a question, which the templates of training surround.
-    passages: for a question: texts, or dicts with `text` and maybe `title`,
-      best first. Those that do not fit are cut or dropped, the last one first.
+    passages: for a question: texts, dicts with `text` and maybe `title`, or
+      passages of an index, best first. Those that do not fit are cut or
+      dropped, the last one first.
     condition: how a question is asked: a name in
       `evaluation.conditions.CONDITIONS`; by default `tokens` with a table and
       `prompt` without. With a table, a condition without virtual tokens uses
@@ -44,7 +48,7 @@ class Request:
   """
 
   question: str | None = None
-  passages: Sequence[str | Mapping[str, str]] = ()
+  passages: Sequence[AnyPassage] = ()
   condition: str | None = None
   table: str | None = None
   k: int | None = None

@@ -10,10 +10,10 @@ from etils import epath
 
 from vtokens import config
 from vtokens.answering.engine import Engine, Table
-from vtokens.answering.requests import Completion, Request
+from vtokens.answering.requests import AnyPassage, Completion, Request
 from vtokens.data import sources
 from vtokens.data.checks import BadRecords
-from vtokens.data.records import GIVEN, Passage, Record
+from vtokens.data.records import GIVEN, Record
 from vtokens.evaluation.asking import run_scores
 from vtokens.evaluation.asking.answer_texts import AnswerTexts
 from vtokens.evaluation.asking.cells import Answer
@@ -23,9 +23,6 @@ from vtokens.serving import prompt_ids
 _NAME = 'tokens'
 # The ways to ask that `compare` shows by default, in order.
 CONDITIONS = ('closed_book', 'prompt', 'chat_prompt', 'tokens')
-
-# A passage as callers give it.
-AnyPassage = str | Mapping[str, str] | Passage
 
 
 class Run:

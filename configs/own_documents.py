@@ -33,7 +33,7 @@ def get_config() -> config.Config:
       max_answer_tokens=24,
     ),
     optim=config.Optim(learning_rate=1e-2, warmup_steps=10),
-    train=config.Train(num_steps=48, validate_every=48, checkpoint_every=16),
+    train=config.Train(num_steps=32, validate_every=32, checkpoint_every=8),
     eval=config.Eval(
       batch_size=10,
       num_passages=3,

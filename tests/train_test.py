@@ -228,7 +228,8 @@ def test_what_a_run_prints(reference):
   sample = after[after.index('\none of 8 test questions, ') :]
   for label in ('expected', 'without passages', 'with 4 virtual tokens'):
     assert f'\n  {label} ' in sample
-  assert f'python -m vtokens.ask --workdir {workdir} ' in sample
+  for command in ('ask', 'serve'):
+    assert f'python -m vtokens.{command} --workdir {workdir} ' in sample
   # Some passages do not fit; the last metrics count them.
   last = [row for row in tiny_run.rows(workdir) if 'loss' in row][-1]
   assert last['passages_dropped'] + last['passages_cut'] > 0

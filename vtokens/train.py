@@ -471,9 +471,10 @@ def _report_next(summary: dict[str, Any], workdir: str) -> None:
   directory = shlex.quote(workdir)
   writers.say(
     '\ntry next:\n'
-    f'  python -m vtokens.ask --workdir {directory} --question "When was the '
-    'tower completed?" --passage "The Elizabeth Tower, completed in 1859, '
-    'houses Big Ben."'
+    f'  python -m vtokens.ask --workdir {directory} --compare --question "When '
+    'was the tower completed?" --passage "The Elizabeth Tower, completed in '
+    '1859, houses Big Ben."\n'
+    f'  python -m vtokens.serve --workdir {directory}  (needs the extra serve)'
   )
 
 

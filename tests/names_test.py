@@ -1,5 +1,6 @@
 """The names of `vtokens` itself."""
 
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import tiny_run
 
 import vtokens
+from vtokens.evaluation import eval_config
 from vtokens.run import workdir
 
 PROGRAM = """
@@ -50,3 +52,19 @@ def test_a_run_from_a_program(tmp_path):
     vtokens.train(cfg)
   run = vtokens.load(tmp_path / 'run')
   assert run.score(str(tmp_path / 'test.jsonl'), num_passages=2)['n'] == 8
+  found = vtokens.evaluate(
+    eval_config.Config(
+      workdir=str(tmp_path / 'evaluated'),
+      runs=(str(tmp_path / 'run'),),
+      data=eval_config.Data(
+        sources=(str(tmp_path / 'test.jsonl'),),
+        max_prefix_tokens=48,
+        max_suffix_tokens=32,
+      ),
+      conditions=('tokens',),
+      num_passages=(2,),
+      report=eval_config.Report(resamples=10, permutations=10),
+    )
+  )
+  report = json.loads((tmp_path / 'evaluated' / 'report.json').read_text())
+  assert found['cells'] == report['cells']

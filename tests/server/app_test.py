@@ -397,6 +397,23 @@ def test_time(engine, place):
     assert server.service.gate.inside == 0
 
 
+def test_a_client_that_sends_slowly(engine, place):
+  limits = Limits(seconds=0.5)
+  with tiny_service.serving(engine, place, limits=limits) as server:
+
+    def parts():
+      yield b'{'
+      time.sleep(1.5)
+      yield b'}'
+
+    reply = httpx.post(
+      f'{server.url}/v1/completions',
+      content=parts(),
+      headers={'Content-Type': 'application/json'},
+    )
+    assert reply.status_code == 408
+
+
 def _value(server, name, **labels):
   text = httpx.get(f'{server.url}/metrics').text
   for family in parser.text_string_to_metric_families(text):

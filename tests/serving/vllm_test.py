@@ -15,6 +15,7 @@ import gguf_runs
 import our_answers
 import pytest
 import recipes
+import served
 import server_process
 import trained_runs
 import transformers
@@ -22,6 +23,7 @@ import transformers
 from vtokens import export
 from vtokens.exports import trained_table
 from vtokens.host import errors
+from vtokens.server import remote_backend, remote_tables
 from vtokens.serving import artifact, plug, vllm_client
 
 if not os.environ.get('VTOKENS_VLLM'):
@@ -99,6 +101,42 @@ def _answers_to(asked, heading: str, address: str, k: int) -> list[str]:
   ]
 
 
+@contextlib.contextmanager
+def _endpoint(kind: str, address: str, **tables: pathlib.Path):
+  """OpenAI's client of our own endpoint with vLLM behind it."""
+
+  def make(metrics):
+    del metrics
+    reader = remote_tables.Reader(kind, address, 'base')
+    backend = remote_backend.RemoteBackend(
+      kind, address, reader, model='', key=''
+    )
+    for name, directory in tables.items():
+      backend.load_now(name, str(directory))
+    return backend
+
+  with served.serving(make) as server:
+    yield server.client()
+
+
+def _same_through_the_endpoint(client, model: str, asked, k: int) -> None:
+  """Whole and streamed answers are ours."""
+  for one in asked:
+    fields = {
+      'model': model,
+      'messages': [{'role': 'user', 'content': one.question}],
+      'max_tokens': 16,
+      'extra_body': {'passages': one.passages, 'k': k},
+    }
+    whole = client.chat.completions.create(**fields)
+    # Line breaks before the first text do not end an answer.
+    expected = one.text.strip().partition('\n')[0].strip()
+    assert whole.choices[0].message.content == expected
+    events = client.chat.completions.create(**fields, stream=True)
+    parts = [event.choices[0].delta.content or '' for event in events]
+    assert ''.join(parts) == expected
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('files', ['place', 'shards'])
 def test_hf(files, request, monkeypatch, tmp_path):
@@ -110,6 +148,8 @@ def test_hf(files, request, monkeypatch, tmp_path):
       asked = our_answers.ask(root / 'plain', k)
       found = _answers_to(asked, WITH_HF, address, k)
       assert found == [one.line for one in asked]
+      with _endpoint('openai', address, table=root / 'hf') as client:
+        _same_through_the_endpoint(client, 'table', asked, k)
     with urllib.request.urlopen(f'{address}/version') as answer:
       version = json.load(answer)['version'].partition('+')[0]
   assert f'vLLM {version} ' in recipes.PAGE.read_text()
@@ -164,6 +204,23 @@ def test_the_unchanged_base(place, monkeypatch, tmp_path):
           send(one.passages, one.question, k, **settings) for one in asked
         ]
         assert found == [one.line for one in asked]
+    with _endpoint(
+      'vllm', address, plain=place / 'plain-out', chat=place / 'chat-out'
+    ) as client:
+      for name in ('plain', 'chat'):
+        asked = our_answers.ask(place / name, 3)
+        _same_through_the_endpoint(client, name, asked, 3)
+      base = client.chat.completions.create(
+        model='base',
+        messages=[{'role': 'user', 'content': 'When?'}],
+        max_tokens=4,
+        logprobs=True,
+        top_logprobs=2,
+        extra_body={'passages': ['It was in 1859.']},
+      )
+      assert base.usage.completion_tokens == 4
+      told = base.choices[0].logprobs.content
+      assert [len(one.top_logprobs) for one in told] == [2] * 4
     # As a server refuses.
     with pytest.raises(errors.UserError, match='400'):
       clients['plain'].complete(['One.'], 'Who?', 3, max_tokens=-1)

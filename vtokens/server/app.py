@@ -1,12 +1,13 @@
 """The addresses of the server."""
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
@@ -18,6 +19,8 @@ from vtokens.server.front import Front
 from vtokens.server.questions import BASE
 from vtokens.server.service import Asked, Service
 
+# Seconds for the end of a stream, after the time limit of its answer.
+_TO_READ = 5.0
 # The client has closed the connection; nginx logs this status, too.
 _GONE = 499
 
@@ -205,7 +208,8 @@ class _Handlers:
     """The body of a request.
 
     Raises:
-      ApiError: it is too long (413), or not said to be JSON (415).
+      ApiError: it is too long (413), not said to be JSON (415), or comes too
+        slowly (408).
     """
     kind = request.headers.get('content-type', '').partition(';')[0].strip()
     if kind.lower() != 'application/json':
@@ -219,10 +223,19 @@ class _Handlers:
     if said.isdecimal() and int(said[:20]) > most:
       raise too_long
     data = bytearray()
-    async for part in request.stream():
-      data += part
-      if len(data) > most:
-        raise too_long
+    seconds = self._service.limits.seconds
+    try:
+      async with asyncio.timeout(seconds):
+        async for part in request.stream():
+          data += part
+          if len(data) > most:
+            raise too_long
+    except TimeoutError:
+      raise ApiError(
+        408, f'the body: it was not whole within {seconds:g} seconds'
+      ) from None
+    except ClientDisconnect:
+      raise ClientGoneError from None
     return bytes(data)
 
   async def _answer(
@@ -255,6 +268,8 @@ class _Handlers:
         ),
         # The question is answered until the stream ends.
         stack.pop_all(),
+        # Also for a client that does not read.
+        service.limits.seconds + _TO_READ,
       )
 
   def _note(self, request: Request, asked: Asked) -> None:

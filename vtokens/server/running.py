@@ -71,8 +71,8 @@ class _Server(uvicorn.Server):
     gate = self._service.gate
     if gate.closed:
       self._service.log.write('ended_at_once', signal=name)
-      self.should_exit = self.force_exit = True
-      return
+      # The thread of answers may compile for long.
+      os._exit(128 + number)
     gate.closed = True
     self._service.log.write('ending', signal=name, running=gate.inside)
     self._draining = asyncio.get_running_loop().create_task(self._drain())

@@ -70,15 +70,20 @@ class EventStream(Response):
   Args:
     events: the events.
     held: closed at the end.
+    seconds: longest time that sending may take.
   """
 
   def __init__(
-    self, events: AsyncGenerator[bytes, None], held: contextlib.ExitStack
+    self,
+    events: AsyncGenerator[bytes, None],
+    held: contextlib.ExitStack,
+    seconds: float,
   ):
     super().__init__(media_type='text/event-stream')
     del self.headers['content-length']
     self._events = events
     self._held = held
+    self._seconds = seconds
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     """See `Response`."""
@@ -86,10 +91,13 @@ class EventStream(Response):
       sending = asyncio.ensure_future(self._send(send))
       gone = asyncio.ensure_future(_gone(receive))
       try:
-        await asyncio.wait({sending, gone}, return_when='FIRST_COMPLETED')
+        await asyncio.wait(
+          {sending, gone}, timeout=self._seconds, return_when='FIRST_COMPLETED'
+        )
         if sending.done():
           sending.result()
         else:
+          # Or it does not read.
           scope['state']['noted']['gone'] = True
       finally:
         for task in (sending, gone):

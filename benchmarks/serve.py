@@ -403,7 +403,7 @@ def main() -> None:
     root = pathlib.Path(directory)
     tiny_service.write_runs(root)
     (root / 'llama').mkdir()
-    found = {
+    found: dict[str, Any] = {
       'machine': {
         'processor': platform.processor() or platform.machine(),
         'cores': os.cpu_count(),
@@ -416,6 +416,8 @@ def main() -> None:
       ),
       'backend_killed': asyncio.run(kill_a_backend(root / 'llama', 16)),
     }
+  # Of what else the machine does.
+  found['machine']['load_average'] = os.getloadavg()
   text = json.dumps(found, indent=2, ensure_ascii=True)
   print(text)
   if arguments.json:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import threading
 
 import numpy as np
@@ -20,7 +21,9 @@ from vtokens.evaluation.asking.prompter import (
   tokens_variant,
 )
 from vtokens.host import errors
+from vtokens.models import frozen_base
 from vtokens.run.workdir import RunDir
+from vtokens.serving import trained_file
 
 PASSAGES = ['The tower was completed in 1859.', 'Big Ben is a bell.']
 
@@ -32,8 +35,28 @@ def places(tmp_path_factory):
   tiny_models.save(root / 'base')
   trained_runs.write_run(root / 'a', root / 'base')
   trained_runs.write_run(root / 'b', root / 'base', position='last')
-  tables = {name: RunDir(root / name).path for name in ('a', 'b')}
-  return root, tables
+  write_keys_values(root / 'kv', root / 'a')
+  return root, {name: RunDir(root / name).path for name in ('a', 'b', 'kv')}
+
+
+def write_keys_values(directory, run) -> None:
+  """A run of keys and values, made of a run of a table."""
+  directory.mkdir()
+  settings = json.loads((run / 'config.json').read_text())
+  settings['virtual_tokens']['kind'] = 'kv'
+  (directory / 'config.json').write_text(json.dumps(settings))
+  finished = RunDir(run).read('--workdir')
+  base = frozen_base.open_base(finished.config.base).config
+  rng = np.random.default_rng(1)
+  shape = (base.num_layers, 5, base.num_kv_heads, base.head_dim)
+  trained_file.save(
+    directory / trained_file.NAMES['kv'],
+    {
+      name: rng.normal(size=shape).astype(np.float32)
+      for name in ('keys', 'values')
+    },
+    {'fingerprint': finished.bases[0]['fingerprint']},
+  )
 
 
 @pytest.fixture(scope='module')
@@ -41,6 +64,7 @@ def engine(places):
   tables = places[1]
   engine = Engine.open(tables['a'], 'a', batch_size=4)
   engine.add('b', tables['b'])
+  engine.add('kv', tables['kv'])
   return engine
 
 
@@ -95,6 +119,7 @@ def some_requests() -> list[Request]:
   return [
     ask(),
     ask('Who?', passages=[], table='b', k=3),
+    ask(table='kv', k=2),
     ask(stop_at_newline=False, max_new_tokens=20),
     ask(condition='concat', table=None),
     Request(prompt='Once upon', max_new_tokens=17),
@@ -188,7 +213,7 @@ def test_threads(engine, alone):
 
 
 def test_a_cancelled_request_leaves_the_others(engine, alone):
-  [batch] = engine.start([some_requests()[2], some_requests()[0]])
+  [batch] = engine.start([some_requests()[3], some_requests()[0]])
   batch.advance(1)
   cancelled = batch.cancel(0)
   assert cancelled.completion.stop == 'cancelled'
@@ -204,7 +229,9 @@ def test_tables_come_and_go(engine, places, alone):
   prepared = engine.prepare(ask('Who?', passages=[], table='c', k=3))
   engine.remove('c')
   assert tokens(engine.answer([prepared])[0]) == tokens(alone[1])
-  with pytest.raises(errors.UserError, match=r"table: .* 'c'; there are a, b"):
+  with pytest.raises(
+    errors.UserError, match=r"table: .* 'c'; there are a, b, kv"
+  ):
     engine.prepare(ask(table='c'))
 
 
@@ -216,12 +243,17 @@ def test_a_table_of_another_base(engine, places, tmp_path):
   assert 'd' not in engine.tables
 
 
-def test_raw_ids_with_virtual_tokens(engine):
+@pytest.mark.parametrize('table', ['a', 'kv'])
+def test_raw_ids_with_virtual_tokens(engine, table):
   """The ids of a prompt, as a program that serves an export makes them."""
-  prepared = engine.prepare(ask())
+  prepared = engine.prepare(ask(table=table, k=4))
   example, vocab = prepared.example, engine.base.config.vocab_size
-  ids = [*example.prefix.tolist(), *example.suffix(vocab).tolist()]
-  raw = Request(prompt=ids, table='a', max_new_tokens=9, stop_at_newline=True)
+  ids = [
+    *example.prefix.tolist(),
+    *range(vocab, vocab + 4),
+    *example.after.tolist(),
+  ]
+  raw = Request(prompt=ids, table=table, max_new_tokens=9, stop_at_newline=True)
   one, other = engine.answer([raw, prepared])
   assert tokens(one) == tokens(other)
 

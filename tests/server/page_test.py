@@ -80,6 +80,7 @@ def _reply(server, model, **extra):
   return found.choices[0].message.content
 
 
+@pytest.mark.slow
 def test_answers_side_by_side(driver, server):
   found = [{'title': f'Title {EVIL}', 'text': f'When {EVIL}'}]
   with _opened(driver, server.url):

@@ -94,11 +94,12 @@ def weight_bytes(architecture: DecoderConfig, dtype: str, method: str) -> float:
     method: as `config.Base.quantize`.
   """
   model = decoder.abstract_decoder(architecture, jnp.dtype(dtype), None, method)
-  return sum(
+  total: float = sum(
     math.prod(param.shape)
     * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
     for _, param in nnx.to_flat_state(nnx.state(model))
   )
+  return total
 
 
 def describe(path: str) -> tuple[list[str], bool]:

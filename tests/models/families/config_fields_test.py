@@ -85,6 +85,15 @@ BASES = {
     'glm4': _PARTIAL,
     'exaone4': {'sliding_window': 8},
     'ernie4_5': {},
+    'starcoder2': {'norm_epsilon': 1e-5, 'sliding_window': 8},
+    'stablelm': {**_LAYER_NORM, 'partial_rotary_factor': 0.25},
+    'nemotron': {
+      'hidden_act': 'relu2',
+      'norm_eps': 1e-5,
+      'partial_rotary_factor': 0.25,
+    },
+    'helium': {},
+    'vaultgemma': {'sliding_window': 8},
     'phi': {**_LAYER_NORM, 'partial_rotary_factor': 0.25},
   }.items()
 }
@@ -101,6 +110,8 @@ CHANGES = {
   'original_max_position_embeddings': 32,
   'rms_norm_eps': 1e-3,
   'layer_norm_eps': 1e-3,
+  'norm_epsilon': 1e-3,
+  'norm_eps': 1e-3,
   'tie_word_embeddings': None,  # Its opposite; see `_changed`.
   'hidden_act': 'relu',
   'hidden_activation': 'relu',
@@ -128,7 +139,9 @@ CHANGES = {
   'attention_out_bias': True,
   'bias': True,
   'qkv_bias': True,
-  'use_bias': True,
+  'use_bias': None,  # Its opposite.
+  'use_qkv_bias': True,
+  'use_parallel_residual': True,
   'use_qk_norm': True,
   'qk_layernorm': True,
   'embedding_multiplier': 2.0,
@@ -163,6 +176,8 @@ WITHOUT_EFFECT = {
   'resid_pdrop': 0.5,
   'embd_pdrop': 0.5,
   'residual_dropout': 0.5,
+  'embedding_dropout': 0.5,
+  'hidden_dropout': 0.5,
   'use_cache': False,
   'bos_token_id': 7,
   'eos_token_id': 8,
@@ -206,6 +221,8 @@ _OF_THE_CLASS = {
 def _changed(model_type, field):
   base = BASES[model_type]
   value = CHANGES[field]
+  if field == 'use_bias':
+    value = model_type != 'starcoder2'
   if field == 'tie_word_embeddings':
     value = not registry.from_hf(base).tie_embeddings
   return {**base, field: value}

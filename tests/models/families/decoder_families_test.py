@@ -269,6 +269,43 @@ CASES = {
     {**_SMALL, 'sliding_window': None, 'layer_types': [FULL, FULL]},
   ),
   'ernie4_5': ('ernie4_5', {**_SMALL, 'head_dim': 12}),
+  'starcoder2': (
+    'starcoder2',
+    {**_SMALL, 'norm_epsilon': 1e-3, 'sliding_window': 20},
+  ),
+  'stablelm': (
+    'stablelm',
+    {
+      **_SMALL,
+      'layer_norm_eps': 1e-3,
+      'use_qkv_bias': True,
+      'num_key_value_heads': 4,
+    },
+  ),
+  'nemotron': (
+    'nemotron',
+    {
+      **_SMALL,
+      'norm_eps': 1e-3,
+      'head_dim': 12,
+      'attention_bias': True,
+      'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.5},
+    },
+  ),
+  'helium': ('helium', {**_SMALL, 'head_dim': 8, 'attention_bias': True}),
+  'vaultgemma': (
+    'vaultgemma',
+    {
+      **_SMALL,
+      'head_dim': 12,
+      'sliding_window': 20,
+      'layer_types': [SLIDING, FULL],
+      'query_pre_attn_scalar': 30,
+      'attn_logit_softcapping': 2.0,
+      'final_logit_softcapping': 3.0,
+      'tie_word_embeddings': True,
+    },
+  ),
   'phi': (
     'phi',
     {

@@ -486,6 +486,8 @@ def test_defaults_are_those_of_transformers(model_type):
   least['num_attention_heads'] = 32  # Which every default divides.
   least['hidden_size'] = 512
   least[registry.families()[model_type].norm_eps] = 1e-5
+  if model_type == 'helium':
+    least['num_key_value_heads'] = 4  # By default 20.
   if model_type == 'ministral':
     least['head_dim'] = 16  # It has no default.
   theirs = transformers.AutoConfig.for_model(**least).to_dict()

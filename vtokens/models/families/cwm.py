@@ -17,7 +17,7 @@ class Cwm(Family):
   about = About(
     'Code World Model',
     'windows in some layers, RoPE scaling llama3',
-    2.1e-5,
+    7.7e-6,
   )
   architecture = 'CwmForCausalLM'
 

@@ -23,7 +23,7 @@ class Gemma2(Gemma):
   )
   architecture = 'Gemma2ForCausalLM'
   names = tensor_names.BOTH_NORMS
-  gguf = 'gemma2'
+  gguf: str | None = 'gemma2'
   # llama.cpp recognises the 27B model, which has another query scale, by its
   # number of layers.
   gguf_layers_of_27b = 46

@@ -36,10 +36,9 @@ _REASONS: Mapping[str, str] = {
     gemma4_assistant gemma4_unified_assistant diffusion_gemma
   """,
   'formulas of its own, not implemented': """
-    apertus apertus1p5_text bitnet diffllama doge dory granite_swa helium
-    hrm_text hunyuan_v1_dense hyperclovax jais2 modernbert-decoder nanochat
-    nemotron olmo persimmon stablelm starcoder2 vaultgemma blt
-    cohere_compass_text phi4_multimodal
+    apertus apertus1p5_text bitnet blt cohere_compass_text diffllama doge dory
+    granite_swa hrm_text hunyuan_v1_dense hyperclovax jais2 modernbert-decoder
+    nanochat olmo persimmon phi4_multimodal
   """,
   'other names of fields and tensors, not implemented': 'exaone',
   'fused heads, learned positions or ALiBi': """

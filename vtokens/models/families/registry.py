@@ -21,9 +21,11 @@ from vtokens.models.families.gemma2 import Gemma2
 from vtokens.models.families.gemma3 import Gemma3
 from vtokens.models.families.glm import Glm, Glm4
 from vtokens.models.families.granite import Granite
+from vtokens.models.families.helium import Helium
 from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
 from vtokens.models.families.ministral3 import Ministral3
 from vtokens.models.families.mistral import Ministral, Mistral
+from vtokens.models.families.nemotron import Nemotron
 from vtokens.models.families.olmo import Olmo2, Olmo3
 from vtokens.models.families.phi import Phi
 from vtokens.models.families.phi3 import Phi3
@@ -31,12 +33,16 @@ from vtokens.models.families.qwen2 import Qwen2
 from vtokens.models.families.qwen3 import Qwen3
 from vtokens.models.families.seed_oss import SeedOss
 from vtokens.models.families.smollm3 import SmolLM3
+from vtokens.models.families.stablelm import StableLM
+from vtokens.models.families.starcoder2 import StarCoder2
+from vtokens.models.families.vaultgemma import VaultGemma
 
 _BUILT_IN = (
   *(Llama, Mistral, Ministral, Qwen2, Qwen3, Phi3, Gemma, Gemma2, Gemma3),
   *(SmolLM3, Olmo2, Olmo3),
   *(InternLM3, IQuestCoder, SeedOss, Cwm, Ministral3, Arcee),
   *(Granite, Cohere, Cohere2, Glm, Glm4, Exaone4, Ernie45, Phi),
+  *(StarCoder2, StableLM, Nemotron, Helium, VaultGemma),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'

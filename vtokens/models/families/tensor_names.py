@@ -66,6 +66,21 @@ FUSED: Mapping[str, str] = {
   'layers.mlp.gate': _LAYER + 'mlp.gate_up_proj.weight',
   'layers.mlp.up': _LAYER + 'mlp.gate_up_proj.weight',
 }
+# Norms with a bias.
+LAYER_NORM: Mapping[str, str] = {
+  **PRE_NORM,
+  'norm.bias': 'model.norm.bias',
+  'layers.attention_norm.bias': _LAYER + 'input_layernorm.bias',
+  'layers.mlp_norm.bias': _LAYER + 'post_attention_layernorm.bias',
+}
+# The same with an MLP without a gate.
+STARCODER2: Mapping[str, str] = {
+  **LAYER_NORM,
+  'layers.mlp.up': _LAYER + 'mlp.c_fc.weight',
+  'layers.mlp.up_bias': _LAYER + 'mlp.c_fc.bias',
+  'layers.mlp.down': _LAYER + 'mlp.c_proj.weight',
+  'layers.mlp.down_bias': _LAYER + 'mlp.c_proj.bias',
+}
 # Biases everywhere, one norm in a layer, an MLP without a gate.
 PHI: Mapping[str, str] = {
   **_COMMON,

@@ -1,0 +1,44 @@
+"""StableLM 3B and StableLM 2."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import rope_json, tensor_names
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About, Family
+
+
+class StableLM(Family):
+  """LayerNorm and partial rotation; attention and MLP may be side by side."""
+
+  model_type = 'stablelm'
+  about = About(
+    'StableLM 3B, StableLM 2 1.6B',
+    'LayerNorm, partial rotation, biases of q, k and v',
+    2.2e-6,
+  )
+  architecture = 'StableLmForCausalLM'
+  names = tensor_names.LAYER_NORM
+  norm_eps = 'layer_norm_eps'
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    # A norm with tensors for each head, of StableLM 2 12B.
+    f.only('qk_layernorm', False)
+    f.normalised('hidden_dropout')  # Of training.
+    f.no_window()
+    return {
+      'qkv_bias': f.boolean('use_qkv_bias'),
+      'norm': 'layer',
+      'norm_bias': True,
+      'parallel': f.boolean('use_parallel_residual'),
+      'rotary_dim': f.rotary_dim(),
+      'layer_pattern': (LayerKind(rope_json.read(f)),),
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    values['use_qkv_bias'] = config.qkv_bias
+    values['use_parallel_residual'] = config.parallel
+    rotated = config.rotary_dim or config.head_dim
+    values['partial_rotary_factor'] = rotated / config.head_dim
+    del values['attention_bias']

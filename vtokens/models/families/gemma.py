@@ -23,7 +23,7 @@ class Gemma(Family):
     1.5e-05,
   )
   architecture = 'GemmaForCausalLM'
-  gguf = 'gemma'
+  gguf: str | None = 'gemma'
 
   def read(self, f: Fields) -> dict[str, Any]:
     # The first files say gelu and mean the tanh form; see transformers#29402.

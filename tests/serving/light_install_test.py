@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import venv
+import zipfile
 
 import family_models
 import packaging.requirements
@@ -89,6 +90,10 @@ def test_an_environment_without_jax(tmp_path):
     check=True,
   )
   [wheel] = wheels.glob('vtokens_serving-*.whl')
+  with zipfile.ZipFile(wheel) as archive:
+    modules = [name for name in archive.namelist() if name.endswith('.py')]
+    heavy = [n for n in modules if b'\nimport jax' in archive.read(n)]
+  assert heavy == [] and 'vtokens/plug.py' in modules
   venv.create(tmp_path / 'venv', symlinks=True)
   python = tmp_path / 'venv/bin/python'
   subprocess.run(

@@ -93,8 +93,20 @@ _MISTRAL_V3 = {
   'sliding_window': None,
 }
 
+# Layers of Gemma 3 and Command R7B with a window, one of how many has none.
+_GEMMA3_PERIOD, _COMMAND_PERIOD = 6, 4
+
+
+def _windows(layers: int, period: int) -> list[str]:
+  """`layer_types` in which every `period`-th layer has no window."""
+  return [
+    'sliding_attention' if (i + 1) % period else 'full_attention'
+    for i in range(layers)
+  ]
+
+
 # Hub id -> fields of config.json that decide the architecture, and the hub's
-# number of parameters.
+# number of parameters; for a multimodal model that of the text part.
 CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
   'mistralai/Mistral-7B-v0.1': (_MISTRAL, 7_241_732_096),
   'mistralai/Mistral-7B-Instruct-v0.1': (_MISTRAL, 7_241_732_096),
@@ -194,6 +206,132 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
       'sliding_window': 4096,
     },
     9_241_705_984,
+  ),
+  # With the vision part 12,187,325,040.
+  'google/gemma-3-12b-it': (
+    {
+      'model_type': 'gemma3',
+      'text_config': {
+        'model_type': 'gemma3_text',
+        'vocab_size': 262208,
+        'hidden_size': 3840,
+        'intermediate_size': 15360,
+        'num_hidden_layers': 48,
+        'num_attention_heads': 16,
+        'num_key_value_heads': 8,
+        'head_dim': 256,
+        'hidden_activation': 'gelu_pytorch_tanh',
+        'attention_bias': False,
+        'attn_logit_softcapping': None,
+        'final_logit_softcapping': None,
+        'query_pre_attn_scalar': 256,
+        'max_position_embeddings': 131072,
+        'rms_norm_eps': 1e-6,
+        'rope_theta': 1000000.0,
+        'rope_local_base_freq': 10000.0,
+        'rope_scaling': {'factor': 8.0, 'rope_type': 'linear'},
+        'sliding_window': 1024,
+        'layer_types': _windows(48, _GEMMA3_PERIOD),
+      },
+    },
+    11_766_034_176,
+  ),
+  # With the vision part 24,011,361,280.
+  'mistralai/Mistral-Small-3.2-24B-Instruct-2506': (
+    {
+      'model_type': 'mistral3',
+      'text_config': {
+        'model_type': 'mistral',
+        'vocab_size': 131072,
+        'hidden_size': 5120,
+        'intermediate_size': 32768,
+        'num_hidden_layers': 40,
+        'num_attention_heads': 32,
+        'num_key_value_heads': 8,
+        'head_dim': 128,
+        'hidden_act': 'silu',
+        'max_position_embeddings': 131072,
+        'rms_norm_eps': 1e-5,
+        'rope_theta': 1000000000.0,
+        'sliding_window': None,
+        'tie_word_embeddings': False,
+      },
+    },
+    23_572_403_200,
+  ),
+  # With the vision part 8,767,123,696.
+  'Qwen/Qwen3-VL-8B-Instruct': (
+    {
+      'model_type': 'qwen3_vl',
+      'text_config': {
+        'model_type': 'qwen3_vl_text',
+        'attention_bias': False,
+        'vocab_size': 151936,
+        'head_dim': 128,
+        'hidden_size': 4096,
+        'intermediate_size': 12288,
+        'num_hidden_layers': 36,
+        'num_attention_heads': 32,
+        'num_key_value_heads': 8,
+        'hidden_act': 'silu',
+        'max_position_embeddings': 262144,
+        'rms_norm_eps': 1e-6,
+        'rope_theta': 5000000,
+        'rope_scaling': {
+          'mrope_interleaved': True,
+          'mrope_section': [24, 20, 20],
+          'rope_type': 'default',
+        },
+      },
+      'tie_word_embeddings': False,
+    },
+    8_190_735_360,
+  ),
+  'ibm-granite/granite-3.3-8b-instruct': (
+    {
+      'model_type': 'granite',
+      'vocab_size': 49159,
+      'hidden_size': 4096,
+      'intermediate_size': 12800,
+      'num_hidden_layers': 40,
+      'num_attention_heads': 32,
+      'num_key_value_heads': 8,
+      'hidden_act': 'silu',
+      'attention_bias': False,
+      'mlp_bias': False,
+      'attention_multiplier': 0.0078125,
+      'embedding_multiplier': 12.0,
+      'logits_scaling': 16.0,
+      'residual_multiplier': 0.22,
+      'max_position_embeddings': 131072,
+      'rms_norm_eps': 1e-5,
+      'rope_theta': 10000000.0,
+      'rope_scaling': None,
+      'tie_word_embeddings': True,
+    },
+    8_170_864_640,
+  ),
+  'CohereLabs/c4ai-command-r7b-12-2024': (
+    {
+      'model_type': 'cohere2',
+      'vocab_size': 256000,
+      'hidden_size': 4096,
+      'intermediate_size': 14336,
+      'num_hidden_layers': 32,
+      'num_attention_heads': 32,
+      'num_key_value_heads': 8,
+      'head_dim': 128,
+      'hidden_act': 'silu',
+      'attention_bias': False,
+      'layer_norm_eps': 1e-5,
+      'logit_scale': 0.25,
+      'max_position_embeddings': 132096,
+      'rope_theta': 50000,
+      'sliding_window': 4096,
+      'layer_types': _windows(32, _COMMAND_PERIOD),
+      'tie_word_embeddings': True,
+    },
+    8_028_033_024,
   ),
 }
 

@@ -110,14 +110,6 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
     {'model_type': 'llama'},
     _UNTIED,
   ),
-  **dict.fromkeys(
-    ('aya_vision', 'cohere2_vision'),
-    (
-      {**_VISION, 'model_type': 'siglip_vision_model'},
-      {'model_type': 'cohere2', 'sliding_window': 20},
-      {},
-    ),
-  ),
   'idefics2': (
     _VISION,
     {'model_type': 'mistral', 'sliding_window': None},

@@ -25,4 +25,6 @@ def make_callable(name: str, function: Callable[..., Any]) -> None:
       return function(*args, **kwargs)
 
   CallableModule.__call__.__doc__ = function.__doc__
-  sys.modules[name].__class__ = CallableModule
+  # `runpy` may run a module under a name that is no module's.
+  if name in sys.modules:
+    sys.modules[name].__class__ = CallableModule

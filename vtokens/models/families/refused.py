@@ -59,6 +59,9 @@ _REASONS: Mapping[str, str] = {
   """,
   'sees its prompt in both directions': 'paligemma pi0',
   'a classifier': 'shieldgemma2',
+  'logits are scaled or not, by program (`logit_scale`)': """
+    aya_vision cohere2_vision
+  """,
   'a multimodal model whose wrapper or text part is not implemented': """
     apertus1p5 blip-2 chameleon cohere_compass cosmos3_edge
     cosmos3_omni deepseek_vl_hybrid emu3 evolla exaone4_5 fast_vlm fuyu git

@@ -103,8 +103,6 @@ WRAPPERS: Mapping[str, Wrapper] = {
   ),
   'internvl': Wrapper(_WHOLE, _TOWER, 'qwen2', 'InternVL 2.5, 3 (-hf)'),
   'got_ocr2': Wrapper(_WHOLE, _TOWER, 'qwen2', 'GOT-OCR 2'),
-  'aya_vision': Wrapper(_WHOLE, _TOWER, 'cohere2', 'Aya Vision'),
-  'cohere2_vision': Wrapper(_WHOLE, _TOWER, 'cohere2', 'Command A Vision'),
   'qwen2_vl': Wrapper(_INSIDE, _VISUAL, 'qwen2_vl_text', 'Qwen2-VL', flat=True),
   'qwen2_5_vl': Wrapper(
     _INSIDE, _VISUAL, 'qwen2_5_vl_text', 'Qwen2.5-VL', flat=True

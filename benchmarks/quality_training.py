@@ -5,8 +5,8 @@ one schedule of the learning rate, Adam, and one limit of the gradient's norm.
 Those of PEFT get the ids of our batches without virtual tokens, padded on the
 right, so that tokens before the text have no padding behind them, and in parts
 of two examples, which takes less padding and memory than all at once. They
-train in float32: with torch.autocast to bfloat16 a step of LoRA took twice the
-processor's time (35 s instead of 18 s on two cores of an AMD EPYC).
+train in float32: torch.autocast to bfloat16 was slower where it was tried (two
+cores of an AMD EPYC with AVX512-BF16).
 """
 
 import functools

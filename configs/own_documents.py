@@ -5,39 +5,25 @@ training questions, those of the quickstart the other half.
 """
 
 from vtokens import config
-from vtokens.recipes import smollm2
-
-_QUICKSTART = 'package:vtokens/data/quickstart'
+from vtokens.settings import config_file
 
 
 def get_config() -> config.Config:
   """For two CPU cores, the quickstart's base, and `train.jsonl`."""
-  return config.Config(
-    workdir='runs/own_documents',
-    base=smollm2.base(),
-    virtual_tokens=config.VirtualTokens(draw='power', draw_exponent=0.5),
-    data=config.Data(
-      train=('own=train.jsonl', f'{_QUICKSTART}/train.jsonl.gz'),
-      test=('own=test.jsonl',),
-      passages=config.Passages(number=(2, 3)),
-      mixture=config.Mixture(
-        weighting='weights',
-        weights={'own': 2.0, 'squad': 1.0, 'entityquestions': 1.0},
-      ),
-      # A row holds two examples.
-      batch_size=8,
-      examples_per_row=2,
-      max_prefix_tokens=704,
-      max_suffix_tokens=152,
-      window_batches=32,
-      max_answer_tokens=24,
-    ),
-    optim=config.Optim(learning_rate=1e-2, warmup_steps=10),
-    train=config.Train(num_steps=32, validate_every=32, checkpoint_every=8),
-    eval=config.Eval(
-      batch_size=10,
-      num_passages=3,
-      max_new_tokens=12,
-      num_active=(1, 50),
-    ),
+  cfg: config.Config = config_file.load('configs/quickstart.py', config.Config)
+  cfg.workdir = 'runs/own_documents'
+  cfg.virtual_tokens = config.VirtualTokens(draw='power', draw_exponent=0.5)
+  cfg.data.train = ('own=train.jsonl', *cfg.data.train)
+  cfg.data.validation = ()
+  cfg.data.test = ('own=test.jsonl',)
+  cfg.data.passages = config.Passages(number=(2, 3))
+  cfg.data.mixture = config.Mixture(
+    weighting='weights',
+    weights={'own': 2.0, 'squad': 1.0, 'entityquestions': 1.0},
   )
+  cfg.optim.learning_rate = 1e-2
+  cfg.train = config.Train(num_steps=32, validate_every=32, checkpoint_every=8)
+  cfg.eval = config.Eval(
+    batch_size=10, num_passages=3, max_new_tokens=12, num_active=(1, 50)
+  )
+  return cfg

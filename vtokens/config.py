@@ -72,9 +72,9 @@ class Base(schema.Section):
       int8 (one scale per output channel) or int4 (one scale per group of 64
       inputs). They are rounded while loading. Embedding, head, norms and
       biases stay in dtype, and products give dtype. With bfloat16 both factors
-      of a product are rounded to bfloat16, which doubles the speed of float32
-      on CPUs with AVX512-BF16 or AMX. A table trained with one of these works
-      with the others. A GGUF file's own quantisation needs no setting: its
+      of a product are rounded to bfloat16, which is faster than float32 on
+      CPUs with AVX512-BF16. A table trained with one of these works with the
+      others. A GGUF file's own quantisation needs no setting: its
       values are read as they are. Only an evaluation of runs may leave it
       empty. See docs/models.md.
     attention: auto (a kernel that writes no scores to memory, where there is

@@ -33,18 +33,6 @@ KEY = 'a-key-for-tests'
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  root = tmp_path_factory.mktemp('served')
-  tiny_service.write_runs(root)
-  return root
-
-
-@pytest.fixture(scope='module')
-def engine(place):
-  return tiny_service.open_engine(place)
-
-
-@pytest.fixture(scope='module')
 def server(engine, place):
   with tiny_service.serving(engine, place) as found:
     yield found

@@ -24,18 +24,6 @@ def driver(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  root = tmp_path_factory.mktemp('served')
-  tiny_service.write_runs(root)
-  return root
-
-
-@pytest.fixture(scope='module')
-def engine(place):
-  return tiny_service.open_engine(place)
-
-
-@pytest.fixture(scope='module')
 def server(engine, place):
   passage = {'id': 'p', 'title': f'Title {EVIL}', 'text': f'When {EVIL}'}
   index = tiny_service.make_index(place / 'index', [passage])

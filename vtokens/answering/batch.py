@@ -85,7 +85,7 @@ class Batch:
     self._num_top = (
       NUM_TOP if any(one.request.num_logprobs for one in prepared) else 0
     )
-    self._arguments: tuple[Any, ...] = ()
+    self._inputs: generate.Inputs | None = None
     self._progress: generate.Progress | None = None
     self._seen = 0
 
@@ -117,7 +117,7 @@ class Batch:
       last = min(self._seen + tokens, self._most)
       if last > 1:
         progress = generate.advance(
-          *self._arguments,
+          self._inputs,
           progress,
           self._put(self._ended()),
           np.int32(last),
@@ -129,7 +129,7 @@ class Batch:
     found = self._read(out, last)
     if self.done:
       # The caches are large.
-      self._progress, self._arguments = None, ()
+      self._progress = self._inputs = None
     return found
 
   def _begin(self) -> generate.Progress:
@@ -146,7 +146,7 @@ class Batch:
       self._num_rows,
       padding.coarse_suffix(max(example.suffix_len for example in examples)),
     )
-    self._arguments = (
+    self._inputs = generate.Inputs(
       base.params,
       self._tokens.values,
       cache,
@@ -156,7 +156,7 @@ class Batch:
       self._put(self._limits()),
     )
     progress: generate.Progress = generate.begin(
-      *self._arguments,
+      self._inputs,
       graph=base.graph,
       max_new_tokens=self._most,
       trainable=trainable,

@@ -239,30 +239,39 @@ def generate(
   Returns:
     The tokens and their log-probabilities.
   """
-  run = _Generation(
-    nnx.merge(graph, base),
-    trainable,
-    trained,
-    cache,
-    suffixes,
-    endings,
-    sampling,
-    None,
-  )
+  inputs = Inputs(base, trained, cache, suffixes, endings, sampling)
+  run = _Generation(nnx.merge(graph, base), trainable, inputs)
   return run.advance(run.begin(max_new_tokens, 0), max_new_tokens).out
+
+
+@struct.dataclass
+class Inputs:
+  """Arrays that `begin` and every `advance` after it need.
+
+  Attributes:
+    base: see `generate`.
+    trained: see `generate`.
+    cache: see `generate`.
+    suffixes: see `generate`.
+    endings: see `generate`.
+    sampling: see `generate`.
+    limits: what else ends an answer; None for nothing.
+  """
+
+  base: nnx.State[str, Any]
+  trained: Values
+  cache: KVCache
+  suffixes: Suffixes
+  endings: Endings
+  sampling: Sampling | None = None
+  limits: RowLimits | None = None
 
 
 @functools.partial(
   jax.jit, static_argnames=('graph', 'max_new_tokens', 'trainable', 'num_top')
 )
 def begin(
-  base: nnx.State[str, Any],
-  trained: Values,
-  cache: KVCache,
-  suffixes: Suffixes,
-  endings: Endings,
-  sampling: Sampling | None,
-  limits: RowLimits,
+  inputs: Inputs,
   *,
   graph: nnx.GraphDef[Decoder],
   max_new_tokens: int,
@@ -272,13 +281,7 @@ def begin(
   """Generates the first token of each branch; `advance` goes on.
 
   Args:
-    base: see `generate`.
-    trained: see `generate`.
-    cache: see `generate`.
-    suffixes: see `generate`.
-    endings: see `generate`.
-    sampling: see `generate`.
-    limits: what else ends an answer.
+    inputs: prompts, and how to continue them.
     graph: see `generate`.
     max_new_tokens: longest answer of all rows.
     trainable: see `generate`.
@@ -287,28 +290,13 @@ def begin(
   Returns:
     What `advance` continues.
   """
-  run = _Generation(
-    nnx.merge(graph, base),
-    trainable,
-    trained,
-    cache,
-    suffixes,
-    endings,
-    sampling,
-    limits,
-  )
+  run = _Generation(nnx.merge(graph, inputs.base), trainable, inputs)
   return run.begin(max_new_tokens, num_top)
 
 
 @functools.partial(jax.jit, static_argnames=('graph', 'trainable'))
 def advance(
-  base: nnx.State[str, Any],
-  trained: Values,
-  cache: KVCache,
-  suffixes: Suffixes,
-  endings: Endings,
-  sampling: Sampling | None,
-  limits: RowLimits,
+  inputs: Inputs,
   progress: Progress,
   stopped: Bool[Array, 'B'],
   last: Int[Array, ''],
@@ -319,14 +307,8 @@ def advance(
   """Generates further tokens, until all branches have ended.
 
   Args:
-    base: see `generate`.
-    trained: see `generate`.
-    cache: see `generate`.
-    suffixes: see `generate`.
-    endings: see `generate`.
-    sampling: see `generate`.
-    limits: see `begin`.
-    progress: what `begin` or `advance` returned for the same arguments.
+    inputs: those of `begin`.
+    progress: what `begin` or `advance` returned for the same inputs.
     stopped: rows that the caller has ended; array of shape [B], bool.
     last: number of tokens after which to return, counted from the first one;
       at most the `max_new_tokens` of `begin`; int32 scalar.
@@ -336,16 +318,7 @@ def advance(
   Returns:
     What the next `advance` continues.
   """
-  run = _Generation(
-    nnx.merge(graph, base),
-    trainable,
-    trained,
-    cache,
-    suffixes,
-    endings,
-    sampling,
-    limits,
-  )
+  run = _Generation(nnx.merge(graph, inputs.base), trainable, inputs)
   ended = progress.done | stopped[:, None]
   return run.advance(dataclasses.replace(progress, done=ended), last)
 
@@ -354,34 +327,34 @@ def advance(
 class _Generation:
   """The parts of `generate`, to be traced.
 
-  Attributes: see `generate` and `begin`.
+  Attributes:
+    decoder: the base.
+    trainable: see `generate`.
+    inputs: prompts, and how to continue them.
   """
 
   decoder: Decoder
   trainable: Trainable
-  trained: Values
-  cache: KVCache
-  suffixes: Suffixes
-  endings: Endings
-  sampling: Sampling | None
-  limits: RowLimits | None
+  inputs: Inputs
 
   @functools.cached_property
   def _before(self) -> list[KVCache]:
     """The caches that are only read."""
-    spans = self.suffixes.spans
-    own = self.trainable.caches(self.decoder, self.trained, spans)
-    return [self.cache, *own]
+    inputs = self.inputs
+    own = self.trainable.caches(
+      self.decoder, inputs.trained, inputs.suffixes.spans
+    )
+    return [inputs.cache, *own]
 
   @functools.cached_property
   def _last(self) -> Int[Array, 'B C']:
-    return jnp.maximum(self.suffixes.last, 0)
+    return jnp.maximum(self.inputs.suffixes.last, 0)
 
   def begin(self, max_new_tokens: int, num_top: int) -> Progress:
     """Runs the suffixes and chooses the first token."""
-    suffixes, endings = self.suffixes, self.endings
+    suffixes, endings = self.inputs.suffixes, self.inputs.endings
     hidden, kv = self.decoder(
-      self.trainable.embed(self.decoder, self.trained, suffixes.ids),
+      self.trainable.embed(self.decoder, self.inputs.trained, suffixes.ids),
       suffixes.positions,
       self._before,
       segments=suffixes.segments,
@@ -414,15 +387,15 @@ class _Generation:
 
   def advance(self, progress: Progress, last: int | Int[Array, '']) -> Progress:
     """Generates tokens until there are `last`."""
-    rows, branches = self.suffixes.last.shape
-    first_slot = self.suffixes.ids.shape[1]
+    rows, branches = self.inputs.suffixes.last.shape
+    first_slot = self.inputs.suffixes.ids.shape[1]
     segments = None
-    if self.suffixes.segments is not None:
+    if self.inputs.suffixes.segments is not None:
       segments = jnp.broadcast_to(
         jnp.arange(branches, dtype=jnp.int32), (rows, branches)
       )
-    length = jnp.take_along_axis(self.suffixes.positions, self._last, axis=1)
-    length = length + 1
+    positions = self.inputs.suffixes.positions
+    length = jnp.take_along_axis(positions, self._last, axis=1) + 1
 
     def unfinished(now: Progress) -> Bool[Array, '']:
       return (now.step < last) & ~now.done.all()
@@ -445,11 +418,11 @@ class _Generation:
 
   def _pick(self, now: Progress, hidden: Float[Array, 'B C D']) -> Progress:
     """Chooses the next token of each branch."""
-    endings, step = self.endings, now.step
+    endings, step = self.inputs.endings, now.step
     logits = self.decoder.logits(hidden, stationary=True)
     scores = logits
-    if self.sampling is not None:
-      scores = _perturb(logits, self.sampling, step)
+    if self.inputs.sampling is not None:
+      scores = _perturb(logits, self.inputs.sampling, step)
     token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     log_prob = jnp.where(now.done, 0.0, _log_prob(logits, token))
     token = jnp.where(now.done, endings.eos_id, token)
@@ -469,11 +442,11 @@ class _Generation:
       )
     begun = now.begun | ~endings.is_blank[token]
     newline = begun & endings.is_newline[token]
-    if self.limits is not None:
-      newline &= self.limits.at_newline[:, None]
+    if self.inputs.limits is not None:
+      newline &= self.inputs.limits.at_newline[:, None]
     done = now.done | endings.is_end[token] | newline
-    if self.limits is not None:
-      done |= step + 1 >= self.limits.most[:, None]
+    if self.inputs.limits is not None:
+      done |= step + 1 >= self.inputs.limits.most[:, None]
     return Progress(step + 1, token, now.tail, done, begun, out)
 
 

@@ -93,8 +93,26 @@ _MISTRAL_V3 = {
   'sliding_window': None,
 }
 
-# Layers of Gemma 3 and Command R7B with a window, one of how many has none.
-_GEMMA3_PERIOD, _COMMAND_PERIOD = 6, 4
+_QWEN3_8B = {
+  'model_type': 'qwen3',
+  'attention_bias': False,
+  'vocab_size': 151936,
+  'head_dim': 128,
+  'hidden_size': 4096,
+  'intermediate_size': 12288,
+  'num_hidden_layers': 36,
+  'num_attention_heads': 32,
+  'num_key_value_heads': 8,
+  'hidden_act': 'silu',
+  'max_position_embeddings': 40960,
+  'max_window_layers': 36,
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 1000000,
+  'rope_scaling': None,
+  'sliding_window': None,
+  'use_sliding_window': False,
+  'tie_word_embeddings': False,
+}
 
 
 def _windows(layers: int, period: int) -> list[str]:
@@ -140,29 +158,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     },
     7_615_616_512,
   ),
-  'Qwen/Qwen3-8B': (
-    {
-      'model_type': 'qwen3',
-      'attention_bias': False,
-      'vocab_size': 151936,
-      'head_dim': 128,
-      'hidden_size': 4096,
-      'intermediate_size': 12288,
-      'num_hidden_layers': 36,
-      'num_attention_heads': 32,
-      'num_key_value_heads': 8,
-      'hidden_act': 'silu',
-      'max_position_embeddings': 40960,
-      'max_window_layers': 36,
-      'rms_norm_eps': 1e-6,
-      'rope_theta': 1000000,
-      'rope_scaling': None,
-      'sliding_window': None,
-      'use_sliding_window': False,
-      'tie_word_embeddings': False,
-    },
-    8_190_735_360,
-  ),
+  'Qwen/Qwen3-8B': (_QWEN3_8B, 8_190_735_360),
   'microsoft/Phi-3-mini-4k-instruct': (
     {
       'model_type': 'phi3',
@@ -231,7 +227,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
         'rope_local_base_freq': 10000.0,
         'rope_scaling': {'factor': 8.0, 'rope_type': 'linear'},
         'sliding_window': 1024,
-        'layer_types': _windows(48, _GEMMA3_PERIOD),
+        'layer_types': _windows(48, 6),
       },
     },
     11_766_034_176,
@@ -264,18 +260,9 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     {
       'model_type': 'qwen3_vl',
       'text_config': {
+        **_QWEN3_8B,
         'model_type': 'qwen3_vl_text',
-        'attention_bias': False,
-        'vocab_size': 151936,
-        'head_dim': 128,
-        'hidden_size': 4096,
-        'intermediate_size': 12288,
-        'num_hidden_layers': 36,
-        'num_attention_heads': 32,
-        'num_key_value_heads': 8,
-        'hidden_act': 'silu',
         'max_position_embeddings': 262144,
-        'rms_norm_eps': 1e-6,
         'rope_theta': 5000000,
         'rope_scaling': {
           'mrope_interleaved': True,
@@ -328,7 +315,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
       'max_position_embeddings': 132096,
       'rope_theta': 50000,
       'sliding_window': 4096,
-      'layer_types': _windows(32, _COMMAND_PERIOD),
+      'layer_types': _windows(32, 4),
       'tie_word_embeddings': True,
     },
     8_028_033_024,

@@ -1,5 +1,6 @@
 """Bodies of replies, as OpenAI's clients read them."""
 
+import abc
 import json
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class Shape(Protocol):
     """An event without text, with the number of tokens."""
 
 
-class _Reply:
+class _Reply(abc.ABC):
   """What both have.
 
   Args:
@@ -109,14 +110,17 @@ class _Reply:
   def _event(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
     return {**self._head(self._part), 'choices': choices}
 
+  @abc.abstractmethod
   def _choice(self, answer: Piece) -> dict[str, Any]:
-    raise NotImplementedError
+    """The choice of a whole reply."""
 
+  @abc.abstractmethod
   def _first_choice(self) -> dict[str, Any]:
-    raise NotImplementedError
+    """The choice of the first event of a stream."""
 
+  @abc.abstractmethod
   def _part_choice(self, piece: Piece) -> dict[str, Any]:
-    raise NotImplementedError
+    """The choice of a further event."""
 
 
 class ChatReply(_Reply):

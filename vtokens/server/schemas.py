@@ -1,5 +1,6 @@
 """Bodies of requests: OpenAI's fields, and three of our own."""
 
+import abc
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
@@ -95,7 +96,7 @@ class StreamOptions(_Section):
   include_obfuscation: bool = False
 
 
-class Request(_Section):
+class Request(_Section, abc.ABC):
   """Fields that both kinds of requests have.
 
   Attributes:
@@ -126,13 +127,13 @@ class Request(_Section):
     return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
   @property
+  @abc.abstractmethod
   def num_top(self) -> int | None:
     """Likeliest tokens to tell at each place; None without log-probabilities.
 
     Raises:
       ApiError: fields do not go together.
     """
-    raise NotImplementedError
 
 
 class ChatRequest(Request):

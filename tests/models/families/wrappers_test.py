@@ -194,6 +194,19 @@ _GEMMA_3_4B = {
 }
 
 
+@pytest.mark.parametrize(
+  ('model_type', 'text'),
+  [
+    ('gemma3', {'model_type': 'gemma3_text', 'final_logit_softcapping': 30.0}),
+    ('llava_next', {'model_type': 'granite', 'logits_scaling': 8.0}),
+    ('llava', {'model_type': 'cohere2', 'logit_scale': 0.25}),
+  ],
+)
+def test_logits_that_the_wrapper_would_not_scale(model_type, text):
+  with pytest.raises(errors.UserError, match='text_config: logits of'):
+    registry.from_hf({'model_type': model_type, 'text_config': text})
+
+
 def test_missing_fields_of_the_text_part():
   found = registry.from_hf(_GEMMA_3_4B)
   assert (found.vocab_size, found.num_heads, found.num_kv_heads) == (

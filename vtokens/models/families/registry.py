@@ -115,7 +115,8 @@ def from_hf(
     errors.UserError: a field is missing, or has a value that this decoder
       does not implement. Nothing that changes the numbers is ignored.
   """
-  if wrappers.wrapper_of(config):
+  wrapped = wrappers.wrapper_of(config) is not None
+  if wrapped:
     inner = wrappers.text_fields(config, where)
     family = _family_of_type(inner, where, config['model_type'])
     outer = {key: v for key, v in config.items() if key in _OBEYED}
@@ -157,7 +158,24 @@ def from_hf(
       rope_lib.check(kind.rope, found.rotary_dim or found.head_dim)
   except ValueError as e:
     raise errors.UserError(f'{where}: {e}') from None
+  if wrapped:
+    _check_plain_logits(found, where)
   return found
+
+
+def _check_plain_logits(config: DecoderConfig, where: str) -> None:
+  """Refuses a wrapper around a decoder that changes its head's products.
+
+  transformers' wrappers have a head of their own, without the change; other
+  programs run the whole decoder.
+  """
+  scaled = config.logit_scale != 1.0 or config.logit_divisor != 1.0
+  if scaled or config.logit_softcap is not None:
+    raise errors.UserError(
+      f'{where}: logits of {config.model_type} are scaled or capped, which '
+      'transformers leaves out in a multimodal model and other programs do '
+      'not; export the text part as a causal language model of its own'
+    )
 
 
 def _family_of_type(

@@ -554,7 +554,7 @@ def test_three_processes_with_unequal_shards(whole, root, tmp_path):
   assert not (tmp_path / '2').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_over_a_mesh_of_eight_devices(whole, root, tmp_path):
   """Batches of three become four rows, over data and fsdp."""
   done = command(

@@ -263,7 +263,7 @@ def test_a_table_of_another_width(tmp_path):
   assert not (tmp_path / 'out').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_base_in_gguf(smollm2_path, tmp_path):
   """The real SmolLM2, written for transformers; the tokenizer as well."""
   trained_runs.write_run(tmp_path / 'run', smollm2_path)

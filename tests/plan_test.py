@@ -56,12 +56,16 @@ def _run(tmp_path, topology, *overrides, config_file='tiny.py', timeout=900):
   'file, base, topology, mesh',
   [
     ('mistral_7b_instruct', '', 'v5e:4x4', (1, 16, 1)),
-    ('llama2_13b_chat', '', 'v5e:4x4', (1, 16, 1)),
-    (
+    pytest.param(
+      *('llama2_13b_chat', '', 'v5e:4x4', (1, 16, 1)),
+      marks=pytest.mark.exhaustive,
+    ),
+    pytest.param(
       'llama2_13b_chat',
       'meta-llama/Llama-2-70b-chat-hf',
       'v5p:2x2x4',
       (1, 16, 1),
+      marks=pytest.mark.exhaustive,
     ),
   ],
 )
@@ -134,7 +138,10 @@ def test_one_that_does_not_fit(tmp_path):
   [
     ('meta-llama/Llama-2-13b-hf', 'v5e:1x1', 15.75 * 2**30),
     # In place of a GPU of this size.
-    ('meta-llama/Llama-2-70b-hf', 'v5p:1x1x1', 80e9),
+    pytest.param(
+      *('meta-llama/Llama-2-70b-hf', 'v5p:1x1x1', 80e9),
+      marks=pytest.mark.exhaustive,
+    ),
   ],
 )
 def test_one_chip_holds_a_quantised_base(base, topology, most):
@@ -163,7 +170,9 @@ def test_one_chip_holds_a_quantised_base(base, topology, most):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', ['int8', 'int4'])
+@pytest.mark.parametrize(
+  'method', ['int8', pytest.param('int4', marks=pytest.mark.exhaustive)]
+)
 def test_no_stack_of_matrices_is_laid_out_anew(method):
   """As the compiler does with those in float; see quantize.py."""
   base = DecoderConfig(
@@ -243,7 +252,7 @@ def test_what_is_advised_first(monkeypatch, quantize):
     pytest.param(
       ('v5e:2x2', '--config.base.path=no/such'),
       'no/such is no local path',
-      marks=pytest.mark.slow,
+      marks=pytest.mark.exhaustive,
     ),
   ],
 )
@@ -358,7 +367,9 @@ def test_v4_chips_are_one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('accumulation', [1, 2])
+@pytest.mark.parametrize(
+  'accumulation', [pytest.param(1, marks=pytest.mark.exhaustive), 2]
+)
 def test_only_the_table_goes_between_slices(accumulation):
   target = aot.find_target('v5e:2x2', num_slices=2)
   assert target.name == '2 x v5e:2x2'

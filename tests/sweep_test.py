@@ -313,7 +313,7 @@ def test_a_mistake_in_the_command(place, tmp_path):
   assert not (tmp_path / 'x').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_at_random_ends_the_same(place, tmp_path):
   def command(workdir):
     return [

@@ -284,7 +284,7 @@ def test_killed_at_any_time_ends_the_same(place, reference):
   assert not [p for p in workdir.rglob('*') if 'tmp' in p.name]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_at_random_ends_the_same(place):
   """As often as VTOKENS_KILLS says; half of it while the run still starts."""
   kills = int(os.environ.get('VTOKENS_KILLS', '4'))
@@ -414,7 +414,7 @@ def test_stopped_by_signals_ends_the_same(place, reference):
   tiny_run.assert_same_result(workdir, reference[0])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_with_several_examples_to_a_row(place):
   """And what was tokenised before the kill is not tokenised again."""
   overrides = (*_PACKED, *_ONLY_TRAIN)
@@ -447,7 +447,7 @@ def test_killed_with_several_examples_to_a_row(place):
     assert row['loss'] != row['nll']
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_with_the_tokens_first(place):
   """Two examples to a row, each with its passages in the suffix."""
   overrides = (

@@ -213,7 +213,7 @@ with open(out, 'w') as file:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes(tiny_dir, tmp_path):
   import json
   import socket

@@ -436,7 +436,9 @@ for load in (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize(
+  'method', [pytest.param('int8', marks=pytest.mark.exhaustive), 'int4']
+)
 def test_the_same_over_every_mesh(tmp_path, method):
   sizes = {
     'hidden_size': 512,

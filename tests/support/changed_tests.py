@@ -7,7 +7,8 @@ name: `tests/data/mixture_test.py` for `vtokens/data/mixture.py`. A module
 without one is tested by the test files that import it; if there are none, by
 those of the modules that import it. For `configs/`, `docs/` and `launch/` it
 runs `configs_test.py` and so on, for a Markdown file beside them
-`docs_test.py`. Tests marked `slow` are left out.
+`docs_test.py`. Tests marked `slow` or `exhaustive` are left
+out.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def main() -> int:
     return 0
   print('\n'.join(tests), flush=True)
   return pytest.main(
-    ['--rootdir', str(_ROOT), '-m', 'not slow', *more]
+    ['--rootdir', str(_ROOT), '-m', 'not slow and not exhaustive', *more]
     + [str(_ROOT / path) for path in tests]
   )
 

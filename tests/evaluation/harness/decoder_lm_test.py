@@ -201,7 +201,7 @@ def test_nothing_is_asked_twice(tiny_dir, tmp_path):
     log()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smollm2(smollm2_path):
   model = transformers.AutoModelForCausalLM.from_pretrained(
     smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32

@@ -79,7 +79,9 @@ def test_bootstrap_agrees_with_scipy(binary):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('sizes', [(150,), (40, 160)])
+@pytest.mark.parametrize(
+  'sizes', [pytest.param((150,), marks=pytest.mark.exhaustive), (40, 160)]
+)
 def test_coverage(sizes):
   """Of 400 simulated evaluations about 95 % have the truth inside."""
   rng = np.random.default_rng(5)

@@ -84,7 +84,7 @@ def _write_large(directory: pathlib.Path) -> None:
   (directory / 'config.json').write_text(json.dumps(LARGE))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_peak_memory_of_loading_gigabytes(tmp_path):
   _write_large(tmp_path)

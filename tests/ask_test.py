@@ -382,6 +382,7 @@ def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
     (['--question= '], '--question: expected a text that is not blank'),
     (['--question=a?', '--index=x', '--passage=y'], '--index finds'),
     (['--question=a?', '--index=nowhere'], 'nowhere: holds no corpus'),
+    (['--question=a?', '--encoder=x'], '--encoder: expected --index'),
     (['--question=a?', '--passages=nowhere'], 'nowhere: cannot be read'),
     (['--compare'], '--compare: expected --question'),
     (['--question=a?', '--num_active=9'], '--num_active=9'),

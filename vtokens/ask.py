@@ -57,6 +57,9 @@ _INDEX = flags.define_path(
 _RETRIEVER = absl_flags.DEFINE_string(
   'retriever', None, 'Name of the retriever in --index, if it has several.'
 )
+_ENCODER = flags.define_path(
+  'encoder', None, 'Model of a dense retriever in --index.'
+)
 _NUM_PASSAGES = absl_flags.DEFINE_integer(
   'num_passages', 5, 'Passages to find in --index.'
 )
@@ -155,6 +158,9 @@ def _shown() -> Shown:
   if _PASSAGES.value is not None:
     given += asked_passages.read(_PASSAGES.value)
   if _INDEX.value is None:
+    for flag in (_RETRIEVER, _ENCODER):
+      if flag.value is not None:
+        raise errors.UserError(f'--{flag.name}: expected --index with it')
     return Shown(given)
   if given:
     raise errors.UserError(
@@ -164,7 +170,7 @@ def _shown() -> Shown:
   number = prompt_ids.check_number(
     _NUM_PASSAGES.value, 1, 10_000, '--num_passages'
   )
-  index = open_index.open_index(_INDEX.value, _RETRIEVER.value)
+  index = open_index.open_index(_INDEX.value, _RETRIEVER.value, _ENCODER.value)
   return Shown((), index, number)
 
 

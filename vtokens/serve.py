@@ -34,7 +34,7 @@ _RETRIEVER = absl_flags.DEFINE_string(
   'retriever', None, 'Name of the retriever in it; default: the only one.'
 )
 _ENCODER = flags.define_path(
-  'encoder', None, 'Model of a dense retriever, as in its config.'
+  'encoder', None, 'Model of a dense retriever in --index.'
 )
 _NUM_PASSAGES = absl_flags.DEFINE_integer(
   'num_passages',
@@ -179,12 +179,9 @@ def _index() -> Any:
   """The index of passages, or None."""
   if _INDEX.value is None:
     return None
-  from vtokens.retrieval import open_index, retrieval_config
+  from vtokens.retrieval import open_index
 
-  dense = None
-  if _ENCODER.value is not None:
-    dense = retrieval_config.Dense(model=_ENCODER.value)
-  return open_index.open_index(_INDEX.value, _RETRIEVER.value, dense)
+  return open_index.open_index(_INDEX.value, _RETRIEVER.value, _ENCODER.value)
 
 
 def main(argv: Sequence[str]) -> None:

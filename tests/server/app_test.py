@@ -22,6 +22,7 @@ from vtokens.evaluation.asking.answering import Answerer
 from vtokens.evaluation.asking.evaluator import Evaluator
 from vtokens.evaluation.asking.prompter import Prompter, tokens_variant
 from vtokens.evaluation.trained_tokens import TrainedTokens
+from vtokens.method import kinds
 from vtokens.models import frozen_base
 from vtokens.run.workdir import RunDir
 from vtokens.server.limits import Limits
@@ -61,14 +62,16 @@ def _offline(place, table, k, records):
     Answerer(base, mesh, cfg.eval, cfg.seed),
     Prompter(assembler, cfg.eval, cfg.seed),
   )
-  variant = tokens_variant(TrainedTokens('', finished.values, assembler), k)
+  trainable = kinds.trainable_of(cfg.virtual_tokens)
+  tokens = TrainedTokens('', finished.values, assembler, trainable)
+  variant = tokens_variant(tokens, k)
   answers = evaluator.answers(records, [variant], label='')[variant.name]
   return [answer.text for answer in answers]
 
 
 @pytest.mark.slow
 def test_greedy_answers_are_those_of_an_evaluation(place, server):
-  """Of many clients at once, with two tables and any number of tokens."""
+  """Of many clients at once, with several tables and numbers of tokens."""
   records = [
     Record(
       id=f'q{i}',
@@ -81,7 +84,7 @@ def test_greedy_answers_are_those_of_an_evaluation(place, server):
   ]
   asked = [
     (table, k, record, text)
-    for table in ('one', 'two')
+    for table in tiny_service.NAMES
     for k in (1, 5)
     for record, text in zip(
       records, _offline(place, table, k, records), strict=True
@@ -325,7 +328,7 @@ def test_other_addresses_and_bodies(server):
     assert client.get('/health').json() == {'status': 'ok'}
     assert client.get('/ready').json() == {'status': 'ready'}
   names = [model.id for model in server.client().models.list()]
-  assert names == ['one', 'two', 'base']
+  assert names == [*tiny_service.NAMES, 'base']
   assert server.client().models.retrieve('two').vtokens['k'] == 5
 
 

@@ -1,4 +1,4 @@
-"""A tiny base with two tables, served by this process."""
+"""A tiny base with two tables and keys and values, served by this process."""
 
 import json
 import shutil
@@ -13,9 +13,11 @@ from vtokens.retrieval import open_index, retrieval_config
 from vtokens.server import local_backend
 from vtokens.serving import table_file
 
+NAMES = ('one', 'two', 'kv')
+
 
 def write_runs(root):
-  """Two runs of one tiny base, `root/one` and `root/two`."""
+  """Runs of one tiny base: tables `one` and `two`, keys and values `kv`."""
   tiny_models.save(
     root / 'base',
     max_position_embeddings=1024,
@@ -29,6 +31,7 @@ def write_runs(root):
   settings = json.loads(path.read_text())
   settings['data']['max_suffix_tokens'] = 260
   path.write_text(json.dumps(settings))
+  trained_runs.write_keys_values(root / 'kv', root / 'one')
   shutil.copytree(root / 'one', root / 'two')
   path = root / 'two' / 'table.safetensors'
   values, metadata = table_file.load(path)
@@ -36,11 +39,11 @@ def write_runs(root):
 
 
 def serving(engine, root, **settings):
-  """Serves both tables with an engine that has them; see `served.serving`."""
+  """Serves all runs with an engine that has them; see `served.serving`."""
 
   def make(metrics):
     backend = local_backend.LocalBackend(engine, metrics)
-    for name in ('one', 'two'):
+    for name in NAMES:
       backend.load_now(name, str(root / name))
     return backend
 

@@ -11,7 +11,8 @@ import tiny_models
 from vtokens import config
 from vtokens.exports import export_config
 from vtokens.models import frozen_base
-from vtokens.serving import table_file
+from vtokens.run.workdir import RunDir
+from vtokens.serving import table_file, trained_file
 from vtokens.settings import schema
 
 ROWS = 5
@@ -82,6 +83,26 @@ def write_run(
     'tokenizer_sha256': opened.tokenizer.sha256,
   }
   (directory / 'base.json').write_text(json.dumps(identity))
+
+
+def write_keys_values(directory: pathlib.Path, run: pathlib.Path) -> None:
+  """Writes a run of random keys and values, made of a run of a table."""
+  directory.mkdir()
+  settings = json.loads((run / 'config.json').read_text())
+  settings['virtual_tokens']['kind'] = 'kv'
+  (directory / 'config.json').write_text(json.dumps(settings))
+  finished = RunDir(run).read('--workdir')
+  base = frozen_base.open_base(finished.config.base).config
+  rng = np.random.default_rng(1)
+  shape = (base.num_layers, ROWS, base.num_kv_heads, base.head_dim)
+  trained_file.save(
+    directory / trained_file.NAMES['kv'],
+    {
+      name: rng.normal(size=shape).astype(np.float32)
+      for name in ('keys', 'values')
+    },
+    {'fingerprint': finished.bases[0]['fingerprint']},
+  )
 
 
 def settings(workdir, **changes) -> export_config.Config:

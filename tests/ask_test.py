@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 
 from vtokens import ask, config
 from vtokens.answering import Completion, answer_file, run
+from vtokens.data import formats
 from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage, Record
 from vtokens.devices import partitioning
@@ -334,6 +335,37 @@ def test_a_file(say, loaded, tmp_path):
     say(*arguments)
 
 
+def test_records_of_a_teacher(say, loaded, tmp_path):
+  """What the run answers is read as training records."""
+  source, target = tmp_path / 'q.jsonl', tmp_path / 'records.jsonl'
+  given = [{'id': 'p1', 'title': 'T', 'text': 'big'}, {'text': 'small'}]
+  rows = [
+    {'id': 'a', 'question': 'what?', 'passages': given, 'answers': ['human']},
+    {'id': 'b', 'question': 'who?', 'k': 2},
+  ]
+  source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  arguments = [f'--input={source}', f'--output={target}', '--passage=known']
+  say(*arguments, '--records')
+  expected = [
+    loaded.answer('what?', given).text,
+    loaded.answer('who?', ['known'], 2).text,
+  ]
+  written = [json.loads(line) for line in target.read_text().splitlines()]
+  assert [row['answers'] for row in written] == [[text] for text in expected]
+  first, second = formats.read_records(
+    [str(target)], report=formats.BadRecords()
+  )
+  assert (first.id, second.id) == ('a', 'b')
+  assert len(first.answers) == len(second.answers) == 1
+  [shown] = first.passages.values()
+  assert [(p.id, p.title, p.text) for p in shown] == [
+    ('p1', 'T', 'big'),
+    ('', '', 'small'),
+  ]
+  [shown] = second.passages.values()
+  assert [p.text for p in shown] == ['known']
+
+
 def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
   """Killed in its second batch, while a line was written."""
   source, target = tmp_path / 'q.jsonl', tmp_path / 'a.jsonl'
@@ -379,6 +411,7 @@ def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
   ('arguments', 'message'),
   [
     (['--input=q.jsonl'], '--input and --output'),
+    (['--question=a?', '--records'], '--records: expected --input'),
     (['--question= '], '--question: expected a text that is not blank'),
     (['--question=a?', '--index=x', '--passage=y'], '--index finds'),
     (['--question=a?', '--index=nowhere'], 'nowhere: holds no corpus'),

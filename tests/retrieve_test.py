@@ -19,7 +19,6 @@ from vtokens.host import errors
 from vtokens.retrieval import retrieval_config
 
 ROOT = pathlib.Path(__file__).parents[1]
-SHARED = ROOT.parent / 'shared' / 'data'
 
 # Ends the process by SIGKILL around the n-th file or directory that is put in
 # its place: just before for even n, just after for odd n.

@@ -78,6 +78,12 @@ _OUTPUT = flags.define_path(
   None,
   'Gets the answers of --input. The same command goes on after a kill.',
 )
+_RECORDS = absl_flags.DEFINE_boolean(
+  'records',
+  False,
+  'Write --output as records to train with: the answers as accepted ones, with '
+  'their passages.',
+)
 _BATCH_SIZE = absl_flags.DEFINE_integer(
   'batch_size', 8, 'Questions of --input that are answered together.'
 )
@@ -181,6 +187,8 @@ def main(argv: Sequence[str]) -> None:
     raise errors.UserError('--workdir is needed')
   if (_INPUT.value is None) != (_OUTPUT.value is None):
     raise errors.UserError('--input and --output are needed together')
+  if _RECORDS.value and _INPUT.value is None:
+    raise errors.UserError('--records: expected --input and --output with it')
   if _INPUT.value is not None and _QUESTION.value is not None:
     raise errors.UserError('expected --question or --input, not both')
   if _INPUT.value is not None and _COMPARE.value:
@@ -196,7 +204,13 @@ def main(argv: Sequence[str]) -> None:
     _count(loaded, k)
     size = prompt_ids.check_number(_BATCH_SIZE.value, 1, 10_000, '--batch_size')
     before = answer_file.answer(
-      loaded, _INPUT.value, _OUTPUT.value, shown, k=k, batch_size=size
+      loaded,
+      _INPUT.value,
+      _OUTPUT.value,
+      shown,
+      k=k,
+      batch_size=size,
+      records=_RECORDS.value,
     )
     if before:
       writers.say(f'{before:,} answers were there before')

@@ -14,14 +14,14 @@ from etils import epath
 
 from vtokens.answering import shown_answers
 from vtokens.answering.asked_passages import Shown
-from vtokens.answering.requests import Prepared, Request
+from vtokens.answering.requests import Completion, Prepared, Request
 from vtokens.answering.run import Run
 from vtokens.data.records import Passage
 from vtokens.host import errors, json_files, paths, writers
 from vtokens.serving import prompt_ids
 
 # What a line of the output must have.
-_ROW = {'question': str, 'answer': str}
+_ROW = {'question': str}
 
 
 def answer(
@@ -32,6 +32,7 @@ def answer(
   *,
   k: int | None = None,
   batch_size: int = 32,
+  records: bool = False,
 ) -> int:
   """Answers a file of questions.
 
@@ -39,11 +40,13 @@ def answer(
     run: answers.
     source: JSON lines with `question`, and maybe `passages` and `k`. Other
       fields are kept.
-    target: gets a line for each: its fields but the passages, and those of the
-      answer.
+    target: gets a line for each question, with the fields of its line.
     shown: passages of questions without any of their own.
     k: number of virtual tokens of questions that name none; None for all.
     batch_size: questions that are answered together.
+    records: write records to train with: the answer is the only accepted one,
+      beside the passages it was given. Otherwise a line has the fields of the
+      answer, and no passages.
 
   Returns:
     Number of answers that were there before.
@@ -57,7 +60,7 @@ def answer(
       f'--output: {target} exists already and is never replaced; choose another'
     )
   rows = _read(source)
-  identity = _identity(run, source, shown, k)
+  identity = _identity(run, source, shown, k, records)
   unfinished = epath.Path(f'{target}.unfinished')
   size, before = _resume(unfinished, identity, rows)
   if not size:
@@ -77,19 +80,34 @@ def answer(
       ]
       found = run.engine.answer(prepared, batch_size=batch_size)
       data = b''.join(
-        _line(
-          {
-            **{name: x for name, x in row.items() if name != 'passages'},
-            **shown_answers.as_json(one),
-          }
-        )
-        for (_, row), one in zip(batch, found, strict=True)
+        _line((_record if records else _answer)(row, asked, one))
+        for (_, row), asked, one in zip(batch, prepared, found, strict=True)
       )
       writers.append(unfinished, size, data)
       size += len(data)
       bar.update(len(batch))
   _finish(unfinished, epath.Path(target))
   return before
+
+
+def _answer(
+  row: Mapping[str, Any], asked: Prepared, answer: Completion
+) -> dict[str, Any]:
+  del asked
+  fields = {name: value for name, value in row.items() if name != 'passages'}
+  return {**fields, **shown_answers.as_json(answer)}
+
+
+def _record(
+  row: Mapping[str, Any], asked: Prepared, answer: Completion
+) -> dict[str, Any]:
+  found = [x for x in asked.request.passages if isinstance(x, Passage)]
+  return {
+    **row,
+    'answers': [answer.text] if answer.text else [],
+    'passages': row.get('passages') or shown_answers.passages_as_json(found),
+    'confidence': round(answer.confidence, 6),
+  }
 
 
 def _read(source: str) -> list[dict[str, Any]]:
@@ -129,7 +147,7 @@ def _prepare(
 
 
 def _identity(
-  run: Run, source: str, shown: Shown, k: int | None
+  run: Run, source: str, shown: Shown, k: int | None, records: bool
 ) -> dict[str, Any]:
   """All that decides the answers."""
   data = json_files.read_bytes(paths.expand_home(source))
@@ -143,6 +161,7 @@ def _identity(
     'passages': hashlib.sha256(given.encode()).hexdigest(),
     'index': '' if shown.index is None else shown.index.digest,
     'num_passages': shown.number,
+    **({'records': True} if records else {}),
   }
 
 

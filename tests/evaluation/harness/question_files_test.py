@@ -4,7 +4,6 @@ import bz2
 import gzip
 import json
 import lzma
-import pathlib
 import re
 
 import pytest
@@ -17,8 +16,6 @@ from vtokens.evaluation.harness import (
 )
 from vtokens.evaluation.tasks import Task
 from vtokens.host import errors
-
-DATA = pathlib.Path(__file__).parents[4] / 'shared/data/general'
 
 BOOLQ = {'id': 'b0', 'question': 'is it so?', 'answers': ['no']}
 MMLU = {
@@ -329,31 +326,3 @@ def test_final_number(text, value):
 )
 def test_is_right(value, answers, right):
   assert paper_tasks.is_right(value, answers) is right
-
-
-@pytest.mark.skipif(not DATA.is_dir(), reason='no shared data here')
-@pytest.mark.parametrize(
-  ('name', 'format', 'size'),
-  [
-    ('boolq', 'boolq', 3270),
-    ('strategyqa', 'boolq', 229),
-    ('commonsenseqa', 'commonsenseqa', 1221),
-    ('arc_challenge', 'mmlu', 1172),
-    ('openbookqa', 'mmlu', 500),
-    ('gsm8k', 'gsm8k', 1319),
-  ],
-)
-def test_real_files(name, format, size):
-  task = Task(
-    source=str(DATA / f'{name}.test.jsonl.gz'),
-    format=format,
-    shots=5,
-    shots_source=str(DATA / f'{name}.train.jsonl.gz'),
-  )
-  assert len(question_files.draw(task, seed=0).questions) == size
-  task.max_questions = 20
-  found, _ = prompts(task)
-  assert len(found) == 20
-  for prompt in found:
-    assert prompt.endswith(('Answer:', 'Correct answer:'))
-    assert len(re.findall(r'^Question: ', prompt, re.MULTILINE)) == 6

@@ -42,6 +42,17 @@ def _longrope(pairs, **changes):
 
 # The least that shows a feature.
 SMALL = {'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 48}
+# All heads have keys of their own.
+_MHA = {'num_key_value_heads': 4}
+_FALCON = {
+  'num_hidden_layers': 2,
+  'hidden_size': 32,
+  'ffn_hidden_size': 48,
+  # Of other families.
+  'intermediate_size': None,
+  'num_key_value_heads': None,
+  'rope_parameters': {'rope_theta': 1e3},
+}
 
 # name -> model_type and what differs from a tiny Llama, every feature on.
 CASES = {
@@ -301,6 +312,84 @@ CASES = {
       **SMALL,
       'layer_norm_eps': 1e-3,
       'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.75},
+    },
+  ),
+  'gpt_neox': (
+    'gpt_neox',
+    {
+      **SMALL,
+      **_MHA,
+      'layer_norm_eps': 1e-3,
+      'hidden_act': 'gelu_fast',
+      'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.5},
+    },
+  ),
+  'gpt_neox_in_turn': (
+    'gpt_neox',
+    {
+      **SMALL,
+      **_MHA,
+      'attention_bias': False,
+      'use_parallel_residual': False,
+      'tie_word_embeddings': True,
+    },
+  ),
+  'falcon': (
+    'falcon',
+    {
+      **_FALCON,
+      'new_decoder_architecture': True,
+      'num_kv_heads': 2,
+      'layer_norm_epsilon': 1e-3,
+      'bias': True,
+    },
+  ),
+  'falcon_one_norm': (
+    'falcon',
+    {
+      **_FALCON,
+      'new_decoder_architecture': True,
+      'num_kv_heads': 2,
+      'num_ln_in_parallel_attn': 1,
+      'activation': 'gelu_new',
+      'tie_word_embeddings': True,
+    },
+  ),
+  'falcon_multi_query': ('falcon', {**_FALCON, 'bias': True}),
+  'falcon_in_turn': (
+    'falcon',
+    {**_FALCON, 'multi_query': False, 'parallel_attn': False, 'bias': True},
+  ),
+  'olmo': ('olmo', {**SMALL, 'clip_qkv': 0.5, 'attention_bias': True}),
+  'apertus': (
+    'apertus',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'attention_bias': True,
+      'rope_parameters': _LLAMA3,
+    },
+  ),
+  'hunyuan': (
+    'hunyuan_v1_dense',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'attention_bias': True,
+      'rope_parameters': {
+        **{'rope_type': 'dynamic', 'rope_theta': 1e3, 'alpha': 50.0},
+        **{'factor': 1.0, 'beta_fast': 32, 'beta_slow': 1},
+        **{'mscale': 1.0, 'mscale_all_dim': 1.0},
+      },
+    },
+  ),
+  'nanochat': (
+    'nanochat',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'attention_bias': True,
+      'final_logit_softcapping': 3.0,
     },
   ),
 }

@@ -84,8 +84,9 @@ def save(
   """Saves a model and its tokenizer; returns the torch model (f32, eval).
 
   Weights have standard deviation `scale`: with transformers' own 0.02 the
-  logits of a model this small hardly depend on its input. Norms and biases
-  are random as well: at their initial 1 and 0 a wrong one would not show.
+  logits of a model this small hardly depend on its input. Norms, biases and
+  what activations have are random as well: at their initial 1 and 0 a wrong
+  one would not show.
 
   Tokens `quiet` are never said, like those of a trained model that no text of
   its training had.
@@ -117,7 +118,7 @@ def save(
       # Gemma's norms add 1 to what is stored.
       mean = 0.0 if model_type.startswith('gemma') else 1.0
       torch.nn.init.normal_(weight, mean, 0.1)
-    elif name.endswith('bias'):
+    elif name.endswith('bias') or '.act_fn.' in name:
       torch.nn.init.normal_(weight, 0.0, scale)
   if len(quiet):
     _silence(model, quiet)

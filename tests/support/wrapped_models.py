@@ -99,6 +99,47 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
     {'model_type': 'qwen3_vl_text', **_SECTIONS},
     {},
   ),
+  **dict.fromkeys(
+    ('glm4v', 'glm46v'),
+    (
+      {
+        **_QWEN,
+        **{'model_type': 'glm4v_vision', 'out_hidden_size': 32},
+        **{'intermediate_size': 48, 'image_size': 28},
+      },
+      {
+        'model_type': 'glm4v_text',
+        'rope_parameters': {
+          **_SECTIONS['rope_parameters'],
+          **{'partial_rotary_factor': 0.5, 'mrope_section': [1, 1, 0]},
+        },
+      },
+      {},
+    ),
+  ),
+  'janus': (
+    {**_VISION, 'projection_dim': 32},
+    {'model_type': 'llama'},
+    {
+      'vq_config': {
+        **{'embed_dim': 4, 'num_embeddings': 16, 'latent_channels': 32},
+        **{'base_channels': 32, 'channel_multiplier': [1, 1]},
+        **{'num_res_blocks': 1, 'projection_dim': 32},
+        **{'image_token_embed_dim': 32},
+      },
+      **_UNTIED,
+    },
+  ),
+  'ovis2': (
+    {**_VISION, 'vocab_size': 16},
+    {'model_type': 'qwen2'},
+    {
+      'hidden_size': 32,
+      'vocab_size': tiny_models.VOCAB_SIZE,
+      'image_token_id': 300,
+      'visual_indicator_token_ids': [301, 302, 303, 304, 305],
+    },
+  ),
   'video_llama_3': (_VISION, {'model_type': 'qwen2'}, {}),
   'lighton_ocr': (
     {**_VISION, 'model_type': 'pixtral', 'head_dim': 16},

@@ -14,7 +14,6 @@ from vtokens.exports import (
   card,
   gate,
   gguf_conversion,
-  hf_checkpoint,
   licence,
   reference,
 )
@@ -23,6 +22,7 @@ from vtokens.exports.export_format import ExportJob, Format, Placement
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors, versions, writers
 from vtokens.models import frozen_base
+from vtokens.models.families import registry
 from vtokens.models.files import hf_directory
 from vtokens.serving import artifact, trained_file
 from vtokens.serving.artifact import Artifact
@@ -116,7 +116,8 @@ def base_facts(source: Source) -> card.BaseFacts:
   path = source.base.settings.path
   dtype, wrapped = 'float32', False  # What a GGUF file is converted to.
   if not path.endswith('.gguf'):
-    rows = source.base.source.read(hf_checkpoint.EMBEDDING, slice(0, 1))
+    name = registry.family_of(source.base.config).names['embedding']
+    rows = source.base.source.read(name, slice(0, 1))
     dtype = str(rows.dtype)
     directory = frozen_base.resolve(path)
     wrapped = hf_directory.read_wrapper(directory) is not None

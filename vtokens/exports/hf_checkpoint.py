@@ -27,11 +27,12 @@ from vtokens.exports import public_names, safetensors_file
 from vtokens.exports import vocabulary_rows as rows
 from vtokens.exports.export_format import Placement
 from vtokens.host import errors, json_files, writers
+from vtokens.models.families import registry
+from vtokens.models.files import hf_directory
 from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Artifact
 
-EMBEDDING, HEAD = 'model.embed_tokens.weight', 'lm_head.weight'
 # Files of the model that are copied. Other files may be weights in another
 # format, or tell paths and the training of the base.
 _COPIED = re.compile(
@@ -44,6 +45,17 @@ _COPIED = re.compile(
 _UNSAID = re.compile(
   r'<\|?(pad|unk|unused|reserved|finetune|dummy|placeholder)', re.IGNORECASE
 )
+
+
+def matrices(directory: str | pathlib.Path) -> tuple[str, str]:
+  """Names of the embedding matrix and of the head in a base's files.
+
+  Args:
+    directory: directory of the base, in Hugging Face format.
+  """
+  config = hf_directory.read_config(directory)
+  names = registry.family_of(config).names
+  return names['embedding'], names['head']
 
 
 def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
@@ -128,9 +140,22 @@ def write(
   """
   base = pathlib.Path(directory)
   names = _weight_map(base)
-  made = _made(names, table, placement)
+  embedding, head = matrices(base)
+  # A tied head starts as the embedding matrix was.
+  made = {
+    embedding: safetensors_file.ChangedTensor(
+      embedding,
+      placement.num_rows,
+      lambda matrix: _changed_embedding(matrix, table, placement),
+    ),
+    head: safetensors_file.ChangedTensor(
+      head if head in names else embedding,
+      placement.num_rows,
+      lambda matrix: changed_head(matrix, placement),
+    ),
+  }
   # A head that the base ties gets into the file of the embedding matrix.
-  places = {name: names.get(name, names[EMBEDDING]) for name in made}
+  places = {name: names.get(name, names[embedding]) for name in made}
   for file in sorted(set(names.values())):
     here = {name: made[name] for name in made if places[name] == file}
     if here:
@@ -179,7 +204,7 @@ def stray_weights(
   for file in sorted(out.glob('*.safetensors')):
     with safetensors.safe_open(file, framework='numpy') as tensors:
       found += tensors.keys()
-  expected = {*_weight_map(pathlib.Path(base)), EMBEDDING, HEAD}
+  expected = {*_weight_map(pathlib.Path(base)), *matrices(base)}
   left = list(found)
   for name in expected.intersection(found):
     left.remove(name)
@@ -197,38 +222,20 @@ def _weight_map(base: pathlib.Path) -> dict[str, str]:
 
 def _dtype(base: pathlib.Path) -> np.dtype:
   """Dtype of the embedding matrix."""
-  path = base / _weight_map(base)[EMBEDDING]
+  embedding, _ = matrices(base)
+  path = base / _weight_map(base)[embedding]
   with safetensors.safe_open(path, framework='numpy') as file:
-    row: np.ndarray = file.get_slice(EMBEDDING)[0:1]
+    row: np.ndarray = file.get_slice(embedding)[0:1]
   return row.dtype
 
 
-def _made(
-  names: Mapping[str, str], table: Artifact, placement: Placement
-) -> dict[str, safetensors_file.ChangedTensor]:
-  """The matrices that grow.
-
-  Args:
-    names: the file of each tensor of the base.
-    table: the table.
-    placement: where its tokens go.
-  """
-
-  def embedding(matrix: np.ndarray) -> np.ndarray:
-    matrix = with_more_rows(matrix, placement.num_rows)
-    matrix[list(placement.tokens.ids)] = table.table.astype(matrix.dtype)
-    return matrix
-
-  # A tied head starts as the embedding matrix was.
-  of = HEAD if HEAD in names else EMBEDDING
-  return {
-    EMBEDDING: safetensors_file.ChangedTensor(
-      EMBEDDING, placement.num_rows, embedding
-    ),
-    HEAD: safetensors_file.ChangedTensor(
-      of, placement.num_rows, lambda matrix: changed_head(matrix, placement)
-    ),
-  }
+def _changed_embedding(
+  matrix: np.ndarray, table: Artifact, placement: Placement
+) -> np.ndarray:
+  """The embedding matrix with the rows of the table."""
+  matrix = with_more_rows(matrix, placement.num_rows)
+  matrix[list(placement.tokens.ids)] = table.table.astype(matrix.dtype)
+  return matrix
 
 
 def changed_head(matrix: np.ndarray, placement: Placement) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Causal grouped-query attention over caches and the new tokens."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.nnx as nnx
@@ -160,7 +160,8 @@ class Attention(nnx.Module):
       kind = layers.LayerNorm if config.norm == 'layer' else layers.RMSNorm
       return kind(shape, axes, config, dtype, rngs)
 
-    if config.qk_norm != 'none':
+    self.has_norms = config.qk_norm != 'none'
+    if self.has_norms:
       self.q_norm = norm(n, 'heads')
       self.k_norm = norm(k, 'kv_heads')
 
@@ -173,9 +174,8 @@ class Attention(nnx.Module):
     q = layers.product('btd,dnh->btnh', x, self.q)
     if config.qkv_bias:
       q = q + self.q_bias[...]
-    if config.qk_norm != 'none':
-      q = self.q_norm(q)
-    q = rope.rotate(q, tokens.angles, interleaved=config.interleaved)
+    q = self._clipped(q)
+    q = self._turned(q, self.q_norm if self.has_norms else None, tokens)
     if config.query_growth is not None:
       q = q * _growth(config.query_growth, tokens.positions).astype(q.dtype)
     new = self.keys_values(x, tokens)
@@ -213,15 +213,32 @@ class Attention(nnx.Module):
     v = layers.product('btd,dkh->btkh', x, self.v)
     if self.config.qkv_bias:
       k, v = k + self.k_bias[...], v + self.v_bias[...]
-    if self.config.qk_norm != 'none':
-      k = self.k_norm(k)
-    k = rope.rotate(k, tokens.angles, interleaved=self.config.interleaved)
+    k, v = self._clipped(k), self._clipped(v)
+    k = self._turned(k, self.k_norm if self.has_norms else None, tokens)
     return KVCache(
       k.transpose(0, 2, 3, 1),
       v.transpose(0, 2, 1, 3),
       tokens.positions,
       tokens.segments,
     )
+
+  def _clipped(self, x: Float[Array, 'B T N H']) -> Float[Array, 'B T N H']:
+    bound = self.config.clip_qkv
+    return x if bound is None else jnp.clip(x, -bound, bound)
+
+  def _turned(
+    self,
+    x: Float[Array, 'B T N H'],
+    norm: Callable[[Array], Array] | None,
+    tokens: LayerInputs,
+  ) -> Float[Array, 'B T N H']:
+    """Queries or keys, normed and rotated."""
+    last = self.config.qk_norm_last
+    if norm is not None and not last:
+      x = norm(x)
+    interleaved = self.config.interleaved
+    x = rope.rotate(x, tokens.angles, interleaved=interleaved)
+    return norm(x) if norm is not None and last else x
 
 
 def _growth(

@@ -42,7 +42,7 @@ class Block(nnx.Module):
     self.mlp = mlp(config, dtype, rngs)
     if config.pre_norm:
       self.attention_norm = norm()
-      if not config.parallel:
+      if not config.parallel or config.parallel_norms:
         self.mlp_norm = norm()
     if config.post_norm:
       self.attention_post_norm = norm()
@@ -56,6 +56,8 @@ class Block(nnx.Module):
     y, new = self.attention(normed, tokens)
     y = self._scaled(self.attention_post_norm(y) if post else y)
     if self.config.parallel:
+      if self.config.parallel_norms:
+        normed = self.mlp_norm(x)
       return x + y + self._scaled(self.mlp(normed)), new
     x = x + y
     y = self.mlp(self.mlp_norm(x) if pre else x)
@@ -107,6 +109,8 @@ class Decoder(nnx.Module):
       lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0
     )(rngs.fork(split=config.num_layers))
     self.norm = layers.residual_norm(config, dtype, rngs)
+    if config.embedding_norm:
+      self.embedding_norm = layers.residual_norm(config, dtype, rngs)
     self.head = nnx.data(
       None
       if config.tie_embeddings
@@ -363,7 +367,7 @@ class Decoder(nnx.Module):
       x = x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
     if self.config.embedding_scale != 1.0:
       x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
-    return x
+    return self.embedding_norm(x) if self.config.embedding_norm else x
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:
     """Embeddings of ordinary token ids, each below `vocab_size`."""
@@ -433,7 +437,11 @@ def abstract_decoder(
 def num_params(config: DecoderConfig) -> int:
   """Number of weights, a tied head counted once."""
   model = abstract_decoder(config, jnp.dtype(jnp.float32))
-  return sum(math.prod(p.shape) for p in jax.tree.leaves(nnx.state(model)))
+  return sum(
+    math.prod(variable.shape)
+    for _, variable in nnx.to_flat_state(nnx.state(model))
+    if not variable.get_metadata().get('constant')
+  )
 
 
 def _layer_kinds(
@@ -454,6 +462,8 @@ def _layer_kinds(
   kinds = config.layer_kinds
   ropes = list(dict.fromkeys(kind.rope for kind in kinds))
   angles = [rope.angles(positions, r, dim, length) for r in ropes]
+  if config.turn_back:
+    angles = [(cos, -sin) for cos, sin in angles]
   windows = [kind.window for kind in kinds]
   if len(set(kinds)) == 1:
     return lambda _: (angles[0], windows[0]), None

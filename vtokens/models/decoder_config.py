@@ -145,6 +145,12 @@ class DecoderConfig:
     logit_scale: multiplies the logits.
     logit_divisor: divides the logits.
     head_bias: whether the head has a bias.
+    norm_scale: whether norms have a scale.
+    parallel_norms: with `parallel`, whether the MLP has a norm of its own.
+    embedding_norm: whether embeddings are normed before the first layer.
+    qk_norm_last: whether queries and keys are normed after their rotation.
+    turn_back: whether rotary embeddings turn by negative angles.
+    clip_qkv: bound of queries, keys and values; None for none.
   """
 
   vocab_size: int
@@ -192,6 +198,12 @@ class DecoderConfig:
   logit_scale: float = dataclasses.field(default=1.0, metadata=_LATER)
   logit_divisor: float = dataclasses.field(default=1.0, metadata=_LATER)
   head_bias: bool = dataclasses.field(default=False, metadata=_LATER)
+  norm_scale: bool = dataclasses.field(default=True, metadata=_LATER)
+  parallel_norms: bool = dataclasses.field(default=False, metadata=_LATER)
+  embedding_norm: bool = dataclasses.field(default=False, metadata=_LATER)
+  qk_norm_last: bool = dataclasses.field(default=False, metadata=_LATER)
+  turn_back: bool = dataclasses.field(default=False, metadata=_LATER)
+  clip_qkv: float | None = dataclasses.field(default=None, metadata=_LATER)
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.

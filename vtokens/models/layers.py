@@ -22,6 +22,7 @@ def param(
   *,
   inputs: int | None = None,
   active: float = 1.0,
+  constant: bool = False,
 ) -> nnx.Param[Array]:
   """A weight and its metadata.
 
@@ -37,6 +38,7 @@ def param(
     inputs: number of leading axes that a product with the matrix contracts; 0
       for a table of rows, None for a weight that files store as one axis.
     active: share of the matrix that one token uses, e.g. its experts' share.
+    constant: whether it is a constant in the files, no parameter.
   """
   init = init or jax.nn.initializers.normal(0.02)
   return nnx.Param(
@@ -44,6 +46,7 @@ def param(
     axes=tuple(axes),
     inputs=inputs,
     active=active,
+    **({'constant': True} if constant else {}),
   )
 
 
@@ -87,7 +90,7 @@ class RMSNorm(nnx.Module):
   Args:
     shape: the last dimensions of the input, which are normed together.
     axes: logical names of these dimensions.
-    config: gives `norm_eps` and `norm_offset`.
+    config: gives `norm_eps`, `norm_offset` and `norm_scale`.
     dtype: dtype of the stored scale.
     rngs: not used; `param` takes it.
   """
@@ -100,17 +103,22 @@ class RMSNorm(nnx.Module):
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
   ):
-    self.scale = param(rngs, shape, axes, dtype, jax.nn.initializers.ones)
+    # With `qk_norm='head'` there is one dimension: each head is normed by
+    # itself.
+    self.axes = tuple(range(-len(shape), 0))
+    self.has_scale = config.norm_scale
+    if self.has_scale:
+      self.scale = param(rngs, shape, axes, dtype, jax.nn.initializers.ones)
     self.eps = config.norm_eps
     self.offset = config.norm_offset
 
   def __call__(self, x: Float[Array, '*B']) -> Float[Array, '*B']:
-    scale = self.scale[...].astype(jnp.float32) + self.offset
     y = x.astype(jnp.float32)
-    # With `qk_norm='head'` the scale has one dimension: each head is normed by
-    # itself.
-    mean = jnp.mean(y * y, axis=tuple(range(-scale.ndim, 0)), keepdims=True)
-    return (y * jax.lax.rsqrt(mean + self.eps) * scale).astype(x.dtype)
+    mean = jnp.mean(y * y, axis=self.axes, keepdims=True)
+    y = y * jax.lax.rsqrt(mean + self.eps)
+    if self.has_scale:
+      y = y * (self.scale[...].astype(jnp.float32) + self.offset)
+    return y.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -139,7 +147,9 @@ class LayerNorm(nnx.Module):
   ):
     init = jax.nn.initializers
     inputs = 0 if len(shape) > 1 else None
-    self.scale = param(rngs, shape, axes, dtype, init.ones, inputs=inputs)
+    self.has_scale = config.norm_scale
+    if self.has_scale:
+      self.scale = param(rngs, shape, axes, dtype, init.ones, inputs=inputs)
     if bias:
       self.bias = param(rngs, shape, axes, dtype, init.zeros, inputs=inputs)
     self.has_bias = bias
@@ -150,8 +160,9 @@ class LayerNorm(nnx.Module):
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     variance = jnp.mean(y * y, axis=-1, keepdims=True)
-    scale = self.scale[...].astype(jnp.float32) + self.offset
-    y = y * jax.lax.rsqrt(variance + self.eps) * scale
+    y = y * jax.lax.rsqrt(variance + self.eps)
+    if self.has_scale:
+      y = y * (self.scale[...].astype(jnp.float32) + self.offset)
     if self.has_bias:
       y = y + self.bias[...].astype(jnp.float32)
     return y.astype(x.dtype)

@@ -95,8 +95,17 @@ BASES = {
     'helium': {},
     'vaultgemma': {'sliding_window': 8},
     'phi': {**_LAYER_NORM, 'partial_rotary_factor': 0.25},
+    'gpt_neox': {**_LAYER_NORM, 'num_key_value_heads': 4},
+    'falcon': {},
+    'olmo': {},
+    'apertus': {},
+    'hunyuan_v1_dense': {},
+    'nanochat': {},
   }.items()
 }
+# Sizes have other names.
+for _field in ('num_key_value_heads', 'head_dim', 'intermediate_size'):
+  del BASES['falcon'][_field]
 # Another value of each field that is used or refused.
 CHANGES = {
   'vocab_size': 65,
@@ -123,6 +132,8 @@ CHANGES = {
     _FULL: {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1e4},
   },
   'rope_theta': 7e5,
+  'rotary_emb_base': 7e5,
+  'rotary_pct': 0.5,
   'partial_rotary_factor': 0.5,
   'default_rope_type': 'linear',
   'attribute_map': {'sliding_window': 'hidden_size'},
@@ -144,6 +155,17 @@ CHANGES = {
   'use_parallel_residual': True,
   'use_qk_norm': True,
   'qk_layernorm': True,
+  'clip_qkv': 0.5,
+  'alibi': True,
+  'new_decoder_architecture': True,
+  'multi_query': False,
+  'num_ln_in_parallel_attn': 2,
+  'num_kv_heads': 2,
+  'n_embed': 64,
+  'parallel_attn': False,
+  'activation': 'relu',
+  'ffn_hidden_size': 64,
+  'layer_norm_epsilon': 1e-3,
   'embedding_multiplier': 2.0,
   'attention_multiplier': 2.0,
   'residual_multiplier': 2.0,
@@ -178,6 +200,9 @@ WITHOUT_EFFECT = {
   'residual_dropout': 0.5,
   'embedding_dropout': 0.5,
   'hidden_dropout': 0.5,
+  'classifier_dropout': 0.5,
+  'is_decoder': True,
+  'eod_token_id': 9,
   'use_cache': False,
   'bos_token_id': 7,
   'eos_token_id': 8,
@@ -218,11 +243,17 @@ _OF_THE_CLASS = {
 }
 
 
+# What GPT-NeoX has by default, and other families have not.
+_TRUE = ('attention_bias', 'use_parallel_residual')
+
+
 def _changed(model_type, field):
   base = BASES[model_type]
   value = CHANGES[field]
   if field == 'use_bias':
     value = model_type != 'starcoder2'
+  if model_type == 'gpt_neox' and field in _TRUE:
+    value = False
   if field == 'tie_word_embeddings':
     value = not registry.from_hf(base).tie_embeddings
   return {**base, field: value}

@@ -452,6 +452,16 @@ def test_longest_sequence_of_mixed_layers():
     ('smollm3', 'no_rope_layers', [1, 1, 2]),
     ('smollm3', 'mlp_bias', True),
     ('olmo2', 'clip_qkv', 8.0),
+    ('falcon', 'alibi', True),
+    # transformers' model has no norms of the names that it then asks for.
+    ('falcon', 'num_ln_in_parallel_attn', 2),
+    ('falcon', 'head_dim', 8),
+    ('gpt_neox', 'hidden_act', 'relu'),
+    ('gpt_neox', 'num_key_value_heads', 2),
+    ('apertus', 'hidden_act', 'silu'),
+    # transformers reads `rotary_emb_base` and its own default.
+    ('gpt_neox', 'rope_theta', 5e5),
+    ('apertus', 'rope_theta', 5e5),
     ('olmo3', 'hidden_act', 'gelu'),
     ('olmo3', 'rope_theta', 1e4),
     # transformers cuts its cache to it, and not its mask.
@@ -473,6 +483,8 @@ def test_what_a_family_does_not_do_is_an_error(model_type, field, value):
   changes = {'model_type': model_type, field: value}
   if model_type == 'gemma' and field != 'hidden_act':
     changes['hidden_act'] = 'gelu'
+  if model_type == 'gpt_neox':
+    changes['layer_norm_eps'] = 1e-5
   with pytest.raises(errors.UserError) as e:
     registry.from_hf(_least(**changes), 'some/config.json')
   assert str(e.value).startswith(f'some/config.json: {field} is ')
@@ -550,6 +562,39 @@ def test_old_names_of_longrope():
   assert first.layer_pattern[0].rope.type == 'longrope'
   assert first.layer_pattern[0].rope.original_max_positions == 128
   assert others == [first, first]
+
+
+def test_parameters_of_old_falcon_and_neox():
+  """As published files have them: without fields that have defaults."""
+  neox = registry.from_hf(
+    _least(
+      model_type='gpt_neox',
+      layer_norm_eps=1e-5,
+      rotary_pct=0.5,
+      rotary_emb_base=500,
+    )
+  )
+  assert (neox.rotary_dim, neox.num_kv_heads) == (8, 4)
+  assert neox.layer_pattern[0].rope.theta == 500
+  falcon = registry.from_hf(_least(model_type='falcon'))
+  assert (falcon.num_kv_heads, falcon.mlp_dim) == (1, 256)
+  assert falcon.tie_embeddings and falcon.parallel
+
+
+def test_alpha_of_hunyuan_stretches_the_base():
+  scaling = {'type': 'dynamic', 'alpha': 1000.0, 'factor': 1.0}
+  config = registry.from_hf(
+    _least(model_type='hunyuan_v1_dense', rope_scaling=scaling)
+  )
+  (kind,) = config.layer_pattern
+  assert kind.rope == Rope(theta=1e4 * 1000 ** (16 / 14))
+  with pytest.raises(errors.UserError, match='long_factor'):
+    registry.from_hf(
+      _least(
+        model_type='hunyuan_v1_dense',
+        rope_scaling={**scaling, 'long_factor': [1.0]},
+      )
+    )
 
 
 def test_old_form_of_gemma_3():

@@ -20,7 +20,6 @@ import safetensors.numpy
 from vtokens.exports import (
   card_recipes,
   gate,
-  hf_checkpoint,
   shared_checks,
   vocabulary_rows,
 )
@@ -34,6 +33,7 @@ from vtokens.exports.export_format import (
 from vtokens.exports.gate import Check
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors
+from vtokens.models.families import registry
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Artifact, Meta, Tokens
 
@@ -142,17 +142,18 @@ def write(
   count = len(table.table)
   base = table.meta.base
   ids = list(tokens.ids)
+  stored = registry.family_of(opened.config).names
+  embedding = stored['embedding'].removesuffix('.weight')
+  target = embedding.rpartition('.')[2]
   trainable = peft.TrainableTokensConfig(
     token_indices=ids,
-    target_modules=['embed_tokens'],
+    target_modules=[target],
     task_type='CAUSAL_LM',
     base_model_name_or_path=base.id,
     revision=base.revision or None,
     inference_mode=True,
   )
-  names = [
-    f'{hf_checkpoint.EMBEDDING.removesuffix(".weight")}.trainable_tokens_delta'
-  ]
+  names = [f'{embedding}.trainable_tokens_delta']
   if in_head(ADAPTERS[0], opened):
     names.append('lm_head.trainable_tokens_delta')
   _write(out / ADAPTERS[0], trainable, dict.fromkeys(names, table.table))
@@ -160,7 +161,7 @@ def write(
     r=count,
     lora_alpha=count,  # PEFT multiplies by alpha / r: by 1.
     lora_dropout=0.0,
-    target_modules=['embed_tokens'],
+    target_modules=[target],
     task_type='CAUSAL_LM',
     base_model_name_or_path=base.id,
     revision=base.revision or None,
@@ -171,18 +172,17 @@ def write(
   before = np.stack(
     [
       np.asarray(
-        opened.source.read(hf_checkpoint.EMBEDDING, slice(i, i + 1))[0], 'f4'
+        opened.source.read(stored['embedding'], slice(i, i + 1))[0], 'f4'
       )
       for i in ids
     ]
   )
-  module = hf_checkpoint.EMBEDDING.removesuffix('.weight')
   _write(
     out / ADAPTERS[1],
     lora,
     {
-      f'{module}.lora_embedding_A': picks,
-      f'{module}.lora_embedding_B': (table.table - before).T,
+      f'{embedding}.lora_embedding_A': picks,
+      f'{embedding}.lora_embedding_B': (table.table - before).T,
     },
   )
 

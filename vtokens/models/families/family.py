@@ -26,8 +26,7 @@ class About:
     models: names of models.
     beyond: what it has beyond Llama 2.
     difference: largest difference between our logits and transformers', in
-      float32, of the family's cases in `decoder_families_test.py`; 0 if it was
-      not measured.
+      float32, as `benchmarks/parity.py` measures it; 0 if it was not measured.
     gguf: which of its GGUF files are read; '' if `Family.gguf` says it.
   """
 
@@ -48,6 +47,9 @@ class Family(abc.ABC):
       supported.
     about: see `About`.
     norm_eps: field of config.json with the number that norms add.
+    qkv_by_head: whether a tensor with queries, keys and values has them one
+      key-value head after the other.
+    unused: ends of names of tensors that files may have and that are not read.
   """
 
   model_type: str
@@ -55,7 +57,29 @@ class Family(abc.ABC):
   names: Mapping[str, str] = tensor_names.PRE_NORM
   gguf: str | None = None
   norm_eps: str = 'rms_norm_eps'
+  qkv_by_head: bool = False
+  unused: tuple[str, ...] = ()
   about: About = About()
+
+  def read_sizes(self, f: Fields) -> dict[str, Any]:
+    """Sizes whose fields differ between families.
+
+    Args:
+      f: config.json.
+
+    Raises:
+      errors.UserError: a value is missing or wrong.
+    """
+    return {
+      # null means as many as query heads; a missing field may mean something
+      # else.
+      'num_kv_heads': f.number(
+        'num_key_value_heads', default=f.number('num_attention_heads')
+      ),
+      'mlp_dim': f.size('intermediate_size'),
+      'norm_eps': f.size(self.norm_eps, float),
+      'max_positions': f.size('max_position_embeddings'),
+    }
 
   @abc.abstractmethod
   def read(self, f: Fields) -> dict[str, Any]:
@@ -70,6 +94,11 @@ class Family(abc.ABC):
     Raises:
       errors.UserError: a value is not supported.
     """
+
+  def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
+    """`names` of one model, where they depend on its config."""
+    del config  # For families that need it.
+    return self.names
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     """Completes a config.json.

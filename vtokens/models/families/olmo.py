@@ -1,4 +1,4 @@
-"""OLMo 2 and 3."""
+"""OLMo 1, 2 and 3."""
 
 from typing import Any
 
@@ -8,6 +8,42 @@ from vtokens.models.families.config_json import FULL, SLIDING, Fields
 from vtokens.models.families.family import About, Family
 
 _OLMO3_THETA = 500_000.0
+
+
+class Olmo(Family):
+  """LayerNorm without a scale, bounds of q, k and v."""
+
+  model_type = 'olmo'
+  about = About(
+    'OLMo 1B, 7B',
+    'LayerNorm without a scale, bounds of q, k and v',
+    2.8e-06,
+  )
+  architecture = 'OlmoForCausalLM'
+
+  def read_sizes(self, f: Fields) -> dict[str, Any]:
+    heads = f.number('num_attention_heads')
+    return {
+      'num_kv_heads': f.number('num_key_value_heads', default=heads),
+      'mlp_dim': f.size('intermediate_size'),
+      'norm_eps': 1e-5,  # In no field.
+      'max_positions': f.size('max_position_embeddings'),
+    }
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    f.no_window()
+    return {
+      **f.biases(),
+      'norm': 'layer',
+      'norm_scale': False,
+      'clip_qkv': f.optional('clip_qkv', float),
+      'layer_pattern': (LayerKind(rope_json.read(f)),),
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    values['clip_qkv'] = config.clip_qkv
+    del values[self.norm_eps]
 
 
 class Olmo2(Family):

@@ -36,14 +36,14 @@ _REASONS: Mapping[str, str] = {
     gemma4_assistant gemma4_unified_assistant diffusion_gemma
   """,
   'formulas of its own, not implemented': """
-    apertus apertus1p5_text bitnet blt cohere_compass_text diffllama doge dory
-    granite_swa hrm_text hunyuan_v1_dense hyperclovax jais2 modernbert-decoder
-    nanochat olmo persimmon phi4_multimodal
+    apertus1p5_text bitnet blt cohere_compass_text diffllama doge dory
+    granite_swa hrm_text hyperclovax jais2 modernbert-decoder persimmon
+    phi4_multimodal
   """,
   'other names of fields and tensors, not implemented': 'exaone',
   'fused heads, learned positions or ALiBi': """
-    biogpt bloom codegen cpmant ctrl falcon gpt-sw3 gpt2 gpt_bigcode gpt_neo
-    gpt_neox gpt_neox_japanese gptj mpt openai-gpt opt xglm
+    biogpt bloom codegen cpmant ctrl gpt-sw3 gpt2 gpt_bigcode gpt_neo
+    gpt_neox_japanese gptj mpt openai-gpt opt xglm
   """,
   'an encoder, or an encoder and a decoder': """
     bart bert bert-generation big_bird bigbird_pegasus blenderbot
@@ -65,9 +65,9 @@ _REASONS: Mapping[str, str] = {
   'a multimodal model whose wrapper or text part is not implemented': """
     apertus1p5 blip-2 chameleon cohere_compass cosmos3_edge
     cosmos3_omni deepseek_vl_hybrid emu3 evolla exaone4_5 fast_vlm fuyu git
-    glm46v glm4v glm_ocr glmga granite4_vision granite_docling hunyuan_vl
-    hyperclovax_vision_v2 idefics instructblip instructblipvideo janus kosmos-2
-    minicpm_ocr mllama molmo2 muse_glimmer muse_spark ovis2 paddleocr_vl
+    glm_ocr glmga granite4_vision granite_docling hunyuan_vl
+    hyperclovax_vision_v2 idefics instructblip instructblipvideo kosmos-2
+    minicpm_ocr mllama molmo2 muse_glimmer muse_spark paddleocr_vl
     perception_lm pp_chart2table qianfan_ocr
   """,
 }

@@ -9,24 +9,29 @@ from vtokens.host import errors
 from vtokens.models import rope as rope_lib
 from vtokens.models.decoder_config import DecoderConfig, Rope
 from vtokens.models.families import refused, rope_json, wrappers
+from vtokens.models.families.apertus import Apertus
 from vtokens.models.families.arcee import Arcee
 from vtokens.models.families.cohere import Cohere, Cohere2
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.cwm import Cwm
 from vtokens.models.families.ernie4_5 import Ernie45
 from vtokens.models.families.exaone4 import Exaone4
+from vtokens.models.families.falcon import Falcon
 from vtokens.models.families.family import Family
 from vtokens.models.families.gemma import Gemma
 from vtokens.models.families.gemma2 import Gemma2
 from vtokens.models.families.gemma3 import Gemma3
 from vtokens.models.families.glm import Glm, Glm4
+from vtokens.models.families.gpt_neox import GPTNeoX
 from vtokens.models.families.granite import Granite
 from vtokens.models.families.helium import Helium
+from vtokens.models.families.hunyuan import HunyuanDense
 from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
 from vtokens.models.families.ministral3 import Ministral3
 from vtokens.models.families.mistral import Ministral, Mistral
+from vtokens.models.families.nanochat import NanoChat
 from vtokens.models.families.nemotron import Nemotron
-from vtokens.models.families.olmo import Olmo2, Olmo3
+from vtokens.models.families.olmo import Olmo, Olmo2, Olmo3
 from vtokens.models.families.phi import Phi
 from vtokens.models.families.phi3 import Phi3
 from vtokens.models.families.qwen2 import Qwen2
@@ -43,6 +48,7 @@ _BUILT_IN = (
   *(InternLM3, IQuestCoder, SeedOss, Cwm, Ministral3, Arcee),
   *(Granite, Cohere, Cohere2, Glm, Glm4, Exaone4, Ernie45, Phi),
   *(StarCoder2, StableLM, Nemotron, Helium, VaultGemma),
+  *(GPTNeoX, Falcon, Olmo, Apertus, HunyuanDense, NanoChat),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'
@@ -131,20 +137,14 @@ def from_hf(
   f.only('default_rope_type', 'default', None)
   for field in _NEVER:
     f.only(field, None, {})
-  num_heads = f.size('num_attention_heads')
   values = {
     'model_type': model_type,
     'vocab_size': f.size('vocab_size'),
     'embed_dim': f.size('hidden_size'),
     'num_layers': f.size('num_hidden_layers'),
-    'num_heads': num_heads,
-    # null means as many as query heads; a missing field may mean something
-    # else.
-    'num_kv_heads': f.number('num_key_value_heads', default=num_heads),
+    'num_heads': f.size('num_attention_heads'),
     'head_dim': f.head_dim(),
-    'mlp_dim': f.size('intermediate_size'),
-    'norm_eps': f.size(family.norm_eps, float),
-    'max_positions': f.size('max_position_embeddings'),
+    **family.read_sizes(f),
     'tie_embeddings': f.boolean('tie_word_embeddings'),
     **family.read(f),
   }

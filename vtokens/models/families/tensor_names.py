@@ -97,6 +97,82 @@ PHI: Mapping[str, str] = {
   'layers.mlp.down_bias': _LAYER + 'mlp.fc2.bias',
 }
 
+# Norms before attention and MLP, an MLP without a gate.
+APERTUS: Mapping[str, str] = {
+  **_COMMON,
+  'layers.attention_norm.scale': _LAYER + 'attention_layernorm.weight',
+  'layers.mlp_norm.scale': _LAYER + 'feedforward_layernorm.weight',
+  'layers.mlp.alpha_p': _LAYER + 'mlp.act_fn.alpha_p',
+  'layers.mlp.alpha_n': _LAYER + 'mlp.act_fn.alpha_n',
+  'layers.mlp.beta': _LAYER + 'mlp.act_fn.beta',
+  'layers.mlp.eps': _LAYER + 'mlp.act_fn.eps',
+}
+HUNYUAN: Mapping[str, str] = {
+  **PRE_NORM,
+  'layers.attention.q_norm.scale': _ATTENTION + 'query_layernorm.weight',
+  'layers.attention.k_norm.scale': _ATTENTION + 'key_layernorm.weight',
+}
+# Norms have no tensors.
+NANOCHAT: Mapping[str, str] = {
+  **_COMMON,
+  'layers.mlp.up': _LAYER + 'mlp.fc1.weight',
+  'layers.mlp.down': _LAYER + 'mlp.fc2.weight',
+}
+
+
+def _fused(layer: str, attention: str) -> Mapping[str, str]:
+  """Names of a layer with queries, keys and values in one tensor.
+
+  Args:
+    layer: beginning of the layer's names.
+    attention: name of its attention.
+  """
+  fused = f'{layer}{attention}.query_key_value'
+  dense, mlp = f'{layer}{attention}.dense', f'{layer}mlp.dense'
+  return {
+    'layers.attention.q': fused + '.weight',
+    'layers.attention.k': fused + '.weight',
+    'layers.attention.v': fused + '.weight',
+    'layers.attention.q_bias': fused + '.bias',
+    'layers.attention.k_bias': fused + '.bias',
+    'layers.attention.v_bias': fused + '.bias',
+    'layers.attention.o': dense + '.weight',
+    'layers.attention.o_bias': dense + '.bias',
+    'layers.attention_norm.scale': layer + 'input_layernorm.weight',
+    'layers.attention_norm.bias': layer + 'input_layernorm.bias',
+    'layers.mlp_norm.scale': layer + 'post_attention_layernorm.weight',
+    'layers.mlp_norm.bias': layer + 'post_attention_layernorm.bias',
+    'layers.mlp.up': mlp + '_h_to_4h.weight',
+    'layers.mlp.up_bias': mlp + '_h_to_4h.bias',
+    'layers.mlp.down': mlp + '_4h_to_h.weight',
+    'layers.mlp.down_bias': mlp + '_4h_to_h.bias',
+  }
+
+
+GPT_NEOX: Mapping[str, str] = {
+  'embedding': 'gpt_neox.embed_in.weight',
+  'head': 'embed_out.weight',
+  'norm.scale': 'gpt_neox.final_layer_norm.weight',
+  'norm.bias': 'gpt_neox.final_layer_norm.bias',
+  **_fused('gpt_neox.layers.{}.', 'attention'),
+}
+_FALCON_LAYER = 'transformer.h.{}.'
+FALCON: Mapping[str, str] = {
+  'embedding': 'transformer.word_embeddings.weight',
+  'head': 'lm_head.weight',
+  'norm.scale': 'transformer.ln_f.weight',
+  'norm.bias': 'transformer.ln_f.bias',
+  **_fused(_FALCON_LAYER, 'self_attention'),
+}
+# Two norms side by side.
+FALCON_NEW: Mapping[str, str] = {
+  **FALCON,
+  'layers.attention_norm.scale': _FALCON_LAYER + 'ln_attn.weight',
+  'layers.attention_norm.bias': _FALCON_LAYER + 'ln_attn.bias',
+  'layers.mlp_norm.scale': _FALCON_LAYER + 'ln_mlp.weight',
+  'layers.mlp_norm.bias': _FALCON_LAYER + 'ln_mlp.bias',
+}
+
 
 def without(names: Mapping[str, str], *paths: str) -> Mapping[str, str]:
   """Names without some parameters."""

@@ -108,6 +108,8 @@ WRAPPERS: Mapping[str, Wrapper] = {
     _INSIDE, _VISUAL, 'qwen2_5_vl_text', 'Qwen2.5-VL', flat=True
   ),
   'qwen3_vl': Wrapper(_INSIDE, _VISUAL, 'qwen3_vl_text', 'Qwen3-VL (dense)'),
+  'glm4v': Wrapper(_INSIDE, _VISUAL, 'glm4v_text', 'GLM-4.1V'),
+  'glm46v': Wrapper(_INSIDE, _VISUAL, 'glm4v_text', 'GLM-4.6V-Flash'),
   'video_llama_3': Wrapper(
     _INSIDE,
     ('model.vision_model.', 'model.projector.'),
@@ -123,6 +125,21 @@ WRAPPERS: Mapping[str, Wrapper] = {
   'deepseek_vl': Wrapper(
     _INSIDE, ('model.vision_model.', 'model.aligner.'), 'llama', 'DeepSeek-VL'
   ),
+  'janus': Wrapper(
+    _INSIDE,
+    (
+      *('model.vision_model.', 'model.aligner.', 'model.vqmodel.'),
+      *('model.generation_', 'model.vision_tower.'),
+    ),
+    'llama',
+    'Janus, Janus-Pro',
+  ),
+  'ovis2': Wrapper(
+    _INSIDE,
+    ('model.vision_tower.', 'model.visual_embeddings_table.'),
+    'qwen2',
+    'Ovis2 (-hf)',
+  ),
   'idefics2': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'mistral', 'Idefics2'),
   'idefics3': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama', 'Idefics3'),
   'smolvlm': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama', 'SmolVLM, SmolVLM2'),
@@ -133,6 +150,12 @@ TEXT_TYPES: Mapping[str, str] = {
   'qwen2_vl_text': 'qwen2',
   'qwen2_5_vl_text': 'qwen2',
   'qwen3_vl_text': 'qwen3',
+  'glm4v_text': 'glm4',
+}
+# Type of a text part -> values of the family's fields that it has no fields
+# for.
+_IMPLIED: Mapping[str, Mapping[str, Any]] = {
+  'glm4v_text': {'attention_bias': True},
 }
 
 
@@ -173,6 +196,7 @@ def text_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   values = {'model_type': wrapper.text_type, **given}
   if not config_json.is_known(values['model_type']):
     return values
+  values |= _IMPLIED.get(values['model_type'], {})
   defaults = config_json.defaults(values['model_type'])
   for field in _SIZES:
     if field in defaults:

@@ -60,6 +60,7 @@ class SafetensorsSource:
   def __init__(self, directory: str | pathlib.Path):
     self.where = str(directory)
     self._wrapper = read_wrapper(directory)
+    self._unused = _unused_names(directory)
     # Under the names outside a wrapper: path and name in the file.
     self._place: dict[str, tuple[pathlib.Path, str]] = {}
     self._shapes: dict[str, tuple[int, ...]] = {}
@@ -78,7 +79,9 @@ class SafetensorsSource:
         ) from e
 
   def _text_name(self, stored: str) -> str | None:
-    """See `wrappers.Wrapper.text_name`."""
+    """See `wrappers.Wrapper.text_name`; also None for an unused tensor."""
+    if stored.endswith(self._unused):
+      return None
     return self._wrapper.text_name(stored) if self._wrapper else stored
 
   def _add(self, path: pathlib.Path, name: str, stored: str, part: Any) -> None:
@@ -262,3 +265,11 @@ def read_wrapper(directory: str | pathlib.Path) -> wrappers.Wrapper | None:
   """The wrapper of a directory's model; None for a plain decoder."""
   path = pathlib.Path(directory) / 'config.json'
   return wrappers.wrapper_of(read_fields(path)) if path.exists() else None
+
+
+def _unused_names(directory: str | pathlib.Path) -> tuple[str, ...]:
+  """See `family.Family.unused`."""
+  path = pathlib.Path(directory) / 'config.json'
+  found = read_fields(path).get('model_type') if path.exists() else None
+  family = registry.families().get(found) if isinstance(found, str) else None
+  return family.unused if family else ()

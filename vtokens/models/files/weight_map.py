@@ -4,7 +4,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import flax.nnx as nnx
@@ -63,10 +63,13 @@ class Weight:
     stacked: whether the parameter has a leading axis of layers.
     shape: shape of one layer's parameter.
     stored: its shape in the file, without the rows of other parameters in the
-      same tensor.
+      same tensor; () for a tensor without axes.
     inputs: number of the parameter's leading axes that are merged into the
       tensor's second axis; 0 if the tensor is not transposed.
-    first_row: the parameter's first row in the tensor.
+    first_row: the parameter's first row in each group of the tensor's rows.
+    groups: number of groups of rows. Each group has a part of each of the
+      tensor's parameters, one parameter after the other.
+    tensor_rows: rows of the tensor, of all its parameters.
   """
 
   names: tuple[str, ...]
@@ -75,6 +78,8 @@ class Weight:
   stored: tuple[int, ...]
   inputs: int
   first_row: int
+  groups: int
+  tensor_rows: int
 
   def read(
     self,
@@ -95,6 +100,10 @@ class Weight:
       progress: called with the number of stored bytes just read.
     """
     name = self.names[layer]
+    if not self.stored:
+      out[...] = source.read(name)
+      progress(source.nbytes(name))
+      return
     # Axes before `split` are the columns of a transposed tensor, else the rows.
     split = self.inputs or 1
     first, second = index[:split], index[split:]
@@ -112,22 +121,54 @@ class Weight:
     step = max(1, BLOCK_BYTES // (4 * width))
     for start in range(0, height, step):
       stop = min(start + step, height)
-      offset = self.first_row + rows.start
-      block = source.read(
-        name, slice(offset + start, offset + stop), columns
-      ).reshape(stop - start, width)
+      parts = [
+        source.read(name, part, columns)
+        for part in self._places(rows.start + start, rows.start + stop)
+      ]
+      block = parts[0] if len(parts) == 1 else np.concatenate(parts)
+      block = block.reshape(stop - start, width)
       if self.inputs:
         transpose(block, flat[:, start:stop])
       else:
         flat[start:stop] = block
       progress(round(source.nbytes(name) * block.size / total))
 
+  def _places(self, start: int, stop: int) -> list[slice]:
+    """Where some of the parameter's rows are in the tensor, in their order."""
+    own = self.stored[0] // self.groups
+    of_all = self.tensor_rows // self.groups
+    places = []
+    while start < stop:
+      group, row = divmod(start, own)
+      count = min(own - row, stop - start)
+      first = group * of_all + self.first_row + row
+      places.append(slice(first, first + count))
+      start += count
+    return places
+
   def write(self, parameter: np.ndarray) -> np.ndarray:
-    """The rows to store for one layer's parameter; the inverse of `read`."""
+    """The rows to store for one layer's parameter.
+
+    `fuse` makes the tensor of them. Both together are the inverse of `read`.
+    """
     if self.inputs:
       rows, columns = self.stored
       return np.ascontiguousarray(parameter.reshape(columns, rows).T)
     return parameter.reshape(self.stored)
+
+
+def fuse(rows: Sequence[np.ndarray], groups: int) -> np.ndarray:
+  """The tensor with the rows of several parameters.
+
+  Args:
+    rows: for each parameter its rows, as `Weight.write` returns them.
+    groups: see `Weight`.
+  """
+  if len(rows) == 1:
+    return rows[0]
+  parts = [part.reshape(groups, -1, *part.shape[1:]) for part in rows]
+  grouped = np.concatenate(parts, axis=1)
+  return grouped.reshape(-1, *grouped.shape[2:])
 
 
 def transpose(block: np.ndarray, out: np.ndarray) -> None:
@@ -177,9 +218,10 @@ def weights_of(
     '.'.join(map(str, path)): (path, variable)
     for path, variable in nnx.to_flat_state(params)
   }
-  names = registry.family_of(config).names
+  family = registry.family_of(config)
+  names = family.names_of(config)
   rows: dict[str, int] = {}
-  weights = {}
+  found: dict[PathParts, tuple[Weight, nnx.Param[Array], str]] = {}
   # The table's order is the order of rows in shared tensors.
   for dotted, template in names.items():
     if dotted not in flat:
@@ -188,11 +230,12 @@ def weights_of(
     stacked = dotted.startswith('layers.')
     shape = tuple(variable.shape[1:] if stacked else variable.shape)
     inputs = quantize.matrix_inputs(variable)
-    stored: tuple[int, ...] = (math.prod(shape),)
+    stored: tuple[int, ...] = (math.prod(shape),) if shape else ()
     if inputs == 0:
       stored = shape
     elif inputs:
       stored = math.prod(shape[inputs:]), math.prod(shape[:inputs])
+    by_head = family.qkv_by_head and dotted.startswith('layers.attention.')
     weight = Weight(
       names=tuple(
         template.format(i) for i in range(config.num_layers if stacked else 1)
@@ -202,11 +245,19 @@ def weights_of(
       stored=stored,
       inputs=inputs or 0,
       first_row=rows.get(template, 0),
+      groups=config.num_kv_heads if by_head and stored else 1,
+      tensor_rows=0,
     )
-    rows[template] = weight.first_row + stored[0]
-    weights[path] = (weight, variable)
+    if stored:
+      rows[template] = weight.first_row + stored[0] // weight.groups
+    found[path] = (weight, variable, template)
   if flat:
     raise AssertionError(f'{config.model_type}: no names for {sorted(flat)}')
+  weights = {}
+  for path, (weight, variable, template) in found.items():
+    total = rows.get(template, 0) * weight.groups
+    weight = dataclasses.replace(weight, tensor_rows=total)
+    weights[path] = (weight, variable)
   return weights
 
 
@@ -214,7 +265,6 @@ def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
   """Name -> shape of every tensor that a checkpoint must hold."""
   shapes: dict[str, tuple[int, ...]] = {}
   for weight, _ in weights_of(config).values():
-    # A shared tensor gets its full number of rows from its last parameter.
-    shape = (weight.first_row + weight.stored[0], *weight.stored[1:])
+    shape = (weight.tensor_rows, *weight.stored[1:]) if weight.stored else ()
     shapes.update(dict.fromkeys(weight.names, shape))
   return shapes

@@ -32,6 +32,7 @@ from vtokens.models.files.weight_map import (
   TensorSource,
   Weight,
   expected_shapes,
+  fuse,
   weights_of,
 )
 
@@ -135,7 +136,8 @@ def load_decoder(
         sizes = [b - a for a, b in spans]
         # Filled in place: stacking a list of layers would hold them twice.
         part = np.empty((last - first, *sizes), kind)
-        for number, layer in enumerate(part, first):
+        for number in range(first, last):
+          layer = part[number - first, ...]  # A view, of a number too.
           weight.read(source, number, index, layer, bar.update)
         if not weight.stacked:
           (part,) = part
@@ -317,7 +319,7 @@ def save_decoder(
       value = arrays[path][...]
       value = jax.device_get(value[i] if weight.stacked else value)
       rows.append(weight.write(np.asarray(value)))
-    return np.concatenate(rows) if len(rows) > 1 else rows[0]
+    return fuse(rows, weight.groups)
 
   itemsize = arrays[next(iter(arrays))][...].dtype.itemsize
   shapes = expected_shapes(config)

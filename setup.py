@@ -141,7 +141,7 @@ setuptools.setup(
     'bm25s>=0.3.16,<0.4',
     'etils[epath]>=1.12,<2',
     'flax>=0.12.8,<0.14',
-    'gguf>=0.17,<0.20',
+    'gguf>=0.18,<0.20',
     'grain>=0.2.16,<0.3',
     'huggingface_hub>=1.0,<3',
     'importlib_resources>=6,<8',  # tensorflow-datasets does not declare it.

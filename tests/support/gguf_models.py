@@ -9,6 +9,7 @@ import json
 import family_models
 import gguf
 import numpy as np
+from tokenizers import pre_tokenizers
 
 Type = gguf.GGMLQuantizationType
 
@@ -28,12 +29,56 @@ _NAMES = {
   'mlp.gate_up_proj': 'ffn_up',
   'mlp.down_proj': 'ffn_down',
   'input_layernorm': 'attn_norm',
+  # Phi's and StarCoder 2's.
+  'model.final_layernorm': 'output_norm',
+  'self_attn.dense': 'attn_output',
+  'mlp.fc1': 'ffn_up',
+  'mlp.fc2': 'ffn_down',
+  'mlp.c_fc': 'ffn_up',
+  'mlp.c_proj': 'ffn_down',
 }
 _PRE = {'post_attention_layernorm': 'ffn_norm'}
 _SANDWICH = {
   'post_attention_layernorm': 'post_attention_norm',
   'pre_feedforward_layernorm': 'ffn_norm',
   'post_feedforward_layernorm': 'post_ffw_norm',
+}
+_NORMS = {
+  'gemma2': _SANDWICH,
+  'gemma3': _SANDWICH,
+  'olmo2': _SANDWICH,
+  'exaone4': _SANDWICH,
+  'seed_oss': {'post_attention_layernorm': 'post_attention_norm'},
+  'glm4': {
+    'post_self_attn_layernorm': 'post_attention_norm',
+    'post_attention_layernorm': 'ffn_norm',
+    'post_mlp_layernorm': 'post_ffw_norm',
+  },
+}
+# llama.cpp rotates neighbours, transformers halves.
+_REORDERED = ('llama', 'smollm3', 'granite', 'arcee', 'mistral3')
+# transformers' name of the number that norms add; others have rms_norm_eps.
+_EPSILON = {
+  'command-r': 'layer_norm_eps',
+  'cohere2': 'layer_norm_eps',
+  'phi2': 'layer_norm_eps',
+  'stablelm': 'layer_norm_eps',
+  'starcoder2': 'norm_epsilon',
+  'nemotron': 'norm_eps',
+}
+# The tokenizer of `tiny_models`, as llama.cpp wants it: with a merge.
+BYTES = {
+  'model': 'gpt2',
+  'pre': 'gpt-2',
+  'tokens': [
+    *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    *('<|start|>', '<|end|>', '<|eos|>'),
+    *(f'[PAD{i}]' for i in range(259, 320)),
+  ],
+  'token_type': [1] * 256 + [3] * 3 + [5] * 61,
+  'merges': ['a b'],
+  'eos_token_id': 258,
+  'add_bos_token': False,
 }
 
 
@@ -66,7 +111,11 @@ def write(
     'feed_forward_length': config.intermediate_size,
     'attention.head_count': config.num_attention_heads,
     'attention.head_count_kv': config.num_key_value_heads,
-    'attention.layer_norm_rms_epsilon': config.rms_norm_eps,
+    **(
+      {'attention.layer_norm_epsilon': getattr(config, _EPSILON[architecture])}
+      if architecture in _EPSILON
+      else {'attention.layer_norm_rms_epsilon': config.rms_norm_eps}
+    ),
     'rope.freq_base': 10_000.0,
     **(metadata or {}),
   }
@@ -78,10 +127,14 @@ def write(
     match value:
       case str():
         writer.add_string(f'{architecture}.{key}', value)
+      case bool():
+        writer.add_bool(f'{architecture}.{key}', value)
       case int():
         writer.add_uint32(f'{architecture}.{key}', value)
       case float():
         writer.add_float32(f'{architecture}.{key}', value)
+      case list():
+        writer.add_array(f'{architecture}.{key}', value)
   for key, value in (tokenizer or {}).items():
     key = f'tokenizer.ggml.{key}'
     match value:
@@ -93,8 +146,7 @@ def write(
         writer.add_string(key, value)
       case list():
         writer.add_array(key, value)
-  names = {**_NAMES}
-  names |= _SANDWICH if architecture in ('gemma2', 'gemma3') else _PRE
+  names = {**_NAMES, **_NORMS.get(architecture, _PRE)}
   for name, tensor in {**reference.state_dict()}.items():
     if name == 'lm_head.weight' and config.tie_word_embeddings:
       continue
@@ -106,9 +158,10 @@ def write(
     else:
       part = '.'.join(parts)
       stored = f'{names[part]}.{end}'
-    if architecture.startswith('gemma') and part.endswith('norm'):
+    plus_one = architecture.startswith(('gemma', 'nemotron'))
+    if plus_one and name.endswith('norm.weight'):
       array = array + 1
-    if architecture == 'llama' and part in (
+    if architecture in _REORDERED and part in (
       'self_attn.q_proj',
       'self_attn.k_proj',
     ):

@@ -1,6 +1,8 @@
 """GGUF files of every family, written from the weights of a torch model."""
 
 import dataclasses
+import math
+import types
 
 import flax.nnx as nnx
 import gguf_models
@@ -13,12 +15,33 @@ import torch
 from tiny_models import FULL, GEMMA, SLIDING
 
 from vtokens.devices import partitioning
+from vtokens.exports.gguf import llama_consumer
 from vtokens.models.files import gguf_weights, weights
 
 LENGTH = 90
 
 _SHORT = [1.0 + 0.1 * i for i in range(6)]
 _LONG = [2.0 + 0.5 * i for i in range(6)]
+
+
+# The least that shows a feature.
+_SMALL = {'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 48}
+_YARN = {
+  'rope_type': 'yarn',
+  'factor': 4.0,
+  'original_max_position_embeddings': 32,
+  'rope_theta': 5e3,
+}
+_YARN_METADATA = {
+  'rope.scaling.type': 'yarn',
+  'rope.scaling.factor': 4.0,
+  'rope.scaling.original_context_length': 32,
+  'rope.freq_base': 5e3,
+}
+
+
+def _rope(**values):
+  return {'rope_type': 'default', 'rope_theta': 5e3, **values}
 
 
 def _llama3_factors():
@@ -86,7 +109,11 @@ CASES = {
     'qwen3',
     'qwen3',
     {'head_dim': 24},
-    {'attention.key_length': 24, 'rope.freq_base': 10_000.0},
+    {
+      'attention.key_length': 24,
+      'attention.value_length': 24,
+      'rope.freq_base': 10_000.0,
+    },
     {},
   ),
   'phi3': (
@@ -162,7 +189,340 @@ CASES = {
     },
     {},
   ),
+  'olmo2': ('olmo2', 'olmo2', {**_SMALL, 'attention_bias': False}, {}, {}),
+  'olmo3': (
+    'olmo2',
+    'olmo3',
+    {
+      **_SMALL,
+      'num_hidden_layers': 4,
+      'sliding_window': 20,
+      'rope_parameters': {
+        FULL: {**_YARN, 'attention_factor': 1 + 0.1 * math.log(4)},
+        SLIDING: _rope(),
+      },
+    },
+    {
+      **_YARN_METADATA,
+      'rope.scaling.yarn_attn_factor': 1 + 0.1 * math.log(4),
+      'rope.freq_base_swa': 5e3,
+      'attention.sliding_window': 20,
+      'attention.sliding_window_pattern': [True, True, True, False],
+    },
+    {},
+  ),
+  'smollm3': (
+    'smollm3',
+    'smollm3',
+    {**_SMALL, 'num_hidden_layers': 4, 'rope_parameters': _rope()},
+    {'rope.freq_base': 5e3},
+    {},
+  ),
+  'granite': (
+    'granite',
+    'granite',
+    {
+      **_SMALL,
+      'embedding_multiplier': 3.0,
+      'attention_multiplier': 0.4,
+      'residual_multiplier': 0.7,
+      'logits_scaling': 1.3,
+      'attention_bias': True,
+    },
+    {
+      'embedding_scale': 3.0,
+      'attention.scale': 0.4,
+      'residual_scale': 0.7,
+      'logit_scale': 1.3,
+    },
+    {},
+  ),
+  'cohere': (
+    'command-r',
+    'cohere',
+    {
+      **_SMALL,
+      'logit_scale': 0.7,
+      'layer_norm_eps': 1e-3,
+      'rope_parameters': _rope(),
+      'tie_word_embeddings': True,
+    },
+    {'logit_scale': 0.7, 'rope.freq_base': 5e3, 'rope.scaling.type': 'none'},
+    {},
+  ),
+  # llama.cpp has these norms in models of 64 layers and more.
+  'cohere_norms': (
+    'command-r',
+    'cohere',
+    {
+      **_SMALL,
+      'num_hidden_layers': 64,
+      'logit_scale': 0.7,
+      'use_qk_norm': True,
+      'rope_parameters': _rope(rope_theta=1e4),
+      'tie_word_embeddings': True,
+    },
+    {'logit_scale': 0.7},
+    {},
+  ),
+  'cohere2': (
+    'cohere2',
+    'cohere2',
+    {
+      **_SMALL,
+      'num_hidden_layers': 5,
+      'logit_scale': 0.7,
+      'layer_norm_eps': 1e-3,
+      'sliding_window': 20,
+      'tie_word_embeddings': True,
+    },
+    {'logit_scale': 0.7, 'attention.sliding_window': 20},
+    {},
+  ),
+  'glm': (
+    'chatglm',
+    'glm',
+    {
+      **_SMALL,
+      'head_dim': 8,
+      'rope_parameters': _rope(partial_rotary_factor=0.5),
+    },
+    {'rope.dimension_count': 4, 'rope.freq_base': 5e3},
+    {},
+  ),
+  'glm4': (
+    'glm4',
+    'glm4',
+    {
+      **_SMALL,
+      'head_dim': 16,
+      'attention_bias': True,
+      'rope_parameters': _rope(partial_rotary_factor=0.25),
+    },
+    {
+      'attention.key_length': 16,
+      'attention.value_length': 16,
+      'rope.dimension_count': 4,
+      'rope.freq_base': 5e3,
+    },
+    {},
+  ),
+  'exaone4': (
+    'exaone4',
+    'exaone4',
+    {
+      **_SMALL,
+      'hidden_size': 64,
+      'sliding_window': None,
+      'layer_types': [FULL, FULL],
+      'rope_parameters': {
+        'rope_type': 'llama3',
+        'factor': 8.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 64,
+        'rope_theta': 50.0,
+      },
+    },
+    {'rope.freq_base': 50.0},
+    {'rope_freqs.weight': _llama3_factors()},
+  ),
+  # llama.cpp has windows in models of 64 layers alone.
+  'exaone4_windows': (
+    'exaone4',
+    'exaone4',
+    {**_SMALL, 'num_hidden_layers': 64, 'sliding_window': 20},
+    {
+      'attention.sliding_window': 20,
+      'attention.sliding_window_pattern': [True, True, True, False] * 16,
+    },
+    {},
+  ),
+  'ernie4_5': (
+    'ernie4_5',
+    'ernie4_5',
+    {
+      **_SMALL,
+      'head_dim': 12,
+      'rope_parameters': _rope(),
+      'tie_word_embeddings': True,
+    },
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'rope.freq_base': 5e3,
+    },
+    {},
+  ),
+  'phi': (
+    'phi2',
+    'phi',
+    {
+      **_SMALL,
+      'num_key_value_heads': 4,
+      'layer_norm_eps': 1e-3,
+      'rope_parameters': _rope(partial_rotary_factor=0.5, rope_theta=1e4),
+    },
+    {'rope.dimension_count': 4},
+    {},
+  ),
+  'starcoder2': (
+    'starcoder2',
+    'starcoder2',
+    {
+      **_SMALL,
+      'norm_epsilon': 1e-3,
+      'sliding_window': None,
+      'rope_parameters': _rope(),
+      'tie_word_embeddings': True,
+    },
+    {'rope.freq_base': 5e3},
+    {},
+  ),
+  'stablelm': (
+    'stablelm',
+    'stablelm',
+    {
+      **_SMALL,
+      'layer_norm_eps': 1e-3,
+      'use_qkv_bias': True,
+      'rope_parameters': _rope(partial_rotary_factor=0.25, rope_theta=1e4),
+    },
+    {'rope.dimension_count': 2, 'use_parallel_residual': False},
+    {},
+  ),
+  'stablelm_parallel': (
+    'stablelm',
+    'stablelm',
+    {**_SMALL, 'layer_norm_eps': 1e-3, 'use_parallel_residual': True},
+    {'rope.dimension_count': 2, 'use_parallel_residual': True},
+    {},
+  ),
+  'nemotron': (
+    'nemotron',
+    'nemotron',
+    {
+      **_SMALL,
+      'norm_eps': 1e-3,
+      'attention_bias': True,
+      'rope_parameters': _rope(partial_rotary_factor=0.5),
+    },
+    {
+      # The converter writes both epsilons; this one is not used.
+      'attention.layer_norm_rms_epsilon': 0.5,
+      'rope.dimension_count': 4,
+      'rope.freq_base': 5e3,
+      'rope.scaling.type': 'none',
+    },
+    {},
+  ),
+  'arcee': (
+    'arcee',
+    'arcee',
+    {**_SMALL, 'rope_parameters': _YARN},
+    {**_YARN_METADATA, 'rope.dimension_count': 8},
+    {},
+  ),
+  'seed_oss': (
+    'seed_oss',
+    'seed_oss',
+    {
+      **_SMALL,
+      'head_dim': 12,
+      'attention_bias': True,
+      'attention_out_bias': False,
+      'rope_parameters': _rope(),
+    },
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'rope.freq_base': 5e3,
+    },
+    {},
+  ),
+  # Queries grow from the 33rd token on.
+  'ministral3': (
+    'mistral3',
+    'ministral3',
+    {
+      **_SMALL,
+      'head_dim': 12,
+      'sliding_window': None,
+      'rope_parameters': {
+        **_YARN,
+        'mscale': 1.0,
+        'mscale_all_dim': 0.5,
+        'llama_4_scaling_beta': 0.7,
+      },
+    },
+    {
+      **_YARN_METADATA,
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'attention.temperature_scale': 0.7,
+      'rope.scaling.yarn_log_multiplier': 0.5,
+    },
+    {},
+  ),
+  'mistral_small': (
+    'mistral3',
+    'mistral',
+    {**_SMALL, 'head_dim': 12, 'sliding_window': None},
+    {'attention.key_length': 12, 'attention.value_length': 12},
+    {},
+  ),
+  # llama.cpp (b11549) reads no epsilon for it, and uses 0.
+  'qwen2_vl': (
+    'qwen2vl',
+    'qwen2',
+    {
+      **_SMALL,
+      'rms_norm_eps': 1e-9,
+      'rope_parameters': _rope(rope_theta=1e4),
+    },
+    {'rope.dimension_sections': [1, 1, 2, 0]},
+    {},
+  ),
+  'qwen3_vl': (
+    'qwen3vl',
+    'qwen3',
+    {**_SMALL, 'head_dim': 12, 'rope_parameters': _rope(rope_theta=1e4)},
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'rope.dimension_sections': [2, 2, 2, 0],
+      'n_deepstack_layers': 1,
+    },
+    {},
+  ),
 }
+# Cases of 64 layers.
+_DEEP = ('cohere_norms', 'exaone4_windows')
+
+
+def _marked(names, slow):
+  return [
+    pytest.param(name, marks=pytest.mark.slow) if name in slow else name
+    for name in names
+  ]
+
+
+def _write(case, directory):
+  """The file of a case, and the torch model that it was written from."""
+  architecture, model_type, changes, metadata, extra = CASES[case]
+  reference = tiny_models.save(
+    directory / 'hf', model_type=model_type, **changes
+  )
+  path = directory / 'model.gguf'
+  gguf_models.write(
+    path,
+    architecture,
+    reference,
+    metadata,
+    extra,
+    tokenizer=gguf_models.BYTES,
+  )
+  return path, reference
 
 
 @jax.jit
@@ -171,17 +531,15 @@ def _logits(model, ids, positions):
   return model.logits(hidden)
 
 
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', _marked(CASES, _DEEP))
 def test_logits_equal_those_of_torch(case, tmp_path):
-  architecture, model_type, changes, metadata, extra = CASES[case]
-  reference = tiny_models.save(
-    tmp_path / 'hf', model_type=model_type, **changes
-  )
-  path = tmp_path / 'model.gguf'
-  gguf_models.write(path, architecture, reference, metadata, extra)
+  architecture, model_type, *_ = CASES[case]
+  path, reference = _write(case, tmp_path)
   source = gguf_weights.GGUFSource(path)
   assert source.config.model_type == (
-    'llama' if architecture == 'llama' else model_type
+    'llama'
+    if architecture == 'llama' or case == 'mistral_small'
+    else model_type
   )
   model = weights.load_decoder(
     source,
@@ -199,3 +557,33 @@ def test_logits_equal_those_of_torch(case, tmp_path):
     expected = reference(torch.from_numpy(ids)).logits.numpy()
   assert expected.std() > 0.3
   np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+
+
+# Architectures that llama.cpp runs with other numbers are not among them: Gemma
+# 2 and 3 get their query scale from the number of layers, Phi-3 its factors
+# from the length of the context.
+_IN_LLAMA_CPP = [
+  name
+  for name, (architecture, *_) in CASES.items()
+  if architecture not in ('gemma', 'gemma2', 'gemma3', 'phi3')
+]
+
+
+@pytest.mark.parametrize(
+  'case',
+  _marked(_IN_LLAMA_CPP, {*_IN_LLAMA_CPP} - {'granite'}),
+)
+def test_logits_equal_those_of_llama_cpp(case, tmp_path):
+  """So the file says what llama.cpp understands by it."""
+  path, reference = _write(case, tmp_path)
+  ids = np.random.default_rng(0).integers(256, size=LENGTH)
+  with torch.no_grad():
+    logits = reference(torch.from_numpy(ids[None])).logits[0, -2:]
+  expected = torch.log_softmax(logits, dim=-1).numpy()
+  tokenizer = types.SimpleNamespace(eos_token_id=258)
+  with llama_consumer.serve(path, 256, 'exact') as address:
+    consumer = llama_consumer.LlamaConsumer(address, tokenizer, None)
+    found = consumer.log_probabilities(ids.tolist(), 2, 320)
+  # llama.cpp takes GELU from a table in float16.
+  bound = 2e-3 if case in ('phi', 'starcoder2') else 2e-4
+  np.testing.assert_allclose(found, expected, rtol=0, atol=bound)

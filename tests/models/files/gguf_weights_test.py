@@ -4,6 +4,7 @@ The files are written here with the gguf package and llama.cpp's reordering
 spelled out row by row, so a mistake would have to be made twice.
 """
 
+import math
 import pathlib
 import struct
 
@@ -18,7 +19,7 @@ from jax.sharding import AxisType
 
 from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
-from vtokens.models.families import llama
+from vtokens.models.families import family
 from vtokens.models.files import gguf_weights
 from vtokens.models.files import weights as weights_lib
 from vtokens.models.tokenizers import gguf_tokenizer
@@ -322,7 +323,7 @@ def test_defaults_of_the_config(tmp_path, tensors):
 def test_stored_rows_undo_the_permutation(rows, num_heads):
   weight = np.arange(rows * 3).reshape(rows, 3)
   stored = _permute(weight, num_heads)
-  order = llama.interleaved_rows(rows, num_heads)
+  order = family.interleaved_rows(rows, num_heads)
   np.testing.assert_array_equal(stored[order], weight)
   if rows // num_heads > 2:
     assert (stored != weight).any()
@@ -435,7 +436,13 @@ def test_settings_of_yarn(tmp_path, tensors):
   path = _write(tmp_path / 'y.gguf', tensors, {**_YARN, key: 0.5})
   with pytest.raises(errors.UserError) as e:
     gguf_weights.GGUFSource(path)
-  assert str(e.value) == f'{path}: {key} is 0.5, not supported; expected 1.0'
+  assert str(e.value) == (
+    f'{path}: {key} is 0.5, not supported; expected 1.0 or 1.138629'
+  )
+  # What llama.cpp computes itself, spelled out.
+  _write(path, tensors, {**_YARN, key: 1 + 0.1 * math.log(4)})
+  (kind,) = gguf_weights.GGUFSource(path).config.layer_pattern
+  assert kind.rope.attention_factor == 1 + 0.1 * math.log(4)
 
 
 def test_scaling_given_twice(tmp_path, tensors):
@@ -458,8 +465,62 @@ def test_other_architecture(tmp_path, tensors):
     gguf_weights.GGUFSource(path)
   assert str(e.value) == (
     f"{path}: general.architecture is 'qwen2moe', not supported; supported: "
-    'llama, qwen2, qwen3, phi3, gemma, gemma2, gemma3'
+    'llama, qwen2, qwen3, phi3, gemma, gemma2, gemma3, smollm3, olmo2, '
+    'seed_oss, mistral3, arcee, granite, command-r, cohere2, chatglm, glm4, '
+    'exaone4, ernie4_5, phi2, starcoder2, stablelm, nemotron, qwen2vl, qwen3vl'
   )
+
+
+@pytest.mark.parametrize(
+  ('metadata', 'message'),
+  [
+    (
+      {'llama.logit_scale': 0.5},
+      'llama.logit_scale is 0.5, not supported for llama; expected none',
+    ),
+    (
+      {'llama.attention.causal': False},
+      'llama.attention.causal is False, not supported for llama; expected True',
+    ),
+    (
+      {'llama.attention.sliding_window_pattern': [True, False]},
+      'llama.attention.sliding_window_pattern is [True, False], not supported',
+    ),
+    (
+      {'llama.attention.value_length': 32},
+      'llama.attention.value_length is 32, expected 64, as of keys',
+    ),
+    (
+      {'llama.rope.scaling.attn_factor': 0.5},
+      'llama.rope.scaling.attn_factor is 0.5, not supported for llama',
+    ),
+    (
+      {'llama.a_new_idea': 1},
+      'llama.a_new_idea is 1, not supported for llama; expected none',
+    ),
+  ],
+)
+def test_metadata_that_is_not_used(tmp_path, tensors, metadata, message):
+  path = _write(tmp_path / 'x.gguf', tensors, metadata)
+  with pytest.raises(errors.UserError) as e:
+    gguf_weights.GGUFSource(path)
+  assert str(e.value).startswith(f'{path}: metadata {message}')
+
+
+def test_metadata_without_effect(tmp_path, tensors):
+  first = gguf_weights.GGUFSource(_write(tmp_path / 'x.gguf', tensors)).config
+  more = {
+    'llama.vocab_size': 320,
+    'llama.tensor_data_layout': 'Meta AI original pth',
+    'llama.attention.value_length': 64,
+    'llama.attention.causal': True,
+    'llama.expert_count': 0,
+    'llama.expert_used_count': 0,
+    'llama.rope.scaling.original_context_length': 128,
+    'other.logit_scale': 0.5,
+  }
+  path = _write(tmp_path / 'y.gguf', tensors, more)
+  assert gguf_weights.GGUFSource(path).config == first
 
 
 def test_big_endian(tmp_path, tensors):

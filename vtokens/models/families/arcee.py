@@ -20,6 +20,8 @@ class Arcee(Family):
   )
   architecture = 'ArceeForCausalLM'
   names = tensor_names.without(tensor_names.PRE_NORM, 'layers.mlp.gate')
+  gguf = 'arcee'
+  gguf_interleaved = True
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'relu2')

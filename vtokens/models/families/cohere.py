@@ -1,11 +1,14 @@
 """Command R (Cohere) and Command R7B, Command A and Aya (Cohere 2)."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Cohere(Family):
@@ -21,6 +24,7 @@ class Cohere(Family):
   architecture = 'CohereForCausalLM'
   names = tensor_names.without(tensor_names.PRE_NORM, 'layers.mlp_norm.scale')
   norm_eps = 'layer_norm_eps'
+  gguf: str | None = 'command-r'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.no_window()
@@ -45,6 +49,17 @@ class Cohere(Family):
     values['logit_scale'] = config.logit_scale
     values['use_qk_norm'] = config.qk_norm == 'heads'
 
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    self.read_gguf_common(metadata, values)
+    values['use_qk_norm'] = metadata.has_tensor('blk.0.attn_q_norm.weight')
+
+  def read_gguf_common(
+    self, metadata: 'Metadata', values: dict[str, Any]
+  ) -> None:
+    """Metadata that both versions share."""
+    scale = metadata.optional('{arch}.logit_scale', float)
+    values['logit_scale'] = scale or 1.0
+
 
 class Cohere2(Cohere):
   """Layers without a window have no positions."""
@@ -56,6 +71,7 @@ class Cohere2(Cohere):
     2.5e-06,
   )
   architecture = 'Cohere2ForCausalLM'
+  gguf = 'cohere2'
 
   def read(self, f: Fields) -> dict[str, Any]:
     return {
@@ -66,3 +82,8 @@ class Cohere2(Cohere):
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     values['logit_scale'] = config.logit_scale
     family.write_layer_types(config, values)
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    self.read_gguf_common(metadata, values)
+    metadata.layer_types(values, period=4)
+    metadata.same_theta(values)

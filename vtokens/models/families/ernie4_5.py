@@ -18,6 +18,7 @@ class Ernie45(Family):
     6.1e-06,
   )
   architecture = 'Ernie4_5ForCausalLM'
+  gguf = 'ernie4_5'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')

@@ -46,6 +46,8 @@ class Family(abc.ABC):
     gguf: name of the architecture in GGUF files; None if they are not
       supported.
     about: see `About`.
+    gguf_interleaved: whether GGUF files have the rows of q and k in the order
+      of `interleaved_rows`.
     norm_eps: field of config.json with the number that norms add.
     qkv_by_head: whether a tensor with queries, keys and values has them one
       key-value head after the other.
@@ -56,6 +58,7 @@ class Family(abc.ABC):
   architecture: str
   names: Mapping[str, str] = tensor_names.PRE_NORM
   gguf: str | None = None
+  gguf_interleaved: bool = False
   norm_eps: str = 'rms_norm_eps'
   qkv_by_head: bool = False
   unused: tuple[str, ...] = ()
@@ -134,7 +137,10 @@ class Family(abc.ABC):
     Returns:
       For each row in Hugging Face's order, its row in the file.
     """
-    del config, name, rows  # For families that need them.
+    if self.gguf_interleaved and '.self_attn.q_proj.' in name:
+      return interleaved_rows(rows, config.num_heads)
+    if self.gguf_interleaved and '.self_attn.k_proj.' in name:
+      return interleaved_rows(rows, config.num_kv_heads)
     return None
 
   def gguf_offset(self, name: str) -> float:
@@ -159,3 +165,22 @@ def write_layer_types(config: DecoderConfig, values: dict[str, Any]) -> None:
   values['layer_types'] = [
     SLIDING if kind.window else FULL for kind in config.layer_kinds
   ]
+
+
+def interleaved_rows(rows: int, num_heads: int) -> np.ndarray:
+  """Order in which llama.cpp stores the rows of q and k.
+
+  For some architectures llama.cpp rotates neighbouring pairs, so its converter
+  interleaves the two halves of each head (rows 0, H/2, 1, H/2 + 1, ...).
+  Hugging Face rotates row i with row i + H/2. See `LlamaModel.permute` in
+  llama.cpp's conversion/llama.py.
+
+  Args:
+    rows: rows of the matrix, `num_heads * H`.
+    num_heads: heads of the matrix.
+
+  Returns:
+    For each row in Hugging Face's order, its row in the file.
+  """
+  pairs = np.arange(rows).reshape(num_heads, rows // num_heads // 2, 2)
+  return pairs.swapaxes(1, 2).reshape(rows)

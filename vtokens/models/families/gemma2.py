@@ -50,6 +50,7 @@ class Gemma2(Gemma):
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     self.read_gguf_common(metadata, values)
+    metadata.layer_types(values, period=2)
     if values['sliding_window'] is None:
       del values['sliding_window']
 

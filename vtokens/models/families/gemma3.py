@@ -50,6 +50,7 @@ class Gemma3(Gemma2):
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     self.read_gguf_common(metadata, values)
+    metadata.layer_types(values, period=6)
     values['rope_local_base_freq'] = metadata.number(
       '{arch}.rope.freq_base_swa', float, 10_000.0
     )

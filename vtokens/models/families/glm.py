@@ -1,11 +1,14 @@
 """GLM 4: its first version, and GLM-4-0414."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Glm(Family):
@@ -19,6 +22,7 @@ class Glm(Family):
   )
   architecture = 'GlmForCausalLM'
   names = tensor_names.with_fused_mlp(tensor_names.PRE_NORM)
+  gguf: str | None = 'chatglm'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
@@ -35,6 +39,10 @@ class Glm(Family):
     rotated = config.rotary_dim or config.head_dim
     values['partial_rotary_factor'] = rotated / config.head_dim
 
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.partial_rotation(values)
+    values.setdefault('attention_bias', False)
+
 
 class Glm4(Glm):
   """Also norms after attention and MLP."""
@@ -47,6 +55,17 @@ class Glm4(Glm):
   )
   architecture = 'Glm4ForCausalLM'
   names = tensor_names.with_fused_mlp(tensor_names.GLM4_NORMS)
+  gguf = 'glm4'
 
   def read(self, f: Fields) -> dict[str, Any]:
     return {**super().read(f), 'post_norm': True}
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    super().read_gguf(metadata, values)
+    sections = metadata.get('{arch}.rope.dimension_sections')
+    if sections is not None:
+      raise metadata.unexpected(
+        '{arch}.rope.dimension_sections',
+        sections,
+        'none: such files have q and k in another order',
+      )

@@ -1,11 +1,14 @@
 """Granite 3 and dense Granite 4."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Granite(Family):
@@ -18,6 +21,8 @@ class Granite(Family):
     4.3e-06,
   )
   architecture = 'GraniteForCausalLM'
+  gguf = 'granite'
+  gguf_interleaved = True
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
@@ -38,3 +43,19 @@ class Granite(Family):
       residual_multiplier=config.residual_scale,
       logits_scaling=config.logit_divisor,
     )
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    if not metadata.get('{arch}.rope.scaling.finetuned', True):
+      raise metadata.unexpected(
+        '{arch}.rope.scaling.finetuned',
+        False,
+        'true: llama.cpp rotates nothing otherwise',
+      )
+    # llama.cpp takes 0 for missing.
+    for field, key, default in (
+      ('embedding_multiplier', 'embedding_scale', 1.0),
+      ('attention_multiplier', 'attention.scale', values['head_dim'] ** -0.5),
+      ('residual_multiplier', 'residual_scale', 1.0),
+      ('logits_scaling', 'logit_scale', 1.0),
+    ):
+      values[field] = metadata.optional('{arch}.' + key, float) or default

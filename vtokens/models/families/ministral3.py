@@ -1,11 +1,14 @@
 """Ministral 3, also inside Mistral Small's wrapper."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, QueryGrowth
 from vtokens.models.families import family, rope_json
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _BETA, _LENGTH = 'llama_4_scaling_beta', 'original_max_position_embeddings'
 
@@ -20,6 +23,8 @@ class Ministral3(Family):
     1.2e-05,
   )
   architecture = 'Ministral3ForCausalLM'
+  gguf = 'mistral3'
+  gguf_interleaved = True
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
@@ -47,3 +52,19 @@ class Ministral3(Family):
     }
     for field in ('rope_scaling', 'rope_theta', 'attention_bias'):
       del values[field]
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    beta = metadata.number('{arch}.attention.temperature_scale', float)
+    scaling = values.pop('rope_scaling')
+    if not scaling or scaling['rope_type'] != 'yarn':
+      raise metadata.unexpected(
+        '{arch}.rope.scaling.type',
+        metadata.get('{arch}.rope.scaling.type'),
+        "'yarn' beside attention.temperature_scale",
+      )
+    values['rope_parameters'] = {
+      **scaling,
+      'rope_theta': values.pop('rope_theta'),
+      _BETA: beta,
+    }
+    del values[_LENGTH]

@@ -16,7 +16,7 @@ class Mistral(Family):
     'Mistral 7B v0.1 to v0.3, Nemo, Small',
     'sliding window, head width',
     3.5e-05,
-    '7B (*)',
+    'as `llama` (*)',
   )
   architecture = 'MistralForCausalLM'
 

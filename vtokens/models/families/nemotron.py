@@ -1,12 +1,15 @@
 """Nemotron 4 and Minitron."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Nemotron(Family):
@@ -21,6 +24,7 @@ class Nemotron(Family):
   architecture = 'NemotronForCausalLM'
   names = tensor_names.without(tensor_names.LAYER_NORM, 'layers.mlp.gate')
   norm_eps = 'norm_eps'
+  gguf = 'nemotron'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'relu2')
@@ -40,3 +44,10 @@ class Nemotron(Family):
     values['hidden_act'] = 'relu2'
     rotated = config.rotary_dim or config.head_dim
     values['partial_rotary_factor'] = rotated / config.head_dim
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.partial_rotation(values)
+
+  def gguf_offset(self, name: str) -> float:
+    # The converter adds the model's offset of 1 to the weights.
+    return 1.0 if name.endswith('norm.weight') else 0.0

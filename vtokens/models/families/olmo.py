@@ -1,11 +1,14 @@
 """OLMo 1, 2 and 3."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import FULL, SLIDING, Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _OLMO3_THETA = 500_000.0
 
@@ -57,6 +60,7 @@ class Olmo2(Family):
   )
   architecture = 'Olmo2ForCausalLM'
   names = tensor_names.POST_NORM
+  gguf: str | None = 'olmo2'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.no_window()
@@ -83,8 +87,10 @@ class Olmo3(Olmo2):
     'OLMo 3',
     'also windows, YaRN in the others',
     6.2e-06,
+    'yes',
   )
   architecture = 'Olmo3ForCausalLM'
+  gguf = None  # Files say olmo2.
 
   def read(self, f: Fields) -> dict[str, Any]:
     full = rope_json.read_of_type(f, FULL, _OLMO3_THETA)
@@ -112,3 +118,13 @@ class Olmo3(Olmo2):
       SLIDING: rope_json.write_parameters(local),
     }
     del values['rope_scaling']
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.layer_types(values, period=4)
+    metadata.same_theta(values)
+    theta = values.pop('rope_theta')
+    scaling = values.pop('rope_scaling') or {'rope_type': 'default'}
+    values['rope_parameters'] = {
+      FULL: {**scaling, 'rope_theta': theta},
+      SLIDING: {'rope_type': 'default', 'rope_theta': theta},
+    }

@@ -1,12 +1,15 @@
 """Phi 1, 1.5 and 2."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 # Two names of the same function.
 _GELU = ('gelu_new', 'gelu_pytorch_tanh')
@@ -25,6 +28,7 @@ class Phi(Family):
   architecture = 'PhiForCausalLM'
   names = tensor_names.PHI
   norm_eps = 'layer_norm_eps'
+  gguf = 'phi2'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', *_GELU)
@@ -48,3 +52,6 @@ class Phi(Family):
     rotated = config.rotary_dim or config.head_dim
     values['partial_rotary_factor'] = rotated / config.head_dim
     del values['attention_bias']
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.partial_rotation(values)

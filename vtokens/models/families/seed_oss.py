@@ -1,11 +1,14 @@
 """Seed-OSS."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class SeedOss(Family):
@@ -18,6 +21,7 @@ class SeedOss(Family):
     1.5e-05,
   )
   architecture = 'SeedOssForCausalLM'
+  gguf = 'seed_oss'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
@@ -32,3 +36,7 @@ class SeedOss(Family):
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     values['attention_bias'] = config.qkv_bias
     values['attention_out_bias'] = config.out_bias
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    values.setdefault('attention_bias', False)
+    values['attention_out_bias'] = metadata.has_tensor('blk.0.attn_output.bias')

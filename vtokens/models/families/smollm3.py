@@ -1,6 +1,6 @@
 """SmolLM 3."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json
@@ -10,6 +10,9 @@ from vtokens.models.families.config_json import (
   shortest_pattern,
 )
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class SmolLM3(Family):
@@ -22,6 +25,8 @@ class SmolLM3(Family):
     1.9e-05,
   )
   architecture = 'SmolLM3ForCausalLM'
+  gguf = 'smollm3'
+  gguf_interleaved = True
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
@@ -47,3 +52,9 @@ class SmolLM3(Family):
     values['use_sliding_window'] = values['sliding_window'] is not None
     kinds = config.layer_kinds
     values['no_rope_layers'] = [int(kind.rope is not None) for kind in kinds]
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    # Files do not say which; llama.cpp skips every fourth.
+    values['no_rope_layers'] = [
+      int((i + 1) % 4 != 0) for i in range(values['num_hidden_layers'])
+    ]

@@ -1,11 +1,14 @@
 """StableLM 3B and StableLM 2."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class StableLM(Family):
@@ -20,6 +23,7 @@ class StableLM(Family):
   architecture = 'StableLmForCausalLM'
   names = tensor_names.LAYER_NORM
   norm_eps = 'layer_norm_eps'
+  gguf = 'stablelm'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
@@ -42,3 +46,12 @@ class StableLM(Family):
     rotated = config.rotary_dim or config.head_dim
     values['partial_rotary_factor'] = rotated / config.head_dim
     del values['attention_bias']
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.partial_rotation(values)
+    values['use_qkv_bias'] = metadata.has_tensor('blk.0.attn_q.bias')
+    # llama.cpp ignores the key: the norm tells.
+    metadata.get('{arch}.use_parallel_residual')
+    values['use_parallel_residual'] = not metadata.has_tensor(
+      'blk.0.ffn_norm.weight'
+    )

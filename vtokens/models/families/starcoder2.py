@@ -1,12 +1,15 @@
 """StarCoder 2."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _GELU = 'gelu_pytorch_tanh'
 
@@ -21,6 +24,7 @@ class StarCoder2(Family):
   architecture = 'Starcoder2ForCausalLM'
   names = tensor_names.STARCODER2
   norm_eps = 'norm_epsilon'
+  gguf = 'starcoder2'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', _GELU)
@@ -43,3 +47,6 @@ class StarCoder2(Family):
     values['hidden_act'] = _GELU
     values['use_bias'] = config.out_bias
     del values['attention_bias']
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    values['use_bias'] = metadata.has_tensor('blk.0.attn_q.bias')

@@ -5,6 +5,36 @@ from typing import Any
 import gguf
 
 from vtokens.host import errors
+from vtokens.models.families.config_json import FULL, SLIDING
+
+# Keys of an architecture that change no number. Keys of scaling are checked
+# where there is scaling; of the two epsilons a family has one.
+_WITHOUT_EFFECT = {
+  'vocab_size',
+  'tensor_data_layout',
+  'pooling_type',
+  'classifier.output_labels',
+  'n_deepstack_layers',  # Of images.
+  'attention.layer_norm_epsilon',
+  'attention.layer_norm_rms_epsilon',
+  'rope.dimension_sections',
+  'rope.scaling.original_context_length',
+  'rope.scaling.finetuned',
+  'rope.scaling.yarn_log_multiplier',
+  'rope.scaling.yarn_ext_factor',
+  'rope.scaling.yarn_attn_factor',
+  'rope.scaling.yarn_beta_fast',
+  'rope.scaling.yarn_beta_slow',
+}
+# Values without effect of other keys.
+_NEUTRAL = {
+  'attention.causal': True,
+  'attention.clamp_kqv': 0,
+  'attention.max_alibi_bias': 0,
+  'expert_used_count': 0,
+  'nextn_predict_layers': 0,
+  'rope.scaling.attn_factor': 1,
+}
 
 
 class Metadata:
@@ -24,6 +54,8 @@ class Metadata:
 
   def __init__(self, reader: gguf.GGUFReader, where: str):
     self._reader = reader
+    self._read: set[str] = set()
+    self._tensors = {tensor.name for tensor in reader.tensors}
     self.where = where
     self.architecture = self.text('general.architecture')
 
@@ -43,6 +75,7 @@ class Metadata:
       errors.UserError: the value is missing or damaged.
     """
     key = self._name(key)
+    self._read.add(key)
     field = self._reader.get_field(key)
     if field is None:
       if default is ...:
@@ -83,6 +116,79 @@ class Metadata:
     """
     dim: int = self.number('{arch}.rope.dimension_count', default=head_dim)
     return dim
+
+  def has_tensor(self, name: str) -> bool:
+    """Whether the file has a tensor of this name."""
+    return name in self._tensors
+
+  def partial_rotation(self, values: dict[str, Any]) -> None:
+    """Sets `partial_rotary_factor`.
+
+    Args:
+      values: fields of config.json, to be changed in place.
+    """
+    rotated, width = self.rotary_dim(values['head_dim']), values['head_dim']
+    factor = rotated / width
+    # Readers of the field round down.
+    values['partial_rotary_factor'] = (
+      factor if int(width * factor) == rotated else (rotated + 0.5) / width
+    )
+
+  def layer_types(self, values: dict[str, Any], period: int) -> None:
+    """Sets `layer_types`, from the file's pattern of layers with a window.
+
+    Args:
+      values: fields of config.json, to be changed in place.
+      period: without a pattern, the last of so many layers has no window.
+
+    Raises:
+      errors.UserError: the pattern is wrong.
+    """
+    key = '{arch}.attention.sliding_window_pattern'
+    count = values['num_hidden_layers']
+    found = self.get(key, period)
+    if isinstance(found, list):
+      if len(found) < count or not all(isinstance(x, bool) for x in found):
+        raise self.unexpected(key, found, f'true or false for {count} layers')
+      windows = found[:count]
+    else:
+      period = self.number(key, default=period)
+      windows = [(i + 1) % period != 0 for i in range(count)]
+    values['layer_types'] = [SLIDING if one else FULL for one in windows]
+
+  def same_theta(self, values: dict[str, Any]) -> None:
+    """Raises if layers with a window have another base of frequencies.
+
+    llama.cpp does not use it in these architectures.
+
+    Args:
+      values: fields of config.json.
+    """
+    theta = values['rope_theta']
+    local = self.number('{arch}.rope.freq_base_swa', float, theta)
+    if local != theta:
+      raise self.unexpected('{arch}.rope.freq_base_swa', local, repr(theta))
+
+  def finish(self) -> None:
+    """Raises if a value of the architecture was not read.
+
+    Raises:
+      errors.UserError: the value may change the numbers of the model.
+    """
+    prefix = self.architecture + '.'
+    for key in self._reader.fields:
+      if key in self._read or not key.startswith(prefix):
+        continue
+      name = key.removeprefix(prefix)
+      if name in _WITHOUT_EFFECT:
+        continue
+      found = self.contents(key)
+      if name not in _NEUTRAL or found != _NEUTRAL[name]:
+        wanted = repr(_NEUTRAL[name]) if name in _NEUTRAL else 'none'
+        raise errors.UserError(
+          f'{self.where}: metadata {key} is {errors.shorten(repr(found))}, '
+          f'not supported for {self.architecture}; expected {wanted}'
+        )
 
   def unexpected(self, key: str, value: Any, what: str) -> errors.UserError:
     """An error about a value."""

@@ -1,0 +1,244 @@
+"""Architecture of a model from the metadata of its GGUF file."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import gguf
+
+from vtokens.host import errors
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families import registry
+from vtokens.models.families.family import Family
+from vtokens.models.files.gguf_metadata import Metadata
+
+# Architectures whose text part is another one's. Qwen-VL's files give sections
+# of the rotary embedding, which change nothing for text.
+_SAME_AS = {'qwen2vl': 'qwen2', 'qwen3vl': 'qwen3'}
+# Settings of scaling besides the usual ones, and their values without effect.
+_NEUTRAL = {
+  'attn_factor': 1.0,
+  'yarn_attn_factor': 1.0,
+  'yarn_ext_factor': 1.0,
+  'yarn_log_multiplier': 0.0,
+}
+
+
+def family_of(metadata: Metadata) -> Family:
+  """The family of a GGUF file.
+
+  Args:
+    metadata: metadata of the file.
+
+  Raises:
+    errors.UserError: its architecture is not supported.
+  """
+  families = registry.families()
+  known = {f.gguf: f for f in families.values() if f.gguf}
+  name = metadata.architecture
+  # llama.cpp has one architecture for each of these pairs of families.
+  if name == 'olmo2' and metadata.get('{arch}.attention.sliding_window'):
+    return families['olmo3']
+  temperature = '{arch}.attention.temperature_scale'
+  if name == 'mistral3' and not metadata.get(temperature):
+    return families['llama']
+  found = known.get(_SAME_AS.get(name, name))
+  if found is None:
+    raise errors.UserError(
+      f'{metadata.where}: general.architecture is {name!r}, not supported; '
+      f'supported: {", ".join([*known, *_SAME_AS])}'
+    )
+  return found
+
+
+def read(
+  family: Family, metadata: Metadata, tensors: Mapping[str, gguf.ReaderTensor]
+) -> DecoderConfig:
+  """Translates the metadata to the fields of config.json, and reads these.
+
+  Args:
+    family: family of the file.
+    metadata: its metadata.
+    tensors: name -> tensor.
+
+  Raises:
+    errors.UserError: a value is missing, wrong or not supported, or a value
+      that changes the numbers of the model is not used.
+  """
+  where = metadata.where
+  if metadata.get('{arch}.expert_count', 0):
+    raise errors.UserError(
+      f'{where}: mixture-of-experts models are not supported'
+    )
+  if 'token_embd.weight' not in tensors:
+    raise errors.UserError(f'{where}: tensor token_embd.weight is missing')
+  embedding = tensors['token_embd.weight'].shape
+  if len(embedding) != 2:
+    raise errors.UserError(
+      f'{where}: tensor token_embd.weight has the dimensions '
+      f'{embedding.tolist()}, expected two'
+    )
+  heads = metadata.number('{arch}.attention.head_count')
+  embed_dim = metadata.number('{arch}.embedding_length')
+  head_dim = metadata.number(
+    '{arch}.attention.key_length', default=embed_dim // heads
+  )
+  value_dim = metadata.number('{arch}.attention.value_length', default=head_dim)
+  if value_dim != head_dim:
+    raise metadata.unexpected(
+      '{arch}.attention.value_length', value_dim, f'{head_dim}, as of keys'
+    )
+  layers = metadata.number('{arch}.block_count')
+  # Before lists of that length are made.
+  if layers > len(tensors):
+    raise metadata.unexpected(
+      '{arch}.block_count', layers, f'at most {len(tensors)}, as many tensors'
+    )
+  scaling = _rope_scaling(metadata, tensors)
+  norm = 'rms_' if family.norm_eps == 'rms_norm_eps' else ''
+  values: dict[str, Any] = {
+    'model_type': family.model_type,
+    # GGUF lists dimensions fastest first: [D, V].
+    'vocab_size': int(embedding[1]),
+    'hidden_size': embed_dim,
+    'intermediate_size': metadata.number('{arch}.feed_forward_length'),
+    'num_hidden_layers': layers,
+    'num_attention_heads': heads,
+    'num_key_value_heads': metadata.number(
+      '{arch}.attention.head_count_kv', default=heads
+    ),
+    'head_dim': head_dim,
+    family.norm_eps: metadata.number(
+      '{arch}.attention.layer_norm_' + norm + 'epsilon', float
+    ),
+    'max_position_embeddings': metadata.number('{arch}.context_length'),
+    'rope_theta': metadata.number('{arch}.rope.freq_base', float, 10_000.0),
+    'rope_scaling': scaling,
+    'sliding_window': metadata.optional('{arch}.attention.sliding_window', int),
+    'tie_word_embeddings': 'output.weight' not in tensors,
+  }
+  original = 'original_max_position_embeddings'
+  if scaling and original in scaling:
+    # Phi-3 has this field outside of `rope_scaling`.
+    values[original] = scaling[original]
+  if metadata.has_tensor('blk.0.attn_q.bias'):
+    values['attention_bias'] = True
+  family.read_gguf(metadata, values)
+  rotated = metadata.rotary_dim(head_dim)
+  if rotated != head_dim and 'partial_rotary_factor' not in values:
+    raise errors.UserError(
+      f'{where}: {metadata.architecture}.rope.dimension_count is '
+      f'{rotated}, not supported; expected {head_dim}'
+    )
+  config = registry.from_hf(values, where)
+  metadata.finish()
+  return config
+
+
+def _rope_scaling(
+  metadata: Metadata, tensors: Mapping[str, gguf.ReaderTensor]
+) -> dict[str, Any] | None:
+  """`rope_scaling` as in config.json."""
+  # In llama.cpp a factor without a type means linear scaling; 0 and 1 mean no
+  # scaling.
+  old = metadata.optional('{arch}.rope.scale_linear', float)
+  factor = metadata.optional('{arch}.rope.scaling.factor', float) or old
+  kind = metadata.text(
+    '{arch}.rope.scaling.type',
+    'linear' if factor not in (None, 1) else 'none',
+  )
+  if {'rope_factors_short.weight', 'rope_factors_long.weight'} <= set(tensors):
+    return {
+      'rope_type': 'longrope',
+      'short_factor': _floats(tensors['rope_factors_short.weight']),
+      'long_factor': _floats(tensors['rope_factors_long.weight']),
+      'attention_factor': metadata.number(
+        '{arch}.rope.scaling.attn_factor', float, 1.0
+      ),
+      'original_max_position_embeddings': metadata.number(
+        '{arch}.rope.scaling.original_context_length'
+      ),
+    }
+  if 'rope_freqs.weight' in tensors and kind == 'none':
+    # Llama 3.1 and later: the converter has applied the formula and wrote the
+    # divisor of each frequency, for any length.
+    factors = _floats(tensors['rope_freqs.weight'])
+    return {
+      'rope_type': 'longrope',
+      'short_factor': factors,
+      'long_factor': factors,
+      'attention_factor': 1.0,
+    }
+  if kind == 'none':
+    return None
+  if 'rope_freqs.weight' in tensors:
+    raise errors.UserError(
+      f'{metadata.where}: tensor rope_freqs.weight beside '
+      f'{metadata.architecture}.rope.scaling.type={kind!r} is not supported'
+    )
+  _check_neutral(metadata, factor if kind == 'yarn' else None)
+  if kind in ('linear', 'yarn') and factor is None:
+    raise metadata.unexpected(
+      '{arch}.rope.scaling.factor', None, 'a positive float'
+    )
+  if kind == 'linear':
+    return {'rope_type': 'linear', 'factor': factor}
+  if kind == 'yarn':
+    return {
+      **_yarn_scales(metadata),
+      'rope_type': 'yarn',
+      'factor': factor,
+      'beta_fast': metadata.number(
+        '{arch}.rope.scaling.yarn_beta_fast', float, 32.0
+      ),
+      'beta_slow': metadata.number(
+        '{arch}.rope.scaling.yarn_beta_slow', float, 1.0
+      ),
+      'original_max_position_embeddings': metadata.number(
+        '{arch}.rope.scaling.original_context_length'
+      ),
+    }
+  raise errors.UserError(
+    f'{metadata.where}: {metadata.architecture}.rope.scaling.type is '
+    f"{kind!r}, not supported; expected 'none', 'linear' or 'yarn'"
+  )
+
+
+def _check_neutral(metadata: Metadata, factor: float | None) -> None:
+  """Raises if a setting of scaling has an effect that is not implemented.
+
+  Args:
+    metadata: metadata of the file.
+    factor: factor of YaRN; None for other types.
+  """
+  for key, neutral in _NEUTRAL.items():
+    if key == 'yarn_log_multiplier' and metadata.architecture == 'mistral3':
+      continue  # See `_yarn_scales`.
+    found = metadata.get('{arch}.rope.scaling.' + key, neutral)
+    expected = [neutral]
+    if key == 'yarn_attn_factor' and factor is not None and factor > 1:
+      # YaRN's own, spelled out; llama.cpp computes it.
+      expected.append(round(1 + 0.1 * math.log(factor), 6))
+    near = isinstance(found, (int, float)) and any(
+      math.isclose(found, value, rel_tol=1e-5) for value in expected
+    )
+    if not near:
+      raise errors.UserError(
+        f'{metadata.where}: {metadata.architecture}.rope.scaling.{key} is '
+        f'{found!r}, not supported; expected {" or ".join(map(repr, expected))}'
+      )
+
+
+def _yarn_scales(metadata: Metadata) -> dict[str, float]:
+  """`mscale` and `mscale_all_dim`, which only Mistral 3's files have."""
+  key = '{arch}.rope.scaling.yarn_log_multiplier'
+  if metadata.architecture != 'mistral3':
+    return {}
+  under = metadata.optional(key, float)
+  return {'mscale': 1.0, 'mscale_all_dim': under} if under else {}
+
+
+def _floats(tensor: gguf.ReaderTensor) -> list[float]:
+  if tensor.data.ndim != 1 or tensor.data.dtype.kind != 'f':
+    return []  # Refused later, with the expected number of factors.
+  return [float(value) for value in tensor.data]

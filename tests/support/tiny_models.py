@@ -53,7 +53,7 @@ LEVEL = 0.5
 
 
 @torch.no_grad()
-def _silence(model: transformers.PreTrainedModel, ids: Sequence[int]) -> None:
+def silence(model: transformers.PreTrainedModel, ids: Sequence[int]) -> None:
   """Gives the first dimension to the logits of these ids, at every position."""
   embedding = model.get_input_embeddings().weight
   head = model.get_output_embeddings().weight
@@ -64,7 +64,7 @@ def _silence(model: transformers.PreTrainedModel, ids: Sequence[int]) -> None:
   for name, weight in model.named_parameters():
     if name.endswith(('o_proj.weight', 'down_proj.weight')):
       weight[0] = 0
-    elif name == 'model.norm.weight':
+    elif name.endswith('model.norm.weight'):
       weight[0] = 1
   head[list(ids)] = 0
   head[list(ids), 0] = -60
@@ -121,7 +121,7 @@ def save(
     elif name.endswith('bias') or '.act_fn.' in name:
       torch.nn.init.normal_(weight, 0.0, scale)
   if len(quiet):
-    _silence(model, quiet)
+    silence(model, quiet)
   model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)
   save_tokenizer(directory)
   return model.to(torch.float32).eval()

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+from collections.abc import Sequence
 
 import safetensors.torch
 import tiny_models
@@ -162,14 +163,23 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
 
 
 def save(
-  directory: pathlib.Path, model_type: str
+  directory: pathlib.Path,
+  model_type: str,
+  quiet: Sequence[int] = (),
+  **changes: object,
 ) -> transformers.PreTrainedModel:
-  """Saves a model and a tokenizer; returns the torch model (float32, eval)."""
+  """Saves a model and a tokenizer; returns the torch model (float32, eval).
+
+  Tokens `quiet` are never said; see `tiny_models.save`. `changes` are fields of
+  the text part.
+  """
   vision, text, other = WRAPPERS[model_type]
   cls = transformers.CONFIG_MAPPING[model_type]
   special = {f'{name}_token_id': None for name in ('bos', 'eos', 'pad')}
   config = cls(
-    text_config={**TEXT, **special, **text}, vision_config=vision, **other
+    text_config={**TEXT, **special, **text, **changes},
+    vision_config=vision,
+    **other,
   )
   torch.manual_seed(0)
   model = transformers.AutoModelForImageTextToText.from_config(
@@ -182,6 +192,8 @@ def save(
       mean if 'norm' in name else 0.0,
       0.1 if 'norm' in name else 0.2,
     )
+  if len(quiet):
+    tiny_models.silence(model, quiet)
   model.save_pretrained(directory)
   tiny_models.save_tokenizer(directory)
   return model.eval()

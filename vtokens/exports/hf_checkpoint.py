@@ -9,6 +9,8 @@ base are linked or copied, except three that change:
   model never generates, so that no virtual token is more likely than that one.
   A head tied to the embedding matrix becomes a matrix of its own: with the rows
   of the table in it the model would generate virtual tokens.
+- Of a multimodal model these are the matrices of the text part. Its other
+  tensors stay.
 - The tokenizer's files get the names of the tokens. No tokenizer library writes
   them: versions differ in what they write and can read.
 """
@@ -27,7 +29,7 @@ from vtokens.exports import public_names, safetensors_file
 from vtokens.exports import vocabulary_rows as rows
 from vtokens.exports.export_format import Placement
 from vtokens.host import errors, json_files, writers
-from vtokens.models.families import registry
+from vtokens.models.families import registry, wrappers
 from vtokens.models.files import hf_directory
 from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 from vtokens.models.frozen_base import OpenBase
@@ -38,7 +40,9 @@ from vtokens.serving.artifact import Artifact
 _COPIED = re.compile(
   r'.*licen[cs]e.*|notice.*|copying.*|use_policy.*'
   r'|.*\.model|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json'
-  r'|chat_template\.(jinja|json)|.*\.py',
+  r'|chat_template\.(jinja|json)|.*\.py'
+  # How a multimodal model reads images.
+  r'|(video_|image_|pre)?(pre)?processor_config\.json',
   re.IGNORECASE,
 )
 # Names of tokens that no model is trained to generate.
@@ -55,7 +59,15 @@ def matrices(directory: str | pathlib.Path) -> tuple[str, str]:
   """
   config = hf_directory.read_config(directory)
   names = registry.family_of(config).names
-  return names['embedding'], names['head']
+  embedding, head = names['embedding'], names['head']
+  wrapper = hf_directory.read_wrapper(directory)
+  if wrapper is None:
+    return embedding, head
+  source = hf_directory.SafetensorsSource(directory)
+  stored = source.stored_name(embedding)
+  if head in source.shapes():
+    return stored, source.stored_name(head)
+  return stored, wrapper.head_name(embedding, stored, head)
 
 
 def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
@@ -276,7 +288,14 @@ def _write_config(
   base: pathlib.Path, out: pathlib.Path, placement: Placement
 ) -> None:
   values = public_names.without_paths(json_files.read(base / 'config.json'))
-  values['vocab_size'] = placement.num_rows
+  text = values.get('text_config')
+  if wrappers.wrapper_of(values) is not None and isinstance(text, dict):
+    text['vocab_size'] = placement.num_rows
+    text['tie_word_embeddings'] = False
+    if 'vocab_size' in values:
+      values['vocab_size'] = placement.num_rows
+  else:
+    values['vocab_size'] = placement.num_rows
   values['tie_word_embeddings'] = False
   writers.write_json(out / 'config.json', values)
 

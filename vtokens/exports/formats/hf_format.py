@@ -6,7 +6,6 @@ from vtokens.exports.export_format import (
   Format,
   Placement,
   Usage,
-  refuse_wrapped,
 )
 from vtokens.exports.gate import Check
 from vtokens.exports.trained_table import Source
@@ -50,7 +49,6 @@ class HFFormat(Format):
 
   def place(self, source: Source, base_path: str) -> Placement:
     """Ids after the tokenizer's last; see `hf_checkpoint`."""
-    refuse_wrapped(self.name, base_path)
     return hf_checkpoint.place(source.table, source.base, base_path)
 
   def write(self, job: ExportJob) -> None:

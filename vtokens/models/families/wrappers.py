@@ -62,6 +62,18 @@ class Wrapper:
         return after + name.removeprefix(before)
     return name
 
+  def head_name(self, embedding: str, stored: str, head: str) -> str:
+    """Name in the files of a head that they do not have.
+
+    Args:
+      embedding: name of the embedding matrix outside the wrapper.
+      stored: its name in the files.
+      head: name of the head outside the wrapper.
+    """
+    # A text part that is a whole causal language model has the head, too.
+    whole = stored.removesuffix(embedding) + head
+    return whole if self.text_name(whole) == head else head
+
 
 _HEAD = {'lm_head.': 'lm_head.'}
 # transformers 4 and 5 in memory, and in files of some types.

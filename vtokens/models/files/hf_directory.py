@@ -101,6 +101,10 @@ class SafetensorsSource:
     self._shapes[name] = tuple(part.get_shape())
     self._nbytes[name] = math.prod(part.get_shape()) * _FLOATS[kind]
 
+  def stored_name(self, name: str) -> str:
+    """Name in the files of a tensor that they have."""
+    return self._place[name][1]
+
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """See `weight_map.TensorSource`."""
     return self._shapes

@@ -48,6 +48,14 @@ def save_tokenizer(directory: pathlib.Path) -> None:
   ).save_pretrained(directory)
 
 
+# Ends of names of matrices whose products are added to the residual stream, and
+# of the norms of what the head reads.
+_OUTPUTS = (
+  *('o_proj.weight', 'down_proj.weight'),
+  *('dense.weight', 'dense.bias', '4h_to_h.weight', '4h_to_h.bias'),
+)
+_FINAL_NORMS = ('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight')
+_FINAL_BIASES = ('ln_f.bias', 'final_layer_norm.bias')
 # What the first dimension of all embeddings is where tokens are quiet.
 LEVEL = 0.5
 
@@ -62,10 +70,12 @@ def silence(model: transformers.PreTrainedModel, ids: Sequence[int]) -> None:
   embedding[:, 0] = LEVEL
   # No layer changes it, and the final norm keeps its sign.
   for name, weight in model.named_parameters():
-    if name.endswith(('o_proj.weight', 'down_proj.weight')):
+    if name.endswith(_OUTPUTS):
       weight[0] = 0
-    elif name.endswith('model.norm.weight'):
+    elif name.endswith(_FINAL_NORMS):
       weight[0] = 1
+    elif name.endswith(_FINAL_BIASES):
+      weight[0] = 3  # More than the mean that this norm subtracts.
   head[list(ids)] = 0
   head[list(ids), 0] = -60
 

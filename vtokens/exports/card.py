@@ -20,11 +20,13 @@ class BaseFacts:
     licence: see `licence.of_base`.
     dtype: dtype of its weights in an export; '' if unknown.
     wrapped: whether it is the text part of a multimodal model.
+    quantised: how its files are quantised, in words; '' if they are not.
   """
 
   licence: Mapping[str, str] = dataclasses.field(default_factory=dict)
   dtype: str = ''
   wrapped: bool = False
+  quantised: str = ''
 
 
 def render(
@@ -161,6 +163,12 @@ def _about_base(meta: Meta, base: BaseFacts) -> str:
   if meta.base.revision:
     parts.append(f'at commit {markdown.code(meta.base.revision)}')
   parts.append(f'with the fingerprint {markdown.code(meta.base.fingerprint)}.')
+  if base.quantised:
+    parts.append(
+      f'Its files are quantised ({markdown.text(base.quantised)}). The tokens '
+      'were trained and checked with these values of the weights; what a '
+      "server does to a product's inputs was not modelled."
+    )
   found = base.licence
   if found:
     name = found.get('license_name', found['license'])

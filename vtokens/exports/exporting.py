@@ -114,15 +114,19 @@ def require_consumers(one: Format) -> None:
 def base_facts(source: Source) -> card.BaseFacts:
   """What the card says of the base besides its identity."""
   path = source.base.settings.path
-  dtype, wrapped = 'float32', False  # What a GGUF file is converted to.
+  # A GGUF file is converted to float32.
+  dtype, wrapped, quantised = 'float32', False, ''
   if not path.endswith('.gguf'):
     name = registry.family_of(source.base.config).names['embedding']
     rows = source.base.source.read(name, slice(0, 1))
     dtype = str(rows.dtype)
     directory = frozen_base.resolve(path)
     wrapped = hf_directory.read_wrapper(directory) is not None
-  found = licence.of_base(path, source.base.source)
-  return card.BaseFacts(found, dtype, wrapped)
+  weights = source.base.source
+  if isinstance(weights, hf_directory.SafetensorsSource) and weights.format:
+    quantised = weights.format.label
+  found = licence.of_base(path, weights)
+  return card.BaseFacts(found, dtype, wrapped, quantised)
 
 
 @contextlib.contextmanager

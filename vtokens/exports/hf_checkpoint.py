@@ -31,6 +31,7 @@ from vtokens.exports.export_format import Placement
 from vtokens.host import errors, json_files, writers
 from vtokens.models.families import registry, wrappers
 from vtokens.models.files import hf_directory
+from vtokens.models.files.quantised import formats
 from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Artifact
@@ -80,7 +81,7 @@ def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
 
   Raises:
     errors.UserError: the tokenizer has a token of one of the names, or gaps
-      between its ids; or the head has a bias.
+      between its ids; the head has a bias; embedding or head are quantised.
   """
   if opened.config.head_bias:
     raise errors.UserError(
@@ -88,6 +89,7 @@ def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
       f'{opened.config.model_type}), which this format does not extend to '
       'virtual tokens; --to vtokens writes the table for the base as it is'
     )
+  _check_floats(opened, directory)
   vocabulary = rows.read_vocabulary(directory)
   tokens = rows.after_all(vocabulary, table.meta.tokens)
   return Placement(
@@ -96,6 +98,20 @@ def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
     unsaid=unsaid(vocabulary, opened, tokens.ids[0]),
     dtype=_dtype(pathlib.Path(directory)),
   )
+
+
+def _check_floats(opened: OpenBase, directory: str) -> None:
+  """Raises if the matrices that get rows are quantised."""
+  source = opened.source
+  if not isinstance(source, hf_directory.SafetensorsSource):
+    return
+  for name in matrices(directory):
+    if source.is_quantised(name) and source.format is not None:
+      raise errors.UserError(
+        f'--to hf: tensor {name} of {directory} is quantised '
+        f'({source.format.label}), so it cannot hold the rows of virtual '
+        'tokens; --to vtokens writes the table for the base as it is'
+      )
 
 
 def answer_end(table: Artifact, opened: OpenBase) -> int:
@@ -297,6 +313,12 @@ def _write_config(
   else:
     values['vocab_size'] = placement.num_rows
   values['tie_word_embeddings'] = False
+  # The head is not quantised, nor was it if it was tied.
+  head = matrices(base)[1].removesuffix('.weight')
+  for field in ('ignore', 'modules_to_not_convert', 'llm_int8_skip_modules'):
+    skipped = (values.get(formats.FIELD) or {}).get(field)
+    if isinstance(skipped, list) and head not in skipped:
+      skipped.append(head)
   writers.write_json(out / 'config.json', values)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 
-from vtokens.exports import gate, hf_checkpoint
+from vtokens.exports import dequantised, gate, hf_checkpoint
 from vtokens.models.files import hf_directory
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import model_cache, plug
@@ -20,6 +20,8 @@ _LONGEST = 16
 
 def load_model(path: str) -> Any:
   """A model in float32, on the GPU if there is one.
+
+  Quantised weights have the values that vtokens reads.
 
   Args:
     path: a directory, or a GGUF file.
@@ -33,9 +35,12 @@ def load_model(path: str) -> Any:
   auto: Any = transformers.AutoModelForCausalLM
   if file.is_dir() and hf_directory.read_wrapper(file):
     auto = transformers.AutoModelForImageTextToText
-  model = auto.from_pretrained(
-    **where, dtype=torch.float32, attn_implementation='eager'
-  )
+  settings: Any = {'dtype': torch.float32, 'attn_implementation': 'eager'}
+  source = hf_directory.SafetensorsSource(path) if file.is_dir() else None
+  if source is not None and source.format is not None:
+    model = dequantised.load_model(path, source, **settings)
+  else:
+    model = auto.from_pretrained(**where, **settings)
   device: Any = 'cuda' if torch.cuda.is_available() else 'cpu'
   return model.to(device).eval()
 

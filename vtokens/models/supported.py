@@ -14,6 +14,8 @@ from vtokens.models import decoder, frozen_base, rope
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry, wrappers
 from vtokens.models.files import gguf_weights, hf_directory
+from vtokens.models.files.quantised import formats
+from vtokens.models.files.weight_map import TensorSource
 
 _GB = 1e9
 # `base.dtype` and `base.quantize` of the memory that is told.
@@ -85,6 +87,15 @@ def multimodal() -> Table:
   return Table(('`model_type`', 'models', 'usual text part'), rows)
 
 
+def quantised() -> Table:
+  """The supported formats of quantised weights."""
+  rows = [
+    (f'`{method}`', one.reads, one.checked)
+    for method, one in formats.FORMATS.items()
+  ]
+  return Table(('`quant_method`', 'what is read', 'checked against'), rows)
+
+
 def weight_bytes(architecture: DecoderConfig, dtype: str, method: str) -> float:
   """Bytes of all weights on the devices.
 
@@ -129,6 +140,7 @@ def describe(path: str) -> tuple[list[str], bool]:
   except errors.UserError as e:
     return [*lines, f'does not load: {e}'], False
   stored = sum(map(base.source.nbytes, base.source.shapes()))
+  lines += _quantised(base.source)
   lines.append(f'weights in the files: {stored / _GB:,.2f} GB')
   lines.append(
     'weights in memory, GB: '
@@ -149,6 +161,25 @@ def describe(path: str) -> tuple[list[str], bool]:
     'loads; training and generation need more memory: see vtokens plan'
   )
   return lines, True
+
+
+def _quantised(source: TensorSource) -> list[str]:
+  """How the files are quantised, in words."""
+  if not isinstance(source, hf_directory.SafetensorsSource):
+    return []
+  if source.format is None:
+    return []
+  names = source.shapes()
+  number = sum(map(source.is_quantised, names))
+  lines = [
+    f'quantised: {source.format.label}; {number:,} of {len(names):,} tensors'
+  ]
+  if source.format.activations:
+    lines.append(
+      'servers may quantise the inputs of products, too '
+      f'({source.format.activations}); vtokens does not'
+    )
+  return lines
 
 
 def _kind(path: pathlib.Path) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,13 @@ import safetensors
 from vtokens.host import errors, json_files, paths
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry, wrappers
+from vtokens.models.files.quantised import formats, stored
+from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.weight_map import EVERY, spread
 from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 
-# Bytes of a value, by the name of its type in safetensors.
-_FLOATS = {'F16': 2, 'BF16': 2, 'F32': 4}
+# Types of weights that are not quantised.
+_FLOATS = ('F16', 'BF16', 'F32')
 # Tensors up to this many values, such as norms, enter the fingerprint whole.
 _SMALL = 1 << 16
 # If this file exists, transformers adds an adapter to the weights.
@@ -47,36 +49,54 @@ class SafetensorsSource:
   Of a multimodal model it has the tensors of the text part, under the names
   that they have outside the wrapper; see `wrappers`. It reads no others.
 
+  Quantised weights are dequantised when they are read, under the names and with
+  the shapes of the model without quantisation.
+
   A file is opened for each read, because pages of an open file count as memory
   of the process.
+
+  Attributes:
+    where: path of the directory, for messages.
+    path: path of the directory.
+    format: how the weights are quantised; None if they are not.
 
   Raises:
     errors.UserError: there are no weights or only pickled weights; a file in
       the index is missing, in another directory, or unreadable; a tensor is
-      quantised; there is an adapter next to the weights; config.json is not
-      readable.
+      quantised in an unsupported way; there is an adapter next to the weights;
+      config.json is not readable.
   """
 
   def __init__(self, directory: str | pathlib.Path):
-    self.where = str(directory)
+    self.where, self.path = str(directory), pathlib.Path(directory)
     self._wrapper = read_wrapper(directory)
     self._unused = _unused_names(directory)
-    # Under the names outside a wrapper: path and name in the file.
-    self._place: dict[str, tuple[pathlib.Path, str]] = {}
-    self._shapes: dict[str, tuple[int, ...]] = {}
-    self._nbytes: dict[str, int] = {}
+    # Under the names outside a wrapper.
+    self._plain: dict[str, stored.Stored] = {}
+    self._packed: dict[str, Packed] = {}
+    metadata: dict[str, str] = {}
     for path in _weight_files(pathlib.Path(directory), self._text_name):
       try:
-        with safetensors.safe_open(path, framework='numpy') as file:
-          for stored in file.keys():  # noqa: SIM118 (not a mapping)
-            name = self._text_name(stored)
-            if name is not None:
-              self._add(path, name, stored, file.get_slice(stored))
+        # It checks the header.
+        with safetensors.safe_open(path, framework='numpy'):
+          found, more = stored.read_header(path)
       except (OSError, safetensors.SafetensorError) as e:
         raise errors.UserError(
           f'{path}: not a readable safetensors file ({errors.shorten(e)}); '
           f'{_AGAIN}'
         ) from e
+      metadata |= more
+      for tensor in found.values():
+        self._add(tensor)
+    self.format = read_format(directory, metadata)
+    if self.format is not None:
+      self._pack(self.format)
+    for tensor in self._plain.values():
+      _check_float(tensor, self.format)
+    self._shapes = {
+      **{name: one.shape for name, one in self._plain.items()},
+      **{name: one.shape for name, one in self._packed.items()},
+    }
 
   def _text_name(self, stored: str) -> str | None:
     """See `wrappers.Wrapper.text_name`; also None for an unused tensor."""
@@ -84,22 +104,39 @@ class SafetensorsSource:
       return None
     return self._wrapper.text_name(stored) if self._wrapper else stored
 
-  def _add(self, path: pathlib.Path, name: str, stored: str, part: Any) -> None:
-    kind = part.get_dtype()
-    if kind not in _FLOATS:
+  def _add(self, tensor: stored.Stored) -> None:
+    name = self._text_name(tensor.name)
+    if name is None:
+      return
+    before = self._plain.get(name, tensor)
+    if before.name != tensor.name:
       raise errors.UserError(
-        f'{path}: tensor {stored} is {kind}, expected one of '
-        f'{", ".join(_FLOATS)} (quantised safetensors are not supported)'
+        f'{tensor.path}: tensors {before.name} and {tensor.name} are the same '
+        'weight of the text part; remove one of them'
       )
-    before = self._place.get(name, (path, stored))
-    if before[1] != stored:
-      raise errors.UserError(
-        f'{path}: tensors {before[1]} and {stored} are the same weight of the '
-        'text part; remove one of them'
-      )
-    self._place[name] = path, stored
-    self._shapes[name] = tuple(part.get_shape())
-    self._nbytes[name] = math.prod(part.get_shape()) * _FLOATS[kind]
+    self._plain[name] = tensor
+
+  def _pack(self, form: formats.Format) -> None:
+    """Puts the tensors of each quantised weight together."""
+    modules: dict[str, dict[str, stored.Stored]] = {}
+    for name, tensor in self._plain.items():
+      module, _, suffix = name.rpartition('.')
+      if suffix in form.suffixes:
+        modules.setdefault(module, {})[suffix] = tensor
+    for module, parts in modules.items():
+      if set(parts) == {'weight'} and parts['weight'].kind in _FLOATS:
+        continue
+      first = next(iter(parts.values()))
+      names = module, first.name.rpartition('.')[0]
+      if formats.names(form.skipped, names):
+        raise first.fail(
+          f'but {formats.FIELD} leaves {module} as it is (ignore, '
+          'ignored_layers or modules_to_not_convert)'
+        )
+      weight = form.weight(module, parts)
+      for suffix in parts:
+        del self._plain[f'{module}.{suffix}']
+      self._packed[f'{module}.weight'] = weight
 
   def stored_name(self, name: str) -> str:
     """Name in the files of a tensor that they have."""
@@ -111,30 +148,57 @@ class SafetensorsSource:
 
   def nbytes(self, name: str) -> int:
     """See `weight_map.TensorSource`."""
-    return self._nbytes[name]
+    if name in self._packed:
+      return sum(part.nbytes for part in self._packed[name].parts)
+    return self._plain[name].nbytes
+
+  def is_quantised(self, name: str) -> bool:
+    """Whether a weight is dequantised when it is read."""
+    return name in self._packed
 
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
     """See `weight_map.TensorSource`."""
-    index = (rows, columns)[: len(self._shapes[name])]
-    path, stored = self._place[name]
-    with safetensors.safe_open(path, framework='numpy') as file:
-      block: np.ndarray = file.get_slice(stored)[index]
+    if name in self._packed:
+      return self._packed[name].read(rows, columns)
+    one = self._plain[name]
+    index = (rows, columns)[: len(one.shape)]
+    with safetensors.safe_open(one.path, framework='numpy') as file:
+      block: np.ndarray = file.get_slice(one.name)[index]
     return block
 
   def sample(self, name: str) -> bytes:
     """See `weight_map.TensorSource`."""
-    shape = self._shapes[name]
-    path, stored = self._place[name]
-    with safetensors.safe_open(path, framework='numpy') as file:
-      part = file.get_slice(stored)
-      if math.prod(shape) <= _SMALL:
-        whole: np.ndarray = part[:]
-        return whole.tobytes()
-      picks = sorted({int(i) for i in np.linspace(0, shape[0] - 1, 4)})
-      rows = [np.ascontiguousarray(part[i : i + 1]) for i in picks]
-    return b''.join(spread(row.view(np.uint8).reshape(-1)) for row in rows)
+    if name in self._packed:
+      packed = self._packed[name]
+      parts = b''.join(_sample(part) for part in packed.parts)
+      return packed.about.encode() + parts
+    return _sample(self._plain[name])
+
+
+def _sample(one: stored.Stored) -> bytes:
+  """A small, fixed part of a tensor's bytes."""
+  if math.prod(one.shape) <= _SMALL:
+    return one.read().tobytes()
+  picks = sorted({int(i) for i in np.linspace(0, one.shape[0] - 1, 4)})
+  rows = [np.ascontiguousarray(one.read(slice(i, i + 1))) for i in picks]
+  return b''.join(spread(row.view(np.uint8).reshape(-1)) for row in rows)
+
+
+def _check_float(one: stored.Stored, form: formats.Format | None) -> None:
+  """Raises if a tensor is no float of 16 or 32 bits."""
+  if one.kind in _FLOATS:
+    return
+  why = (
+    f'{formats.FIELD} says {form.label}, which has no such tensor'
+    if form
+    else f'config.json has no {formats.FIELD} that says how it is quantised'
+  )
+  raise errors.UserError(
+    f'{one.path}: tensor {one.name} is {one.kind}, expected one of '
+    f'{", ".join(_FLOATS)}: {why}'
+  )
 
 
 def _weight_files(
@@ -252,7 +316,31 @@ def read_config(directory: str | pathlib.Path) -> DecoderConfig:
     raise errors.UserError(
       f'{path}: not found; expected a Hugging Face model directory'
     )
-  return registry.from_hf(read_fields(path), str(path))
+  fields, _ = formats.split(read_fields(path), path)
+  # First, so that an unsupported type is reported as such.
+  found = registry.from_hf(fields, str(path))
+  read_format(directory, {})
+  return found
+
+
+def read_format(
+  directory: str | pathlib.Path, metadata: Mapping[str, str]
+) -> formats.Format | None:
+  """How the weights of a directory are quantised; None if they are not.
+
+  Args:
+    directory: the directory.
+    metadata: metadata of its safetensors files.
+
+  Raises:
+    errors.UserError: config.json is not readable, or the quantisation is not
+      supported.
+  """
+  path = pathlib.Path(directory) / 'config.json'
+  if not path.exists():
+    return None
+  _, settings = formats.split(read_fields(path), path)
+  return formats.make(settings, metadata) if settings else None
 
 
 def read_fields(path: pathlib.Path) -> dict[str, Any]:

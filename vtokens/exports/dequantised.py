@@ -1,0 +1,41 @@
+"""A base with quantised weights as a transformers model in float32.
+
+transformers itself would need the library of each format, and mostly a GPU.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from vtokens.models.families import registry
+from vtokens.models.files import hf_directory
+from vtokens.models.files.quantised import formats
+
+
+def load_model(
+  directory: str, source: hf_directory.SafetensorsSource, **settings: Any
+) -> Any:
+  """The model, with the values that vtokens reads.
+
+  Args:
+    directory: the directory.
+    source: its weights. Of a multimodal model it has the text part.
+    settings: of `from_pretrained`.
+  """
+  path = source.path / 'config.json'
+  architecture = hf_directory.read_config(directory)
+  fields, _ = formats.split(hf_directory.read_fields(path), path)
+  if hf_directory.read_wrapper(directory):
+    fields = registry.to_hf(architecture)
+  config = transformers.AutoConfig.for_model(**fields)
+  weights = {
+    name: torch.from_numpy(source.read(name).astype(np.float32))
+    for name in source.shapes()
+  }
+  name = registry.family_of(architecture).architecture
+  model = getattr(transformers, name)
+  return model.from_pretrained(
+    None, config=config, state_dict=weights, **settings
+  )

@@ -1,0 +1,147 @@
+"""The formats of quantised checkpoints, and which one a directory has."""
+
+import dataclasses
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from vtokens.host import errors
+from vtokens.models.files.quantised.compressed import CompressedTensors
+from vtokens.models.files.quantised.fp8 import FP8
+from vtokens.models.files.quantised.packed import Packed
+from vtokens.models.files.quantised.settings import Settings
+from vtokens.models.files.quantised.stored import Stored
+
+FIELD = 'quantization_config'
+
+
+class Format(Protocol):
+  """How the weights of a checkpoint are quantised.
+
+  Attributes:
+    label: the format in words.
+    activations: how servers quantise the inputs of products; '' if they do
+      not. This is not modelled.
+    suffixes: ends of the names of tensors that make up one weight. After the
+      last dot of a name stands one of them.
+    skipped: modules that quantization_config leaves as they are.
+  """
+
+  label: str
+  activations: str
+  suffixes: frozenset[str]
+  skipped: tuple[str, ...]
+
+  def weight(self, module: str, parts: Mapping[str, Stored]) -> Packed:
+    """A quantised weight.
+
+    Args:
+      module: name of the module, outside a wrapper.
+      parts: the stored tensors, by the ends of their names.
+
+    Raises:
+      errors.UserError: a tensor is missing or does not fit.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+  """A value of `quant_method`.
+
+  Attributes:
+    make: class of its format.
+    reads: what is read, for lists.
+    checked: the library whose values ours equal bit for bit, for lists.
+  """
+
+  make: Callable[[Settings, Mapping[str, str]], Format]
+  reads: str
+  checked: str
+
+
+_FP8 = 'float8_e4m3, one scale a tensor, channel or block'
+# `quant_method` -> format.
+FORMATS: Mapping[str, Kind] = {
+  'fp8': Kind(FP8, _FP8, 'transformers'),
+  'fbgemm_fp8': Kind(FP8, _FP8, 'transformers'),
+  'compressed-tensors': Kind(
+    CompressedTensors,
+    'int-quantized, float-quantized, naive-quantized (8 bits), pack-quantized '
+    '(4, 8 bits, zero points, g_idx), nvfp4-pack-quantized, '
+    'mxfp4-pack-quantized, mixed-precision',
+    'compressed-tensors',
+  ),
+}
+
+
+def names(patterns: Sequence[str], modules: Sequence[str]) -> bool:
+  """Whether a list of modules has a module.
+
+  Args:
+    patterns: names, ends or beginnings of names, or `re:` and an expression.
+    modules: names of the module, in and out of a wrapper.
+  """
+
+  def fits(pattern: str, module: str) -> bool:
+    if pattern.startswith('re:'):
+      return re.match(pattern.removeprefix('re:'), module) is not None
+    return f'.{module}.'.startswith(f'.{pattern}.') or f'.{module}'.endswith(
+      f'.{pattern}'
+    )
+
+  return any(fits(p, module) for p in patterns for module in modules)
+
+
+def split(
+  fields: Mapping[str, Any], where: str | pathlib.Path
+) -> tuple[dict[str, Any], Settings | None]:
+  """Takes the quantisation out of a config.json.
+
+  Args:
+    fields: the JSON object.
+    where: the file, for messages.
+
+  Returns:
+    The other fields, and the fields of the quantisation; None for a checkpoint
+    that is not quantised.
+
+  Raises:
+    errors.UserError: it is no object, or there is more than one.
+  """
+  fields = dict(fields)
+  text = fields.get('text_config')
+  places: list[tuple[str, dict[str, Any]]] = [('', fields)]
+  if isinstance(text, Mapping):
+    fields['text_config'] = text = dict(text)
+    places.append(('text_config.', text))
+  found = []
+  for prefix, part in places:
+    for name in (FIELD, 'compression_config'):
+      value = part.pop(name, None)
+      if value not in (None, {}):
+        found.append((f'{prefix}{name}', value))
+  if len({repr(value) for _, value in found}) > 1:
+    names = ' and '.join(name for name, _ in found)
+    raise errors.UserError(
+      f'{where}: {names} differ; remove the one that does not belong to the '
+      'weights'
+    )
+  if not found:
+    return fields, None
+  name, value = found[0]
+  return fields, Settings(value, f'{where}: {name}')
+
+
+def make(settings: Settings, metadata: Mapping[str, str]) -> Format:
+  """The format that a config.json describes.
+
+  Args:
+    settings: the fields of the quantisation.
+    metadata: metadata of the files with weights.
+
+  Raises:
+    errors.UserError: it is not supported.
+  """
+  method = settings.one_of('quant_method', tuple(FORMATS), '')
+  return FORMATS[method].make(settings, metadata)

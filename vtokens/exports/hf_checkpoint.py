@@ -105,7 +105,8 @@ def _check_floats(opened: OpenBase, directory: str) -> None:
   source = opened.source
   if not isinstance(source, hf_directory.SafetensorsSource):
     return
-  for name in matrices(directory):
+  names = registry.family_of(opened.config).names
+  for name in (names['embedding'], names['head']):
     if source.is_quantised(name) and source.format is not None:
       raise errors.UserError(
         f'--to hf: tensor {name} of {directory} is quantised '

@@ -139,8 +139,14 @@ class SafetensorsSource:
       self._packed[f'{module}.weight'] = weight
 
   def stored_name(self, name: str) -> str:
-    """Name in the files of a tensor that they have."""
-    return self._place[name][1]
+    """Name in the files of a tensor that they have.
+
+    A quantised weight has several names; this is the name that it had before.
+    """
+    if name in self._packed:
+      module = self._packed[name].parts[0].name.rpartition('.')[0]
+      return f'{module}.weight'
+    return self._plain[name].name
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """See `weight_map.TensorSource`."""

@@ -92,7 +92,19 @@ def _assert_logits_are_those_of_the_base(base, out, count):
   assert found.stdout == 'bit by bit\n', found.stderr
 
 
-@pytest.mark.parametrize('case', gguf_runs.CASES)
+_REFUSED = 'phi_f32'
+
+
+@pytest.mark.parametrize(
+  'case',
+  [
+    pytest.param(
+      case, marks=[pytest.mark.slow] if case == 'granite_tied_f32' else []
+    )
+    for case in gguf_runs.CASES
+    if case != _REFUSED
+  ],
+)
 def test_exported(case, tmp_path):
   base = gguf_runs.save(tmp_path, case)
   out = tmp_path / 'out'
@@ -312,6 +324,18 @@ class TestGate:
 
     monkeypatch.setattr(gguf_file, 'changed_fields', short)
     self._refused(one, 'expected three equal numbers', tmp_path)
+
+
+def test_a_head_with_a_bias(tmp_path):
+  gguf_runs.save(tmp_path, _REFUSED)
+  out = tmp_path / 'out'
+  with pytest.raises(errors.UserError) as e:
+    export.export(gguf_runs.settings(tmp_path), 'gguf', str(out))
+  assert str(e.value).startswith(
+    f'--to gguf: the head of {tmp_path / "base.gguf"} has a bias (model_type '
+    'phi)'
+  )
+  assert not out.exists()
 
 
 class _Answers:

@@ -36,6 +36,35 @@ CASES = {
       'attention.sliding_window': 64,
     },
   ),
+  'granite_tied_f32': (
+    'granite',
+    'llama3',
+    Type.F32,
+    {
+      'model_type': 'granite',
+      'embedding_multiplier': 3.0,
+      'attention_multiplier': 0.4,
+      'residual_multiplier': 0.7,
+      'logits_scaling': 1.3,
+    },
+    {
+      'embedding_scale': 3.0,
+      'attention.scale': 0.4,
+      'residual_scale': 0.7,
+      'logit_scale': 1.3,
+    },
+  ),
+  'phi_f32': (
+    'phi2',
+    'llama3',
+    Type.F32,
+    {
+      'model_type': 'phi',
+      'num_key_value_heads': 4,
+      'tie_word_embeddings': False,
+    },
+    {'rope.dimension_count': 8},
+  ),
 }
 
 

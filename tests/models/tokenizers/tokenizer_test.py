@@ -70,6 +70,7 @@ TEXTS = (
   'qxz qxz',
   ' '.join('β' * i for i in range(16)),
   'Question: who wrote "Faust"?\nAnswer:',
+  'Yes.\nNo!\nYes.\nNo!\n',
 )
 # Each alone, and each joined to each: what meets at the seam varies.
 MANY_TEXTS = TEXTS + tuple(
@@ -410,8 +411,8 @@ class TestGGUF:
     ('change', 'message'),
     [
       (
-        {'pre': 'tekken'},
-        r"pre is 'tekken', not supported.* llama-bpe, .*qwen",
+        {'pre': 'viking'},
+        r"pre is 'viking', not supported.* llama-bpe, .*qwen",
       ),
       ({'pre': None}, 'ggml.pre is missing'),
       ({'model': 'bert'}, r"model is 'bert', not supported.*gpt2.*llama"),

@@ -65,13 +65,20 @@ def place(table: Artifact, opened: OpenBase, path: str) -> Placement:
 
   Raises:
     errors.UserError: the base is no GGUF file, is of an architecture without a
-      head of its own, or has a token of one of the names.
+      head of its own, has a head with a bias, or has a token of one of the
+      names.
   """
   if not path.endswith('.gguf'):
     raise errors.UserError(
       f'--to gguf: the base {path} is no GGUF file, and this format adds to '
       "one. Export with --to hf and convert that with llama.cpp's "
       'convert_hf_to_gguf.py; or convert the base, and train on the file'
+    )
+  if opened.config.head_bias:
+    raise errors.UserError(
+      f'--to gguf: the head of {path} has a bias (model_type '
+      f'{opened.config.model_type}), which this format does not extend to '
+      'virtual tokens; --to vtokens writes the table for the base as it is'
     )
   reader = gguf.GGUFReader(path)
   architecture = reader.fields[gguf_copy.ARCHITECTURE].contents()

@@ -19,7 +19,6 @@ class Phi3(Family):
     'Phi-3, Phi-3.5 mini, Phi-4, Phi-4 mini',
     'fused weights, longrope, partial rotation, window',
     2.4e-05,
-    'not Phi-4 mini',
   )
   architecture = 'Phi3ForCausalLM'
   names = tensor_names.FUSED

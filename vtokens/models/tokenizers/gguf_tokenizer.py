@@ -37,6 +37,32 @@ _LLAMA3 = (
   r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 _QWEN2 = _LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
+_SEED = _QWEN2.replace(r' ?[^\s\p{L}\p{N}]+[\r\n]*', r' ?[^\s\p{L}\p{N}\r\n]+')
+# Punctuation and letters, punctuation, spaces.
+_DEEPSEEK = (
+  r'[!"#$%&\'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+'
+  r'|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*'
+  r'|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+_FALCON = _GPT2.replace(r'|\s+(?!\S)|\s+', r'|\s+(?!\S)')
+
+
+def _cased(ending: str, digits: str) -> str:
+  """A pattern that splits words where capitals follow small letters.
+
+  llama.cpp takes letters beyond ASCII for both. The pattern of the models
+  themselves knows their case.
+
+  Args:
+    ending: pattern of what may follow a word.
+    digits: pattern of numbers.
+  """
+  start = r'[^\r\n\p{L}\p{N}]?'
+  capital, small = r'(?:(?=\p{L})[^a-z])', r'(?:(?=\p{L})[^A-Z])'
+  return (
+    f'{start}{capital}*{small}+{ending}|{start}{capital}+{small}*{ending}'
+    rf'|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+  )
 
 
 class _Pre(NamedTuple):
@@ -54,10 +80,12 @@ class _Pre(NamedTuple):
   add_bos: bool = False
 
 
-# Keys: names of `tokenizer.ggml.pre`. Each is tested against llama.cpp. tekken
-# is missing because llama.cpp only approximates its pattern.
+# Keys: names of `tokenizer.ggml.pre`. Each is tested against llama.cpp, whose
+# ids they give, even where the model's own tokenizer gives others.
 PRE_TOKENIZERS = {
-  ('gpt-2', 'phi-2', 'olmo', 'mpt', 'exaone4'): _Pre((_GPT2,)),
+  ('gpt-2', 'phi-2', 'olmo', 'mpt', 'exaone4', 'granite-docling'): _Pre(
+    (_GPT2,)
+  ),
   (
     'smollm',
     'starcoder',
@@ -85,6 +113,17 @@ PRE_TOKENIZERS = {
     'megrez',
     'hunyuan',
   ): _Pre((_QWEN2,)),
+  ('seed-coder',): _Pre((_SEED,)),
+  # Mistral Nemo, Small 3, Ministral 3.
+  ('tekken',): _Pre((_cased('', r'\p{N}'),), ignore_merges=True, add_bos=True),
+  # Phi-4 mini.
+  ('gpt-4o', 'llama4', 'kanana2'): _Pre(
+    (_cased(r"(?:'(?:[sStTmMdD]|[rRvV][eE]|[lL][lL]))?", r'\p{N}{1,3}'),)
+  ),
+  ('hunyuan-dense', 'deepseek-v3'): _Pre(
+    (r'\p{N}{1,3}', '[一-龥぀-ゟ゠-ヿ]+', _DEEPSEEK)
+  ),
+  ('falcon',): _Pre((r'[\p{P}\$\+<=>\^~\|`]+', _FALCON, '[0-9][0-9][0-9]')),
   # llama.cpp's choice for files whose converter knew no name.
   ('default',): _Pre(
     (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', '[0-9][0-9][0-9]')

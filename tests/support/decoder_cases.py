@@ -383,6 +383,31 @@ CASES = {
       },
     },
   ),
+  'exaone': (
+    'exaone',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'attention_bias': True,
+      'rope_parameters': _LLAMA3,
+    },
+  ),
+  'hyperclovax': (
+    'hyperclovax',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'embedding_multiplier': 3.0,
+      'attention_multiplier': 0.4,
+      'residual_multiplier': 0.7,
+      'logits_scaling': 0.7,
+      'attention_bias': True,
+    },
+  ),
+  'jais2': (
+    'jais2',
+    {**SMALL, 'head_dim': 12, 'layer_norm_eps': 1e-3},
+  ),
   'nanochat': (
     'nanochat',
     {

@@ -199,6 +199,31 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     },
     8_053_338_176,
   ),
+  'LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct': (
+    {
+      'model_type': 'exaone',
+      'vocab_size': 102400,
+      'hidden_size': 4096,
+      'intermediate_size': 14336,
+      'num_layers': 32,
+      'num_attention_heads': 32,
+      'num_key_value_heads': 8,
+      'head_dim': 128,
+      'activation_function': 'silu',
+      'layer_norm_epsilon': 1e-5,
+      'max_position_embeddings': 32768,
+      'rope_theta': 1000000.0,
+      'rope_scaling': {
+        'factor': 8.0,
+        'high_freq_factor': 4.0,
+        'low_freq_factor': 1.0,
+        'original_max_position_embeddings': 8192,
+        'rope_type': 'llama3',
+      },
+      'tie_word_embeddings': False,
+    },
+    7_818_448_896,
+  ),
   'karpathy/nanochat-d32': (
     {
       'model_type': 'nanochat',

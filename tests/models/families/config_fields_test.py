@@ -101,6 +101,9 @@ BASES = {
     'apertus': {},
     'hunyuan_v1_dense': {},
     'nanochat': {},
+    'exaone': {},
+    'hyperclovax': {},
+    'jais2': _LAYER_NORM,
   }.items()
 }
 # Sizes have other names.
@@ -153,6 +156,9 @@ CHANGES = {
   'use_bias': None,  # Its opposite.
   'use_qkv_bias': True,
   'use_parallel_residual': True,
+  'use_post_norm': True,
+  'num_layers': 3,
+  'activation_function': 'relu',
   'use_qk_norm': True,
   'qk_layernorm': True,
   'clip_qkv': 0.5,
@@ -243,8 +249,12 @@ _OF_THE_CLASS = {
 }
 
 
-# What GPT-NeoX has by default, and other families have not.
-_TRUE = ('attention_bias', 'use_parallel_residual')
+# What these families have by default, and others have not.
+_TRUE = {
+  'gpt_neox': ('attention_bias', 'use_parallel_residual'),
+  'jais2': ('attention_bias', 'mlp_bias'),
+  'hyperclovax': ('use_post_norm',),
+}
 
 
 def _changed(model_type, field):
@@ -252,7 +262,7 @@ def _changed(model_type, field):
   value = CHANGES[field]
   if field == 'use_bias':
     value = model_type != 'starcoder2'
-  if model_type == 'gpt_neox' and field in _TRUE:
+  if field in _TRUE.get(model_type, ()):
     value = False
   if field == 'tie_word_embeddings':
     value = not registry.from_hf(base).tie_embeddings

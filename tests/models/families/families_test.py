@@ -581,6 +581,19 @@ def test_parameters_of_old_falcon_and_neox():
   assert falcon.tie_embeddings and falcon.parallel
 
 
+def test_older_names_of_fields():
+  names = {
+    'num_hidden_layers': 'num_layers',
+    'rms_norm_eps': 'layer_norm_epsilon',
+    'hidden_act': 'activation_function',
+  }
+  new = _least(model_type='exaone', num_key_value_heads=2, hidden_act='silu')
+  old = {names.get(field, field): value for field, value in new.items()}
+  assert registry.from_hf(old) == registry.from_hf(new)
+  with pytest.raises(errors.UserError, match='num_layers is 4, expected 3'):
+    registry.from_hf({**new, 'num_layers': 4})
+
+
 def test_alpha_of_hunyuan_stretches_the_base():
   scaling = {'type': 'dynamic', 'alpha': 1000.0, 'factor': 1.0}
   config = registry.from_hf(

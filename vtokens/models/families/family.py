@@ -49,6 +49,7 @@ class Family(abc.ABC):
     gguf_interleaved: whether GGUF files have the rows of q and k in the order
       of `interleaved_rows`.
     norm_eps: field of config.json with the number that norms add.
+    aliases: older name of a field of config.json -> name.
     qkv_by_head: whether a tensor with queries, keys and values has them one
       key-value head after the other.
     unused: ends of names of tensors that files may have and that are not read.
@@ -60,6 +61,7 @@ class Family(abc.ABC):
   gguf: str | None = None
   gguf_interleaved: bool = False
   norm_eps: str = 'rms_norm_eps'
+  aliases: Mapping[str, str] = {}
   qkv_by_head: bool = False
   unused: tuple[str, ...] = ()
   about: About = About()

@@ -37,10 +37,9 @@ _REASONS: Mapping[str, str] = {
   """,
   'formulas of its own, not implemented': """
     apertus1p5_text bitnet blt cohere_compass_text diffllama doge dory
-    granite_swa hrm_text hyperclovax jais2 modernbert-decoder persimmon
+    granite_swa hrm_text modernbert-decoder persimmon
     phi4_multimodal
   """,
-  'other names of fields and tensors, not implemented': 'exaone',
   'fused heads, learned positions or ALiBi': """
     biogpt bloom codegen cpmant ctrl gpt-sw3 gpt2 gpt_bigcode gpt_neo
     gpt_neox_japanese gptj mpt openai-gpt opt xglm

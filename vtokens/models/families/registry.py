@@ -15,6 +15,7 @@ from vtokens.models.families.cohere import Cohere, Cohere2
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.cwm import Cwm
 from vtokens.models.families.ernie4_5 import Ernie45
+from vtokens.models.families.exaone import Exaone
 from vtokens.models.families.exaone4 import Exaone4
 from vtokens.models.families.falcon import Falcon
 from vtokens.models.families.family import Family
@@ -26,6 +27,8 @@ from vtokens.models.families.gpt_neox import GPTNeoX
 from vtokens.models.families.granite import Granite
 from vtokens.models.families.helium import Helium
 from vtokens.models.families.hunyuan import HunyuanDense
+from vtokens.models.families.hyperclovax import HyperCLOVAX
+from vtokens.models.families.jais2 import Jais2
 from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
 from vtokens.models.families.ministral3 import Ministral3
 from vtokens.models.families.mistral import Ministral, Mistral
@@ -49,6 +52,7 @@ _BUILT_IN = (
   *(Granite, Cohere, Cohere2, Glm, Glm4, Exaone4, Ernie45, Phi),
   *(StarCoder2, StableLM, Nemotron, Helium, VaultGemma),
   *(GPTNeoX, Falcon, Olmo, Apertus, HunyuanDense, NanoChat),
+  *(Exaone, HyperCLOVAX, Jais2),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'
@@ -130,7 +134,7 @@ def from_hf(
   else:
     family = _family_of_type(config, where)
   model_type = family.model_type
-  f = Fields(config, where)
+  f = Fields(_with_new_names(config, family, where), where)
   # Some libraries turn a decoder into an encoder with this field.
   f.only('is_causal', True)
   f.only('is_encoder_decoder', False, None)
@@ -161,6 +165,23 @@ def from_hf(
   if wrapped:
     _check_plain_logits(found, where)
   return found
+
+
+def _with_new_names(
+  config: Mapping[str, Any], family: Family, where: str
+) -> dict[str, Any]:
+  """A config whose older names of fields are replaced by the newer ones."""
+  values = dict(config)
+  for old, new in family.aliases.items():
+    if old not in values:
+      continue
+    value = values.pop(old)
+    if values.setdefault(new, value) != value:
+      raise errors.UserError(
+        f'{where}: {old} is {errors.shorten(repr(value))}, expected '
+        f'{errors.shorten(repr(values[new]))} as {new}, its newer name'
+      )
+  return values
 
 
 def _check_plain_logits(config: DecoderConfig, where: str) -> None:

@@ -107,6 +107,36 @@ APERTUS: Mapping[str, str] = {
   'layers.mlp.beta': _LAYER + 'mlp.act_fn.beta',
   'layers.mlp.eps': _LAYER + 'mlp.act_fn.eps',
 }
+_EXAONE = 'transformer.h.{}.'
+_EXAONE_ATTENTION = _EXAONE + 'attn.attention.'
+EXAONE: Mapping[str, str] = {
+  'embedding': 'transformer.wte.weight',
+  'head': 'lm_head.weight',
+  'norm.scale': 'transformer.ln_f.weight',
+  'layers.attention_norm.scale': _EXAONE + 'ln_1.weight',
+  'layers.mlp_norm.scale': _EXAONE + 'ln_2.weight',
+  'layers.attention.q': _EXAONE_ATTENTION + 'q_proj.weight',
+  'layers.attention.k': _EXAONE_ATTENTION + 'k_proj.weight',
+  'layers.attention.v': _EXAONE_ATTENTION + 'v_proj.weight',
+  'layers.attention.o': _EXAONE_ATTENTION + 'out_proj.weight',
+  'layers.attention.q_bias': _EXAONE_ATTENTION + 'q_proj.bias',
+  'layers.attention.k_bias': _EXAONE_ATTENTION + 'k_proj.bias',
+  'layers.attention.v_bias': _EXAONE_ATTENTION + 'v_proj.bias',
+  'layers.attention.o_bias': _EXAONE_ATTENTION + 'out_proj.bias',
+  'layers.mlp.gate': _EXAONE + 'mlp.c_fc_0.weight',
+  'layers.mlp.up': _EXAONE + 'mlp.c_fc_1.weight',
+  'layers.mlp.down': _EXAONE + 'mlp.c_proj.weight',
+}
+JAIS2: Mapping[str, str] = {
+  **LAYER_NORM,
+  'layers.mlp.up_bias': _LAYER + 'mlp.up_proj.bias',
+  'layers.mlp.down_bias': _LAYER + 'mlp.down_proj.bias',
+}
+HYPERCLOVAX: Mapping[str, str] = {
+  **PRE_NORM,
+  'layers.attention_post_norm.scale': _LAYER + 'post_norm1.weight',
+  'layers.mlp_post_norm.scale': _LAYER + 'post_norm2.weight',
+}
 HUNYUAN: Mapping[str, str] = {
   **PRE_NORM,
   'layers.attention.q_norm.scale': _ATTENTION + 'query_layernorm.weight',

@@ -118,6 +118,20 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
       {},
     ),
   ),
+  # Of any kind: that of published models needs the package timm.
+  'perception_lm': (
+    {
+      **_VISION,
+      **{'model_type': 'clip_vision_model', 'model_args': {'embed_dim': 32}},
+    },
+    {'model_type': 'llama'},
+    {},
+  ),
+  'fast_vlm': (
+    {**_VISION, 'model_type': 'clip_vision_model'},
+    {'model_type': 'qwen2'},
+    {},
+  ),
   'janus': (
     {**_VISION, 'projection_dim': 32},
     {'model_type': 'llama'},

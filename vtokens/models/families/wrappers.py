@@ -137,6 +137,8 @@ WRAPPERS: Mapping[str, Wrapper] = {
   'deepseek_vl': Wrapper(
     _INSIDE, ('model.vision_model.', 'model.aligner.'), 'llama', 'DeepSeek-VL'
   ),
+  'perception_lm': Wrapper(_WHOLE, _TOWER, 'llama', 'Perception-LM 1B, 3B, 8B'),
+  'fast_vlm': Wrapper(_WHOLE, _TOWER, 'qwen2', 'FastVLM'),
   'janus': Wrapper(
     _INSIDE,
     (

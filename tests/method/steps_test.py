@@ -23,6 +23,8 @@ from vtokens.method import losses, steps, virtual_tokens
 from vtokens.models import frozen_base
 from vtokens.models.decoder import Decoder, abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.experts import Experts
+from vtokens.models.routing import Routing
 
 P = 6  # rows of the table
 CONFIG = DecoderConfig(
@@ -236,6 +238,25 @@ def test_packed_equals_one_example_to_a_row(table, per_row, window):
   )
   wrong, *_ = value_and_grad(split_nll, table, decoder, mixed)
   assert abs(wrong - nll) > 1e-3 * abs(nll)
+
+
+def test_experts_split_and_packed(table):
+  """One layer without experts before two with."""
+  experts = Experts(Routing(6, 2, normalised=True), 24, shared=16)
+  sparse = LayerKind(mlp=experts)
+  config = dataclasses.replace(
+    CONFIG, layer_pattern=(LayerKind(), sparse, sparse)
+  )
+  decoder = random_decoder(config)
+  batch = make_batch(PACKED)
+  nll, count, expected = value_and_grad(unsplit_nll, table, decoder, batch)
+  scale = np.abs(expected).max()
+  assert scale > 1e-3
+  for one in (batch, make_batch(PACKED, per_row=4)):
+    found = value_and_grad(split_nll, table, decoder, one)
+    assert found[1] == count
+    np.testing.assert_allclose(found[0], nll, rtol=1e-5)
+    np.testing.assert_allclose(found[2], expected, atol=1e-5 * scale)
 
 
 # Several suffixes of (k, prompt, answer) for each prefix.

@@ -54,6 +54,12 @@ _FALCON = {
   'rope_parameters': {'rope_theta': 1e3},
 }
 
+EXPERTS = {
+  'num_experts': 6,
+  'num_experts_per_tok': 3,
+  'moe_intermediate_size': 24,
+}
+
 # name -> model_type and what differs from a tiny Llama, every feature on.
 CASES = {
   'llama_biased': ('llama', {'attention_bias': True}),
@@ -304,6 +310,35 @@ CASES = {
       'attn_logit_softcapping': 2.0,
       'final_logit_softcapping': 3.0,
       'tie_word_embeddings': True,
+    },
+  ),
+  # Experts in every second layer.
+  'qwen3_moe': (
+    'qwen3_moe',
+    {
+      **SMALL,
+      **EXPERTS,
+      'num_hidden_layers': 4,
+      'head_dim': 12,
+      'attention_bias': True,
+      'use_sliding_window': True,
+      'sliding_window': 20,
+      'norm_topk_prob': True,
+      'decoder_sparse_step': 2,
+    },
+  ),
+  'qwen3_moe_dense_layers': (
+    'qwen3_moe',
+    {**SMALL, **EXPERTS, 'num_hidden_layers': 3, 'mlp_only_layers': [0]},
+  ),
+  'mixtral': (
+    'mixtral',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'sliding_window': 20,
+      'num_local_experts': 6,
+      'num_experts_per_tok': 2,
     },
   ),
   'phi': (

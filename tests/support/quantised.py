@@ -47,6 +47,11 @@ def quantise_model(model: transformers.PreTrainedModel, method: str) -> None:
   count = 0
   for name, weight in model.named_parameters():
     found = _MATRIX.search(name)
+    if name.endswith(('experts.gate_up_proj', 'experts.down_proj')):
+      for matrix in weight:
+        values, scales = quantise(matrix.numpy(), method, matrix.shape[1])
+        matrix.copy_(torch.from_numpy(values.astype(np.float32) * scales))
+      continue
     if not found:
       continue
     rows = head_dim if found[1] == 'o' else weight.shape[1]

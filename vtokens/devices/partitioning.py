@@ -29,6 +29,7 @@ LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...]] = {
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'mlp': 'tensor',
+  'expert': 'tensor',
   'embed': 'fsdp',
   # The table and its moments.
   'vtoken_embed': ('fsdp', 'tensor'),
@@ -244,7 +245,9 @@ def gather(params: Any, mesh: Mesh | None) -> Any:
 
 
 # Operations whose results cost more to recompute than to keep.
-_KEPT = ('dot_general', 'pallas_call', 'exp')
+# `name` marks products that are no operation of their own; see
+# `models.grouped`.
+_KEPT = ('dot_general', 'pallas_call', 'exp', 'name')
 
 
 def keep_products(prim: Any, *unused_args: Any, **unused: Any) -> bool:

@@ -1,6 +1,7 @@
 """The frozen language model: one decoder in Flax NNX for all families."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,11 +13,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.devices import partitioning
-from vtokens.models import layers, quantize, rope
+from vtokens.models import layer_runs, layers, quantize, rope
 from vtokens.models.attention import Attention
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import BlockPart, DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.layer_runs import Run
 
 # Logical axes of the residual stream.
 _RESIDUAL_AXES = ('batch', None, None)
@@ -29,15 +31,28 @@ _Angles = tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
 
 
 class Block(nnx.Module):
-  """One decoder layer: attention and MLP on the residual stream."""
+  """One decoder layer: attention and MLP on the residual stream.
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+  Args:
+    config: the architecture.
+    dtype: dtype of the weights.
+    rngs: random streams.
+    part: makes the MLP; None for the MLP of the config.
+  """
+
+  def __init__(
+    self,
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    part: BlockPart | None = None,
+  ):
     def norm() -> layers.RMSNorm | layers.LayerNorm:
       return layers.residual_norm(config, dtype, rngs)
 
     self.config = config
     attention = Attention if config.attention is None else config.attention
-    mlp = layers.GatedMLP if config.mlp is None else config.mlp
+    mlp = part or config.mlp or layers.GatedMLP
     self.attention = attention(config, dtype, rngs)
     self.mlp = mlp(config, dtype, rngs)
     if config.pre_norm:
@@ -58,10 +73,18 @@ class Block(nnx.Module):
     if self.config.parallel:
       if self.config.parallel_norms:
         normed = self.mlp_norm(x)
-      return x + y + self._scaled(self.mlp(normed)), new
+      return x + y + self._scaled(self._run_mlp(normed, tokens)), new
     x = x + y
-    y = self.mlp(self.mlp_norm(x) if pre else x)
+    y = self._run_mlp(self.mlp_norm(x) if pre else x, tokens)
     return x + self._scaled(self.mlp_post_norm(y) if post else y), new
+
+  def _run_mlp(
+    self, x: Float[Array, 'B T D'], tokens: LayerInputs
+  ) -> Float[Array, 'B T D']:
+    mlp: Any = self.mlp
+    inputs = (tokens,) if getattr(mlp, 'takes_inputs', False) else ()
+    y: Array = mlp(x, *inputs)
+    return y
 
   def _scaled(self, y: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """An output as it is added to the residual stream."""
@@ -77,12 +100,14 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-  """Decoder-only transformer with its layers stacked under one scan.
+  """Decoder-only transformer with equal layers stacked under one scan.
 
   Attributes:
     config: the architecture.
     embedding: matrix of shape [V, D].
-    layers: a `Block` whose weights have a leading axis of L layers.
+    layers: a `Block` whose weights have a leading axis of L layers; if layers
+      have weights of other shapes, a list with a block for each stack of
+      `layer_runs.stacks`.
     norm: the final norm.
     head: matrix of shape [D, V]; None if it is the transposed embedding.
     mesh: mesh over which weights and activations are sharded; None for one
@@ -105,9 +130,16 @@ class Decoder(nnx.Module):
       dtype,
       inputs=0,
     )
-    self.layers = nnx.vmap(
-      lambda rngs: Block(config, dtype, rngs), in_axes=0, out_axes=0
-    )(rngs.fork(split=config.num_layers))
+
+    def stack(numbers: range) -> Block:
+      part = config.layer_kinds[numbers[0]].mlp
+      made: Block = nnx.vmap(
+        lambda rngs: Block(config, dtype, rngs, part), in_axes=0, out_axes=0
+      )(rngs.fork(split=len(numbers)))
+      return made
+
+    stacks = [stack(numbers) for numbers in layer_runs.stacks(config)]
+    self.layers = stacks[0] if len(stacks) == 1 else nnx.List(stacks)
     self.norm = layers.residual_norm(config, dtype, rngs)
     if config.embedding_norm:
       self.embedding_norm = layers.residual_norm(config, dtype, rngs)
@@ -205,17 +237,25 @@ class Decoder(nnx.Module):
     """See `__call__`."""
     x = self._scale(x)
     select, kinds = _layer_kinds(self.config, positions)
-    block, weights = nnx.split(self.layers)
     axes = _STATIONARY_AXES if stationary else _RESIDUAL_AXES
     all_caches = [*caches, *trained_caches]
+    # The kernels give caches no gradient, so other attention must not either.
+    all_kv = jax.lax.stop_gradient([(cache.k, cache.v) for cache in caches])
+    all_kv += [(cache.k, cache.v) for cache in trained_caches]
 
-    def body(
+    def layer(
+      block: nnx.GraphDef[Block],
       x: Float[Array, 'B T D'],
-      layer: tuple[
-        nnx.State[str, Any], Int[Array, '2'] | None, Sequence[_KeysValues]
+      own: tuple[
+        nnx.State[str, Any],
+        Int[Array, '2'] | None,
+        Sequence[_KeysValues] | Int[Array, ''],
       ],
     ) -> tuple[Float[Array, 'B T D'], _KeysValues]:
-      weights, kind, kv = layer
+      weights, kind, kv = own
+      if isinstance(kv, jax.Array):
+        # Indexed here: a slice for each run would copy the caches.
+        kv = jax.tree.map(functools.partial(_layer_of, i=kv), all_kv)
       if not stationary:
         weights = partitioning.gather(weights, self.mesh)
       parts = [
@@ -232,22 +272,53 @@ class Decoder(nnx.Module):
         parts[: len(caches)],
         self.mesh,
         trained_caches=parts[len(caches) :],
+        stationary=stationary,
       )
       x, new = nnx.merge(block, weights)(x, tokens)
       return partitioning.constrain(x, self.mesh, axes), (new.k, new.v)
 
-    if remat:
-      body = jax.checkpoint(body, prevent_cse=False)
-    else:
-      body = jax.checkpoint(
-        body, prevent_cse=False, policy=partitioning.keep_products
-      )
     x = partitioning.constrain(x, self.mesh, axes)
-    # The kernels give caches no gradient, so other attention must not either.
-    kv = jax.lax.stop_gradient([(cache.k, cache.v) for cache in caches])
-    kv += [(cache.k, cache.v) for cache in trained_caches]
-    x, (k, v) = jax.lax.scan(body, x, (weights, kinds, kv))
+    policy = None if remat else partitioning.keep_products
+    new = []
+    for run, blocks in self._runs():
+      # One pass of the loop runs the layers of one period.
+      bodies = [
+        jax.checkpoint(
+          functools.partial(layer, nnx.graphdef(block)),
+          prevent_cse=False,
+          policy=policy,
+        )
+        for block in blocks
+      ]
+
+      def period(
+        x: Float[Array, 'B T D'], own: Sequence[Any], bodies: Any = bodies
+      ) -> tuple[Float[Array, 'B T D'], list[_KeysValues]]:
+        made = []
+        for body, one in zip(bodies, own, strict=True):
+          x, new = body(x, one)
+          made.append(new)
+        return x, made
+
+      own: list[Any] = [(nnx.state(blocks[0]), kinds, all_kv)]
+      if run.repeats < self.config.num_layers:
+        own = []
+        for at, block in enumerate(blocks):
+          numbers = jnp.arange(run.first + at, run.stop, run.period)
+          kind = None if kinds is None else kinds[numbers]
+          own.append((nnx.state(block), kind, numbers))
+      x, made = jax.lax.scan(period, x, own)
+      new.append(jax.tree.map(_interleaved, *made))
+    k, v = new[0] if len(new) == 1 else jax.tree.map(_joined, *new)
     return self.norm(x), KVCache(k, v, positions, segments)
+
+  def _runs(self) -> list[tuple[Run, list[Block]]]:
+    """The runs of layers, each with its stacks."""
+    found = layer_runs.runs(self.config)
+    blocks = iter(
+      [self.layers] if isinstance(self.layers, Block) else self.layers
+    )
+    return [(run, [next(blocks) for _ in range(run.period)]) for run in found]
 
   def encode(
     self,
@@ -277,42 +348,55 @@ class Decoder(nnx.Module):
     """See `encode`."""
     x = self._scale(x)
     select, kinds = _layer_kinds(self.config, positions)
-    block, weights = nnx.split(self.layers)
+    last = self.config.num_layers - 1
 
-    def layer(i: int | Int[Array, '']) -> tuple[Block, LayerInputs]:
-      """One layer's block and inputs."""
-      own, kind = jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False),
-        (weights, kinds),
-      )
+    def layer(
+      run: Run, block: Block, at: int, i: int | Int[Array, '']
+    ) -> tuple[Block, LayerInputs]:
+      """A layer's block and inputs.
+
+      Args:
+        run: the run of the layer.
+        block: the stack of the layer.
+        at: number of the stack in the run.
+        i: number of the layer in the stack.
+      """
+      graph, weights = nnx.split(block)
+      own = jax.tree.map(functools.partial(_layer_of, i=i), weights)
+      kind = None
+      if kinds is not None:
+        kind = _layer_of(kinds, run.first + at + i * run.period)
       own = partitioning.gather(own, self.mesh)
       angles, window = select(kind)
       tokens = LayerInputs(
         positions, segments, None, angles, window, (), self.mesh
       )
-      return nnx.merge(block, own), tokens
+      return nnx.merge(graph, own), tokens
 
     def note(
-      kv: _KeysValues, new: KVCache, i: int | Int[Array, '']
+      kv: _KeysValues, new: KVCache, number: int | Int[Array, '']
     ) -> _KeysValues:
-      return kv[0].at[i].set(new.k), kv[1].at[i].set(new.v)
+      return kv[0].at[number].set(new.k), kv[1].at[number].set(new.v)
 
-    # The loop indexes the weights and carries the cache. A scan over all but
-    # the last layer would copy both.
-    def body(
-      i: Int[Array, ''], carry: tuple[Float[Array, 'B T D'], _KeysValues]
+    def whole(
+      run: Run,
+      block: Block,
+      at: int,
+      i: int | Int[Array, ''],
+      carry: tuple[Float[Array, 'B T D'], _KeysValues],
     ) -> tuple[Float[Array, 'B T D'], _KeysValues]:
+      """One layer, whose keys and values are noted."""
       x, kv = carry
-      run, tokens = layer(i)
-      x, new = run(x, tokens)
+      own, tokens = layer(run, block, at, i)
+      x, new = own(x, tokens)
       x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
-      return x, note(kv, new, i)
+      return x, note(kv, new, run.first + at + i * run.period)
 
-    def keys_values(
-      i: int | Int[Array, ''], x: Float[Array, 'B T D']
-    ) -> KVCache:
-      run, tokens = layer(i)
-      return run.keys_values(x, tokens)
+    def keys_values(x: Float[Array, 'B T D']) -> KVCache:
+      """Of the last layer."""
+      run, blocks = self._runs()[-1]
+      own, tokens = layer(run, blocks[-1], run.period - 1, run.repeats - 1)
+      return own.keys_values(x, tokens)
 
     def empty(part: jax.ShapeDtypeStruct) -> Shaped[Array, 'L *B']:
       return partitioning.constrain(
@@ -321,13 +405,26 @@ class Decoder(nnx.Module):
         (None, 'batch', 'kv_heads', None, None),
       )
 
-    shapes = jax.eval_shape(keys_values, 0, x)
-    last = self.config.num_layers - 1
+    shapes = jax.eval_shape(keys_values, x)
     x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
-    x, kv = jax.lax.fori_loop(
-      0, last, body, (x, (empty(shapes.k), empty(shapes.v)))
-    )
-    k, v = note(kv, keys_values(last, x), last)
+    carry = x, (empty(shapes.k), empty(shapes.v))
+    for run, blocks in self._runs():
+      # The loop indexes the weights and carries the cache. A scan over all but
+      # the last layer would copy both.
+      def period(
+        i: Int[Array, ''], carry: Any, run: Run = run, blocks: Any = blocks
+      ) -> Any:
+        for at, block in enumerate(blocks):
+          carry = whole(run, block, at, i, carry)
+        return carry
+
+      ends = run.stop > last
+      carry = jax.lax.fori_loop(0, run.repeats - ends, period, carry)
+      if ends:
+        for at, block in enumerate(blocks[:-1]):
+          carry = whole(run, block, at, run.repeats - 1, carry)
+    x, kv = carry
+    k, v = note(kv, keys_values(x), last)
     return KVCache(k, v, positions, segments)
 
   def turn_keys(
@@ -444,6 +541,27 @@ def num_params(config: DecoderConfig) -> int:
   )
 
 
+def _layer_of(
+  stack: Shaped[Array, 'L *B'], i: int | Int[Array, '']
+) -> Shaped[Array, '*B']:
+  layer: Array = jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
+  return layer
+
+
+def _interleaved(
+  *stacks: Float[Array, 'R *B'],
+) -> Float[Array, 'L *B']:
+  """Arrays of all layers of a run, from one array for each stack."""
+  if len(stacks) == 1:
+    return stacks[0]
+  both = jnp.stack(stacks, axis=1)
+  return both.reshape(-1, *both.shape[2:])
+
+
+def _joined(*parts: Float[Array, 'R *B']) -> Float[Array, 'L *B']:
+  return jnp.concatenate(parts)
+
+
 def _layer_kinds(
   config: DecoderConfig, positions: Int[Array, 'B T']
 ) -> tuple[
@@ -465,7 +583,7 @@ def _layer_kinds(
   if config.turn_back:
     angles = [(cos, -sin) for cos, sin in angles]
   windows = [kind.window for kind in kinds]
-  if len(set(kinds)) == 1:
+  if len({(kind.rope, kind.window) for kind in kinds}) == 1:
     return lambda _: (angles[0], windows[0]), None
   table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
   # Longer than any sequence.

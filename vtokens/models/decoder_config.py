@@ -19,6 +19,7 @@ class BlockPart(Protocol):
   It is a frozen dataclass: its settings distinguish architectures. Calling it
   makes the module of one layer. The module's weights come from `layers.param`,
   and its call has the arguments of `attention.Attention` or `layers.GatedMLP`.
+  An MLP with the attribute `takes_inputs` also gets the `LayerInputs`.
   """
 
   def __call__(
@@ -69,10 +70,12 @@ class LayerKind:
   Attributes:
     rope: rotary embedding; None for a layer without positions (NoPE).
     window: tokens that a query sees, itself included; None for all.
+    mlp: makes the layer's MLP; None for the MLP of the config.
   """
 
   rope: Rope | None = Rope()
   window: int | None = None
+  mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ class LayerInputs:
     trained_caches: the layer's part of the caches that get gradients; see
       `Decoder.__call__`.
     mesh: the devices; None for one device.
+    stationary: see `Decoder.__call__`.
   """
 
   positions: Int[Array, 'B T']
@@ -34,3 +35,4 @@ class LayerInputs:
   caches: Sequence[KVCache]
   mesh: jax.sharding.Mesh | None
   trained_caches: Sequence[KVCache] = ()
+  stationary: bool = False

@@ -21,8 +21,10 @@ def param(
   init: jax.nn.initializers.Initializer | None = None,
   *,
   inputs: int | None = None,
+  outer: int = 0,
   active: float = 1.0,
   constant: bool = False,
+  exact: bool = False,
 ) -> nnx.Param[Array]:
   """A weight and its metadata.
 
@@ -37,16 +39,20 @@ def param(
     init: initialiser; normal with standard deviation 0.02 if None.
     inputs: number of leading axes that a product with the matrix contracts; 0
       for a table of rows, None for a weight that files store as one axis.
+    outer: number of axes before these: 1 for the matrices of experts.
     active: share of the matrix that one token uses, e.g. its experts' share.
     constant: whether it is a constant in the files, no parameter.
+    exact: whether the matrix is not quantised.
   """
   init = init or jax.nn.initializers.normal(0.02)
   return nnx.Param(
     init(rngs.params(), tuple(shape), dtype),
     axes=tuple(axes),
     inputs=inputs,
+    outer=outer,
     active=active,
     **({'constant': True} if constant else {}),
+    exact=exact,
   )
 
 
@@ -187,10 +193,23 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 class GatedMLP(nnx.Module):
-  """`down(act(gate(x)) * up(x))` (arXiv 2002.05202)."""
+  """`down(act(gate(x)) * up(x))` (arXiv 2002.05202).
 
-  def __init__(self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
-    dim, width = config.embed_dim, config.mlp_dim
+  Args:
+    config: gives `embed_dim` and `activation`.
+    dtype: dtype of the stored weights.
+    rngs: random streams.
+    width: width between; None for `mlp_dim`.
+  """
+
+  def __init__(
+    self,
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    width: int | None = None,
+  ):
+    dim, width = config.embed_dim, width or config.mlp_dim
     self.gate = param(rngs, (dim, width), ('embed', 'mlp'), dtype, inputs=1)
     self.up = param(rngs, (dim, width), ('embed', 'mlp'), dtype, inputs=1)
     self.down = param(rngs, (width, dim), ('mlp', 'embed'), dtype, inputs=1)

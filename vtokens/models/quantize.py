@@ -39,11 +39,12 @@ class Matrix(nnx.Module):
       axes, only the first may be sharded.
     shape: shape of the matrix before its axes are merged.
     inputs: number of contracted axes.
+    outer: number of axes before these; see `layers.param`.
 
   Attributes:
-    values: array of shape [C, O], int8 or int4; uint16 for the bits of
-      bfloat16, since XLA for CPUs would keep a float32 copy of all layers and
-      convert it in each product.
+    values: array of shape [C, O], after the outer axes, int8 or int4; uint16
+      for the bits of bfloat16, since XLA for CPUs would keep a float32 copy of
+      all layers and convert it in each product.
     scales: for int8 an array of shape [O], float32; for int4 of shape [C/g, O],
       bfloat16, with g rows in a group; None for bfloat16.
     inputs: number of axes that were merged into C.
@@ -57,14 +58,19 @@ class Matrix(nnx.Module):
     axes: tuple[str, ...],
     shape: tuple[int, ...],
     inputs: int,
+    outer: int = 0,
   ):
-    both = (axes[0], axes[inputs])
+    before, axes, shape = axes[:outer], axes[outer:], shape[outer:]
+    both = (*before, axes[0], axes[inputs])
     channels = values.dtype == jnp.int8
-    self.values = nnx.Param(values, axes=both, inputs=1)
+    self.values = nnx.Param(values, axes=both, inputs=1, outer=outer)
     self.scales = nnx.data(None)
     if scales is not None:
       self.scales = nnx.Param(
-        scales, axes=both[1:] if channels else both, inputs=1
+        scales,
+        axes=(*before, both[-1]) if channels else both,
+        inputs=1,
+        outer=outer,
       )
     self.inputs, self.outputs = inputs, shape[inputs:]
 
@@ -72,6 +78,12 @@ class Matrix(nnx.Module):
 def matrix_inputs(variable: nnx.Variable[Any]) -> int | None:
   """Number of leading axes that a product contracts; see `layers.param`."""
   return variable.get_metadata().get('inputs')
+
+
+def matrix_outer(variable: nnx.Variable[Any]) -> int:
+  """Number of axes before those of one matrix; see `layers.param`."""
+  outer: int = variable.get_metadata().get('outer', 0)
+  return outer
 
 
 def group_size(rows: int) -> int:
@@ -150,10 +162,19 @@ def product(x: Float[Array, '*B'], weight: Matrix) -> Float[Array, '*C']:
 def _product(
   x: Float[Array, '*B C'], values: Array, scales: Array | None
 ) -> Float[Array, '*B O']:
-  return _multiply(x, values, scales)
+  return multiply(x, values, scales)
 
 
-def _multiply(x: Array, values: Array, scales: Array | None) -> Array:
+def multiply(
+  x: Float[Array, '*B C'], values: Array, scales: Array | None
+) -> Float[Array, '*B O']:
+  """The product of rows with a matrix of one contracted axis.
+
+  Args:
+    x: rows.
+    values: see `Matrix`.
+    scales: see `Matrix`.
+  """
   if scales is None:
     return jnp.matmul(
       x.astype(jnp.bfloat16),
@@ -175,28 +196,39 @@ def _forward(
   # It keeps no dequantised weights: over all layers they would be the whole
   # model. It does not call `_product`, which would hide the product from
   # `keep_products`.
-  return _multiply(x, values, scales), (values, scales)
+  return multiply(x, values, scales), (values, scales)
 
 
 def _backward(
   kept: tuple[Array, Array | None], grad: Array
 ) -> tuple[Array, None, None]:
-  values, scales = kept
+  return multiply_back(grad, *kept), None, None
+
+
+def multiply_back(
+  grad: Float[Array, '*B O'], values: Array, scales: Array | None
+) -> Float[Array, '*B C']:
+  """The gradient of `multiply` for its rows.
+
+  Args:
+    grad: gradient of the products.
+    values: see `Matrix`.
+    scales: see `Matrix`.
+  """
   if scales is None:
-    dx = jnp.einsum(
+    return jnp.einsum(
       '...o,co->...c',
       grad.astype(jnp.bfloat16),
       jax.lax.bitcast_convert_type(values, jnp.bfloat16),
       preferred_element_type=grad.dtype,
     )
-    return dx, None, None
   values = _as_stored(values)
   if scales.ndim == 2:
     weight = dequantise(values, scales, grad.dtype)
   else:
     grad = (grad * scales).astype(grad.dtype)
     weight = values.astype(grad.dtype)
-  return jnp.einsum('...o,co->...c', grad, weight), None, None
+  return jnp.einsum('...o,co->...c', grad, weight)
 
 
 _product.defvjp(_forward, _backward)
@@ -211,21 +243,36 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
   """
   for _, module in list(nnx.iter_modules(layers)):
     for name, weight in list(vars(module).items()):
-      inputs = matrix_inputs(weight) if isinstance(weight, nnx.Param) else None
-      if not inputs:
+      if not isinstance(weight, nnx.Param) or not is_quantised(weight):
         continue
-      values, *scales = stacked(inputs, method)(weight[...])
+      inputs, outer = weight.get_metadata('inputs'), matrix_outer(weight)
+      values, *scales = stacked(inputs, method, outer)(weight[...])
       axes, shape = weight.get_metadata('axes'), weight.shape[1:]
       setattr(
         module,
         name,
-        Matrix(values, scales[0] if scales else None, axes, shape, inputs),
+        Matrix(
+          values, scales[0] if scales else None, axes, shape, inputs, outer
+        ),
       )
 
 
-def stacked(inputs: int, method: str) -> Callable[[Array], tuple[Array, ...]]:
-  """`quantise` for matrices with a leading axis of layers."""
-  return jax.vmap(functools.partial(quantise, inputs=inputs, method=method))
+def is_quantised(variable: nnx.Variable[Any]) -> bool:
+  """Whether methods quantise a weight; see `layers.param`."""
+  exact = variable.get_metadata().get('exact', False)
+  return bool(matrix_inputs(variable)) and not exact
+
+
+def stacked(
+  inputs: int, method: str, outer: int = 0
+) -> Callable[[Array], tuple[Array, ...]]:
+  """`quantise` for matrices with a leading axis of layers and outer axes."""
+  run: Callable[[Array], tuple[Array, ...]] = functools.partial(
+    quantise, inputs=inputs, method=method
+  )
+  for _ in range(1 + outer):
+    run = jax.vmap(run)
+  return run
 
 
 def _as_stored(values: Int[Array, 'C O']) -> Int[Array, 'C O']:

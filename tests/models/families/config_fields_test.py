@@ -32,6 +32,7 @@ _SMALL = {
 }
 _LAYER_NORM = {'layer_norm_eps': 1e-5}
 _PARTIAL = {'attention_bias': False, 'partial_rotary_factor': 0.25}
+_EXPERTS = {'num_experts_per_tok': 2}
 # In which every field below has a meaning.
 BASES = {
   model_type: {'model_type': model_type, **_SMALL, **own}
@@ -104,6 +105,14 @@ BASES = {
     'exaone': {},
     'hyperclovax': {},
     'jais2': _LAYER_NORM,
+    'qwen3_moe': {
+      **_EXPERTS,
+      'num_experts': 4,
+      'moe_intermediate_size': 16,
+      'use_sliding_window': True,
+      'sliding_window': 8,
+    },
+    'mixtral': {**_EXPERTS, 'sliding_window': 8},
   }.items()
 }
 # Sizes have other names.
@@ -111,6 +120,13 @@ for _field in ('num_key_value_heads', 'head_dim', 'intermediate_size'):
   del BASES['falcon'][_field]
 # Another value of each field that is used or refused.
 CHANGES = {
+  'num_experts': 6,
+  'num_local_experts': 6,
+  'num_experts_per_tok': 1,
+  'moe_intermediate_size': 24,
+  'norm_topk_prob': True,
+  'decoder_sparse_step': 2,
+  'mlp_only_layers': [1],
   'vocab_size': 65,
   'hidden_size': 64,
   'intermediate_size': 64,
@@ -197,6 +213,9 @@ CHANGES = {
 # Values, under which a text must have the very same logits in transformers, of
 # fields that concern training, generation or other models.
 WITHOUT_EFFECT = {
+  'output_router_logits': True,
+  'router_aux_loss_coef': 0.5,
+  'router_jitter_noise': 0.5,
   'architectures': ['LlamaForSequenceClassification'],
   'transformers_version': '4.31.0',
   'initializer_range': 0.5,

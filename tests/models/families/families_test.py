@@ -268,7 +268,7 @@ def test_shapes_that_do_not_fit_together(fields, message):
 
 
 @pytest.mark.parametrize(
-  'model_type', ['qwen2_moe', 'mixtral', 'gpt_oss', '', None, ['llama'], ABSENT]
+  'model_type', ['dbrx', 'deepseek_v3', 'mamba', '', None, ['llama'], ABSENT]
 )
 def test_other_model_types_name_the_supported_ones(model_type):
   with pytest.raises(errors.UserError) as e:

@@ -11,7 +11,7 @@ import torch
 from vtokens import config
 from vtokens.host import errors
 from vtokens.models import frozen_base
-from vtokens.models.files import hf_directory, weight_map, weights
+from vtokens.models.files import hf_directory, stored_names, weights
 
 
 def test_masks_in_old_files_are_not_read(tmp_path):
@@ -53,7 +53,7 @@ def test_rows_of_some_heads(name, tmp_path):
   }
   by_path = {
     '.'.join(map(str, path)): weight
-    for path, (weight, _) in weight_map.weights_of(architecture).items()
+    for path, (weight, _) in stored_names.weights_of(architecture).items()
   }
   for part, expected in whole.items():
     weight = by_path[f'layers.attention.{part}']

@@ -6,7 +6,7 @@ import pytest
 
 from vtokens.models.families import registry
 from vtokens.models.files import weights
-from vtokens.models.files.weight_map import expected_shapes
+from vtokens.models.files.stored_names import expected_shapes
 
 _SIZES = {
   'vocab_size': 64,

@@ -17,7 +17,12 @@ import tiny_models
 from vtokens.devices import partitioning
 from vtokens.host import errors, writers
 from vtokens.models.families import registry
-from vtokens.models.files import hf_directory, weight_map, weights
+from vtokens.models.files import (
+  hf_directory,
+  stored_names,
+  weight_map,
+  weights,
+)
 
 # About 3.2 GB in bfloat16.
 LARGE = {
@@ -62,7 +67,7 @@ print(before, peak(), size)
 def _write_large(directory: pathlib.Path) -> None:
   rng = np.random.default_rng(0)
   config = registry.from_hf(LARGE)
-  shapes = weight_map.expected_shapes(config)
+  shapes = stored_names.expected_shapes(config)
   file_of = {}
   names = sorted(shapes)
   for number in range(4):

@@ -105,6 +105,10 @@ class Family(abc.ABC):
     del config  # For families that need it.
     return self.names
 
+  def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
+    """Forms of the files. The first is the one that is written."""
+    return (tensor_names.Form(self.names_of(config)),)
+
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     """Completes a config.json.
 

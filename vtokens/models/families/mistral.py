@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
 from vtokens.models.families import family, rope_json
 from vtokens.models.families.config_json import LAYER_TYPES, Fields
 from vtokens.models.families.family import About, Family
@@ -23,17 +23,27 @@ class Mistral(Family):
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
     f.only('attention_bias', False)
-    if f.per_layer('layer_types', LAYER_TYPES):
-      raise f.fail(
-        'layer_types',
-        "none (transformers' Mistral ignores it; for alternating "
-        "layers model_type is 'ministral')",
-      )
-    kind = LayerKind(rope_json.read(f), f.optional('sliding_window', int))
-    return {'layer_pattern': (kind,)}
+    advice = "; for alternating layers model_type is 'ministral'"
+    return {'layer_pattern': (one_kind(f, rope_json.read(f), advice),)}
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     family.write_window(config, values)
+
+
+def one_kind(f: Fields, rope: Rope, advice: str = '') -> LayerKind:
+  """The kind of all layers in a family whose layers have the same window.
+
+  Args:
+    f: the fields.
+    rope: rotary embedding of all layers.
+    advice: added to the message.
+
+  Raises:
+    errors.UserError: `layer_types` is set.
+  """
+  if f.per_layer('layer_types', LAYER_TYPES):
+    raise f.fail('layer_types', f'none (transformers ignores it{advice})')
+  return LayerKind(rope, f.optional('sliding_window', int))
 
 
 class Ministral(Family):

@@ -32,6 +32,7 @@ from vtokens.models.families.jais2 import Jais2
 from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
 from vtokens.models.families.ministral3 import Ministral3
 from vtokens.models.families.mistral import Ministral, Mistral
+from vtokens.models.families.mixtral import Mixtral
 from vtokens.models.families.nanochat import NanoChat
 from vtokens.models.families.nemotron import Nemotron
 from vtokens.models.families.olmo import Olmo, Olmo2, Olmo3
@@ -39,6 +40,7 @@ from vtokens.models.families.phi import Phi
 from vtokens.models.families.phi3 import Phi3
 from vtokens.models.families.qwen2 import Qwen2
 from vtokens.models.families.qwen3 import Qwen3
+from vtokens.models.families.qwen3_moe import Qwen3Moe
 from vtokens.models.families.seed_oss import SeedOss
 from vtokens.models.families.smollm3 import SmolLM3
 from vtokens.models.families.stablelm import StableLM
@@ -53,6 +55,7 @@ _BUILT_IN = (
   *(StarCoder2, StableLM, Nemotron, Helium, VaultGemma),
   *(GPTNeoX, Falcon, Olmo, Apertus, HunyuanDense, NanoChat),
   *(Exaone, HyperCLOVAX, Jais2),
+  *(Qwen3Moe, Mixtral),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'

@@ -1,9 +1,11 @@
 """Names of tensors in Hugging Face checkpoints, shared by most families.
 
-Parameter path -> name of the tensor; `{}` stands for the number of the layer.
+Parameter path -> name of the tensor; `{}` stands for the number of the layer,
+and a second one for the number of the expert if each has its own tensor.
 Parameters with the same name are rows of one tensor, in the order of the table.
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 _LAYER = 'model.layers.{}.'
@@ -202,6 +204,66 @@ FALCON_NEW: Mapping[str, str] = {
   'layers.mlp_norm.scale': _FALCON_LAYER + 'ln_mlp.weight',
   'layers.mlp_norm.bias': _FALCON_LAYER + 'ln_mlp.bias',
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """A form of a family's files.
+
+  Attributes:
+    names: parameter path -> name of the tensor.
+    input_rows: whether tensors of all experts are stored as [experts, inputs,
+      outputs]; else as [experts, outputs, inputs].
+    interleaved: whether gate and up take turns in such a tensor; else they
+      follow one another.
+  """
+
+  names: Mapping[str, str]
+  input_rows: bool = False
+  interleaved: bool = False
+
+
+def with_experts(
+  names: Mapping[str, str],
+  prefix: str,
+  matrices: tuple[str, str, str] = ('gate_proj', 'up_proj', 'down_proj'),
+) -> Mapping[str, str]:
+  """Names with one tensor for each matrix of each expert.
+
+  Args:
+    names: names of the other parameters.
+    prefix: of the layer's part with router and experts, e.g. `mlp.`.
+    matrices: names of gate, up and down.
+  """
+  inside = _LAYER + prefix
+  return {
+    **names,
+    'layers.mlp.router': inside + 'gate.weight',
+    **{
+      f'layers.mlp.experts.{path}': f'{inside}experts.{{}}.{name}.weight'
+      for path, name in zip(('gate', 'up', 'down'), matrices, strict=True)
+    },
+  }
+
+
+def with_joined_experts(
+  names: Mapping[str, str], prefix: str
+) -> Mapping[str, str]:
+  """Names with one tensor for all gates and ups, and one for all downs.
+
+  Args:
+    names: names of the other parameters.
+    prefix: see `with_experts`.
+  """
+  inside = _LAYER + prefix
+  gate_up = inside + 'experts.gate_up_proj'
+  return {
+    **names,
+    'layers.mlp.router': inside + 'gate.weight',
+    'layers.mlp.experts.gate': gate_up,
+    'layers.mlp.experts.up': gate_up,
+    'layers.mlp.experts.down': inside + 'experts.down_proj',
+  }
 
 
 def without(names: Mapping[str, str], *paths: str) -> Mapping[str, str]:

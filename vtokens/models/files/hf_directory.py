@@ -169,7 +169,12 @@ class SafetensorsSource:
     if name in self._packed:
       return self._packed[name].read(rows, columns)
     one = self._plain[name]
-    index = (rows, columns)[: len(one.shape)]
+    index: tuple[int | slice, ...] = (rows, columns)[: len(one.shape)]
+    if len(one.shape) == 3:
+      # Rows of one matrix, counted over all matrices.
+      start, stop, _ = rows.indices(one.shape[0] * one.shape[1])
+      matrix, first = divmod(start, one.shape[1])
+      index = matrix, slice(first, first + stop - start), columns
     with safetensors.safe_open(one.path, framework='numpy') as file:
       block: np.ndarray = file.get_slice(one.name)[index]
     return block

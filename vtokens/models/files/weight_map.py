@@ -7,16 +7,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import flax.nnx as nnx
-import jax.numpy as jnp
 import numpy as np
-from flax.typing import PathParts
 from jaxtyping import Array
-
-from vtokens.models import quantize
-from vtokens.models.decoder import abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.families import registry
 
 # Bytes per read. The host holds them in addition to the shard that it fills.
 BLOCK_BYTES = 64 << 20
@@ -42,7 +34,14 @@ class TensorSource(Protocol):
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
-    """Part of a tensor, in 16 or 32-bit float. `columns` needs rank 2."""
+    """Part of a tensor, in 16 or 32-bit float.
+
+    Args:
+      name: name of the tensor.
+      rows: along the first axis. Of a tensor of rank 3 the first two axes count
+        as one, and the rows are of one matrix.
+      columns: along the last axis; needs rank 2 or 3.
+    """
 
   def sample(self, name: str) -> bytes:
     """A small, fixed part of the stored bytes, for the fingerprint."""
@@ -80,6 +79,15 @@ class Weight:
   first_row: int
   groups: int
   tensor_rows: int
+
+  def whole_shape(self) -> tuple[int, ...]:
+    """Shape of a whole tensor."""
+    return (self.tensor_rows, *self.stored[1:]) if self.stored else ()
+
+  @property
+  def layers(self) -> int:
+    """Number of layers that the parameter has."""
+    return len(self.names)
 
   def read(
     self,
@@ -146,11 +154,22 @@ class Weight:
       start += count
     return places
 
-  def write(self, parameter: np.ndarray) -> np.ndarray:
-    """The rows to store for one layer's parameter.
+  def write(self, parameter: Array, tensor: int) -> np.ndarray:
+    """The part of one tensor; the inverse of `read`.
 
-    `fuse` makes the tensor of them. Both together are the inverse of `read`.
+    Args:
+      parameter: the whole parameter.
+      tensor: number of the tensor in `names`.
     """
+    layer = parameter[tensor] if self.stacked else parameter
+    return self.rows_of(np.asarray(layer))
+
+  def join(self, parts: list[np.ndarray]) -> np.ndarray:
+    """A whole tensor from the parts of all its parameters, in their order."""
+    return fuse(parts, self.groups)
+
+  def rows_of(self, parameter: np.ndarray) -> np.ndarray:
+    """The rows to store for one layer's parameter."""
     if self.inputs:
       rows, columns = self.stored
       return np.ascontiguousarray(parameter.reshape(columns, rows).T)
@@ -207,64 +226,3 @@ def _span(index: tuple[slice, ...], shape: tuple[int, ...]) -> slice:
     raise ValueError(f'{index} of {shape} is no block of the stored tensor')
   start, stop, _ = index[0].indices(shape[0])
   return slice(start * inner, stop * inner)
-
-
-def weights_of(
-  config: DecoderConfig,
-) -> dict[PathParts, tuple[Weight, nnx.Param[Array]]]:
-  """Path -> stored tensors, and shape and axes, of every parameter."""
-  _, params = nnx.split(abstract_decoder(config, jnp.dtype(jnp.float32)))
-  flat = {
-    '.'.join(map(str, path)): (path, variable)
-    for path, variable in nnx.to_flat_state(params)
-  }
-  family = registry.family_of(config)
-  names = family.names_of(config)
-  rows: dict[str, int] = {}
-  found: dict[PathParts, tuple[Weight, nnx.Param[Array], str]] = {}
-  # The table's order is the order of rows in shared tensors.
-  for dotted, template in names.items():
-    if dotted not in flat:
-      continue
-    path, variable = flat.pop(dotted)
-    stacked = dotted.startswith('layers.')
-    shape = tuple(variable.shape[1:] if stacked else variable.shape)
-    inputs = quantize.matrix_inputs(variable)
-    stored: tuple[int, ...] = (math.prod(shape),) if shape else ()
-    if inputs == 0:
-      stored = shape
-    elif inputs:
-      stored = math.prod(shape[inputs:]), math.prod(shape[:inputs])
-    by_head = family.qkv_by_head and dotted.startswith('layers.attention.')
-    weight = Weight(
-      names=tuple(
-        template.format(i) for i in range(config.num_layers if stacked else 1)
-      ),
-      stacked=stacked,
-      shape=shape,
-      stored=stored,
-      inputs=inputs or 0,
-      first_row=rows.get(template, 0),
-      groups=config.num_kv_heads if by_head and stored else 1,
-      tensor_rows=0,
-    )
-    if stored:
-      rows[template] = weight.first_row + stored[0] // weight.groups
-    found[path] = (weight, variable, template)
-  if flat:
-    raise AssertionError(f'{config.model_type}: no names for {sorted(flat)}')
-  weights = {}
-  for path, (weight, variable, template) in found.items():
-    total = rows.get(template, 0) * weight.groups
-    weight = dataclasses.replace(weight, tensor_rows=total)
-    weights[path] = (weight, variable)
-  return weights
-
-
-def expected_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-  """Name -> shape of every tensor that a checkpoint must hold."""
-  shapes: dict[str, tuple[int, ...]] = {}
-  for weight, _ in weights_of(config).values():
-    shape = (weight.tensor_rows, *weight.stored[1:]) if weight.stored else ()
-    shapes.update(dict.fromkeys(weight.names, shape))
-  return shapes

@@ -27,14 +27,8 @@ from vtokens.models import quantize
 from vtokens.models.decoder import Decoder, abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, identity
 from vtokens.models.families import registry
-from vtokens.models.files.weight_map import (
-  BLOCK_BYTES,
-  TensorSource,
-  Weight,
-  expected_shapes,
-  fuse,
-  weights_of,
-)
+from vtokens.models.files.stored_names import expected_shapes, weights_of
+from vtokens.models.files.weight_map import BLOCK_BYTES, TensorSource, Weight
 
 INDEX_FILE = 'model.safetensors.index.json'
 SINGLE_FILE = 'model.safetensors'
@@ -81,7 +75,8 @@ def load_decoder(
   variables: dict[PathParts, Any] = dict(nnx.to_flat_state(params))
   plan = []
   total = 0
-  for path, (weight, variable) in weights_of(config).items():
+  shapes = source.shapes()
+  for path, (weight, variable) in weights_of(config, shapes).items():
     axes = variable.get_metadata('axes')
     partitioning.check_divisible(mesh, axes, weight.shape, weight.names[0])
     sharding = partitioning.named_sharding(mesh, axes)
@@ -105,8 +100,10 @@ def load_decoder(
       devices.setdefault(spans, []).append(device)
     plan.append((path, weight, sharding, devices))
     for spans in devices:
-      part = math.prod(b - a for a, b in spans) / math.prod(
-        source.shapes()[weight.names[0]]
+      # Experts of one layer may be in several tensors.
+      tensors = len(weight.names) // weight.layers
+      part = math.prod(b - a for a, b in spans) / (
+        tensors * math.prod(shapes[weight.names[0]])
       )
       total += sum(round(source.nbytes(n) * part) for n in weight.names)
 
@@ -146,12 +143,13 @@ def load_decoder(
       return jax.make_array_from_single_device_arrays(shape, sharding, shards)
 
     for path, weight, sharding, devices in plan:
-      count = len(weight.names)
+      count = weight.layers
       arrays: tuple[Array, ...]
       paths: list[PathParts]
       convert: Callable[[Array], tuple[Array, ...]]
       if path in variables:
-        kind, paths, convert = np.dtype(dtype), [path], lambda block: (block,)
+        kind, paths = np.dtype(variables[path].dtype), [path]
+        convert = lambda block: (block,)  # noqa: E731 (one of two functions)
       else:
         # float32 holds every stored dtype exactly, so scales do not depend on
         # `dtype`.
@@ -164,7 +162,9 @@ def load_decoder(
         # On the devices, so that a sharded matrix gets the scales of the whole
         # matrix.
         convert = jax.jit(
-          quantize.stacked(weight.inputs, method),
+          quantize.stacked(
+            weight.inputs, method, quantize.matrix_outer(variables[paths[0]])
+          ),
           out_shardings=tuple(
             _stacked_sharding(mesh, variables[p]) for p in paths
           ),
@@ -214,8 +214,8 @@ def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
   Raises:
     errors.UserError: tensors are missing, surplus or misshapen.
   """
-  expected = expected_shapes(config)
   found = source.shapes()
+  expected = expected_shapes(config, found)
   # Older exports store rotary frequencies. Here they follow from the config.
   ignored = {name for name in found if name.endswith('.rotary_emb.inv_freq')}
   if config.tie_embeddings:
@@ -314,12 +314,10 @@ def save_decoder(
       parts.setdefault(name, []).append((weight, i, path))
 
   def tensor(name: str) -> np.ndarray:
-    rows = []
-    for weight, i, path in parts[name]:
-      value = arrays[path][...]
-      value = jax.device_get(value[i] if weight.stacked else value)
-      rows.append(weight.write(np.asarray(value)))
-    return fuse(rows, weight.groups)
+    rows = [
+      weight.write(arrays[path][...], i) for weight, i, path in parts[name]
+    ]
+    return parts[name][0][0].join(rows)
 
   itemsize = arrays[next(iter(arrays))][...].dtype.itemsize
   shapes = expected_shapes(config)

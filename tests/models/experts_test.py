@@ -1,0 +1,366 @@
+"""Experts: the grouped products, training, sharding, and forms of files."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import flax.nnx as nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import quantised
+import safetensors.torch
+import tiny_models
+import tiny_run
+import torch
+import transformers
+import xla_flags
+
+from vtokens import config as config_lib
+from vtokens.devices import partitioning
+from vtokens.host import errors
+from vtokens.models import (
+  frozen_base,
+  grouped,
+  layer_runs,
+  quantize,
+  routing,
+)
+from vtokens.models.decoder import Decoder
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.experts import Experts
+from vtokens.models.files import hf_directory, weights
+from vtokens.models.routing import Routing
+from vtokens.planning import flops
+
+EXPERTS = Experts(Routing(6, 2, normalised=True), 24, shared=16)
+_SPARSE, _DENSE = LayerKind(mlp=EXPERTS), LayerKind()
+CONFIG = DecoderConfig(
+  vocab_size=50,
+  embed_dim=32,
+  num_layers=3,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  mlp_dim=48,
+  layer_pattern=(_DENSE, _SPARSE, _SPARSE),
+)
+
+
+@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+@pytest.mark.parametrize('method', ['none', 'bfloat16', 'int8', 'int4'])
+@pytest.mark.parametrize('rows', [7, 300])
+def test_grouped_products_and_their_gradient(rows, method, platform):
+  """Both ways to compute them, against one product after the other."""
+  rng = np.random.default_rng(0)
+  groups = rng.choice([-1, 0, 1, 3, 4, 9], size=rows)  # None is of group 2.
+  x = rng.normal(size=(rows, 16)).astype(np.float32)
+  weight = rng.normal(size=(5, 16, 12)).astype(np.float32)
+  toward = rng.normal(size=(rows, 12)).astype(np.float32)
+  param = nnx.Param(jnp.asarray(weight))
+  tolerance = 1e-5
+  if method == 'bfloat16':
+    tolerance = 0.03
+  if method != 'none':
+    quantise = jax.vmap(lambda w: quantize.quantise(w, 1, method))
+    values, *scales = quantise(param[...])
+    axes, shape = ('expert', 'a', 'b'), weight.shape
+    scale = scales[0] if scales else None
+    param = quantize.Matrix(values, scale, axes, shape, 1, 1)
+    if scales:
+      whole = jax.vmap(
+        lambda v, s: quantize.dequantise(v, s, jnp.dtype(jnp.float32))
+      )
+      weight = np.asarray(whole(values, scale))
+
+  @jax.jit
+  def run(x):
+    order = grouped.sort(jnp.asarray(groups), 5)
+    y = grouped.product(grouped.dispatch(x, order, 1), param, order, platform)
+    y = grouped.combine(y, order, 1)
+    return (y * toward).sum(), y
+
+  (_, found), slope = jax.value_and_grad(run, has_aux=True)(jnp.asarray(x))
+  inside = (groups >= 0) & (groups < 5)
+  own = weight[np.where(inside, groups, 0)] * inside[:, None, None]
+  expected = np.einsum('mc,mco->mo', x, own)
+  back = np.einsum('mo,mco->mc', toward, own)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=20 * tolerance)
+  np.testing.assert_allclose(slope, back, rtol=0, atol=20 * tolerance)
+  assert (np.asarray(found)[~inside] == 0).all()
+
+
+def test_several_groups_for_each_row():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(9, 4)).astype(np.float32)
+  groups = np.argsort(rng.normal(size=(9, 5)), axis=1)[:, :3]
+
+  def both(x):
+    order = grouped.sort(jnp.asarray(groups).reshape(-1), 5)
+    copies = grouped.dispatch(x, order, 3)
+    factor = order.groups[:, None].astype(x.dtype)
+    return grouped.combine(copies * factor, order, 3)
+
+  factor = groups.sum(axis=1, keepdims=True)
+  np.testing.assert_allclose(both(x), x * factor, rtol=1e-6)
+  toward = rng.normal(size=x.shape).astype(np.float32)
+  slope = jax.grad(lambda x: (both(x) * toward).sum())(x)
+  np.testing.assert_allclose(slope, toward * factor, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  ('routing', 'message'),
+  [
+    ({'experts': 4, 'active': 5}, '5 experts'),
+    ({'experts': 6, 'active': 2, 'groups': 4}, '4 groups'),
+    ({'experts': 6, 'active': 2, 'active_groups': 2}, '2 of 1'),
+  ],
+)
+def test_wrong_numbers(routing, message):
+  with pytest.raises(ValueError, match=message):
+    Routing(**routing)
+
+
+def test_settings_are_told_without_defaults():
+  """A setting that is added later leaves fingerprints as they are."""
+  assert repr(EXPERTS) == (
+    'Experts(routing=Routing(experts=6, active=2, normalised=True), width=24, '
+    'shared=16)'
+  )
+  assert routing.text(Routing(3, 1)) == 'Routing(experts=3, active=1)'
+
+
+@pytest.mark.parametrize(
+  ('layers', 'expected'),
+  [
+    ('s' * 48, [(0, 1, 48)]),
+    ('d' + 's' * 45, [(0, 1, 1), (1, 1, 45)]),
+    ('ds' * 12, [(0, 2, 12)]),
+    ('ddds' * 12, [(0, 4, 12)]),
+    ('sss' + 'd' + 's' * 20, [(0, 1, 3), (3, 1, 1), (4, 1, 20)]),
+  ],
+)
+def test_runs_of_layers(layers, expected):
+  pattern = tuple({'s': _SPARSE, 'd': _DENSE}[layer] for layer in layers)
+  config = dataclasses.replace(
+    CONFIG, num_layers=len(layers), layer_pattern=pattern
+  )
+  found = layer_runs.runs(config)
+  assert [(r.first, r.period, r.repeats) for r in found] == expected
+  numbers = [i for stack in layer_runs.stacks(config) for i in stack]
+  assert sorted(numbers) == list(range(len(layers)))
+
+
+def test_compile_time_does_not_grow_with_the_number_of_layers():
+  """The program has as many operations for 40 layers as for 10."""
+  sizes = []
+  for layers in (10, 40):
+    config = dataclasses.replace(
+      CONFIG, num_layers=layers, layer_pattern=(_DENSE, _SPARSE)
+    )
+    graph, params = nnx.split(
+      nnx.eval_shape(lambda c=config: Decoder(c, jnp.float32, nnx.Rngs(0)))
+    )
+    ids = jax.ShapeDtypeStruct((2, 8), jnp.int32)
+
+    def loss(x, params, positions, graph=graph):
+      return nnx.merge(graph, params)(x, positions)[0].sum()
+
+    x = jax.ShapeDtypeStruct((2, 8, 32), jnp.float32)
+    program = jax.jit(jax.grad(loss)).lower(x, params, ids).as_text()
+    sizes.append(program.count('\n'))
+  assert sizes[1] <= 1.02 * sizes[0]
+
+
+def test_arithmetic_counts_active_experts():
+  dense = 3 * 32 * 48
+  sparse = 3 * 32 * (2 * 24 + 16) + 32 * 6
+  attention = 32 * 8 * (4 + 2 + 2 + 4)
+  expected = 3 * attention + dense + 2 * sparse
+  assert flops.matrix_weights(CONFIG) == expected
+
+
+def test_padding_changes_nothing():
+  """Neither the numbers of other tokens, whatever the padding holds."""
+  decoder = Decoder(CONFIG, jnp.dtype(jnp.float32), nnx.Rngs(0))
+  ids = np.random.default_rng(0).integers(50, size=(2, 9)).astype(np.int32)
+  positions = np.tile(np.arange(9, dtype=np.int32), (2, 1))
+  positions[0, 5:] = -1
+
+  @nnx.jit
+  def run(decoder, ids):
+    hidden, _ = decoder(decoder.embed(ids), positions)
+    return decoder.logits(hidden)
+
+  found = run(decoder, ids)
+  other = ids.copy()
+  other[0, 5:] = 7
+  again = run(decoder, other)
+  real = positions >= 0
+  np.testing.assert_array_equal(found[real], again[real])
+
+
+_MOE = {
+  'num_hidden_layers': 2,
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'head_dim': 8,
+  'num_experts': 4,
+  'num_experts_per_tok': 2,
+  'moe_intermediate_size': 64,
+  'mlp_only_layers': [0],
+}
+_IDS = np.random.default_rng(0).integers(256, size=(2, 40)).astype(np.int32)
+
+
+def _logits(directory, method='none'):
+  decoder = weights.load_decoder(
+    hf_directory.SafetensorsSource(directory),
+    hf_directory.read_config(directory),
+    jnp.dtype(jnp.float32),
+    partitioning.make_mesh((-1, 1, 1)),
+    method,
+  )
+  positions = np.broadcast_to(np.arange(40, dtype=np.int32), _IDS.shape)
+
+  @nnx.jit
+  def run(decoder):
+    return decoder.logits(decoder(decoder.embed(_IDS), positions)[0])
+
+  return np.asarray(run(decoder)), decoder
+
+
+def _expected(model):
+  with torch.no_grad():
+    return model(torch.from_numpy(_IDS).long()).logits.numpy()
+
+
+@pytest.mark.parametrize(
+  'method', ['int8', pytest.param('int4', marks=pytest.mark.exhaustive)]
+)
+def test_quantised_experts(method, tmp_path):
+  """Each expert's matrix like any other; the router is not quantised."""
+  reference = tiny_models.save(tmp_path, model_type='qwen3_moe', **_MOE)
+  quantised.quantise_model(reference, method)
+  found, decoder = _logits(tmp_path, method)
+  np.testing.assert_allclose(found, _expected(reference), rtol=0, atol=2e-4)
+  mlp = decoder.layers[1].mlp
+  assert mlp.experts.down.values.shape == (1, 4, 64, 32)
+  assert mlp.router[...].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  'model_type',
+  ['qwen3_moe', pytest.param('mixtral', marks=pytest.mark.exhaustive)],
+)
+def test_experts_in_one_tensor(model_type, tmp_path):
+  """The form that transformers has in memory, which it also reads."""
+  changes = _MOE if model_type == 'qwen3_moe' else {'num_hidden_layers': 2}
+  reference = tiny_models.save(tmp_path, model_type=model_type, **changes)
+  safetensors.torch.save_file(
+    reference.state_dict(), tmp_path / 'model.safetensors', {'format': 'pt'}
+  )
+  found, _ = _logits(tmp_path)
+  np.testing.assert_allclose(found, _expected(reference), rtol=0, atol=2e-4)
+  again = transformers.AutoModelForCausalLM.from_pretrained(
+    tmp_path, attn_implementation='eager'
+  )
+  np.testing.assert_array_equal(_expected(again), _expected(reference))
+
+
+def test_a_missing_expert_is_named(tmp_path):
+  tiny_models.save(tmp_path, model_type='qwen3_moe', **_MOE)
+  file = tmp_path / 'model.safetensors'
+  tensors = safetensors.torch.load_file(file)
+  name = 'model.layers.1.mlp.experts.3.up_proj.weight'
+  del tensors[name]
+  safetensors.torch.save_file(tensors, file, {'format': 'pt'})
+  with pytest.raises(errors.UserError, match=f'missing: {name}'):
+    frozen_base.open_base(config_lib.Base(path=str(tmp_path)))
+
+
+_SHARDED = """
+import json, sys
+import flax.nnx as nnx, jax, jax.numpy as jnp, numpy as np
+from vtokens.devices import partitioning
+from vtokens.host import errors
+from vtokens.method import generate
+from vtokens.models.files import hf_directory, weights
+
+directory, method = sys.argv[1:]
+ids = np.random.default_rng(0).integers(256, size=(8, 24)).astype(np.int32)
+positions = np.tile(np.arange(24, dtype=np.int32), (8, 1))
+positions[1, 20:] = -1
+
+def load(mesh):
+  return weights.load_decoder(
+    hf_directory.SafetensorsSource(directory),
+    hf_directory.read_config(directory),
+    jnp.dtype(jnp.float32), mesh, method,
+  )
+
+def outputs(mesh):
+  graph, params = nnx.split(load(mesh))
+
+  @jax.jit
+  def run(params, x):
+    def loss(x):
+      model = nnx.merge(graph, params)
+      logits = model.logits(model(x, positions)[0])
+      real = (positions >= 0)[..., None]
+      return (jnp.sin(logits) * real).sum(), logits
+    (_, logits), slope = jax.value_and_grad(loss, has_aux=True)(x)
+    return logits, slope
+
+  @jax.jit
+  def still(params, x):
+    model = nnx.merge(graph, params)
+    hidden, _ = model(x, positions, stationary=True)
+    return model.logits(hidden, stationary=True)
+
+  x = nnx.merge(graph, params).embed(ids)
+  x = partitioning.shard_batch(np.asarray(x), mesh, 8)
+  return [np.asarray(y) for y in (*run(params, x), still(params, x))]
+
+single = jax.sharding.Mesh(
+  np.array(jax.devices()[:1]).reshape(1, 1, 1), partitioning.MESH_AXES
+)
+expected = outputs(single)
+real = positions >= 0
+found = outputs(partitioning.make_mesh((2, 2, 2)))
+for one, other in zip(found, expected, strict=True):
+  np.testing.assert_allclose(
+    one[real], other[real], rtol=0, atol=1e-5 * np.abs(other[real]).max()
+  )
+try:
+  load(partitioning.make_mesh((1, 1, 8)))
+except errors.UserError as e:
+  print(e)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'method', ['none', pytest.param('int8', marks=pytest.mark.exhaustive)]
+)
+def test_sharded_over_eight_devices(method, tmp_path):
+  """Forward, backward, and with weights that stay, as in decoding."""
+  tiny_models.save(
+    tmp_path, model_type='qwen3_moe', num_key_value_heads=4, **_MOE
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', _SHARDED, str(tmp_path), method],
+    env={
+      **os.environ,
+      'PYTHONPATH': str(tiny_run.ROOT),
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': xla_flags.devices(8),
+    },
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'no multiple of the 8 devices along tensor' in done.stdout

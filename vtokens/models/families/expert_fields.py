@@ -1,0 +1,90 @@
+"""Fields of config.json that families with experts share."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.experts import Experts
+from vtokens.models.families.config_json import Fields, shortest_pattern
+
+# Number that bounds lists of experts, which are made before the shapes of the
+# weights confirm it.
+_MOST = 1 << 16
+# Fields that concern training alone.
+_TRAINING = (
+  'output_router_logits',
+  'router_aux_loss_coef',
+  'router_jitter_noise',
+  'input_jitter_noise',
+)
+
+
+def count(f: Fields, field: str) -> int:
+  """A number of experts, or of experts for each token."""
+  found: int = f.number(field)
+  if found > _MOST:
+    raise f.fail(field, f'at most {_MOST:,}')
+  return found
+
+
+def skip_training(f: Fields) -> None:
+  """Marks fields that concern training alone, which are without effect."""
+  f.normalised(*_TRAINING)
+
+
+def with_experts(
+  f: Fields,
+  pattern: Sequence[LayerKind],
+  experts: Experts,
+  sparse: Sequence[bool] | None = None,
+) -> tuple[LayerKind, ...]:
+  """Pattern of layers with experts in some.
+
+  Args:
+    f: the fields.
+    pattern: pattern of the layers without experts.
+    experts: the experts of a layer.
+    sparse: whether each layer has experts; None for all.
+  """
+  number = f.number('num_hidden_layers')
+  sparse = [True] * number if sparse is None else sparse
+  return shortest_pattern(
+    [
+      dataclasses.replace(pattern[i % len(pattern)], mlp=experts)
+      if sparse[i]
+      else pattern[i % len(pattern)]
+      for i in range(number)
+    ]
+  )
+
+
+def sparse_layers(f: Fields) -> list[bool]:
+  """Whether each layer has experts: `decoder_sparse_step`, `mlp_only_layers`.
+
+  Raises:
+    errors.UserError: a field is wrong.
+  """
+  number = f.number('num_hidden_layers')
+  step = f.number('decoder_sparse_step')
+  dense = f.get('mlp_only_layers') or []
+  if not isinstance(dense, list) or not all(
+    type(i) is int and 0 <= i < number for i in dense
+  ):
+    raise f.fail('mlp_only_layers', f'a list of layers below {number}', dense)
+  return [(i + 1) % step == 0 and i not in dense for i in range(number)]
+
+
+def write_sparse_layers(config: DecoderConfig, values: dict[str, Any]) -> None:
+  """Sets `decoder_sparse_step` and `mlp_only_layers`."""
+  values['decoder_sparse_step'] = 1
+  values['mlp_only_layers'] = [
+    i for i, kind in enumerate(config.layer_kinds) if kind.mlp is None
+  ]
+
+
+def of(config: DecoderConfig) -> Experts:
+  """The experts of a decoder."""
+  return next(
+    kind.mlp for kind in config.layer_kinds if isinstance(kind.mlp, Experts)
+  )

@@ -1,0 +1,51 @@
+"""Mixtral."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.experts import Experts
+from vtokens.models.families import (
+  expert_fields,
+  family,
+  mistral,
+  rope_json,
+  tensor_names,
+)
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About, Family
+from vtokens.models.routing import Routing
+
+
+class Mixtral(Family):
+  """Mistral with experts in every layer."""
+
+  model_type = 'mixtral'
+  about = About('Mixtral 8x7B, 8x22B', 'experts; sliding window', 7.4e-06)
+  architecture = 'MixtralForCausalLM'
+  names = tensor_names.with_experts(
+    tensor_names.PRE_NORM, 'block_sparse_moe.', ('w1', 'w3', 'w2')
+  )
+
+  def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
+    # The form that transformers 5 has in memory.
+    joined = tensor_names.with_joined_experts(tensor_names.PRE_NORM, 'mlp.')
+    return (*super().forms(config), tensor_names.Form(joined))
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    f.only('attention_bias', False)
+    expert_fields.skip_training(f)
+    routing = Routing(
+      expert_fields.count(f, 'num_local_experts'),
+      expert_fields.count(f, 'num_experts_per_tok'),
+      normalised=True,
+    )
+    kind = mistral.one_kind(f, rope_json.read(f))
+    experts = Experts(routing, f.size('intermediate_size'))
+    return {'layer_pattern': expert_fields.with_experts(f, (kind,), experts)}
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    family.write_window(config, values)
+    rule = expert_fields.of(config).routing
+    values['num_local_experts'] = rule.experts
+    values['num_experts_per_tok'] = rule.active

@@ -1,0 +1,82 @@
+"""Qwen 3 with experts."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.experts import Experts
+from vtokens.models.families import (
+  expert_fields,
+  mistral,
+  rope_json,
+  tensor_names,
+)
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About, Family
+from vtokens.models.routing import Routing
+
+
+class Qwen3Moe(Family):
+  """Qwen 3 whose layers, or some of them, have experts."""
+
+  model_type = 'qwen3_moe'
+  about = About(
+    'Qwen3-30B-A3B, 235B-A22B, Coder',
+    'experts, in some layers or all; norms of q and k',
+    6.5e-06,
+  )
+  architecture = 'Qwen3MoeForCausalLM'
+  names = tensor_names.with_experts(tensor_names.PRE_NORM, 'mlp.')
+
+  def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
+    return (*super().forms(config), JOINED)
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    expert_fields.skip_training(f)
+    f.normalised('use_sliding_window')
+    return {
+      **f.biases(),
+      'qk_norm': 'head',
+      'layer_pattern': expert_fields.with_experts(
+        f,
+        (mistral.one_kind(f, rope_json.read(f)),),
+        read_experts(f),
+        expert_fields.sparse_layers(f),
+      ),
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    write_experts(config, values)
+    window = config.layer_pattern[0].window
+    values['sliding_window'] = window
+    values['use_sliding_window'] = window is not None
+
+
+JOINED = tensor_names.Form(
+  tensor_names.with_joined_experts(tensor_names.PRE_NORM, 'mlp.')
+)
+
+
+def read_experts(f: Fields, **more: Any) -> Experts:
+  """The experts of Qwen's families.
+
+  Args:
+    f: the fields.
+    more: further fields of `Experts`.
+  """
+  routing = Routing(
+    expert_fields.count(f, 'num_experts'),
+    expert_fields.count(f, 'num_experts_per_tok'),
+    normalised=f.boolean('norm_topk_prob'),
+  )
+  return Experts(routing, f.number('moe_intermediate_size'), **more)
+
+
+def write_experts(config: DecoderConfig, values: dict[str, Any]) -> None:
+  """The inverse of `read_experts`, and of the layers that have experts."""
+  experts = expert_fields.of(config)
+  expert_fields.write_sparse_layers(config, values)
+  values['num_experts'] = experts.routing.experts
+  values['num_experts_per_tok'] = experts.routing.active
+  values['norm_topk_prob'] = experts.routing.normalised
+  values['moe_intermediate_size'] = experts.width

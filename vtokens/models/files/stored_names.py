@@ -1,0 +1,152 @@
+"""Finds the stored tensors of each parameter."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+import flax.nnx as nnx
+import jax.numpy as jnp
+from flax.typing import PathParts
+from jaxtyping import Array
+
+from vtokens.models import layer_runs, quantize
+from vtokens.models.decoder import abstract_decoder
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families import registry
+from vtokens.models.families.tensor_names import Form
+from vtokens.models.files.expert_weights import JoinedExperts, SplitExperts
+from vtokens.models.files.weight_map import Weight
+
+
+def weights_of(
+  config: DecoderConfig, found: Collection[str] = ()
+) -> dict[PathParts, tuple[Weight, nnx.Param[Array]]]:
+  """Path -> stored tensors, and shape and axes, of every parameter.
+
+  Args:
+    config: the architecture.
+    found: names of a source's tensors, which tell the form of its files if the
+      family has several.
+  """
+  _, params = nnx.split(abstract_decoder(config, jnp.dtype(jnp.float32)))
+  stacks = layer_runs.stacks(config)
+  # Path in the family's table -> its parameters, one for each stack.
+  flat: dict[str, list[tuple[PathParts, Any, range | None]]] = {}
+  for path, variable in nnx.to_flat_state(params):
+    parts, numbers = [str(part) for part in path], None
+    if parts[0] == 'layers':
+      numbers = stacks[int(parts.pop(1)) if len(stacks) > 1 else 0]
+    flat.setdefault('.'.join(parts), []).append((path, variable, numbers))
+  family = registry.family_of(config)
+  form = form_of(config, found)
+  unknown = sorted(set(flat) - set(form.names))
+  if unknown:
+    raise AssertionError(f'{config.model_type}: no names for {unknown}')
+  # The table's order is the order of rows in shared tensors.
+  used = {path: name for path, name in form.names.items() if path in flat}
+  first, totals = {}, dict[str, int]()
+  for dotted, template in used.items():
+    _, variable, numbers = flat[dotted][0]
+    first[dotted] = totals.get(template, 0)
+    totals[template] = first[dotted] + (*_stored(variable, numbers), 0)[0]
+  weights = {}
+  for dotted, template in used.items():
+    by_head = family.qkv_by_head and dotted.startswith('layers.attention.')
+    for path, variable, numbers in flat[dotted]:
+      groups = config.num_kv_heads if by_head and variable.shape[1:] else 1
+      rows = first[dotted], totals[template], groups
+      weight = _weight(variable, numbers, template, form, rows)
+      weights[path] = (weight, variable)
+  return weights
+
+
+def form_of(config: DecoderConfig, found: Collection[str]) -> Form:
+  """The form of a family's files that a source has."""
+  first, *others = registry.family_of(config).forms(config)
+  for form in others:
+    # Names of tensors that the usual form does not have.
+    own = set(form.names.values()) - set(first.names.values())
+    if any(
+      name.format(i) in found for name in own for i in range(config.num_layers)
+    ):
+      return form
+  return first
+
+
+def _shape(variable: Any, numbers: range | None) -> tuple[int, ...]:
+  """Shape of one layer's parameter."""
+  return tuple(variable.shape if numbers is None else variable.shape[1:])
+
+
+def _stored(variable: Any, numbers: range | None) -> tuple[int, ...]:
+  """Shape of a parameter, or of one expert's, as outputs and inputs."""
+  shape = _shape(variable, numbers)[quantize.matrix_outer(variable) :]
+  inputs = quantize.matrix_inputs(variable)
+  if inputs is None:
+    return (math.prod(shape),) if shape else ()
+  if inputs == 0:
+    return shape
+  return math.prod(shape[inputs:]), math.prod(shape[:inputs])
+
+
+def _weight(
+  variable: Any,
+  numbers: range | None,
+  template: str,
+  form: Form,
+  rows: tuple[int, int, int],
+) -> Weight:
+  """The stored tensors of one parameter.
+
+  Args:
+    variable: the parameter.
+    numbers: its layers; None if it is not of a layer.
+    template: name of its tensors.
+    form: form of the files.
+    rows: its first output in the tensor, the outputs of the tensor, and the
+      groups of these; see `Weight.groups`.
+  """
+  shape = _shape(variable, numbers)
+  stored = _stored(variable, numbers)
+  first, total, groups = rows
+  common: dict[str, Any] = {
+    'stacked': numbers is not None,
+    'shape': shape,
+    'stored': stored,
+    'inputs': quantize.matrix_inputs(variable) or 0,
+    'first_row': first // groups,
+    'groups': groups,
+    'tensor_rows': total,
+  }
+  layers = numbers or range(1)
+  if not quantize.matrix_outer(variable):
+    names = tuple(template.format(i) for i in layers)
+    return Weight(names=names, **common)
+  count = shape[0]
+  if template.count('{}') == 2:
+    names = tuple(template.format(i, e) for i in layers for e in range(count))
+    return SplitExperts(names=names, experts=count, **common)
+  matrix = (total, *stored[1:])
+  return JoinedExperts(
+    names=tuple(template.format(i) for i in layers),
+    input_rows=form.input_rows,
+    step=total // stored[0] if form.interleaved else 1,
+    tensor_shape=(count, *(matrix[::-1] if form.input_rows else matrix)),
+    **common,
+  )
+
+
+def expected_shapes(
+  config: DecoderConfig, found: Collection[str] = ()
+) -> dict[str, tuple[int, ...]]:
+  """Name -> shape of every tensor that a checkpoint must hold.
+
+  Args:
+    config: the architecture.
+    found: see `weights_of`.
+  """
+  shapes: dict[str, tuple[int, ...]] = {}
+  for weight, _ in weights_of(config, found).values():
+    # A shared tensor gets its full number of rows from its last parameter.
+    shapes.update(dict.fromkeys(weight.names, weight.whole_shape()))
+  return shapes

@@ -1,0 +1,115 @@
+"""How tokens choose experts."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Routing:
+  """The rule by which a router's logits become experts and weights.
+
+  All is computed in float32.
+
+  Attributes:
+    experts: number of experts (E).
+    active: experts that each token uses (A).
+    scores: what the experts are compared by: softmax or sigmoid of all logits,
+      or chosen for the logits themselves, with a softmax over the chosen ones.
+    normalised: whether the weights of the chosen experts are divided by their
+      sum.
+    floor: added to that sum.
+    scale: multiplies the weights.
+    bias: whether the router has a bias.
+    correction: whether a bias is added to the scores for the choice alone
+      (arXiv 2408.15664).
+    groups: groups of neighbouring experts. Those with the largest sums of two
+      scores take part in the choice.
+    active_groups: groups that take part.
+  """
+
+  experts: int
+  active: int
+  scores: str = 'softmax'
+  normalised: bool = False
+  floor: float = 0.0
+  scale: float = 1.0
+  bias: bool = False
+  correction: bool = False
+  groups: int = 1
+  active_groups: int = 1
+
+  def __post_init__(self) -> None:
+    # ValueError: the caller that reads the file adds its name.
+    if self.active > self.experts:
+      raise ValueError(
+        f'{self.active} experts for each token are more than all '
+        f'{self.experts} experts'
+      )
+    if self.experts % self.groups or self.active_groups > self.groups:
+      raise ValueError(
+        f'{self.active_groups} of {self.groups} groups of {self.experts} '
+        'experts: expected groups of equal size, and at most all of them'
+      )
+
+  def __repr__(self) -> str:
+    return text(self)
+
+
+def text(value: Any) -> str:
+  """The `repr` of a dataclass without fields that have their default.
+
+  Fingerprints of bases contain it: a field that is added later leaves those of
+  existing bases as they are.
+  """
+  fields = [
+    f'{field.name}={getattr(value, field.name)!r}'
+    for field in dataclasses.fields(value)
+    if getattr(value, field.name) != field.default
+  ]
+  return f'{type(value).__name__}({", ".join(fields)})'
+
+
+def choose(
+  routing: Routing,
+  logits: Float[Array, 'N E'],
+  correction: Float[Array, 'E'] | None = None,
+) -> tuple[Int[Array, 'N A'], Float[Array, 'N A']]:
+  """The experts of each token, and their weights.
+
+  Args:
+    routing: the rule.
+    logits: of the router, with its bias, float32.
+    correction: see `Routing.correction`, float32.
+  """
+  if routing.scores == 'chosen':
+    best, experts = jax.lax.top_k(logits, routing.active)
+    return experts, jax.nn.softmax(best, axis=-1) * routing.scale
+  scores = (
+    jax.nn.sigmoid(logits)
+    if routing.scores == 'sigmoid'
+    else jax.nn.softmax(logits, axis=-1)
+  )
+  compared = scores if correction is None else scores + correction
+  if routing.groups > 1:
+    compared = _in_best_groups(routing, compared)
+  # The choice has no gradient, the weights have one.
+  _, experts = jax.lax.top_k(jax.lax.stop_gradient(compared), routing.active)
+  weights = jnp.take_along_axis(scores, experts, axis=-1)
+  if routing.normalised:
+    weights = weights / (weights.sum(axis=-1, keepdims=True) + routing.floor)
+  return experts, weights * routing.scale
+
+
+def _in_best_groups(
+  routing: Routing, scores: Float[Array, 'N E']
+) -> Float[Array, 'N E']:
+  """Scores with 0 for experts outside of the best groups."""
+  groups = scores.reshape(len(scores), routing.groups, -1)
+  best = jax.lax.top_k(groups, 2)[0].sum(axis=-1)
+  _, chosen = jax.lax.top_k(best, routing.active_groups)
+  inside = (chosen[..., None] == jnp.arange(routing.groups)).any(axis=1)
+  return jnp.where(inside[..., None], groups, 0.0).reshape(scores.shape)

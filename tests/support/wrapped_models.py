@@ -118,6 +118,19 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
       {},
     ),
   ),
+  'exaone4_5': (
+    {
+      **_QWEN,
+      **{'out_hidden_size': 32, 'fullatt_block_indexes': [0]},
+      **{'intermediate_size': 48, 'num_key_value_heads': 2},
+    },
+    {
+      'model_type': 'exaone4',
+      'sliding_window': 20,
+      'layer_types': [tiny_models.SLIDING, tiny_models.FULL],
+    },
+    {},
+  ),
   # Of any kind: that of published models needs the package timm.
   'perception_lm': (
     {

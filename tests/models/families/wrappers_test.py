@@ -159,6 +159,15 @@ def test_the_vision_part_is_never_read(tmp_path):
   assert _fingerprint(tmp_path) == before
 
 
+def test_the_first_name_of_a_text_part(tmp_path):
+  wrapped_models.save(tmp_path, 'exaone4_5')
+  before = _fingerprint(tmp_path)
+  values = _config(tmp_path)
+  values['text_config']['model_type'] = 'exaone4_5_text'
+  _write(tmp_path, values)
+  assert _fingerprint(tmp_path) == before
+
+
 def test_a_flat_config(tmp_path):
   """Published files of Qwen2-VL have the text part's fields outside."""
   wrapped_models.save(tmp_path, 'qwen2_vl')

@@ -63,7 +63,7 @@ _REASONS: Mapping[str, str] = {
   """,
   'a multimodal model whose wrapper or text part is not implemented': """
     apertus1p5 blip-2 chameleon cohere_compass cosmos3_edge
-    cosmos3_omni deepseek_vl_hybrid emu3 evolla exaone4_5 fuyu git
+    cosmos3_omni deepseek_vl_hybrid emu3 evolla fuyu git
     glm_ocr glmga granite4_vision granite_docling hunyuan_vl
     hyperclovax_vision_v2 idefics instructblip instructblipvideo kosmos-2
     minicpm_ocr mllama molmo2 muse_glimmer muse_spark paddleocr_vl

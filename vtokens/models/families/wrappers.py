@@ -137,6 +137,13 @@ WRAPPERS: Mapping[str, Wrapper] = {
   'deepseek_vl': Wrapper(
     _INSIDE, ('model.vision_model.', 'model.aligner.'), 'llama', 'DeepSeek-VL'
   ),
+  'exaone4_5': Wrapper(
+    _INSIDE,
+    # Also a layer that guesses further tokens.
+    (*_VISUAL, 'mtp.', 'model.mtp.'),
+    'exaone4',
+    'EXAONE 4.5',
+  ),
   'perception_lm': Wrapper(_WHOLE, _TOWER, 'llama', 'Perception-LM 1B, 3B, 8B'),
   'fast_vlm': Wrapper(_WHOLE, _TOWER, 'qwen2', 'FastVLM'),
   'janus': Wrapper(
@@ -166,6 +173,8 @@ TEXT_TYPES: Mapping[str, str] = {
   'qwen3_vl_text': 'qwen3',
   'glm4v_text': 'glm4',
 }
+# Type of a text part in first files -> type.
+_RENAMED: Mapping[str, str] = {'exaone4_5_text': 'exaone4'}
 # Type of a text part -> values of the family's fields that it has no fields
 # for.
 _IMPLIED: Mapping[str, Mapping[str, Any]] = {
@@ -208,6 +217,9 @@ def text_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
       f'{model_type!r} has its text part there'
     )
   values = {'model_type': wrapper.text_type, **given}
+  inner = values['model_type']
+  if isinstance(inner, str):
+    values['model_type'] = _RENAMED.get(inner, inner)
   if not config_json.is_known(values['model_type']):
     return values
   values |= _IMPLIED.get(values['model_type'], {})

@@ -19,6 +19,7 @@ import vllm_like_server
 
 from vtokens.exports import trained_table
 from vtokens.host import errors
+from vtokens.models.families import registry, wrappers
 from vtokens.serving import artifact, plug, vllm_client
 
 PASSAGES, QUESTION = trained_runs.PASSAGES, trained_runs.QUESTION
@@ -335,6 +336,27 @@ def test_an_embedding_in_the_home_directory(tmp_path, monkeypatch):
   monkeypatch.setenv('HOME', str(tmp_path.parent))
   found = vllm_client.read_embedding(f'~/{tmp_path.name}')
   assert torch.equal(found, tensor)
+
+
+def test_the_embedding_of_every_base_is_found():
+  names = {f.names['embedding'] for f in registry.families().values()}
+  for wrapper in wrappers.WRAPPERS.values():
+    names |= {
+      before + 'embed_tokens.weight'
+      for before, after in wrapper.names.items()
+      if after == 'model.'
+    }
+  assert names <= set(vllm_client.EMBEDDINGS)
+
+
+def test_the_embedding_of_a_multimodal_base(tmp_path):
+  tensors = {
+    'language_model.model.embed_tokens.weight': torch.ones(3, 2),
+    'vision_tower.embed_tokens.weight': torch.zeros(3, 2),
+  }
+  safetensors.torch.save_file(tensors, tmp_path / 'model.safetensors')
+  found = vllm_client.read_embedding(str(tmp_path))
+  assert torch.equal(found, torch.ones(3, 2))
 
 
 def test_an_embedding_of_another_shape(tmp_path):

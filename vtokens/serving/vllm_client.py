@@ -20,7 +20,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +35,16 @@ if TYPE_CHECKING:
   import torch
   from transformers import PreTrainedTokenizerFast
 
-_EMBEDDING = 'model.embed_tokens.weight'
+# Names of the embedding matrix in files of plain and of multimodal models.
+EMBEDDINGS = (
+  'model.embed_tokens.weight',
+  'model.language_model.embed_tokens.weight',
+  'language_model.model.embed_tokens.weight',
+  'model.text_model.embed_tokens.weight',
+  'transformer.wte.weight',
+  'transformer.word_embeddings.weight',
+  'gpt_neox.embed_in.weight',
+)
 # Arguments of chat templates in training; see `Tokenizer.chat_wrap`. A server
 # would give today's date, and let models think.
 _TRAINED_WITH = {'enable_thinking': False, 'date_string': '26 Jul 2024'}
@@ -76,10 +85,14 @@ def read_embedding(directory: str) -> 'torch.Tensor':
   file = 'model.safetensors'
   try:
     if index.exists():
-      shape = {'weight_map': {_EMBEDDING: str}}
-      file = json_files.read(index, shape)['weight_map'][_EMBEDDING]
+      files = json_files.read(index, {'weight_map': dict})['weight_map']
+      file = files[_embedding_name(files)]
       # The file itself may be a link, as in the hub's cache.
-      if pathlib.PurePath(file).name != file or '\0' in file:
+      if (
+        not isinstance(file, str)
+        or pathlib.PurePath(file).name != file
+        or '\0' in file
+      ):
         raise ValueError(
           f'{index.name} names {file!r}, expected a plain file name inside the '
           'directory'
@@ -87,7 +100,8 @@ def read_embedding(directory: str) -> 'torch.Tensor':
     if not (path / file).is_file():
       raise ValueError(f'there is no file {file}')
     with safetensors.safe_open(path / file, framework='pt') as tensors:
-      found: torch.Tensor = tensors.get_tensor(_EMBEDDING)
+      name = _embedding_name(tensors.keys())
+      found: torch.Tensor = tensors.get_tensor(name)
   except (
     OSError,
     ValueError,
@@ -95,15 +109,23 @@ def read_embedding(directory: str) -> 'torch.Tensor':
     safetensors.SafetensorError,
   ) as e:
     raise errors.UserError(
-      f'{directory}: expected a model in safetensors with {_EMBEDDING}: '
+      f'{directory}: expected a model in safetensors: '
       f'{errors.shorten(str(e) or repr(e))}'
     ) from None
   if found.ndim != 2 or not found.is_floating_point():
     raise errors.UserError(
-      f'{path / file}: {_EMBEDDING} is {found.dtype} {list(found.shape)}, '
+      f'{path / file}: {name} is {found.dtype} {list(found.shape)}, '
       'expected a matrix of floats'
     )
   return found
+
+
+def _embedding_name(names: Collection[str]) -> str:
+  """The name of the embedding matrix among those of all tensors."""
+  for name in EMBEDDINGS:
+    if name in names:
+      return name
+  raise ValueError(f'it has no embedding matrix ({EMBEDDINGS[0]} or the like)')
 
 
 class Client:

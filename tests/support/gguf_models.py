@@ -36,6 +36,25 @@ _NAMES = {
   'mlp.fc2': 'ffn_down',
   'mlp.c_fc': 'ffn_up',
   'mlp.c_proj': 'ffn_down',
+  # Hunyuan's and Apertus'.
+  'self_attn.query_layernorm': 'attn_q_norm',
+  'self_attn.key_layernorm': 'attn_k_norm',
+  'attention_layernorm': 'attn_norm',
+  'feedforward_layernorm': 'ffn_norm',
+  # Of GPT-NeoX and Falcon.
+  'embed_in': 'token_embd',
+  'embed_out': 'output',
+  'final_layer_norm': 'output_norm',
+  'attention.query_key_value': 'attn_qkv',
+  'attention.dense': 'attn_output',
+  'mlp.dense_h_to_4h': 'ffn_up',
+  'mlp.dense_4h_to_h': 'ffn_down',
+  'word_embeddings': 'token_embd',
+  'ln_f': 'output_norm',
+  'self_attention.query_key_value': 'attn_qkv',
+  'self_attention.dense': 'attn_output',
+  'ln_mlp': 'attn_norm',
+  'ln_attn': 'attn_norm_2',
 }
 _PRE = {'post_attention_layernorm': 'ffn_norm'}
 _SANDWICH = {
@@ -56,7 +75,7 @@ _NORMS = {
   },
 }
 # llama.cpp rotates neighbours, transformers halves.
-_REORDERED = ('llama', 'smollm3', 'granite', 'arcee', 'mistral3')
+_REORDERED = ('llama', 'smollm3', 'granite', 'arcee', 'mistral3', 'olmo')
 # transformers' name of the number that norms add; others have rms_norm_eps.
 _EPSILON = {
   'command-r': 'layer_norm_eps',
@@ -65,6 +84,9 @@ _EPSILON = {
   'stablelm': 'layer_norm_eps',
   'starcoder2': 'norm_epsilon',
   'nemotron': 'norm_eps',
+  'gptneox': 'layer_norm_eps',
+  'falcon': 'layer_norm_epsilon',
+  'olmo': None,  # In no field.
 }
 # The tokenizer of `tiny_models`, as llama.cpp wants it: with a merge.
 BYTES = {
@@ -104,15 +126,31 @@ def write(
     tokenizer: fields, without `tokenizer.ggml.`.
   """
   config = reference.config
+  heads = config.num_attention_heads
+  groups = {
+    'gptneox': lambda: heads,
+    'falcon': lambda: config.num_kv_heads,
+  }.get(architecture, lambda: config.num_key_value_heads)()
+  slopes = {}
   values = {
     'context_length': config.max_position_embeddings,
     'embedding_length': config.hidden_size,
     'block_count': config.num_hidden_layers,
-    'feed_forward_length': config.intermediate_size,
-    'attention.head_count': config.num_attention_heads,
-    'attention.head_count_kv': config.num_key_value_heads,
+    'feed_forward_length': (
+      config.ffn_hidden_size
+      if architecture == 'falcon'
+      else config.intermediate_size
+    ),
+    'attention.head_count': heads,
+    'attention.head_count_kv': groups,
     **(
-      {'attention.layer_norm_epsilon': getattr(config, _EPSILON[architecture])}
+      {
+        'attention.layer_norm_epsilon': (
+          getattr(config, _EPSILON[architecture])
+          if _EPSILON[architecture]
+          else 1e-5
+        )
+      }
       if architecture in _EPSILON
       else {'attention.layer_norm_rms_epsilon': config.rms_norm_eps}
     ),
@@ -148,15 +186,20 @@ def write(
         writer.add_array(key, value)
   names = {**_NAMES, **_NORMS.get(architecture, _PRE)}
   for name, tensor in {**reference.state_dict()}.items():
+    if '.act_fn.' in name:  # xIELU's.
+      slopes.setdefault(name.split('.')[-1], []).append(float(tensor))
+      continue
     if name == 'lm_head.weight' and config.tie_word_embeddings:
       continue
     array = tensor.numpy()
     *parts, end = name.split('.')
-    if name.startswith('model.layers.'):
+    if parts[1:2] in (['layers'], ['h']):
       layer, part = parts[2], '.'.join(parts[3:])
       stored = f'blk.{layer}.{names[part]}.{end}'
     else:
       part = '.'.join(parts)
+      if part not in names:
+        part = parts[-1]
       stored = f'{names[part]}.{end}'
     plus_one = architecture.startswith(('gemma', 'nemotron'))
     if plus_one and name.endswith('norm.weight'):
@@ -179,11 +222,21 @@ def write(
           for half in (0, 1)
         ]
       )
+    if part.endswith('query_key_value'):
+      parted = array.reshape(groups, heads // groups + 2, -1, *array.shape[1:])
+      array = np.concatenate(
+        [
+          some.reshape(-1, *array.shape[1:])
+          for some in (parted[:, :-2], parted[:, -2], parted[:, -1])
+        ]
+      )
     array = np.ascontiguousarray(array)
     if array.ndim > 1:
       writer.add_tensor(stored, gguf.quantize(array, kind), raw_dtype=kind)
     else:
       writer.add_tensor(stored, array)
+  for name, numbers in slopes.items():
+    writer.add_array(f'xielu.{name}', numbers)
   for name, array in (extra or {}).items():
     writer.add_tensor(name, array)
   writer.write_header_to_file()

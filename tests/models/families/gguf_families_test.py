@@ -26,6 +26,15 @@ _LONG = [2.0 + 0.5 * i for i in range(6)]
 
 # The least that shows a feature.
 _SMALL = {'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 48}
+_FALCON = {
+  'num_hidden_layers': 2,
+  'hidden_size': 32,
+  'ffn_hidden_size': 128,
+  # Of other families.
+  'intermediate_size': None,
+  'num_key_value_heads': None,
+  'activation': 'gelu_new',
+}
 _YARN = {
   'rope_type': 'yarn',
   'factor': 4.0,
@@ -495,7 +504,90 @@ CASES = {
     },
     {},
   ),
+  'olmo': (
+    'olmo',
+    'olmo',
+    {**_SMALL, 'clip_qkv': 0.5},
+    {'attention.clamp_kqv': 0.5},
+    {},
+  ),
+  # The converter writes the base that alpha has stretched.
+  'hunyuan': (
+    'hunyuan-dense',
+    'hunyuan_v1_dense',
+    {
+      **_SMALL,
+      'head_dim': 12,
+      'rope_parameters': _rope(rope_type='dynamic', alpha=50.0, factor=1.0),
+    },
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'rope.freq_base': 5e3 * 50.0 ** (12 / 10),
+      'rope.scaling.type': 'none',
+      'rope.scaling.factor': 1.0,
+    },
+    {},
+  ),
+  'gpt_neox': (
+    'gptneox',
+    'gpt_neox',
+    {
+      **_SMALL,
+      'num_key_value_heads': 4,
+      'layer_norm_eps': 1e-3,
+      'hidden_act': 'gelu_fast',
+      'rope_parameters': _rope(partial_rotary_factor=0.5, rope_theta=1e4),
+    },
+    {'rope.dimension_count': 4, 'use_parallel_residual': True},
+    {},
+  ),
+  'gpt_neox_in_turn': (
+    'gptneox',
+    'gpt_neox',
+    {
+      **_SMALL,
+      'num_key_value_heads': 4,
+      'use_parallel_residual': False,
+      'hidden_act': 'gelu_fast',
+      'rope_parameters': _rope(partial_rotary_factor=0.25, rope_theta=1e4),
+    },
+    {'rope.dimension_count': 2, 'use_parallel_residual': False},
+    {},
+  ),
+  'falcon': (
+    'falcon',
+    'falcon',
+    {
+      **_FALCON,
+      'new_decoder_architecture': True,
+      'num_kv_heads': 2,
+      'layer_norm_epsilon': 1e-3,
+    },
+    {},
+    {},
+  ),
+  'falcon_one_norm': (
+    'falcon',
+    'falcon',
+    {**_FALCON, 'multi_query': True, 'num_kv_heads': 1},
+    {},
+    {},
+  ),
+  'apertus': (
+    'apertus',
+    'apertus',
+    {**_SMALL, 'head_dim': 12, 'rope_parameters': _rope()},
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'rope.freq_base': 5e3,
+    },
+    {},
+  ),
 }
+# Cases with GELU.
+_GELU = ('phi', 'starcoder2', 'gpt_neox', 'falcon')
 # Cases of 64 layers.
 _DEEP = ('cohere_norms', 'exaone4_windows')
 
@@ -585,5 +677,5 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     consumer = llama_consumer.LlamaConsumer(address, tokenizer, None)
     found = consumer.log_probabilities(ids.tolist(), 2, 320)
   # llama.cpp takes GELU from a table in float16.
-  bound = 2e-3 if case in ('phi', 'starcoder2') else 2e-4
+  bound = 2e-3 if case.startswith(_GELU) else 2e-4
   np.testing.assert_allclose(found, expected, rtol=0, atol=bound)

@@ -1,12 +1,17 @@
 """Apertus."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.xielu import XIELUMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Apertus(Family):
@@ -20,6 +25,7 @@ class Apertus(Family):
   )
   architecture = 'ApertusForCausalLM'
   names = tensor_names.APERTUS
+  gguf = 'apertus'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'xielu')
@@ -41,3 +47,26 @@ class Apertus(Family):
     assert rope is not None
     values['rope_parameters'] = rope_json.write_parameters(rope)
     del values['rope_scaling'], values['rope_theta']
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    # Without it the config class stretches positions.
+    values['rope_parameters'] = {
+      **(values.pop('rope_scaling') or {'rope_type': 'default'}),
+      'rope_theta': values.pop('rope_theta'),
+    }
+
+  def gguf_numbers(
+    self, metadata: 'Metadata', config: DecoderConfig
+  ) -> dict[str, np.ndarray]:
+    numbers = {}
+    for path, shape in (
+      ('alpha_p', (1,)),
+      ('alpha_n', (1,)),
+      ('beta', ()),
+      ('eps', ()),
+    ):
+      values = metadata.numbers(f'xielu.{path}', config.num_layers)
+      template = self.names[f'layers.mlp.{path}']
+      for i, value in enumerate(values):
+        numbers[template.format(i)] = np.full(shape, value, np.float32)
+    return numbers

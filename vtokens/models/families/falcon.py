@@ -1,13 +1,16 @@
 """Falcon 7B, 40B, 180B and Falcon 2 11B."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _TANH = ('gelu_new', 'gelu_fast', 'gelu_pytorch_tanh')
 
@@ -26,6 +29,7 @@ class Falcon(Family):
   names = tensor_names.FALCON
   norm_eps = 'layer_norm_epsilon'
   qkv_by_head = True
+  gguf = 'falcon'
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:
     heads = f.number('num_attention_heads')
@@ -102,3 +106,16 @@ class Falcon(Family):
       *('hidden_act', 'attention_bias'),
     ):
       del values[field]
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    del values['head_dim']  # The config class computes it.
+    two = metadata.has_tensor('blk.0.attn_norm_2.weight')
+    values.update(
+      # The tensors are the same in the older architecture.
+      new_decoder_architecture=True,
+      num_kv_heads=values.pop('num_key_value_heads'),
+      num_ln_in_parallel_attn=2 if two else 1,
+      ffn_hidden_size=values.pop('intermediate_size'),
+      bias=metadata.has_tensor('blk.0.attn_qkv.bias'),
+      activation=_TANH[0],  # llama.cpp's, whatever the model's.
+    )

@@ -147,7 +147,27 @@ class Family(abc.ABC):
       return interleaved_rows(rows, config.num_heads)
     if self.gguf_interleaved and '.self_attn.k_proj.' in name:
       return interleaved_rows(rows, config.num_kv_heads)
+    if self.qkv_by_head and '.query_key_value.' in name:
+      return grouped_rows(config)
     return None
+
+  def gguf_numbers(
+    self, metadata: Metadata, config: DecoderConfig
+  ) -> dict[str, np.ndarray]:
+    """Weights that a GGUF file has in its metadata.
+
+    Args:
+      metadata: metadata of the file.
+      config: the architecture.
+
+    Returns:
+      Hugging Face's name -> array, float32.
+
+    Raises:
+      errors.UserError: a value is missing or wrong.
+    """
+    del metadata, config  # For families that need them.
+    return {}
 
   def gguf_offset(self, name: str) -> float:
     """Number that the GGUF converter adds to a tensor.
@@ -190,3 +210,23 @@ def interleaved_rows(rows: int, num_heads: int) -> np.ndarray:
   """
   pairs = np.arange(rows).reshape(num_heads, rows // num_heads // 2, 2)
   return pairs.swapaxes(1, 2).reshape(rows)
+
+
+def grouped_rows(config: DecoderConfig) -> np.ndarray:
+  """Order in which llama.cpp stores the rows of q, k and v in one tensor.
+
+  llama.cpp has the rows of all queries, then of all keys, then of all values.
+  Hugging Face has, for each head of keys, its queries, the keys and the values.
+
+  Args:
+    config: the architecture.
+
+  Returns:
+    For each row in Hugging Face's order, its row in the file.
+  """
+  groups, width = config.num_kv_heads, config.head_dim
+  queries = config.num_heads * width
+  count = groups * width
+  q = np.arange(queries).reshape(groups, -1)
+  k = queries + np.arange(count).reshape(groups, -1)
+  return np.concatenate([q, k, k + count], axis=1).reshape(-1)

@@ -1,12 +1,15 @@
 """GPT-NeoX, Pythia, Dolly."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _TANH = ('gelu_fast', 'gelu_new', 'gelu_pytorch_tanh')
 
@@ -27,6 +30,7 @@ class GPTNeoX(Family):
   qkv_by_head = True
   # Masks, which follow from the config.
   unused = ('.attention.bias', '.attention.masked_bias')
+  gguf = 'gptneox'
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:
     heads = f.number('num_attention_heads')
@@ -76,3 +80,16 @@ class GPTNeoX(Family):
     for field in ('num_key_value_heads', 'head_dim', 'rope_theta'):
       del values[field]
     del values['rope_scaling']
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.partial_rotation(values)
+    del values['rope_scaling']
+    values['rope_parameters'] = {
+      'rope_type': 'default',
+      'rope_theta': values.pop('rope_theta'),
+      'partial_rotary_factor': values['partial_rotary_factor'],
+    }
+    values['attention_bias'] = metadata.has_tensor('blk.0.attn_qkv.bias')
+    parallel = metadata.get('{arch}.use_parallel_residual', ...)
+    values['use_parallel_residual'] = parallel
+    values['hidden_act'] = 'gelu_new'  # llama.cpp's, whatever the model's.

@@ -25,6 +25,7 @@ class HunyuanDense(Family):
   )
   architecture = 'HunYuanDenseV1ForCausalLM'
   names = tensor_names.HUNYUAN
+  gguf = 'hunyuan-dense'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')

@@ -1,7 +1,9 @@
 """OLMo 1, 2 and 3."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
+from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import FULL, SLIDING, Fields
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
 
 _OLMO3_THETA = 500_000.0
+_OLMO_EPS = 1e-5  # In no field.
 
 
 class Olmo(Family):
@@ -23,13 +26,16 @@ class Olmo(Family):
     2.8e-06,
   )
   architecture = 'OlmoForCausalLM'
+  norm_eps = 'layer_norm_eps'
+  gguf = 'olmo'
+  gguf_interleaved = True
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:
     heads = f.number('num_attention_heads')
     return {
       'num_kv_heads': f.number('num_key_value_heads', default=heads),
       'mlp_dim': f.size('intermediate_size'),
-      'norm_eps': 1e-5,  # In no field.
+      'norm_eps': _OLMO_EPS,
       'max_positions': f.size('max_position_embeddings'),
     }
 
@@ -47,6 +53,20 @@ class Olmo(Family):
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     values['clip_qkv'] = config.clip_qkv
     del values[self.norm_eps]
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    eps = values[self.norm_eps]
+    if not math.isclose(eps, _OLMO_EPS, rel_tol=1e-6):
+      raise metadata.unexpected(
+        '{arch}.attention.layer_norm_epsilon', eps, repr(_OLMO_EPS)
+      )
+    if metadata.has_tensor('blk.0.attn_q.bias'):
+      raise errors.UserError(
+        f'{metadata.where}: tensor blk.0.attn_q.bias is not supported for '
+        f"{metadata.architecture}: llama.cpp's converter leaves biases in "
+        'another order than weights'
+      )
+    values['clip_qkv'] = metadata.optional('{arch}.attention.clamp_kqv', float)
 
 
 class Olmo2(Family):

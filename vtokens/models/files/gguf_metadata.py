@@ -1,5 +1,6 @@
 """Metadata of a GGUF file, checked when read."""
 
+import math
 from typing import Any
 
 import gguf
@@ -107,6 +108,24 @@ class Metadata:
   def optional(self, key: str, kind: type) -> Any:
     """A number; None if it is missing or 0."""
     return None if self.get(key, 0) in (0, None) else self.number(key, kind)
+
+  def numbers(self, key: str, count: int) -> list[float]:
+    """A list of numbers, or one number for all.
+
+    Args:
+      key: name of the value.
+      count: length of the list.
+
+    Raises:
+      errors.UserError: the value is missing or wrong.
+    """
+    value = self.get(key, ...)
+    values = value if isinstance(value, list) else [value] * count
+    if len(values) != count or not all(
+      isinstance(one, float) and math.isfinite(one) for one in values
+    ):
+      raise self.unexpected(key, value, f'{count} numbers')
+    return values
 
   def rotary_dim(self, head_dim: int) -> int:
     """Number of values of a head that are rotated.

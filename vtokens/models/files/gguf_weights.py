@@ -70,10 +70,12 @@ class GGUFSource:
         raise errors.UserError(
           f'{path}: tensor {name} is not supported for {self.architecture}'
         )
+    # Weights that are no tensors of the file.
+    self._numbers = self._family.gguf_numbers(metadata, self.config)
     self._shapes = {
       name: tuple(int(size) for size in reversed(tensor.shape))
       for name, tensor in self._tensors.items()
-    }
+    } | {name: array.shape for name, array in self._numbers.items()}
 
   def metadata(self, key: str) -> Any:
     """A metadata value of any type; None if it is missing."""
@@ -88,7 +90,7 @@ class GGUFSource:
     kind = next(key for key, name in arch.items() if name == self.architecture)
     table = gguf.get_tensor_name_map(kind, count)
     names = {}
-    for template in self._family.names.values():
+    for template in self._family.names_of(self.config).values():
       for i in range(count):
         name = template.format(i)
         theirs = table.get_name(name, try_suffixes=('.weight', '.bias'))
@@ -102,12 +104,17 @@ class GGUFSource:
 
   def nbytes(self, name: str) -> int:
     """See `weight_map.TensorSource`."""
+    if name in self._numbers:
+      return self._numbers[name].nbytes
     return int(self._tensors[name].n_bytes)
 
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
   ) -> np.ndarray:
     """See `weight_map.TensorSource`; always float32."""
+    if name in self._numbers:
+      array = self._numbers[name]
+      return array[rows] if array.ndim else array
     tensor = self._tensors[name]
     data = tensor.data
     order: slice | np.ndarray = rows
@@ -129,4 +136,6 @@ class GGUFSource:
 
   def sample(self, name: str) -> bytes:
     """See `weight_map.TensorSource`."""
+    if name in self._numbers:
+      return self._numbers[name].tobytes()
     return spread(self._tensors[name].data.reshape(-1).view(np.uint8))

@@ -86,6 +86,7 @@ _EPSILON = {
   'nemotron': 'norm_eps',
   'gptneox': 'layer_norm_eps',
   'falcon': 'layer_norm_epsilon',
+  'jais2': 'layer_norm_eps',
   'olmo': None,  # In no field.
 }
 # The tokenizer of `tiny_models`, as llama.cpp wants it: with a merge.

@@ -16,6 +16,7 @@ from tiny_models import FULL, GEMMA, SLIDING
 
 from vtokens.devices import partitioning
 from vtokens.exports.gguf import llama_consumer
+from vtokens.models.families import registry
 from vtokens.models.files import gguf_weights, weights
 
 LENGTH = 90
@@ -511,6 +512,31 @@ CASES = {
     {'attention.clamp_kqv': 0.5},
     {},
   ),
+  # transformers has no class of it; its layers are Llama's.
+  'exaone': (
+    'exaone',
+    'llama',
+    {**_SMALL, 'hidden_size': 64, 'rope_parameters': _rope()},
+    {'rope.dimension_count': 16, 'rope.freq_base': 5e3},
+    {},
+  ),
+  'jais2': (
+    'jais2',
+    'jais2',
+    {
+      **_SMALL,
+      'head_dim': 12,
+      'layer_norm_eps': 1e-3,
+      'rope_parameters': _rope(),
+    },
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'rope.dimension_count': 12,
+      'rope.freq_base': 5e3,
+    },
+    {},
+  ),
   # The converter writes the base that alpha has stretched.
   'hunyuan': (
     'hunyuan-dense',
@@ -623,15 +649,20 @@ def _logits(model, ids, positions):
   return model.logits(hidden)
 
 
+def test_an_architecture_has_one_family():
+  """A subclass inherits the name."""
+  found = [f.gguf for f in registry.families().values() if f.gguf]
+  assert len(found) == len(set(found))
+
+
 @pytest.mark.parametrize('case', _marked(CASES, _DEEP))
 def test_logits_equal_those_of_torch(case, tmp_path):
   architecture, model_type, *_ = CASES[case]
   path, reference = _write(case, tmp_path)
   source = gguf_weights.GGUFSource(path)
+  other = {'llama': 'llama', 'exaone': 'exaone'}.get(architecture, model_type)
   assert source.config.model_type == (
-    'llama'
-    if architecture == 'llama' or case == 'mistral_small'
-    else model_type
+    'llama' if case == 'mistral_small' else other
   )
   model = weights.load_decoder(
     source,

@@ -25,6 +25,7 @@ class Exaone(Family):
     'layer_norm_epsilon': 'rms_norm_eps',
     'activation_function': 'hidden_act',
   }
+  gguf = 'exaone'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')

@@ -21,7 +21,7 @@ class Granite(Family):
     4.3e-06,
   )
   architecture = 'GraniteForCausalLM'
-  gguf = 'granite'
+  gguf: str | None = 'granite'
   gguf_interleaved = True
 
   def read(self, f: Fields) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class HyperCLOVAX(Granite):
   )
   architecture = 'HyperCLOVAXForCausalLM'
   names = tensor_names.HYPERCLOVAX
+  gguf = None
 
   def read(self, f: Fields) -> dict[str, Any]:
     values = super().read(f)

@@ -1,12 +1,15 @@
 """Jais 2."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Jais2(Family):
@@ -21,6 +24,7 @@ class Jais2(Family):
   architecture = 'Jais2ForCausalLM'
   names = tensor_names.JAIS2
   norm_eps = 'layer_norm_eps'
+  gguf = 'jais2'
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'relu2')
@@ -38,3 +42,7 @@ class Jais2(Family):
     values['hidden_act'] = 'relu2'
     assert isinstance(config.mlp, PlainMLP)
     values['mlp_bias'] = config.mlp.bias
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    values['mlp_bias'] = metadata.has_tensor('blk.0.ffn_up.bias')
+    values.setdefault('attention_bias', False)

@@ -16,7 +16,7 @@ class Arcee(Family):
   about = About(
     'Arcee AFM 4.5B',
     'MLP without a gate, squared ReLU',
-    4.8e-06,
+    5.8e-06,
   )
   architecture = 'ArceeForCausalLM'
   names = tensor_names.without(tensor_names.PRE_NORM, 'layers.mlp.gate')

@@ -68,7 +68,7 @@ class Cohere2(Cohere):
   about = About(
     'Command R7B, Command A, Aya',
     'also windows, other layers without positions',
-    2.5e-06,
+    2.4e-06,
   )
   architecture = 'Cohere2ForCausalLM'
   gguf = 'cohere2'

@@ -17,7 +17,7 @@ class Cwm(Family):
   about = About(
     'Code World Model',
     'windows in some layers, RoPE scaling llama3',
-    7.7e-6,
+    5.5e-06,
   )
   architecture = 'CwmForCausalLM'
 

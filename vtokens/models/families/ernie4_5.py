@@ -15,7 +15,7 @@ class Ernie45(Family):
   about = About(
     'ERNIE 4.5 0.3B',
     'interleaved rotation, head width',
-    6.1e-06,
+    6.3e-06,
   )
   architecture = 'Ernie4_5ForCausalLM'
   gguf = 'ernie4_5'

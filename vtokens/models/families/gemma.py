@@ -20,7 +20,7 @@ class Gemma(Family):
   about = About(
     'Gemma 1',
     'scaled embeddings, GeGLU, norms with 1 + w',
-    1.5e-05,
+    1.8e-05,
   )
   architecture = 'GemmaForCausalLM'
   gguf: str | None = 'gemma'

@@ -19,7 +19,7 @@ class Gemma2(Gemma):
   about = About(
     'Gemma 2',
     'also soft caps, alternating windows, norms after',
-    4.5e-06,
+    4.3e-06,
   )
   architecture = 'Gemma2ForCausalLM'
   names = tensor_names.BOTH_NORMS

@@ -19,7 +19,7 @@ class Gemma3(Gemma2):
   about = About(
     'Gemma 3',
     'also two RoPE bases, norms of q and k',
-    4.5e-06,
+    5.4e-06,
   )
   architecture = 'Gemma3ForCausalLM'
   gguf = 'gemma3'

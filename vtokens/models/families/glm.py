@@ -18,7 +18,7 @@ class Glm(Family):
   about = About(
     'GLM-4-9B',
     'interleaved rotation of a part, biases of q, k and v, fused MLP',
-    4.4e-06,
+    3.8e-06,
   )
   architecture = 'GlmForCausalLM'
   names = tensor_names.with_fused_mlp(tensor_names.PRE_NORM)
@@ -51,7 +51,7 @@ class Glm4(Glm):
   about = About(
     'GLM-4-0414',
     'also norms after',
-    6.2e-06,
+    7.0e-06,
   )
   architecture = 'Glm4ForCausalLM'
   names = tensor_names.with_fused_mlp(tensor_names.GLM4_NORMS)

@@ -18,7 +18,7 @@ class Granite(Family):
   about = About(
     'Granite 3, dense Granite 4',
     'multipliers of embeddings, scores, residuals and logits',
-    4.3e-06,
+    2.9e-06,
   )
   architecture = 'GraniteForCausalLM'
   gguf: str | None = 'granite'

@@ -12,7 +12,7 @@ class Helium(Family):
   """Llama that rotates neighbouring values."""
 
   model_type = 'helium'
-  about = About('Helium 1', 'interleaved rotation', 6.9e-6)
+  about = About('Helium 1', 'interleaved rotation', 6.5e-06)
   architecture = 'HeliumForCausalLM'
 
   def read(self, f: Fields) -> dict[str, Any]:

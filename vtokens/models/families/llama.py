@@ -15,7 +15,7 @@ class Llama(Family):
   about = About(
     'Llama 2, 3, 3.1, 3.2, 3.3, SmolLM2',
     'RoPE scaling llama3, linear, dynamic; biases',
-    2.1e-05,
+    3.3e-05,
   )
   architecture = 'LlamaForCausalLM'
   gguf: str | None = 'llama'
@@ -34,7 +34,7 @@ class InternLM3(Llama):
   about = About(
     'InternLM3',
     'head width',
-    2.1e-05,
+    2.2e-05,
     'as `llama`',
   )
   gguf = None

@@ -15,7 +15,7 @@ class Mistral(Family):
   about = About(
     'Mistral 7B v0.1 to v0.3, Nemo, Small',
     'sliding window, head width',
-    3.5e-05,
+    2.5e-05,
     'as `llama` (*)',
   )
   architecture = 'MistralForCausalLM'
@@ -53,7 +53,7 @@ class Ministral(Family):
   about = About(
     'Ministral',
     'windows in some layers',
-    2.8e-05,
+    3.1e-05,
   )
   architecture = 'MinistralForCausalLM'
 

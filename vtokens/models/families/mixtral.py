@@ -20,7 +20,7 @@ class Mixtral(Family):
   """Mistral with experts in every layer."""
 
   model_type = 'mixtral'
-  about = About('Mixtral 8x7B, 8x22B', 'experts; sliding window', 7.4e-06)
+  about = About('Mixtral 8x7B, 8x22B', 'experts; sliding window', 7.2e-06)
   architecture = 'MixtralForCausalLM'
   names = tensor_names.with_experts(
     tensor_names.PRE_NORM, 'block_sparse_moe.', ('w1', 'w3', 'w2')

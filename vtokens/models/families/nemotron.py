@@ -19,7 +19,7 @@ class Nemotron(Family):
   about = About(
     'Nemotron 4, Minitron',
     'LayerNorm with 1 + w, MLP without a gate, squared ReLU, partial rotation',
-    4.0e-5,
+    4.1e-05,
   )
   architecture = 'NemotronForCausalLM'
   names = tensor_names.without(tensor_names.LAYER_NORM, 'layers.mlp.gate')

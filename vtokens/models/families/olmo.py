@@ -76,7 +76,7 @@ class Olmo2(Family):
   about = About(
     'OLMo 2',
     'norms after, norms of whole q and k',
-    5.2e-06,
+    4.8e-06,
   )
   architecture = 'Olmo2ForCausalLM'
   names = tensor_names.POST_NORM
@@ -106,7 +106,7 @@ class Olmo3(Olmo2):
   about = About(
     'OLMo 3',
     'also windows, YaRN in the others',
-    6.2e-06,
+    7.2e-06,
     'yes',
   )
   architecture = 'Olmo3ForCausalLM'

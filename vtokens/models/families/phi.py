@@ -23,7 +23,7 @@ class Phi(Family):
     'Phi-1, 1.5, 2',
     'attention and MLP side by side, LayerNorm, biases, partial rotation, '
     'MLP without a gate',
-    2e-06,
+    1.9e-06,
   )
   architecture = 'PhiForCausalLM'
   names = tensor_names.PHI

@@ -18,7 +18,7 @@ class Phi3(Family):
   about = About(
     'Phi-3, Phi-3.5 mini, Phi-4, Phi-4 mini',
     'fused weights, longrope, partial rotation, window',
-    2.4e-05,
+    4.7e-05,
   )
   architecture = 'Phi3ForCausalLM'
   names = tensor_names.FUSED

@@ -15,7 +15,7 @@ class Qwen2(Family):
   about = About(
     'Qwen1.5, 2, 2.5',
     'biases of q, k and v; YaRN; windows',
-    2.3e-05,
+    3.6e-05,
   )
   architecture = 'Qwen2ForCausalLM'
   gguf = 'qwen2'

@@ -15,7 +15,7 @@ class Qwen3(Family):
   about = About(
     'Qwen3 (dense)',
     'norms of q and k; head width',
-    8.6e-06,
+    9.5e-06,
   )
   architecture = 'Qwen3ForCausalLM'
   gguf = 'qwen3'

@@ -18,7 +18,7 @@ class SeedOss(Family):
   about = About(
     'Seed-OSS',
     'biases of q, k and v apart from that of o',
-    1.5e-05,
+    5.7e-06,
   )
   architecture = 'SeedOssForCausalLM'
   gguf = 'seed_oss'

@@ -22,7 +22,7 @@ class SmolLM3(Family):
   about = About(
     'SmolLM3',
     'layers without positions',
-    1.9e-05,
+    2.7e-05,
   )
   architecture = 'SmolLM3ForCausalLM'
   gguf = 'smollm3'

@@ -18,7 +18,7 @@ class StableLM(Family):
   about = About(
     'StableLM 3B, StableLM 2 1.6B',
     'LayerNorm, partial rotation, biases of q, k and v',
-    2.2e-6,
+    1.9e-06,
   )
   architecture = 'StableLmForCausalLM'
   names = tensor_names.LAYER_NORM

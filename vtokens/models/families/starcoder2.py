@@ -19,7 +19,7 @@ class StarCoder2(Family):
 
   model_type = 'starcoder2'
   about = About(
-    'StarCoder2', 'LayerNorm, biases, MLP without a gate, window', 2.3e-6
+    'StarCoder2', 'LayerNorm, biases, MLP without a gate, window', 2.4e-06
   )
   architecture = 'Starcoder2ForCausalLM'
   names = tensor_names.STARCODER2

@@ -12,7 +12,7 @@ class VaultGemma(Gemma2):
   """Gemma 2 without norms after attention and MLP."""
 
   model_type = 'vaultgemma'
-  about = About('VaultGemma 1B', 'Gemma 2 without norms after', 1.4e-5)
+  about = About('VaultGemma 1B', 'Gemma 2 without norms after', 1.5e-05)
   architecture = 'VaultGemmaForCausalLM'
   names = tensor_names.without(
     tensor_names.BOTH_NORMS,

@@ -331,6 +331,37 @@ CASES = {
     'qwen3_moe',
     {**SMALL, **EXPERTS, 'num_hidden_layers': 3, 'mlp_only_layers': [0]},
   ),
+  'qwen2_moe': (
+    'qwen2_moe',
+    {
+      **SMALL,
+      **EXPERTS,
+      'num_hidden_layers': 4,
+      'shared_expert_intermediate_size': 20,
+      'use_sliding_window': True,
+      'sliding_window': 20,
+      'max_window_layers': 3,
+      'mlp_only_layers': [1],
+    },
+  ),
+  'olmoe': (
+    'olmoe',
+    {**SMALL, **EXPERTS, 'attention_bias': True, 'norm_topk_prob': True},
+  ),
+  # Values reach both bounds of the experts' unit.
+  'gpt_oss': (
+    'gpt_oss',
+    {
+      **SMALL,
+      'head_dim': 12,
+      'sliding_window': 20,
+      'num_local_experts': 6,
+      'num_experts_per_tok': 3,
+      'swiglu_limit': 0.7,
+      'swiglu_alpha': 1.3,
+      'rope_parameters': {**_YARN, 'truncate': False},
+    },
+  ),
   'mixtral': (
     'mixtral',
     {

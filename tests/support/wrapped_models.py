@@ -168,6 +168,22 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
       'visual_indicator_token_ids': [301, 302, 303, 304, 305],
     },
   ),
+  'qwen3_vl_moe': (
+    {
+      **_QWEN,
+      **{'out_hidden_size': 32, 'intermediate_size': 48},
+      **{'deepstack_visual_indexes': [0], 'num_position_embeddings': 16},
+    },
+    {
+      'model_type': 'qwen3_vl_moe_text',
+      'num_experts': 4,
+      'num_experts_per_tok': 2,
+      'moe_intermediate_size': 24,
+      **_UNTIED,
+      **_SECTIONS,
+    },
+    _UNTIED,
+  ),
   'video_llama_3': (_VISION, {'model_type': 'qwen2'}, {}),
   'lighton_ocr': (
     {**_VISION, 'model_type': 'pixtral', 'head_dim': 16},

@@ -36,6 +36,7 @@ def attend(
   window: Int[Array, ''] | int | None = None,
   parents: Int[Array, 'B T'] | None = None,
   trained: Sequence[KVCache] = (),
+  sinks: Float[Array, 'N'] | None = None,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Float[Array, 'B T N H']:
   """Softmax attention of new tokens over caches and one another.
@@ -60,6 +61,8 @@ def attend(
       continues the segment of its own number.
     trained: caches whose segments are numbered as those of `new`, whatever
       the parents are.
+    sinks: one more score for each head, of a value that is zero; see
+      `DecoderConfig.sinks`.
     mesh: the devices, which decide how many queries are attended at a time;
       None for the default devices.
 
@@ -82,8 +85,10 @@ def attend(
     ] + [
       scores_over(q, positions, segments, cache) for cache in (*trained, own)
     ]
+    extra = [] if sinks is None else [sink_scores]
     largest = functools.reduce(
-      jnp.maximum, [part.max(axis=-1, keepdims=True) for part in scores]
+      jnp.maximum,
+      [part.max(axis=-1, keepdims=True) for part in scores] + extra,
     )
     # It cancels out, so its gradient would, too.
     largest = jax.lax.stop_gradient(largest)
@@ -94,6 +99,7 @@ def attend(
       values.append(
         jnp.einsum('bktgs,bksh->bktgh', weights.astype(q.dtype), cache.v)
       )
+    totals += [jnp.exp(score - largest) for score in extra]
     # Dividing the sum is less work than dividing all weights.
     attended = functools.reduce(jnp.add, values)
     return (attended / functools.reduce(jnp.add, totals)).astype(q.dtype)
@@ -101,6 +107,9 @@ def attend(
   b, t, n, h = q.shape
   groups = n // new.k.shape[1]
   q = q.reshape(b, t, -1, groups, h).transpose(0, 2, 1, 3, 4)
+
+  if sinks is not None:
+    sink_scores = sinks.astype(jnp.float32).reshape(1, -1, 1, groups, 1)
 
   def rows(start: int, stop: int) -> _Rows:
     some: _Rows = jax.tree.map(
@@ -160,6 +169,8 @@ class Attention(nnx.Module):
       kind = layers.LayerNorm if config.norm == 'layer' else layers.RMSNorm
       return kind(shape, axes, config, dtype, rngs)
 
+    if config.sinks:
+      self.sinks = bias((n,), ('heads',))
     self.has_norms = config.qk_norm != 'none'
     if self.has_norms:
       self.q_norm = norm(n, 'heads')
@@ -188,7 +199,9 @@ class Attention(nnx.Module):
       'window': tokens.window,
     }
     rows, length, _ = x.shape
-    over = tokens.mesh if config.kernels else None
+    # The kernels have no sinks.
+    kernels = config.kernels and not config.sinks
+    over = tokens.mesh if kernels else None
     trained = tokens.trained_caches
     if (
       over
@@ -201,7 +214,8 @@ class Attention(nnx.Module):
       out = flash.attend(q, new, caches, over, **settings)
     else:
       settings |= {'parents': tokens.parents, 'trained': trained}
-      out = attend(q, new, caches, **settings, mesh=tokens.mesh)
+      sinks = self.sinks[...] if config.sinks else None
+      out = attend(q, new, caches, **settings, sinks=sinks, mesh=tokens.mesh)
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new
 

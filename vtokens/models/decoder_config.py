@@ -154,6 +154,8 @@ class DecoderConfig:
     qk_norm_last: whether queries and keys are normed after their rotation.
     turn_back: whether rotary embeddings turn by negative angles.
     clip_qkv: bound of queries, keys and values; None for none.
+    sinks: whether the softmax of each head has one more, learned score, whose
+      value is zero (arXiv 2309.17453).
   """
 
   vocab_size: int
@@ -207,6 +209,7 @@ class DecoderConfig:
   qk_norm_last: bool = dataclasses.field(default=False, metadata=_LATER)
   turn_back: bool = dataclasses.field(default=False, metadata=_LATER)
   clip_qkv: float | None = dataclasses.field(default=None, metadata=_LATER)
+  sinks: bool = dataclasses.field(default=False, metadata=_LATER)
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.

@@ -113,6 +113,23 @@ BASES = {
       'sliding_window': 8,
     },
     'mixtral': {**_EXPERTS, 'sliding_window': 8},
+    'qwen2_moe': {
+      **_EXPERTS,
+      'num_experts': 4,
+      'moe_intermediate_size': 16,
+      'shared_expert_intermediate_size': 16,
+      'use_sliding_window': True,
+      'sliding_window': 8,
+      'max_window_layers': 4,
+      'qkv_bias': False,
+    },
+    'olmoe': {**_EXPERTS, 'num_experts': 4},
+    'gpt_oss': {
+      **_EXPERTS,
+      'num_local_experts': 4,
+      'sliding_window': 8,
+      'attention_bias': False,
+    },
   }.items()
 }
 # Sizes have other names.
@@ -120,6 +137,9 @@ for _field in ('num_key_value_heads', 'head_dim', 'intermediate_size'):
   del BASES['falcon'][_field]
 # Another value of each field that is used or refused.
 CHANGES = {
+  'shared_expert_intermediate_size': 24,
+  'swiglu_limit': 3.0,
+  'swiglu_alpha': 1.5,
   'num_experts': 6,
   'num_local_experts': 6,
   'num_experts_per_tok': 1,

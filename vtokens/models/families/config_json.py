@@ -286,6 +286,11 @@ class Fields:
     }
     return shortest_pattern([kinds[t] for t in self.layer_types(window)])
 
+  def full_pattern(self, rope: Rope | None) -> tuple[LayerKind, ...]:
+    """Pattern of layers without windows. Raises if a layer has one."""
+    self.layer_types(None)
+    return (LayerKind(rope),)
+
   def no_window(self) -> None:
     """Raises if the config of a family without windows sets one.
 

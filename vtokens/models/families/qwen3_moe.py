@@ -28,12 +28,16 @@ class Qwen3Moe(Family):
   names = tensor_names.with_experts(tensor_names.PRE_NORM, 'mlp.')
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
-    return (*super().forms(config), JOINED)
+    # Qwen3-VL's files have the transposed matrices.
+    turned = tensor_names.Form(JOINED.names, input_rows=True)
+    return (*super().forms(config), JOINED, turned)
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
     expert_fields.skip_training(f)
     f.normalised('use_sliding_window')
+    if f.values['model_type'] != self.model_type:
+      f.only('norm_topk_prob', True)  # transformers does not look at it.
     return {
       **f.biases(),
       'qk_norm': 'head',

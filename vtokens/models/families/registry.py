@@ -24,6 +24,7 @@ from vtokens.models.families.gemma2 import Gemma2
 from vtokens.models.families.gemma3 import Gemma3
 from vtokens.models.families.glm import Glm, Glm4
 from vtokens.models.families.gpt_neox import GPTNeoX
+from vtokens.models.families.gpt_oss import GptOss
 from vtokens.models.families.granite import Granite
 from vtokens.models.families.helium import Helium
 from vtokens.models.families.hunyuan import HunyuanDense
@@ -36,9 +37,11 @@ from vtokens.models.families.mixtral import Mixtral
 from vtokens.models.families.nanochat import NanoChat
 from vtokens.models.families.nemotron import Nemotron
 from vtokens.models.families.olmo import Olmo, Olmo2, Olmo3
+from vtokens.models.families.olmoe import Olmoe
 from vtokens.models.families.phi import Phi
 from vtokens.models.families.phi3 import Phi3
 from vtokens.models.families.qwen2 import Qwen2
+from vtokens.models.families.qwen2_moe import Qwen2Moe
 from vtokens.models.families.qwen3 import Qwen3
 from vtokens.models.families.qwen3_moe import Qwen3Moe
 from vtokens.models.families.seed_oss import SeedOss
@@ -55,7 +58,7 @@ _BUILT_IN = (
   *(StarCoder2, StableLM, Nemotron, Helium, VaultGemma),
   *(GPTNeoX, Falcon, Olmo, Apertus, HunyuanDense, NanoChat),
   *(Exaone, HyperCLOVAX, Jais2),
-  *(Qwen3Moe, Mixtral),
+  *(Qwen3Moe, Mixtral, Qwen2Moe, Olmoe, GptOss),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'

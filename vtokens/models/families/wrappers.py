@@ -122,6 +122,9 @@ WRAPPERS: Mapping[str, Wrapper] = {
   'qwen3_vl': Wrapper(_INSIDE, _VISUAL, 'qwen3_vl_text', 'Qwen3-VL (dense)'),
   'glm4v': Wrapper(_INSIDE, _VISUAL, 'glm4v_text', 'GLM-4.1V'),
   'glm46v': Wrapper(_INSIDE, _VISUAL, 'glm4v_text', 'GLM-4.6V-Flash'),
+  'qwen3_vl_moe': Wrapper(
+    _INSIDE, _VISUAL, 'qwen3_vl_moe_text', 'Qwen3-VL with experts'
+  ),
   'video_llama_3': Wrapper(
     _INSIDE,
     ('model.vision_model.', 'model.projector.'),
@@ -171,6 +174,7 @@ TEXT_TYPES: Mapping[str, str] = {
   'qwen2_vl_text': 'qwen2',
   'qwen2_5_vl_text': 'qwen2',
   'qwen3_vl_text': 'qwen3',
+  'qwen3_vl_moe_text': 'qwen3_moe',
   'glm4v_text': 'glm4',
 }
 # Type of a text part in first files -> type.
@@ -220,6 +224,9 @@ def text_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   inner = values['model_type']
   if isinstance(inner, str):
     values['model_type'] = _RENAMED.get(inner, inner)
+  if values['model_type'] == 'qwen3_vl_moe_text':
+    # In transformers' code, in no field of the config class.
+    values.setdefault('norm_topk_prob', True)
   if not config_json.is_known(values['model_type']):
     return values
   values |= _IMPLIED.get(values['model_type'], {})

@@ -1,7 +1,7 @@
 """Finds the stored tensors of each parameter."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 import flax.nnx as nnx
@@ -19,15 +19,35 @@ from vtokens.models.files.weight_map import Weight
 
 
 def weights_of(
-  config: DecoderConfig, found: Collection[str] = ()
+  config: DecoderConfig, found: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[PathParts, tuple[Weight, nnx.Param[Array]]]:
   """Path -> stored tensors, and shape and axes, of every parameter.
 
   Args:
     config: the architecture.
-    found: names of a source's tensors, which tell the form of its files if the
-      family has several.
+    found: names and shapes of a source's tensors, which tell the form of its
+      files if the family has several.
   """
+  found = found or {}
+  forms = [
+    _weights_in(config, form) for form in _forms_with_names(config, found)
+  ]
+  fitting = (
+    weights
+    for weights in forms
+    if all(
+      found.get(name, weight.whole_shape()) == weight.whole_shape()
+      for weight, _ in weights.values()
+      for name in weight.names
+    )
+  )
+  return next(fitting, forms[0])
+
+
+def _weights_in(
+  config: DecoderConfig, form: Form
+) -> dict[PathParts, tuple[Weight, nnx.Param[Array]]]:
+  """`weights_of` in one form of the files."""
   _, params = nnx.split(abstract_decoder(config, jnp.dtype(jnp.float32)))
   stacks = layer_runs.stacks(config)
   # Path in the family's table -> its parameters, one for each stack.
@@ -38,7 +58,6 @@ def weights_of(
       numbers = stacks[int(parts.pop(1)) if len(stacks) > 1 else 0]
     flat.setdefault('.'.join(parts), []).append((path, variable, numbers))
   family = registry.family_of(config)
-  form = form_of(config, found)
   unknown = sorted(set(flat) - set(form.names))
   if unknown:
     raise AssertionError(f'{config.model_type}: no names for {unknown}')
@@ -60,17 +79,20 @@ def weights_of(
   return weights
 
 
-def form_of(config: DecoderConfig, found: Collection[str]) -> Form:
-  """The form of a family's files that a source has."""
+def _forms_with_names(
+  config: DecoderConfig, found: Mapping[str, Any]
+) -> list[Form]:
+  """The forms of a family's files whose names a source has."""
   first, *others = registry.family_of(config).forms(config)
+  forms = []
   for form in others:
     # Names of tensors that the usual form does not have.
     own = set(form.names.values()) - set(first.names.values())
     if any(
       name.format(i) in found for name in own for i in range(config.num_layers)
     ):
-      return form
-  return first
+      forms.append(form)
+  return forms or [first]
 
 
 def _shape(variable: Any, numbers: range | None) -> tuple[int, ...]:
@@ -137,7 +159,7 @@ def _weight(
 
 
 def expected_shapes(
-  config: DecoderConfig, found: Collection[str] = ()
+  config: DecoderConfig, found: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, tuple[int, ...]]:
   """Name -> shape of every tensor that a checkpoint must hold.
 

@@ -52,7 +52,7 @@ def save(
       continue
     parts = packed[name] = convert(tensor)
     module = name.removesuffix('weight')
-    tensors |= {module + end: t.contiguous() for end, t in parts.items()}
+    tensors |= {module + end: t.clone() for end, t in parts.items()}
   safetensors.torch.save_file(tensors, file, {'format': 'pt'})
   configure(directory, config)
   return packed

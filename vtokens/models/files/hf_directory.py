@@ -118,25 +118,29 @@ class SafetensorsSource:
 
   def _pack(self, form: formats.Format) -> None:
     """Puts the tensors of each quantised weight together."""
-    modules: dict[str, dict[str, stored.Stored]] = {}
+    # Weight -> end of a stored name -> tensor under this name.
+    found: dict[str, dict[str, tuple[str, stored.Stored]]] = {}
     for name, tensor in self._plain.items():
-      module, _, suffix = name.rpartition('.')
-      if suffix in form.suffixes:
-        modules.setdefault(module, {})[suffix] = tensor
-    for module, parts in modules.items():
+      ends = [end for end in form.endings if name.endswith(end)]
+      if ends:
+        end = max(ends, key=len)
+        weight = name.removesuffix(end) + form.weight_ending
+        found.setdefault(weight, {})[end[1:]] = name, tensor
+    for weight, named in found.items():
+      parts = {end: tensor for end, (_, tensor) in named.items()}
       if set(parts) == {'weight'} and parts['weight'].kind in _FLOATS:
         continue
-      first = next(iter(parts.values()))
-      names = module, first.name.rpartition('.')[0]
-      if formats.names(form.skipped, names):
+      end, first = next(iter(parts.items()))
+      module = weight.removesuffix(form.weight_ending)
+      if formats.names(form.skipped, (module, first.name[: -len(end) - 1])):
         raise first.fail(
           f'but {formats.FIELD} leaves {module} as it is (ignore, '
           'ignored_layers or modules_to_not_convert)'
         )
-      weight = form.weight(module, parts)
-      for suffix in parts:
-        del self._plain[f'{module}.{suffix}']
-      self._packed[f'{module}.weight'] = weight
+      packed = form.weight(weight, parts)
+      for name, _ in named.values():
+        del self._plain[name]
+      self._packed[weight] = packed
 
   def stored_name(self, name: str) -> str:
     """Name in the files of a tensor that they have.

@@ -2,12 +2,11 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vtokens.host import errors
 from vtokens.models.files.quantised import packed
 from vtokens.models.files.quantised.packed import Grid, Matrix, Packed
 from vtokens.models.files.quantised.settings import Settings
@@ -65,7 +64,8 @@ class CompressedTensors:
     errors.UserError: a field is not supported.
   """
 
-  suffixes = frozenset(
+  weight_ending = '.weight'
+  endings = packed.endings(
     (
       *('weight', 'weight_packed', 'weight_scale', 'weight_zero_point'),
       *('weight_shape', 'weight_g_idx', 'weight_global_scale'),
@@ -102,16 +102,17 @@ class CompressedTensors:
     )
     self.activations = ', '.join(sorted(activations))
 
-  def weight(self, module: str, parts: Mapping[str, Stored]) -> Packed:
+  def weight(self, name: str, parts: Mapping[str, Stored]) -> Packed:
     """See `formats.Format`."""
     first = next(iter(parts.values()))
+    module = name.removesuffix(self.weight_ending)
     names = {module, first.name.rpartition('.')[0]}
     scheme = _scheme_of(names, self._schemes)
     if scheme is None:
       raise first.fail(
         'but no target in quantization_config.config_groups names it'
       )
-    return _weight(scheme, parts, first)
+    return _weight(scheme, parts)
 
 
 def _check_dense(settings: Settings) -> None:
@@ -216,17 +217,10 @@ def _scheme_of(names: set[str], schemes: Sequence[_Scheme]) -> _Scheme | None:
   return None
 
 
-def _weight(
-  scheme: _Scheme, parts: Mapping[str, Stored], first: Stored
-) -> Packed:
+def _weight(scheme: _Scheme, parts: Mapping[str, Stored]) -> Packed:
   name = 'weight_packed' if scheme.form in _PACKED else 'weight'
-  for wanted in (name, 'weight_scale'):
-    if wanted not in parts:
-      raise errors.UserError(
-        f'{first.path}: tensor {first.name} has no {wanted} beside it, which '
-        f'format {scheme.form} needs'
-      )
-  codes, scale = parts[name], parts['weight_scale']
+  codes = packed.need(parts, name)
+  scale = packed.need(parts, 'weight_scale')
   if len(codes.shape) != 2:
     raise codes.fail('expected a matrix')
   shape, read = _codes(scheme, codes, parts.get('weight_shape'))
@@ -244,7 +238,7 @@ def _weight(
       raise order.fail('but actorder in quantization_config is not group')
   used = [codes, scale, *([order] if order else [])]
   if scheme.form == _PACKED[1]:
-    scales = _with_global(scale, parts, first, shape, block)
+    scales = _with_global(scale, parts, shape, block)
     used.append(parts['weight_global_scale'])
   else:
     kinds = ('U8', 'F8_E8M0') if scheme.form == _PACKED[2] else packed.FLOATS
@@ -264,7 +258,7 @@ def _weight(
 
 def _codes(
   scheme: _Scheme, codes: Stored, size: Stored | None
-) -> tuple[tuple[int, int], Callable[..., np.ndarray]]:
+) -> tuple[tuple[int, int], packed.Reader]:
   """Shape of the weight, and function that reads its codes."""
   rows, columns = codes.shape
   if scheme.form not in _PACKED:
@@ -293,16 +287,11 @@ def _codes(
 def _with_global(
   scale: Stored,
   parts: Mapping[str, Stored],
-  first: Stored,
   shape: tuple[int, ...],
   block: tuple[int, int],
 ) -> Grid:
   """Scales of nvfp4, which one number divides."""
-  divisor = parts.get('weight_global_scale')
-  if divisor is None:
-    raise errors.UserError(
-      f'{first.path}: tensor {first.name} has no weight_global_scale beside it'
-    )
+  divisor = packed.need(parts, 'weight_global_scale')
   divisor.check(('F32',), (1,), ())
   grid = packed.grid_of(scale, shape, block, ('F8_E4M3',))
 

@@ -7,8 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from vtokens.host import errors
+from vtokens.models.files.quantised.awq import AWQ
+from vtokens.models.files.quantised.bitsandbytes import BitsAndBytes
 from vtokens.models.files.quantised.compressed import CompressedTensors
 from vtokens.models.files.quantised.fp8 import FP8
+from vtokens.models.files.quantised.gptq import GPTQ
+from vtokens.models.files.quantised.mxfp4 import MXFP4
 from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.quantised.settings import Settings
 from vtokens.models.files.quantised.stored import Stored
@@ -23,22 +27,24 @@ class Format(Protocol):
     label: the format in words.
     activations: how servers quantise the inputs of products; '' if they do
       not. This is not modelled.
-    suffixes: ends of the names of tensors that make up one weight. After the
-      last dot of a name stands one of them.
+    endings: ends of the names of tensors that make up one weight.
+    weight_ending: end of the weight's name, in place of these.
     skipped: modules that quantization_config leaves as they are.
   """
 
   label: str
   activations: str
-  suffixes: frozenset[str]
+  endings: tuple[str, ...]
+  weight_ending: str
   skipped: tuple[str, ...]
 
-  def weight(self, module: str, parts: Mapping[str, Stored]) -> Packed:
+  def weight(self, name: str, parts: Mapping[str, Stored]) -> Packed:
     """A quantised weight.
 
     Args:
-      module: name of the module, outside a wrapper.
-      parts: the stored tensors, by the ends of their names.
+      name: name of the weight, outside a wrapper.
+      parts: the stored tensors, by the ends of their names, without the first
+        dot or underscore.
 
     Raises:
       errors.UserError: a tensor is missing or does not fit.
@@ -72,6 +78,17 @@ FORMATS: Mapping[str, Kind] = {
     'mxfp4-pack-quantized, mixed-precision',
     'compressed-tensors',
   ),
+  'awq': Kind(AWQ, 'version GEMM, 4 bits', 'AutoAWQ'),
+  'gptq': Kind(
+    GPTQ,
+    '2, 4, 8 bits, with and without act-order and zero points, formats gptq '
+    'and gptq_v2',
+    'GPTQModel',
+  ),
+  'bitsandbytes': Kind(
+    BitsAndBytes, 'nf4, fp4, double quantisation, int8', 'bitsandbytes'
+  ),
+  'mxfp4': Kind(MXFP4, 'experts as in gpt-oss', 'transformers'),
 }
 
 

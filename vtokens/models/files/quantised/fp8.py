@@ -25,7 +25,8 @@ class FP8:
     errors.UserError: a field is not supported.
   """
 
-  suffixes = frozenset(
+  weight_ending = '.weight'
+  endings = packed.endings(
     ('weight', *_SCALES, 'input_scale', 'activation_scale', 'input_scale_ub')
   )
 
@@ -60,7 +61,7 @@ class FP8:
     )
     self.activations = f'FP8, {scheme} scales'
 
-  def weight(self, module: str, parts: Mapping[str, Stored]) -> Packed:
+  def weight(self, name: str, parts: Mapping[str, Stored]) -> Packed:
     """See `formats.Format`."""
     return weight(parts, self._block)
 

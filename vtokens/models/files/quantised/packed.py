@@ -3,14 +3,17 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import ml_dtypes
 import numpy as np
 
+from vtokens.host import errors
 from vtokens.models.files.quantised.stored import Stored
 
+# Reads a part, given by rows and columns, as a new array, float32.
+Reader = Callable[[slice, slice], np.ndarray]
 FLOATS = ('F32', 'BF16', 'F16')
 # Values of the four bits of a float of two exponent bits and one mantissa bit.
 _HALF = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -50,7 +53,7 @@ class Grid:
       blocks of neighbours.
   """
 
-  read: Callable[[slice, slice], np.ndarray]
+  read: Reader
   height: int
   width: int
   order: Stored | None = None
@@ -110,7 +113,7 @@ class Matrix:
   shape: tuple[int, ...]
   parts: tuple[Stored, ...]
   about: str
-  codes: Callable[[slice, slice], np.ndarray]
+  codes: Reader
   scales: Grid
   zeros: Grid | None = None
 
@@ -187,7 +190,30 @@ def check_order(order: Stored, columns: int, groups: int) -> None:
     )
 
 
-def table_codes(stored: Stored, table: np.ndarray) -> Callable[..., np.ndarray]:
+def endings(names: tuple[str, ...]) -> tuple[str, ...]:
+  """Ends of tensors' names, after a module's."""
+  return tuple(f'.{name}' for name in names)
+
+
+def need(parts: Mapping[str, Stored], name: str) -> Stored:
+  """A stored tensor of a weight.
+
+  Args:
+    parts: the tensors, by the ends of their names.
+    name: the end of a name.
+
+  Raises:
+    errors.UserError: it is missing.
+  """
+  if name not in parts:
+    first = next(iter(parts.values()))
+    raise errors.UserError(
+      f'{first.path}: tensor {first.name} has no {name} beside it'
+    )
+  return parts[name]
+
+
+def table_codes(stored: Stored, table: np.ndarray) -> Reader:
   """Reads a matrix of bytes whose values are in a table.
 
   Args:
@@ -202,9 +228,7 @@ def table_codes(stored: Stored, table: np.ndarray) -> Callable[..., np.ndarray]:
   return read
 
 
-def packed_codes(
-  stored: Stored, bits: int, table: np.ndarray
-) -> Callable[..., np.ndarray]:
+def packed_codes(stored: Stored, bits: int, table: np.ndarray) -> Reader:
   """Reads a matrix whose rows are packed in bytes or words, lowest bits first.
 
   Args:

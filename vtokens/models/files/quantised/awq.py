@@ -1,0 +1,96 @@
+"""AWQ, as AutoAWQ writes it (version GEMM).
+
+Matrices are stored transposed, `[inputs, outputs]`. Codes and zero points are
+packed along the outputs, eight to a word in the order 0, 2, 4, 6, 1, 3, 5, 7.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vtokens.models.files.quantised import gptq, packed
+from vtokens.models.files.quantised.packed import Grid, Matrix, Packed
+from vtokens.models.files.quantised.settings import Settings
+from vtokens.models.files.quantised.stored import Stored
+
+_BITS, _EACH = 4, 8
+# The place in a word of each of its outputs.
+_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
+_OTHERS = (
+  *('exllama_config', 'fuse_max_seq_len', 'do_fuse', 'modules_to_fuse'),
+  *('meta', 'desc_act', 'sym', 'act_group_aware', 'damp_percent', 'dataset'),
+  *('true_sequential', 'tokenizer', 'batch_size', 'model_seqlen', 'lm_head'),
+  *('block_name_to_quantize', 'module_name_preceding_first_block'),
+  *('modules_in_block_to_quantize', 'pad_token_id', 'max_input_length'),
+  'cache_block_outputs',
+)
+
+
+class AWQ:
+  """See the module; `formats.Format` describes the attributes.
+
+  Raises:
+    errors.UserError: a field is not supported.
+  """
+
+  weight_ending = '.weight'
+  endings = packed.endings(('weight', 'qweight', 'qzeros', 'scales'))
+  activations = ''
+
+  def __init__(self, settings: Settings, metadata: Mapping[str, str]):
+    del metadata
+    # The second name is that of older files.
+    bits = settings.one_of('w_bit', (_BITS,), _BITS)
+    settings.one_of('bits', (_BITS,), bits)
+    group = settings.size('q_group_size', 128)
+    self._group = settings.size('group_size', group)
+    settings.one_of('zero_point', (True,), True)
+    for name in ('version', 'format', 'checkpoint_format'):
+      form: Any = settings.take(name, 'gemm')
+      if str(form).lower() != 'gemm':
+        raise settings.fail(name, form, "supported: 'gemm'")
+    settings.one_of('backend', ('autoawq', 'auto', 'auto_trainable'), 'auto')
+    settings.one_of('pack_dtype', ('int32',), 'int32')
+    settings.one_of('method', ('awq',), 'awq')
+    self.skipped = settings.texts('modules_to_not_convert')
+    settings.absent('dynamic', 'activation', 'adapter', 'rotation')
+    settings.ignore(*_OTHERS)
+    settings.finish()
+    groups = f'groups of {self._group}' if self._group > 0 else 'channels'
+    self.label = f'AWQ, int4, {groups}, zero points'
+
+  def weight(self, name: str, parts: Mapping[str, Stored]) -> Packed:
+    """See `formats.Format`."""
+    codes, zeros, scales = gptq.take(parts, ('qweight', 'qzeros', 'scales'))
+    columns, rows = codes.shape[0], codes.shape[1] * _EACH
+    size = self._group if self._group > 0 else columns
+    groups = -(-columns // size)
+    codes.check(('I32',), codes.shape)
+    scales.check(packed.FLOATS, (groups, rows))
+    zeros.check(('I32',), (groups, rows // _EACH))
+    return Matrix(
+      (rows, columns),
+      (codes, zeros, scales),
+      f'awq {size}',
+      _reader(codes),
+      Grid(gptq.transposed(scales), 1, size),
+      Grid(_reader(zeros), 1, size),
+    )
+
+
+def _reader(stored: Stored) -> packed.Reader:
+  """Reads a packed matrix, transposed."""
+
+  def read(rows: slice, columns: slice) -> np.ndarray:
+    first = rows.start // _EACH
+    words = stored.read(columns, slice(first, -(-rows.stop // _EACH)))
+    values = packed.unpack(words, _BITS, packed.numbers(_BITS))
+    values = values.reshape(len(words), -1, _EACH)[..., _PLACES]
+    start = rows.start - first * _EACH
+    part = values.reshape(len(words), -1)[:, start:][
+      :, : rows.stop - rows.start
+    ]
+    return np.ascontiguousarray(part.T)
+
+  return read

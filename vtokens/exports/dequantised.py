@@ -31,11 +31,21 @@ def load_model(
     fields = registry.to_hf(architecture)
   config = transformers.AutoConfig.for_model(**fields)
   weights = {
-    name: torch.from_numpy(source.read(name).astype(np.float32))
-    for name in source.shapes()
+    name: torch.from_numpy(_whole(source, name)) for name in source.shapes()
   }
   name = registry.family_of(architecture).architecture
   model = getattr(transformers, name)
   return model.from_pretrained(
     None, config=config, state_dict=weights, **settings
   )
+
+
+def _whole(source: hf_directory.SafetensorsSource, name: str) -> np.ndarray:
+  """A tensor, float32."""
+  shape = source.shapes()[name]
+  if len(shape) < 3:
+    return source.read(name).astype(np.float32)
+  made = np.empty(shape, np.float32)
+  for i, matrix in enumerate(made):
+    matrix[...] = source.read(name, slice(i * shape[1], (i + 1) * shape[1]))
+  return made

@@ -223,6 +223,8 @@ def write(
           for half in (0, 1)
         ]
       )
+    if 'rope.dimension_sections' in values and architecture == 'glm4':
+      array = _halves(array, part, config)
     if part.endswith('query_key_value'):
       parted = array.reshape(groups, heads // groups + 2, -1, *array.shape[1:])
       array = np.concatenate(
@@ -244,6 +246,21 @@ def write(
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
+
+
+def _halves(array, part, config):
+  """Rows of q and k as in files of GLM-4V: even rows first, then odd ones."""
+  if part not in ('self_attn.q_proj', 'self_attn.k_proj'):
+    return array
+  factor = config.rope_parameters['partial_rotary_factor']
+  rotated = int(config.head_dim * factor)
+  order = [
+    *range(0, rotated, 2),
+    *range(1, rotated, 2),
+    *range(rotated, config.head_dim),
+  ]
+  heads = array.reshape(-1, config.head_dim, *array.shape[1:])
+  return heads[:, order].reshape(array.shape)
 
 
 def tokenizer(name, rows):

@@ -317,6 +317,24 @@ CASES = {
     },
     {},
   ),
+  'glm4_vision': (
+    'glm4',
+    'glm4',
+    {
+      **_SMALL,
+      'head_dim': 16,
+      'attention_bias': True,
+      'rope_parameters': _rope(partial_rotary_factor=0.5),
+    },
+    {
+      'attention.key_length': 16,
+      'attention.value_length': 16,
+      'rope.dimension_count': 8,
+      'rope.dimension_sections': [2, 1, 1, 0],
+      'rope.freq_base': 5e3,
+    },
+    {},
+  ),
   'exaone4': (
     'exaone4',
     'exaone4',

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
@@ -60,12 +62,27 @@ class Glm4(Glm):
   def read(self, f: Fields) -> dict[str, Any]:
     return {**super().read(f), 'post_norm': True}
 
+
+class Glm4Vision(Glm4):
+  """GGUF files of GLM-4V, whose q and k are in another order.
+
+  llama.cpp rotates halves there, so its converter puts the first values of all
+  pairs before the second ones. Only `gguf_config.family_of` uses it.
+  """
+
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     super().read_gguf(metadata, values)
-    sections = metadata.get('{arch}.rope.dimension_sections')
-    if sections is not None:
-      raise metadata.unexpected(
-        '{arch}.rope.dimension_sections',
-        sections,
-        'none: such files have q and k in another order',
-      )
+    # Of axes that have the same position for text.
+    metadata.get('{arch}.rope.dimension_sections')
+
+  def gguf_rows(
+    self, config: DecoderConfig, name: str, rows: int
+  ) -> np.ndarray | None:
+    if not ('.self_attn.q_proj.' in name or '.self_attn.k_proj.' in name):
+      return None
+    width = config.head_dim
+    rotated = config.rotary_dim or width
+    order = np.arange(width)
+    order[:rotated] = np.arange(rotated).reshape(2, -1).T.reshape(-1)
+    heads = np.arange(0, rows, width)
+    return (heads[:, None] + order).reshape(-1)

@@ -62,6 +62,10 @@ class Ministral3(Family):
         metadata.get('{arch}.rope.scaling.type'),
         "'yarn' beside attention.temperature_scale",
       )
+    # Older files spell it out.
+    key = '{arch}.attention.temperature_length'
+    if metadata.number(key, default=scaling[_LENGTH]) != scaling[_LENGTH]:
+      raise metadata.unexpected(key, metadata.get(key), str(scaling[_LENGTH]))
     values['rope_parameters'] = {
       **scaling,
       'rope_theta': values.pop('rope_theta'),

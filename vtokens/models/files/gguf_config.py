@@ -10,6 +10,7 @@ from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry
 from vtokens.models.families.family import Family
+from vtokens.models.families.glm import Glm4Vision
 from vtokens.models.files.gguf_metadata import Metadata
 
 # Architectures whose text part is another one's. Qwen-VL's files give sections
@@ -36,12 +37,14 @@ def family_of(metadata: Metadata) -> Family:
   families = registry.families()
   known = {f.gguf: f for f in families.values() if f.gguf}
   name = metadata.architecture
-  # llama.cpp has one architecture for each of these pairs of families.
+  # llama.cpp has one architecture for each of these pairs.
   if name == 'olmo2' and metadata.get('{arch}.attention.sliding_window'):
     return families['olmo3']
   temperature = '{arch}.attention.temperature_scale'
   if name == 'mistral3' and not metadata.get(temperature):
     return families['llama']
+  if name == 'glm4' and metadata.get('{arch}.rope.dimension_sections'):
+    return Glm4Vision()
   found = known.get(_SAME_AS.get(name, name))
   if found is None:
     raise errors.UserError(

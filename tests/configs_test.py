@@ -79,6 +79,23 @@ def test_parameter_counts_are_the_published_ones(base):
   assert num_params(registry.from_hf(config)) == count
 
 
+@pytest.mark.parametrize(
+  ('base', 'active', 'billions'),
+  [
+    ('Qwen/Qwen3-30B-A3B-Instruct-2507', 3_353_032_704, 3.3),
+    ('mistralai/Mixtral-8x7B-Instruct-v0.1', 12_879_925_248, 12.9),
+    # The card leaves out the embedding.
+    ('openai/gpt-oss-20b', 3_608_307_264 + 201_088 * 2880, 3.61 + 0.58),
+  ],
+)
+def test_parameters_that_a_token_uses(base, active, billions):
+  """To the digit, and as far as the cards tell them."""
+  config = registry.from_hf(PUBLISHED[base][0])
+  assert num_params(config, active=True) == active
+  assert abs(active / 1e9 - billions) < 0.06
+  assert num_params(config) > active
+
+
 @pytest.mark.parametrize('base', PUBLISHED)
 def test_published_configs_there_and_back(base):
   config = registry.from_hf(PUBLISHED[base][0])

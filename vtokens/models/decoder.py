@@ -531,14 +531,20 @@ def abstract_decoder(
   return nnx.eval_shape(make)
 
 
-def num_params(config: DecoderConfig) -> int:
-  """Number of weights, a tied head counted once."""
+def num_params(config: DecoderConfig, *, active: bool = False) -> int:
+  """Number of weights, a tied head counted once.
+
+  Args:
+    config: the architecture.
+    active: count those alone that one token uses: of experts a share.
+  """
   model = abstract_decoder(config, jnp.dtype(jnp.float32))
-  return sum(
-    math.prod(variable.shape)
-    for _, variable in nnx.to_flat_state(nnx.state(model))
-    if not variable.get_metadata().get('constant')
-  )
+  total = 0.0
+  for _, variable in nnx.to_flat_state(nnx.state(model)):
+    if not variable.get_metadata().get('constant'):
+      share = variable.get_metadata('active') if active else 1
+      total += math.prod(variable.shape) * share
+  return round(total)
 
 
 def _layer_of(

@@ -88,7 +88,13 @@ class _Matrices(nnx.Module):
       def bias(size: int, axis: str) -> nnx.Param[Array]:
         zeros = jax.nn.initializers.zeros
         return layers.param(
-          rngs, (count, size), ('expert', axis), dtype, zeros, outer=1
+          rngs,
+          (count, size),
+          ('expert', axis),
+          dtype,
+          zeros,
+          outer=1,
+          active=active,
         )
 
       self.gate_bias = bias(width, 'expert_mlp')

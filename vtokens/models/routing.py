@@ -107,9 +107,9 @@ def choose(
 def _in_best_groups(
   routing: Routing, scores: Float[Array, 'N E']
 ) -> Float[Array, 'N E']:
-  """Scores with 0 for experts outside of the best groups."""
+  """Scores with -inf for experts outside of the best groups."""
   groups = scores.reshape(len(scores), routing.groups, -1)
   best = jax.lax.top_k(groups, 2)[0].sum(axis=-1)
   _, chosen = jax.lax.top_k(best, routing.active_groups)
   inside = (chosen[..., None] == jnp.arange(routing.groups)).any(axis=1)
-  return jnp.where(inside[..., None], groups, 0.0).reshape(scores.shape)
+  return jnp.where(inside[..., None], groups, -jnp.inf).reshape(scores.shape)

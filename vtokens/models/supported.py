@@ -207,8 +207,10 @@ def _architecture(path: pathlib.Path) -> DecoderConfig:
 
 def _sizes(architecture: DecoderConfig) -> list[str]:
   a = architecture
+  total, active = (decoder.num_params(a, active=x) for x in (False, True))
+  used = f', {active:,} for each token' if active < total else ''
   return [
-    f'parameters: {decoder.num_params(a):,}',
+    f'parameters: {total:,}{used}',
     f'{a.num_layers} layers of width {a.embed_dim:,}, {a.num_heads} heads of '
     f'{a.head_dim} ({a.num_kv_heads} of keys and values), '
     f'{a.vocab_size:,} tokens, sequences of up to {a.longest_sequence:,}',

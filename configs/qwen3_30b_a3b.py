@@ -1,0 +1,12 @@
+"""Qwen3 30B-A3B, instruction-tuned: 3.3 billion parameters for each token.
+
+Append `:paper` to the config's path for the paper's hyperparameters; see
+`vtokens/recipes/spring_training.py`.
+"""
+
+from vtokens import config, recipes
+
+
+def get_config(variant: str = '') -> config.Config:
+  """Put the data files that it names under data/."""
+  return recipes.spring('Qwen/Qwen3-30B-A3B-Instruct-2507', variant)

@@ -99,7 +99,7 @@ _REFUSED = 'phi_f32'
   'case',
   [
     pytest.param(
-      case, marks=[pytest.mark.slow] if case == 'granite_tied_f32' else []
+      case, marks=[pytest.mark.exhaustive] if case == 'granite_tied_f32' else []
     )
     for case in gguf_runs.CASES
     if case != _REFUSED

@@ -158,7 +158,13 @@ CASES = {
     {'attention.sliding_window': 0},
     {},
   ),
-  'gemma': ('gemma', 'gemma', GEMMA, {'attention.key_length': 24}, {}),
+  'gemma': (
+    'gemma',
+    'gemma',
+    GEMMA,
+    {'attention.key_length': 24, 'attention.value_length': 24},
+    {},
+  ),
   'gemma2': (
     'gemma2',
     'gemma2',
@@ -631,14 +637,20 @@ CASES = {
   ),
 }
 # Cases with GELU.
-_GELU = ('phi', 'starcoder2', 'gpt_neox', 'falcon')
-# Cases of 64 layers.
-_DEEP = ('cohere_norms', 'exaone4_windows')
+_GELU = ('phi', 'starcoder2', 'gpt_neox', 'falcon', 'gemma')
+# Cases whose files differ from another's by names alone, or that cost more.
+_EXHAUSTIVE = (
+  *('cohere_norms', 'exaone4_windows'),
+  *('mistral', 'phi4', 'llama_linear', 'mistral_small', 'arcee', 'ernie4_5'),
+  *('qwen2_vl', 'qwen3_vl', 'seed_oss', 'exaone', 'jais2', 'stablelm_parallel'),
+  *('gpt_neox_in_turn', 'falcon_one_norm'),
+)
 
 
-def _marked(names, slow):
+def _marked(names, exhaustive):
+  mark = pytest.mark.exhaustive
   return [
-    pytest.param(name, marks=pytest.mark.slow) if name in slow else name
+    pytest.param(name, marks=mark) if name in exhaustive else name
     for name in names
   ]
 
@@ -673,7 +685,7 @@ def test_an_architecture_has_one_family():
   assert len(found) == len(set(found))
 
 
-@pytest.mark.parametrize('case', _marked(CASES, _DEEP))
+@pytest.mark.parametrize('case', _marked(CASES, _EXHAUSTIVE))
 def test_logits_equal_those_of_torch(case, tmp_path):
   architecture, model_type, *_ = CASES[case]
   path, reference = _write(case, tmp_path)
@@ -706,7 +718,7 @@ def test_logits_equal_those_of_torch(case, tmp_path):
 _IN_LLAMA_CPP = [
   name
   for name, (architecture, *_) in CASES.items()
-  if architecture not in ('gemma', 'gemma2', 'gemma3', 'phi3')
+  if architecture not in ('gemma2', 'gemma3', 'phi3')
 ]
 
 

@@ -7,16 +7,15 @@ packed along the outputs, eight to a word in the order 0, 2, 4, 6, 1, 3, 5, 7.
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from vtokens.models.files.quantised import gptq, packed
-from vtokens.models.files.quantised.packed import Grid, Matrix, Packed
+from vtokens.models.files.quantised import gptq, packed, transposed
+from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.quantised.settings import Settings
 from vtokens.models.files.quantised.stored import Stored
+from vtokens.models.files.quantised.transposed import Transposed
 
 _BITS, _EACH = 4, 8
-# The place in a word of each of its outputs.
-_PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
+# The outputs of a word's numbers, lowest bits first.
+_OUTPUTS = 0, 2, 4, 6, 1, 3, 5, 7
 _OTHERS = (
   *('exllama_config', 'fuse_max_seq_len', 'do_fuse', 'modules_to_fuse'),
   *('meta', 'desc_act', 'sym', 'act_group_aware', 'damp_percent', 'dataset'),
@@ -69,28 +68,12 @@ class AWQ:
     codes.check(('I32',), codes.shape)
     scales.check(packed.FLOATS, (groups, rows))
     zeros.check(('I32',), (groups, rows // _EACH))
-    return Matrix(
+    return Transposed(
       (rows, columns),
       (codes, zeros, scales),
       f'awq {size}',
-      _reader(codes),
-      Grid(gptq.transposed(scales), 1, size),
-      Grid(_reader(zeros), 1, size),
+      transposed.along_outputs(codes, _BITS, _OUTPUTS),
+      transposed.floats(scales),
+      transposed.along_outputs(zeros, _BITS, _OUTPUTS),
+      size,
     )
-
-
-def _reader(stored: Stored) -> packed.Reader:
-  """Reads a packed matrix, transposed."""
-
-  def read(rows: slice, columns: slice) -> np.ndarray:
-    first = rows.start // _EACH
-    words = stored.read(columns, slice(first, -(-rows.stop // _EACH)))
-    values = packed.unpack(words, _BITS, packed.numbers(_BITS))
-    values = values.reshape(len(words), -1, _EACH)[..., _PLACES]
-    start = rows.start - first * _EACH
-    part = values.reshape(len(words), -1)[:, start:][
-      :, : rows.stop - rows.start
-    ]
-    return np.ascontiguousarray(part.T)
-
-  return read

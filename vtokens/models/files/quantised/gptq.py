@@ -9,10 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from vtokens.host import errors
-from vtokens.models.files.quantised import packed
-from vtokens.models.files.quantised.packed import Grid, Matrix, Packed
+from vtokens.models.files.quantised import packed, transposed
+from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.quantised.settings import Settings
 from vtokens.models.files.quantised.stored import Stored
+from vtokens.models.files.quantised.transposed import Transposed
 
 _FORMATS = 'gptq', 'gptq_v2'
 # How the codes were found, and what programs do with them.
@@ -88,35 +89,28 @@ class GPTQ:
     elif self._ordered:
       raise codes.fail('but has no g_idx beside it: desc_act is true')
 
-    def read(rows: slice, columns: slice) -> np.ndarray:
-      first = columns.start // factor
-      words = codes.read(slice(first, -(-columns.stop // factor)), rows)
-      values = packed.unpack(words.T, bits, packed.numbers(bits))
-      start = columns.start - first * factor
-      stop = start + columns.stop - columns.start
-      return np.ascontiguousarray(values[:, start:stop])
+    unpacked = transposed.along_outputs(zeros, bits, range(factor))
 
-    def read_zeros(rows: slice, columns: slice) -> np.ndarray:
-      first = rows.start // factor
-      words = zeros.read(columns, slice(first, -(-rows.stop // factor)))
-      values = packed.unpack(words, bits, packed.numbers(bits))
+    def read_zeros(groups: slice, outputs: slice) -> np.ndarray:
+      values = unpacked(groups, outputs)
       if self._offset and (values == 2**bits - 1).any():
         raise errors.UserError(
           f'{zeros.path}: tensor {zeros.name} has a zero point of 0, of which '
           'programs disagree in the format gptq: some read '
           f'{2**bits}; convert the checkpoint to gptq_v2'
         )
-      start = rows.start - first * factor
-      stop = start + rows.stop - rows.start
-      return values[:, start:stop].T + np.float32(self._offset)
+      values += np.float32(self._offset)
+      return values
 
-    return Matrix(
+    return Transposed(
       (rows, columns),
       tuple(used),
       f'gptq {bits} {size} +{self._offset}',
-      read,
-      Grid(transposed(scales), 1, size, order),
-      Grid(read_zeros, 1, size, order),
+      transposed.along_inputs(codes, bits),
+      transposed.floats(scales),
+      read_zeros,
+      size,
+      order,
     )
 
 
@@ -137,12 +131,3 @@ def take(
     if len(one.shape) != 2:
       raise one.fail('expected a matrix')
   return found
-
-
-def transposed(stored: Stored) -> packed.Reader:
-  """Reads the numbers of a grid that is stored transposed."""
-
-  def read(rows: slice, columns: slice) -> np.ndarray:
-    return packed.as_float(stored.read(columns, rows)).T
-
-  return read

@@ -1,6 +1,7 @@
 """Experts: the grouped products, training, sharding, and forms of files."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import tiny_run
 import torch
 import transformers
 import xla_flags
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from vtokens import config as config_lib
 from vtokens.devices import partitioning
@@ -268,6 +270,48 @@ def test_experts_in_one_tensor(model_type, tmp_path):
     tmp_path, attn_implementation='eager'
   )
   np.testing.assert_array_equal(_expected(again), _expected(reference))
+
+
+def test_experts_in_mxfp4(tmp_path):
+  """gpt-oss as it is published: the values that transformers computes with."""
+  reference = tiny_models.save(
+    tmp_path,
+    model_type='gpt_oss',
+    num_hidden_layers=2,
+    hidden_size=32,
+    intermediate_size=64,
+    head_dim=8,
+    num_local_experts=4,
+    num_experts_per_tok=2,
+    swiglu_limit=0.7,
+  )
+  rng = np.random.default_rng(0)
+  file = tmp_path / 'model.safetensors'
+  tensors = safetensors.torch.load_file(file)
+  for name, weight in reference.named_parameters():
+    if not name.endswith(('gate_up_proj', 'down_proj')):
+      continue
+    experts, inputs, outputs = weight.shape
+    shape = experts, outputs, inputs // 32
+    blocks = torch.from_numpy(
+      rng.integers(256, size=(*shape, 16)).astype(np.uint8)
+    )
+    scales = torch.from_numpy(
+      rng.integers(121, 125, size=shape).astype(np.uint8)
+    )
+    with torch.no_grad():
+      weight.copy_(
+        convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+      )
+    del tensors[name]
+    tensors |= {f'{name}_blocks': blocks, f'{name}_scales': scales}
+  safetensors.torch.save_file(tensors, file, {'format': 'pt'})
+  config_file = tmp_path / 'config.json'
+  values = json.loads(config_file.read_text())
+  values['quantization_config'] = {'quant_method': 'mxfp4'}
+  config_file.write_text(json.dumps(values))
+  found, _ = _logits(tmp_path)
+  np.testing.assert_allclose(found, _expected(reference), rtol=0, atol=2e-4)
 
 
 def test_a_missing_expert_is_named(tmp_path):

@@ -362,6 +362,32 @@ CASES = {
       'rope_parameters': {**_YARN, 'truncate': False},
     },
   ),
+  'glm4_moe': (
+    'glm4_moe',
+    {
+      **SMALL,
+      **{k: v for k, v in EXPERTS.items() if k != 'num_experts'},
+      'num_hidden_layers': 3,
+      'head_dim': 16,
+      'n_routed_experts': 6,
+      'n_group': 3,
+      'topk_group': 2,
+      'n_shared_experts': 2,
+      'routed_scaling_factor': 1.7,
+      'use_qk_norm': True,
+      'attention_bias': True,
+    },
+  ),
+  'minimax_m2': (
+    'minimax_m2',
+    {
+      **SMALL,
+      'head_dim': 16,
+      'num_local_experts': 6,
+      'num_experts_per_tok': 3,
+      'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.5},
+    },
+  ),
   'mixtral': (
     'mixtral',
     {

@@ -130,6 +130,9 @@ def save(
       torch.nn.init.normal_(weight, mean, 0.1)
     elif name.endswith('bias') or '.act_fn.' in name:
       torch.nn.init.normal_(weight, 0.0, scale)
+  for name, value in model.named_buffers():
+    if name.endswith('e_score_correction_bias'):
+      torch.nn.init.normal_(value, 0.0, scale)
   if len(quiet):
     silence(model, quiet)
   model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)

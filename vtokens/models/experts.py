@@ -133,9 +133,15 @@ class ExpertMLP(nnx.Module):
         rngs, (rule.experts,), ('choice',), dtype, zeros
       )
     if rule.correction:
-      # In float32 whatever the dtype: it decides between close scores.
+      # In float32 whatever the dtype: it decides between close scores. In
+      # transformers it is no parameter.
       self.correction = layers.param(
-        rngs, (rule.experts,), ('choice',), jnp.dtype(jnp.float32), zeros
+        rngs,
+        (rule.experts,),
+        ('choice',),
+        jnp.dtype(jnp.float32),
+        zeros,
+        constant=True,
       )
     self.experts = _Matrices(settings, config, dtype, rngs)
     if settings.shared:

@@ -124,6 +124,16 @@ BASES = {
       'qkv_bias': False,
     },
     'olmoe': {**_EXPERTS, 'num_experts': 4},
+    'glm4_moe': {
+      **_EXPERTS,
+      'n_routed_experts': 8,
+      'n_group': 4,
+      'topk_group': 2,
+      'norm_topk_prob': False,
+      'moe_intermediate_size': 16,
+      'partial_rotary_factor': 0.25,
+    },
+    'minimax_m2': {**_EXPERTS, 'num_local_experts': 4},
     'gpt_oss': {
       **_EXPERTS,
       'num_local_experts': 4,
@@ -137,6 +147,13 @@ for _field in ('num_key_value_heads', 'head_dim', 'intermediate_size'):
   del BASES['falcon'][_field]
 # Another value of each field that is used or refused.
 CHANGES = {
+  'n_routed_experts': 4,
+  'n_group': 2,
+  'topk_group': 3,
+  'n_shared_experts': 2,
+  'routed_scaling_factor': 2.0,
+  'first_k_dense_replace': 2,
+  'rotary_dim': 4,
   'shared_expert_intermediate_size': 24,
   'swiglu_limit': 3.0,
   'swiglu_alpha': 1.5,
@@ -233,6 +250,8 @@ CHANGES = {
 # Values, under which a text must have the very same logits in transformers, of
 # fields that concern training, generation or other models.
 WITHOUT_EFFECT = {
+  'num_mtp_layers': 2,
+  'num_nextn_predict_layers': 2,
   'output_router_logits': True,
   'router_aux_loss_coef': 0.5,
   'router_jitter_noise': 0.5,

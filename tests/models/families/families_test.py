@@ -632,3 +632,11 @@ def test_old_form_of_gemma_3():
     *(local, local, whole),
     *(local, local),
   )
+
+
+def test_more_active_experts_than_experts():
+  config = _least(
+    model_type='mixtral', num_local_experts=2, num_experts_per_tok=3
+  )
+  with pytest.raises(errors.UserError, match=r'^a\.json: 3 experts for each'):
+    registry.from_hf(config, 'a.json')

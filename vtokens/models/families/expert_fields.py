@@ -4,9 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.experts import Experts
 from vtokens.models.families.config_json import Fields, shortest_pattern
+from vtokens.models.routing import Routing
 
 # Number that bounds lists of experts, which are made before the shapes of the
 # weights confirm it.
@@ -26,6 +28,24 @@ def count(f: Fields, field: str) -> int:
   if found > _MOST:
     raise f.fail(field, f'at most {_MOST:,}')
   return found
+
+
+def routing(f: Fields, experts: int, active: int, **more: Any) -> Routing:
+  """How tokens choose experts.
+
+  Args:
+    f: the fields.
+    experts: number of experts.
+    active: experts that each token uses.
+    more: further fields of `Routing`.
+
+  Raises:
+    errors.UserError: the numbers do not fit together.
+  """
+  try:
+    return Routing(experts, active, **more)
+  except ValueError as e:
+    raise errors.UserError(f'{f.where}: {e}') from None
 
 
 def skip_training(f: Fields) -> None:

@@ -52,6 +52,8 @@ class Family(abc.ABC):
     aliases: older name of a field of config.json -> name.
     qkv_by_head: whether a tensor with queries, keys and values has them one
       key-value head after the other.
+    extra_layers: whether files may have further layers, which predict further
+      tokens. They are not used.
     unused: ends of names of tensors that files may have and that are not read.
   """
 
@@ -63,6 +65,7 @@ class Family(abc.ABC):
   norm_eps: str = 'rms_norm_eps'
   aliases: Mapping[str, str] = {}
   qkv_by_head: bool = False
+  extra_layers: bool = False
   unused: tuple[str, ...] = ()
   about: About = About()
 

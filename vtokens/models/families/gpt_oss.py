@@ -12,7 +12,6 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
-from vtokens.models.routing import Routing
 
 _MLP = 'model.layers.{}.mlp.'
 _GATE_UP = _MLP + 'experts.gate_up_proj'
@@ -52,7 +51,8 @@ class GptOss(Family):
     # transformers' model does not look at it.
     f.only('hidden_act', 'silu')
     expert_fields.skip_training(f)
-    routing = Routing(
+    routing = expert_fields.routing(
+      f,
       expert_fields.count(f, 'num_local_experts'),
       expert_fields.count(f, 'num_experts_per_tok'),
       scores='chosen',

@@ -13,7 +13,6 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
-from vtokens.models.routing import Routing
 
 
 class Mixtral(Family):
@@ -35,7 +34,8 @@ class Mixtral(Family):
     f.only('hidden_act', 'silu')
     f.only('attention_bias', False)
     expert_fields.skip_training(f)
-    routing = Routing(
+    routing = expert_fields.routing(
+      f,
       expert_fields.count(f, 'num_local_experts'),
       expert_fields.count(f, 'num_experts_per_tok'),
       normalised=True,

@@ -8,7 +8,6 @@ from vtokens.models.families import expert_fields, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.families.qwen3_moe import JOINED
-from vtokens.models.routing import Routing
 
 _NAMES = tensor_names.with_experts(tensor_names.PRE_NORM, 'mlp.')
 
@@ -29,7 +28,8 @@ class Olmoe(Family):
     f.only('clip_qkv', None)
     f.no_window()
     expert_fields.skip_training(f)
-    routing = Routing(
+    routing = expert_fields.routing(
+      f,
       expert_fields.count(f, 'num_experts'),
       expert_fields.count(f, 'num_experts_per_tok'),
       normalised=f.boolean('norm_topk_prob'),

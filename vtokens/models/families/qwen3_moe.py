@@ -12,7 +12,6 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
-from vtokens.models.routing import Routing
 
 
 class Qwen3Moe(Family):
@@ -68,7 +67,8 @@ def read_experts(f: Fields, **more: Any) -> Experts:
     f: the fields.
     more: further fields of `Experts`.
   """
-  routing = Routing(
+  routing = expert_fields.routing(
+    f,
     expert_fields.count(f, 'num_experts'),
     expert_fields.count(f, 'num_experts_per_tok'),
     normalised=f.boolean('norm_topk_prob'),

@@ -23,6 +23,7 @@ from vtokens.models.families.gemma import Gemma
 from vtokens.models.families.gemma2 import Gemma2
 from vtokens.models.families.gemma3 import Gemma3
 from vtokens.models.families.glm import Glm, Glm4
+from vtokens.models.families.glm4_moe import Glm4Moe
 from vtokens.models.families.gpt_neox import GPTNeoX
 from vtokens.models.families.gpt_oss import GptOss
 from vtokens.models.families.granite import Granite
@@ -31,6 +32,7 @@ from vtokens.models.families.hunyuan import HunyuanDense
 from vtokens.models.families.hyperclovax import HyperCLOVAX
 from vtokens.models.families.jais2 import Jais2
 from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
+from vtokens.models.families.minimax_m2 import MiniMaxM2
 from vtokens.models.families.ministral3 import Ministral3
 from vtokens.models.families.mistral import Ministral, Mistral
 from vtokens.models.families.mixtral import Mixtral
@@ -58,7 +60,7 @@ _BUILT_IN = (
   *(StarCoder2, StableLM, Nemotron, Helium, VaultGemma),
   *(GPTNeoX, Falcon, Olmo, Apertus, HunyuanDense, NanoChat),
   *(Exaone, HyperCLOVAX, Jais2),
-  *(Qwen3Moe, Mixtral, Qwen2Moe, Olmoe, GptOss),
+  *(Qwen3Moe, Mixtral, Qwen2Moe, Olmoe, GptOss, Glm4Moe, MiniMaxM2),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'

@@ -221,6 +221,9 @@ def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
   if config.tie_embeddings:
     # Some exports store the tied head a second time.
     ignored.add(registry.family_of(config).names['head'])
+  if registry.family_of(config).extra_layers:
+    beyond = f'model.layers.{config.num_layers}.'
+    ignored |= {name for name in found if name.startswith(beyond)}
   missing = sorted(set(expected) - set(found))
   surplus = sorted(set(found) - set(expected) - ignored)
   misshapen = [

@@ -39,7 +39,11 @@ CASES = dict(_cases())
 
 def _open(directory, config, parts):
   tensors = {f'{NAME}.{end}': tensor for end, tensor in parts.items()}
-  safetensors.torch.save_file(tensors, directory / 'model.safetensors')
+  config = {**config}
+  metadata = {f'{NAME}.weight': config.pop('metadata', '')}
+  safetensors.torch.save_file(
+    tensors, directory / 'model.safetensors', metadata
+  )
   values = {'model_type': 'llama', 'quantization_config': config}
   (directory / 'config.json').write_text(json.dumps(values))
   return hf_directory.SafetensorsSource(directory)
@@ -75,6 +79,12 @@ def test_values_are_those_of_the_library(tmp_path, case):
     ('autoawq-group-16', {'bits': 3}, r'\.bits is 3'),
     ('autoawq-group-16', {'zero_point': False}, r'\.zero_point is False'),
     ('bitsandbytes-nf4', {'load_in_8bit': True}, 'load_in_4bit is True'),
+    ('torchao-int8', {'metadata': '{}'}, 'metadata of the file does not say'),
+    (
+      'torchao-int8',
+      {'metadata': '{"_type": "Int4Tensor", "_data": {"block_size": [1, 32]}}'},
+      'Int4Tensor of torchao, not supported',
+    ),
     ('bitsandbytes-nf4', {'bnb_4bit_quant_storage': 'bfloat16'}, 'storage is'),
   ],
 )  # fmt: skip

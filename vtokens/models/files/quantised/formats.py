@@ -16,6 +16,7 @@ from vtokens.models.files.quantised.mxfp4 import MXFP4
 from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.quantised.settings import Settings
 from vtokens.models.files.quantised.stored import Stored
+from vtokens.models.files.quantised.torchao import TorchAO
 
 FIELD = 'quantization_config'
 
@@ -89,6 +90,7 @@ FORMATS: Mapping[str, Kind] = {
     BitsAndBytes, 'nf4, fp4, double quantisation, int8', 'bitsandbytes'
   ),
   'mxfp4': Kind(MXFP4, 'experts as in gpt-oss', 'transformers'),
+  'torchao': Kind(TorchAO, 'int8 and float8 in safetensors', 'torchao'),
 }
 
 

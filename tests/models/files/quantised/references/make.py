@@ -195,8 +195,45 @@ def bitsandbytes():
   return cases
 
 
+def torchao():
+  """By the classes of its tensors."""
+  import transformers
+  from torchao.prototype.safetensors import safetensors_support
+  from torchao.quantization import (
+    Float8WeightOnlyConfig,
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    PerGroup,
+    quantize_,
+  )
+
+  cases = {}
+  for name, settings in (
+    ('int8', Int8WeightOnlyConfig()),
+    ('int8-group', Int8WeightOnlyConfig(granularity=PerGroup(16))),
+    ('int8-dynamic', Int8DynamicActivationInt8WeightConfig()),
+    ('float8', Float8WeightOnlyConfig()),
+  ):
+    module = torch.nn.Sequential(torch.nn.Linear(SIZE, SIZE, bias=False))
+    module[0].weight.data = weight()
+    quantize_(module, settings)
+    state, facts = safetensors_support.flatten_tensor_state_dict(
+      module.state_dict()
+    )
+    config = transformers.TorchAoConfig(settings).to_dict()
+    parts = {end.removeprefix('0.'): tensor for end, tensor in state.items()}
+    # The test puts it into the metadata of its file.
+    config['metadata'] = facts['0.weight']
+    cases[name] = config, parts, module[0].weight.dequantize()
+  return cases
+
+
 if __name__ == '__main__':
-  for library, make in (('bitsandbytes', bitsandbytes), ('gptqmodel', gptq)):
+  for library, make in (
+    ('bitsandbytes', bitsandbytes),
+    ('gptqmodel', gptq),
+    ('torchao', torchao),
+  ):
     write(library, importlib.metadata.version(library), make())
   source = pathlib.Path(sys.argv[1])
   write('autoawq', source.name.partition('-')[2], awq(source))

@@ -16,6 +16,7 @@ from tiny_models import FULL, GEMMA, SLIDING
 
 from vtokens.devices import partitioning
 from vtokens.exports.gguf import llama_consumer
+from vtokens.host import errors
 from vtokens.models.families import registry
 from vtokens.models.files import gguf_weights, weights
 
@@ -742,3 +743,40 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     # llama.cpp takes it from a table in float16; see `llama_gate`.
     bound = 2**-10 * float(logits.abs().max())
   np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.parametrize(
+  ('case', 'key', 'value', 'expected'),
+  [
+    (
+      'exaone4',
+      'attention.sliding_window',
+      20,
+      'none: llama.cpp has windows in models of 64 layers alone',
+    ),
+    ('granite', 'rope.scaling.finetuned', False, 'true: llama.cpp rotates'),
+    ('cohere2', 'rope.freq_base_swa', 5e3, '10000.0'),
+    ('ministral3', 'attention.temperature_length', 64, '32'),
+    ('ministral3', 'rope.scaling.type', 'linear', "'yarn' beside attention"),
+    ('olmo', 'attention.layer_norm_epsilon', 0.25, '1e-05'),
+    ('apertus', 'block_count', 1, None),
+  ],
+)
+def test_what_llama_cpp_would_run_otherwise(
+  case, key, value, expected, tmp_path
+):
+  architecture, model_type, changes, metadata, extra = CASES[case]
+  reference = tiny_models.save(
+    tmp_path / 'hf', model_type=model_type, **changes
+  )
+  path = tmp_path / 'model.gguf'
+  metadata = {**metadata, key: value}
+  gguf_models.write(path, architecture, reference, metadata, extra)
+  with pytest.raises(errors.UserError) as e:
+    gguf_weights.GGUFSource(path)
+  if expected is not None:
+    assert str(e.value).startswith(
+      f'{path}: metadata {architecture}.{key} is {value!r}, expected {expected}'
+    )
+  else:
+    assert f'{path}: metadata xielu.alpha_p is ' in str(e.value)

@@ -462,6 +462,8 @@ def test_longest_sequence_of_mixed_layers():
     # transformers reads `rotary_emb_base` and its own default.
     ('gpt_neox', 'rope_theta', 5e5),
     ('apertus', 'rope_theta', 5e5),
+    ('exaone', 'rope_parameters', []),
+    ('exaone', 'rope_scaling', 0),
     ('olmo3', 'hidden_act', 'gelu'),
     ('olmo3', 'rope_theta', 1e4),
     # transformers cuts its cache to it, and not its mask.
@@ -608,6 +610,41 @@ def test_alpha_of_hunyuan_stretches_the_base():
         rope_scaling={**scaling, 'long_factor': [1.0]},
       )
     )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {
+        'model_type': 'apertus',
+        'rope_scaling': None,
+        'rope_theta': 5e5,
+      },
+      'rope_theta is 500000.0, expected 12000000.0',
+    ),
+    (
+      {'model_type': 'gpt_neox', 'layer_norm_eps': 1e-5, 'rotary_pct': 'x'},
+      "partial_rotary_factor is 'x', expected a positive float",
+    ),
+    (
+      {
+        'model_type': 'hunyuan_v1_dense',
+        'head_dim': 2,
+        'rope_scaling': {'type': 'dynamic', 'alpha': 1000.0},
+      },
+      'head_dim is 2, expected more than 2 beside alpha',
+    ),
+    (
+      {'model_type': 'mixtral', 'num_experts_per_tok': 9},
+      '9 experts for each token are more than all 8 experts',
+    ),
+  ],
+)
+def test_fields_that_do_not_fit_together_in_one_family(changes, message):
+  with pytest.raises(errors.UserError) as e:
+    registry.from_hf(_least(**changes), 'some/config.json')
+  assert str(e.value).startswith(f'some/config.json: {message}')
 
 
 def test_old_form_of_gemma_3():

@@ -31,7 +31,7 @@ class Apertus(Family):
     f.only('hidden_act', 'xielu')
     f.no_window()
     rope = rope_json.read(f)
-    if 'rope_scaling' not in f.values:
+    if not f.values.get('rope_scaling'):
       f.only('rope_theta', rope.theta, None)  # transformers would ignore it.
     return {
       **f.biases(),

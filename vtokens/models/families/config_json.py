@@ -75,7 +75,7 @@ class Fields:
     for field in ('num_hidden_layers', 'num_attention_heads', 'hidden_size'):
       self.number(field)
     for field in ('rope_scaling', _ROPE):
-      if not isinstance(values.get(field) or {}, Mapping):
+      if not isinstance(values.get(field), Mapping | None):
         raise self.fail(field, 'an object')
     self._cls, self._defaults = _config_class(values['model_type'])
     self._whole = self._normalise()

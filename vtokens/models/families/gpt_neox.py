@@ -51,8 +51,10 @@ class GPTNeoX(Family):
     exact = f.get('hidden_act') == 'gelu'
     parallel = f.boolean('use_parallel_residual', True)
     # transformers reads it there alone.
-    inside = (f.get('rope_parameters') or {}).get('partial_rotary_factor', 1.0)
-    rotated = int(f.head_dim() * inside)
+    partial = f.number(
+      'partial_rotary_factor', float, 1.0, inside=f.get('rope_parameters') or {}
+    )
+    rotated = int(f.head_dim() * partial)
     rope = rope_json.read(f)
     f.only('rope_theta', rope.theta, None)  # `rotary_emb_base` here.
     return {

@@ -52,4 +52,6 @@ def _rope(f: Fields) -> Rope:
   if unknown:
     raise f.fail(unknown[0], 'none beside alpha', found[unknown[0]])
   width = f.head_dim()
+  if width < 3:
+    raise f.fail('head_dim', 'more than 2 beside alpha', width)
   return Rope(theta=theta * alpha ** (width / (width - 2)))

@@ -149,25 +149,26 @@ def from_hf(
   f.only('default_rope_type', 'default', None)
   for field in _NEVER:
     f.only(field, None, {})
-  values = {
-    'model_type': model_type,
-    'vocab_size': f.size('vocab_size'),
-    'embed_dim': f.size('hidden_size'),
-    'num_layers': f.size('num_hidden_layers'),
-    'num_heads': f.size('num_attention_heads'),
-    'head_dim': f.head_dim(),
-    **family.read_sizes(f),
-    'tie_embeddings': f.boolean('tie_word_embeddings'),
-    **family.read(f),
-  }
-  rotary_dim = f.rotary_dim()
-  if values.get('rotary_dim') != rotary_dim:
-    raise f.fail('partial_rotary_factor', f'1 for {model_type}', rotary_dim)
-  f.finish()
   try:
+    values = {
+      'model_type': model_type,
+      'vocab_size': f.size('vocab_size'),
+      'embed_dim': f.size('hidden_size'),
+      'num_layers': f.size('num_hidden_layers'),
+      'num_heads': f.size('num_attention_heads'),
+      'head_dim': f.head_dim(),
+      **family.read_sizes(f),
+      'tie_embeddings': f.boolean('tie_word_embeddings'),
+      **family.read(f),
+    }
+    rotary_dim = f.rotary_dim()
+    if values.get('rotary_dim') != rotary_dim:
+      raise f.fail('partial_rotary_factor', f'1 for {model_type}', rotary_dim)
+    f.finish()
     found = DecoderConfig(**values)
     for kind in found.layer_pattern:
       rope_lib.check(kind.rope, found.rotary_dim or found.head_dim)
+  # Fields that contradict each other.
   except ValueError as e:
     raise errors.UserError(f'{where}: {e}') from None
   if wrapped:

@@ -23,7 +23,7 @@ from vtokens.method import optim, steps, virtual_tokens
 from vtokens.models import frozen_base
 from vtokens.run import distillation
 
-_CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 
 # Loss of each step, and the table after it.
 Steps = Iterator[tuple[float, np.ndarray]]
@@ -40,7 +40,7 @@ def load_config(directory: str, questions: int, seed: int) -> config.Config:
     questions: number of test questions to score.
     seed: seed of data and draws.
   """
-  sys.path.insert(0, str(_CONFIGS))
+  sys.path.insert(0, str(CONFIGS))
   import quickstart
 
   # The variant that the figures in the docs are of.
@@ -132,12 +132,21 @@ class Setting:
         state, values = step(state, base.params, batch, *taught_by)
         yield float(values['loss']), np.asarray(state.trained)
 
-  def score(self, variants: Sequence[PromptVariant]) -> list[dict[str, Any]]:
-    """EM, F1 and number of questions for each variant."""
+  def score(
+    self,
+    variants: Sequence[PromptVariant],
+    records: Sequence[Record] | None = None,
+  ) -> list[dict[str, Any]]:
+    """EM, F1 and number of questions for each variant.
+
+    Args:
+      variants: what answers.
+      records: questions; None for those of the test.
+    """
     cfg = self.cfg
     prompter = Prompter(self.assembler, cfg.eval, cfg.seed)
     answerer = Answerer(self.load(), self.mesh, cfg.eval, cfg.seed)
-    records = self.test
+    records = self.test if records is None else records
     answers = Evaluator(answerer, prompter).answers(
       records, variants, label='scoring'
     )

@@ -33,6 +33,7 @@ from vtokens.models import (
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.experts import Experts
+from vtokens.models.families import registry
 from vtokens.models.files import hf_directory, weights
 from vtokens.models.routing import Routing
 from vtokens.planning import flops
@@ -312,6 +313,27 @@ def test_experts_in_mxfp4(tmp_path):
   config_file.write_text(json.dumps(values))
   found, _ = _logits(tmp_path)
   np.testing.assert_allclose(found, _expected(reference), rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'num_experts_per_tok': 7}, 'x: 7 experts for each'),
+    ({'decoder_sparse_step': 9}, 'x: decoder_sparse_step is 9'),
+    ({'mlp_only_layers': [0, 1, 2]}, 'x: decoder_sparse_step is 1, expected'),
+  ],
+)
+def test_a_config_without_enough_experts(fields, message):
+  config = dataclasses.replace(
+    CONFIG,
+    model_type='qwen3_moe',
+    qk_norm='head',
+    layer_pattern=(LayerKind(mlp=Experts(Routing(6, 2), 24)),),
+  )
+  values = registry.to_hf(config)
+  assert registry.from_hf(values) == config
+  with pytest.raises(errors.UserError, match=message):
+    registry.from_hf({**values, **fields}, 'x')
 
 
 def test_a_missing_expert_is_named(tmp_path):

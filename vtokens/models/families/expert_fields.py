@@ -92,7 +92,14 @@ def sparse_layers(f: Fields) -> list[bool]:
     type(i) is int and 0 <= i < number for i in dense
   ):
     raise f.fail('mlp_only_layers', f'a list of layers below {number}', dense)
-  return [(i + 1) % step == 0 and i not in dense for i in range(number)]
+  sparse = [(i + 1) % step == 0 and i not in dense for i in range(number)]
+  if not any(sparse):
+    raise f.fail(
+      'decoder_sparse_step',
+      'a step and mlp_only_layers that leave a layer with experts',
+      step,
+    )
+  return sparse
 
 
 def write_sparse_layers(config: DecoderConfig, values: dict[str, Any]) -> None:

@@ -62,8 +62,9 @@ class GptOss(Family):
       routing,
       f.size('intermediate_size'),
       biases=True,
-      clamp=f.number('swiglu_limit', float),
-      gain=f.number('swiglu_alpha', float),
+      # Older versions of transformers have constants instead of these fields.
+      clamp=f.number('swiglu_limit', float, 7.0),
+      gain=f.number('swiglu_alpha', float, 1.702),
     )
     pattern = f.pattern(rope_json.read(f))
     bias = f.boolean('attention_bias', True)

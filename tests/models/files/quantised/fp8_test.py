@@ -123,6 +123,7 @@ def test_what_is_not_supported(tmp_path, config, message):
   ('change', 'message'),
   [
     (lambda t: t.pop(f'{Q}.weight_scale'), f'{Q}.weight is F8_E4M3 and has 0'),
+    (lambda t: t.pop(f'{Q}.weight'), f'{Q}.weight_scale has no weight'),
     (
       lambda t: t.update({f'{Q}.weight_scale_inv': t[f'{Q}.weight_scale']}),
       f'{Q}.weight is F8_E4M3 and has 2',

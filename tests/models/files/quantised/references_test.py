@@ -75,6 +75,11 @@ def test_values_are_those_of_the_library(tmp_path, case):
     ('gptqmodel-4-32-sym-gptq', {'group_size': 16}, r'scales is F16'),
     ('gptqmodel-4-32-sym-gptq', {'rotation': 'random'}, r'\.rotation is'),
     ('gptqmodel-4-32-sym-gptq', {'new': 1}, r'\.new is 1'),
+    (
+      'gptqmodel-4-32-sym-gptq',
+      {'checkpoint_format': 'gptq', 'format': 'gptq_v2'},
+      r"\.format is 'gptq_v2', not supported; supported: 'gptq'",
+    ),
     ('autoawq-group-16', {'version': 'gemv'}, r'\.version is .gemv'),
     ('autoawq-group-16', {'bits': 3}, r'\.bits is 3'),
     ('autoawq-group-16', {'zero_point': False}, r'\.zero_point is False'),

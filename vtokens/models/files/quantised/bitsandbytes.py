@@ -100,7 +100,8 @@ class _Steps:
 
 
 def _int8(codes: Stored, parts: Mapping[str, Stored]) -> Packed:
-  codes.check(('I8',), (codes.shape[0], codes.shape[-1]))
+  if codes.kind != 'I8' or len(codes.shape) != 2:
+    raise codes.fail('expected a matrix of I8')
   scales = parts['SCB']
   form = parts.get('weight_format')
   # 0 is one row after the other; the others are layouts of old GPU kernels.
@@ -202,7 +203,7 @@ def _facts(state: Stored) -> dict[str, Any]:
     sizes = [*shape, found['blocksize'], found.get('nested_blocksize', 1)]
     if len(shape) != 2 or min(sizes) < 1:
       raise ValueError(facts)
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, OverflowError) as e:
     raise state.fail(
       f'expected the JSON of the shape of a matrix and of blocks ({e})'
     ) from None

@@ -133,7 +133,7 @@ def _read_group(group: Settings, form: str) -> _Scheme:
   allowed = _FORMATS if form == 'mixed-precision' else (form,)
   form = group.one_of('format', allowed, allowed[0])
   group.absent('output_activations')
-  w = group.inner('weights', group.take('weights', {}))
+  w = group.inner('weights', group.take('weights'))
   fixed = _GROUPS.get(form)
   kinds = ('float',) if fixed else ('int', 'float')
   kind = w.one_of('type', ('int',) if form == _PACKED[0] else kinds, 'int')
@@ -142,9 +142,7 @@ def _read_group(group: Settings, form: str) -> _Scheme:
   )
   w.absent('dynamic')
   size = w.size('group_size', -1)
-  strategy = w.take('strategy')
-  if strategy is None:
-    strategy = 'group' if size > 0 else 'channel'
+  strategy = w.take('strategy', 'group' if size > 0 else 'channel')
   wide = {
     'tensor': (-1, -1),
     'channel': (1, -1),
@@ -156,7 +154,7 @@ def _read_group(group: Settings, form: str) -> _Scheme:
     if not _is_block(structure):
       raise w.fail('block_structure', structure, 'expected rows and columns')
     wide['block'] = structure[0], structure[1]
-  if strategy not in wide or (fixed and size != fixed):
+  if strategy not in list(wide) or (fixed and size != fixed):
     raise w.fail(
       'strategy',
       strategy,

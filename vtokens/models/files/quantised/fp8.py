@@ -79,7 +79,7 @@ def weight(
   Raises:
     errors.UserError: a tensor is missing or does not fit.
   """
-  codes = parts['weight']
+  codes = packed.need(parts, 'weight')
   if codes.kind != 'F8_E4M3' or len(codes.shape) != 2:
     raise codes.fail('expected a matrix of F8_E4M3')
   found = [parts[name] for name in _SCALES if name in parts]

@@ -46,8 +46,11 @@ class GPTQ:
     self._group = settings.size('group_size', -1)
     self._ordered = settings.one_of('desc_act', (True, False), False)
     symmetric = settings.one_of('sym', (True, False), True)
-    form = settings.one_of('checkpoint_format', _FORMATS, _FORMATS[0])
-    form = settings.one_of('format', _FORMATS, form)
+    form = settings.one_of('checkpoint_format', (*_FORMATS, None), None)
+    # Newer files have both fields.
+    form = settings.one_of(
+      'format', (form,) if form else _FORMATS, form or _FORMATS[0]
+    )
     # The first version stores zero points minus 1.
     self._offset = 1 if form == _FORMATS[0] else 0
     settings.one_of('pack_dtype', ('int32',), 'int32')

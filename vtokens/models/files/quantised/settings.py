@@ -1,5 +1,6 @@
 """Fields of `quantization_config`, each of which is used or refused."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -69,16 +70,22 @@ class Settings:
     return int(value)
 
   def texts(self, name: str) -> tuple[str, ...]:
-    """A list of texts; empty if it is missing.
+    """A list of names, or of `re:` and an expression; empty if it is missing.
 
     Raises:
-      errors.UserError: it is something else.
+      errors.UserError: it is something else, or an expression is wrong.
     """
     value = self.take(name, [])
     if not isinstance(value, list) or not all(
       isinstance(one, str) for one in value
     ):
       raise self.fail(name, value, 'expected a list of texts')
+    for text in value:
+      if text.startswith('re:'):
+        try:
+          re.compile(text.removeprefix('re:'))
+        except re.error as e:
+          raise self.fail(name, text, f'no regular expression ({e})') from None
     return tuple(value)
 
   def inner(self, name: str, value: Any) -> 'Settings':

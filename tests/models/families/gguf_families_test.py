@@ -760,6 +760,7 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     ('ministral3', 'rope.scaling.type', 'linear', "'yarn' beside attention"),
     ('olmo', 'attention.layer_norm_epsilon', 0.25, '1e-05'),
     ('apertus', 'block_count', 1, None),
+    ('falcon', 'attention.key_length', 16, '8, of all values'),
   ],
 )
 def test_what_llama_cpp_would_run_otherwise(

@@ -374,7 +374,7 @@ def test_fingerprint(tmp_path, weights, tensors):
       {'llama.rope.dimension_count': 32},
       'llama.rope.dimension_count is 32, not supported; expected 64',
     ),
-    ({'llama.expert_count': 8}, 'mixture-of-experts models'),
+    ({'llama.expert_count': 8}, 'GGUF files of models with experts'),
     (
       {'llama.attention.head_count_kv': 3},
       'num_heads=4 is not a multiple of num_kv_heads=3',
@@ -696,6 +696,14 @@ def test_metadata_that_is_no_text(tmp_path, tensors):
   with pytest.raises(errors.UserError) as e:
     gguf_weights.GGUFSource(path)
   assert f'{path}: metadata general.architecture is no text' in str(e.value)
+
+
+def test_text_that_is_damaged_and_not_used(tmp_path, tensors):
+  path = _write(tmp_path / 'x.gguf', tensors, {'llama.note': 'made here'})
+  path.write_bytes(path.read_bytes().replace(b'made here', b'made \xffere'))
+  with pytest.raises(errors.UserError) as e:
+    gguf_weights.GGUFSource(path)
+  assert f'{path}: metadata llama.note is no text' in str(e.value)
 
 
 def test_no_file(tmp_path):

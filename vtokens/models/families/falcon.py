@@ -108,7 +108,14 @@ class Falcon(Family):
       del values[field]
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
-    del values['head_dim']  # The config class computes it.
+    width = values['hidden_size'] // values['num_attention_heads']
+    # The config class computes it.
+    if values.pop('head_dim') != width:
+      raise metadata.unexpected(
+        '{arch}.attention.key_length',
+        metadata.get('{arch}.attention.key_length'),
+        f'{width}, of all values over the number of heads',
+      )
     two = metadata.has_tensor('blk.0.attn_norm_2.weight')
     values.update(
       # The tensors are the same in the older architecture.

@@ -71,7 +71,8 @@ def read(
   where = metadata.where
   if metadata.get('{arch}.expert_count', 0):
     raise errors.UserError(
-      f'{where}: mixture-of-experts models are not supported'
+      f'{where}: GGUF files of models with experts are not supported; name '
+      'the Hugging Face directory'
     )
   if 'token_embd.weight' not in tensors:
     raise errors.UserError(f'{where}: tensor token_embd.weight is missing')

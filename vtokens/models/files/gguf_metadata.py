@@ -61,9 +61,18 @@ class Metadata:
     self.architecture = self.text('general.architecture')
 
   def contents(self, key: str) -> Any:
-    """A value of any type; None if it is missing."""
+    """A value of any type; None if it is missing.
+
+    Raises:
+      errors.UserError: the value is damaged.
+    """
     field = self._reader.get_field(key)
-    return None if field is None else field.contents()
+    try:
+      return None if field is None else field.contents()
+    except UnicodeDecodeError as e:
+      raise errors.UserError(
+        f'{self.where}: metadata {key} is no text ({e}): the file is damaged'
+      ) from None
 
   def get(self, key: str, default: Any = None) -> Any:
     """A value of any type.
@@ -77,17 +86,10 @@ class Metadata:
     """
     key = self._name(key)
     self._read.add(key)
-    field = self._reader.get_field(key)
-    if field is None:
-      if default is ...:
-        raise errors.UserError(f'{self.where}: metadata {key} is missing')
-      return default
-    try:
-      return field.contents()
-    except UnicodeDecodeError as e:
-      raise errors.UserError(
-        f'{self.where}: metadata {key} is no text ({e}): the file is damaged'
-      ) from None
+    value = self.contents(key)
+    if value is None and default is ...:
+      raise errors.UserError(f'{self.where}: metadata {key} is missing')
+    return default if value is None else value
 
   def text(self, key: str, default: Any = ...) -> str:
     """A text; see `get` for the arguments."""

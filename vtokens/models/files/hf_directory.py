@@ -20,6 +20,8 @@ from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 _FLOATS = ('F16', 'BF16', 'F32')
 # Tensors up to this many values, such as norms, enter the fingerprint whole.
 _SMALL = 1 << 16
+# Rows of one value, as bitsandbytes has, that stand for a row of a matrix.
+_FLAT = 1 << 12
 # If this file exists, transformers adds an adapter to the weights.
 _ADAPTER = 'adapter_config.json'
 # Files that are read besides the weights.
@@ -187,18 +189,28 @@ class SafetensorsSource:
     """See `weight_map.TensorSource`."""
     if name in self._packed:
       packed = self._packed[name]
-      parts = b''.join(_sample(part) for part in packed.parts)
+      parts = b''.join(
+        _sample(part, _FLAT if math.prod(part.shape[1:]) == 1 else 1)
+        for part in packed.parts
+      )
       return packed.about.encode() + parts
     return _sample(self._plain[name])
 
 
-def _sample(one: stored.Stored) -> bytes:
-  """A small, fixed part of a tensor's bytes."""
+def _sample(one: stored.Stored, count: int = 1) -> bytes:
+  """A small, fixed part of a tensor's bytes.
+
+  Args:
+    one: the tensor.
+    count: rows that are read at each of the places in a large tensor.
+  """
   if math.prod(one.shape) <= _SMALL:
     return one.read().tobytes()
-  picks = sorted({int(i) for i in np.linspace(0, one.shape[0] - 1, 4)})
-  rows = [np.ascontiguousarray(one.read(slice(i, i + 1))) for i in picks]
-  return b''.join(spread(row.view(np.uint8).reshape(-1)) for row in rows)
+  picks = sorted({int(i) for i in np.linspace(0, one.shape[0] - count, 4)})
+  return b''.join(
+    spread(one.read(slice(i, i + count)).view(np.uint8).reshape(-1))
+    for i in picks
+  )
 
 
 def _check_float(one: stored.Stored, form: formats.Format | None) -> None:

@@ -127,6 +127,27 @@ def test_an_order_with_a_group_that_is_not_there(tmp_path):
     _open(tmp_path, config, {**parts, 'g_idx': order})
 
 
+def test_the_fingerprint_samples_codes_in_one_column(tmp_path):
+  config, parts, _ = CASES['bitsandbytes-nf4']
+  state = json.dumps({'shape': [512, 512], 'blocksize': 64}).encode()
+  parts = {
+    **parts,
+    'weight.absmax': torch.ones(4096),
+    'weight.quant_state.bitsandbytes__nf4': torch.tensor(list(state)).byte(),
+  }
+
+  def sample(codes):
+    source = _open(tmp_path, config, {**parts, 'weight': codes.reshape(-1, 1)})
+    return source.sample(f'{NAME}.weight')
+
+  codes = torch.zeros(131072, dtype=torch.uint8)
+  first = sample(codes)
+  assert sample(codes) == first
+  # Few codes change: not those at the ends and thirds.
+  codes[100::1000] = 1
+  assert sample(codes) != first
+
+
 # One of each library.
 @pytest.mark.parametrize(
   'case',

@@ -54,7 +54,8 @@ class TorchAO:
     codes = packed.need(parts, '_weight_qdata')
     stored = f'{codes.name.rpartition(".")[0]}.weight'
     kind, block = self._facts(codes, stored)
-    codes.check((_KINDS[kind],), (codes.shape[0], codes.shape[-1]))
+    if codes.kind != _KINDS[kind] or len(codes.shape) != 2:
+      raise codes.fail(f'expected a matrix of {_KINDS[kind]}')
     if len(block) != 2 or block[0] < 1 or block[1] < 1:
       raise codes.fail(f'but its block_size in the metadata is {block}')
     size = block[0], block[1]

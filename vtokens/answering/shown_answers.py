@@ -44,7 +44,8 @@ def table(answers: Mapping[str, Completion]) -> str:
   width = max(map(len, answers))
   lines = [f'{"":<{width}}   confidence']
   for label, answer in answers.items():
-    lines.append(f'{label:<{width}} {answer.confidence:10.2f}   {answer.text}')
+    text = answer.text or '(empty)'
+    lines.append(f'{label:<{width}} {answer.confidence:10.2f}   {text}')
   return '\n'.join(lines)
 
 

@@ -42,6 +42,8 @@ _COPIED = re.compile(
   r'.*licen[cs]e.*|notice.*|copying.*|use_policy.*'
   r'|.*\.model|vocab\.(json|txt)|merges\.txt|special_tokens_map\.json'
   r'|chat_template\.(jinja|json)|.*\.py'
+  # Older files of quantised weights.
+  r'|quant(ize)?_config\.json'
   # How a multimodal model reads images.
   r'|(video_|image_|pre)?(pre)?processor_config\.json',
   re.IGNORECASE,

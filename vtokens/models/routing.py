@@ -54,6 +54,11 @@ class Routing:
         f'{self.active_groups} of {self.groups} groups of {self.experts} '
         'experts: expected groups of equal size, and at most all of them'
       )
+    if self.groups > 1 and self.experts == self.groups:
+      raise ValueError(
+        f'{self.groups} groups of {self.experts} experts: expected two experts '
+        'or more in a group'
+      )
 
   def __repr__(self) -> str:
     return text(self)

@@ -496,6 +496,10 @@ def test_other_architecture(tmp_path, tensors):
       'llama.rope.scaling.attn_factor is 0.5, not supported for llama',
     ),
     (
+      {'llama.rope.dimension_sections': [2, 1, 1, 0]},
+      'llama.rope.dimension_sections is [2, 1, 1, 0], not supported for llama',
+    ),
+    (
       {'llama.a_new_idea': 1},
       'llama.a_new_idea is 1, not supported for llama; expected none',
     ),

@@ -53,7 +53,10 @@ def describe(workdir: str, num_active: int) -> str:
     [
       f'one of {len(tokens)} test questions, {which}:',
       tokens[chosen]['question'],
-      *(f'  {label:<{width}}  {text}' for label, text in lines.items()),
+      *(
+        f'  {label:<{width}}  {text or "(empty)"}'
+        for label, text in lines.items()
+      ),
     ]
   )
 

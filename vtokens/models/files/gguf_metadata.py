@@ -18,7 +18,6 @@ _WITHOUT_EFFECT = {
   'n_deepstack_layers',  # Of images.
   'attention.layer_norm_epsilon',
   'attention.layer_norm_rms_epsilon',
-  'rope.dimension_sections',
   'rope.scaling.original_context_length',
   'rope.scaling.finetuned',
   'rope.scaling.yarn_log_multiplier',
@@ -27,6 +26,8 @@ _WITHOUT_EFFECT = {
   'rope.scaling.yarn_beta_fast',
   'rope.scaling.yarn_beta_slow',
 }
+# Their sections of rotary frequencies have equal positions for text.
+_MULTIMODAL = {'qwen2vl', 'qwen3vl', 'glm4'}
 # Values without effect of other keys.
 _NEUTRAL = {
   'attention.causal': True,
@@ -202,6 +203,8 @@ class Metadata:
         continue
       name = key.removeprefix(prefix)
       if name in _WITHOUT_EFFECT:
+        continue
+      if name == 'rope.dimension_sections' and self.architecture in _MULTIMODAL:
         continue
       found = self.contents(key)
       if name not in _NEUTRAL or found != _NEUTRAL[name]:

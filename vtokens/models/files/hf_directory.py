@@ -180,6 +180,8 @@ class SafetensorsSource:
       # Rows of one matrix, counted over all matrices.
       start, stop, _ = rows.indices(one.shape[0] * one.shape[1])
       matrix, first = divmod(start, one.shape[1])
+      if first + stop - start > one.shape[1]:
+        raise ValueError(f'{name}: rows {start} to {stop} of two matrices')
       index = matrix, slice(first, first + stop - start), columns
     with safetensors.safe_open(one.path, framework='numpy') as file:
       block: np.ndarray = file.get_slice(one.name)[index]

@@ -37,7 +37,7 @@ def _cases():
 CASES = dict(_cases())
 
 
-def _open(directory, config, parts):
+def _open(directory, config, parts, file=None):
   tensors = {f'{NAME}.{end}': tensor for end, tensor in parts.items()}
   config = {**config}
   metadata = {f'{NAME}.weight': config.pop('metadata', '')}
@@ -45,6 +45,9 @@ def _open(directory, config, parts):
     tensors, directory / 'model.safetensors', metadata
   )
   values = {'model_type': 'llama', 'quantization_config': config}
+  if file:
+    del config['quant_method'], values['quantization_config']
+    (directory / file).write_text(json.dumps(config))
   (directory / 'config.json').write_text(json.dumps(values))
   return hf_directory.SafetensorsSource(directory)
 
@@ -82,6 +85,7 @@ def test_values_are_those_of_the_library(tmp_path, case):
     ),
     ('autoawq-group-16', {'version': 'gemv'}, r'\.version is .gemv'),
     ('autoawq-group-16', {'bits': 3}, r'\.bits is 3'),
+    ('autoawq-group-16', {'q_group_size': 32}, r'\.q_group_size is 32'),
     ('autoawq-group-16', {'zero_point': False}, r'\.zero_point is False'),
     ('bitsandbytes-nf4', {'load_in_8bit': True}, 'load_in_4bit is True'),
     ('torchao-int8', {'metadata': '{}'}, 'metadata of the file does not say'),
@@ -97,6 +101,22 @@ def test_what_is_not_supported(tmp_path, case, fields, message):
   config, parts, _ = CASES[case]
   with pytest.raises(errors.UserError, match=message):
     _open(tmp_path, {**config, **fields}, parts)
+
+
+@pytest.mark.parametrize(
+  ('case', 'file'),
+  [
+    ('gptqmodel-4-32-sym-gptq', 'quantize_config.json'),
+    ('autoawq-group-16', 'quant_config.json'),
+  ],
+)
+def test_settings_in_a_file_of_their_own(tmp_path, case, file):
+  config, parts, expected = CASES[case]
+  source = _open(tmp_path, config, parts, file)
+  found = source.read(f'{NAME}.weight')
+  assert found.tobytes() == expected.numpy().tobytes()
+  with pytest.raises(errors.UserError, match=rf'{file}\.bits is 3'):
+    _open(tmp_path, {**config, 'bits': 3}, parts, file)
 
 
 def test_a_part_is_missing(tmp_path):
@@ -116,7 +136,7 @@ def test_a_zero_point_of_which_programs_disagree(tmp_path):
   zeros = parts['qzeros'].clone()
   zeros[0, 0] = -1
   source = _open(tmp_path, config, {**parts, 'qzeros': zeros})
-  with pytest.raises(errors.UserError, match=f'{NAME}.qzeros has a zero point'):
+  with pytest.raises(errors.UserError, match=f'{NAME}.qzeros: programs read'):
     source.read(f'{NAME}.weight')
 
 

@@ -39,11 +39,13 @@ class AWQ:
 
   def __init__(self, settings: Settings, metadata: Mapping[str, str]):
     del metadata
-    # The second name is that of older files.
-    bits = settings.one_of('w_bit', (_BITS,), _BITS)
-    settings.one_of('bits', (_BITS,), bits)
-    group = settings.size('q_group_size', 128)
-    self._group = settings.size('group_size', group)
+    # Older files have the first name of both, some files both names.
+    for name in ('w_bit', 'bits'):
+      settings.one_of(name, (_BITS,), _BITS)
+    older = settings.take('q_group_size')
+    self._group = settings.size('group_size', 128 if older is None else older)
+    if older not in (None, self._group):
+      raise settings.fail('q_group_size', older, 'group_size is another one')
     settings.one_of('zero_point', (True,), True)
     for name in ('version', 'format', 'checkpoint_format'):
       form: Any = settings.take(name, 'gemm')

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from vtokens.host import errors
+from vtokens.host import errors, json_files
 from vtokens.models.files.quantised.awq import AWQ
 from vtokens.models.files.quantised.bitsandbytes import BitsAndBytes
 from vtokens.models.files.quantised.compressed import CompressedTensors
@@ -19,6 +19,8 @@ from vtokens.models.files.quantised.stored import Stored
 from vtokens.models.files.quantised.torchao import TorchAO
 
 FIELD = 'quantization_config'
+# Files of older checkpoints, whose config.json does not have the field.
+_FILES = {'quantize_config.json': 'gptq', 'quant_config.json': 'awq'}
 
 
 class Format(Protocol):
@@ -113,13 +115,15 @@ def names(patterns: Sequence[str], modules: Sequence[str]) -> bool:
 
 
 def split(
-  fields: Mapping[str, Any], where: str | pathlib.Path
+  fields: Mapping[str, Any], path: pathlib.Path
 ) -> tuple[dict[str, Any], Settings | None]:
   """Takes the quantisation out of a config.json.
 
+  Older checkpoints of GPTQ and AWQ have it in a file of its own.
+
   Args:
     fields: the JSON object.
-    where: the file, for messages.
+    path: the file.
 
   Returns:
     The other fields, and the fields of the quantisation; None for a checkpoint
@@ -143,13 +147,18 @@ def split(
   if len({repr(value) for _, value in found}) > 1:
     names = ' and '.join(name for name, _ in found)
     raise errors.UserError(
-      f'{where}: {names} differ; remove the one that does not belong to the '
+      f'{path}: {names} differ; remove the one that does not belong to the '
       'weights'
     )
-  if not found:
-    return fields, None
-  name, value = found[0]
-  return fields, Settings(value, f'{where}: {name}')
+  if found:
+    name, value = found[0]
+    return fields, Settings(value, f'{path}: {name}')
+  for name, method in _FILES.items():
+    file = path.with_name(name)
+    if file.exists():
+      value = {'quant_method': method, **json_files.read(file, dict)}
+      return fields, Settings(value, str(file))
+  return fields, None
 
 
 def make(settings: Settings, metadata: Mapping[str, str]) -> Format:

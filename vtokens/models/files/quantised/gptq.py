@@ -98,9 +98,9 @@ class GPTQ:
       values = unpacked(groups, outputs)
       if self._offset and (values == 2**bits - 1).any():
         raise errors.UserError(
-          f'{zeros.path}: tensor {zeros.name} has a zero point of 0, of which '
-          'programs disagree in the format gptq: some read '
-          f'{2**bits}; convert the checkpoint to gptq_v2'
+          f'{zeros.path}: tensor {zeros.name}: programs read a zero point of 0 '
+          f'in the format gptq as 0 or as {2**bits}; convert the checkpoint to '
+          'gptq_v2'
         )
       values += np.float32(self._offset)
       return values
@@ -131,6 +131,6 @@ def take(
   """
   found = tuple(packed.need(parts, name) for name in names)
   for one in found:
-    if len(one.shape) != 2:
-      raise one.fail('expected a matrix')
+    if len(one.shape) != 2 or 0 in one.shape:
+      raise one.fail('expected a matrix that is not empty')
   return found

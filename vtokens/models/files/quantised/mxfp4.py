@@ -58,17 +58,16 @@ class _Experts:
   about: str
 
   def read(self, rows: slice, columns: slice) -> np.ndarray:
-    """Rows of one expert, or everything."""
+    """Rows of the experts, which are below one another; see `Packed`."""
     experts, inputs, outputs = self.shape
     start, stop, _ = rows.indices(experts * inputs)
     columns = slice(*columns.indices(outputs))
-    found = [
-      self._expert(expert, start, stop, columns)
-      for expert in range(start // inputs, -(-stop // inputs))
-    ]
-    if (start, stop) == (0, experts * inputs):
-      return np.stack(found)
-    return np.concatenate(found)
+    return np.concatenate(
+      [
+        self._expert(expert, start, stop, columns)
+        for expert in range(start // inputs, -(-stop // inputs))
+      ]
+    )
 
   def _expert(
     self, expert: int, start: int, stop: int, columns: slice

@@ -1,6 +1,7 @@
 """Experts: the grouped products, training, sharding, and forms of files."""
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ import torch
 import transformers
 import xla_flags
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+from transformers.models.phimoe import modeling_phimoe
 
 from vtokens import config as config_lib
 from vtokens.devices import partitioning
@@ -28,6 +30,7 @@ from vtokens.models import (
   grouped,
   layer_runs,
   quantize,
+  rope,
   routing,
 )
 from vtokens.models.decoder import Decoder
@@ -204,6 +207,107 @@ def test_padding_changes_nothing():
   again = run(decoder, other)
   real = positions >= 0
   np.testing.assert_array_equal(found[real], again[real])
+
+
+def test_sparsemixer_and_its_gradient():
+  """Against transformers' function; some logits are not compared."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(200, 6)).astype(np.float32)
+  logits[:20] = -np.abs(logits[:20])
+  logits[20:40, 3] = logits[20:40, 1]  # Equal ones.
+  toward = rng.normal(size=(200, 2)).astype(np.float32)
+  rule = Routing(6, 2, scores='sparsemixer', tolerance=0.6)
+
+  def run(logits):
+    experts, weights = routing.choose(rule, logits)
+    return (weights * toward).sum(), (experts, weights)
+
+  (_, (experts, weights)), slope = jax.value_and_grad(run, has_aux=True)(
+    jnp.asarray(logits)
+  )
+  scores = torch.from_numpy(logits).requires_grad_()
+  expected, chosen = modeling_phimoe.sparsemixer(scores, 0.3, training=False)
+  (expected * torch.from_numpy(toward)).sum().backward()
+  np.testing.assert_array_equal(experts, chosen.numpy())
+  expected = expected.detach().numpy()
+  assert 0.1 < (expected == 1).mean() < 0.9
+  np.testing.assert_allclose(weights, expected, rtol=1e-5)
+  np.testing.assert_allclose(slope, scores.grad.numpy(), rtol=0, atol=1e-6)
+
+
+def test_rotation_of_phimoe_beyond_the_original_length():
+  """The long factors, which transformers has and never takes, by its code."""
+  given = {
+    'model_type': 'phimoe',
+    'vocab_size': 50,
+    'hidden_size': 32,
+    'intermediate_size': 48,
+    'num_hidden_layers': 1,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 2,
+    'rms_norm_eps': 1e-5,
+    'max_position_embeddings': 512,
+    'original_max_position_embeddings': 64,
+    'rope_theta': 1e4,
+    'rope_scaling': {
+      'type': 'longrope',
+      'short_factor': [1.0, 1.1, 1.2, 1.3],
+      'long_factor': [2.0, 3.0, 4.0, 5.0],
+      'short_mscale': 1.2,
+      'long_mscale': 1.2,
+    },
+  }
+  places = np.arange(90, dtype=np.int32)[None]
+  found = rope.angles(
+    places, registry.from_hf(given).layer_pattern[0].rope, 8, 90
+  )
+  scaling = {**given['rope_scaling'], 'original_max_position_embeddings': 64}
+  theirs = modeling_phimoe.PhimoeRotaryEmbedding(
+    transformers.AutoConfig.for_model(**{**given, 'rope_scaling': scaling})
+  )
+  theirs.rope_init_fn = functools.partial(theirs.rope_init_fn, seq_len=90)
+  expected = theirs(torch.ones(1), torch.from_numpy(places))
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(
+      one[:, :, 0], other[..., :4].numpy(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'num_experts_per_tok': 1}, 'num_experts_per_tok is 1, expected 2'),
+    (
+      {'rope_scaling': {'rope_type': 'linear', 'factor': 2.0}},
+      "rope_type is 'linear', expected 'default' or 'longrope'",
+    ),
+    (
+      {
+        'rope_scaling': {
+          'rope_type': 'longrope',
+          'short_factor': [1.0] * 4,
+          'long_factor': [2.0] * 4,
+          'short_mscale': 1.1,
+          'long_mscale': 1.2,
+        }
+      },
+      'long_mscale is 1.2, expected 1.1, the short_mscale',
+    ),
+  ],
+)
+def test_what_phimoe_does_not_do(fields, message):
+  experts = Experts(Routing(4, 2, scores='sparsemixer', tolerance=0.02), 48)
+  config = dataclasses.replace(
+    CONFIG,
+    model_type='phimoe',
+    norm='layer',
+    norm_bias=True,
+    layer_pattern=(LayerKind(mlp=experts),),
+  )
+  values = registry.to_hf(config)
+  assert registry.from_hf(values) == config
+  with pytest.raises(errors.UserError, match=message):
+    registry.from_hf({**values, **fields}, 'x')
 
 
 _MOE = {

@@ -398,6 +398,39 @@ CASES = {
       'num_experts_per_tok': 2,
     },
   ),
+  'granitemoe': (
+    'granitemoe',
+    {
+      **SMALL,
+      'embedding_multiplier': 3.0,
+      'attention_multiplier': 0.4,
+      'residual_multiplier': 0.7,
+      'logits_scaling': 1.3,
+      'attention_bias': True,
+      'num_local_experts': 6,
+      'num_experts_per_tok': 3,
+      'tie_word_embeddings': True,
+    },
+  ),
+  # Some experts are compared and some are not. Up to the original length:
+  # beyond, transformers does not use the long factors.
+  'phimoe': (
+    'phimoe',
+    {
+      **SMALL,
+      'sliding_window': 20,
+      'attention_bias': True,
+      'lm_head_bias': True,
+      'num_local_experts': 6,
+      'router_jitter_noise': 0.2,
+      'rope_parameters': _longrope(
+        4,
+        original_max_position_embeddings=128,
+        short_mscale=1.2,
+        long_mscale=1.2,
+      ),
+    },
+  ),
   'phi': (
     'phi',
     {

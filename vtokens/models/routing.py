@@ -18,7 +18,8 @@ class Routing:
     experts: number of experts (E).
     active: experts that each token uses (A).
     scores: what the experts are compared by: softmax or sigmoid of all logits,
-      or chosen for the logits themselves, with a softmax over the chosen ones.
+      chosen for the logits themselves, with a softmax over the chosen ones, or
+      sparsemixer for one expert after the other; see `_one_by_one`.
     normalised: whether the weights of the chosen experts are divided by their
       sum.
     floor: added to that sum.
@@ -29,6 +30,7 @@ class Routing:
     groups: groups of neighbouring experts. Those with the largest sums of two
       scores take part in the choice.
     active_groups: groups that take part.
+    tolerance: sparsemixer; see `_one_by_one`.
   """
 
   experts: int
@@ -41,6 +43,7 @@ class Routing:
   correction: bool = False
   groups: int = 1
   active_groups: int = 1
+  tolerance: float = 0.0
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.
@@ -93,6 +96,8 @@ def choose(
   if routing.scores == 'chosen':
     best, experts = jax.lax.top_k(logits, routing.active)
     return experts, jax.nn.softmax(best, axis=-1) * routing.scale
+  if routing.scores == 'sparsemixer':
+    return _one_by_one(routing, logits)
   scores = (
     jax.nn.sigmoid(logits)
     if routing.scores == 'sigmoid'
@@ -118,3 +123,27 @@ def _in_best_groups(
   _, chosen = jax.lax.top_k(best, routing.active_groups)
   inside = (chosen[..., None] == jnp.arange(routing.groups)).any(axis=1)
   return jnp.where(inside[..., None], groups, -jnp.inf).reshape(scores.shape)
+
+
+def _one_by_one(
+  routing: Routing, logits: Float[Array, 'N E']
+) -> tuple[Int[Array, 'N A'], Float[Array, 'N A']]:
+  """The choice of SparseMixer (arXiv 2409.12136), as it is after training.
+
+  The best expert of those that are left is chosen. Its weight is its softmax
+  among those that are left and whose logit is near to the best: their
+  difference, divided by the larger of the best logit and the other logit's
+  absolute value, is at most the tolerance. Weights do not sum to 1.
+  """
+  experts, weights = [], []
+  left = logits
+  for _ in range(routing.active):
+    expert = left.argmax(axis=-1, keepdims=True)
+    best = left.max(axis=-1, keepdims=True)
+    distance = (best - logits) / jnp.maximum(jnp.abs(logits), best)
+    far = jax.lax.stop_gradient(distance) > routing.tolerance
+    shares = jax.nn.softmax(jnp.where(far, -jnp.inf, left), axis=-1)
+    experts.append(expert)
+    weights.append(jnp.take_along_axis(shares, expert, axis=-1))
+    left = jnp.where(jnp.arange(routing.experts) == expert, -jnp.inf, left)
+  return jnp.concatenate(experts, axis=-1), jnp.concatenate(weights, axis=-1)

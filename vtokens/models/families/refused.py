@@ -10,9 +10,9 @@ from collections.abc import Mapping
 _REASONS: Mapping[str, str] = {
   'mixture of experts': """
     afmoe aria_text beam cohere2_moe dbrx dots1 ernie4_5_moe exaone_moe
-    flex_olmo flint granitemoe granitemoe_swa granitemoeshared
+    flex_olmo flint granitemoe_swa granitemoeshared
     hunyuan_v1_moe hy_v3 jetmoe kolibri1 laguna llama4 llama4_text mellum
-    mimo_v2_flash phimoe sarvam_moe
+    mimo_v2_flash sarvam_moe
     solar_open zaya aria ernie4_5_vl_moe glm4v_moe
     minimax_m3_vl minimax_m3_vl_text step3p7
   """,

@@ -27,6 +27,7 @@ from vtokens.models.families.glm4_moe import Glm4Moe
 from vtokens.models.families.gpt_neox import GPTNeoX
 from vtokens.models.families.gpt_oss import GptOss
 from vtokens.models.families.granite import Granite
+from vtokens.models.families.granitemoe import GraniteMoe
 from vtokens.models.families.helium import Helium
 from vtokens.models.families.hunyuan import HunyuanDense
 from vtokens.models.families.hyperclovax import HyperCLOVAX
@@ -42,6 +43,7 @@ from vtokens.models.families.olmo import Olmo, Olmo2, Olmo3
 from vtokens.models.families.olmoe import Olmoe
 from vtokens.models.families.phi import Phi
 from vtokens.models.families.phi3 import Phi3
+from vtokens.models.families.phimoe import PhiMoe
 from vtokens.models.families.qwen2 import Qwen2
 from vtokens.models.families.qwen2_moe import Qwen2Moe
 from vtokens.models.families.qwen3 import Qwen3
@@ -61,6 +63,7 @@ _BUILT_IN = (
   *(GPTNeoX, Falcon, Olmo, Apertus, HunyuanDense, NanoChat),
   *(Exaone, HyperCLOVAX, Jais2),
   *(Qwen3Moe, Mixtral, Qwen2Moe, Olmoe, GptOss, Glm4Moe, MiniMaxM2),
+  *(GraniteMoe, PhiMoe),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'

@@ -43,10 +43,20 @@ def save(
   files = _files(json.dumps(sizes))
   for name, data in files.items():
     (directory / name).write_bytes(data)
+  return convert_files(directory, convert, config, quantised)
+
+
+def convert_files(
+  directory: pathlib.Path,
+  convert: Callable[[torch.Tensor], Parts],
+  config: Mapping[str, Any],
+  quantised: tuple[str, ...],
+) -> dict[str, Parts]:
+  """Quantises weights of a saved model; see `save`."""
   file = directory / 'model.safetensors'
   tensors: dict[str, torch.Tensor] = {}
   packed = {}
-  for name, tensor in safetensors.torch.load(files[file.name]).items():
+  for name, tensor in safetensors.torch.load(file.read_bytes()).items():
     if not name.endswith(quantised):
       tensors[name] = tensor
       continue

@@ -113,20 +113,21 @@ def require_consumers(one: Format) -> None:
 
 def base_facts(source: Source) -> card.BaseFacts:
   """What the card says of the base besides its identity."""
-  path = source.base.settings.path
+  path, weights = source.base.settings.path, source.base.source
   # A GGUF file is converted to float32.
   dtype, wrapped, quantised = 'float32', False, ''
-  if not path.endswith('.gguf'):
+  if isinstance(weights, hf_directory.SafetensorsSource):
     name = registry.family_of(source.base.config).names['embedding']
-    rows = source.base.source.read(name, slice(0, 1))
-    dtype = str(rows.dtype)
-    directory = frozen_base.resolve(path)
-    wrapped = hf_directory.read_wrapper(directory) is not None
-  weights = source.base.source
-  if isinstance(weights, hf_directory.SafetensorsSource) and weights.format:
-    quantised = weights.format.label
+    # Of a quantised matrix a server chooses the dtype.
+    dtype = '' if weights.is_quantised(name) else _dtype(weights, name)
+    wrapped = hf_directory.read_wrapper(weights.path) is not None
+    quantised = weights.format.label if weights.format else ''
   found = licence.of_base(path, weights)
   return card.BaseFacts(found, dtype, wrapped, quantised)
+
+
+def _dtype(weights: hf_directory.SafetensorsSource, name: str) -> str:
+  return str(weights.read(name, slice(0, 1)).dtype)
 
 
 @contextlib.contextmanager

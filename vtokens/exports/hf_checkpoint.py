@@ -318,9 +318,8 @@ def _write_config(
   values['tie_word_embeddings'] = False
   # The head is not quantised, nor was it if it was tied.
   head = matrices(base)[1].removesuffix('.weight')
-  for field in ('ignore', 'modules_to_not_convert', 'llm_int8_skip_modules'):
-    skipped = (values.get(formats.FIELD) or {}).get(field)
-    if isinstance(skipped, list) and head not in skipped:
+  for skipped in formats.skipped_lists(values):
+    if head not in skipped:
       skipped.append(head)
   writers.write_json(out / 'config.json', values)
 

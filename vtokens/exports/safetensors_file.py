@@ -16,6 +16,9 @@ import numpy as np
 import safetensors
 
 _METADATA = '__metadata__'
+# Names of tensors in the metadata that torchao writes. Beside it each tensor
+# has an entry of its own.
+_LISTED = 'tensor_names'
 # Headers are padded with spaces to a multiple of this length.
 _ALIGNMENT = 8
 _CHUNK = 1 << 20
@@ -50,6 +53,7 @@ def rewrite(
     (size,) = struct.unpack('<Q', file.read(8))
     before: dict[str, Any] = json.loads(file.read(size))
   metadata = before.pop(_METADATA, {'format': 'pt'})
+  _list_tensors(metadata, made)
   header: dict[str, Any] = {_METADATA: metadata}
   end = 0
   for name in dict.fromkeys([*before, *made]):
@@ -84,6 +88,25 @@ def rewrite(
         begin, stop = before[name]['data_offsets']
         file.seek(8 + size + begin)
         _copy(file, copy, stop - begin)
+
+
+def _list_tensors(
+  metadata: dict[str, str], made: Mapping[str, ChangedTensor]
+) -> None:
+  """Adds new tensors to torchao's list, without which it reads none of them.
+
+  Args:
+    metadata: of the file; changed in place.
+    made: see `rewrite`.
+  """
+  if _LISTED not in metadata:
+    return
+  names = json.loads(metadata[_LISTED])
+  for name, tensor in made.items():
+    if tensor.of in names and name not in names:
+      names.append(name)
+      metadata[name] = metadata[tensor.of]
+  metadata[_LISTED] = json.dumps(names)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, length: int) -> None:

@@ -39,6 +39,7 @@ _FILES = (
   'merges.txt',
   INDEX_FILE,
   _ADAPTER,
+  *formats.FILES,
 )
 # Largest size of each of these files, in bytes.
 _LARGEST = 1 << 30

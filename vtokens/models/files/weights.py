@@ -225,7 +225,11 @@ def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
     beyond = f'model.layers.{config.num_layers}.'
     ignored |= {name for name in found if name.startswith(beyond)}
   missing = sorted(set(expected) - set(found))
-  surplus = sorted(set(found) - set(expected) - ignored)
+  surplus = sorted(
+    name
+    for name in set(found) - set(expected) - ignored
+    if not _adds_nothing(name, source, expected)
+  )
   misshapen = [
     f'{name}: shape {list(found[name])}, expected {list(shape)}'
     for name, shape in sorted(expected.items())
@@ -239,6 +243,27 @@ def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
       + errors.lines(misshapen)
       + _renamed(missing, surplus)
     )
+
+
+def _adds_nothing(
+  name: str, source: TensorSource, expected: Mapping[str, tuple[int, ...]]
+) -> bool:
+  """Whether a tensor is a bias of zeros, of a matrix that has no bias.
+
+  AutoGPTQ gave every quantised matrix a bias; servers leave it out.
+
+  Args:
+    name: name of a tensor that the model does not have.
+    source: the tensors.
+    expected: shapes of the tensors that the model has.
+  """
+  module = name.removesuffix('.bias')
+  shape = expected.get(f'{module}.weight', ())
+  return (
+    module != name
+    and source.shapes()[name] == shape[:1]
+    and not source.read(name).any()
+  )
 
 
 def _listed(kind: str, names: Sequence[str]) -> str:

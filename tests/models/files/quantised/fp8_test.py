@@ -133,6 +133,10 @@ def test_what_is_not_supported(tmp_path, config, message):
       f'{Q}.weight is F8_E5M2',
     ),
     (
+      lambda t: t.update({f'{Q}.bias': torch.ones(64)}),
+      f'surplus: {Q}.bias',
+    ),
+    (
       lambda t: t.update({'model.layers.0.self_attn.k_scale': torch.ones(())}),
       'surplus: model.layers.0.self_attn.k_scale',
     ),

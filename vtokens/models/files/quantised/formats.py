@@ -19,8 +19,14 @@ from vtokens.models.files.quantised.stored import Stored
 from vtokens.models.files.quantised.torchao import TorchAO
 
 FIELD = 'quantization_config'
+_FIELDS = FIELD, 'compression_config'
+# Lists of modules that are not quantised, in the formats.
+_SKIPPED = (
+  *('ignore', 'ignored_layers', 'modules_to_not_convert'),
+  'llm_int8_skip_modules',
+)
 # Files of older checkpoints, whose config.json does not have the field.
-_FILES = {'quantize_config.json': 'gptq', 'quant_config.json': 'awq'}
+FILES = {'quantize_config.json': 'gptq', 'quant_config.json': 'awq'}
 
 
 class Format(Protocol):
@@ -140,7 +146,7 @@ def split(
     places.append(('text_config.', text))
   found = []
   for prefix, part in places:
-    for name in (FIELD, 'compression_config'):
+    for name in _FIELDS:
       value = part.pop(name, None)
       if value not in (None, {}):
         found.append((f'{prefix}{name}', value))
@@ -153,12 +159,30 @@ def split(
   if found:
     name, value = found[0]
     return fields, Settings(value, f'{path}: {name}')
-  for name, method in _FILES.items():
+  for name, method in FILES.items():
     file = path.with_name(name)
     if file.exists():
       value = {'quant_method': method, **json_files.read(file, dict)}
       return fields, Settings(value, str(file))
   return fields, None
+
+
+def skipped_lists(fields: Mapping[str, Any]) -> list[list[Any]]:
+  """The lists of a config.json that name modules which are not quantised.
+
+  Args:
+    fields: the JSON object. The lists are its own, not copies.
+  """
+  text = fields.get('text_config')
+  return [
+    part[field][name]
+    for part in (fields, text)
+    if isinstance(part, Mapping)
+    for field in _FIELDS
+    if isinstance(part.get(field), Mapping)
+    for name in _SKIPPED
+    if isinstance(part[field].get(name), list)
+  ]
 
 
 def make(settings: Settings, metadata: Mapping[str, str]) -> Format:

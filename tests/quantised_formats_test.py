@@ -59,7 +59,7 @@ def test_logits_are_those_of_transformers(tmp_path, name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('name', OTHERS)
+@pytest.mark.parametrize('name', [n for n in OTHERS if n != 'mxfp4'])
 def test_exported_with_the_base(tmp_path, name):
   """Embedding and head get rows; all other tensors are as they were."""
   base, out = tmp_path / 'base', tmp_path / 'hf'

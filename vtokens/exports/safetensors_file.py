@@ -99,14 +99,11 @@ def _list_tensors(
     metadata: of the file; changed in place.
     made: see `rewrite`.
   """
-  if _LISTED not in metadata:
-    return
-  names = json.loads(metadata[_LISTED])
   for name, tensor in made.items():
-    if tensor.of in names and name not in names:
-      names.append(name)
+    if _LISTED in metadata and tensor.of in metadata and name not in metadata:
+      names = json.loads(metadata[_LISTED])
+      metadata[_LISTED] = json.dumps([*names, name])
       metadata[name] = metadata[tensor.of]
-  metadata[_LISTED] = json.dumps(names)
 
 
 def _copy(source: BinaryIO, target: BinaryIO, length: int) -> None:

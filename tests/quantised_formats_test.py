@@ -1,11 +1,6 @@
-"""Bases in each quantised format, from loading to exports."""
+"""Bases in each quantised format, loaded and exported."""
 
 import json
-import os
-import pathlib
-import shutil
-import subprocess
-import sys
 
 import deployed_models
 import jax
@@ -14,16 +9,13 @@ import pytest
 import quantised_models
 import safetensors.torch
 import tiny_models
-import tiny_run
 import torch
 import trained_runs
 import wrapped_models
-import xla_flags
 
-from vtokens import ask, config, export, train
+from vtokens import config, export
 from vtokens.devices import partitioning
 from vtokens.exports import torch_consumer
-from vtokens.host import stopping
 from vtokens.models import frozen_base, supported
 from vtokens.models.files import weights
 from vtokens.planning import known_models
@@ -42,9 +34,9 @@ def _sampled(names, first):
   ]
 
 
-def _decoder(path, devices=1, shape=(1, 1, 1), **fields):
+def _decoder(path, **fields):
   settings = config.Base(path=str(path), **{'dtype': 'float32', **fields})
-  mesh = partitioning.make_mesh(shape, jax.devices()[:devices])
+  mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   return frozen_base.load_base(settings, mesh).decoder()
 
 
@@ -59,7 +51,7 @@ def test_logits_are_those_of_transformers(tmp_path, name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('name', [n for n in OTHERS if n != 'mxfp4'])
+@pytest.mark.parametrize('name', ['experts', 'gptq', 'nf4'])
 def test_exported_with_the_base(tmp_path, name):
   """Embedding and head get rows; all other tensors are as they were."""
   base, out = tmp_path / 'base', tmp_path / 'hf'
@@ -74,68 +66,15 @@ def test_exported_with_the_base(tmp_path, name):
     assert torch.equal(before[tensor], after[tensor])
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize('name', ['experts', 'gptq', 'mxfp4'])
-def test_trained_asked_and_the_table_exported(tmp_path, name):
-  place = tiny_run.make_place(tmp_path)
-  run = tmp_path / 'run'
-  shutil.rmtree(tmp_path / 'base1')
-  deployed_models.save(tmp_path / 'base1', deployed_models.CASES[name])
-  cfg = place.load(
-    run,
-    optim={'warmup_steps': 0},
-    train={'num_steps': 1, 'validate_every': 1, 'checkpoint_every': 1},
-    eval={'conditions': ()},
-  )
-  train.train(cfg, stopping.StopRequest())
-  assert len(ask.ask(str(run), 'Is it 3?', ['Fact 3 is b.'])) > 1
-  for form in ('vtokens', 'peft', 'spring-pt'):
-    out = tmp_path / form
-    export.export(trained_runs.quick(run), form, str(out))
-    assert json.loads((out / 'gate.json').read_text())['passed']
-
-
-def _sharded(directories):
-  """Compares the bases over 8 devices with the bases on one."""
-  for i, directory in enumerate(directories):
-    # int8 takes long to compile.
-    for quantize in ('none', 'int8') if i == 0 else ('none',):
-      fields = {'dtype': 'bfloat16', 'quantize': quantize}
-      one = dict(weights.iter_arrays(_decoder(directory, **fields)))
-      eight = _decoder(directory, 8, (2, 2, 2), **fields)
-      for path, array in weights.iter_arrays(eight):
-        whole = np.asarray(one.pop(path))
-        assert len(array.sharding.device_set) == 8
-        for shard in array.addressable_shards:
-          part = np.asarray(shard.data)
-          where = directory, quantize, path
-          assert np.array_equal(part, whole[shard.index]), where
-      assert not one
-
-
-@pytest.mark.exhaustive
-def test_eight_devices_hold_what_one_holds(tmp_path):
-  for name, case in deployed_models.CASES.items():
-    deployed_models.save(tmp_path / name, case)
-  program = (
-    f'import sys; sys.path[:0] = {sys.path!r}\n'
-    'import quantised_formats_test as t; t._sharded(sys.argv[1:])'
-  )
-  places = [str(tmp_path / name) for name in deployed_models.CASES]
-  subprocess.run(
-    [sys.executable, '-c', program, *places],
-    env={
-      **os.environ,
-      'XLA_FLAGS': xla_flags.devices(8),
-      'JAX_PLATFORMS': 'cpu',
-      'PYTHONPATH': str(pathlib.Path(__file__).parent),
-    },
-    check=True,
-  )
-
-
-@pytest.mark.parametrize('quantize', ['none', 'int8'])
-@pytest.mark.parametrize('name', _sampled(deployed_models.CASES, 'awq'))
+@pytest.mark.parametrize(
+  ('name', 'quantize'),
+  [
+    ('awq', 'none'),
+    ('awq', 'int8'),
+    pytest.param('experts', 'none', marks=pytest.mark.exhaustive),
+    pytest.param('mxfp4', 'none', marks=pytest.mark.exhaustive),
+  ],
+)
 def test_quantised_again_as_the_dequantised_model(tmp_path, name, quantize):
   """`base.quantize` starts from the values that are read."""
   base, plain = tmp_path / 'base', tmp_path / 'plain'
@@ -180,8 +119,15 @@ def test_a_tied_head_is_in_the_list_of_torchao(tmp_path):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('name', ['fp8', 'compressed'])
-@pytest.mark.parametrize('model_type', ['gemma3', 'qwen2_5_vl', 'mistral3'])
+@pytest.mark.parametrize(
+  ('model_type', 'name'),
+  [
+    ('gemma3', 'fp8'),
+    ('gemma3', 'compressed'),
+    ('qwen2_5_vl', 'compressed'),
+    ('mistral3', 'compressed'),
+  ],
+)
 def test_a_multimodal_model(tmp_path, model_type, name):
   """Its other parts are quantised as well, and stay as they are."""
   base = tmp_path / 'base'

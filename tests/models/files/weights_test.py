@@ -38,6 +38,22 @@ LARGE = {
   'tie_word_embeddings': False,
 }
 
+# About 2 GB in bfloat16, most of it experts; a tensor has those of a layer.
+EXPERTS = {
+  'vocab_size': 2048,
+  'hidden_size': 1024,
+  'intermediate_size': 1024,
+  'num_hidden_layers': 20,
+  'num_attention_heads': 8,
+  'num_key_value_heads': 2,
+  'head_dim': 64,
+  'num_local_experts': 16,
+  'num_experts_per_tok': 2,
+  'max_position_embeddings': 2048,
+  'rms_norm_eps': 1e-5,
+  'tie_word_embeddings': False,
+}
+
 # Loads a directory and prints, in bytes: what the process had at its largest
 # before and after, and the weights themselves. Not from getrusage, which goes
 # on from what the parent had.
@@ -64,50 +80,78 @@ print(before, peak(), size)
 """
 
 
-def _write_large(directory: pathlib.Path) -> None:
+def _write_large(directory: pathlib.Path, values, *, packed=False) -> None:
+  """Random weights; with `packed`, all experts in MXFP4."""
   rng = np.random.default_rng(0)
-  config = registry.from_hf(LARGE)
-  shapes = stored_names.expected_shapes(config)
+  shapes = stored_names.expected_shapes(registry.from_hf(values))
+
+  def tensors(name):
+    shape = shapes[name]
+    if packed and name.endswith(('gate_up_proj', 'down_proj')):
+      experts, inputs, outputs = shape
+      shape = experts, outputs, inputs // 32
+      blocks = rng.integers(256, size=(*shape, 16), dtype=np.uint8)
+      scales = rng.integers(121, 125, size=shape, dtype=np.uint8)
+      return {f'{name}_blocks': blocks, f'{name}_scales': scales}
+    numbers = rng.integers(0, 1 << 14, shape, np.uint16)
+    return {name: numbers.view(ml_dtypes.bfloat16)}
+
   file_of = {}
   names = sorted(shapes)
   for number in range(4):
     file = f'model-{number + 1:05d}-of-00004.safetensors'
-    part = names[number::4]
-    safetensors.numpy.save_file(
-      {
-        name: rng.integers(0, 1 << 14, shapes[name], np.uint16).view(
-          ml_dtypes.bfloat16
-        )
-        for name in part
-      },
-      directory / file,
-    )
+    part = {}
+    for name in names[number::4]:
+      part |= tensors(name)
+    safetensors.numpy.save_file(part, directory / file)
     file_of.update(dict.fromkeys(part, file))
   (directory / weights.INDEX_FILE).write_text(
     json.dumps({'weight_map': file_of})
   )
-  (directory / 'config.json').write_text(json.dumps(LARGE))
+  if packed:
+    values = {**values, 'quantization_config': {'quant_method': 'mxfp4'}}
+  (directory / 'config.json').write_text(json.dumps(values))
+
+
+def _load_and_measure(directory, method):
+  """Bytes before and after, at the largest, and of the weights."""
+  result = subprocess.run(
+    [sys.executable, '-c', _LOAD, str(directory), method],
+    # Compiled as users' programs are: there is much to quantise.
+    env={**os.environ, 'XLA_FLAGS': ''},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert result.returncode == 0, result.stderr
+  return map(int, result.stdout.split())
 
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_peak_memory_of_loading_gigabytes(tmp_path):
-  _write_large(tmp_path)
+  _write_large(tmp_path, LARGE)
   largest = LARGE['vocab_size'] * LARGE['hidden_size'] * 2
   for method, least in (('none', 3e9), ('int8', 1.6e9)):
-    result = subprocess.run(
-      [sys.executable, '-c', _LOAD, str(tmp_path), method],
-      # Compiled as users' programs are: there is much to quantise.
-      env={**os.environ, 'XLA_FLAGS': ''},
-      capture_output=True,
-      text=True,
-      check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    before, after, size = map(int, result.stdout.split())
+    before, after, size = _load_and_measure(tmp_path, method)
     assert least < size < 1.2 * least
     assert after - before > 0.9 * size  # Else it measures something else.
     assert after - before <= 1.1 * size + largest
+
+
+@pytest.mark.exhaustive
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+@pytest.mark.parametrize('model_type', ['gpt_oss', 'granitemoe'])
+def test_peak_memory_of_loading_experts(model_type, tmp_path):
+  """Packed in MXFP4, and as gates and ups of all experts in one tensor."""
+  values = {**EXPERTS, 'model_type': model_type}
+  _write_large(tmp_path, values, packed=model_type == 'gpt_oss')
+  count = values['num_local_experts'] * values['hidden_size']
+  largest = 2 * count * 2 * values['intermediate_size']
+  before, after, size = _load_and_measure(tmp_path, 'none')
+  assert 2e9 < size < 2.2e9
+  assert after - before > 0.9 * size
+  assert after - before <= 1.1 * size + largest
 
 
 class _Recorder:

@@ -25,6 +25,12 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 _MANY_MAPPINGS = 30_000
 
 
+def pytest_collection_modifyitems(items):
+  """Slow files come first: quick ones keep both processes busy to the end."""
+  slow = {item.path for item in items if item.get_closest_marker('slow')}
+  items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope='module', autouse=True)
 def _few_programs():
   """Forgets compiled programs, a few mappings each, before there are many."""

@@ -254,7 +254,7 @@ def test_types_that_only_llama_cpp_writes(kind, tied, tmp_path):
   _assert_logits_are_those_of_the_base(base, out, rows)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_smollm2(smollm2_path, tmp_path):
   trained_runs.write_run(tmp_path / 'run', smollm2_path)
   out = tmp_path / 'out'

@@ -132,16 +132,13 @@ def test_one_that_does_not_fit(tmp_path):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
   'base, topology, most',
   [
     ('meta-llama/Llama-2-13b-hf', 'v5e:1x1', 15.75 * 2**30),
     # In place of a GPU of this size.
-    pytest.param(
-      *('meta-llama/Llama-2-70b-hf', 'v5p:1x1x1', 80e9),
-      marks=pytest.mark.exhaustive,
-    ),
+    ('meta-llama/Llama-2-70b-hf', 'v5p:1x1x1', 80e9),
   ],
 )
 def test_one_chip_holds_a_quantised_base(base, topology, most):

@@ -359,6 +359,7 @@ def questions():
   return formats.read_all([str(path)])
 
 
+@pytest.mark.exhaustive
 def test_smollm2_logits_equal_those_of_torch(smollm2, smollm2_torch, questions):
   texts = [record.ranked()[0].text for record in questions]
   ids = [smollm2.tokenizer.encode(text)[:60] for text in texts]
@@ -371,6 +372,7 @@ def test_smollm2_logits_equal_those_of_torch(smollm2, smollm2_torch, questions):
   np.testing.assert_allclose(logits, expected, rtol=0, atol=5e-4)
 
 
+@pytest.mark.exhaustive
 def test_smollm2_greedy_answers_equal_those_of_torch(
   smollm2, smollm2_torch, questions
 ):

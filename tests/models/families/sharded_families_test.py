@@ -19,7 +19,7 @@ _ROWS, _PREFIX, _SUFFIX = 4, 24, 16
 # Runs the model of each directory, passages first and then the suffix with
 # their cache, and prints the largest difference from the expected logits.
 _RUN = """
-import json, pathlib, sys
+import dataclasses, json, pathlib, sys
 import flax.nnx as nnx
 import jax, jax.numpy as jnp, numpy as np
 from vtokens.devices import partitioning
@@ -28,13 +28,15 @@ from vtokens.models.files import hf_directory, weights
 mesh = partitioning.make_mesh((2, 2, 2))
 found = {}
 for directory in map(pathlib.Path, sys.argv[2:]):
+  ids = np.load(directory / 'ids.npy')
+  config = hf_directory.read_config(directory)
   model = weights.load_decoder(
     hf_directory.SafetensorsSource(directory),
-    hf_directory.read_config(directory),
+    # The length decides between factors of longrope.
+    dataclasses.replace(config, context_length=ids.shape[1]),
     jnp.dtype('float32'),
     mesh,
   )
-  ids = np.load(directory / 'ids.npy')
   place = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
   cut = int(sys.argv[1])
 

@@ -32,7 +32,7 @@ def test_the_first_right_answer_beside_the_others(tmp_path):
     'q1',
     '  expected               x / y',
     '  without passages       c d',
-    '  with an instruction    ',
+    '  with an instruction    (empty)',
     '  with 4 virtual tokens  x',
   ]
 

@@ -1,13 +1,11 @@
-r"""Exact match, FLOPs and time per step, with and without a teacher.
+r"""FLOPs and time of a step, with and without a teacher.
 
     python benchmarks/distillation.py --directory DIR --json FILE
-    python benchmarks/distillation.py --cost --directory DIR --json FILE
 
 It uses SmolLM2 and the questions of `configs/quickstart.py`. All contenders
-have the same examples in the same order. A table that is in DIR is not trained
-again, so a run that was stopped continues with the next contender. With --cost
-nothing is trained: it counts the FLOPs of all steps, and takes the time of the
-first one, again and again, of one contender after the other.
+have the same examples in the same order. Nothing is trained: the program counts
+the FLOPs of all steps, and takes the time of the first one, again and again, of
+one contender after the other. `quickstart_levers.py` measures answers.
 
   answers       no teacher
   shown_WEIGHT  a teacher with all tokens and the same passages
@@ -26,16 +24,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import quickstart_runs
 from absl import app, flags
 
 from vtokens import config
 from vtokens.data import pipeline
 from vtokens.devices import partitioning
-from vtokens.evaluation.asking.prompter import PromptVariant
-from vtokens.evaluation.conditions import CONDITIONS
-from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.method import optim, steps
 from vtokens.models import frozen_base
 from vtokens.planning import flops
@@ -47,18 +41,15 @@ _CONTENDERS = flags.DEFINE_list(
 )
 _STEPS = flags.DEFINE_integer('steps', 112, 'Of training.')
 _BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Examples of a step.')
-_QUESTIONS = flags.DEFINE_integer('questions', 200, 'To score with.')
-_K = flags.DEFINE_list('k', ['1', '5', '50'], 'Virtual tokens, to score with.')
 _SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
-_DIRECTORY = flags.DEFINE_string('directory', None, 'For tables.')
-_COST = flags.DEFINE_bool('cost', False, 'Only FLOPs and time of a step.')
+_DIRECTORY = flags.DEFINE_string('directory', None, 'Work directory.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Of the step that is timed.')
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 
 def configure(contender: str, directory: str) -> config.Config:
   """The quickstart's config, with the contender's settings."""
-  cfg = quickstart_runs.load_config(directory, _QUESTIONS.value, _SEED.value)
+  cfg = quickstart_runs.load_config(directory, 0, _SEED.value)
   cfg.optim.schedule = 'cosine'
   cfg.train.num_steps = _STEPS.value
   cfg.data.batch_size = _BATCH_SIZE.value
@@ -127,65 +118,17 @@ def _one_step(
   return lambda: jax.block_until_ready(step(state, base.params, batch))
 
 
-def train(cfg: config.Config) -> tuple[np.ndarray, list[float], list[float]]:
-  """Returns the table, and loss and seconds of each step."""
-  made = quickstart_runs.Setting(cfg).train()
-  next(made)
-  losses, seconds = [], []
-  for number in range(cfg.train.num_steps):
-    began = time.monotonic()
-    loss, table = next(made)
-    losses.append(loss)
-    seconds.append(time.monotonic() - began)
-    print(f'step {number + 1}: {loss:.3f}, {seconds[-1]:.1f} s', flush=True)
-  made.close()
-  return table, losses, seconds
-
-
-def run(contender: str, directory: pathlib.Path) -> dict[str, Any]:
-  """Trains and scores a contender, or reads what is there."""
-  found = directory / f'{contender}.json'
-  if found.exists():
-    row: dict[str, Any] = json.loads(found.read_text())
-    return row
-  cfg = configure(contender, str(directory))
-  kept = directory / f'{contender}.npz'
-  if not kept.exists():
-    table, losses, seconds = train(cfg)
-    np.savez(kept, table=table, losses=losses, seconds=seconds)
-  saved = np.load(kept)
-  setting = quickstart_runs.Setting(cfg)
-  tokens = TrainedTokens('table', saved['table'], setting.assembler)
-  counts = [int(k) for k in _K.value]
-  scores = setting.score(
-    [PromptVariant(f'{k}', CONDITIONS['tokens'], tokens, k) for k in counts]
-  )
-  row = {
-    'contender': contender,
-    # The first step with each shape compiles.
-    'median_step_seconds': statistics.median(saved['seconds']),
-    'train_seconds': float(saved['seconds'].sum()),
-    'k': dict(zip(_K.value, scores, strict=True)),
-  }
-  found.write_text(json.dumps(row))
-  return row
-
-
 def main(argv: list[str]) -> None:
   del argv
   assert _DIRECTORY.value is not None
   directory = pathlib.Path(_DIRECTORY.value)
   directory.mkdir(parents=True, exist_ok=True)
-  if _COST.value:
-    rows = measure_cost(directory)
-  else:
-    rows = [run(contender, directory) for contender in _CONTENDERS.value]
+  rows = measure_cost(directory)
   for row in rows:
     print(json.dumps(row), flush=True)
   if _JSON.value:
     settings = {
       'steps': _STEPS.value,
-      'questions': _QUESTIONS.value,
       'seed': _SEED.value,
     }
     pathlib.Path(_JSON.value).write_text(

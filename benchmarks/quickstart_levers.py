@@ -38,6 +38,10 @@ CONTENDERS: Mapping[str, Mapping[str, Any]] = {
   'one_token': _ONE,
   'one_token_rate_5e-2': {**_ONE, 'optim.learning_rate': 5e-2},
   'all_tokens_teach_few': {'train.distill.weight': 0.5},
+  'gold_passages_teach': {
+    'train.distill.weight': 0.5,
+    'train.distill.passages': 'gold',
+  },
 }
 
 _DIRECTORY = flags.DEFINE_string('directory', None, 'Of all contenders.')

@@ -51,7 +51,7 @@ def test_logits_are_those_of_transformers(tmp_path, name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('name', ['experts', 'gptq', 'nf4'])
+@pytest.mark.parametrize('name', ['experts', 'gptq', 'mxfp4', 'nf4'])
 def test_exported_with_the_base(tmp_path, name):
   """Embedding and head get rows; all other tensors are as they were."""
   base, out = tmp_path / 'base', tmp_path / 'hf'

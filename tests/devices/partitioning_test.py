@@ -1,13 +1,10 @@
 """Meshes and what fits them; several devices in a subprocess."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
+import device_programs
 import numpy as np
 import pytest
-import xla_flags
 
 from vtokens.devices import partitioning
 from vtokens.host import errors
@@ -47,19 +44,7 @@ np.testing.assert_array_equal(rows, batch['x'])
 
 
 def test_eight_devices():
-  environment = {
-    **os.environ,
-    'XLA_FLAGS': xla_flags.devices(8),
-    'JAX_PLATFORMS': 'cpu',
-  }
-  result = subprocess.run(
-    [sys.executable, '-c', SCRIPT],
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert result.returncode == 0, result.stderr
+  device_programs.run(SCRIPT)
 
 
 def test_one_device_fits_everything():

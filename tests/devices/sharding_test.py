@@ -1,16 +1,13 @@
 """The same step over meshes of eight devices, and what these exchange."""
 
 import json
-import os
-import subprocess
-import sys
 
+import device_programs
 import numpy as np
 import pytest
 import safetensors.numpy
 import tiny_models
 import tiny_run
-import xla_flags
 
 from vtokens.run import tracking
 
@@ -120,23 +117,6 @@ print(json.dumps(found))
 """
 
 
-def _run(script: str, devices: int, *arguments: str) -> str:
-  done = subprocess.run(
-    [sys.executable, '-c', script, *arguments],
-    env={
-      **os.environ,
-      'PYTHONPATH': f'{tiny_run.ROOT}:{tiny_run.ROOT / "tests" / "support"}',
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': xla_flags.devices(devices),
-    },
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout
-
-
 @pytest.mark.slow
 def test_training_is_the_same(tmp_path):
   place = tiny_run.make_place(
@@ -149,8 +129,8 @@ def test_training_is_the_same(tmp_path):
   tiny_models.save(
     tmp_path / 'few', num_attention_heads=8, num_key_value_heads=2
   )
-  _run(_TRAIN, 1, str(tmp_path), '[(1, 1, 1)]')
-  out = _run(_TRAIN, 8, str(tmp_path), str(_MESHES))
+  device_programs.run(_TRAIN, str(tmp_path), '[(1, 1, 1)]', devices=1)
+  out = device_programs.run(_TRAIN, str(tmp_path), str(_MESHES))
   # Key heads over more devices than there are heads.
   assert "k_proj.weight has 2 along its axis 'kv_heads'" in out
 
@@ -172,7 +152,8 @@ def test_training_is_the_same(tmp_path):
 
 @pytest.fixture(scope='module', params=['tied', 'untied'])
 def compiled(request):
-  return json.loads(_run(_COMPILE, 8, str(_MESHES), request.param))
+  printed = device_programs.run(_COMPILE, str(_MESHES), request.param)
+  return json.loads(printed)
 
 
 def _axes(devices: np.ndarray, groups: list[list[int]]) -> set[str]:

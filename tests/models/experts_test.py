@@ -3,10 +3,8 @@
 import dataclasses
 import functools
 import json
-import os
-import subprocess
-import sys
 
+import device_programs
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
@@ -15,10 +13,8 @@ import pytest
 import quantised
 import safetensors.torch
 import tiny_models
-import tiny_run
 import torch
 import transformers
-import xla_flags
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from transformers.models.phimoe import modeling_phimoe
 
@@ -521,17 +517,5 @@ def test_sharded_over_eight_devices(method, tmp_path):
   tiny_models.save(
     tmp_path, model_type='qwen3_moe', num_key_value_heads=4, **_MOE
   )
-  done = subprocess.run(
-    [sys.executable, '-c', _SHARDED, str(tmp_path), method],
-    env={
-      **os.environ,
-      'PYTHONPATH': str(tiny_run.ROOT),
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': xla_flags.devices(8),
-    },
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  assert done.returncode == 0, done.stderr
-  assert 'no multiple of the 8 devices along tensor' in done.stdout
+  printed = device_programs.run(_SHARDED, str(tmp_path), method)
+  assert 'no multiple of the 8 devices along tensor' in printed

@@ -3,10 +3,8 @@
 import dataclasses
 import functools
 import inspect
-import os
-import subprocess
-import sys
 
+import device_programs
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
@@ -15,8 +13,6 @@ import optax
 import pytest
 import quantised
 import tiny_models
-import tiny_run
-import xla_flags
 
 from vtokens.devices import partitioning
 from vtokens.host import errors
@@ -451,20 +447,7 @@ def test_the_same_over_every_mesh(tmp_path, method):
   tiny_models.save(tmp_path, **sizes)
   # Two groups of 64 along fsdp, for eight devices.
   tiny_models.save(tmp_path / 'few', **{**sizes, 'hidden_size': 128})
-  done = subprocess.run(
-    [sys.executable, '-c', _LOAD, str(tmp_path), method],
-    env={
-      **os.environ,
-      'PYTHONPATH': str(tiny_run.ROOT),
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': xla_flags.devices(8),
-    },
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  assert done.returncode == 0, done.stderr
-  lines = done.stdout.splitlines()
+  lines = device_programs.run(_LOAD, str(tmp_path), method).splitlines()
   # Of 14 arrays; int8's scales lie along outputs alone.
   along_fsdp = 14 if method == 'int4' else 9
   assert lines[0] == f'(1, 8, 1) {along_fsdp}'

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 
+import device_programs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import xla_flags
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vtokens import config
@@ -263,21 +263,9 @@ print(numpy.asarray(restored.trained).tobytes().hex())
 def test_restores_over_more_devices(tmp_path):
   saved = checkpoints.Checkpoints(tmp_path, 2)
   saved.save(_state(2), {'step': 2})
-  done = subprocess.run(
-    [sys.executable, '-c', _TWO_DEVICES, str(tmp_path)],
-    env={
-      **os.environ,
-      'PYTHONPATH': str(_ROOT),
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': xla_flags.devices(2),
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
+  printed = device_programs.run(_TWO_DEVICES, str(tmp_path), devices=2)
   table = np.asarray(_state(2).trained)
-  assert done.stdout.split() == [table.tobytes().hex()]
+  assert printed.split() == [table.tobytes().hex()]
 
 
 def test_is_small(tmp_path):

@@ -33,7 +33,7 @@ class _SquaredRelu(nnx.Module):
       rngs, (width, dim), ('mlp', 'embed'), dtype, inputs=1
     )
 
-  def __call__(self, x):
+  def __call__(self, x, tokens):
     y = jax.nn.relu(layers.product('btd,df->btf', x, self.up))
     return layers.product('btf,fd->btd', y**self.power, self.down)
 

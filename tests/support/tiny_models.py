@@ -51,7 +51,7 @@ def save_tokenizer(directory: pathlib.Path) -> None:
 # Ends of names of matrices whose products are added to the residual stream, and
 # of the norms of what the head reads.
 _OUTPUTS = (
-  *('o_proj.weight', 'down_proj.weight'),
+  *('o_proj.weight', 'o_proj.bias', 'down_proj.weight'),
   *('dense.weight', 'dense.bias', '4h_to_h.weight', '4h_to_h.bias'),
 )
 _FINAL_NORMS = ('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight')
@@ -72,6 +72,12 @@ def silence(model: transformers.PreTrainedModel, ids: Sequence[int]) -> None:
   for name, weight in model.named_parameters():
     if name.endswith(_OUTPUTS):
       weight[0] = 0
+    elif name.endswith('experts.down_proj'):
+      # [experts, outputs, inputs], in gpt-oss [experts, inputs, outputs].
+      last = model.config.model_type == 'gpt_oss'
+      weight[(..., 0) if last else (slice(None), 0)] = 0
+    elif name.endswith('experts.down_proj_bias'):
+      weight[:, 0] = 0
     elif name.endswith(_FINAL_NORMS):
       weight[0] = 1
     elif name.endswith(_FINAL_BIASES):

@@ -7,8 +7,8 @@ them. Once all are there, they become OUTPUT.
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from etils import epath
 
@@ -101,7 +101,7 @@ def _answer(
 def _record(
   row: Mapping[str, Any], asked: Prepared, answer: Completion
 ) -> dict[str, Any]:
-  found = [x for x in asked.request.passages if isinstance(x, Passage)]
+  found = cast(Sequence[Passage], asked.request.passages)  # Of `_prepare`.
   return {
     **row,
     'answers': [answer.text] if answer.text else [],

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.devices import partitioning
 from vtokens.models import layer_runs, layers, quantize, rope
-from vtokens.models.attention import Attention
-from vtokens.models.decoder_config import BlockPart, DecoderConfig
+from vtokens.models.block import Block
+from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.layer_runs import Run
@@ -28,75 +28,6 @@ _STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
 _KeysValues = tuple[Float[Array, '*L B K H S'], Float[Array, '*L B K S H']]
 # See `rope.angles`.
 _Angles = tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
-
-
-class Block(nnx.Module):
-  """One decoder layer: attention and MLP on the residual stream.
-
-  Args:
-    config: the architecture.
-    dtype: dtype of the weights.
-    rngs: random streams.
-    part: makes the MLP; None for the MLP of the config.
-  """
-
-  def __init__(
-    self,
-    config: DecoderConfig,
-    dtype: jnp.dtype,
-    rngs: nnx.Rngs,
-    part: BlockPart | None = None,
-  ):
-    def norm() -> layers.RMSNorm | layers.LayerNorm:
-      return layers.residual_norm(config, dtype, rngs)
-
-    self.config = config
-    attention = Attention if config.attention is None else config.attention
-    mlp = part or config.mlp or layers.GatedMLP
-    self.attention = attention(config, dtype, rngs)
-    self.mlp = mlp(config, dtype, rngs)
-    if config.pre_norm:
-      self.attention_norm = norm()
-      if not config.parallel or config.parallel_norms:
-        self.mlp_norm = norm()
-    if config.post_norm:
-      self.attention_post_norm = norm()
-      self.mlp_post_norm = norm()
-
-  def __call__(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> tuple[Float[Array, 'B T D'], KVCache]:
-    pre, post = self.config.pre_norm, self.config.post_norm
-    normed = self.attention_norm(x) if pre else x
-    y, new = self.attention(normed, tokens)
-    y = self._scaled(self.attention_post_norm(y) if post else y)
-    if self.config.parallel:
-      if self.config.parallel_norms:
-        normed = self.mlp_norm(x)
-      return x + y + self._scaled(self._run_mlp(normed, tokens)), new
-    x = x + y
-    y = self._run_mlp(self.mlp_norm(x) if pre else x, tokens)
-    return x + self._scaled(self.mlp_post_norm(y) if post else y), new
-
-  def _run_mlp(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> Float[Array, 'B T D']:
-    mlp: Any = self.mlp
-    inputs = (tokens,) if getattr(mlp, 'takes_inputs', False) else ()
-    y: Array = mlp(x, *inputs)
-    return y
-
-  def _scaled(self, y: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    """An output as it is added to the residual stream."""
-    scale = self.config.residual_scale
-    return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
-
-  def keys_values(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> KVCache:
-    """The keys and values of `__call__` alone."""
-    y = self.attention_norm(x) if self.config.pre_norm else x
-    return self.attention.keys_values(y, tokens)
 
 
 class Decoder(nnx.Module):
@@ -300,9 +231,10 @@ class Decoder(nnx.Module):
           made.append(new)
         return x, made
 
-      own: list[Any] = [(nnx.state(blocks[0]), kinds, all_kv)]
-      if run.repeats < self.config.num_layers:
-        own = []
+      own: list[Any] = []
+      if run.repeats == self.config.num_layers:
+        own = [(nnx.state(blocks[0]), kinds, all_kv)]
+      else:
         for at, block in enumerate(blocks):
           numbers = jnp.arange(run.first + at, run.stop, run.period)
           kind = None if kinds is None else kinds[numbers]

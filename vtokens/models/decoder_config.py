@@ -19,7 +19,6 @@ class BlockPart(Protocol):
   It is a frozen dataclass: its settings distinguish architectures. Calling it
   makes the module of one layer. The module's weights come from `layers.param`,
   and its call has the arguments of `attention.Attention` or `layers.GatedMLP`.
-  An MLP with the attribute `takes_inputs` also gets the `LayerInputs`.
   """
 
   def __call__(

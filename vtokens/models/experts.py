@@ -110,8 +110,6 @@ class ExpertMLP(nnx.Module):
   capacity: no token is dropped. Padding is routed to no expert.
   """
 
-  takes_inputs = True
-
   def __init__(
     self,
     settings: Experts,
@@ -155,7 +153,7 @@ class ExpertMLP(nnx.Module):
     y = self._routed(x, tokens)
     if not self.settings.shared:
       return y
-    shared = self.shared(x)
+    shared = self.shared(x, tokens)
     if self.settings.shared_gate:
       gate = jnp.einsum(
         'btd,do->bto',

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from vtokens.models import quantize
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.layer_inputs import LayerInputs
 
 
 def param(
@@ -215,7 +216,10 @@ class GatedMLP(nnx.Module):
     self.down = param(rngs, (width, dim), ('mlp', 'embed'), dtype, inputs=1)
     self.activation = config.activation
 
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(
+    self, x: Float[Array, 'B T D'], tokens: LayerInputs
+  ) -> Float[Array, 'B T D']:
+    del tokens
     gate = ACTIVATIONS[self.activation](product('btd,df->btf', x, self.gate))
     return product(
       'btf,fd->btd', gate * product('btd,df->btf', x, self.up), self.down

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.layer_inputs import LayerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,10 @@ class _PlainMLP(nnx.Module):
     self.has_bias = bias
     self.activation = config.activation
 
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(
+    self, x: Float[Array, 'B T D'], tokens: LayerInputs
+  ) -> Float[Array, 'B T D']:
+    del tokens
     y = layers.product('btd,df->btf', x, self.up)
     if self.has_bias:
       y = y + self.up_bias[...]

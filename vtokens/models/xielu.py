@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.layer_inputs import LayerInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,10 @@ class _XIELUMLP(nnx.Module):
     self.beta = number(0.5)
     self.eps = number(-1e-6)
 
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
+  def __call__(
+    self, x: Float[Array, 'B T D'], tokens: LayerInputs
+  ) -> Float[Array, 'B T D']:
+    del tokens
     y = layers.product('btd,df->btf', x, self.up)
     return layers.product('btf,fd->btd', self._xielu(y), self.down)
 

@@ -1,15 +1,11 @@
 """Every family over a mesh of eight devices, against PyTorch."""
 
 import json
-import os
-import subprocess
-import sys
 
 import decoder_cases
+import device_programs
 import numpy as np
 import pytest
-import tiny_run
-import xla_flags
 
 from vtokens.models.families import registry
 
@@ -88,22 +84,7 @@ def test_logits_over_a_mesh(model_types, tmp_path):
     logits = decoder_cases.torch_logits(reference, ids)
     np.save(directory / 'ids.npy', ids.astype(np.int32))
     np.save(directory / 'logits.npy', np.stack(logits)[:, _PREFIX:])
-  done = subprocess.run(
-    [
-      *(sys.executable, '-c', _RUN, str(_PREFIX)),
-      *(str(tmp_path / model_type) for model_type in model_types),
-    ],
-    env={
-      **os.environ,
-      'PYTHONPATH': str(tiny_run.ROOT),
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': xla_flags.devices(8),
-    },
-    capture_output=True,
-    text=True,
-    timeout=900,
-  )
-  assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout)
+  directories = [str(tmp_path / model_type) for model_type in model_types]
+  found = json.loads(device_programs.run(_RUN, str(_PREFIX), *directories))
   assert set(found) == set(model_types)
   assert not {name: d for name, d in found.items() if not d < 2e-4}

@@ -5,9 +5,8 @@ import os
 import pathlib
 import pickle
 import shutil
-import subprocess
-import sys
 
+import device_programs
 import jax
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,7 +17,6 @@ import safetensors.numpy
 import tiny_models
 import torch
 import transformers
-import xla_flags
 from jax.sharding import AxisType
 
 from vtokens.host import errors
@@ -507,19 +505,7 @@ print(json.dumps(report))
 
 
 def test_every_device_holds_its_part(tiny_dir):
-  done = subprocess.run(
-    [sys.executable, '-c', _PLACE, str(tiny_dir)],
-    env={
-      **os.environ,
-      'XLA_FLAGS': xla_flags.devices(8),
-      'JAX_PLATFORMS': 'cpu',
-    },
-    capture_output=True,
-    text=True,
-    timeout=300,
-  )
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
+  report = json.loads(device_programs.run(_PLACE, str(tiny_dir)))
   # Vocabulary 320, D 64, H 16, F 96, N 4, K 2, L 3.
   assert {k: v for k, v in report.items() if k.startswith('(1, 4, 2)')} == {
     '(1, 4, 2) embedding': [160, 16],

@@ -20,6 +20,8 @@ from vtokens.models.decoder_config import LayerKind, Rope
 
 FULL, SLIDING = LAYER_TYPES = ('full_attention', 'sliding_attention')
 
+# Names of GELU by tanh.
+_GELU_TANH = ('gelu_new', 'gelu_fast', 'gelu_pytorch_tanh')
 # Fields of config classes that concern training, generation or speed. Fields of
 # the common parent class have no effect either.
 _WITHOUT_EFFECT = {
@@ -308,6 +310,11 @@ class Fields:
       )
     self.per_layer('layer_types', (FULL,))
 
+  def gelu(self, field: str) -> str:
+    """The activation of a family with GELU, exact or by tanh."""
+    self.only(field, 'gelu', *_GELU_TANH)
+    return 'gelu' if self.get(field) == 'gelu' else 'gelu_tanh'
+
   def head_dim(self) -> int:
     """Width of a head; by default the hidden size over the number of heads."""
     heads = self.number('num_attention_heads')
@@ -332,6 +339,11 @@ class Fields:
     if not isinstance(partial, float) or not 0 < partial < 1:
       raise self.fail('partial_rotary_factor', 'a number from 0 to 1', partial)
     return int(self.head_dim() * partial)
+
+
+def write_gelu(activation: str) -> str:
+  """The name of GELU in config.json; see `Fields.gelu`."""
+  return 'gelu' if activation == 'gelu' else _GELU_TANH[0]
 
 
 def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:

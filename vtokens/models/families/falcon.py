@@ -5,14 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
-from vtokens.models.families.config_json import Fields
+from vtokens.models.families.config_json import Fields, write_gelu
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
-
-_TANH = ('gelu_new', 'gelu_fast', 'gelu_pytorch_tanh')
 
 
 class Falcon(Family):
@@ -54,7 +52,6 @@ class Falcon(Family):
     }
 
   def read(self, f: Fields) -> dict[str, Any]:
-    f.only('activation', 'gelu', *_TANH)
     f.only('alibi', False, None)
     f.normalised('hidden_dropout')  # Of training.
     f.no_window()
@@ -68,7 +65,6 @@ class Falcon(Family):
     else:
       f.only('num_ln_in_parallel_attn', None, 1)
       two = False
-    exact = f.get('activation') == 'gelu'
     return {
       'qkv_bias': bias,
       'out_bias': bias,
@@ -76,7 +72,7 @@ class Falcon(Family):
       'norm_bias': True,
       'parallel': parallel,
       'parallel_norms': two,
-      'activation': 'gelu' if exact else 'gelu_tanh',
+      'activation': f.gelu('activation'),
       'mlp': PlainMLP(bias=bias),
       'layer_pattern': (LayerKind(rope_json.read(f)),),
     }
@@ -99,7 +95,7 @@ class Falcon(Family):
       bias=config.qkv_bias,
       alibi=False,
       ffn_hidden_size=config.mlp_dim,
-      activation='gelu' if config.activation == 'gelu' else _TANH[0],
+      activation=write_gelu(config.activation),
     )
     for field in (
       *('num_key_value_heads', 'head_dim', 'intermediate_size'),
@@ -124,5 +120,5 @@ class Falcon(Family):
       num_ln_in_parallel_attn=2 if two else 1,
       ffn_hidden_size=values.pop('intermediate_size'),
       bias=metadata.has_tensor('blk.0.attn_qkv.bias'),
-      activation=_TANH[0],  # llama.cpp's, whatever the model's.
+      activation='gelu_new',  # llama.cpp's, whatever the model's.
     )

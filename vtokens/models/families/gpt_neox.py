@@ -4,14 +4,12 @@ from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
-from vtokens.models.families.config_json import Fields
+from vtokens.models.families.config_json import Fields, write_gelu
 from vtokens.models.families.family import About, Family
 from vtokens.models.plain_mlp import PlainMLP
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
-
-_TANH = ('gelu_fast', 'gelu_new', 'gelu_pytorch_tanh')
 
 
 class GPTNeoX(Family):
@@ -44,11 +42,9 @@ class GPTNeoX(Family):
     }
 
   def read(self, f: Fields) -> dict[str, Any]:
-    f.only('hidden_act', 'gelu', *_TANH)
     f.normalised('is_decoder')  # Without effect here.
     f.normalised('hidden_dropout', 'classifier_dropout')  # Of training.
     f.no_window()
-    exact = f.get('hidden_act') == 'gelu'
     parallel = f.boolean('use_parallel_residual', True)
     # transformers reads it there alone.
     partial = f.number(
@@ -63,14 +59,14 @@ class GPTNeoX(Family):
       'norm_bias': True,
       'parallel': parallel,
       'parallel_norms': parallel,
-      'activation': 'gelu' if exact else 'gelu_tanh',
+      'activation': f.gelu('hidden_act'),
       'mlp': PlainMLP(bias=True),
       'rotary_dim': None if rotated == f.head_dim() else rotated,
       'layer_pattern': (LayerKind(rope),),
     }
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
-    values['hidden_act'] = 'gelu' if config.activation == 'gelu' else _TANH[0]
+    values['hidden_act'] = write_gelu(config.activation)
     values['use_parallel_residual'] = config.parallel
     rope = config.layer_pattern[0].rope
     assert rope is not None

@@ -341,9 +341,14 @@ class Fields:
     return int(self.head_dim() * partial)
 
 
-def write_gelu(activation: str) -> str:
-  """The name of GELU in config.json; see `Fields.gelu`."""
-  return 'gelu' if activation == 'gelu' else _GELU_TANH[0]
+def write_gelu(activation: str, tanh: str) -> str:
+  """The name of GELU in config.json; see `Fields.gelu`.
+
+  Args:
+    activation: see `layers.ACTIVATIONS`.
+    tanh: the family's name of GELU by tanh.
+  """
+  return 'gelu' if activation == 'gelu' else tanh
 
 
 def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:

@@ -95,7 +95,7 @@ class Falcon(Family):
       bias=config.qkv_bias,
       alibi=False,
       ffn_hidden_size=config.mlp_dim,
-      activation=write_gelu(config.activation),
+      activation=write_gelu(config.activation, 'gelu_new'),
     )
     for field in (
       *('num_key_value_heads', 'head_dim', 'intermediate_size'),

@@ -66,7 +66,7 @@ class GPTNeoX(Family):
     }
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
-    values['hidden_act'] = write_gelu(config.activation)
+    values['hidden_act'] = write_gelu(config.activation, 'gelu_fast')
     values['use_parallel_residual'] = config.parallel
     rope = config.layer_pattern[0].rope
     assert rope is not None

@@ -130,7 +130,7 @@ def test_a_quantised_head_gets_no_rows(tmp_path):
 def test_trained_and_asked_and_the_table_exported(tmp_path):
   place = tiny_run.make_place(tmp_path)
   shutil.rmtree(tmp_path / 'base1')
-  _save(tmp_path / 'base1')
+  _save(tmp_path / 'base1', quiet=QUIET)
   cfg = place.load(
     tmp_path / 'run',
     optim={'warmup_steps': 0},
@@ -142,6 +142,8 @@ def test_trained_and_asked_and_the_table_exported(tmp_path):
   assert summary['base_fingerprint'] == opened.fingerprint
   replies = ask.ask(str(tmp_path / 'run'), 'Is it 3?', ['Fact 3 is b.'])
   assert len(replies) > 1
-  out = tmp_path / 'out'
-  export.export(trained_runs.quick(tmp_path / 'run'), 'vtokens', str(out))
-  assert json.loads((out / 'gate.json').read_text())['passed']
+  for form in ('vtokens', 'peft', 'spring-pt'):
+    out = tmp_path / form
+    export.export(trained_runs.quick(tmp_path / 'run'), form, str(out))
+    assert json.loads((out / 'gate.json').read_text())['passed']
+    assert not (out / 'model.safetensors').exists()

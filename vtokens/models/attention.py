@@ -199,8 +199,7 @@ class Attention(nnx.Module):
       'window': tokens.window,
     }
     rows, length, _ = x.shape
-    # The kernels have no sinks.
-    kernels = config.kernels and not config.sinks
+    kernels = config.uses_kernels
     over = tokens.mesh if kernels else None
     trained = tokens.trained_caches
     if (

@@ -45,8 +45,7 @@ def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
   Raises:
     errors.UserError: the results differ.
   """
-  used = config.kernels and not config.sinks
-  if used and flash.is_for(mesh, mesh.size, _TOKENS, dtype):
+  if config.uses_kernels and flash.is_for(mesh, mesh.size, _TOKENS, dtype):
     compare(
       config.num_heads // config.num_kv_heads,
       config.head_dim,

@@ -101,9 +101,11 @@ def test_gpus_that_are_too_small():
     (32, 32, 80, {}),
     (32, 8, 128, {}),
     (8, 4, 256, {'softcap': 50.0, 'window': 4096}),
+    (64, 8, 64, {'sinks': True, 'window': 128}),
   ],
 )
 def test_compiled_for_cards(kind, heads, kv_heads, head_dim, settings):
+  settings = dict(settings)
   target = aot.find_target(f'{kind}:1')
   mesh = partitioning.make_mesh((1, 1, 1), target.devices)
 
@@ -121,19 +123,27 @@ def test_compiled_for_cards(kind, heads, kv_heads, head_dim, settings):
       slots,
     )
 
-  def gradients(q, new, cache):
+  sinks = shape(heads) if settings.pop('sinks', False) else None
+
+  def gradients(q, new, cache, sinks):
     def total(q, k, v):
       out = flash.attend(
-        q, new.replace(k=k, v=v), [cache], mesh, scale=0.1, **settings
+        q,
+        new.replace(k=k, v=v),
+        [cache],
+        mesh,
+        scale=0.1,
+        sinks=sinks,
+        **settings,
       )
       return out.astype(jnp.float32).sum()
 
     return jax.grad(total, argnums=(0, 1, 2))(q, new.k, new.v)
 
-  assert flash.is_for(mesh, 2, 100, jnp.bfloat16)
+  assert flash.is_for(mesh, 2, 100, head_dim, jnp.bfloat16)
   q = shape(2, 100, heads, head_dim)
   _, found = aot.compile_program(
-    jax.jit(gradients).lower(q, keys(100), keys(600)), target
+    jax.jit(gradients).lower(q, keys(100), keys(600), sinks), target
   )
   # Forward, for queries, for new keys and values.
   assert found['pallas_kernels'] == 3

@@ -197,10 +197,10 @@ class Attention(nnx.Module):
       'scale': scale,
       'softcap': config.attention_softcap,
       'window': tokens.window,
+      'sinks': self.sinks[...] if config.sinks else None,
     }
     rows, length, _ = x.shape
-    kernels = config.uses_kernels
-    over = tokens.mesh if kernels else None
+    over = tokens.mesh if config.kernels else None
     trained = tokens.trained_caches
     if (
       over
@@ -208,13 +208,12 @@ class Attention(nnx.Module):
       and splash.is_for(over, rows, length, caches, tokens.window)
     ):
       out = splash.attend(q, new, over, **settings)
-    elif over and flash.is_for(over, rows, length, x.dtype):
+    elif over and flash.is_for(over, rows, length, q.shape[-1], x.dtype):
       settings |= {'parents': tokens.parents, 'trained': trained}
       out = flash.attend(q, new, caches, over, **settings)
     else:
       settings |= {'parents': tokens.parents, 'trained': trained}
-      sinks = self.sinks[...] if config.sinks else None
-      out = attend(q, new, caches, **settings, sinks=sinks, mesh=tokens.mesh)
+      out = attend(q, new, caches, **settings, mesh=tokens.mesh)
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new
 

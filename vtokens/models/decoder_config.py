@@ -225,11 +225,6 @@ class DecoderConfig:
       )
 
   @property
-  def uses_kernels(self) -> bool:
-    """Whether attention may use kernels, which have no sinks."""
-    return self.kernels and not self.sinks
-
-  @property
   def layer_kinds(self) -> tuple[LayerKind, ...]:
     """The kind of each layer."""
     pattern = self.layer_pattern

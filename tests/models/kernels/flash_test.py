@@ -152,6 +152,18 @@ def test_passages(length, segments, settings):
 
 
 @exact
+def test_sinks():
+  _, cache = _inputs(130, [(0, 60), (60, 120)])
+  q, new = _inputs(90, [(0, 50), (50, 81)])
+  # From without effect to larger than any score.
+  sinks = jnp.asarray([-30.0, 0.0, 3.0, 60.0])
+  settings = {'sinks': sinks, 'window': 40, 'softcap': 20.0}
+  found, expected = both(q, _after(new, cache), [cache], **settings)
+  check(found, expected)
+  assert np.abs(expected[0][:, :, 3]).max() < 1e-6
+
+
+@exact
 @pytest.mark.parametrize('kv_heads, head_dim', [(4, 80), (1, 256)])
 def test_heads(kv_heads, head_dim):
   sizes = {'kv_heads': kv_heads, 'head_dim': head_dim}
@@ -353,7 +365,8 @@ from vtokens.devices import partitioning
 mesh = partitioning.make_mesh((2, 1, 2))
 segments, of_slots = [(0, 30), (30, 66)], [(0, 64), (64, 120)]
 q, new, cache = flash_test.suffix(70, 130, segments, of_slots)
-found, expected = flash_test.both(q, new, [cache], mesh=mesh)
+sinks = np.float32([-1, 0, 1, 2])
+found, expected = flash_test.both(q, new, [cache], mesh=mesh, sinks=sinks)
 flash_test.check(found, expected)
 assert all(len(x.sharding.device_set) == 4 for x in found)
 print('equal')
@@ -465,23 +478,24 @@ class _Mesh:
 
 
 @pytest.mark.parametrize(
-  'kind, dtype, length, expected',
+  'kind, dtype, length, width, expected',
   [
-    ('NVIDIA H100 80GB HBM3', jnp.bfloat16, 32, True),
-    ('NVIDIA H200', jnp.bfloat16, 5120, True),
-    ('NVIDIA H200', jnp.float16, 5120, False),
-    ('NVIDIA H100 80GB HBM3', jnp.bfloat16, 31, False),
-    ('NVIDIA H100 80GB HBM3', jnp.float32, 128, False),
-    ('Tesla T4', jnp.bfloat16, 128, False),
+    ('NVIDIA H100 80GB HBM3', jnp.bfloat16, 32, 128, True),
+    ('NVIDIA H200', jnp.bfloat16, 5120, 256, True),
+    ('NVIDIA H200', jnp.bfloat16, 5120, 512, False),
+    ('NVIDIA H200', jnp.float16, 5120, 128, False),
+    ('NVIDIA H100 80GB HBM3', jnp.bfloat16, 31, 128, False),
+    ('NVIDIA H100 80GB HBM3', jnp.float32, 128, 128, False),
+    ('Tesla T4', jnp.bfloat16, 128, 128, False),
   ],
 )
-def test_when_it_is_used(kind, dtype, length, expected):
-  assert flash.is_for(_Mesh(kind), 2, length, dtype) == expected
+def test_when_it_is_used(kind, dtype, length, width, expected):
+  assert flash.is_for(_Mesh(kind), 2, length, width, dtype) == expected
   # Which two devices cannot share.
-  assert not flash.is_for(_Mesh(kind), 1, length, dtype)
+  assert not flash.is_for(_Mesh(kind), 1, length, width, dtype)
 
 
 @exact
 def test_not_on_cpus():
   mesh = partitioning.make_mesh((1, 1, 1))
-  assert not flash.is_for(mesh, 2, 128, jnp.bfloat16)
+  assert not flash.is_for(mesh, 2, 128, 64, jnp.bfloat16)

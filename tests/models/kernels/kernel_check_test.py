@@ -41,7 +41,11 @@ def _check(config):
   'changes',
   [
     {},
-    {'attention_softcap': 5.0, 'layer_pattern': (LayerKind(window=9),)},
+    {
+      'attention_softcap': 5.0,
+      'layer_pattern': (LayerKind(window=9),),
+      'sinks': True,
+    },
   ],
 )
 def test_right(changes):

@@ -12,8 +12,8 @@ from vtokens.models.kv_cache import KVCache
 _B, _N, _K, _H = 2, 4, 2, 64
 
 
-def _expected(q, k, v, positions, segments, scale, softcap, window):
-  """`B T N H` f64; rows of padding are zero."""
+def _expected(q, k, v, positions, segments, scale, softcap, window, sinks):
+  """Array of shape [B, T, N, H], float64; rows of padding are zero."""
   out = np.zeros(q.shape)
   for b, t, n in np.ndindex(q.shape[:3]):
     if positions[b, t] < 0:
@@ -26,22 +26,24 @@ def _expected(q, k, v, positions, segments, scale, softcap, window):
     scores = scale * (k[b, kv, :, seen] @ q[b, t, n].astype(np.float64))
     if softcap is not None:
       scores = softcap * np.tanh(scores / softcap)
+    sink = -np.inf if sinks is None else sinks[n]
     weights = np.exp(scores - scores.max())
-    out[b, t, n] = weights @ v[b, kv, seen] / weights.sum()
+    total = weights.sum() + np.exp(sink - scores.max())
+    out[b, t, n] = weights @ v[b, kv, seen] / total
   return out
 
 
 @pytest.mark.parametrize(
-  'length, packed, softcap, window',
+  'length, packed, softcap, window, sinks',
   [
-    (200, False, None, None),
-    (200, True, None, None),
-    (256, True, 2.0, None),
-    (300, True, None, 30),
-    (130, False, 2.0, 7),
+    (200, False, None, None, None),
+    (200, True, None, None, None),
+    (256, True, 2.0, None, None),
+    (300, True, None, 30, (-30.0, 0.0, 3.0, 12.0)),
+    (130, False, 2.0, 7, None),
   ],
 )
-def test_against_numpy(length, packed, softcap, window):
+def test_against_numpy(length, packed, softcap, window, sinks):
   rng = np.random.default_rng(0)
 
   def normal(*shape):
@@ -66,10 +68,13 @@ def test_against_numpy(length, packed, softcap, window):
       scale=0.3,
       softcap=softcap,
       window=window,
+      sinks=None if sinks is None else jnp.asarray(sinks),
       interpret=True,
     )
   )(jnp.asarray(q), new)
-  expected = _expected(q, k, v, positions, segments, 0.3, softcap, window)
+  expected = _expected(
+    q, k, v, positions, segments, 0.3, softcap, window, sinks
+  )
   there = positions >= 0
   # Scores of up to 60 have a rounding error of 4e-6.
   np.testing.assert_allclose(

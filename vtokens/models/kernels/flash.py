@@ -24,23 +24,31 @@ _BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
 _QUERIES = PartitionSpec(*_BATCH, None, LOGICAL_AXIS_RULES['heads'], None)
 _KEYS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
 _SUMS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None)
+_SINKS = PartitionSpec(LOGICAL_AXIS_RULES['heads'])
 _LOG2_E = math.log2(math.e)
 # With fewer new tokens `attention.attend` uses its matrix products.
 _FEWEST = 32
+# A block of keys and one of values of wider heads, and the queries and their
+# gradient, do not fit a multiprocessor's shared memory.
+_WIDEST = 256
 # GPUs that the kernels were compiled for.
 _CARDS = ('NVIDIA A100', 'NVIDIA H100', 'NVIDIA H200')
 
 
-def is_for(mesh: Mesh, rows: int, length: int, dtype: jnp.dtype) -> bool:
+def is_for(
+  mesh: Mesh, rows: int, length: int, head_dim: int, dtype: jnp.dtype
+) -> bool:
   """Whether the kernels can and should be used.
 
-  They need a GPU that multiplies bfloat16 matrices, arrays in bfloat16, rows
-  that divide evenly over the devices, and enough new tokens.
+  They need a GPU that multiplies bfloat16 matrices, arrays in bfloat16, heads
+  that are not too wide, rows that divide evenly over the devices, and enough
+  new tokens.
 
   Args:
     mesh: the devices.
     rows: number of rows.
     length: new tokens per row.
+    head_dim: width of a head.
     dtype: dtype of queries and keys.
   """
   return (
@@ -48,6 +56,7 @@ def is_for(mesh: Mesh, rows: int, length: int, dtype: jnp.dtype) -> bool:
     and mesh.devices.flat[0].device_kind.startswith(_CARDS)
     and is_divisible(mesh, 'batch', rows)
     and length >= _FEWEST
+    and head_dim <= _WIDEST
     and dtype == jnp.bfloat16
   )
 
@@ -63,16 +72,18 @@ def attend(
   window: Int[Array, ''] | int | None = None,
   parents: Int[Array, 'B T'] | None = None,
   trained: Sequence[KVCache] = (),
+  sinks: Float[Array, 'N'] | None = None,
   interpret: bool = False,
 ) -> Float[Array, 'B T N H']:
-  """`attention.attend` without gradients of the caches but the trained ones.
+  """`attention.attend`, with fewer gradients.
 
   FlashAttention-2 (arXiv 2307.08691, algorithms 1 and 2): each block of
   queries loops over the blocks of keys in its segments, first in the caches,
   then in the new tokens. No score is written to memory. Gradients flow to q
   and to the new keys and values. The caches hold a frozen prefix: `Decoder`
-  stops their gradients. Trained caches have few slots: they are attended with
-  matrix products, and the two softmaxes are joined.
+  stops their gradients. Sinks are weights of the frozen base and have no
+  gradient either. Trained caches have few slots and get a gradient: they are
+  attended with matrix products, and the two softmaxes are joined.
 
   Args:
     q: rotated queries.
@@ -85,6 +96,7 @@ def attend(
     window: positions that a query sees, its own included; None for all.
     parents: see `attention.attend`.
     trained: see `attention.attend`.
+    sinks: see `attention.attend`.
     interpret: run the kernels on another device, slowly.
 
   Returns:
@@ -99,7 +111,7 @@ def attend(
   )
   settings = Settings(scale, softcap, interpret)
   out: Array
-  out, sums = _attend(settings, mesh, q, new.k, new.v, context)
+  out, sums = _attend(settings, mesh, q, new.k, new.v, sinks, context)
   for cache in trained:
     scores = attention_scores.masked_scores(
       _by_key_head(q, new),
@@ -212,9 +224,10 @@ def _attend(
   q: Float[Array, 'B T N H'],
   k: Float[Array, 'B K H T'],
   v: Float[Array, 'B K T H'],
+  sinks: Float[Array, 'N'] | None,
   context: _Context,
 ) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
-  return _forward(settings, mesh, q, k, v, context)
+  return _forward(settings, mesh, q, k, v, sinks, context)
 
 
 def _keep(
@@ -223,9 +236,10 @@ def _keep(
   q: Float[Array, 'B T N H'],
   k: Float[Array, 'B K H T'],
   v: Float[Array, 'B K T H'],
+  sinks: Float[Array, 'N'] | None,
   context: _Context,
 ) -> tuple[tuple[Array, Array], _Kept]:
-  out, sums = _forward(settings, mesh, q, k, v, context)
+  out, sums = _forward(settings, mesh, q, k, v, sinks, context)
   return (out, sums), (q, k, v, context, out, sums)
 
 
@@ -234,7 +248,7 @@ def _pull_back(
   mesh: Mesh,
   kept: _Kept,
   gradients: tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']],
-) -> tuple[Array, Array, Array, None]:
+) -> tuple[Array, Array, Array, None, None]:
   q, k, v, context, out, sums = kept
 
   def shard(
@@ -256,7 +270,7 @@ def _pull_back(
     out_specs=(_QUERIES, _KEYS, _KEYS),
     check_vma=False,
   )(q, k, v, context, out, sums, *gradients)
-  return of_q, of_k, of_v, None
+  return of_q, of_k, of_v, None, None
 
 
 _attend.defvjp(_keep, _pull_back)
@@ -268,21 +282,22 @@ def _forward(
   q: Float[Array, 'B T N H'],
   k: Float[Array, 'B K H T'],
   v: Float[Array, 'B K T H'],
+  sinks: Float[Array, 'N'] | None,
   context: _Context,
 ) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
   """See `flash_kernels.forward`."""
 
   def shard(
-    q: Array, k: Array, v: Array, context: _Context
+    q: Array, k: Array, v: Array, sinks: Array | None, context: _Context
   ) -> tuple[Array, Array]:
     new = KVCache(k, v, context.positions, context.segments)
-    return flash_kernels.forward(settings, q, *context.parts(new))
+    return flash_kernels.forward(settings, q, *context.parts(new), sinks)
 
   out, sums = jax.shard_map(
     shard,
     mesh=mesh,
-    in_specs=(_QUERIES, _KEYS, _KEYS, context.specs()),
+    in_specs=(_QUERIES, _KEYS, _KEYS, _SINKS, context.specs()),
     out_specs=(_QUERIES, _SUMS),
     check_vma=False,
-  )(q, k, v, context)
+  )(q, k, v, sinks, context)
   return out, sums

@@ -44,6 +44,7 @@ def forward(
   q: Float[Array, 'B T N H'],
   parts: tuple[Keys, ...],
   masks: Masks,
+  sinks: Float[Array, 'N'] | None,
 ) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
   """Attends (algorithm 1).
 
@@ -52,16 +53,22 @@ def forward(
     q: the queries.
     parts: keys and values of the caches and, last, of the new tokens.
     masks: which keys each query sees.
+    sinks: see `flash.attend`.
 
   Returns:
     Attended values, and the base-2 logarithms of the softmax denominators.
+    The denominators include the sinks, so `backward` needs no sinks.
   """
   b, t, n, _ = q.shape
+  narrow = {}
+  if sinks is not None:
+    scores = sinks.astype(jnp.float32)[None, :, None] * _LOG2_E
+    narrow['sinks'] = jnp.broadcast_to(scores, (b, n, t))
   found: tuple[Array, Array] = _call(
     _forward_kernel,
     settings,
     {'q': q},
-    {},
+    narrow,
     parts,
     masks,
     (
@@ -387,9 +394,14 @@ def _forward_kernel(
   sums_ref: Any,
 ) -> None:
   """Attends a block of queries of one head (algorithm 1)."""
-  del narrow
   there, inside = program.tokens(pl.program_id(0)), program.width()
   q = program.load(wide['q'], there, inside)
+  total = jnp.zeros(BLOCK, jnp.float32)
+  largest = jnp.full(BLOCK, _LOWEST, jnp.float32)
+  if 'sinks' in narrow:
+    # A sink is the first score, and its value is zero.
+    total = jnp.ones(BLOCK, jnp.float32)
+    largest = program.load(narrow['sinks'], there)
 
   def add(
     carry: tuple[Array, Array, Array],
@@ -421,11 +433,7 @@ def _forward_kernel(
     parts,
     masks,
     add,
-    (
-      jnp.zeros(BLOCK, jnp.float32),
-      jnp.full(BLOCK, _LOWEST, jnp.float32),
-      jnp.zeros(q.shape, jnp.float32),
-    ),
+    (total, largest, jnp.zeros(q.shape, jnp.float32)),
   )
   # Blocks of nothing but padding have a sum of 0.
   total = jnp.where(total > 0, total, 1.0)

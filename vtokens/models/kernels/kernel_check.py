@@ -45,12 +45,15 @@ def check(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh) -> None:
   Raises:
     errors.UserError: the results differ.
   """
-  if config.uses_kernels and flash.is_for(mesh, mesh.size, _TOKENS, dtype):
+  if config.kernels and flash.is_for(
+    mesh, mesh.size, _TOKENS, config.head_dim, dtype
+  ):
     compare(
       config.num_heads // config.num_kv_heads,
       config.head_dim,
       config.attention_softcap,
       any(kind.window for kind in config.layer_kinds),
+      config.sinks,
       dtype,
       mesh.local_devices[0],
       interpret=False,
@@ -63,6 +66,7 @@ def compare(
   head_dim: int,
   softcap: float | None,
   windowed: bool,
+  sinks: bool,
   dtype: jnp.dtype,
   device: jax.Device,
   *,
@@ -75,6 +79,7 @@ def compare(
     head_dim: width of a head.
     softcap: bound of the attention scores; None for none.
     windowed: whether a query sees only the last `WINDOW` tokens.
+    sinks: whether each head has a sink; see `DecoderConfig.sinks`.
     dtype: dtype of the activations.
     device: the device that runs both.
     interpret: whether to run the kernels without a GPU.
@@ -86,6 +91,8 @@ def compare(
   real = (new.positions >= 0)[..., None, None]
   gradient = jnp.where(real, jnp.roll(q, 1, axis=-1), 0)
   mesh = partitioning.make_mesh((1, 1, 1), [device])
+  # As large as the largest of a query's scores.
+  sink = jnp.linspace(0, 4, q.shape[2], dtype=dtype) if sinks else None
 
   def values(
     attend: Callable[..., Array], q: Array, new: KVCache, cache: KVCache
@@ -99,6 +106,7 @@ def compare(
         scale=head_dim**-0.5,
         softcap=softcap,
         window=WINDOW if windowed else None,
+        sinks=sink,
       )
       return jnp.where(real, out, 0)
 

@@ -19,6 +19,7 @@ from vtokens.models.kv_cache import KVCache
 
 _BATCH = PartitionSpec(LOGICAL_AXIS_RULES['batch'])
 _HEADS = PartitionSpec(*_BATCH, LOGICAL_AXIS_RULES['heads'], None, None)
+_SINKS = PartitionSpec(LOGICAL_AXIS_RULES['heads'])
 # The kernel's blocks are multiples of a vector register's lanes.
 LANES = 128
 _LARGEST_BLOCK = 512
@@ -61,6 +62,7 @@ def attend(
   scale: float,
   softcap: float | None = None,
   window: int | None = None,
+  sinks: Float[Array, 'N'] | None = None,
   interpret: bool = False,
 ) -> Float[Array, 'B T N H']:
   """`attention.attend` without caches, forward only.
@@ -75,6 +77,7 @@ def attend(
     scale: multiplies the scores.
     softcap: bound of the scores; see `layers.softcap`.
     window: how many tokens a query sees, itself included; None for all.
+    sinks: see `attention.attend`.
     interpret: run the kernel on another device, slowly.
 
   Returns:
@@ -94,7 +97,7 @@ def attend(
       _one_shard, softcap=softcap, window=window, interpret=interpret
     ),
     mesh=mesh,
-    in_specs=(_HEADS, _HEADS, _HEADS, _BATCH),
+    in_specs=(_HEADS, _HEADS, _HEADS, _BATCH, _SINKS),
     out_specs=_HEADS,
     check_vma=False,
   )
@@ -103,6 +106,7 @@ def attend(
     pad(new.k.swapaxes(2, 3), 2),
     pad(new.v, 2),
     pad(segments, 1, -1),
+    sinks,
   )
   return out[:, :, :length].swapaxes(1, 2)
 
@@ -112,6 +116,7 @@ def _one_shard(
   k: Float[Array, 'B K T H'],
   v: Float[Array, 'B K T H'],
   segments: Int[Array, 'B T'],
+  sinks: Float[Array, 'N'] | None,
   *,
   softcap: float | None,
   window: int | None,
@@ -142,5 +147,5 @@ def _one_shard(
   # that the caller's process may have raised.
   exact = q.dtype == jnp.float32
   with jax.default_matmul_precision('highest' if exact else 'default'):
-    out: Array = jax.vmap(kernel)(q, k, v, ids)
+    out: Array = jax.vmap(kernel, (0, 0, 0, 0, None))(q, k, v, ids, sinks)
   return out

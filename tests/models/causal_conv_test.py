@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtokens.models import causal_conv
+from vtokens.models import causal_conv, packed_segments
 
 _KERNEL, _CHANNELS = 4, 3
 
@@ -33,7 +33,7 @@ def _torch(inputs):
 
 @jax.jit
 def _run(x, positions, segments, parents, initial):
-  order = causal_conv.segment_order(positions, segments, parents, 3)
+  order = packed_segments.segment_order(positions, segments, parents, 3)
   return causal_conv.convolve(x, _WEIGHT, order, bias=_BIAS, initial=initial)
 
 
@@ -106,7 +106,7 @@ def test_gradients():
   direction = _numbers(4, *x.shape)
 
   def loss(x, weight):
-    order = causal_conv.segment_order(_POSITIONS, _SEGMENTS, None, 3)
+    order = packed_segments.segment_order(_POSITIONS, _SEGMENTS, None, 3)
     y, last = causal_conv.convolve(x, weight, order, initial=before)
     return (y * direction).sum() + jnp.square(last).sum()
 

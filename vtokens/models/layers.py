@@ -26,6 +26,7 @@ def param(
   active: float = 1.0,
   constant: bool = False,
   exact: bool = False,
+  taps: bool = False,
 ) -> nnx.Param[Array]:
   """A weight and its metadata.
 
@@ -44,6 +45,8 @@ def param(
     active: share of the matrix that one token uses, e.g. its experts' share.
     constant: whether it is a constant in the files, no parameter.
     exact: whether the matrix is not quantised.
+    taps: whether it has the kernel of each channel of a convolution, in the
+      shape [channels, taps]; files have [channels, 1, taps].
   """
   init = init or jax.nn.initializers.normal(0.02)
   return nnx.Param(
@@ -53,6 +56,7 @@ def param(
     outer=outer,
     active=active,
     **({'constant': True} if constant else {}),
+    **({'taps': True} if taps else {}),
     exact=exact,
   )
 

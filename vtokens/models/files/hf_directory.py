@@ -177,7 +177,9 @@ class SafetensorsSource:
       return self._packed[name].read(rows, columns)
     one = self._plain[name]
     index: tuple[int | slice, ...] = (rows, columns)[: len(one.shape)]
-    if len(one.shape) == 3:
+    if one.shape[1:2] == (1,) and len(one.shape) == 3:
+      index = rows, 0, columns
+    elif len(one.shape) == 3:
       # Rows of one matrix, counted over all matrices.
       start, stop, _ = rows.indices(one.shape[0] * one.shape[1])
       matrix, first = divmod(start, one.shape[1])

@@ -104,6 +104,8 @@ def _stored(variable: Any, numbers: range | None) -> tuple[int, ...]:
   """Shape of a parameter, or of one expert's, as outputs and inputs."""
   shape = _shape(variable, numbers)[quantize.matrix_outer(variable) :]
   inputs = quantize.matrix_inputs(variable)
+  if variable.get_metadata().get('taps'):
+    return shape[0], 1, shape[1]
   if inputs is None:
     return (math.prod(shape),) if shape else ()
   if inputs == 0:

@@ -39,7 +39,7 @@ class TensorSource(Protocol):
     Args:
       name: name of the tensor.
       rows: along the first axis. Of a tensor of rank 3 the first two axes count
-        as one, and the rows are of one matrix.
+        as one, and the rows are of one matrix, unless each matrix is a row.
       columns: along the last axis; needs rank 2 or 3.
     """
 
@@ -118,7 +118,7 @@ class Weight:
     sizes = self.shape[:split], self.shape[split:]
     if self.inputs:
       columns, rows = _span(first, sizes[0]), _span(second, sizes[1])
-    elif len(self.stored) == 2:
+    elif len(self.stored) > 1:
       rows, columns = _span(first, sizes[0]), _span(second, sizes[1])
     else:
       rows, columns = _span(index, self.shape), slice(0, 1)

@@ -1,7 +1,6 @@
-"""Bases whose files are quantised: loaded, trained on, asked, exported."""
+"""A base whose files are quantised by compressed-tensors."""
 
 import json
-import shutil
 
 import compressed_cases
 import jax
@@ -9,14 +8,13 @@ import numpy as np
 import pytest
 import quantised_models
 import safetensors.torch
-import tiny_run
 import torch
 import trained_runs
 import transformers
 
-from vtokens import ask, config, export, train
+from vtokens import config, export
 from vtokens.devices import partitioning
-from vtokens.host import errors, stopping
+from vtokens.host import errors
 from vtokens.models import frozen_base, supported
 from vtokens.models.files import hf_directory, weights
 from vtokens.planning import known_models
@@ -124,26 +122,3 @@ def test_a_quantised_head_gets_no_rows(tmp_path):
       trained_runs.quick(tmp_path / 'run'), 'hf', str(tmp_path / 'out')
     )
   assert not (tmp_path / 'out').exists()
-
-
-@pytest.mark.slow
-def test_trained_and_asked_and_the_table_exported(tmp_path):
-  place = tiny_run.make_place(tmp_path)
-  shutil.rmtree(tmp_path / 'base1')
-  _save(tmp_path / 'base1', quiet=QUIET)
-  cfg = place.load(
-    tmp_path / 'run',
-    optim={'warmup_steps': 0},
-    train={'num_steps': 1, 'validate_every': 1, 'checkpoint_every': 1},
-    eval={'conditions': ()},
-  )
-  summary = train.train(cfg, stopping.StopRequest())
-  opened = frozen_base.open_base(cfg.base)
-  assert summary['base_fingerprint'] == opened.fingerprint
-  replies = ask.ask(str(tmp_path / 'run'), 'Is it 3?', ['Fact 3 is b.'])
-  assert len(replies) > 1
-  for form in ('vtokens', 'peft', 'spring-pt'):
-    out = tmp_path / form
-    export.export(trained_runs.quick(tmp_path / 'run'), form, str(out))
-    assert json.loads((out / 'gate.json').read_text())['passed']
-    assert not (out / 'model.safetensors').exists()

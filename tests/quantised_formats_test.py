@@ -1,21 +1,26 @@
-"""Bases in each quantised format, loaded and exported."""
+"""Bases in each quantised format: loaded, trained on, asked, exported."""
 
+import itertools
 import json
+import shutil
 
 import deployed_models
+import device_programs
 import jax
 import numpy as np
 import pytest
 import quantised_models
 import safetensors.torch
 import tiny_models
+import tiny_run
 import torch
 import trained_runs
 import wrapped_models
 
-from vtokens import config, export
+from vtokens import ask, config, export, train
 from vtokens.devices import partitioning
 from vtokens.exports import torch_consumer
+from vtokens.host import stopping
 from vtokens.models import frozen_base, supported
 from vtokens.models.files import weights
 from vtokens.planning import known_models
@@ -51,7 +56,7 @@ def test_logits_are_those_of_transformers(tmp_path, name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('name', ['experts', 'gptq', 'mxfp4', 'nf4'])
+@pytest.mark.parametrize('name', OTHERS)
 def test_exported_with_the_base(tmp_path, name):
   """Embedding and head get rows; all other tensors are as they were."""
   base, out = tmp_path / 'base', tmp_path / 'hf'
@@ -66,15 +71,73 @@ def test_exported_with_the_base(tmp_path, name):
     assert torch.equal(before[tensor], after[tensor])
 
 
-@pytest.mark.parametrize(
-  ('name', 'quantize'),
-  [
-    ('awq', 'none'),
-    ('awq', 'int8'),
-    pytest.param('experts', 'none', marks=pytest.mark.exhaustive),
-    pytest.param('mxfp4', 'none', marks=pytest.mark.exhaustive),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', _sampled(deployed_models.CASES, 'fp8'))
+def test_trained_and_asked_and_the_table_exported(tmp_path, name):
+  place = tiny_run.make_place(tmp_path)
+  shutil.rmtree(tmp_path / 'base1')
+  deployed_models.save(
+    tmp_path / 'base1', deployed_models.CASES[name], quiet=QUIET
+  )
+  cfg = place.load(
+    tmp_path / 'run',
+    optim={'warmup_steps': 0},
+    train={'num_steps': 1, 'validate_every': 1, 'checkpoint_every': 1},
+    eval={'conditions': ()},
+  )
+  summary = train.train(cfg, stopping.StopRequest())
+  opened = frozen_base.open_base(cfg.base)
+  assert summary['base_fingerprint'] == opened.fingerprint
+  replies = ask.ask(str(tmp_path / 'run'), 'Is it 3?', ['Fact 3 is b.'])
+  assert len(replies) > 1
+  for form in ('vtokens', 'peft', 'spring-pt'):
+    out = tmp_path / form
+    export.export(trained_runs.quick(tmp_path / 'run'), form, str(out))
+    assert json.loads((out / 'gate.json').read_text())['passed']
+    assert not (out / 'model.safetensors').exists()
+
+
+# Compares what eight devices hold with what one holds.
+_LOAD = """
+import sys
+import jax, numpy as np
+from vtokens import config
+from vtokens.devices import partitioning
+from vtokens.models import frozen_base
+from vtokens.models.files import weights
+
+def load(directory, quantize, mesh):
+  settings = config.Base(
+    path=directory, dtype='bfloat16', quantize=quantize)
+  return weights.iter_arrays(frozen_base.load_base(settings, mesh).decoder())
+
+one = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
+eight = partitioning.make_mesh((2, 2, 2))
+for directory in sys.argv[1:]:
+  # int8 takes long to compile.
+  for quantize in ('none', 'int8')[: 1 + (directory == sys.argv[1])]:
+    whole = dict(load(directory, quantize, one))
+    for path, array in load(directory, quantize, eight):
+      expected = np.asarray(whole.pop(path))
+      assert len(array.sharding.device_set) == 8
+      for shard in array.addressable_shards:
+        assert np.array_equal(shard.data, expected[shard.index]), (
+          directory, quantize, path)
+    assert not whole
+"""
+
+
+@pytest.mark.exhaustive
+def test_eight_devices_hold_what_one_holds(tmp_path):
+  """models/files/hf_directory_test.py does so with FP8."""
+  for name, case in deployed_models.CASES.items():
+    deployed_models.save(tmp_path / name, case)
+  places = [str(tmp_path / name) for name in deployed_models.CASES]
+  device_programs.run(_LOAD, *places)
+
+
+@pytest.mark.parametrize('quantize', ['none', 'int8'])
+@pytest.mark.parametrize('name', _sampled(deployed_models.CASES, 'awq'))
 def test_quantised_again_as_the_dequantised_model(tmp_path, name, quantize):
   """`base.quantize` starts from the values that are read."""
   base, plain = tmp_path / 'base', tmp_path / 'plain'
@@ -121,12 +184,9 @@ def test_a_tied_head_is_in_the_list_of_torchao(tmp_path):
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(
   ('model_type', 'name'),
-  [
-    ('gemma3', 'fp8'),
-    ('gemma3', 'compressed'),
-    ('qwen2_5_vl', 'compressed'),
-    ('mistral3', 'compressed'),
-  ],
+  itertools.product(
+    ('gemma3', 'qwen2_5_vl', 'mistral3'), ('fp8', 'compressed')
+  ),
 )
 def test_a_multimodal_model(tmp_path, model_type, name):
   """Its other parts are quantised as well, and stay as they are."""

@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import shutil
 
+import deployed_models
 import device_programs
 import jax
 import jax.numpy as jnp
@@ -478,19 +479,19 @@ from vtokens.devices import partitioning
 from vtokens.models.files import hf_directory as hf
 from vtokens.models.files import weights as weights_lib
 
-directory = sys.argv[1]
-
-def load(mesh):
+def load(directory, mesh):
   source = hf.SafetensorsSource(directory)
   config = hf.read_config(directory)
   return dict(weights_lib.iter_arrays(
     weights_lib.load_decoder(source, config, jnp.dtype('float32'), mesh)))
 
 one = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-single = load(Mesh(one, partitioning.MESH_AXES))
 report = {}
-for shape in ((1, 4, 2), (2, 2, 2)):
-  for name, array in load(partitioning.make_mesh(shape)).items():
+for directory, shape in (
+  (sys.argv[1], (1, 4, 2)), (sys.argv[1], (2, 2, 2)), (sys.argv[2], (2, 2, 2))
+):
+  single = load(directory, Mesh(one, partitioning.MESH_AXES))
+  for name, array in load(directory, partitioning.make_mesh(shape)).items():
     whole = np.asarray(single[name])
     shards = array.addressable_shards
     assert np.array_equal(array, whole), name
@@ -499,13 +500,17 @@ for shape in ((1, 4, 2), (2, 2, 2)):
     shapes = {shard.data.shape for shard in shards}
     devices = {shard.device for shard in shards}
     assert len(shapes) == 1 and len(devices) == 8, name
-    report[f'{shape} {name}'] = shapes.pop()
+    if directory == sys.argv[1]:
+      report[f'{shape} {name}'] = shapes.pop()
 print(json.dumps(report))
 """
 
 
-def test_every_device_holds_its_part(tiny_dir):
-  report = json.loads(device_programs.run(_PLACE, str(tiny_dir)))
+def test_every_device_holds_its_part(tiny_dir, tmp_path):
+  """Of a plain directory and of one whose files are quantised."""
+  deployed_models.save(tmp_path / 'fp8', deployed_models.CASES['fp8'])
+  printed = device_programs.run(_PLACE, str(tiny_dir), str(tmp_path / 'fp8'))
+  report = json.loads(printed)
   # Vocabulary 320, D 64, H 16, F 96, N 4, K 2, L 3.
   assert {k: v for k, v in report.items() if k.startswith('(1, 4, 2)')} == {
     '(1, 4, 2) embedding': [160, 16],

@@ -202,7 +202,7 @@ def make_vtokens_step(
     ),
     vocab_size=vocab_size,
     num_rows=len(rows),
-    packed=task.per_row > 1,
+    per_row=task.per_row,
   )
   optimizer = optim.make_optimizer(
     config.Optim(

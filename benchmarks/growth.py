@@ -52,7 +52,7 @@ for count in json.loads(sys.argv[1]):
     state = abstract.state(
     optimizer, jax.ShapeDtypeStruct((50, base.embed_dim), jnp.float32), mesh
   )
-    batch = abstract.batch(16, (256, 64), 16, mesh, packed=False)
+    batch = abstract.batch(16, (256, 64), 16, mesh, per_row=1)
     text = steps.jit_train_step(
       graph, optimizer, state, config.Train()
     ).lower(state, params, batch).compile().as_text()

@@ -42,9 +42,9 @@ from vtokens.evaluation.asking.prompter import (
 from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 from vtokens.method import kinds
-from vtokens.models import frozen_base
+from vtokens.models import cache, frozen_base
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
-from vtokens.models.kv_cache import KVCache
 
 # Both programs compute in float32, in another order.
 TOLERANCE = 1e-4
@@ -283,8 +283,8 @@ class PrefixedAnswerer(Answerer):
     self._k = keys[:, 0].transpose(0, 2, 3, 1)
     self._v = jnp.asarray(split[:, :, 1]).transpose(1, 2, 0, 3)
 
-  def encode(self, examples: Sequence[Example]) -> KVCache:
-    found: KVCache = _encode_after(
+  def encode(self, examples: Sequence[Example]) -> Cache:
+    found: Cache = _encode_after(
       self.base.params,
       self._k,
       self._v,
@@ -297,19 +297,16 @@ class PrefixedAnswerer(Answerer):
 @functools.partial(jax.jit, static_argnames='graph')
 def _encode_after(
   params: Any, k: Any, v: Any, prefix: Any, positions: Any, *, graph: Any
-) -> KVCache:
+) -> Cache:
   """The cache of trained keys and values, and of prefixes that see them."""
   decoder: Decoder = nnx.merge(graph, params)
   rows = len(prefix)
-  before = KVCache(
+  before = cache.of_keys_values(
+    decoder.config,
     jnp.broadcast_to(k[:, None], (k.shape[0], rows, *k.shape[1:])),
     jnp.broadcast_to(v[:, None], (v.shape[0], rows, *v.shape[1:])),
     # Every token may see position 0.
     jnp.zeros((rows, k.shape[-1]), jnp.int32),
   )
   _, own = decoder(decoder.embed(prefix), positions, [before])
-  return KVCache(
-    jnp.concatenate([before.k, own.k], axis=-1),
-    jnp.concatenate([before.v, own.v], axis=-2),
-    jnp.concatenate([before.positions, positions], axis=-1),
-  )
+  return before.then(own)

@@ -191,9 +191,7 @@ def test_no_stack_of_matrices_is_laid_out_anew(method):
   )
   compiled = (
     steps.jit_train_step(graph, optimizer, state, config.Train(remat=True))
-    .lower(
-      state, params, abstract_step.batch(1, (128, 64), 8, mesh, packed=False)
-    )
+    .lower(state, params, abstract_step.batch(1, (128, 64), 8, mesh, per_row=1))
     .compile()
   )
   stack = 24 * 1024 * 1024 / {'int8': 1, 'int4': 2}[method]
@@ -391,7 +389,7 @@ def test_only_the_table_goes_between_slices(accumulation):
     compiled = (
       steps.jit_train_step(graph, optimizer, state, settings)
       .lower(
-        state, params, abstract_step.batch(16, (128, 64), 8, mesh, packed=True)
+        state, params, abstract_step.batch(16, (128, 64), 8, mesh, per_row=2)
       )
       .compile()
     )

@@ -9,22 +9,25 @@ import pytest
 from vtokens.data import batch
 
 _FIELDS = {
-  name: np.zeros((2, 3), np.int32) for name in batch.Batch.__dataclass_fields__
+  name: np.zeros((2, 3), np.int32)
+  for name, field in batch.Batch.__dataclass_fields__.items()
+  if not field.metadata
 }
 
 
 @pytest.mark.parametrize(
-  ('packed', 'draws', 'absent'),
+  ('per_row', 'draws', 'absent'),
   [
-    (False, 1, {'prefix_segments', 'suffix_segments', 'suffix_parents'}),
-    (False, 2, {'prefix_segments', 'suffix_parents'}),
-    (True, 1, {'suffix_parents'}),
-    (True, 2, set()),
+    (1, 1, {'prefix_segments', 'suffix_segments', 'suffix_parents'}),
+    (1, 2, {'prefix_segments', 'suffix_parents'}),
+    (3, 1, {'suffix_parents'}),
+    (3, 2, set()),
   ],
 )
-def test_segments_that_rows_need(packed, draws, absent):
-  made = batch.make(packed=packed, draws=draws, **_FIELDS)
+def test_segments_that_rows_need(per_row, draws, absent):
+  made = batch.make(per_row=per_row, draws=draws, **_FIELDS)
   assert {name for name in _FIELDS if getattr(made, name) is None} == absent
+  assert (made.num_prefixes, made.num_suffixes) == (per_row, per_row * draws)
 
 
 def test_data_workers_import_neither_model_nor_optimiser():

@@ -71,7 +71,7 @@ for shape in eval(sys.argv[1]):
   state = abstract.state(
     optimizer, jax.ShapeDtypeStruct((16, 64), jnp.float32), mesh
   )
-  batch = abstract.batch(16, (128, 48), 8, mesh, packed=True)
+  batch = abstract.batch(16, (128, 48), 8, mesh, per_row=2)
   programs = {
     f'train {remat}': jax.jit(
       steps.make_train_step(graph, optimizer, remat=remat)
@@ -95,7 +95,7 @@ for shape in eval(sys.argv[1]):
     jax.ShapeDtypeStruct((16, 64), jnp.float32),
     cache,
     generate.Suffixes(ids, ids, ids, abstract.batch(
-      16, (128, 48), 2, mesh, packed=True
+      16, (128, 48), 2, mesh, per_row=2
     ).targets),
     generate.Endings(jax.ShapeDtypeStruct((), jnp.int32), flags, flags, flags),
     graph=graph,

@@ -79,7 +79,7 @@ def collate(draws, per_row, vocab_size, spans=0):
     num_targets=per_row * num * MOST_TARGETS,
     vocab_size=vocab_size,
     num_rows=len(rows),
-    packed=per_row > 1,
+    per_row=per_row,
     draws=num,
     spans=spans,
   )
@@ -252,7 +252,7 @@ def with_teacher(
     [[[e] for e in row if e is not None] for row in rows],
     shape=(prefix, 45 * per_row),
     num_targets=per_row * (MOST_TARGETS - 1),
-    packed=per_row > 1,
+    per_row=per_row,
     spans=spans,
     **sizes,
   )

@@ -65,14 +65,14 @@ def example(k=N, prefix=PREFIX, before=(), after=QUESTION, targets=TARGETS):
 
 def batch_of(*rows, shape=(12, 40), draws=1):
   """Rows of prefixes, each with its examples."""
-  packed = any(len(row) > 1 for row in rows)
+  per_row = max(map(len, rows))
   return pipeline.collate(
     rows,
     shape=shape,
     num_targets=24,
     vocab_size=320,
     num_rows=len(rows),
-    packed=packed,
+    per_row=per_row,
     draws=draws,
     spans=max(sum(len(examples) for examples in row) for row in rows),
   )

@@ -45,7 +45,7 @@ def programs(dtype: str, quantize: str):
   optimizer = optim.make_optimizer(config.Optim(warmup_steps=2), 10)
   table = jax.ShapeDtypeStruct((4, 64), jnp.float32)
   state = abstract_step.state(optimizer, table, mesh)
-  batch = abstract_step.batch(2, (32, 16), 4, mesh, packed=False)
+  batch = abstract_step.batch(2, (32, 16), 4, mesh, per_row=1)
   step = steps.make_train_step(graph, optimizer, accumulation_steps=2)
   yield jax.make_jaxpr(step)(state, params, batch)
   yield jax.make_jaxpr(

@@ -289,7 +289,7 @@ def share_prefixes(per_row: int) -> tuple[batch_lib.Batch, batch_lib.Batch]:
     [groups[i : i + per_row] for i in range(0, len(groups), per_row)],
     shape=(20 * per_row, 50 * per_row),
     num_rows=len(groups) // per_row,
-    packed=per_row > 1,
+    per_row=per_row,
     draws=3,
     **sizes,
   )
@@ -441,7 +441,7 @@ def _both(base, model, position, chat, per_row, remat):
     num_targets=per_row * 12,
     vocab_size=vocab_size,
     num_rows=len(examples) // per_row,
-    packed=per_row > 1,
+    per_row=per_row,
   )
   nll, count, grad = value_and_grad(
     split_nll, table, base.decoder(), batch, remat

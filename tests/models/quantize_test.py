@@ -223,7 +223,7 @@ def _step(method, remat, config=CONFIG):
   state = abstract_step.state(
     optimizer, jax.ShapeDtypeStruct((4, config.embed_dim), jnp.float32), mesh
   )
-  batch = abstract_step.batch(2, (16, 8), 4, mesh, packed=False)
+  batch = abstract_step.batch(2, (16, 8), 4, mesh, per_row=1)
   step = steps.make_train_step(graph, optimizer, remat=remat)
   return step, (state, base, batch)
 

@@ -17,8 +17,8 @@ from vtokens.evaluation.asking import rows
 from vtokens.evaluation.asking.endings import AnswerReader
 from vtokens.evaluation.trained_tokens import BranchTokens
 from vtokens.method import generate, padding
+from vtokens.models.cache import Cache
 from vtokens.models.frozen_base import FrozenBase
-from vtokens.models.kv_cache import KVCache
 
 # Room for new tokens is a multiple of it that is a power of two.
 _ROOM = 16
@@ -136,7 +136,7 @@ class Batch:
     """Encodes the prompts and generates the first tokens."""
     base, trainable = self._device.base, self._tokens.trainable
     examples = [one.example for one in self._prepared]
-    cache: KVCache = self._device.prefixes.caches(
+    cache: Cache = self._device.prefixes.caches(
       [example.prefix for example in examples], self._num_rows
     )
     suffixes = rows.suffixes(

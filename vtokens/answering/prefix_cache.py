@@ -1,21 +1,21 @@
-"""Keys and values of prefixes that were encoded before."""
+"""Caches of prefixes that were encoded before."""
 
 import collections
 import functools
+import math
 import threading
 from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking import rows
 from vtokens.method import generate, padding
+from vtokens.models.cache import Cache
 from vtokens.models.frozen_base import FrozenBase
-from vtokens.models.kv_cache import KVCache
 
 
 class PrefixCache:
@@ -43,9 +43,10 @@ class PrefixCache:
     self._most_bytes = most_bytes
     if partitioning.round_up_rows(mesh, 1) > 1:
       self._most_bytes = 0
-    self._kept: collections.OrderedDict[bytes, KVCache] = (
+    self._kept: collections.OrderedDict[bytes, Cache] = (
       collections.OrderedDict()
     )
+    self._sizes: dict[int, int] = {}
     self._lock = threading.Lock()
 
   @property
@@ -59,7 +60,7 @@ class PrefixCache:
     with self._lock:
       self._kept.clear()
 
-  def caches(self, prefixes: Sequence[Ids], num_rows: int) -> KVCache:
+  def caches(self, prefixes: Sequence[Ids], num_rows: int) -> Cache:
     """The cache of a batch.
 
     Args:
@@ -89,15 +90,15 @@ class PrefixCache:
         length = padding.coarse_prefix(len(prefix))
         found[key] = _take(new, row, length=length)
       self._keep({key: found[key] for key in missing})
-    whole: KVCache = _empty(found[keys[0]], num_rows=num_rows, length=slots)
+    whole: Cache = _empty(found[keys[0]], num_rows=num_rows, length=slots)
     for row, key in enumerate(keys):
       whole = _place(whole, found[key], row)
     return whole
 
-  def _encode(self, prefixes: Sequence[Ids], num_rows: int) -> KVCache:
+  def _encode(self, prefixes: Sequence[Ids], num_rows: int) -> Cache:
     longest = max(padding.coarse_prefix(len(prefix)) for prefix in prefixes)
     arrays = rows.prefixes(prefixes, num_rows, longest)
-    cache: KVCache = generate.encode_prefix(
+    cache: Cache = generate.encode_prefix(
       self._base.params,
       *partitioning.shard_rows(arrays, self._mesh, num_rows),
       graph=self._base.graph,
@@ -106,25 +107,38 @@ class PrefixCache:
 
   def _encode_wide(
     self, prefixes: Sequence[Ids], num_rows: int, slots: int
-  ) -> KVCache:
-    cache: KVCache = _widen(self._encode(prefixes, num_rows), length=slots)
+  ) -> Cache:
+    cache: Cache = _widen(self._encode(prefixes, num_rows), length=slots)
     return cache
 
   def _fits(self, prefixes: Sequence[Ids]) -> bool:
     """Whether the caches of some prefixes can all be kept."""
-    config = self._base.config
-    width = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-    number = sum(padding.coarse_prefix(len(prefix)) for prefix in prefixes)
-    return number * width * 4 <= self._most_bytes
+    lengths = [padding.coarse_prefix(len(prefix)) for prefix in prefixes]
+    return sum(map(self._bytes_of, lengths)) <= self._most_bytes
 
-  def _find(self, keys: Sequence[bytes]) -> dict[bytes, KVCache]:
+  def _bytes_of(self, length: int) -> int:
+    """Bytes of the cache of one row."""
+    if length not in self._sizes:
+      ids = jax.ShapeDtypeStruct((1, length), np.int32)
+      cache = jax.eval_shape(
+        functools.partial(generate.encode_prefix, graph=self._base.graph),
+        self._base.params,
+        ids,
+        ids,
+      )
+      self._sizes[length] = sum(
+        math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(cache)
+      )
+    return self._sizes[length]
+
+  def _find(self, keys: Sequence[bytes]) -> dict[bytes, Cache]:
     with self._lock:
       found = {key: self._kept[key] for key in keys if key in self._kept}
       for key in found:
         self._kept.move_to_end(key)
     return found
 
-  def _keep(self, new: dict[bytes, KVCache]) -> None:
+  def _keep(self, new: dict[bytes, Cache]) -> None:
     with self._lock:
       self._kept.update(new)
       size = sum(map(_num_bytes, self._kept.values()))
@@ -133,48 +147,29 @@ class PrefixCache:
         size -= _num_bytes(oldest)
 
 
-def _num_bytes(cache: KVCache) -> int:
+def _num_bytes(cache: Cache) -> int:
   return sum(x.nbytes for x in jax.tree.leaves(cache))
 
 
 @functools.partial(jax.jit, static_argnames='length')
-def _take(cache: KVCache, row: Any, *, length: int) -> KVCache:
+def _take(cache: Cache, row: Any, *, length: int) -> Cache:
   """One row of a cache, cut to its first slots."""
-
-  def cut(x: Any, axis: int, slots: int) -> Any:
-    x = jax.lax.dynamic_slice_in_dim(x, row, 1, axis)
-    return jax.lax.slice_in_dim(x, 0, length, axis=slots)
-
-  return KVCache(
-    k=cut(cache.k, 1, 4),
-    v=cut(cache.v, 1, 3),
-    positions=cut(cache.positions, 0, 1),
-  )
+  return cache.row(row, length)
 
 
 @functools.partial(jax.jit, static_argnames=('num_rows', 'length'))
-def _empty(like: KVCache, *, num_rows: int, length: int) -> KVCache:
+def _empty(like: Cache, *, num_rows: int, length: int) -> Cache:
   """A cache of empty slots."""
-  layers, _, heads, width, _ = like.k.shape
-  return KVCache(
-    k=jnp.zeros((layers, num_rows, heads, width, length), like.k.dtype),
-    v=jnp.zeros((layers, num_rows, heads, length, width), like.v.dtype),
-    positions=jnp.full((num_rows, length), -1, jnp.int32),
-  )
+  return like.emptied(num_rows, length)
 
 
 @functools.partial(jax.jit, static_argnames='length')
-def _widen(cache: KVCache, *, length: int) -> KVCache:
+def _widen(cache: Cache, *, length: int) -> Cache:
   """A cache with empty slots up to a length."""
   return cache.with_room(length - cache.positions.shape[1])
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _place(whole: KVCache, one: KVCache, row: Any) -> KVCache:
+def _place(whole: Cache, one: Cache, row: Any) -> Cache:
   """Writes the cache of one row into one of many, from the first slot on."""
-  put = jax.lax.dynamic_update_slice
-  return KVCache(
-    k=put(whole.k, one.k, (0, row, 0, 0, 0)),
-    v=put(whole.v, one.v, (0, row, 0, 0, 0)),
-    positions=put(whole.positions, one.positions, (row, 0)),
-  )
+  return whole.with_row(one, row)

@@ -9,6 +9,9 @@ from typing import Any
 import jax
 from jaxtyping import Array, Int
 
+# Metadata of a field that is part of the compiled program.
+_STATIC = {'static': True}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,9 @@ class Batch:
       prefix of length 0 stands for the prefixes of this batch.
     spans: place of the virtual tokens of each suffix; None if they are tokens
       of the suffixes.
+    num_prefixes: most prefixes of a row, static; None if it does not matter,
+      as for bases without recurrent layers.
+    num_suffixes: most suffixes of a row, static; None likewise.
   """
 
   prefix: Int[Array, 'R P']
@@ -76,25 +82,28 @@ class Batch:
   teacher_index: Int[Array, 'R A'] | None = None
   teacher: 'Batch | None' = None
   spans: Spans | None = None
+  num_prefixes: int | None = dataclasses.field(default=None, metadata=_STATIC)
+  num_suffixes: int | None = dataclasses.field(default=None, metadata=_STATIC)
 
 
-def make(*, packed: bool, draws: int, **arrays: Any) -> Batch:
+def make(*, per_row: int, draws: int, **arrays: Any) -> Batch:
   """A batch with the segments that its rows need, and no others.
 
   The fields that are None decide which program is compiled.
 
   Args:
-    packed: whether a row can have several prefixes.
+    per_row: the most prefixes that a row can have.
     draws: the most suffixes that a prefix can have.
     **arrays: fields of `Batch`, all segments among them.
   """
+  packed = per_row > 1
   if not packed:
     arrays['prefix_segments'] = None
   if not packed and draws == 1:
     arrays['suffix_segments'] = None
   if not packed or draws == 1:
     arrays['suffix_parents'] = None
-  return Batch(**arrays)
+  return Batch(**arrays, num_prefixes=per_row, num_suffixes=per_row * draws)
 
 
 def without_prefix(batch: Batch) -> Batch:

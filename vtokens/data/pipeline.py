@@ -87,7 +87,7 @@ def collate(
   num_targets: int,
   vocab_size: int,
   num_rows: int,
-  packed: bool = False,
+  per_row: int = 1,
   draws: int = 1,
   spans: int = 0,
 ) -> Batch:
@@ -101,7 +101,7 @@ def collate(
     num_targets: largest number of targets of a row.
     vocab_size: id of the first virtual token.
     num_rows: number of rows of the batch.
-    packed: whether rows may have several prefixes, which need segments.
+    per_row: the most prefixes of a row; several need segments.
     draws: the most suffixes that a prefix can have.
     spans: the most suffixes of a row if virtual tokens are not in them; else 0.
   """
@@ -140,7 +140,7 @@ def collate(
         s, t, suffixes = s_stop, t_stop, suffixes + 1
       p = p_stop
   return batch_lib.make(
-    packed=packed,
+    per_row=per_row,
     draws=draws,
     prefix=prefix,
     prefix_positions=prefix_at,
@@ -418,7 +418,7 @@ class TrainBatches:
       num_targets=num_targets,
       vocab_size=self._vocab_size,
       num_rows=len(rows),
-      packed=data.examples_per_row > 1,
+      per_row=data.examples_per_row,
       draws=draws,
       spans=0 if self._assembler.in_suffix else suffixes,
     )
@@ -463,7 +463,7 @@ class TrainBatches:
       num_targets=per_row * self._data.max_answer_tokens,
       vocab_size=self._vocab_size,
       num_rows=len(teachers),
-      packed=per_row > 1,
+      per_row=per_row,
       # Student and teacher may share prefixes, whose suffixes are then numbered
       # alike.
       spans=0 if self._teacher.in_suffix else per_row,

@@ -25,8 +25,8 @@ from vtokens.data.batch import Spans
 from vtokens.method import steps
 from vtokens.method.trainable import Trainable, Values
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
-from vtokens.models.kv_cache import KVCache
 
 
 @struct.dataclass
@@ -58,8 +58,8 @@ class Progress:
   Attributes:
     step: number of tokens so far; int32 scalar.
     token: last token of each branch; array of shape [B, C], int32.
-    tail: keys and values of the suffixes and the tokens so far, with room for
-      the others.
+    tail: cache of the suffixes and the tokens so far, with room for the
+      others.
     done: which branches have ended; array of shape [B, C], bool.
     begun: which branches have a token that is not blank; array of shape
       [B, C], bool.
@@ -68,7 +68,7 @@ class Progress:
 
   step: Int[Array, '']
   token: Int[Array, 'B C']
-  tail: KVCache
+  tail: Cache
   done: Bool[Array, 'B C']
   begun: Bool[Array, 'B C']
   out: Generated
@@ -201,7 +201,7 @@ def encode_prefix(
   positions: Int[Array, 'B P'],
   *,
   graph: nnx.GraphDef[Decoder],
-) -> KVCache:
+) -> Cache:
   """Encodes prefixes, for any number of suffixes after each."""
   return steps.encode_prefix(nnx.merge(graph, base), prefix, positions)
 
@@ -212,7 +212,7 @@ def encode_prefix(
 def generate(
   base: nnx.State[str, Any],
   trained: Values,
-  cache: KVCache,
+  cache: Cache,
   suffixes: Suffixes,
   endings: Endings,
   sampling: Sampling | None = None,
@@ -228,7 +228,7 @@ def generate(
   Args:
     base: weights of the decoder.
     trained: values of the trainable.
-    cache: keys and values of the prefixes; see `encode_prefix`.
+    cache: of the prefixes; see `encode_prefix`.
     suffixes: what follows the prefixes.
     endings: which tokens end an answer.
     sampling: how tokens are drawn; None for the most likely one (greedy).
@@ -260,7 +260,7 @@ class Inputs:
 
   base: nnx.State[str, Any]
   trained: Values
-  cache: KVCache
+  cache: Cache
   suffixes: Suffixes
   endings: Endings
   sampling: Sampling | None = None
@@ -338,7 +338,7 @@ class _Generation:
   inputs: Inputs
 
   @functools.cached_property
-  def _before(self) -> list[KVCache]:
+  def _before(self) -> list[Cache]:
     """The caches that are only read."""
     inputs = self.inputs
     own = self.trainable.caches(
@@ -358,6 +358,7 @@ class _Generation:
       suffixes.positions,
       self._before,
       segments=suffixes.segments,
+      num_segments=suffixes.last.shape[1],
     )
     shape = suffixes.last.shape
     branches = shape[1]
@@ -406,6 +407,7 @@ class _Generation:
         length + now.step - 1,
         [*self._before, now.tail],
         segments=segments,
+        num_segments=branches,
         stationary=True,
       )
       tail = now.tail.write(kv, first_slot + (now.step - 1) * branches)

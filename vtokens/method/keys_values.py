@@ -17,9 +17,10 @@ from vtokens.devices import distributed, partitioning
 from vtokens.host import errors
 from vtokens.method import initial_tokens, trainable
 from vtokens.method.trainable import Trainable
+from vtokens.models import cache as cache_lib
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.kv_cache import KVCache
 from vtokens.models.tokenizers.tokenizer import Tokenizer
 from vtokens.serving import trained_file
 
@@ -65,7 +66,13 @@ class KeysValues(Trainable):
     return {'keys': axes, 'values': axes}
 
   def check(self, settings: config.VirtualTokens, base: DecoderConfig) -> None:
-    """Checks saved initial values; see `Trainable`."""
+    """Checks the base and saved initial values; see `Trainable`."""
+    if any(kind.mixer is not None for kind in base.layer_kinds):
+      raise errors.UserError(
+        f"config.virtual_tokens.kind: 'kv' trains keys and values of one shape "
+        f'in every layer, which {base.model_type} does not have; set '
+        "config.virtual_tokens.kind to 'table'"
+      )
     if settings.init == 'table':
       self._saved(settings, base)
 
@@ -114,7 +121,7 @@ class KeysValues(Trainable):
 
   def caches(
     self, decoder: Decoder, values: _Trained, spans: Spans | None
-  ) -> Sequence[KVCache]:
+  ) -> Sequence[Cache]:
     """Makes a cache with the virtual tokens of each suffix; see `Trainable`.
 
     Args:
@@ -168,7 +175,8 @@ class KeysValues(Trainable):
         positions.shape,
       )
     return [
-      KVCache(
+      cache_lib.of_keys_values(
+        decoder.config,
         placed(keys.transpose(0, 1, 3, 4, 2)),
         placed(contents.transpose(0, 1, 3, 2, 4)),
         positions,
@@ -213,10 +221,10 @@ def _of_inputs(
     before = decoder.embed(ids)
     inputs = jnp.concatenate([before, rows.astype(before.dtype)], axis=1)
     cache = decoder.encode(inputs, positions)
-    keys = cache.k.transpose(0, 1, 4, 2, 3)
+    keys, values = cache_lib.keys_values(decoder.config, cache)
     return (
-      decoder.turn_keys(keys, positions, back=True),
-      cache.v.transpose(0, 1, 3, 2, 4),
+      decoder.turn_keys(keys.transpose(0, 1, 4, 2, 3), positions, back=True),
+      values.transpose(0, 1, 3, 2, 4),
     )
 
   number = len(start) + len(rows)

@@ -15,8 +15,8 @@ from vtokens.data.batch import Batch
 from vtokens.method import losses
 from vtokens.method.trainable import Trainable, Values
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
-from vtokens.models.kv_cache import KVCache
 
 # Sum of the loss and others by name, and the gradient of the first.
 _Sums = tuple[tuple[Float[Array, ''], dict[str, Float[Array, '']]], Values]
@@ -43,20 +43,26 @@ def encode_prefix(
   prefix: Int[Array, 'R P'],
   positions: Int[Array, 'R P'],
   segments: Int[Array, 'R P'] | None = None,
-) -> KVCache:
+  num_segments: int | None = None,
+) -> Cache:
   """Encodes prefixes; no gradient flows back through them.
 
-  A prefix precedes the virtual tokens and the model is causal, so its keys and
-  values do not depend on what is trained.
+  A prefix precedes the virtual tokens and the model is causal, so its cache
+  does not depend on what is trained.
   """
-  cache = decoder.encode(decoder.embed(prefix), positions, segments=segments)
+  cache = decoder.encode(
+    decoder.embed(prefix),
+    positions,
+    segments=segments,
+    num_segments=num_segments,
+  )
   return jax.lax.stop_gradient(cache)
 
 
 def target_logits(
   trained: Values,
   decoder: Decoder,
-  cache: KVCache,
+  cache: Cache,
   batch: Batch,
   *,
   trainable: Trainable = TABLE,
@@ -67,7 +73,7 @@ def target_logits(
   Args:
     trained: values of the trainable.
     decoder: the frozen base.
-    cache: keys and values of the prefixes; see `encode_prefix`.
+    cache: of the prefixes; see `encode_prefix`.
     batch: the examples.
     trainable: what is trained.
     remat: see `Decoder.__call__`.
@@ -82,6 +88,7 @@ def target_logits(
     trained_caches=trainable.caches(decoder, trained, batch.spans),
     segments=batch.suffix_segments,
     parents=batch.suffix_parents,
+    num_segments=batch.num_suffixes,
     remat=remat,
   )
   # Compute logits at answer positions only: for all 80 tokens of a suffix and a
@@ -94,7 +101,7 @@ def target_logits(
 def suffix_nll(
   trained: Values,
   decoder: Decoder,
-  cache: KVCache,
+  cache: Cache,
   batch: Batch,
   *,
   trainable: Trainable = TABLE,
@@ -116,14 +123,18 @@ def suffix_nll(
 def _teacher_logits(
   values: Values,
   decoder: Decoder,
-  cache: KVCache,
+  cache: Cache,
   batch: Batch,
   trainable: Trainable,
 ) -> Float[Array, 'R T V']:
   """Computes a teacher's logits; `cache` has the student's prefixes."""
   if batch.prefix.shape[1]:
     cache = encode_prefix(
-      decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+      decoder,
+      batch.prefix,
+      batch.prefix_positions,
+      batch.prefix_segments,
+      batch.num_prefixes,
     )
   return target_logits(values, decoder, cache, batch, trainable=trainable)
 
@@ -168,7 +179,11 @@ def make_train_step(
   ) -> tuple[Float[Array, ''], dict[str, Float[Array, '']]]:
     decoder = nnx.merge(graph, jax.lax.stop_gradient(base))
     cache = encode_prefix(
-      decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+      decoder,
+      batch.prefix,
+      batch.prefix_positions,
+      batch.prefix_segments,
+      batch.num_prefixes,
     )
     logits = target_logits(
       trained, decoder, cache, batch, trainable=trainable, remat=remat

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Int
 from vtokens import config
 from vtokens.data.batch import Spans
 from vtokens.data.mixture import TrainingMixture
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.kv_cache import KVCache
 from vtokens.models.tokenizers.tokenizer import Tokenizer
 
 # A pytree of float32 arrays: one array for the table, a dict for others.
@@ -104,7 +104,7 @@ class Trainable(abc.ABC):
 
   def caches(
     self, decoder: Decoder, values: Values, spans: Spans | None
-  ) -> Sequence[KVCache]:
+  ) -> Sequence[Cache]:
     """Makes the keys and values that suffixes attend to beside the prefix's.
 
     Gradients flow into them. None by default.

@@ -1,24 +1,28 @@
 """One layer of the decoder."""
 
+from typing import Any
+
 import flax.nnx as nnx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.attention import Attention
-from vtokens.models.decoder_config import BlockPart, DecoderConfig
-from vtokens.models.kv_cache import KVCache
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.layer_inputs import LayerInputs
 
 
 class Block(nnx.Module):
-  """One decoder layer: attention and MLP on the residual stream.
+  """One decoder layer: a token mixer and an MLP on the residual stream.
+
+  Attributes:
+    attention: the token mixer: attention, or a recurrence that stands for it.
 
   Args:
     config: the architecture.
     dtype: dtype of the weights.
     rngs: random streams.
-    part: makes the MLP; None for the MLP of the config.
+    kind: settings of the layer.
   """
 
   def __init__(
@@ -26,15 +30,15 @@ class Block(nnx.Module):
     config: DecoderConfig,
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
-    part: BlockPart | None = None,
+    kind: LayerKind,
   ):
     def norm() -> layers.RMSNorm | layers.LayerNorm:
       return layers.residual_norm(config, dtype, rngs)
 
     self.config = config
-    attention = Attention if config.attention is None else config.attention
-    mlp = part or config.mlp or layers.GatedMLP
-    self.attention = attention(config, dtype, rngs)
+    mixer = kind.mixer or config.attention or Attention
+    mlp = kind.mlp or config.mlp or layers.GatedMLP
+    self.attention = mixer(config, dtype, rngs)
     self.mlp = mlp(config, dtype, rngs)
     if config.pre_norm:
       self.attention_norm = norm()
@@ -46,7 +50,11 @@ class Block(nnx.Module):
 
   def __call__(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> tuple[Float[Array, 'B T D'], KVCache]:
+  ) -> tuple[Float[Array, 'B T D'], Any]:
+    """The new residual stream, and what later tokens need of these tokens.
+
+    The latter is a `KVCache` or a `cache.LayerCache`.
+    """
     pre, post = self.config.pre_norm, self.config.post_norm
     normed = self.attention_norm(x) if pre else x
     y, new = self.attention(normed, tokens)
@@ -64,9 +72,7 @@ class Block(nnx.Module):
     scale = self.config.residual_scale
     return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
 
-  def keys_values(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> KVCache:
-    """The keys and values of `__call__` alone."""
+  def keys_values(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> Any:
+    """What `__call__` returns for later tokens, alone."""
     y = self.attention_norm(x) if self.config.pre_norm else x
     return self.attention.keys_values(y, tokens)

@@ -1,6 +1,7 @@
 """The frozen language model: one decoder in Flax NNX for all families."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -13,25 +14,23 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.devices import partitioning
+from vtokens.models import cache as cache_lib
 from vtokens.models import layer_runs, layers, quantize, rope
 from vtokens.models.block import Block
-from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.kv_cache import KVCache
+from vtokens.models.cache import Cache, LayerCache
+from vtokens.models.decoder_config import DecoderConfig, Rope
 from vtokens.models.layer_inputs import LayerInputs
-from vtokens.models.layer_runs import Run
 
 # Logical axes of the residual stream.
 _RESIDUAL_AXES = ('batch', None, None)
 _STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
 
-# Of one layer, or of all with a leading axis; see `KVCache`.
-_KeysValues = tuple[Float[Array, '*L B K H S'], Float[Array, '*L B K S H']]
 # See `rope.angles`.
 _Angles = tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
 
 
 class Decoder(nnx.Module):
-  """Decoder-only transformer with equal layers stacked under one scan.
+  """Decoder-only language model with equal layers stacked under one scan.
 
   Attributes:
     config: the architecture.
@@ -63,9 +62,9 @@ class Decoder(nnx.Module):
     )
 
     def stack(numbers: range) -> Block:
-      part = config.layer_kinds[numbers[0]].mlp
+      kind = config.layer_kinds[numbers[0]]
       made: Block = nnx.vmap(
-        lambda rngs: Block(config, dtype, rngs, part), in_axes=0, out_axes=0
+        lambda rngs: Block(config, dtype, rngs, kind), in_axes=0, out_axes=0
       )(rngs.fork(split=len(numbers)))
       return made
 
@@ -98,14 +97,15 @@ class Decoder(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    caches: Sequence[KVCache] = (),
+    caches: Sequence[Cache] = (),
     *,
-    trained_caches: Sequence[KVCache] = (),
+    trained_caches: Sequence[Cache] = (),
     segments: Int[Array, 'B T'] | None = None,
     parents: Int[Array, 'B T'] | None = None,
+    num_segments: int | None = None,
     remat: bool = False,
     stationary: bool = False,
-  ) -> tuple[Float[Array, 'B T D'], KVCache]:
+  ) -> tuple[Float[Array, 'B T D'], Cache]:
     """Runs T new tokens per row after the tokens in the caches.
 
     `encode` makes the cache of the passages. The virtual tokens and the
@@ -114,8 +114,9 @@ class Decoder(nnx.Module):
     Args:
       x: embeddings of the new tokens, as `embed` returns them.
       positions: positions in the sequence, int32; -1 marks padding.
-      caches: keys and values of earlier tokens, in any number of parts, so that
-        a part that never changes is not copied. They get no gradient.
+      caches: caches of earlier tokens, in any number of parts, so that a part
+        that never changes is not copied. They get no gradient. Recurrent layers
+        continue the states of the last one.
       trained_caches: caches that get a gradient: the cache part of a
         `method.trainable.Trainable`. Their segments, if any, are numbered as
         those of the new tokens, whatever the parents are.
@@ -124,15 +125,20 @@ class Decoder(nnx.Module):
         if a row is one sequence.
       parents: segment of the caches that each token continues, int32; None if
         it is the segment of its own number.
+      num_segments: most segments of a row: those whose states recurrent layers
+        keep. Only needed with segments, by models with recurrent layers.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
       stationary: keep weights that are sharded over fsdp in place and move
         activations instead, which moves less when tokens are few.
 
     Returns:
-      The hidden states after the final norm, for `logits`; and the keys and
-      values of the new tokens alone. The caller drops these, keeps them as a
-      cache, or writes them into one with `KVCache.write`.
+      The hidden states after the final norm, for `logits`; and the cache of the
+      new tokens alone, with the states of recurrent layers after them. The
+      caller drops it, keeps it, or writes it into another with `Cache.write`.
+
+    Raises:
+      ValueError: there are segments but not their number, and recurrent layers.
     """
     with self.exact_products():
       return self._run(
@@ -142,9 +148,20 @@ class Decoder(nnx.Module):
         trained_caches,
         segments,
         parents,
+        self._states(segments, num_segments),
         remat,
         stationary,
       )
+
+  def _states(
+    self, segments: Int[Array, 'B T'] | None, num_segments: int | None
+  ) -> int:
+    """Number of segments whose states are kept."""
+    if segments is None:
+      return 1
+    if num_segments is None and self.config.is_recurrent:
+      raise ValueError('recurrent layers need the number of segments')
+    return num_segments or 1
 
   def exact_products(self) -> contextlib.AbstractContextManager[object]:
     """The context in which this decoder's products are traced.
@@ -158,40 +175,37 @@ class Decoder(nnx.Module):
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
-    caches: Sequence[KVCache],
-    trained_caches: Sequence[KVCache],
+    caches: Sequence[Cache],
+    trained_caches: Sequence[Cache],
     segments: Int[Array, 'B T'] | None,
     parents: Int[Array, 'B T'] | None,
+    num_segments: int,
     remat: bool,
     stationary: bool,
-  ) -> tuple[Float[Array, 'B T D'], KVCache]:
+  ) -> tuple[Float[Array, 'B T D'], Cache]:
     """See `__call__`."""
     x = self._scale(x)
-    select, kinds = _layer_kinds(self.config, positions)
+    kinds = _LayerKinds(self.config, positions)
     axes = _STATIONARY_AXES if stationary else _RESIDUAL_AXES
     all_caches = [*caches, *trained_caches]
     # The kernels give caches no gradient, so other attention must not either.
-    all_kv = jax.lax.stop_gradient([(cache.k, cache.v) for cache in caches])
-    all_kv += [(cache.k, cache.v) for cache in trained_caches]
+    stored = jax.lax.stop_gradient([cache.stacks for cache in caches])
+    stored += [cache.stacks for cache in trained_caches]
 
     def layer(
       block: nnx.GraphDef[Block],
+      select: _Select,
       x: Float[Array, 'B T D'],
       own: tuple[
-        nnx.State[str, Any],
-        Int[Array, '2'] | None,
-        Sequence[_KeysValues] | Int[Array, ''],
+        nnx.State[str, Any], Int[Array, '2'] | None, Sequence[LayerCache]
       ],
-    ) -> tuple[Float[Array, 'B T D'], _KeysValues]:
-      weights, kind, kv = own
-      if isinstance(kv, jax.Array):
-        # Indexed here: a slice for each run would copy the caches.
-        kv = jax.tree.map(functools.partial(_layer_of, i=kv), all_kv)
+    ) -> tuple[Float[Array, 'B T D'], LayerCache]:
+      weights, kind, kept = own
       if not stationary:
         weights = partitioning.gather(weights, self.mesh)
       parts = [
-        KVCache(k, v, cache.positions, cache.segments)
-        for (k, v), cache in zip(kv, all_caches, strict=True)
+        part.for_layer(cache.positions, cache.segments)
+        for part, cache in zip(kept, all_caches, strict=True)
       ]
       angles, window = select(kind)
       tokens = LayerInputs(
@@ -204,53 +218,55 @@ class Decoder(nnx.Module):
         self.mesh,
         trained_caches=parts[len(caches) :],
         stationary=stationary,
+        num_segments=num_segments,
       )
       x, new = nnx.merge(block, weights)(x, tokens)
-      return partitioning.constrain(x, self.mesh, axes), (new.k, new.v)
+      return partitioning.constrain(x, self.mesh, axes), cache_lib.kept(new)
 
     x = partitioning.constrain(x, self.mesh, axes)
     policy = None if remat else partitioning.keep_products
-    new = []
-    for run, blocks in self._runs():
+    made: list[LayerCache] = []
+    for stacks in self._runs():
       # One pass of the loop runs the layers of one period.
-      bodies = [
-        jax.checkpoint(
-          functools.partial(layer, nnx.graphdef(block)),
-          prevent_cse=False,
-          policy=policy,
+      bodies, own = [], []
+      for stack in stacks:
+        select, entries = kinds.of(stack.numbers)
+        bodies.append(
+          jax.checkpoint(
+            functools.partial(layer, nnx.graphdef(stack.block), select),
+            prevent_cse=False,
+            policy=policy,
+          )
         )
-        for block in blocks
-      ]
+        kept = [part[stack.index] for part in stored]
+        own.append((nnx.state(stack.block), entries, kept))
 
       def period(
         x: Float[Array, 'B T D'], own: Sequence[Any], bodies: Any = bodies
-      ) -> tuple[Float[Array, 'B T D'], list[_KeysValues]]:
+      ) -> tuple[Float[Array, 'B T D'], list[LayerCache]]:
         made = []
         for body, one in zip(bodies, own, strict=True):
           x, new = body(x, one)
           made.append(new)
         return x, made
 
-      own: list[Any] = []
-      if run.repeats == self.config.num_layers:
-        own = [(nnx.state(blocks[0]), kinds, all_kv)]
-      else:
-        for at, block in enumerate(blocks):
-          numbers = jnp.arange(run.first + at, run.stop, run.period)
-          kind = None if kinds is None else kinds[numbers]
-          own.append((nnx.state(block), kind, numbers))
-      x, made = jax.lax.scan(period, x, own)
-      new.append(jax.tree.map(_interleaved, *made))
-    k, v = new[0] if len(new) == 1 else jax.tree.map(_joined, *new)
-    return self.norm(x), KVCache(k, v, positions, segments)
+      x, new = jax.lax.scan(period, x, own)
+      made += new
+    return self.norm(x), Cache(tuple(made), positions, segments)
 
-  def _runs(self) -> list[tuple[Run, list[Block]]]:
-    """The runs of layers, each with its stacks."""
-    found = layer_runs.runs(self.config)
-    blocks = iter(
-      [self.layers] if isinstance(self.layers, Block) else self.layers
+  def _runs(self) -> list[list['_Stack']]:
+    """The stacks of layers of each run."""
+    blocks = [self.layers] if isinstance(self.layers, Block) else self.layers
+    stacks = iter(
+      _Stack(index, numbers, block)
+      for index, (numbers, block) in enumerate(
+        zip(layer_runs.stacks(self.config), blocks, strict=True)
+      )
     )
-    return [(run, [next(blocks) for _ in range(run.period)]) for run in found]
+    return [
+      [next(stacks) for _ in range(run.period)]
+      for run in layer_runs.runs(self.config)
+    ]
 
   def encode(
     self,
@@ -258,106 +274,118 @@ class Decoder(nnx.Module):
     positions: Int[Array, 'B T'],
     *,
     segments: Int[Array, 'B T'] | None = None,
-  ) -> KVCache:
+    num_segments: int | None = None,
+  ) -> Cache:
     """The cache that `__call__` returns for tokens without earlier caches.
 
-    Forward only. It stops after the keys and values of the last layer.
+    Forward only. It stops after the cache of the last layer.
 
     Args:
       x: embeddings of the tokens; see `__call__`.
       positions: positions of the tokens, int32; -1 marks padding.
       segments: segments of the tokens; see `__call__`.
+      num_segments: see `__call__`.
     """
     with self.exact_products():
-      return self._encode(x, positions, segments)
+      number = self._states(segments, num_segments)
+      return self._encode(x, positions, segments, number)
 
   def _encode(
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     segments: Int[Array, 'B T'] | None,
-  ) -> KVCache:
+    num_segments: int,
+  ) -> Cache:
     """See `encode`."""
     x = self._scale(x)
-    select, kinds = _layer_kinds(self.config, positions)
-    last = self.config.num_layers - 1
+    kinds = _LayerKinds(self.config, positions)
+    chosen = [kinds.of(n) for n in layer_runs.stacks(self.config)]
 
     def layer(
-      run: Run, block: Block, at: int, i: int | Int[Array, '']
+      stack: _Stack, i: int | Int[Array, '']
     ) -> tuple[Block, LayerInputs]:
-      """A layer's block and inputs.
-
-      Args:
-        run: the run of the layer.
-        block: the stack of the layer.
-        at: number of the stack in the run.
-        i: number of the layer in the stack.
-      """
-      graph, weights = nnx.split(block)
+      """Block and inputs of layer i of a stack."""
+      graph, weights = nnx.split(stack.block)
       own = jax.tree.map(functools.partial(_layer_of, i=i), weights)
-      kind = None
-      if kinds is not None:
-        kind = _layer_of(kinds, run.first + at + i * run.period)
+      select, entries = chosen[stack.index]
+      kind = None if entries is None else _layer_of(entries, i)
       own = partitioning.gather(own, self.mesh)
       angles, window = select(kind)
       tokens = LayerInputs(
-        positions, segments, None, angles, window, (), self.mesh
+        positions,
+        segments,
+        None,
+        angles,
+        window,
+        (),
+        self.mesh,
+        num_segments=num_segments,
       )
       return nnx.merge(graph, own), tokens
 
-    def note(
-      kv: _KeysValues, new: KVCache, number: int | Int[Array, '']
-    ) -> _KeysValues:
-      return kv[0].at[number].set(new.k), kv[1].at[number].set(new.v)
+    def note(made: LayerCache, new: Any, i: int | Int[Array, '']) -> LayerCache:
+      noted: LayerCache = jax.tree.map(
+        lambda whole, one: whole.at[i].set(one), made, cache_lib.kept(new)
+      )
+      return noted
 
     def whole(
-      run: Run,
-      block: Block,
-      at: int,
+      stack: _Stack,
       i: int | Int[Array, ''],
-      carry: tuple[Float[Array, 'B T D'], _KeysValues],
-    ) -> tuple[Float[Array, 'B T D'], _KeysValues]:
-      """One layer, whose keys and values are noted."""
-      x, kv = carry
-      own, tokens = layer(run, block, at, i)
+      x: Float[Array, 'B T D'],
+      made: LayerCache,
+    ) -> tuple[Float[Array, 'B T D'], LayerCache]:
+      """Layer i of a stack, whose cache is noted."""
+      own, tokens = layer(stack, i)
       x, new = own(x, tokens)
       x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
-      return x, note(kv, new, run.first + at + i * run.period)
+      return x, note(made, new, i)
 
-    def keys_values(x: Float[Array, 'B T D']) -> KVCache:
-      """Of the last layer."""
-      run, blocks = self._runs()[-1]
-      own, tokens = layer(run, blocks[-1], run.period - 1, run.repeats - 1)
-      return own.keys_values(x, tokens)
+    def cache_alone(
+      stack: _Stack, i: int, x: Float[Array, 'B T D']
+    ) -> LayerCache:
+      own, tokens = layer(stack, i)
+      made: LayerCache = cache_lib.kept(own.keys_values(x, tokens))
+      return made
 
-    def empty(part: jax.ShapeDtypeStruct) -> Shaped[Array, 'L *B']:
-      return partitioning.constrain(
-        jnp.zeros((self.config.num_layers, *part.shape), part.dtype),
-        self.mesh,
-        (None, 'batch', 'kv_heads', None, None),
+    def empty(stack: _Stack) -> LayerCache:
+      one = jax.eval_shape(functools.partial(cache_alone, stack, 0), x)
+      zeros: LayerCache = one.mapped(
+        lambda axes, part: partitioning.constrain(
+          jnp.zeros((len(stack.numbers), *part.shape), part.dtype),
+          self.mesh,
+          (None, *axes),
+        )
       )
+      return zeros
 
-    shapes = jax.eval_shape(keys_values, x)
     x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
-    carry = x, (empty(shapes.k), empty(shapes.v))
-    for run, blocks in self._runs():
+    last = self.config.num_layers - 1
+    all_made: list[LayerCache] = []
+    for stacks in self._runs():
       # The loop indexes the weights and carries the cache. A scan over all but
       # the last layer would copy both.
       def period(
-        i: Int[Array, ''], carry: Any, run: Run = run, blocks: Any = blocks
+        i: int | Int[Array, ''], carry: Any, stacks: Any = stacks
       ) -> Any:
-        for at, block in enumerate(blocks):
-          carry = whole(run, block, at, i, carry)
-        return carry
+        x, made = carry[0], []
+        for stack, before in zip(stacks, carry[1], strict=True):
+          x, after = whole(stack, i, x, before)
+          made.append(after)
+        return x, made
 
-      ends = run.stop > last
-      carry = jax.lax.fori_loop(0, run.repeats - ends, period, carry)
+      repeats = len(stacks[0].numbers)
+      ends = stacks[-1].numbers[-1] == last
+      carry = x, [empty(stack) for stack in stacks]
+      x, made = jax.lax.fori_loop(0, repeats - ends, period, carry)
       if ends:
-        for at, block in enumerate(blocks[:-1]):
-          carry = whole(run, block, at, run.repeats - 1, carry)
-    x, kv = carry
-    k, v = note(kv, keys_values(x), last)
-    return KVCache(k, v, positions, segments)
+        i = repeats - 1
+        for at, stack in enumerate(stacks[:-1]):
+          x, made[at] = whole(stack, i, x, made[at])
+        made[-1] = note(made[-1], cache_alone(stacks[-1], i, x), i)
+      all_made += made
+    return Cache(tuple(all_made), positions, segments)
 
   def turn_keys(
     self,
@@ -373,7 +401,9 @@ class Decoder(nnx.Module):
       positions: positions of the keys, int32.
       back: undo the rotation instead.
     """
-    select, kinds = _layer_kinds(self.config, positions)
+    select, kinds = _LayerKinds(self.config, positions).of(
+      range(self.config.num_layers)
+    )
 
     def turn(
       keys: Float[Array, 'B S K H'], kind: Int[Array, '2'] | None
@@ -486,58 +516,76 @@ def _layer_of(
   return layer
 
 
-def _interleaved(
-  *stacks: Float[Array, 'R *B'],
-) -> Float[Array, 'L *B']:
-  """Arrays of all layers of a run, from one array for each stack."""
-  if len(stacks) == 1:
-    return stacks[0]
-  both = jnp.stack(stacks, axis=1)
-  return both.reshape(-1, *both.shape[2:])
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+  """A stack of layers.
 
-
-def _joined(*parts: Float[Array, 'R *B']) -> Float[Array, 'L *B']:
-  return jnp.concatenate(parts)
-
-
-def _layer_kinds(
-  config: DecoderConfig, positions: Int[Array, 'B T']
-) -> tuple[
-  Callable[[Any], tuple[_Angles, Int[Array, ''] | int | None]],
-  Int[Array, 'L 2'] | None,
-]:
-  """The differences between the layers, in a form that a scan can carry.
-
-  Returns:
-    A function from a layer's entry to its angles (see `rope.angles`) and
-    window; and the entries, one for each layer. Entries are traced only if
-    layers differ, since XLA optimises constants better.
+  Attributes:
+    index: number of the stack.
+    numbers: its layers.
+    block: their weights, with a leading axis.
   """
-  dim = config.rotary_dim or config.head_dim
-  length = config.context_length or config.longest_sequence
-  kinds = config.layer_kinds
-  ropes = list(dict.fromkeys(kind.rope for kind in kinds))
-  angles = [rope.angles(positions, r, dim, length) for r in ropes]
-  if config.turn_back:
-    angles = [(cos, -sin) for cos, sin in angles]
-  windows = [kind.window for kind in kinds]
-  if len({(kind.rope, kind.window) for kind in kinds}) == 1:
-    return lambda _: (angles[0], windows[0]), None
-  table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
-  # Longer than any sequence.
-  unlimited = np.iinfo(np.int32).max // 2
-  entries = np.array(
-    [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],
-    np.int32,
-  )
-  windowed = any(windows)
 
-  def select(
-    entry: Int[Array, '2'],
-  ) -> tuple[_Angles, Int[Array, ''] | None]:
-    return (
-      jax.tree.map(lambda x: x[entry[0]], table),
-      entry[1] if windowed else None,
+  index: int
+  numbers: range
+  block: Block
+
+
+# A function from a layer's entry to its angles and window; see `_LayerKinds`.
+_Select = Callable[[Any], tuple[_Angles, Int[Array, ''] | int | None]]
+
+
+class _LayerKinds:
+  """The differences between layers of one stack, in a form for a scan.
+
+  Args:
+    config: the architecture.
+    positions: positions of the tokens.
+  """
+
+  def __init__(self, config: DecoderConfig, positions: Int[Array, 'B T']):
+    self._kinds = config.layer_kinds
+    dim = config.rotary_dim or config.head_dim
+    length = config.context_length or config.longest_sequence
+    self._angles: dict[Rope | None, _Angles] = {}
+    for kind in self._kinds:
+      if kind.rope not in self._angles:
+        cos, sin = rope.angles(positions, kind.rope, dim, length)
+        turned = cos, -sin if config.turn_back else sin
+        self._angles[kind.rope] = turned
+
+  def of(self, numbers: range) -> tuple[_Select, Int[Array, 'R 2'] | None]:
+    """The differences between some layers.
+
+    Args:
+      numbers: the layers.
+
+    Returns:
+      A function from a layer's entry to its angles (see `rope.angles`) and
+      window; and the entries, one for each layer. Entries are traced only if
+      layers differ, since XLA optimises constants better.
+    """
+    kinds = [self._kinds[i] for i in numbers]
+    ropes = list(dict.fromkeys(kind.rope for kind in kinds))
+    angles = [self._angles[rope] for rope in ropes]
+    windows = [kind.window for kind in kinds]
+    if len({(kind.rope, kind.window) for kind in kinds}) == 1:
+      return lambda _: (angles[0], windows[0]), None
+    table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
+    # Longer than any sequence.
+    unlimited = np.iinfo(np.int32).max // 2
+    entries = np.array(
+      [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],
+      np.int32,
     )
+    windowed = any(windows)
 
-  return select, jnp.asarray(entries)
+    def select(
+      entry: Int[Array, '2'],
+    ) -> tuple[_Angles, Int[Array, ''] | None]:
+      return (
+        jax.tree.map(lambda x: x[entry[0]], table),
+        entry[1] if windowed else None,
+      )
+
+    return select, jnp.asarray(entries)

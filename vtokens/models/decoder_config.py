@@ -14,7 +14,7 @@ _LATER = {'later': True}
 
 
 class BlockPart(Protocol):
-  """An attention or MLP that replaces the default one, with its own settings.
+  """A token mixer or MLP that replaces the default one, with its own settings.
 
   It is a frozen dataclass: its settings distinguish architectures. Calling it
   makes the module of one layer. The module's weights come from `layers.param`,
@@ -70,11 +70,13 @@ class LayerKind:
     rope: rotary embedding; None for a layer without positions (NoPE).
     window: tokens that a query sees, itself included; None for all.
     mlp: makes the layer's MLP; None for the MLP of the config.
+    mixer: makes the layer's token mixer; None for the attention of the config.
   """
 
   rope: Rope | None = Rope()
   window: int | None = None
   mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
+  mixer: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +225,13 @@ class DecoderConfig:
         f'{rotary_dim} of the {self.head_dim} values of a head would be '
         'rotated: rotary embeddings turn pairs'
       )
+
+  @property
+  def is_recurrent(self) -> bool:
+    """Whether some layers keep a state instead of keys and values."""
+    return any(
+      getattr(kind.mixer, 'recurrent', False) for kind in self.layer_kinds
+    )
 
   @property
   def layer_kinds(self) -> tuple[LayerKind, ...]:

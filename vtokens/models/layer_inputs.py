@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float, Int
-
-from vtokens.models.kv_cache import KVCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +19,13 @@ class LayerInputs:
     angles: cosines and sines of the layer's rotary embedding; see
       `rope.angles`.
     window: positions that a query of the layer sees; None for all.
-    caches: the layer's part of the caches.
+    caches: the layer's part of the caches: for attention `KVCache`s, otherwise
+      `cache.LayerCache`s.
     trained_caches: the layer's part of the caches that get gradients; see
       `Decoder.__call__`.
     mesh: the devices; None for one device.
     stationary: see `Decoder.__call__`.
+    num_segments: see `Decoder.__call__`.
   """
 
   positions: Int[Array, 'B T']
@@ -32,7 +33,8 @@ class LayerInputs:
   parents: Int[Array, 'B T'] | None
   angles: tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
   window: Int[Array, ''] | int | None
-  caches: Sequence[KVCache]
+  caches: Sequence[Any]
   mesh: jax.sharding.Mesh | None
-  trained_caches: Sequence[KVCache] = ()
+  trained_caches: Sequence[Any] = ()
   stationary: bool = False
+  num_segments: int = 1

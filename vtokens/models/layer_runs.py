@@ -9,6 +9,10 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Shaped
+
 from vtokens.models.decoder_config import BlockPart, DecoderConfig
 
 # Longest pattern that is searched for, in layers.
@@ -37,7 +41,7 @@ class Run:
 
 def runs(config: DecoderConfig) -> tuple[Run, ...]:
   """The runs of a decoder, from its first layer to its last."""
-  return _split(tuple(kind.mlp for kind in config.layer_kinds))
+  return _split(tuple((kind.mixer, kind.mlp) for kind in config.layer_kinds))
 
 
 def stacks(config: DecoderConfig) -> list[range]:
@@ -49,8 +53,29 @@ def stacks(config: DecoderConfig) -> list[range]:
   ]
 
 
+def part(x: Shaped[Array, 'L *B'], numbers: range) -> Shaped[Array, 'R *B']:
+  """The part of a stack of layers of an array of all layers."""
+  if len(numbers) == len(x):
+    return x
+  return x[numbers.start : numbers.stop : numbers.step]
+
+
+def whole(
+  config: DecoderConfig, parts: Sequence[Shaped[Array, 'R *B']]
+) -> Shaped[Array, 'L *B']:
+  """An array of all layers, from one for each stack of layers."""
+  if len(parts) == 1:
+    return parts[0]
+  order = np.concatenate([np.array(numbers) for numbers in stacks(config)])
+  return jnp.concatenate(parts)[np.argsort(order)]
+
+
+# What decides the shapes of a layer: its token mixer and its MLP.
+_Parts = tuple[BlockPart | None, BlockPart | None]
+
+
 @functools.cache
-def _split(parts: tuple[BlockPart | None, ...]) -> tuple[Run, ...]:
+def _split(parts: tuple[_Parts, ...]) -> tuple[Run, ...]:
   """The runs with the fewest stacks."""
   count = len(parts)
   periods = range(1, min(_LONGEST, count) + 1)
@@ -70,7 +95,7 @@ def _split(parts: tuple[BlockPart | None, ...]) -> tuple[Run, ...]:
   return best[0][1]
 
 
-def _equal(parts: Sequence[BlockPart | None], period: int) -> list[int]:
+def _equal(parts: Sequence[_Parts], period: int) -> list[int]:
   found = [0] * (len(parts) + 1)
   for i in reversed(range(len(parts) - period)):
     found[i] = found[i + 1] + 1 if parts[i] == parts[i + period] else 0

@@ -125,7 +125,7 @@ def batch(
   num_targets: int,
   mesh: jax.sharding.Mesh,
   *,
-  packed: bool,
+  per_row: int,
   draws: int = 1,
   taught: bool = False,
   teacher: Batch | None = None,
@@ -138,7 +138,7 @@ def batch(
     shape: prefix and suffix length of a row.
     num_targets: targets of a row.
     mesh: the devices.
-    packed: whether rows have several examples.
+    per_row: examples of a row.
     draws: suffixes of each example.
     taught: whether targets have a teacher.
     teacher: its batch, if it has a pass of its own.
@@ -153,7 +153,7 @@ def batch(
   prefix, suffix = (ids(size) for size in shape)
   targets = ids(num_targets)
   return batch_lib.make(
-    packed=packed,
+    per_row=per_row,
     draws=draws,
     prefix=prefix,
     prefix_positions=prefix,

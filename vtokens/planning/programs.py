@@ -95,7 +95,7 @@ def _lower_train(
       row_shape(cfg),
       per_row * draws * cfg.data.max_answer_tokens,
       mesh,
-      packed=per_row > 1,
+      per_row=per_row,
       draws=draws,
       taught=cfg.train.distill.weight > 0,
       teacher=_teacher_batch(cfg, mesh),
@@ -135,7 +135,7 @@ def _teacher_batch(cfg: config.Config, mesh: jax.sharding.Mesh) -> Batch | None:
     shape,
     per_row * cfg.data.max_answer_tokens,
     mesh,
-    packed=per_row > 1,
+    per_row=per_row,
     spans=0 if in_suffix else per_row,
   )
 
@@ -173,7 +173,7 @@ def _compile_decoding(
     answer_shape(cfg),
     branches,
     mesh,
-    packed=True,
+    per_row=2,
     spans=0 if trainable.in_suffix else branches,
   )
   lowered = generate.encode_prefix.lower(

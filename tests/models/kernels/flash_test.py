@@ -429,7 +429,7 @@ def test_in_a_decoder(monkeypatch, draws):
     num_targets=10 * draws,
     vocab_size=64,
     num_rows=2,
-    packed=True,
+    per_row=2,
   )
   table = jnp.asarray(rng.normal(0, 0.1, (8, 32)).astype(np.float32))
   mesh = partitioning.make_mesh((1, 1, 1))

@@ -21,8 +21,8 @@ from vtokens.evaluation.asking.endings import AnswerReader, tidy
 from vtokens.evaluation.trained_tokens import BranchTokens
 from vtokens.method import generate, padding
 from vtokens.method.trainable import Trainable
+from vtokens.models.cache import Cache
 from vtokens.models.frozen_base import FrozenBase
-from vtokens.models.kv_cache import KVCache
 
 # A pytree of arrays.
 _Arrays = TypeVar('_Arrays')
@@ -106,9 +106,9 @@ class Answerer:
 
     return wait
 
-  def encode(self, examples: Sequence[Example]) -> KVCache:
+  def encode(self, examples: Sequence[Example]) -> Cache:
     """The cache of the prefixes of a batch."""
-    cache: KVCache = generate.encode_prefix(
+    cache: Cache = generate.encode_prefix(
       self.base.params, *self.prefixes(examples), graph=self.base.graph
     )
     return cache
@@ -129,7 +129,7 @@ class Answerer:
   def start(
     self,
     examples: Sequence[Sequence[Example]],
-    cache: KVCache,
+    cache: Cache,
     tokens: BranchTokens,
     ids: Sequence[str],
     first_ids: Sequence[int],

@@ -26,8 +26,8 @@ from vtokens.evaluation.trained_tokens import TrainedTokens, stack
 from vtokens.host import stopping, writers
 from vtokens.method import padding, steps
 from vtokens.method.trainable import Trainable, Values
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
-from vtokens.models.kv_cache import KVCache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AnsweredBatch:
 def _nll(
   base: nnx.State[str, Any],
   trained: Values,
-  cache: KVCache,
+  cache: Cache,
   batch: Batch,
   *,
   graph: nnx.GraphDef[Decoder],

@@ -22,9 +22,9 @@ from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.harness import prompt_batches
 from vtokens.host import stopping, writers
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
 from vtokens.models.frozen_base import FrozenBase
-from vtokens.models.kv_cache import KVCache
 
 # Least padded length of the options of a row, together.
 _OPTIONS_BUCKET = 32
@@ -76,6 +76,7 @@ class _Rows:
     positions: of the inputs, [B, S], int32.
     segments: number of the option, [B, S], int32.
     targets: the tokens of the options, [B, S], int32.
+    num_options: most options of an item; static.
   """
 
   prompt: Int[Array, 'B P']
@@ -84,20 +85,21 @@ class _Rows:
   positions: Int[Array, 'B S']
   segments: Int[Array, 'B S']
   targets: Int[Array, 'B S']
+  num_options: int = struct.field(pytree_node=False)
 
 
 @functools.partial(jax.jit, static_argnames='graph')
 def _score_targets(
   base: nnx.State[str, Any],
   table: Float[Array, 'P D'],
-  start: KVCache,
+  start: Cache,
   rows: _Rows,
   *,
   graph: nnx.GraphDef[Decoder],
 ) -> tuple[Float[Array, 'B S'], Bool[Array, 'B S']]:
   """Log-probability of each target, float32, and whether it is the largest."""
   decoder = nnx.merge(graph, base)
-  before = prompt_batches.repeat_row(start, rows.prompt.shape[0])
+  before = start.repeated(rows.prompt.shape[0])
   _, own = decoder(
     TABLE.embed(decoder, table, rows.prompt),
     rows.prompt_positions,
@@ -108,6 +110,7 @@ def _score_targets(
     rows.positions,
     [before, own],
     segments=rows.segments,
+    num_segments=rows.num_options,
   )
 
   def some(
@@ -162,6 +165,9 @@ def score(
     Numbers of some items, and the scores of the options of each.
   """
   prompts = [item.prompt for item in items]
+  # Only recurrent layers need it; others share programs without it.
+  options = max((len(item.options) for item in items), default=1)
+  options = options if base.config.is_recurrent else 1
   with writers.progress(
     total=len(items), desc=label, unit='prompt', leave=False
   ) as bar:
@@ -173,10 +179,10 @@ def score(
       for index in prompt_batches.batches(group, size, lengths):
         stop.check_together()
         some = [items[i] for i in index]
-        rows = _collate(some, common, size)
+        rows = _collate(some, common, size, options)
 
         def batch(
-          rows: _Rows = rows, start: KVCache = start, size: int = size
+          rows: _Rows = rows, start: Cache = start, size: int = size
         ) -> list[np.ndarray]:
           found = _score_targets(
             base.params,
@@ -216,7 +222,9 @@ def _padded_lengths(
   )
 
 
-def _collate(items: Sequence[Item], common: int, num_rows: int) -> _Rows:
+def _collate(
+  items: Sequence[Item], common: int, num_rows: int, num_options: int
+) -> _Rows:
   """Writes items into arrays; rows without an item are padding."""
   lengths = [_padded_lengths(items, common, i) for i in range(len(items))]
   prompts, options = (max(sizes) for sizes in zip(*lengths, strict=True))
@@ -231,6 +239,7 @@ def _collate(items: Sequence[Item], common: int, num_rows: int) -> _Rows:
     positions=empty(options, -1),
     segments=empty(options, -1),
     targets=empty(options, 0),
+    num_options=num_options,
   )
   for r, item in enumerate(items):
     rest = item.prompt[common:-1]

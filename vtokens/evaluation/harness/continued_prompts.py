@@ -20,14 +20,12 @@ from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.harness import prompt_batches
 from vtokens.host import stopping, writers
 from vtokens.method import generate
+from vtokens.models.cache import Cache
 from vtokens.models.frozen_base import FrozenBase
-from vtokens.models.kv_cache import KVCache
 
 # New tokens of a round.
 _ROUND = 64
 _SUFFIX_BUCKET = 64
-_KEY_AXES = ('layers', 'batch', 'kv_heads', 'head', 'slots')
-_VALUE_AXES = ('layers', 'batch', 'kv_heads', 'slots', 'head')
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -169,7 +167,7 @@ class _Writer:
 
   def go_on(
     self,
-    start: KVCache,
+    start: Cache,
     common: int,
     begun: Sequence[tuple[OpenPrompt, list[int]]],
     size: int,
@@ -258,16 +256,9 @@ def _first_stop(
 
 
 @functools.partial(jax.jit, static_argnames=('rows', 'mesh'))
-def _repeat(cache: KVCache, rows: int, mesh: jax.sharding.Mesh) -> KVCache:
+def _repeat(cache: Cache, rows: int, mesh: jax.sharding.Mesh) -> Cache:
   """A cache of one row as a cache of many rows, spread over the devices."""
-  keys: Any = partitioning.named_sharding(mesh, _KEY_AXES)
-  values: Any = partitioning.named_sharding(mesh, _VALUE_AXES)
-  rows_only: Any = partitioning.named_sharding(mesh, ('batch',))
-  places = KVCache(keys, values, rows_only)
-  many: KVCache = jax.lax.with_sharding_constraint(
-    prompt_batches.repeat_row(cache, rows), places
-  )
-  return many
+  return cache.repeated(rows).constrained(mesh)
 
 
 def _suffixes(

@@ -12,7 +12,6 @@ from typing import Any
 
 import flax.nnx as nnx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -20,9 +19,9 @@ from vtokens.data.prompt_encoder import Ids
 from vtokens.devices import partitioning
 from vtokens.host import stopping
 from vtokens.method.virtual_tokens import TABLE
+from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
 from vtokens.models.frozen_base import FrozenBase
-from vtokens.models.kv_cache import KVCache
 
 # Least padded length of a prompt; see `bucket`.
 PROMPT_BUCKET = 64
@@ -73,14 +72,14 @@ def _encode(
   positions: Int[Array, '1 T'],
   *,
   graph: nnx.GraphDef[Decoder],
-) -> KVCache:
+) -> Cache:
   decoder = nnx.merge(graph, base)
   return decoder.encode(TABLE.embed(decoder, table, ids), positions)
 
 
 def encode_start(
   base: FrozenBase, table: Float[np.ndarray, 'P D'], ids: Ids
-) -> KVCache:
+) -> Cache:
   """The cache of the ids before every row, itself of one row.
 
   Args:
@@ -93,7 +92,7 @@ def encode_start(
   positions = np.full((1, size), -1, np.int32)
   padded[0, : len(ids)] = ids
   positions[0, : len(ids)] = np.arange(len(ids))
-  cache: KVCache = _encode(
+  cache: Cache = _encode(
     base.params, table, padded, positions, graph=base.graph
   )
   return cache
@@ -105,7 +104,7 @@ def started_groups(
   prompts: Sequence[Ids],
   batch_size: int,
   stop: stopping.StopRequest,
-) -> Iterator[tuple[list[int], int, KVCache]]:
+) -> Iterator[tuple[list[int], int, Cache]]:
   """Groups prompts and encodes the common start of each group.
 
   Args:
@@ -124,19 +123,6 @@ def started_groups(
     ids = prompts[group[0]][:common]
     start = stop.run(functools.partial(encode_start, base, table, ids))
     yield group, common, start
-
-
-def repeat_row(cache: KVCache, rows: int) -> KVCache:
-  """A cache of one row as a cache of many equal rows."""
-
-  def repeat(x: Array, axis: int) -> Array:
-    shape = list(x.shape)
-    shape[axis] = rows
-    return jnp.broadcast_to(x, shape)
-
-  return KVCache(
-    repeat(cache.k, -4), repeat(cache.v, -4), repeat(cache.positions, 0)
-  )
 
 
 def num_rows(mesh: jax.sharding.Mesh, count: int, batch_size: int) -> int:

@@ -118,8 +118,8 @@ def base_facts(source: Source) -> card.BaseFacts:
   dtype, wrapped, quantised = 'float32', False, ''
   if isinstance(weights, hf_directory.SafetensorsSource):
     name = registry.family_of(source.base.config).names['embedding']
-    # Of a quantised matrix a server chooses the dtype.
-    dtype = '' if weights.is_quantised(name) else _dtype(weights, name)
+    # vLLM refuses float32 for formats of 4 bits.
+    dtype = '' if weights.format else _dtype(weights, name)
     wrapped = hf_directory.read_wrapper(weights.path) is not None
     quantised = weights.format.label if weights.format else ''
   found = licence.of_base(path, weights)

@@ -94,6 +94,12 @@ def test_values_are_those_of_the_library(tmp_path, case):
       {'metadata': '{"_type": "Int4Tensor", "_data": {"block_size": [1, 32]}}'},
       'Int4Tensor of torchao, not supported',
     ),
+    (
+      'torchao-int8',
+      {'quant_type': {'default': {'_type': 'Int4WeightOnlyConfig'}}},
+      r"quant_type is 'Int4WeightOnlyConfig', not supported; supported: int8",
+    ),
+    ('torchao-int8', {'quant_type': 'int4_weight_only'}, 'quant_type is .int4'),
     ('bitsandbytes-nf4', {'bnb_4bit_quant_storage': 'bfloat16'}, 'storage is'),
   ],
 )  # fmt: skip

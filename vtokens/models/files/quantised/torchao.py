@@ -45,6 +45,9 @@ class TorchAO:
     if isinstance(kind, Mapping):
       default = kind.get('default')
       name = default.get('_type') if isinstance(default, Mapping) else default
+    # Classes and older names of weights of 4 bits have it.
+    if 'int4' in str(name).lower():
+      raise settings.fail('quant_type', name, 'supported: int8 and float8')
     self.label = f'torchao, {name}'
     dynamic = 'Dynamic' in str(name)
     self.activations = 'as the name says, dynamic scales' if dynamic else ''

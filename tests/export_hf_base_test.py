@@ -23,7 +23,8 @@ from vtokens.serving import artifact, plug
 
 @pytest.mark.parametrize('case', ['llama_tied_q4_0', 'gemma3_tied_f16'])
 def test_exported(case, tmp_path):
-  base = gguf_runs.save(tmp_path, case)
+  # With products as in the quickstart; the weights are those of the file.
+  base = gguf_runs.save(tmp_path, case, quantize='bfloat16')
   out = tmp_path / 'out'
   settings = gguf_runs.settings(tmp_path, questions=4, logits=2)
   export.export(settings, 'hf-base', str(out))

@@ -68,7 +68,7 @@ CASES = {
 }
 
 
-def save(root, case, *, kind=None, line_breaks=0.0, **more):
+def save(root, case, *, kind=None, line_breaks=0.0, quantize='none', **more):
   """The base and a run of it; the base's file.
 
   Args:
@@ -76,6 +76,7 @@ def save(root, case, *, kind=None, line_breaks=0.0, **more):
     case: of CASES.
     kind: of matrices, in place of the case's.
     line_breaks: see `family_models.say_line_breaks`.
+    quantize: `base.quantize` of the run.
     **more: changes of the model.
   """
   architecture, family, own, changes, metadata = CASES[case]
@@ -102,7 +103,7 @@ def save(root, case, *, kind=None, line_breaks=0.0, **more):
     kind=own if kind is None else kind,
     tokenizer=gguf_models.tokenizer(family, model.config.vocab_size),
   )
-  trained_runs.write_run(root / 'run', path)
+  trained_runs.write_run(root / 'run', path, quantize=quantize)
   return path
 
 

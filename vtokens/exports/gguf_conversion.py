@@ -15,7 +15,9 @@ def to_directory(opened: OpenBase, directory: pathlib.Path) -> None:
     opened: the base.
     directory: the directory; made if missing.
   """
-  settings = dataclasses.replace(opened.settings, dtype='float32')
+  settings = dataclasses.replace(
+    opened.settings, dtype='float32', quantize='none'
+  )
   mesh = partitioning.make_mesh((-1, 1, 1))
   base = dataclasses.replace(opened, settings=settings).load(mesh)
   tokenizer = opened.tokenizer

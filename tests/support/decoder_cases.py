@@ -60,6 +60,23 @@ EXPERTS = {
   'moe_intermediate_size': 24,
 }
 
+LINEAR = 'linear_attention'
+# Two heads of values to a head of keys, of other widths.
+DELTA = {
+  'num_hidden_layers': 5,
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'head_dim': 16,
+  'linear_num_key_heads': 2,
+  'linear_num_value_heads': 4,
+  'linear_key_head_dim': 8,
+  'linear_value_head_dim': 12,
+  'linear_conv_kernel_dim': 4,
+  'layer_types': [LINEAR, FULL, LINEAR, FULL, LINEAR],
+  'attention_bias': True,
+  'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.5},
+}
+
 # name -> model_type and what differs from a tiny Llama, every feature on.
 CASES = {
   'llama_biased': ('llama', {'attention_bias': True}),
@@ -540,6 +557,26 @@ CASES = {
       'head_dim': 12,
       'attention_bias': True,
       'final_logit_softcapping': 3.0,
+    },
+  ),
+  'qwen3_5': ('qwen3_5_text', DELTA),
+  'qwen3_5_moe': (
+    'qwen3_5_moe_text',
+    {
+      **DELTA,
+      **EXPERTS,
+      'intermediate_size': None,
+      'shared_expert_intermediate_size': 20,
+    },
+  ),
+  'qwen3_next': (
+    'qwen3_next',
+    {
+      **DELTA,
+      **EXPERTS,
+      'shared_expert_intermediate_size': 20,
+      'mlp_only_layers': [1],
+      'norm_topk_prob': False,
     },
   ),
 }

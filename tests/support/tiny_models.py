@@ -131,8 +131,9 @@ def save(
   )
   for name, weight in model.named_parameters():
     if 'norm' in name:
-      # Gemma's norms add 1 to what is stored.
-      mean = 0.0 if model_type.startswith('gemma') else 1.0
+      # These families' norms add 1 to what is stored.
+      offset = model_type.startswith(('gemma', 'qwen3_5', 'qwen3_next'))
+      mean = 0.0 if offset and 'linear_attn' not in name else 1.0
       torch.nn.init.normal_(weight, mean, 0.1)
     elif name.endswith('bias') or '.act_fn.' in name:
       torch.nn.init.normal_(weight, 0.0, scale)

@@ -169,6 +169,10 @@ class Attention(nnx.Module):
       kind = layers.LayerNorm if config.norm == 'layer' else layers.RMSNorm
       return kind(shape, axes, config, dtype, rngs)
 
+    if config.output_gate:
+      self.gate = matrix((d, n, h), ('embed', 'heads', 'head'), 1)
+      if config.qkv_bias:
+        self.gate_bias = bias((n, h), ('heads', 'head'))
     if config.sinks:
       self.sinks = bias((n,), ('heads',))
     self.has_norms = config.qk_norm != 'none'
@@ -214,6 +218,11 @@ class Attention(nnx.Module):
     else:
       settings |= {'parents': tokens.parents, 'trained': trained}
       out = attend(q, new, caches, **settings, mesh=tokens.mesh)
+    if config.output_gate:
+      gate = layers.product('btd,dnh->btnh', x, self.gate)
+      if config.qkv_bias:
+        gate = gate + self.gate_bias[...]
+      out = out * jax.nn.sigmoid(gate)
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new
 

@@ -157,6 +157,8 @@ class DecoderConfig:
     clip_qkv: bound of queries, keys and values; None for none.
     sinks: whether the softmax of each head has one more, learned score, whose
       value is zero (arXiv 2309.17453).
+    output_gate: whether the output of each head is multiplied by the sigmoid of
+      a projection of the layer's input.
   """
 
   vocab_size: int
@@ -211,6 +213,7 @@ class DecoderConfig:
   turn_back: bool = dataclasses.field(default=False, metadata=_LATER)
   clip_qkv: float | None = dataclasses.field(default=None, metadata=_LATER)
   sinks: bool = dataclasses.field(default=False, metadata=_LATER)
+  output_gate: bool = dataclasses.field(default=False, metadata=_LATER)
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.

@@ -34,7 +34,9 @@ _SPECIAL = ('bos', 'eos', 'pad')
 @functools.partial(jax.jit, static_argnames='graph')
 def _run(params, ids, positions, caches, segments=None, *, graph):
   model = nnx.merge(graph, params)
-  hidden, new = model(model.embed(ids), positions, caches, segments=segments)
+  hidden, new = model(
+    model.embed(ids), positions, caches, segments=segments, num_segments=2
+  )
   return model.logits(hidden), new
 
 

@@ -55,6 +55,7 @@ class Family(abc.ABC):
     extra_layers: whether files may have further layers, which predict further
       tokens. They are not used.
     unused: ends of names of tensors that files may have and that are not read.
+    unused_parts: beginnings of such names.
   """
 
   model_type: str
@@ -67,6 +68,7 @@ class Family(abc.ABC):
   qkv_by_head: bool = False
   extra_layers: bool = False
   unused: tuple[str, ...] = ()
+  unused_parts: tuple[str, ...] = ()
   about: About = About()
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:
@@ -111,6 +113,20 @@ class Family(abc.ABC):
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
     """Forms of the files. The first is the one that is written."""
     return (tensor_names.Form(self.names_of(config)),)
+
+  def row_groups(self, config: DecoderConfig, path: str) -> int:
+    """Groups of rows of the tensor of a parameter.
+
+    Each group has rows of each of the tensor's parameters. With one group they
+    follow one another.
+
+    Args:
+      config: the architecture.
+      path: path of the parameter in `names`.
+    """
+    if self.qkv_by_head and path.startswith('layers.attention.'):
+      return config.num_kv_heads
+    return 1
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     """Completes a config.json.

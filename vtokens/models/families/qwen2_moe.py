@@ -13,13 +13,13 @@ from vtokens.models.families import (
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 
-_SHARED = 'model.layers.{}.mlp.shared_expert'
-_NAMES = {
+_MLP = 'model.layers.{}.mlp.shared_expert'
+SHARED = {
   **tensor_names.PRE_NORM,
-  'layers.mlp.shared.gate': _SHARED + '.gate_proj.weight',
-  'layers.mlp.shared.up': _SHARED + '.up_proj.weight',
-  'layers.mlp.shared.down': _SHARED + '.down_proj.weight',
-  'layers.mlp.shared_gate': _SHARED + '_gate.weight',
+  'layers.mlp.shared.gate': _MLP + '.gate_proj.weight',
+  'layers.mlp.shared.up': _MLP + '.up_proj.weight',
+  'layers.mlp.shared.down': _MLP + '.down_proj.weight',
+  'layers.mlp.shared_gate': _MLP + '_gate.weight',
 }
 
 
@@ -34,10 +34,10 @@ class Qwen2Moe(Family):
     4.0e-06,
   )
   architecture = 'Qwen2MoeForCausalLM'
-  names = tensor_names.with_experts(_NAMES, 'mlp.')
+  names = tensor_names.with_experts(SHARED, 'mlp.')
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
-    joined = tensor_names.with_joined_experts(_NAMES, 'mlp.')
+    joined = tensor_names.with_joined_experts(SHARED, 'mlp.')
     return (*super().forms(config), tensor_names.Form(joined))
 
   def read(self, f: Fields) -> dict[str, Any]:

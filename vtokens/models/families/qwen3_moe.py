@@ -60,18 +60,23 @@ JOINED = tensor_names.Form(
 )
 
 
-def read_experts(f: Fields, **more: Any) -> Experts:
+def read_experts(
+  f: Fields, normalised: bool | None = None, **more: Any
+) -> Experts:
   """The experts of Qwen's families.
 
   Args:
     f: the fields.
+    normalised: see `Routing`; None to read it.
     more: further fields of `Experts`.
   """
   routing = expert_fields.routing(
     f,
     expert_fields.count(f, 'num_experts'),
     expert_fields.count(f, 'num_experts_per_tok'),
-    normalised=f.boolean('norm_topk_prob'),
+    normalised=(
+      f.boolean('norm_topk_prob') if normalised is None else normalised
+    ),
   )
   return Experts(routing, f.number('moe_intermediate_size'), **more)
 

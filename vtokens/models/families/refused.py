@@ -25,8 +25,8 @@ _REASONS: Mapping[str, str] = {
   'layers with a recurrent state or convolutions': """
     bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid jamba
     kimi_linear lara_mini lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h
-    olmo_hybrid qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_next
-    qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba zamba2
+    olmo_hybrid qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba
+    zamba2
     inkling2_loop_text inkling2_text inkling_text inkling2 inkling2_loop
     inkling_mm_model lfm2_vl lfm3_vl minicpmv4_6 minicpmv4_7 nemotron_h_omni
     glm5_next

@@ -47,6 +47,7 @@ from vtokens.models.families.phimoe import PhiMoe
 from vtokens.models.families.qwen2 import Qwen2
 from vtokens.models.families.qwen2_moe import Qwen2Moe
 from vtokens.models.families.qwen3 import Qwen3
+from vtokens.models.families.qwen3_5 import Qwen3Next, Qwen35, Qwen35Moe
 from vtokens.models.families.qwen3_moe import Qwen3Moe
 from vtokens.models.families.seed_oss import SeedOss
 from vtokens.models.families.smollm3 import SmolLM3
@@ -64,6 +65,7 @@ _BUILT_IN = (
   *(Exaone, HyperCLOVAX, Jais2),
   *(Qwen3Moe, Mixtral, Qwen2Moe, Olmoe, GptOss, Glm4Moe, MiniMaxM2),
   *(GraniteMoe, PhiMoe),
+  *(Qwen35, Qwen35Moe, Qwen3Next),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'

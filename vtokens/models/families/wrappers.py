@@ -125,6 +125,15 @@ WRAPPERS: Mapping[str, Wrapper] = {
   'qwen3_vl_moe': Wrapper(
     _INSIDE, _VISUAL, 'qwen3_vl_moe_text', 'Qwen3-VL with experts'
   ),
+  'qwen3_5': Wrapper(
+    _INSIDE, (*_VISUAL, 'mtp.'), 'qwen3_5_text', 'Qwen3.5, 3.6 (dense)'
+  ),
+  'qwen3_5_moe': Wrapper(
+    _INSIDE,
+    (*_VISUAL, 'mtp.'),
+    'qwen3_5_moe_text',
+    'Qwen3.5, 3.6 with experts',
+  ),
   'video_llama_3': Wrapper(
     _INSIDE,
     ('model.vision_model.', 'model.projector.'),

@@ -103,7 +103,8 @@ class SafetensorsSource:
 
   def _text_name(self, stored: str) -> str | None:
     """See `wrappers.Wrapper.text_name`; also None for an unused tensor."""
-    if stored.endswith(self._unused):
+    ends, beginnings = self._unused
+    if stored.endswith(ends) or stored.startswith(beginnings):
       return None
     return self._wrapper.text_name(stored) if self._wrapper else stored
 
@@ -391,9 +392,11 @@ def read_wrapper(directory: str | pathlib.Path) -> wrappers.Wrapper | None:
   return wrappers.wrapper_of(read_fields(path)) if path.exists() else None
 
 
-def _unused_names(directory: str | pathlib.Path) -> tuple[str, ...]:
-  """See `family.Family.unused`."""
+def _unused_names(
+  directory: str | pathlib.Path,
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+  """See `family.Family.unused` and `unused_parts`."""
   path = pathlib.Path(directory) / 'config.json'
   found = read_fields(path).get('model_type') if path.exists() else None
   family = registry.families().get(found) if isinstance(found, str) else None
-  return family.unused if family else ()
+  return (family.unused, family.unused_parts) if family else ((), ())

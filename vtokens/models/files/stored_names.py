@@ -70,9 +70,9 @@ def _weights_in(
     totals[template] = first[dotted] + (*_stored(variable, numbers), 0)[0]
   weights = {}
   for dotted, template in used.items():
-    by_head = family.qkv_by_head and dotted.startswith('layers.attention.')
+    number = family.row_groups(config, dotted)
     for path, variable, numbers in flat[dotted]:
-      groups = config.num_kv_heads if by_head and variable.shape[1:] else 1
+      groups = number if variable.shape[1:] else 1
       rows = first[dotted], totals[template], groups
       weight = _weight(variable, numbers, template, form, rows)
       weights[path] = (weight, variable)

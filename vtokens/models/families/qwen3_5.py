@@ -1,0 +1,134 @@
+"""Qwen 3.5, 3.6 and 3-Next: gated delta nets and gated attention."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families import (
+  delta_fields,
+  expert_fields,
+  qwen2_moe,
+  qwen3_moe,
+  tensor_names,
+)
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About, Family
+
+
+class Qwen35(Family):
+  """Three layers with a gated delta net before each with gated attention."""
+
+  model_type = 'qwen3_5_text'
+  about = About(
+    'Qwen3.5, 3.6 (dense)',
+    'gated delta nets; gated attention in every fourth layer, with norms of q '
+    'and k and rotation of a part; norms 1 + w',
+  )
+  architecture = 'Qwen3_5ForCausalLM'
+  names = delta_fields.names(tensor_names.PRE_NORM, joined=False)
+  unused_parts = ('mtp.',)
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    return delta_fields.read(f)
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    delta_fields.write(config, values)
+
+  def row_groups(self, config: DecoderConfig, path: str) -> int:
+    return delta_fields.row_groups(config, path, joined=False)
+
+
+class _WithExperts(Family):
+  """Experts, and an MLP with a gate for all tokens."""
+
+  joined: bool
+  unused_parts = ('mtp.',)
+
+  def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
+    del config
+    return tensor_names.with_experts(self._common(), 'mlp.')
+
+  def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
+    together = tensor_names.with_joined_experts(self._common(), 'mlp.')
+    return (*super().forms(config), tensor_names.Form(together))
+
+  def _common(self) -> Mapping[str, str]:
+    return delta_fields.names(qwen2_moe.SHARED, joined=self.joined)
+
+  def row_groups(self, config: DecoderConfig, path: str) -> int:
+    return delta_fields.row_groups(config, path, joined=self.joined)
+
+
+class Qwen35Moe(_WithExperts):
+  """Qwen 3.5 with experts in all layers."""
+
+  model_type = 'qwen3_5_moe_text'
+  about = About(
+    'Qwen3.5-35B-A3B, 122B-A10B, 397B-A17B, Qwen3.6-35B-A3B',
+    'as qwen3_5, with experts and a gated MLP for all tokens',
+  )
+  architecture = 'Qwen3_5MoeForCausalLM'
+  joined = False
+
+  def read_sizes(self, f: Fields) -> dict[str, Any]:
+    return {
+      'num_kv_heads': f.number('num_key_value_heads'),
+      # All layers have experts instead.
+      'mlp_dim': f.size('moe_intermediate_size'),
+      'norm_eps': f.size('rms_norm_eps', float),
+      'max_positions': f.size('max_position_embeddings'),
+    }
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('mlp_only_layers', [], None)
+    f.only('norm_topk_prob', True)  # transformers does not look at it.
+    found = delta_fields.read(f)
+    experts = qwen3_moe.read_experts(
+      f,
+      normalised=True,
+      shared=f.number('shared_expert_intermediate_size'),
+      shared_gate=True,
+    )
+    expert_fields.skip_training(f)
+    pattern = expert_fields.with_experts(f, found['layer_pattern'], experts)
+    return {**found, 'layer_pattern': pattern}
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    delta_fields.write(config, values)
+    qwen3_moe.write_experts(config, values)
+    shared = expert_fields.of(config).shared
+    values['shared_expert_intermediate_size'] = shared
+    for field in (
+      *('intermediate_size', 'decoder_sparse_step', 'mlp_only_layers'),
+      'norm_topk_prob',
+    ):
+      del values[field]
+
+
+class Qwen3Next(_WithExperts):
+  """Experts in some layers or all; projections joined by head."""
+
+  model_type = 'qwen3_next'
+  about = About(
+    'Qwen3-Next-80B-A3B, Qwen3-Coder-Next',
+    'as qwen3_5_moe, with experts in some layers or all',
+  )
+  architecture = 'Qwen3NextForCausalLM'
+  joined = True
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    found = delta_fields.read(f)
+    experts = qwen3_moe.read_experts(
+      f, shared=f.number('shared_expert_intermediate_size'), shared_gate=True
+    )
+    expert_fields.skip_training(f)
+    pattern = expert_fields.with_experts(
+      f, found['layer_pattern'], experts, expert_fields.sparse_layers(f)
+    )
+    return {**found, 'layer_pattern': pattern}
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    delta_fields.write(config, values)
+    qwen3_moe.write_experts(config, values)
+    shared = expert_fields.of(config).shared
+    values['shared_expert_intermediate_size'] = shared

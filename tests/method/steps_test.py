@@ -23,6 +23,7 @@ from vtokens.method import losses, steps, virtual_tokens
 from vtokens.models import frozen_base
 from vtokens.models.decoder import Decoder, abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.delta_net import DeltaNet
 from vtokens.models.experts import Experts
 from vtokens.models.routing import Routing
 
@@ -141,6 +142,8 @@ def make_batch(
     suffix_parents=None,
     targets=np.asarray(targets, np.int32),
     target_index=target_index,
+    num_prefixes=per_row,
+    num_suffixes=per_row,
   )
 
 
@@ -175,7 +178,11 @@ def unsplit_nll(table, decoder, batch, remat=False):
 
 def split_nll(table, decoder, batch, remat=False):
   cache = steps.encode_prefix(
-    decoder, batch.prefix, batch.prefix_positions, batch.prefix_segments
+    decoder,
+    batch.prefix,
+    batch.prefix_positions,
+    batch.prefix_segments,
+    batch.num_prefixes,
   )
   return steps.suffix_nll(table, decoder, cache, batch, remat=remat)
 
@@ -257,6 +264,52 @@ def test_experts_split_and_packed(table):
     assert found[1] == count
     np.testing.assert_allclose(found[0], nll, rtol=1e-5)
     np.testing.assert_allclose(found[2], expected, atol=1e-5 * scale)
+
+
+# Three recurrent layers, attention, and again.
+_NET = LayerKind(None, mixer=DeltaNet(2, 4, 8, 6, 4))
+HYBRID = dataclasses.replace(
+  CONFIG,
+  num_layers=5,
+  layer_pattern=(_NET, _NET, _NET, LayerKind()),
+  output_gate=True,
+  qk_norm='head',
+)
+
+
+def test_recurrent_layers_split_and_packed(table):
+  """A prefix ends anywhere; states are those of a row's own examples."""
+  decoder = random_decoder(HYBRID)
+  batch = make_batch(PACKED)
+  nll, count, expected = value_and_grad(unsplit_nll, table, decoder, batch)
+  scale = np.abs(expected).max()
+  assert scale > 1e-3
+  packed = make_batch(PACKED, per_row=4)
+  for one, remat in ((batch, False), (packed, False), (packed, True)):
+    found = value_and_grad(split_nll, table, decoder, one, remat=remat)
+    assert found[1] == count
+    np.testing.assert_allclose(found[0], nll, rtol=1e-5)
+    np.testing.assert_allclose(found[2], expected, atol=1e-5 * scale)
+  mixed = dataclasses.replace(
+    packed, prefix_segments=None, suffix_segments=None
+  )
+  wrong, *_ = value_and_grad(split_nll, table, decoder, mixed)
+  assert abs(wrong - nll) > 1e-3 * abs(nll)
+
+
+@pytest.mark.parametrize('per_row', [1, 4])
+def test_suffixes_that_continue_one_state(table, per_row):
+  decoder = random_decoder(HYBRID)
+  shared, alone = share_prefixes(per_row)
+  expected = value_and_grad(split_nll, table, decoder, alone)
+  nll, count, grad = value_and_grad(split_nll, table, decoder, shared)
+  assert count == expected[1] == 28
+  np.testing.assert_allclose(nll, expected[0], rtol=1e-5)
+  scale = np.abs(expected[2]).max()
+  np.testing.assert_allclose(grad, expected[2], atol=1e-5 * scale)
+  unknown = dataclasses.replace(shared, num_suffixes=None)
+  with pytest.raises(ValueError, match='number of segments'):
+    value_and_grad(split_nll, table, decoder, unknown)
 
 
 # Several suffixes of (k, prompt, answer) for each prefix.

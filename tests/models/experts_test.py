@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import decoder_cases
 import device_programs
 import flax.nnx as nnx
 import jax
@@ -31,6 +32,7 @@ from vtokens.models import (
 )
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.delta_net import DeltaNet
 from vtokens.models.experts import Experts
 from vtokens.models.families import registry
 from vtokens.models.files import hf_directory, weights
@@ -156,12 +158,21 @@ def test_runs_of_layers(layers, expected):
   assert sorted(numbers) == list(range(len(layers)))
 
 
-def test_compile_time_does_not_grow_with_the_number_of_layers():
-  """The program has as many operations for 40 layers as for 10."""
+_NET = LayerKind(None, mixer=DeltaNet(2, 4, 8, 6, 4))
+
+
+@pytest.mark.parametrize(
+  'pattern, few, many',
+  [((_DENSE, _SPARSE), 10, 40), ((_NET, _NET, _NET, _DENSE), 8, 48)],
+)
+def test_compile_time_does_not_grow_with_the_number_of_layers(
+  pattern, few, many
+):
+  """The program has as many operations for many layers as for few."""
   sizes = []
-  for layers in (10, 40):
+  for layers in (few, many):
     config = dataclasses.replace(
-      CONFIG, num_layers=layers, layer_pattern=(_DENSE, _SPARSE)
+      CONFIG, num_layers=layers, layer_pattern=pattern
     )
     graph, params = nnx.split(
       nnx.eval_shape(lambda c=config: Decoder(c, jnp.float32, nnx.Rngs(0)))
@@ -510,12 +521,19 @@ except errors.UserError as e:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  'method', ['none', pytest.param('int8', marks=pytest.mark.exhaustive)]
+  'model, method',
+  [
+    ('qwen3_moe', 'none'),
+    pytest.param('qwen3_moe', 'int8', marks=pytest.mark.exhaustive),
+    pytest.param('qwen3_5_moe', 'none', marks=pytest.mark.exhaustive),
+  ],
 )
-def test_sharded_over_eight_devices(method, tmp_path):
+def test_sharded_over_eight_devices(model, method, tmp_path):
   """Forward, backward, and with weights that stay, as in decoding."""
-  tiny_models.save(
-    tmp_path, model_type='qwen3_moe', num_key_value_heads=4, **_MOE
-  )
+  fields = {'model_type': 'qwen3_moe', **_MOE}
+  if model == 'qwen3_5_moe':
+    own = decoder_cases.CASES[model][1]
+    fields = {**own, 'model_type': 'qwen3_5_moe_text'}
+  tiny_models.save(tmp_path, **{**fields, 'num_key_value_heads': 4})
   printed = device_programs.run(_SHARDED, str(tmp_path), method)
   assert 'no multiple of the 8 devices along tensor' in printed

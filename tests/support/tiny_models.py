@@ -51,7 +51,7 @@ def save_tokenizer(directory: pathlib.Path) -> None:
 # Ends of names of matrices whose products are added to the residual stream, and
 # of the norms of what the head reads.
 _OUTPUTS = (
-  *('o_proj.weight', 'o_proj.bias', 'down_proj.weight'),
+  *('o_proj.weight', 'o_proj.bias', 'down_proj.weight', 'out_proj.weight'),
   *('dense.weight', 'dense.bias', '4h_to_h.weight', '4h_to_h.bias'),
 )
 _FINAL_NORMS = ('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight')

@@ -37,6 +37,24 @@ _SECTIONS = {
   }
 }
 _UNTIED = {'tie_word_embeddings': False}
+_QWEN_VISION = {
+  **_QWEN,
+  'out_hidden_size': 32,
+  'intermediate_size': 48,
+  'num_position_embeddings': 16,
+}
+_DELTA = {
+  'head_dim': 16,
+  'linear_num_key_heads': 2,
+  'linear_num_value_heads': 4,
+  'linear_key_head_dim': 8,
+  'linear_value_head_dim': 8,
+  'layer_types': ['linear_attention', tiny_models.FULL],
+  'rope_parameters': {
+    **_SECTIONS['rope_parameters'],
+    'partial_rotary_factor': 0.5,
+  },
+}
 # model_type -> its vision part, its text part, other fields.
 WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
   'gemma3': (
@@ -181,6 +199,19 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
       'moe_intermediate_size': 24,
       **_UNTIED,
       **_SECTIONS,
+    },
+    _UNTIED,
+  ),
+  'qwen3_5': (_QWEN_VISION, {'model_type': 'qwen3_5_text', **_DELTA}, _UNTIED),
+  'qwen3_5_moe': (
+    _QWEN_VISION,
+    {
+      'model_type': 'qwen3_5_moe_text',
+      **_DELTA,
+      'num_experts': 4,
+      'num_experts_per_tok': 2,
+      'moe_intermediate_size': 24,
+      'shared_expert_intermediate_size': 24,
     },
     _UNTIED,
   ),

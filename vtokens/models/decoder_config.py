@@ -1,7 +1,7 @@
 """Shape and constants of a decoder."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeGuard
 
 if TYPE_CHECKING:
   import flax.nnx as nnx
@@ -25,6 +25,20 @@ class BlockPart(Protocol):
     self, config: 'DecoderConfig', dtype: 'jnp.dtype', rngs: 'nnx.Rngs'
   ) -> Any:
     """Makes the module, an `nnx.Module`."""
+
+
+class RecurrentPart(BlockPart, Protocol):
+  """A token mixer that keeps a state instead of keys and values.
+
+  Attributes:
+    recurrent: True.
+  """
+
+  recurrent: ClassVar[bool]
+
+  @property
+  def token_flops(self) -> float:
+    """FLOPs of a token besides the products with weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,9 +246,7 @@ class DecoderConfig:
   @property
   def is_recurrent(self) -> bool:
     """Whether some layers keep a state instead of keys and values."""
-    return any(
-      getattr(kind.mixer, 'recurrent', False) for kind in self.layer_kinds
-    )
+    return any(is_recurrent(kind.mixer) for kind in self.layer_kinds)
 
   @property
   def layer_kinds(self) -> tuple[LayerKind, ...]:
@@ -258,6 +270,11 @@ class DecoderConfig:
         if rope.type == 'yarn':
           lengths.append(int(rope.original_max_positions * rope.factor))
     return max(lengths)
+
+
+def is_recurrent(mixer: BlockPart | None) -> TypeGuard[RecurrentPart]:
+  """Whether a token mixer keeps a state instead of keys and values."""
+  return getattr(mixer, 'recurrent', False)
 
 
 def identity(value: Any) -> str:

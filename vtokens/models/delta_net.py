@@ -41,6 +41,11 @@ class DeltaNet:
         f'{self.key_heads} heads of keys'
       )
 
+  @property
+  def token_flops(self) -> float:
+    """FLOPs of a token: a read and a change of each state, and an output."""
+    return 6.0 * self.value_heads * self.key_dim * self.value_dim
+
   def __call__(
     self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs
   ) -> nnx.Module:
@@ -52,7 +57,7 @@ class GatedDeltaNet(nnx.Module):
   """See `DeltaNet`.
 
   Queries, keys and values go through one convolution. The state of each head
-  follows the gated delta rule (`delta_rule.py`); its output is normed and gated.
+  obeys the gated delta rule (`delta_rule.py`). Its output is normed and gated.
   """
 
   def __init__(

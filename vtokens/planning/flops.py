@@ -19,7 +19,7 @@ import numpy as np
 
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, is_recurrent
 
 
 @functools.cache
@@ -43,7 +43,8 @@ def train_flops(
 
   Causally masked scores do not count. Windows count as full attention.
   Attention over the passages needs the gradient of the queries only: keys and
-  values of the passages do not depend on the table.
+  values of the passages do not depend on the table. Recurrent layers count as
+  they compute token by token.
 
   Args:
     config: architecture of the base.
@@ -66,14 +67,20 @@ def _forward_backward(
   within = suffix * (suffix + 1) / 2
   products = 2.0 * matrix_weights(config)
   # A score, and the weighted value.
-  pair = 4.0 * config.num_layers * config.num_heads * config.head_dim
+  mixers = [kind.mixer for kind in config.layer_kinds]
+  attention = sum(not is_recurrent(mixer) for mixer in mixers)
+  pair = 4.0 * attention * config.num_heads * config.head_dim
+  # What a token costs in the states of recurrent layers.
+  state = sum(mixer.token_flops for mixer in mixers if is_recurrent(mixer))
   head = 2.0 * config.embed_dim * config.vocab_size
   forward = (
-    products * (run + suffix)
+    (products + state) * (run + suffix)
     + pair * (run * (run + 1) / 2 + suffix * prefix + within)
     + head * targets
   )
   backward = (
-    products * suffix + pair * (suffix * prefix + 2 * within) + head * targets
+    (products + 2 * state) * suffix
+    + pair * (suffix * prefix + 2 * within)
+    + head * targets
   )
   return forward, backward

@@ -408,6 +408,41 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
     },
     30_532_122_624,
   ),
+  # The count follows from the sizes; the published one has the vision part.
+  'Qwen/Qwen3.5-27B': (
+    {
+      'model_type': 'qwen3_5',
+      'text_config': {
+        'model_type': 'qwen3_5_text',
+        'vocab_size': 248320,
+        'hidden_size': 5120,
+        'intermediate_size': 17408,
+        'num_hidden_layers': 64,
+        'num_attention_heads': 24,
+        'num_key_value_heads': 4,
+        'head_dim': 256,
+        'hidden_act': 'silu',
+        'attention_bias': False,
+        'full_attention_interval': 4,
+        'linear_conv_kernel_dim': 4,
+        'linear_key_head_dim': 128,
+        'linear_num_key_heads': 16,
+        'linear_num_value_heads': 48,
+        'linear_value_head_dim': 128,
+        'max_position_embeddings': 262144,
+        'rms_norm_eps': 1e-6,
+        'rope_parameters': {
+          'mrope_interleaved': True,
+          'mrope_section': [11, 11, 10],
+          'partial_rotary_factor': 0.25,
+          'rope_theta': 10000000,
+          'rope_type': 'default',
+        },
+      },
+      'tie_word_embeddings': False,
+    },
+    26_895_998_464,
+  ),
   'mistralai/Mixtral-8x7B-Instruct-v0.1': (
     {
       **_MISTRAL,

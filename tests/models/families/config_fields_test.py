@@ -33,6 +33,21 @@ _SMALL = {
 _LAYER_NORM = {'layer_norm_eps': 1e-5}
 _PARTIAL = {'attention_bias': False, 'partial_rotary_factor': 0.25}
 _EXPERTS = {'num_experts_per_tok': 2}
+_DELTA = {
+  'linear_num_key_heads': 2,
+  'linear_num_value_heads': 4,
+  'linear_key_head_dim': 8,
+  'linear_value_head_dim': 8,
+  'layer_types': ['linear_attention', _FULL] * 2,
+  'rope_parameters': {'rope_theta': 1e4, 'partial_rotary_factor': 0.25},
+}
+_DELTA_EXPERTS = {
+  **_DELTA,
+  **_EXPERTS,
+  'num_experts': 4,
+  'moe_intermediate_size': 16,
+  'shared_expert_intermediate_size': 16,
+}
 # In which every field below has a meaning.
 BASES = {
   model_type: {'model_type': model_type, **_SMALL, **own}
@@ -142,13 +157,23 @@ BASES = {
       'sliding_window': 8,
       'attention_bias': False,
     },
+    'qwen3_5_text': _DELTA,
+    'qwen3_5_moe_text': _DELTA_EXPERTS,
+    'qwen3_next': {**_DELTA_EXPERTS, 'norm_topk_prob': False},
   }.items()
 }
 # Sizes have other names.
 for _field in ('num_key_value_heads', 'head_dim', 'intermediate_size'):
   del BASES['falcon'][_field]
+# All layers have experts.
+del BASES['qwen3_5_moe_text']['intermediate_size']
 # Another value of each field that is used or refused.
 CHANGES = {
+  'linear_num_key_heads': 1,
+  'linear_num_value_heads': 6,
+  'linear_key_head_dim': 16,
+  'linear_value_head_dim': 16,
+  'linear_conv_kernel_dim': 3,
   'n_routed_experts': 4,
   'n_group': 2,
   'topk_group': 3,

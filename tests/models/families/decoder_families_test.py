@@ -58,6 +58,7 @@ SAMPLE = (
   ('gemma3', 'none'),
   ('ministral3', 'none'),
   ('cohere2', 'none'),
+  ('qwen3_5', 'none'),
   ('qwen3', 'int4'),
 )
 _OWN = [(name, 'none') for name in CASES if name not in ALIASES]

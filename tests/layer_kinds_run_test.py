@@ -1,15 +1,18 @@
-"""A run on a base with experts, from training to answers."""
+"""Runs on bases with experts and recurrent layers, from training to answers."""
 
 import json
 import re
 
+import decoder_cases
 import numpy as np
 import pytest
+import tiny_models
 import tiny_run
+import trained_runs
 
-from vtokens import ask, config, evaluate, train
+from vtokens import ask, config, evaluate, export, train
 from vtokens.evaluation import eval_config
-from vtokens.host import stopping
+from vtokens.host import errors, stopping
 
 # Padding, and two examples to a row.
 _CHANGES = {'data': {'batch_size': 4, 'examples_per_row': 2, 'shapes': ()}}
@@ -20,17 +23,23 @@ def _answers(path):
   return {row['id']: row['prediction'] for row in rows}
 
 
+_BASES = {
+  'gpt_oss': {
+    'model_type': 'gpt_oss',
+    'head_dim': 8,
+    'sliding_window': 16,
+    'num_local_experts': 4,
+    'num_experts_per_tok': 2,
+  },
+  'qwen3_5': {'model_type': 'qwen3_5_text', **decoder_cases.DELTA},
+}
+
+
 @pytest.mark.exhaustive
-def test_stopped_continued_asked_and_evaluated(tmp_path):
+@pytest.mark.parametrize('base', _BASES)
+def test_stopped_continued_asked_and_evaluated(tmp_path, base):
   """The table bit for bit as without a stop; answers as training scored."""
-  place = tiny_run.make_place(
-    tmp_path,
-    model_type='gpt_oss',
-    head_dim=8,
-    sliding_window=16,
-    num_local_experts=4,
-    num_experts_per_tok=2,
-  )
+  place = tiny_run.make_place(tmp_path, **_BASES[base])
   whole, other = tmp_path / 'whole', tmp_path / 'stopped'
   train.train(place.load(whole, **_CHANGES), stopping.StopRequest())
 
@@ -78,3 +87,23 @@ def test_stopped_continued_asked_and_evaluated(tmp_path):
     ]
     trained = _answers(whole / 'predictions' / f'tokens_k{k}.jsonl')
     assert _answers(tmp_path / 'eval' / file) == trained
+
+
+@pytest.mark.exhaustive
+def test_exported_with_a_recurrent_base(tmp_path):
+  """transformers and the table's own loader answer as the run does."""
+  tiny_models.save(
+    tmp_path / 'base', quiet=range(259, 320), **_BASES['qwen3_5']
+  )
+  trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
+  for form in ('vtokens', 'hf'):
+    out = tmp_path / form
+    export.export(trained_runs.quick(tmp_path / 'run'), form, str(out))
+    assert json.loads((out / 'gate.json').read_text())['passed']
+
+
+def test_a_recurrent_base_trains_no_keys_and_values(tmp_path):
+  place = tiny_run.make_place(tmp_path, **_BASES['qwen3_5'])
+  cfg = place.load(tmp_path / 'run', virtual_tokens={'kind': 'kv'})
+  with pytest.raises(errors.UserError, match=r"kind: 'kv'.*qwen3_5_text"):
+    train.train(cfg, stopping.StopRequest())

@@ -120,7 +120,7 @@ def test_several_groups_for_each_row():
     ({'experts': 4, 'active': 5}, '5 experts'),
     ({'experts': 6, 'active': 2, 'groups': 4}, '4 groups'),
     ({'experts': 6, 'active': 2, 'active_groups': 2}, '2 of 1'),
-    ({'experts': 6, 'active': 2, 'groups': 6}, 'two experts or more'),
+    ({'experts': 6, 'active': 2, 'groups': 6}, '2 experts or more'),
   ],
 )
 def test_wrong_numbers(routing, message):

@@ -78,6 +78,31 @@ DELTA = {
   'attention_bias': True,
   'rope_parameters': {'rope_theta': 1e3, 'partial_rotary_factor': 0.5},
 }
+# Sizes of latent attention, all different. Queries and keys are 12 wide.
+_LATENT = {
+  **SMALL,
+  **_MHA,
+  'kv_lora_rank': 16,
+  'q_lora_rank': 10,
+  'qk_nope_head_dim': 4,
+  'qk_rope_head_dim': 8,
+  'v_head_dim': 6,
+}
+_LATENT_YARN = {
+  **_YARN,
+  'beta_fast': 8.0,
+  'mscale': 0.7,
+  'mscale_all_dim': 0.5,
+}
+_GROUPED = {
+  'n_routed_experts': 6,
+  'num_experts_per_tok': 3,
+  'moe_intermediate_size': 24,
+  'n_group': 3,
+  'topk_group': 2,
+  'n_shared_experts': 2,
+  'routed_scaling_factor': 1.7,
+}
 
 # name -> model_type and what differs from a tiny Llama, every feature on.
 CASES = {
@@ -580,6 +605,94 @@ CASES = {
       'mlp_only_layers': [1],
       'norm_topk_prob': False,
     },
+  ),
+  'deepseek_v2': (
+    'deepseek_v2',
+    {
+      **_LATENT,
+      **_GROUPED,
+      'first_k_dense_replace': 1,
+      'topk_method': 'group_limited_greedy',
+      'attention_bias': True,
+      'rope_parameters': _LATENT_YARN,
+    },
+  ),
+  # Queries without a latent; experts in every layer.
+  'deepseek_v2_lite': (
+    'deepseek_v2',
+    {**_LATENT, **_GROUPED, 'q_lora_rank': None},
+  ),
+  'deepseek_v3': (
+    'deepseek_v3',
+    {
+      **_LATENT,
+      **_GROUPED,
+      'num_hidden_layers': 3,
+      'first_k_dense_replace': 1,
+      'attention_bias': True,
+      'rope_parameters': _LATENT_YARN,
+    },
+  ),
+  'deepseek_v3_halves': (
+    'deepseek_v3',
+    {
+      **_LATENT,
+      **_GROUPED,
+      'first_k_dense_replace': 0,
+      'q_lora_rank': None,
+      'norm_topk_prob': False,
+      'rope_interleave': False,
+    },
+  ),
+  'glm4_moe_lite': (
+    'glm4_moe_lite',
+    {
+      **_LATENT,
+      **_GROUPED,
+      'num_hidden_layers': 3,
+      'mlp_layer_types': ['dense', 'sparse', 'dense'],
+      'attention_bias': True,
+    },
+  ),
+  # Queries grow from the 33rd token on.
+  'mistral4': (
+    'mistral4',
+    {
+      **_LATENT,
+      **_GROUPED,
+      'first_k_dense_replace': 1,
+      'attention_bias': True,
+      'rope_parameters': {
+        **_LATENT_YARN,
+        'max_position_embeddings': 512,
+        'llama_4_scaling_beta': 0.7,
+      },
+    },
+  ),
+  'minicpm3': (
+    'minicpm3',
+    {
+      **_LATENT,
+      'attention_bias': True,
+      'scale_emb': 3.0,
+      'scale_depth': 1.1,
+      'dim_model_base': 20,
+      'tie_word_embeddings': True,
+      'rope_parameters': _longrope(4, original_max_position_embeddings=64),
+    },
+  ),
+  'youtu': (
+    'youtu',
+    {
+      **_LATENT,
+      'q_lora_rank': None,
+      'attention_bias': True,
+      'rope_interleave': False,
+    },
+  ),
+  'sarvam_mla': (
+    'sarvam_mla',
+    {**_LATENT, **_GROUPED, 'first_k_dense_replace': 1, 'q_lora_rank': None},
   ),
 }
 

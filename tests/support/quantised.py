@@ -8,7 +8,9 @@ import numpy as np
 import torch
 import transformers
 
-_MATRIX = re.compile(r'layers\.\d+\.\w+\.(\w+)_proj\.weight$')
+_MATRIX = re.compile(
+  r'layers\.\d+\.\w+\.(?:shared_experts\.)?(\w+)_proj(?:_with_mqa)?\.weight$'
+)
 
 
 def quantise(
@@ -43,7 +45,11 @@ def quantise_model(model: transformers.PreTrainedModel, method: str) -> None:
   """Gives the matrices of the layers the values that quantised ones have."""
   config = model.config
   heads = config.num_attention_heads
-  head_dim = getattr(config, 'head_dim', None) or config.hidden_size // heads
+  head_dim = (
+    getattr(config, 'v_head_dim', None)
+    or getattr(config, 'head_dim', None)
+    or config.hidden_size // heads
+  )
   count = 0
   for name, weight in model.named_parameters():
     found = _MATRIX.search(name)
@@ -52,7 +58,8 @@ def quantise_model(model: transformers.PreTrainedModel, method: str) -> None:
         values, scales = quantise(matrix.numpy(), method, matrix.shape[1])
         matrix.copy_(torch.from_numpy(values.astype(np.float32) * scales))
       continue
-    if not found:
+    # Latent attention keeps the matrix of keys and values as it is.
+    if not found or found[1] == 'kv_b':
       continue
     rows = head_dim if found[1] == 'o' else weight.shape[1]
     values, scales = quantise(weight.numpy(), method, rows)

@@ -15,6 +15,11 @@ CHAT_TEMPLATE = (
   "{{ '<|start|>assistant\n' }}{% endif %}"
 )
 
+# transformers has this decoder for images and texts alone.
+transformers.AutoModelForCausalLM.register(
+  transformers.Mistral4Config, transformers.Mistral4ForCausalLM, exist_ok=True
+)
+
 FULL, SLIDING = 'full_attention', 'sliding_attention'
 # What tiny models of the Gemma families share.
 GEMMA = {

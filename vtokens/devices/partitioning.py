@@ -31,6 +31,7 @@ LOGICAL_AXIS_RULES: dict[str, str | tuple[str, ...]] = {
   'mlp': 'tensor',
   'expert': 'tensor',
   'embed': 'fsdp',
+  'latent': 'fsdp',
   # The table and its moments.
   'vtoken_embed': ('fsdp', 'tensor'),
 }

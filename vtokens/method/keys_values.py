@@ -21,6 +21,7 @@ from vtokens.models import cache as cache_lib
 from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.latent_attention import LatentAttention
 from vtokens.models.tokenizers.tokenizer import Tokenizer
 from vtokens.serving import trained_file
 
@@ -67,7 +68,8 @@ class KeysValues(Trainable):
 
   def check(self, settings: config.VirtualTokens, base: DecoderConfig) -> None:
     """Checks the base and saved initial values; see `Trainable`."""
-    if any(kind.mixer is not None for kind in base.layer_kinds):
+    latent = isinstance(base.attention, LatentAttention)
+    if latent or any(kind.mixer is not None for kind in base.layer_kinds):
       raise errors.UserError(
         f"config.virtual_tokens.kind: 'kv' trains keys and values of one shape "
         f'in every layer, which {base.model_type} does not have; set '

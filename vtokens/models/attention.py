@@ -38,7 +38,7 @@ def attend(
   trained: Sequence[KVCache] = (),
   sinks: Float[Array, 'N'] | None = None,
   mesh: jax.sharding.Mesh | None = None,
-) -> Float[Array, 'B T N H']:
+) -> Float[Array, 'B T N V']:
   """Softmax attention of new tokens over caches and one another.
 
   A query sees a slot if the slot has the query's segment or its cache has no
@@ -47,7 +47,8 @@ def attend(
   new tokens; they are not concatenated. Scores and softmax are float32.
 
   Args:
-    q: rotated queries of the new tokens.
+    q: rotated queries of the new tokens. They may be wider than the keys; see
+      `attention_scores.masked_scores`.
     new: rotated keys, values and positions of the same tokens. In each segment
       of a row, positions rise from slot to slot, except for padding (-1).
     caches: caches of earlier tokens, in any number of parts. A cache without
@@ -78,7 +79,7 @@ def attend(
 
   def attend_block(
     q: Float[Array, 'B K T G H'], rows: _Rows, own: KVCache
-  ) -> Float[Array, 'B K T G H']:
+  ) -> Float[Array, 'B K T G V']:
     positions, segments, continued = rows
     scores = [
       scores_over(q, positions, continued, cache) for cache in caches
@@ -131,7 +132,7 @@ def attend(
     own = KVCache(new.k[..., :stop], new.v[:, :, :stop], positions, segments)
     blocks.append(attend_block(q[:, :, start:stop], rows(start, stop), own))
   out = jnp.concatenate(blocks, axis=2)
-  return out.transpose(0, 2, 1, 3, 4).reshape(b, t, n, h)
+  return out.transpose(0, 2, 1, 3, 4).reshape(b, t, n, -1)
 
 
 class Attention(nnx.Module):
@@ -192,7 +193,7 @@ class Attention(nnx.Module):
     q = self._clipped(q)
     q = self._turned(q, self.q_norm if self.has_norms else None, tokens)
     if config.query_growth is not None:
-      q = q * _growth(config.query_growth, tokens.positions).astype(q.dtype)
+      q = q * growth(config.query_growth, tokens.positions).astype(q.dtype)
     new = self.keys_values(x, tokens)
     scale = config.attention_scale
     if scale is None:
@@ -262,11 +263,11 @@ class Attention(nnx.Module):
     return norm(x) if norm is not None and last else x
 
 
-def _growth(
-  growth: QueryGrowth, positions: Int[Array, 'B T']
+def growth(
+  rule: QueryGrowth, positions: Int[Array, 'B T']
 ) -> Float[Array, 'B T 1 1']:
   """Factors of the queries at some positions, float32."""
   # Padding has the position -1.
-  turns = jnp.maximum(positions, 0) // growth.length
-  factors = 1 + growth.beta * jnp.log1p(turns.astype(jnp.float32))
+  turns = jnp.maximum(positions, 0) // rule.length
+  factors = 1 + rule.beta * jnp.log1p(turns.astype(jnp.float32))
   return factors[..., None, None]

@@ -23,6 +23,9 @@ def masked_scores(
 ) -> Float[Array, 'B K T G S']:
   """Computes scores, `UNSEEN` where a query does not see a slot.
 
+  Queries may be wider than keys. The rest of a query meets the values: latent
+  attention has values that are also keys.
+
   Args:
     q: rotated queries, grouped by key-value head.
     positions: positions of the queries.
@@ -35,9 +38,20 @@ def masked_scores(
   Returns:
     Scores, float32.
   """
+  width = cache.k.shape[-2]
   scores = jnp.einsum(
-    'bktgh,bkhs->bktgs', q, cache.k, preferred_element_type=jnp.float32
+    'bktgh,bkhs->bktgs',
+    q[..., :width],
+    cache.k,
+    preferred_element_type=jnp.float32,
   )
+  if q.shape[-1] > width:
+    scores += jnp.einsum(
+      'bktgh,bksh->bktgs',
+      q[..., width:],
+      cache.v,
+      preferred_element_type=jnp.float32,
+    )
   scores = layers.softcap(scores * scale, softcap)
   slot = cache.positions[:, None, None, None, :]
   query = positions[:, None, :, None, None]

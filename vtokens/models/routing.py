@@ -27,10 +27,11 @@ class Routing:
     bias: whether the router has a bias.
     correction: whether a bias is added to the scores for the choice alone
       (arXiv 2408.15664).
-    groups: groups of neighbouring experts. Those with the largest sums of two
-      scores take part in the choice.
+    groups: groups of neighbouring experts. Those with the largest sums of
+      `group_best` scores take part in the choice.
     active_groups: groups that take part.
     tolerance: sparsemixer; see `_one_by_one`.
+    group_best: scores of a group that are summed, its largest.
   """
 
   experts: int
@@ -44,6 +45,7 @@ class Routing:
   groups: int = 1
   active_groups: int = 1
   tolerance: float = 0.0
+  group_best: int = 2
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.
@@ -57,10 +59,16 @@ class Routing:
         f'{self.active_groups} of {self.groups} groups of {self.experts} '
         'experts: expected groups of equal size, and at most all of them'
       )
-    if self.groups > 1 and self.experts == self.groups:
+    size = self.experts // self.groups
+    if self.groups > 1 and size < self.group_best:
       raise ValueError(
-        f'{self.groups} groups of {self.experts} experts: expected two experts '
-        'or more in a group'
+        f'{self.groups} groups of {self.experts} experts: expected '
+        f'{self.group_best} experts or more in a group'
+      )
+    if self.active > self.active_groups * size:
+      raise ValueError(
+        f'{self.active} experts for each token of {self.active_groups} groups '
+        f'of {size}: expected at most {self.active_groups * size}'
       )
 
   def __repr__(self) -> str:
@@ -119,7 +127,7 @@ def _in_best_groups(
 ) -> Float[Array, 'N E']:
   """Scores with -inf for experts outside of the best groups."""
   groups = scores.reshape(len(scores), routing.groups, -1)
-  best = jax.lax.top_k(groups, 2)[0].sum(axis=-1)
+  best = jax.lax.top_k(groups, routing.group_best)[0].sum(axis=-1)
   _, chosen = jax.lax.top_k(best, routing.active_groups)
   inside = (chosen[..., None] == jnp.arange(routing.groups)).any(axis=1)
   return jnp.where(inside[..., None], groups, -jnp.inf).reshape(scores.shape)

@@ -48,6 +48,28 @@ _DELTA_EXPERTS = {
   'moe_intermediate_size': 16,
   'shared_expert_intermediate_size': 16,
 }
+_LATENT = {
+  'num_key_value_heads': 4,
+  'kv_lora_rank': 12,
+  'q_lora_rank': 8,
+  'qk_nope_head_dim': 4,
+  'qk_rope_head_dim': 8,
+  'v_head_dim': 8,
+}
+_GROUPED = {
+  **_EXPERTS,
+  'n_routed_experts': 8,
+  'n_group': 4,
+  'topk_group': 2,
+  'n_shared_experts': 1,
+  'moe_intermediate_size': 16,
+  'first_k_dense_replace': 1,
+}
+_YARN = {
+  'rope_type': 'yarn',
+  'factor': 4.0,
+  'original_max_position_embeddings': 16,
+}
 # In which every field below has a meaning.
 BASES = {
   model_type: {'model_type': model_type, **_SMALL, **own}
@@ -86,12 +108,7 @@ BASES = {
     'cwm': {'sliding_window': 8},
     'ministral3': {
       'sliding_window': 8,
-      'rope_parameters': {
-        'rope_type': 'yarn',
-        'factor': 4.0,
-        'original_max_position_embeddings': 16,
-        'llama_4_scaling_beta': 0.1,
-      },
+      'rope_parameters': {**_YARN, 'llama_4_scaling_beta': 0.1},
     },
     'arcee': {'hidden_act': 'relu2'},
     'granite': {},
@@ -160,6 +177,27 @@ BASES = {
     'qwen3_5_text': _DELTA,
     'qwen3_5_moe_text': _DELTA_EXPERTS,
     'qwen3_next': {**_DELTA_EXPERTS, 'norm_topk_prob': False},
+    'deepseek_v2': {
+      **_LATENT,
+      **_GROUPED,
+      'topk_method': 'group_limited_greedy',
+    },
+    'deepseek_v3': {**_LATENT, **_GROUPED, 'norm_topk_prob': False},
+    'glm4_moe_lite': {
+      **_LATENT,
+      **{k: v for k, v in _GROUPED.items() if k != 'first_k_dense_replace'},
+      'norm_topk_prob': False,
+    },
+    'mistral4': {
+      **_LATENT,
+      **_GROUPED,
+      'norm_topk_prob': False,
+      'head_dim': 12,
+      'rope_parameters': {**_YARN, 'llama_4_scaling_beta': 0.1},
+    },
+    'minicpm3': _LATENT,
+    'youtu': _LATENT,
+    'sarvam_mla': {**_LATENT, **_GROUPED, 'norm_topk_prob': False},
   }.items()
 }
 # Sizes have other names.
@@ -174,6 +212,21 @@ CHANGES = {
   'linear_key_head_dim': 16,
   'linear_value_head_dim': 16,
   'linear_conv_kernel_dim': 3,
+  'kv_lora_rank': 16,
+  'q_lora_rank': 12,
+  'qk_nope_head_dim': 8,
+  'qk_rope_head_dim': 4,
+  'v_head_dim': 12,
+  'rope_interleave': False,
+  'topk_method': 'greedy',
+  'mlp_layer_types': ['dense', 'dense', 'sparse', 'sparse'],
+  'moe_layer_freq': 2,
+  'scale_emb': 2.0,
+  'scale_depth': 1.1,
+  'dim_model_base': 16,
+  'num_shared_experts': 2,
+  'qk_head_dim': 16,
+  'q_head_dim': 16,
   'n_routed_experts': 4,
   'n_group': 2,
   'topk_group': 3,
@@ -287,6 +340,7 @@ WITHOUT_EFFECT = {
   'architectures': ['LlamaForSequenceClassification'],
   'transformers_version': '4.31.0',
   'initializer_range': 0.5,
+  'embedding_initializer_range': 0.5,
   'attention_dropout': 0.5,
   'resid_pdrop': 0.5,
   'embd_pdrop': 0.5,

@@ -44,13 +44,16 @@ def _run(params, ids, positions, caches, segments=None, *, graph):
 # head; with norms of heads, windows, and norms of all heads.
 QUANTISED = {
   'int8': ('llama_biased', 'phi3_long', 'gemma2'),
-  'int4': ('qwen3', 'mistral', 'olmo2'),
+  'int4': ('qwen3', 'mistral', 'olmo2', 'deepseek_v3'),
 }
 
 
 # Cases with no feature that another case lacks: the whole test would tell
 # nothing new.
-ALIASES = ('internlm3', 'iquestcoder', 'seed_oss', 'cwm')
+ALIASES = (
+  *('internlm3', 'iquestcoder', 'seed_oss', 'cwm'),
+  *('deepseek_v2_lite', 'deepseek_v3_halves', 'glm4_moe_lite', 'sarvam_mla'),
+)
 # Cases of the default run's tests of packed rows, of greedy continuations and
 # of bfloat16. Together they have every part that attention is made of.
 SAMPLE = (
@@ -59,6 +62,7 @@ SAMPLE = (
   ('ministral3', 'none'),
   ('cohere2', 'none'),
   ('qwen3_5', 'none'),
+  ('mistral4', 'none'),
   ('qwen3', 'int4'),
 )
 _OWN = [(name, 'none') for name in CASES if name not in ALIASES]

@@ -110,6 +110,89 @@ def write_sparse_layers(config: DecoderConfig, values: dict[str, Any]) -> None:
   ]
 
 
+def grouped(f: Fields, **rule: Any) -> Experts:
+  """Experts in groups, beside an MLP for all tokens: DeepSeek's fields.
+
+  Args:
+    f: the fields.
+    rule: fields of `Routing` that differ between families.
+
+  Raises:
+    errors.UserError: a field is wrong.
+  """
+  width = f.number('moe_intermediate_size')
+  settings = {
+    'groups': f.number('n_group'),
+    'active_groups': f.number('topk_group'),
+    **rule,
+  }
+  return Experts(
+    routing(
+      f,
+      count(f, 'n_routed_experts'),
+      count(f, 'num_experts_per_tok'),
+      scale=f.number('routed_scaling_factor', float),
+      **settings,
+    ),
+    width,
+    shared=width * f.number('n_shared_experts'),
+  )
+
+
+def corrected(f: Fields) -> Experts:
+  """Experts in groups that are chosen by corrected sigmoids.
+
+  Args:
+    f: the fields.
+
+  Raises:
+    errors.UserError: a field is wrong.
+  """
+  return grouped(
+    f,
+    scores='sigmoid',
+    normalised=f.boolean('norm_topk_prob'),
+    floor=1e-20,
+    correction=True,
+  )
+
+
+def write_grouped(config: DecoderConfig, values: dict[str, Any]) -> None:
+  """Sets the fields of `grouped` and `first_dense`.
+
+  Args:
+    config: the architecture.
+    values: the fields, to be changed in place.
+  """
+  experts = of(config)
+  rule = experts.routing
+  kinds = config.layer_kinds
+  values |= {
+    'n_routed_experts': rule.experts,
+    'num_experts_per_tok': rule.active,
+    'norm_topk_prob': rule.normalised,
+    'routed_scaling_factor': rule.scale,
+    'n_group': rule.groups,
+    'topk_group': rule.active_groups,
+    'moe_intermediate_size': experts.width,
+    'n_shared_experts': experts.shared // experts.width,
+    'first_k_dense_replace': sum(kind.mlp is None for kind in kinds),
+  }
+
+
+def first_dense(f: Fields) -> list[bool]:
+  """Whether each layer has experts: `first_k_dense_replace`.
+
+  Raises:
+    errors.UserError: the field is wrong, or no layer has experts.
+  """
+  dense = f.get('first_k_dense_replace')
+  number = f.number('num_hidden_layers')
+  if type(dense) is not int or not 0 <= dense < number:
+    raise f.fail('first_k_dense_replace', f'a number below {number}', dense)
+  return [i >= dense for i in range(number)]
+
+
 def of(config: DecoderConfig) -> Experts:
   """The experts of a decoder."""
   return next(

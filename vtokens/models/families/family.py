@@ -54,6 +54,8 @@ class Family(abc.ABC):
       key-value head after the other.
     extra_layers: whether files may have further layers, which predict further
       tokens. They are not used.
+    own_rotation: whether `read` decides by other fields than
+      `partial_rotary_factor` how many values of a head are rotated.
     unused: ends of names of tensors that files may have and that are not read.
     unused_parts: beginnings of such names.
   """
@@ -67,6 +69,7 @@ class Family(abc.ABC):
   aliases: Mapping[str, str] = {}
   qkv_by_head: bool = False
   extra_layers: bool = False
+  own_rotation: bool = False
   unused: tuple[str, ...] = ()
   unused_parts: tuple[str, ...] = ()
   about: About = About()

@@ -3,19 +3,11 @@
 from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.experts import Experts
 from vtokens.models.families import expert_fields, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 
-_MLP = 'model.layers.{}.mlp.'
-_SHARED = {
-  **tensor_names.PRE_NORM,
-  'layers.mlp.correction': _MLP + 'gate.e_score_correction_bias',
-  'layers.mlp.shared.gate': _MLP + 'shared_experts.gate_proj.weight',
-  'layers.mlp.shared.up': _MLP + 'shared_experts.up_proj.weight',
-  'layers.mlp.shared.down': _MLP + 'shared_experts.down_proj.weight',
-}
+_SHARED = tensor_names.with_shared_expert(tensor_names.PRE_NORM)
 
 
 class Glm4Moe(Family):
@@ -42,24 +34,6 @@ class Glm4Moe(Family):
     expert_fields.skip_training(f)
     # Layers that predict further tokens are not read.
     f.normalised('num_mtp_layers', 'num_nextn_predict_layers')
-    routing = expert_fields.routing(
-      f,
-      expert_fields.count(f, 'n_routed_experts'),
-      expert_fields.count(f, 'num_experts_per_tok'),
-      scores='sigmoid',
-      normalised=f.boolean('norm_topk_prob', True),
-      floor=1e-20,
-      scale=f.number('routed_scaling_factor', float),
-      correction=True,
-      groups=f.number('n_group'),
-      active_groups=f.number('topk_group'),
-    )
-    width = f.number('moe_intermediate_size')
-    shared = width * f.number('n_shared_experts')
-    dense = f.get('first_k_dense_replace')
-    number = f.number('num_hidden_layers')
-    if type(dense) is not int or not 0 <= dense < number:
-      raise f.fail('first_k_dense_replace', f'a number below {number}', dense)
     return {
       'qkv_bias': f.boolean('attention_bias'),
       'qk_norm': 'head' if f.boolean('use_qk_norm') else 'none',
@@ -67,28 +41,17 @@ class Glm4Moe(Family):
       'layer_pattern': expert_fields.with_experts(
         f,
         (LayerKind(rope_json.read(f)),),
-        Experts(routing, width, shared=shared),
-        [i >= dense for i in range(number)],
+        expert_fields.corrected(f),
+        expert_fields.first_dense(f),
       ),
     }
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
-    experts = expert_fields.of(config)
-    rule = experts.routing
     rotated = config.rotary_dim or config.head_dim
-    kinds = config.layer_kinds
+    expert_fields.write_grouped(config, values)
     values |= {
       'attention_bias': config.qkv_bias,
       'use_qk_norm': config.qk_norm != 'none',
       'partial_rotary_factor': rotated / config.head_dim,
-      'n_routed_experts': rule.experts,
-      'num_experts_per_tok': rule.active,
-      'norm_topk_prob': rule.normalised,
-      'routed_scaling_factor': rule.scale,
-      'n_group': rule.groups,
-      'topk_group': rule.active_groups,
-      'moe_intermediate_size': experts.width,
-      'n_shared_experts': experts.shared // experts.width,
-      'first_k_dense_replace': sum(kind.mlp is None for kind in kinds),
       'num_mtp_layers': 0,
     }

@@ -16,12 +16,12 @@ _REASONS: Mapping[str, str] = {
     solar_open zaya aria ernie4_5_vl_moe glm4v_moe
     minimax_m3_vl minimax_m3_vl_text step3p7
   """,
-  'latent attention (MLA)': """
-    axk1 axk2 deepseek_v2 deepseek_v3 deepseek_v32 deepseek_v4 dots3_note
-    dots3_note_text glm4_moe_lite glm_moe_dsa hy_v4 longcat_flash minicpm3
-    sarvam_mla youtu hy_v4_vl kimi_k25 mistral4 mistral_large4 deepseek_ocr2
-    unlimited_ocr
+  'latent attention, and an indexer that chooses tokens': """
+    axk2 deepseek_v32 dots3_note dots3_note_text glm_moe_dsa hy_v4
+    hy_v4_vl mistral_large4
   """,
+  'hyper-connections, and an indexer that chooses tokens': 'deepseek_v4',
+  'latent attention in a block of its own': 'axk1 longcat_flash',
   'layers with a recurrent state or convolutions': """
     bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid jamba
     kimi_linear lara_mini lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h
@@ -63,11 +63,11 @@ _REASONS: Mapping[str, str] = {
   """,
   'a multimodal model whose wrapper or text part is not implemented': """
     apertus1p5 blip-2 chameleon cohere_compass cosmos3_edge
-    cosmos3_omni deepseek_vl_hybrid emu3 evolla fuyu git
+    cosmos3_omni deepseek_ocr2 deepseek_vl_hybrid emu3 evolla fuyu git
     glm_ocr glmga granite4_vision granite_docling hunyuan_vl
     hyperclovax_vision_v2 idefics instructblip instructblipvideo kosmos-2
     minicpm_ocr mllama molmo2 muse_glimmer muse_spark paddleocr_vl
-    pp_chart2table qianfan_ocr
+    pp_chart2table qianfan_ocr unlimited_ocr
   """,
 }
 

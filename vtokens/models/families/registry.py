@@ -14,6 +14,7 @@ from vtokens.models.families.arcee import Arcee
 from vtokens.models.families.cohere import Cohere, Cohere2
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.cwm import Cwm
+from vtokens.models.families.deepseek import DeepseekV2, DeepseekV3, SarvamMLA
 from vtokens.models.families.ernie4_5 import Ernie45
 from vtokens.models.families.exaone import Exaone
 from vtokens.models.families.exaone4 import Exaone4
@@ -24,6 +25,7 @@ from vtokens.models.families.gemma2 import Gemma2
 from vtokens.models.families.gemma3 import Gemma3
 from vtokens.models.families.glm import Glm, Glm4
 from vtokens.models.families.glm4_moe import Glm4Moe
+from vtokens.models.families.glm4_moe_lite import Glm4MoeLite
 from vtokens.models.families.gpt_neox import GPTNeoX
 from vtokens.models.families.gpt_oss import GptOss
 from vtokens.models.families.granite import Granite
@@ -33,9 +35,11 @@ from vtokens.models.families.hunyuan import HunyuanDense
 from vtokens.models.families.hyperclovax import HyperCLOVAX
 from vtokens.models.families.jais2 import Jais2
 from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
+from vtokens.models.families.minicpm3 import MiniCPM3
 from vtokens.models.families.minimax_m2 import MiniMaxM2
 from vtokens.models.families.ministral3 import Ministral3
 from vtokens.models.families.mistral import Ministral, Mistral
+from vtokens.models.families.mistral4 import Mistral4
 from vtokens.models.families.mixtral import Mixtral
 from vtokens.models.families.nanochat import NanoChat
 from vtokens.models.families.nemotron import Nemotron
@@ -54,6 +58,7 @@ from vtokens.models.families.smollm3 import SmolLM3
 from vtokens.models.families.stablelm import StableLM
 from vtokens.models.families.starcoder2 import StarCoder2
 from vtokens.models.families.vaultgemma import VaultGemma
+from vtokens.models.families.youtu import Youtu
 
 _BUILT_IN = (
   *(Llama, Mistral, Ministral, Qwen2, Qwen3, Phi3, Gemma, Gemma2, Gemma3),
@@ -66,6 +71,7 @@ _BUILT_IN = (
   *(Qwen3Moe, Mixtral, Qwen2Moe, Olmoe, GptOss, Glm4Moe, MiniMaxM2),
   *(GraniteMoe, PhiMoe),
   *(Qwen35, Qwen35Moe, Qwen3Next),
+  *(DeepseekV2, DeepseekV3, Glm4MoeLite, Mistral4, MiniCPM3, Youtu, SarvamMLA),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'
@@ -138,6 +144,7 @@ def from_hf(
     errors.UserError: a field is missing, or has a value that this decoder
       does not implement. Nothing that changes the numbers is ignored.
   """
+  config = wrappers.with_known_type(config)
   wrapped = wrappers.wrapper_of(config) is not None
   if wrapped:
     inner = wrappers.text_fields(config, where)
@@ -167,7 +174,7 @@ def from_hf(
       **family.read(f),
     }
     rotary_dim = f.rotary_dim()
-    if values.get('rotary_dim') != rotary_dim:
+    if not family.own_rotation and values.get('rotary_dim') != rotary_dim:
       raise f.fail('partial_rotary_factor', f'1 for {model_type}', rotary_dim)
     f.finish()
     found = DecoderConfig(**values)

@@ -183,12 +183,15 @@ def _factors(
 
 def _yarn_scale(found: Mapping[str, Any], factor: float) -> float:
   """YaRN's temperature (arXiv 2309.00071, eq. 22)."""
-
-  def mscale(weight: float) -> float:
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
   over, under = found.get('mscale'), found.get('mscale_all_dim')
-  return mscale(over) / mscale(under) if over and under else mscale(1.0)
+  if over and under:
+    return yarn_mscale(factor, over) / yarn_mscale(factor, under)
+  return yarn_mscale(factor, 1.0)
+
+
+def yarn_mscale(factor: float, weight: float) -> float:
+  """The logarithm of a factor of YaRN as a scale, 1 without stretching."""
+  return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def write_parameters(rope: Rope) -> dict[str, Any]:

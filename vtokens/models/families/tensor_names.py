@@ -223,6 +223,22 @@ class Form:
   interleaved: bool = False
 
 
+def with_shared_expert(names: Mapping[str, str]) -> Mapping[str, str]:
+  """Names with a corrected router and an MLP for all tokens.
+
+  Args:
+    names: names of the other parameters.
+  """
+  mlp = _LAYER + 'mlp.'
+  return {
+    **names,
+    'layers.mlp.correction': mlp + 'gate.e_score_correction_bias',
+    'layers.mlp.shared.gate': mlp + 'shared_experts.gate_proj.weight',
+    'layers.mlp.shared.up': mlp + 'shared_experts.up_proj.weight',
+    'layers.mlp.shared.down': mlp + 'shared_experts.down_proj.weight',
+  }
+
+
 def with_experts(
   names: Mapping[str, str],
   prefix: str,

@@ -173,6 +173,15 @@ WRAPPERS: Mapping[str, Wrapper] = {
     'qwen2',
     'Ovis2 (-hf)',
   ),
+  'kimi_k25': Wrapper(
+    _WHOLE,
+    (
+      *('vision_tower.', 'mm_projector.'),
+      *('model.vision_tower.', 'model.mm_projector.'),
+    ),
+    'deepseek_v3',
+    'Kimi K2.5, K2.6',
+  ),
   'idefics2': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'mistral', 'Idefics2'),
   'idefics3': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama', 'Idefics3'),
   'smolvlm': Wrapper(_TEXT_MODEL, _VISION_MODEL, 'llama', 'SmolVLM, SmolVLM2'),
@@ -186,13 +195,23 @@ TEXT_TYPES: Mapping[str, str] = {
   'qwen3_vl_moe_text': 'qwen3_moe',
   'glm4v_text': 'glm4',
 }
-# Type of a text part in first files -> type.
-_RENAMED: Mapping[str, str] = {'exaone4_5_text': 'exaone4'}
+# Type of a decoder or text part whose code was outside of transformers -> type.
+_RENAMED: Mapping[str, str] = {
+  'exaone4_5_text': 'exaone4',
+  'kimi_k2': 'deepseek_v3',
+}
 # Type of a text part -> values of the family's fields that it has no fields
 # for.
 _IMPLIED: Mapping[str, Mapping[str, Any]] = {
   'glm4v_text': {'attention_bias': True},
 }
+
+
+def with_known_type(config: Mapping[str, Any]) -> Mapping[str, Any]:
+  """A config.json whose `model_type` is that of transformers."""
+  found = config.get('model_type')
+  known = _RENAMED.get(found) if isinstance(found, str) else None
+  return {**config, 'model_type': known} if known else config
 
 
 def wrapper_of(config: Mapping[str, Any]) -> Wrapper | None:
@@ -230,9 +249,7 @@ def text_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
       f'{model_type!r} has its text part there'
     )
   values = {'model_type': wrapper.text_type, **given}
-  inner = values['model_type']
-  if isinstance(inner, str):
-    values['model_type'] = _RENAMED.get(inner, inner)
+  values = dict(with_known_type(values))
   if values['model_type'] == 'qwen3_vl_moe_text':
     # In transformers' code, in no field of the config class.
     values.setdefault('norm_topk_prob', True)

@@ -89,7 +89,9 @@ def _forms_with_names(
     # Names of tensors that the usual form does not have.
     own = set(form.names.values()) - set(first.names.values())
     if any(
-      name.format(i) in found for name in own for i in range(config.num_layers)
+      name.format(i, 0) in found
+      for name in own
+      for i in range(config.num_layers)
     ):
       forms.append(form)
   return forms or [first]

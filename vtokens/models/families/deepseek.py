@@ -1,0 +1,154 @@
+"""DeepSeek V2 and V3, and models of the same formulas."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
+from vtokens.models.families import (
+  expert_fields,
+  latent_fields,
+  rope_json,
+  tensor_names,
+)
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.family import About, Family
+
+_SHARED = latent_fields.names(
+  tensor_names.with_shared_expert(tensor_names.PRE_NORM)
+)
+
+
+class Deepseek(Family):
+  """Latent attention; after the first layers experts.
+
+  Attributes:
+    implied: field that the config class in transformers lacks -> the value that
+      its model implements.
+  """
+
+  names = tensor_names.with_experts(_SHARED, 'mlp.')
+  own_rotation = True
+  implied: Mapping[str, Any] = {}
+
+  def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
+    return latent_fields.names_of(config, self.names)
+
+  def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
+    joined = tensor_names.with_joined_experts(_SHARED, 'mlp.')
+    names = latent_fields.names_of(config, joined)
+    return (*super().forms(config), tensor_names.Form(names))
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_act', 'silu')
+    for field, value in self.implied.items():
+      f.only(field, value)
+    expert_fields.skip_training(f)
+    self.check_width(f)
+    rope = self.read_rope(f)
+    return {
+      **latent_fields.read(f, rope),
+      **self.read_experts(f, LayerKind(rope)),
+    }
+
+  def check_width(self, f: Fields) -> None:
+    """Checks `head_dim`; see `latent_fields.check_width`."""
+    latent_fields.check_width(f, 'qk_rope_head_dim')
+
+  def read_rope(self, f: Fields) -> Rope:
+    """Reads the rotary embedding; see `rope_json.read`."""
+    return rope_json.read(f)
+
+  def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
+    """Reads experts and the order of the rotated values.
+
+    Args:
+      f: the fields.
+      kind: a layer without experts.
+    """
+    raise NotImplementedError
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    latent_fields.write(config, values)
+    expert_fields.write_grouped(config, values)
+
+
+class DeepseekV2(Deepseek):
+  """Experts are chosen by softmax, in groups or not."""
+
+  model_type = 'deepseek_v2'
+  about = About(
+    'DeepSeek-V2, V2.5, V2-Lite, Coder-V2',
+    'latent attention; experts after the first layers, also an MLP for all '
+    'tokens',
+  )
+  architecture = 'DeepseekV2ForCausalLM'
+  implied: Mapping[str, Any] = {'scoring_func': 'softmax', 'moe_layer_freq': 1}
+
+  def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
+    # transformers ignores it, the models' own code does not.
+    f.only('norm_topk_prob', False, None)
+    f.only('mlp_bias', False)
+    f.only('topk_method', 'greedy', 'group_limited_greedy')
+    if f.get('topk_method') == 'greedy':
+      f.normalised('n_group', 'topk_group')
+      experts = expert_fields.grouped(f, groups=1, active_groups=1)
+    else:
+      experts = expert_fields.grouped(f, group_best=1)
+    return {
+      'interleaved': True,
+      'layer_pattern': expert_fields.with_experts(
+        f, (kind,), experts, expert_fields.first_dense(f)
+      ),
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    super().write(config, values)
+    grouped = expert_fields.of(config).routing.groups > 1
+    values['topk_method'] = 'group_limited_greedy' if grouped else 'greedy'
+
+
+class DeepseekV3(Deepseek):
+  """Experts are chosen by corrected sigmoids, in groups."""
+
+  model_type = 'deepseek_v3'
+  about = About(
+    'DeepSeek-V3, V3.1, R1, Kimi K2, Moonlight',
+    'latent attention; experts after the first layers, chosen by corrected '
+    'sigmoids in groups, and an MLP for all tokens',
+  )
+  architecture = 'DeepseekV3ForCausalLM'
+  extra_layers = True
+  implied: Mapping[str, Any] = {
+    'scoring_func': 'sigmoid',
+    'topk_method': 'noaux_tc',
+    'moe_layer_freq': 1,
+  }
+
+  def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
+    # Layers that predict further tokens are not read.
+    f.normalised('num_mtp_layers', 'num_nextn_predict_layers')
+    return {
+      'interleaved': f.boolean('rope_interleave'),
+      'layer_pattern': expert_fields.with_experts(
+        f,
+        (kind,),
+        expert_fields.corrected(f),
+        expert_fields.first_dense(f),
+      ),
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    super().write(config, values)
+    values['rope_interleave'] = config.interleaved
+    values['num_nextn_predict_layers'] = 0
+
+
+class SarvamMLA(DeepseekV3):
+  """DeepSeek V3 with other sizes; first files have older names."""
+
+  model_type = 'sarvam_mla'
+  about = About('Sarvam 105B', 'as `deepseek_v3`')
+  aliases: Mapping[str, str] = {
+    'num_experts': 'n_routed_experts',
+    'num_shared_experts': 'n_shared_experts',
+  }

@@ -1,0 +1,76 @@
+"""Mistral Small 4, also inside Mistral Small's wrapper."""
+
+from typing import Any
+
+from vtokens.models.decoder_config import (
+  DecoderConfig,
+  LayerKind,
+  QueryGrowth,
+  Rope,
+)
+from vtokens.models.families import (
+  expert_fields,
+  latent_fields,
+  rope_json,
+  tensor_names,
+)
+from vtokens.models.families.config_json import Fields
+from vtokens.models.families.deepseek import Deepseek
+from vtokens.models.families.family import About
+
+_BETA, _LENGTH = 'llama_4_scaling_beta', 'original_max_position_embeddings'
+
+
+class Mistral4(Deepseek):
+  """Queries are scaled by their position; experts are chosen by softmax."""
+
+  model_type = 'mistral4'
+  about = About(
+    'Mistral Small 4',
+    'latent attention, YaRN, queries scaled by their position; experts beside '
+    'an MLP for all tokens',
+  )
+  architecture = 'Mistral4ForCausalLM'
+
+  def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
+    split, joined = super().forms(config)
+    return joined, split
+
+  def check_width(self, f: Fields) -> None:
+    latent_fields.check_width(f, 'qk_nope_head_dim', 'qk_rope_head_dim')
+
+  def read_rope(self, f: Fields) -> Rope:
+    # transformers does not read the inner max_position_embeddings.
+    rope = rope_json.read(f, also=(_BETA, 'max_position_embeddings'))
+    if rope.type != 'yarn':
+      raise f.fail('rope_type', "'yarn' (others: not supported)", rope.type)
+    return rope
+
+  def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
+    inner = f.get('rope_parameters') or {}
+    growth = QueryGrowth(
+      f.number(_BETA, float, inside=inner), f.number(_LENGTH, inside=inner)
+    )
+    experts = expert_fields.grouped(
+      f, normalised=f.boolean('norm_topk_prob'), floor=1e-20
+    )
+    return {
+      'query_growth': growth,
+      'interleaved': f.boolean('rope_interleave'),
+      'layer_pattern': expert_fields.with_experts(
+        f, (kind,), experts, expert_fields.first_dense(f)
+      ),
+    }
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    super().write(config, values)
+    growth = config.query_growth
+    if growth is None:
+      raise AssertionError('Mistral 4 has it')
+    values['rope_interleave'] = config.interleaved
+    values['rope_parameters'] = {
+      **values.pop('rope_scaling'),
+      'rope_theta': values.pop('rope_theta'),
+      _BETA: growth.beta,
+      _LENGTH: growth.length,
+    }

@@ -84,7 +84,12 @@ def test_parameter_counts_are_the_published_ones(base):
   [
     ('Qwen/Qwen3-30B-A3B-Instruct-2507', 3_353_032_704, 3.3),
     ('mistralai/Mixtral-8x7B-Instruct-v0.1', 12_879_925_248, 12.9),
-    # The card leaves out the embedding.
+    # The cards leave out the embedding.
+    (
+      'deepseek-ai/DeepSeek-V2-Lite-Chat',
+      2_661_150_208,
+      2.4 + 102_400 * 2048 / 1e9,
+    ),
     ('openai/gpt-oss-20b', 3_608_307_264 + 201_088 * 2880, 3.61 + 0.58),
   ],
 )

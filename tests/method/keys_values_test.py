@@ -148,8 +148,19 @@ _YARN = {
     ),
     # Its last layer has no rotary embedding.
     ('smollm3', {'num_hidden_layers': 2, 'no_rope_layers': [1, 0]}),
+    # Latents and one key for all heads.
+    (
+      'youtu',
+      {
+        'num_hidden_layers': 2,
+        'num_key_value_heads': 4,
+        **{'kv_lora_rank': 16, 'q_lora_rank': 10, 'v_head_dim': 6},
+        **{'qk_nope_head_dim': 4, 'qk_rope_head_dim': 8},
+        'rope_parameters': {**_YARN, 'mscale_all_dim': 0.5},
+      },
+    ),
   ],
-  ids=['llama', 'yarn', 'qwen3', 'gemma3', 'smollm3'],
+  ids=['llama', 'yarn', 'qwen3', 'gemma3', 'smollm3', 'youtu'],
 )
 @pytest.mark.parametrize('position', ['first', 'middle', 'last'])
 def test_those_of_tokens_are_tokens(tmp_path, model_type, changes, position):
@@ -189,6 +200,10 @@ def test_those_of_tokens_are_tokens(tmp_path, model_type, changes, position):
     ).swapaxes(1, 2)[:, -len(tokens) :]
     for name in ('keys', 'values')
   )
+  if model_type == 'youtu':
+    # There the latent is the key, and pairs of the rotated key lie apart.
+    pairs = values.reshape(*values.shape[:-1], 2, -1).swapaxes(-1, -2)
+    keys, values = pairs.reshape(values.shape), keys
   where = ids([range(at + shift, at + shift + len(tokens))])
   trained = {
     'keys': decoder.turn_keys(jnp.asarray(keys)[:, None], where, back=True)[

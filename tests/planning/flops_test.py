@@ -1,5 +1,7 @@
 """Tests of vtokens.planning.flops, against products counted one by one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,6 +11,7 @@ from vtokens.devices import chips
 from vtokens.method import losses
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.latent_attention import LatentAttention
 from vtokens.planning import flops
 
 _CONFIG = DecoderConfig(
@@ -81,6 +84,45 @@ def test_a_step_without_passages():
   above = length * length - length * (length + 1) / 2
   expected = flops.train_flops(_CONFIG, [(0, 0, length, targets)])
   assert counted == expected + 3 * pair * above
+
+
+_LATENT = dataclasses.replace(
+  _CONFIG,
+  attention=LatentAttention(rank=24, plain=10, rotated=6, value=8),
+  num_kv_heads=1,
+  rotary_dim=6,
+)
+
+
+# Latent attention absorbs its matrices for few tokens after many.
+@pytest.mark.parametrize(('length', 'prefix'), [(3, 40), (20, 40), (16, 0)])
+def test_a_suffix_of_latent_attention(length, prefix):
+  decoder = Decoder(_LATENT, jnp.float32, nnx.Rngs(0))
+  graph, params = nnx.split(decoder)
+  assert _LATENT.attention.is_absorbed(length, prefix) == (length == 3)
+
+  def run(x):
+    model = nnx.merge(graph, params)
+    place = jnp.arange(prefix + length)[None]
+    caches = []
+    if prefix:
+      caches = [model.encode(x[:, :prefix], place[:, :prefix])]
+    return model(x[:, prefix:], place[:, prefix:], caches)[0]
+
+  def encode(x):
+    return nnx.merge(graph, params).encode(x, jnp.arange(prefix)[None])
+
+  x = jnp.zeros((1, prefix + length, _LATENT.embed_dim))
+  counted = _products(jax.make_jaxpr(run)(x).jaxpr)
+  if prefix:
+    counted -= _products(jax.make_jaxpr(encode)(x[:, :prefix]).jaxpr)
+  # Of a teacher: forward alone.
+  expected = flops.train_flops(_LATENT, [], [(0, prefix, length, 0)])
+  absorbed = length == 3
+  width = 2 * 24 + 6 if absorbed else 10 + 6 + 8
+  above = length * length - length * (length + 1) / 2
+  pairs = 2 * _LATENT.num_layers * _LATENT.num_heads * width * above
+  assert counted == expected + pairs
 
 
 def test_examples_add_up():

@@ -226,6 +226,23 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
     {'model_type': 'llama'},
     _UNTIED,
   ),
+  'kimi_k25': (
+    {
+      **{k: v for k, v in _VISION.items() if k != 'image_size'},
+      **{'num_attention_heads': 2, 'pos_emb_height': 2, 'pos_emb_width': 2},
+    },
+    {
+      'model_type': 'deepseek_v3',
+      'num_key_value_heads': 4,
+      **{'kv_lora_rank': 16, 'q_lora_rank': 10, 'v_head_dim': 6},
+      **{'qk_nope_head_dim': 4, 'qk_rope_head_dim': 8},
+      **{'n_routed_experts': 4, 'num_experts_per_tok': 2},
+      **{'n_group': 2, 'topk_group': 1, 'moe_intermediate_size': 24},
+      'first_k_dense_replace': 1,
+      **_UNTIED,
+    },
+    {'projection_hidden_size': 32, **_UNTIED},
+  ),
   'idefics2': (
     _VISION,
     {'model_type': 'mistral', 'sliding_window': None},

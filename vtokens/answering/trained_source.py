@@ -130,11 +130,8 @@ def _read_export(path: epath.Path, where: str) -> TrainedSource:
       f'{where}: {path}',
       opened.settings.path,
       width=opened.config.embed_dim,
-      heads=(
-        opened.config.num_layers,
-        opened.config.num_kv_heads,
-        opened.config.head_dim,
-      ),
+      heads=(opened.config.num_layers, opened.config.num_kv_heads),
+      widths=opened.config.cache_widths,
     )
 
   return TrainedSource(

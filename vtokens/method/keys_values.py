@@ -21,11 +21,10 @@ from vtokens.models import cache as cache_lib
 from vtokens.models.cache import Cache
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.latent_attention import LatentAttention
 from vtokens.models.tokenizers.tokenizer import Tokenizer
 from vtokens.serving import trained_file
 
-# `keys` and `values`, each of shape [L, P, K, H], float32.
+# `keys` and `values`, each of shape [L, P, K, H], float32; H may differ.
 _Trained = Mapping[str, Any]
 
 
@@ -37,6 +36,9 @@ class KeysValues(Trainable):
   of a table would stand: keys are rotated for their positions in each example,
   and later tokens count them. It has no query and no MLP, so passages and other
   virtual tokens do not change it.
+
+  With latent attention the value is a latent, from which each head makes a key
+  and a value, and the key is the one that all heads share.
 
   Attributes:
     num_frozen: number of first virtual tokens that keep their initial values.
@@ -50,16 +52,13 @@ class KeysValues(Trainable):
     self, settings: config.VirtualTokens, base: DecoderConfig
   ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of keys and values; see `Trainable`."""
-    shape = jax.ShapeDtypeStruct(
-      (
-        base.num_layers,
-        settings.num_virtual_tokens,
-        base.num_kv_heads,
-        base.head_dim,
-      ),
-      jnp.float32,
-    )
-    return {'keys': shape, 'values': shape}
+    number, heads = settings.num_virtual_tokens, base.num_kv_heads
+    return {
+      name: jax.ShapeDtypeStruct(
+        (base.num_layers, number, heads, width), jnp.float32
+      )
+      for name, width in zip(('keys', 'values'), base.cache_widths, strict=True)
+    }
 
   def axes(self) -> dict[str, tuple[str, ...]]:
     """Returns the logical axes; see `Trainable`."""
@@ -68,8 +67,7 @@ class KeysValues(Trainable):
 
   def check(self, settings: config.VirtualTokens, base: DecoderConfig) -> None:
     """Checks the base and saved initial values; see `Trainable`."""
-    latent = isinstance(base.attention, LatentAttention)
-    if latent or any(kind.mixer is not None for kind in base.layer_kinds):
+    if any(kind.mixer is not None for kind in base.layer_kinds):
       raise errors.UserError(
         f"config.virtual_tokens.kind: 'kv' trains keys and values of one shape "
         f'in every layer, which {base.model_type} does not have; set '
@@ -198,13 +196,13 @@ class KeysValues(Trainable):
     self, settings: config.VirtualTokens, base: DecoderConfig
   ) -> dict[str, Float[np.ndarray, 'L P K H']]:
     found, _ = trained_file.load(settings.init_path, 'kv')
-    expected = self.shapes(settings, base)['keys'].shape
-    if found['keys'].shape != expected:
-      raise errors.UserError(
-        f'config.virtual_tokens.init_path: {settings.init_path} holds keys and '
-        f'values of shape {list(found["keys"].shape)}, expected '
-        f'{list(expected)}'
-      )
+    for name, expected in self.shapes(settings, base).items():
+      if found[name].shape != expected.shape:
+        raise errors.UserError(
+          f'config.virtual_tokens.init_path: {settings.init_path} holds {name} '
+          f'of shape {list(found[name].shape)}, expected '
+          f'{list(expected.shape)}'
+        )
     return dict(found)
 
 

@@ -19,6 +19,8 @@ class BlockPart(Protocol):
   It is a frozen dataclass: its settings distinguish architectures. Calling it
   makes the module of one layer. The module's weights come from `layers.param`,
   and its call has the arguments of `attention.Attention` or `layers.GatedMLP`.
+  An attention whose cached keys and values are not `head_dim` wide has a
+  property `cache_widths`.
   """
 
   def __call__(
@@ -247,6 +249,12 @@ class DecoderConfig:
   def is_recurrent(self) -> bool:
     """Whether some layers keep a state instead of keys and values."""
     return any(is_recurrent(kind.mixer) for kind in self.layer_kinds)
+
+  @property
+  def cache_widths(self) -> tuple[int, int]:
+    """Widths of a key and of a value in the cache of `attention`."""
+    widths = getattr(self.attention, 'cache_widths', None)
+    return widths or (self.head_dim, self.head_dim)
 
   @property
   def layer_kinds(self) -> tuple[LayerKind, ...]:

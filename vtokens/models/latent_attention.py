@@ -8,6 +8,7 @@ heads. Later tokens need the latent and that key alone.
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.nnx as nnx
 import jax
@@ -58,12 +59,12 @@ class LatentAttention:
     """The attention of one layer."""
     return _Attention(self, config, dtype, rngs)
 
-  def cache_widths(self, config: DecoderConfig) -> tuple[int, int]:
-    """Widths of a cached key and a cached value."""
-    del config
+  @property
+  def cache_widths(self) -> tuple[int, int]:
+    """Widths of a cached key, which is rotated, and of a latent."""
     return self.rotated, self.rank
 
-  def is_absorbed(self, tokens: int, slots: int) -> bool:
+  def is_absorbed(self, tokens: Any, slots: Any) -> Any:
     """Whether queries are multiplied with the latents themselves.
 
     There are two ways to the same numbers. Either the latents of caches and
@@ -81,8 +82,11 @@ class LatentAttention:
     which expands the tokens and absorbs the caches, is never the cheapest.
 
     Args:
-      tokens: number of new tokens in a row.
+      tokens: number of new tokens in a row, or an array of such numbers.
       slots: slots of the caches in a row.
+
+    Returns:
+      A bool, or an array of bools.
     """
     made = self.plain + self.value
     pairs = tokens * (tokens / 2 + slots)

@@ -209,9 +209,13 @@ def _sizes(architecture: DecoderConfig) -> list[str]:
   a = architecture
   total, active = (decoder.num_params(a, active=x) for x in (False, True))
   used = f', {active:,} for each token' if active < total else ''
+  key, latent = a.cache_widths
+  cached = f'{a.num_kv_heads} of keys and values'
+  if key != a.head_dim:
+    cached = f'over latents of {latent} and keys of {key}'
   return [
     f'parameters: {total:,}{used}',
     f'{a.num_layers} layers of width {a.embed_dim:,}, {a.num_heads} heads of '
-    f'{a.head_dim} ({a.num_kv_heads} of keys and values), '
+    f'{a.head_dim} ({cached}), '
     f'{a.vocab_size:,} tokens, sequences of up to {a.longest_sequence:,}',
   ]

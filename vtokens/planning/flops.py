@@ -20,6 +20,7 @@ import numpy as np
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, is_recurrent
+from vtokens.models.latent_attention import LatentAttention
 
 
 @functools.cache
@@ -66,21 +67,54 @@ def _forward_backward(
   run, prefix, suffix, targets = np.asarray(lengths, np.float64).T
   within = suffix * (suffix + 1) / 2
   products = 2.0 * matrix_weights(config)
-  # A score, and the weighted value.
   mixers = [kind.mixer for kind in config.layer_kinds]
   attention = sum(not is_recurrent(mixer) for mixer in mixers)
-  pair = 4.0 * attention * config.num_heads * config.head_dim
+  first, later, extra = _pairs(config, attention, prefix, suffix)
   # What a token costs in the states of recurrent layers.
   state = sum(mixer.token_flops for mixer in mixers if is_recurrent(mixer))
   head = 2.0 * config.embed_dim * config.vocab_size
   forward = (
     (products + state) * (run + suffix)
-    + pair * (run * (run + 1) / 2 + suffix * prefix + within)
+    + first * (run * (run + 1) / 2)
+    + later * (suffix * prefix + within)
+    + extra
     + head * targets
   )
   backward = (
     (products + 2 * state) * suffix
-    + pair * (suffix * prefix + 2 * within)
+    + later * (suffix * prefix + 2 * within)
     + head * targets
   )
   return forward, backward
+
+
+def _pairs(
+  config: DecoderConfig, layers: int, prefix: np.ndarray, suffix: np.ndarray
+) -> tuple[float, float | np.ndarray, float | np.ndarray]:
+  """FLOPs of a query and a key: a score, and the weighted value.
+
+  Args:
+    config: architecture of the base.
+    layers: number of layers with attention.
+    prefix: number of tokens of each prefix.
+    suffix: number of tokens of each suffix.
+
+  Returns:
+    FLOPs of a pair in a prefix, of a pair with a query of a suffix, and of what
+    a suffix needs of its prefix besides.
+  """
+  heads = 2.0 * layers * config.num_heads
+  latent = config.attention
+  if not isinstance(latent, LatentAttention):
+    pair = heads * 2 * config.head_dim
+    return pair, pair, 0.0
+  made = latent.plain + latent.value
+  expanded = heads * (made + latent.rotated)
+  absorbed = heads * (2 * latent.rank + latent.rotated)
+  is_absorbed = latent.is_absorbed(suffix, prefix)
+  return (
+    expanded,
+    np.where(is_absorbed, absorbed, expanded),
+    # The prefix's latents are expanded again. They have no gradient.
+    np.where(is_absorbed, 0.0, heads * latent.rank * made * prefix),
+  )

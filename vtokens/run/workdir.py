@@ -323,7 +323,8 @@ class FinishedRun:
       f'{self.field}: {self.file}',
       opened.settings.path,
       width=base.embed_dim,
-      heads=(base.num_layers, base.num_kv_heads, base.head_dim),
+      heads=(base.num_layers, base.num_kv_heads),
+      widths=base.cache_widths,
     )
 
 

@@ -3,7 +3,7 @@
 Kind   file                      holds
 table  table.safetensors         rows of input embeddings, see `table_file`
 kv     keys_values.safetensors   `keys` (before rotation) and `values`, each of
-                                 shape [L, P, K, H], float32
+                                 shape [L, P, K, H], float32; H may differ
 """
 
 import hashlib
@@ -69,10 +69,11 @@ def load(
     return table_file.load(path)
   what = 'keys and values of virtual tokens'
   found, metadata = table_file.read_tensors(path, _TENSORS, what, ndim=4)
-  if found['keys'].shape != found['values'].shape:
+  keys, values = (list(found[name].shape) for name in _TENSORS)
+  if keys[:-1] != values[:-1]:
     raise errors.UserError(
-      f'{path}: keys of shape {list(found["keys"].shape)} and values of shape '
-      f'{list(found["values"].shape)}, expected equal shapes'
+      f'{path}: keys of shape {keys} and values of shape {values}, expected '
+      'equal shapes but for their width'
     )
   return found, metadata
 
@@ -85,7 +86,10 @@ def count(trained: Trained) -> int:
 
 
 def shape(trained: Trained) -> tuple[int, ...]:
-  """Returns the shape of the table, or of the keys, which the values share."""
+  """Returns the shape of the table, or of the keys.
+
+  Values have the same shape, but their width may differ.
+  """
   array = trained['keys'] if isinstance(trained, Mapping) else trained
   found: tuple[int, ...] = array.shape
   return found
@@ -110,7 +114,8 @@ def check_shape(
   base: str,
   *,
   width: int,
-  heads: tuple[int, int, int],
+  heads: tuple[int, int],
+  widths: tuple[int, int],
 ) -> None:
   """Raises unless trained values have the shape that a base needs.
 
@@ -119,7 +124,8 @@ def check_shape(
     path: where they are from.
     base: the base, as the config names it.
     width: width of its embeddings.
-    heads: number of its layers, of its key-value heads, and their width.
+    heads: number of its layers, and of its key-value heads.
+    widths: widths of a key and of a value.
 
   Raises:
     errors.UserError: the shape does not fit the base.
@@ -127,10 +133,11 @@ def check_shape(
   if not isinstance(trained, Mapping):
     table_file.check_width(trained, path, base, width)
     return
-  layers, number, *rest = trained['keys'].shape
-  if (layers, *rest) != heads:
-    raise errors.UserError(
-      f'{path}: holds keys and values of shape {[layers, number, *rest]}, '
-      f'expected {[heads[0], number, *heads[1:]]}, as {base} has them: they '
-      'are of another base'
-    )
+  for name, last in zip(_TENSORS, widths, strict=True):
+    found = list(trained[name].shape)
+    expected = [heads[0], found[1], heads[1], last]
+    if found != expected:
+      raise errors.UserError(
+        f'{path}: holds {name} of shape {found}, expected {expected}, as '
+        f'{base} has them: they are of another base'
+      )

@@ -80,6 +80,7 @@ class DeepseekV2(Deepseek):
     'DeepSeek-V2, V2.5, V2-Lite, Coder-V2',
     'latent attention; experts after the first layers, also an MLP for all '
     'tokens',
+    5.6e-06,
   )
   architecture = 'DeepseekV2ForCausalLM'
   implied: Mapping[str, Any] = {'scoring_func': 'softmax', 'moe_layer_freq': 1}
@@ -115,6 +116,7 @@ class DeepseekV3(Deepseek):
     'DeepSeek-V3, V3.1, R1, Kimi K2, Moonlight',
     'latent attention; experts after the first layers, chosen by corrected '
     'sigmoids in groups, and an MLP for all tokens',
+    1.3e-05,
   )
   architecture = 'DeepseekV3ForCausalLM'
   extra_layers = True
@@ -147,7 +149,11 @@ class SarvamMLA(DeepseekV3):
   """DeepSeek V3 with other sizes; first files have older names."""
 
   model_type = 'sarvam_mla'
-  about = About('Sarvam 105B', 'as `deepseek_v3`')
+  about = About(
+    'Sarvam 105B',
+    'as `deepseek_v3`',
+    6.5e-06,
+  )
   aliases: Mapping[str, str] = {
     'num_experts': 'n_routed_experts',
     'num_shared_experts': 'n_shared_experts',

@@ -18,6 +18,7 @@ class Glm4MoeLite(DeepseekV3):
   about = About(
     'GLM-4.7-Flash',
     'as `deepseek_v3`',
+    5.8e-06,
   )
   architecture = 'Glm4MoeLiteForCausalLM'
 

@@ -17,6 +17,7 @@ class MiniCPM3(Family):
   about = About(
     'MiniCPM3-4B',
     'latent attention; scales of embeddings, residuals and logits',
+    1.9e-06,
   )
   architecture = 'MiniCPM3ForCausalLM'
   names = latent_fields.names(tensor_names.PRE_NORM)

@@ -29,6 +29,7 @@ class Mistral4(Deepseek):
     'Mistral Small 4',
     'latent attention, YaRN, queries scaled by their position; experts beside '
     'an MLP for all tokens',
+    7.1e-06,
   )
   architecture = 'Mistral4ForCausalLM'
 

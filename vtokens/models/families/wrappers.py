@@ -174,7 +174,8 @@ WRAPPERS: Mapping[str, Wrapper] = {
     'Ovis2 (-hf)',
   ),
   'kimi_k25': Wrapper(
-    _WHOLE,
+    # transformers writes the text part's layers as it reads the vision part's.
+    {'language_model.model.blocks.': 'model.layers.', **_WHOLE},
     (
       *('vision_tower.', 'mm_projector.'),
       *('model.vision_tower.', 'model.mm_projector.'),

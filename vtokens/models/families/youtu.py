@@ -16,6 +16,7 @@ class Youtu(Family):
   about = About(
     'Youtu-LLM-2B',
     'latent attention',
+    4.6e-06,
   )
   architecture = 'YoutuForCausalLM'
   names = latent_fields.names(tensor_names.PRE_NORM)

@@ -1,4 +1,6 @@
-"""Runs on bases with experts and recurrent layers, from training to answers."""
+"""Runs on bases with experts, recurrent layers and latent attention, from
+training to answers.
+"""
 
 import json
 import re
@@ -32,6 +34,10 @@ _BASES = {
     'num_experts_per_tok': 2,
   },
   'qwen3_5': {'model_type': 'qwen3_5_text', **decoder_cases.DELTA},
+  'deepseek_v3': {
+    'model_type': 'deepseek_v3',
+    **decoder_cases.CASES['deepseek_v3'][1],
+  },
 }
 
 
@@ -90,11 +96,10 @@ def test_stopped_continued_asked_and_evaluated(tmp_path, base):
 
 
 @pytest.mark.exhaustive
-def test_exported_with_a_recurrent_base(tmp_path):
+@pytest.mark.parametrize('base', ['qwen3_5', 'deepseek_v3'])
+def test_exported(tmp_path, base):
   """transformers and the table's own loader answer as the run does."""
-  tiny_models.save(
-    tmp_path / 'base', quiet=range(259, 320), **_BASES['qwen3_5']
-  )
+  tiny_models.save(tmp_path / 'base', quiet=range(259, 320), **_BASES[base])
   trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   for form in ('vtokens', 'hf'):
     out = tmp_path / form

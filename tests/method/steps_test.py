@@ -25,6 +25,7 @@ from vtokens.models.decoder import Decoder, abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.delta_net import DeltaNet
 from vtokens.models.experts import Experts
+from vtokens.models.latent_attention import LatentAttention
 from vtokens.models.routing import Routing
 
 P = 6  # rows of the table
@@ -295,6 +296,46 @@ def test_recurrent_layers_split_and_packed(table):
   )
   wrong, *_ = value_and_grad(split_nll, table, decoder, mixed)
   assert abs(wrong - nll) > 1e-3 * abs(nll)
+
+
+def latent(rank):
+  """Wide latents are expanded to keys and values, narrow ones are not."""
+  return dataclasses.replace(
+    CONFIG,
+    num_kv_heads=1,
+    head_dim=10,
+    rotary_dim=4,
+    attention=LatentAttention(rank, plain=6, rotated=4, value=5, query_rank=7),
+  )
+
+
+@pytest.mark.parametrize(('rank', 'absorbed'), [(24, False), (5, True)])
+def test_latent_attention_split_and_packed(table, rank, absorbed):
+  config = latent(rank)
+  packed = make_batch(PACKED, per_row=4)
+  lengths = packed.suffix.shape[1], packed.prefix.shape[1]
+  assert config.attention.is_absorbed(*lengths) == absorbed
+  decoder = random_decoder(config)
+  batch = make_batch(PACKED)
+  nll, count, expected = value_and_grad(unsplit_nll, table, decoder, batch)
+  scale = np.abs(expected).max()
+  assert scale > 1e-3
+  for one, remat in ((batch, True), (packed, False)):
+    found = value_and_grad(split_nll, table, decoder, one, remat=remat)
+    assert found[1] == count
+    np.testing.assert_allclose(found[0], nll, rtol=1e-5)
+    np.testing.assert_allclose(found[2], expected, atol=1e-5 * scale)
+
+
+def test_suffixes_that_continue_one_prefix_of_latents(table):
+  decoder = random_decoder(latent(5))
+  shared, alone = share_prefixes(4)
+  expected = value_and_grad(split_nll, table, decoder, alone)
+  nll, count, grad = value_and_grad(split_nll, table, decoder, shared)
+  assert count == expected[1] == 28
+  np.testing.assert_allclose(nll, expected[0], rtol=1e-5)
+  scale = np.abs(expected[2]).max()
+  np.testing.assert_allclose(grad, expected[2], atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize('per_row', [1, 4])

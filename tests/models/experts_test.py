@@ -526,14 +526,15 @@ except errors.UserError as e:
     ('qwen3_moe', 'none'),
     pytest.param('qwen3_moe', 'int8', marks=pytest.mark.exhaustive),
     pytest.param('qwen3_5_moe', 'none', marks=pytest.mark.exhaustive),
+    pytest.param('deepseek_v3', 'int8', marks=pytest.mark.exhaustive),
   ],
 )
 def test_sharded_over_eight_devices(model, method, tmp_path):
   """Forward, backward, and with weights that stay, as in decoding."""
   fields = {'model_type': 'qwen3_moe', **_MOE}
-  if model == 'qwen3_5_moe':
-    own = decoder_cases.CASES[model][1]
-    fields = {**own, 'model_type': 'qwen3_5_moe_text'}
+  if model != 'qwen3_moe':
+    model_type, own = decoder_cases.CASES[model]
+    fields = {**own, 'model_type': model_type}
   tiny_models.save(tmp_path, **{**fields, 'num_key_value_heads': 4})
   printed = device_programs.run(_SHARDED, str(tmp_path), method)
   assert 'no multiple of the 8 devices along tensor' in printed

@@ -25,6 +25,21 @@ _GPT_OSS = {
   'num_experts_per_tok': 2,
   'swiglu_limit': 0.7,
 }
+_DEEPSEEK_V3 = {
+  'model_type': 'deepseek_v3',
+  'num_key_value_heads': 4,
+  'kv_lora_rank': 32,
+  'q_lora_rank': 48,
+  'qk_nope_head_dim': 16,
+  'qk_rope_head_dim': 8,
+  'v_head_dim': 16,
+  'n_routed_experts': 4,
+  'num_experts_per_tok': 2,
+  'n_group': 2,
+  'topk_group': 1,
+  'moe_intermediate_size': 32,
+  'first_k_dense_replace': 1,
+}
 # Files have a matrix for each expert, transformers one tensor for all.
 _QWEN3_MOE = {
   'model_type': 'qwen3_moe',
@@ -116,6 +131,13 @@ CASES = {
   'compressed': Deployed(compressed_cases.convert(_INT4), _INT4.config),
   'fp8': Deployed(_fp8, BLOCKS),
   'experts': Deployed(_fp8, BLOCKS, _QWEN3_MOE),
+  # As DeepSeek's: blocks do not divide the latent and the rotated key.
+  'latent': Deployed(
+    _fp8,
+    BLOCKS,
+    _DEEPSEEK_V3,
+    ('_proj.weight', '_proj_with_mqa.weight'),
+  ),
   'awq': _reference('autoawq', 'group-16', 'scales'),
   'gptq': _reference('gptqmodel', '4-16-sym-gptq-ordered', 'scales'),
   'nf4': _reference('bitsandbytes', 'nf4', 'weight.absmax'),

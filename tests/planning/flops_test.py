@@ -117,7 +117,9 @@ def test_a_suffix_of_latent_attention(length, prefix):
   if prefix:
     counted -= _products(jax.make_jaxpr(encode)(x[:, :prefix]).jaxpr)
   # Of a teacher: forward alone.
-  expected = flops.train_flops(_LATENT, [], [(0, prefix, length, 0)])
+  expected = flops.train_flops(
+    _LATENT, [(0, 0, 0, 0)], [(0, prefix, length, 0)]
+  )
   absorbed = length == 3
   width = 2 * 24 + 6 if absorbed else 10 + 6 + 8
   above = length * length - length * (length + 1) / 2

@@ -7,7 +7,8 @@ tokens and a question, 600 tokens with k = 50. They generate 16 tokens for each
 prompt, greedily and without an end token. Two cases are measured, in turns: one
 value of k; and 8 values of k with the same passages, which transformers has to
 read again for each k. PyTorch has its default number of threads. The tokens of
-both are compared.
+both are compared. --model takes random weights in one of the shapes of
+`shapes.py` instead.
 """
 
 import functools
@@ -17,12 +18,15 @@ import pathlib
 import platform
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import shapes
+import tokenizers
 import torch
 import transformers
 from absl import app, flags
@@ -36,6 +40,10 @@ from vtokens.host import paths
 from vtokens.models import frozen_base
 from vtokens.recipes import smollm2
 
+_MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
+_DTYPE = flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
+)
 _OUT = flags.DEFINE_string('out', None, 'JSON file for the figures.')
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed turns; medians count.')
 _BATCH = flags.DEFINE_integer('batch', 8, 'Prompts at a time.')
@@ -54,8 +62,18 @@ def _processor() -> str:
   return found[1] if found else platform.processor()
 
 
-def _path() -> pathlib.Path:
-  return pathlib.Path(paths.resolve(smollm2.PATH))
+def _path(directory: str) -> pathlib.Path:
+  """The model: a GGUF file, or the directory with random weights."""
+  if _MODEL.value == 'smollm2':
+    return pathlib.Path(paths.resolve(smollm2.PATH))
+  path = pathlib.Path(directory)
+  shapes.save_random(_MODEL.value, path, _DTYPE.value)
+  # A base has a tokenizer. Here the ids are given.
+  words = tokenizers.models.WordLevel({'<eos>': 0}, unk_token='<eos>')
+  transformers.PreTrainedTokenizerFast(
+    tokenizer_object=tokenizers.Tokenizer(words), eos_token='<eos>'
+  ).save_pretrained(path)
+  return path
 
 
 def _seconds(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
@@ -77,10 +95,14 @@ def _examples(rng: np.random.Generator, vocab: int) -> list[list[int]]:
 
 def main(argv):
   del argv
+  with tempfile.TemporaryDirectory() as directory:
+    _measure(_path(directory))
+
+
+def _measure(path: pathlib.Path) -> None:
   rng = np.random.default_rng(0)
   mesh = partitioning.make_mesh((-1, 1, 1))
-  path = _path()
-  base = frozen_base.load_base(config.Base(str(path), 'float32'), mesh)
+  base = frozen_base.load_base(config.Base(str(path), _DTYPE.value), mesh)
   ids = _examples(rng, base.config.vocab_size)
   width = base.config.embed_dim
   # About as large as embeddings.
@@ -114,9 +136,14 @@ def main(argv):
     )
     return np.asarray(jax.block_until_ready(out.ids))
 
+  of_gguf = path.suffix == '.gguf'
   model = transformers.AutoModelForCausalLM.from_pretrained(
-    path.parent, gguf_file=path.name, dtype=torch.float32
+    path.parent if of_gguf else path,
+    gguf_file=path.name if of_gguf else None,
+    dtype=getattr(torch, _DTYPE.value),
   ).eval()
+  device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+  model.to(device)
   model.generation_config.eos_token_id = None
   embed = model.get_input_embeddings()
 
@@ -124,19 +151,24 @@ def main(argv):
     out = []
     for k in ks:
       with torch.no_grad():
-        text = embed(torch.tensor(ids))
-        tokens = torch.from_numpy(table[:k])[None].expand(len(ids), -1, -1)
+        text = embed(torch.tensor(ids, device=device))
+        tokens = torch.from_numpy(table[:k]).to(text)
+        tokens = tokens[None].expand(len(ids), -1, -1)
         x = torch.cat(
           [text[:, : _PREFIX.value], tokens, text[:, _PREFIX.value :]], dim=1
         )
         out.append(
           model.generate(
             inputs_embeds=x,
-            attention_mask=torch.ones(x.shape[:2], dtype=torch.long),
+            attention_mask=torch.ones(
+              x.shape[:2], dtype=torch.long, device=device
+            ),
             max_new_tokens=_NEW.value,
             do_sample=False,
             pad_token_id=0,
-          ).numpy()
+          )
+          .cpu()
+          .numpy()
         )
     return np.stack(out, axis=1)
 
@@ -159,6 +191,8 @@ def main(argv):
     }
     print(name, json.dumps(results[name]), flush=True)
   report = {
+    'model': _MODEL.value,
+    'dtype': _DTYPE.value,
     'device': f'{jax.devices()[0].device_kind}, {_processor()}',
     'torch_threads': torch.get_num_threads(),
     'batch': _BATCH.value,

@@ -537,9 +537,12 @@ def _serve_one(task: Task, requests: Iterator[Any]) -> Iterator[dict[str, Any]]:
   for again in requests:
     if again == 'end':
       break
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.process_time()
     run()
-    yield {'seconds': time.perf_counter() - began}
+    yield {
+      'seconds': time.perf_counter() - began,
+      'processor_seconds': time.process_time() - busy,
+    }
   yield {
     'peak_bytes_above_weights': peak(),
     'peak_bytes_of_process': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -70,13 +70,21 @@ def parts(
   heads = config.num_heads * config.head_dim
   keys = config.num_kv_heads * config.head_dim
   weights = flops.matrix_weights(config)
+  # With thousands of tokens each expert has some, so all weights are read.
+  stored = flops.matrix_weights(config, active=False) * _HALF
+  count, width = flops.mlps(config)
   # Values of a token into and out of each matrix.
   around = (
-    (dim + heads + 2 * keys) + (heads + dim) + (2 * dim + 3 * config.mlp_dim)
+    (dim + heads + 2 * keys)
+    + (heads + dim)
+    + count * (2 * dim + dim)
+    + (3 * width + width)
   )
-  around += config.mlp_dim + dim
   # Between the matrices: norms, residuals, rotation, the gate.
-  between = 2 * (2 * dim + 3 * dim) + 2 * (heads + keys) + 3 * config.mlp_dim
+  between = 2 * (2 * dim + 3 * dim) + 2 * (heads + keys) + 3 * width
+  if count > 1:
+    # Copies of a token for its experts, and the sum of their outputs.
+    between += 2 * count * dim
   before, after = batch * prefix, batch * suffix
   # In the last layer the passages need keys and values only.
   last = weights / layers - 2 * dim * keys
@@ -92,7 +100,7 @@ def parts(
     Part(
       'passages: matrices',
       2.0 * (weights - last) * before,
-      weights * _HALF + layers * before * around * _HALF,
+      stored + layers * before * around * _HALF,
     ),
     Part(
       'passages: attention',
@@ -103,12 +111,12 @@ def parts(
     Part(
       'suffix: matrices, forward',
       2.0 * weights * after,
-      weights * _HALF + layers * after * around * _HALF,
+      stored + layers * after * around * _HALF,
     ),
     Part(
       'suffix: matrices, backward',
       2.0 * weights * after,
-      weights * _HALF + layers * after * around * _HALF,
+      stored + layers * after * around * _HALF,
     ),
     Part(
       'suffix: attention',

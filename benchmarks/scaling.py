@@ -20,19 +20,26 @@ import pathlib
 import sys
 from typing import Any
 
+import flax.nnx as nnx
 import jax
+import jax.numpy as jnp
 
 from vtokens import recipes
 from vtokens.devices import chips
 from vtokens.host import errors, writers
+from vtokens.models import quantize
+from vtokens.models.decoder import abstract_decoder
 from vtokens.planning import aot, estimate, flops, hlo, known_models, programs
 
 MODELS = {
   'Mistral 7B': 'mistralai/Mistral-7B-Instruct-v0.1',
   'Llama 2 13B': 'meta-llama/Llama-2-13b-hf',
   'Llama 3 70B': 'meta-llama/Meta-Llama-3-70B-Instruct',
+  'Qwen3 30B-A3B': 'Qwen/Qwen3-30B-A3B-Instruct-2507',
+  'gpt-oss 20B': 'openai/gpt-oss-20b',
 }
-M7, M13, M70 = MODELS
+M7, M13, M70, QWEN3, GPT_OSS = MODELS
+DENSE = (M7, M13, M70)
 # Google's names; the number of a v5p counts TensorCores, two per chip.
 SLICES = {
   'v5e-8': 'v5e:2x4',
@@ -116,6 +123,14 @@ COMPUTED = (
   Run(M13, '64 x H100', (64, 1, 1)),
   Run(M70, '8 x H100', (1, 8, 1)),
   Run(M70, '64 x H100', (8, 8, 1)),
+  Run(QWEN3, 'v5e-16', (1, 16, 1)),
+  Run(QWEN3, 'v5e-16', (1, 16, 1), accumulation=2),
+  Run(QWEN3, 'v5p-16', (1, 8, 1)),
+  Run(QWEN3, '8 x H100', (1, 8, 1)),
+  Run(GPT_OSS, 'v5e-16', (1, 16, 1)),
+  Run(GPT_OSS, 'v5e-16', (1, 16, 1), accumulation=2),
+  Run(GPT_OSS, 'v5p-16', (1, 8, 1)),
+  Run(GPT_OSS, '8 x H100', (1, 8, 1)),
 )
 
 # Average tokens of an example, and a padded row of four examples; see
@@ -184,14 +199,18 @@ def memory(run: Run) -> float:
   _, fsdp, tensor = run.mesh
   width = base.embed_dim
   embeddings = 2 * base.vocab_size * width
-  matrices = flops.matrix_weights(base)
+  matrices = flops.matrix_weights(base, active=False)
+  count, mlp_width = flops.mlps(base)
   cache = 2 * base.num_layers * base.num_kv_heads * base.head_dim
   values = rows * prefix * cache / tensor + rows * suffix * width * (
     base.num_layers
   )
   if fsdp > 1:
     values += (2 * matrices / base.num_layers + embeddings / 2) / tensor
-  over_prefix = rows * prefix * (3 * base.mlp_dim / tensor + 4 * width)
+  # Each device computes its own experts' outputs for all tokens.
+  over_prefix = rows * prefix * (3 * mlp_width / tensor + 4 * width)
+  if count > 1:
+    over_prefix += rows * prefix * 2 * count * width
   scores = rows * base.num_heads * suffix * (prefix + suffix) / tensor
   targets = rows * cfg.data.examples_per_row * cfg.data.max_answer_tokens
   logits = targets * base.vocab_size / tensor
@@ -227,7 +246,7 @@ def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
   arithmetic = run.batch * done / run.devices
   arithmetic /= EFFICIENCY[chip.name] * chip.flops
   passes = 3 * run.accumulation
-  weights = 2 * matrices / run.mesh[2]
+  weights = 2 * flops.matrix_weights(base, active=False) / run.mesh[2]
   if found is None:
     moved = passes * weights if run.mesh[1] > 1 else 0.0
   else:
@@ -271,7 +290,8 @@ def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
       sent *= share
     total += sent
   # Each layer moves in three passes, the head in one.
-  once = 3 * flops.matrix_weights(base) + base.vocab_size * base.embed_dim
+  once = 3 * flops.matrix_weights(base, active=False)
+  once += base.vocab_size * base.embed_dim
   expected = 2 * once * run.accumulation // run.mesh[2]
   if weights != (expected if run.mesh[1] > 1 else 0):
     raise ValueError(
@@ -283,15 +303,23 @@ def _moved(run: Run, base: Any, found: dict[str, Any], share: float) -> float:
 
 def _weight_sizes(base: Any, tensor: int) -> set[int]:
   """Bytes of the head, and of sets of a layer's matrices in one collective."""
-  heads = base.num_heads * base.head_dim
-  kv_heads = base.num_kv_heads * base.head_dim
-  of_layer = 3 * [base.mlp_dim] + 2 * [heads] + 2 * [kv_heads]
-  lengths = {base.vocab_size} | {
+  params = nnx.to_flat_state(
+    nnx.state(abstract_decoder(base, jnp.dtype(jnp.float32)))
+  )
+  stacks: dict[str, list[int]] = {}
+  for path, param in params:
+    if path[0] == 'layers' and quantize.matrix_inputs(param):
+      # The first axis is that of the layers.
+      size = math.prod(param.shape[1:])
+      number = str(path[1]) if isinstance(path[1], int) else ''
+      stacks.setdefault(number, []).append(size)
+  sizes = {base.vocab_size * base.embed_dim} | {
     sum(some)
-    for count in range(1, len(of_layer) + 1)
-    for some in itertools.combinations(of_layer, count)
+    for matrices in stacks.values()
+    for count in range(1, len(matrices) + 1)
+    for some in itertools.combinations(matrices, count)
   }
-  return {2 * base.embed_dim * length // tensor for length in lengths}
+  return {2 * size // tensor for size in sizes}
 
 
 def _number(x: float) -> str:
@@ -389,7 +417,7 @@ def balance_table() -> list[str]:
   examples = []
   for name, factor in columns.values():
     per_chip = []
-    for model in MODELS:
+    for model in DENSE:
       run = Run(model, name, (1, 64, 1))
       t = predict(run, None)
       ratio = factor * t['interconnect'] / t['arithmetic']

@@ -11,11 +11,14 @@ accelerator they run one after the other, with one process for each framework.
 Losses and gradients of contenders with the same computation are compared; if
 they differ, there are no figures. Of several batch sizes the best counts.
 
-Models: smollm2 (the real weights), or random weights in the
-shape of qwen2.5-1.5b, llama-3.2-3b or mistral-7b; tiny is for a trial.
+Models: smollm2 (the real weights), or random weights in the shape of
+qwen2.5-1.5b, llama-3.2-3b, mistral-7b, or with experts qwen3-moe-small,
+qwen3-30b-a3b-12l and gpt-oss-20b-12l (fewer layers); tiny and tiny-moe are for
+a trial. With --json the figures of each contender are written when it ends.
 """
 
 import dataclasses
+import functools
 import importlib.metadata
 import itertools
 import json
@@ -28,10 +31,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import contenders
+import shapes
 from absl import app, flags
 
 from vtokens import config
@@ -39,7 +43,7 @@ from vtokens.devices import chips
 from vtokens.host import paths
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.files import gguf_weights, hf_directory
-from vtokens.planning import flops, known_models
+from vtokens.planning import flops
 from vtokens.recipes import smollm2
 
 MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
@@ -62,45 +66,15 @@ _TRACE = flags.DEFINE_string(
   'trace', '', 'Directory for traces of vtokens; see trace_summary.py.'
 )
 _REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed steps; medians count.')
+_CLOCK = flags.DEFINE_enum(
+  'clock',
+  'wall',
+  ['wall', 'processor'],
+  'processor counts the time of all cores that a process used: for a CPU that '
+  'has other work, with one thread for each contender.',
+)
 JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
-# Name -> a known model, and the fields of config.json that differ from it.
-_SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-  'tiny': (
-    'mistralai/Mistral-7B-Instruct-v0.1',
-    {
-      'hidden_size': 128,
-      'intermediate_size': 256,
-      'num_hidden_layers': 3,
-      'num_attention_heads': 4,
-      'num_key_value_heads': 2,
-      'vocab_size': 512,
-    },
-  ),
-  'qwen2.5-1.5b': (
-    'Qwen/Qwen2.5-7B-Instruct',
-    {
-      'hidden_size': 1536,
-      'intermediate_size': 8960,
-      'num_attention_heads': 12,
-      'num_key_value_heads': 2,
-      'vocab_size': 151936,
-      'tie_word_embeddings': True,
-    },
-  ),
-  'llama-3.2-3b': (
-    'meta-llama/Llama-3.1-8B-Instruct',
-    {
-      'hidden_size': 3072,
-      'intermediate_size': 8192,
-      'num_hidden_layers': 28,
-      'num_attention_heads': 24,
-      'head_dim': 128,
-      'tie_word_embeddings': True,
-    },
-  ),
-  'mistral-7b': ('mistralai/Mistral-7B-Instruct-v0.1', {}),
-}
 # Relative tolerance of losses and gradient norms between contenders.
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 5e-2}
 
@@ -157,8 +131,9 @@ class Runner:
   def step(self) -> None:
     """One timed step."""
     reply = self._process.ask('step')
-    if 'seconds' in reply:
-      self.seconds.append(reply['seconds'])
+    key = 'seconds' if _CLOCK.value == 'wall' else 'processor_seconds'
+    if key in reply:
+      self.seconds.append(reply[key])
     else:
       self.facts |= reply
 
@@ -197,10 +172,18 @@ def measure_together(tasks: list[contenders.Task]) -> list[Runner]:
   return runners
 
 
-def measure_in_turn(tasks: list[contenders.Task]) -> list[Runner]:
-  """Runs contenders one after the other, with a process for each framework."""
-  runners = []
-  for jax in (False, True):
+def measure_in_turn(
+  tasks: list[contenders.Task], ended: Callable[[list[Runner]], None]
+) -> list[Runner]:
+  """Runs contenders one after the other, with a process for each framework.
+
+  Args:
+    tasks: the contenders.
+    ended: called with all that have ended, after each.
+  """
+  runners: list[Runner] = []
+  # vtokens comes first: its process knows the device's rate.
+  for jax in (True, False):
     process = Process()
     # PEFT comes last because it wraps the model.
     for task in sorted(
@@ -214,6 +197,7 @@ def measure_in_turn(tasks: list[contenders.Task]) -> list[Runner]:
           runner.step()
       runner.end()
       runners.append(runner)
+      ended(runners)
       if runner.failed and process.ended:
         process = Process()
     process.close()
@@ -255,7 +239,12 @@ def summarise(runner: Runner, needed: dict[str, Any]) -> dict[str, Any]:
     'examples_per_second': task.batch / seconds,
     'real_tokens_per_second': needed['real_tokens'] / seconds,
     'padding': 1 - needed['real_tokens'] / facts['computed_tokens'],
-    'mfu': needed['needed_flops'] / seconds / needed['peak_flops'],
+    # The device's rate is known by the wall clock.
+    **(
+      {'mfu': needed['needed_flops'] / seconds / needed['peak_flops']}
+      if _CLOCK.value == 'wall'
+      else {}
+    ),
     **facts,
   }
 
@@ -324,40 +313,6 @@ def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
   return found
 
 
-def model_settings(name: str) -> Any:
-  """transformers' config of a known shape or smollm2."""
-  import transformers
-
-  if name == 'smollm2':
-    file = pathlib.Path(paths.resolve(smollm2.PATH))
-    return transformers.AutoConfig.from_pretrained(
-      file.parent, gguf_file=file.name
-    )
-  if name not in _SHAPES:
-    raise SystemExit(f'--model: smollm2 or one of {", ".join(_SHAPES)}')
-  path, changes = _SHAPES[name]
-  values, _ = known_models.CONFIGS.get(path, ({}, 0))
-  values = {**values, **changes}
-  settings = transformers.AutoConfig.for_model(values.pop('model_type'))
-  return type(settings)(**values)
-
-
-def save_random(name: str, directory: pathlib.Path, dtype: str) -> str:
-  """Saves random weights of a known shape, in Hugging Face's format."""
-  import torch
-  import transformers
-
-  with torch.device('cuda' if torch.cuda.is_available() else 'cpu'):
-    model = transformers.AutoModelForCausalLM.from_config(
-      model_settings(name), dtype=getattr(torch, dtype)
-    )
-  model.save_pretrained(directory)
-  del model
-  # The contenders need the device's memory.
-  torch.cuda.empty_cache()
-  return str(directory)
-
-
 def read_architecture(model: str) -> DecoderConfig:
   """Architecture of a directory in Hugging Face's format or a GGUF file."""
   if model.endswith('.gguf'):
@@ -392,10 +347,11 @@ def _print(rows: list[dict[str, Any]], compared: dict[str, float]) -> None:
       print(head, row['failed'])
       continue
     compiled = row.get('compile_seconds')
+    mfu = f'{row["mfu"]:.1%}' if 'mfu' in row else ''
     print(
       f'{head} {row["examples_per_second"]:11.3f} '
       f'{row["real_tokens_per_second"]:9.0f} {row["padding"]:8.1%} '
-      f'{row["mfu"]:6.1%} {row["peak_bytes_above_weights"] / 2**30:18.2f} '
+      f'{mfu:>6} {row["peak_bytes_above_weights"] / 2**30:18.2f} '
       + (f'{compiled:12.1f}' if compiled else f'{"":>12}')
     )
   for name, ratio in compared.items():
@@ -442,9 +398,27 @@ def main(argv: list[str]) -> None:
     if MODEL.value == 'smollm2':
       model = paths.resolve(smollm2.PATH)
     else:
-      model = save_random(MODEL.value, pathlib.Path(directory), DTYPE.value)
+      model = shapes.save_random(
+        MODEL.value, pathlib.Path(directory), DTYPE.value
+      )
     architecture = read_architecture(model)
-    results = []
+    results: list[dict[str, Any]] = []
+
+    def note(runners: list[Runner], passages: int, complete: bool) -> None:
+      """Figures of some contenders, and all figures so far in the file."""
+      ours = [r for r in runners if r.task.contender in contenders.JAX]
+      if not complete and all(r.failed for r in ours):
+        return  # The device's rate is not known yet.
+      rows = [
+        summarise(r, _needed(architecture, runners, r.task)) for r in runners
+      ]
+      found = {'passages': passages, 'contenders': rows, 'ratios': ratios(rows)}
+      if complete:
+        _print(rows, found['ratios'])
+        results.append(found)
+      last = complete and passages == int(PASSAGES.value[-1])
+      _write([*results, *([] if complete else [found])], last)
+
     for passages in map(int, PASSAGES.value):
       print(f'{MODEL.value}, {passages} passages', flush=True)
       tasks = make_tasks(model, passages)
@@ -453,29 +427,37 @@ def main(argv: list[str]) -> None:
         for _, group in itertools.groupby(tasks, lambda task: task.batch)
       ]
       if _has_accelerator():
-        runners = measure_in_turn(tasks)
+        runners = measure_in_turn(
+          tasks, functools.partial(note, passages=passages, complete=False)
+        )
       else:
         runners = [r for group in batches for r in measure_together(group)]
       for group in batches:
         check([r for r in runners if r.task in group])
-      rows = [
-        summarise(r, _needed(architecture, runners, r.task)) for r in runners
-      ]
-      compared = ratios(rows)
-      _print(rows, compared)
-      results.append(
-        {'passages': passages, 'contenders': rows, 'ratios': compared}
-      )
+      note(runners, passages, complete=True)
+
+
+def _write(results: list[dict[str, Any]], complete: bool) -> None:
+  """Writes the figures to the file.
+
+  Args:
+    results: for each number of passages.
+    complete: False if contenders are still to come. Losses of the last number
+      of passages are then not compared yet.
+  """
+  if not JSON.value:
+    return
   report = {
     'model': MODEL.value,
     'dtype': DTYPE.value,
     'k': _K.value,
+    'clock': _CLOCK.value,
     'processor': _processor(),
     'versions': versions(),
+    **({} if complete else {'complete': False}),
     'results': results,
   }
-  if JSON.value:
-    pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + '\n')
+  pathlib.Path(JSON.value).write_text(json.dumps(report, indent=2) + '\n')
 
 
 def _has_accelerator() -> bool:

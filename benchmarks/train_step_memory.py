@@ -22,6 +22,7 @@ from typing import Any
 
 import contenders
 import jax
+import shapes
 import torch
 import train_step
 import transformers
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> None:
   if any(entry.startswith('peft') for entry in train_step.CONTENDERS.value):
     raise SystemExit('--contenders: peft cannot run on tensors without values')
   target = aot.find_target(_TOPOLOGY.value, 1)
-  settings = train_step.model_settings(train_step.MODEL.value)
+  settings = shapes.model_settings(train_step.MODEL.value)
   with tempfile.TemporaryDirectory() as directory:
     settings.save_pretrained(directory)
     architecture = train_step.read_architecture(directory)

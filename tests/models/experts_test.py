@@ -194,6 +194,10 @@ def test_arithmetic_counts_active_experts():
   attention = 32 * 8 * (4 + 2 + 2 + 4)
   expected = 3 * attention + dense + 2 * sparse
   assert flops.matrix_weights(CONFIG) == expected
+  whole = expected + 2 * 3 * 32 * (6 - 2) * 24
+  assert flops.matrix_weights(CONFIG, active=False) == whole
+  # One of 48; two of 24 and one of 16.
+  assert flops.mlps(CONFIG) == ((1 + 2 * 3) / 3, (48 + 2 * 64) / 3)
 
 
 def test_padding_changes_nothing():

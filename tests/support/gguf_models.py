@@ -55,6 +55,10 @@ _NAMES = {
   'self_attention.dense': 'attn_output',
   'ln_mlp': 'attn_norm',
   'ln_attn': 'attn_norm_2',
+  # Experts.
+  'mlp.gate': 'ffn_gate_inp',
+  'mlp.router': 'ffn_gate_inp',
+  'block_sparse_moe.router': 'ffn_gate_inp',
 }
 _PRE = {'post_attention_layernorm': 'ffn_norm'}
 _SANDWICH = {
@@ -68,6 +72,7 @@ _NORMS = {
   'olmo2': _SANDWICH,
   'exaone4': _SANDWICH,
   'seed_oss': {'post_attention_layernorm': 'post_attention_norm'},
+  'gpt-oss': {'post_attention_layernorm': 'post_attention_norm'},
   'glm4': {
     'post_self_attn_layernorm': 'post_attention_norm',
     'post_attention_layernorm': 'ffn_norm',
@@ -75,7 +80,9 @@ _NORMS = {
   },
 }
 # llama.cpp rotates neighbours, transformers halves.
-_REORDERED = ('llama', 'smollm3', 'granite', 'arcee', 'mistral3', 'olmo')
+_REORDERED = (
+  *('llama', 'smollm3', 'granite', 'granitemoe', 'arcee', 'mistral3', 'olmo'),
+)
 # transformers' name of the number that norms add; others have rms_norm_eps.
 _EPSILON = {
   'command-r': 'layer_norm_eps',
@@ -128,6 +135,8 @@ def write(
   """
   config = reference.config
   heads = config.num_attention_heads
+  experts = getattr(config, 'num_local_experts', 0)
+  experts = experts or getattr(config, 'num_experts', 0)
   groups = {
     'gptneox': lambda: heads,
     'falcon': lambda: config.num_kv_heads,
@@ -156,6 +165,14 @@ def write(
       else {'attention.layer_norm_rms_epsilon': config.rms_norm_eps}
     ),
     'rope.freq_base': 10_000.0,
+    **(
+      {
+        'expert_count': experts,
+        'expert_used_count': config.num_experts_per_tok,
+      }
+      if experts
+      else {}
+    ),
     **(metadata or {}),
   }
   writer = gguf.GGUFWriter(path, architecture)
@@ -193,7 +210,17 @@ def write(
     if name == 'lm_head.weight' and config.tie_word_embeddings:
       continue
     array = tensor.numpy()
+    if '.experts.' in name:
+      for stored, x in _of_experts(architecture, name, array).items():
+        if x.ndim == 3:
+          writer.add_tensor(stored, gguf.quantize(x, kind), raw_dtype=kind)
+        else:
+          writer.add_tensor(stored, x)
+      continue
     *parts, end = name.split('.')
+    if end == 'sinks':
+      writer.add_tensor(f'blk.{parts[2]}.attn_sinks.weight', array)
+      continue
     if parts[1:2] in (['layers'], ['h']):
       layer, part = parts[2], '.'.join(parts[3:])
       stored = f'blk.{layer}.{names[part]}.{end}'
@@ -246,6 +273,26 @@ def write(
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
+
+
+def _of_experts(architecture, name, array):
+  """Names and arrays in a file, of one tensor with all experts."""
+  *_, layer, _, _, part = name.split('.')
+  in_turn = architecture == 'gpt-oss'
+  end = 'bias' if part.endswith('_bias') else 'weight'
+  if in_turn and array.ndim == 3:
+    array = array.swapaxes(1, 2)
+  if not part.startswith('gate_up'):
+    found = {'down': array}
+  elif in_turn:
+    found = {'gate': array[:, ::2], 'up': array[:, 1::2]}
+  else:
+    gate, up = np.split(array, 2, axis=1)
+    found = {'gate': gate, 'up': up}
+  return {
+    f'blk.{layer}.ffn_{matrix}_exps.{end}': np.ascontiguousarray(x)
+    for matrix, x in found.items()
+  }
 
 
 def _halves(array, part, config):

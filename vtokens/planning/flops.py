@@ -20,19 +20,43 @@ import numpy as np
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, is_recurrent
+from vtokens.models.experts import Experts
 from vtokens.models.latent_attention import LatentAttention
 
 
 @functools.cache
-def matrix_weights(config: DecoderConfig) -> int:
-  """Weights of the layers' matrices that one token uses."""
+def matrix_weights(config: DecoderConfig, *, active: bool = True) -> int:
+  """Number of weights of the layers' matrices.
+
+  Args:
+    config: the architecture.
+    active: count those alone that one token uses: of experts a share.
+  """
   params = nnx.state(abstract_decoder(config, jnp.dtype(jnp.float32)))
   total: float = sum(
-    math.prod(param.shape) * param.get_metadata('active')
+    math.prod(param.shape) * (param.get_metadata('active') if active else 1)
     for path, param in nnx.to_flat_state(params)
     if path[0] == 'layers' and quantize.matrix_inputs(param)
   )
   return round(total)
+
+
+def mlps(config: DecoderConfig) -> tuple[float, float]:
+  """MLPs that a token passes in a layer, and the sum of their widths.
+
+  Both are means over the layers. An expert is an MLP, and so is the MLP that
+  all tokens use beside experts.
+  """
+  counts, widths = [], []
+  for kind in config.layer_kinds:
+    if isinstance(kind.mlp, Experts):
+      active, shared = kind.mlp.routing.active, kind.mlp.shared
+      counts.append(active + (shared > 0))
+      widths.append(active * kind.mlp.width + shared)
+    else:
+      counts.append(1)
+      widths.append(config.mlp_dim)
+  return sum(counts) / len(counts), sum(widths) / len(widths)
 
 
 def train_flops(

@@ -28,6 +28,12 @@ _LONG = [2.0 + 0.5 * i for i in range(6)]
 
 # The least that shows a feature.
 _SMALL = {'num_hidden_layers': 2, 'hidden_size': 32, 'intermediate_size': 48}
+_EXPERTS = {
+  'num_hidden_layers': 2,
+  'hidden_size': 32,
+  'intermediate_size': 64,
+  'num_experts_per_tok': 2,
+}
 _FALCON = {
   'num_hidden_layers': 2,
   'hidden_size': 32,
@@ -636,6 +642,100 @@ CASES = {
     },
     {},
   ),
+  'qwen3_moe': (
+    'qwen3moe',
+    'qwen3_moe',
+    {
+      **_EXPERTS,
+      'num_experts': 4,
+      'moe_intermediate_size': 64,
+      'norm_topk_prob': True,
+      'head_dim': 12,
+    },
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'expert_feed_forward_length': 64,
+    },
+    {},
+  ),
+  'qwen3_vl_moe': (
+    'qwen3vlmoe',
+    'qwen3_moe',
+    {
+      **_EXPERTS,
+      'num_experts': 4,
+      'moe_intermediate_size': 64,
+      'norm_topk_prob': True,
+      'head_dim': 12,
+    },
+    {
+      'attention.key_length': 12,
+      'attention.value_length': 12,
+      'expert_feed_forward_length': 64,
+      'rope.dimension_sections': [2, 2, 2, 0],
+      'n_deepstack_layers': 1,
+    },
+    {},
+  ),
+  'gpt_oss': (
+    'gpt-oss',
+    'gpt_oss',
+    {
+      **_EXPERTS,
+      'num_local_experts': 4,
+      'head_dim': 16,
+      'sliding_window': 20,
+      'rope_parameters': {**_YARN, 'truncate': True},
+    },
+    {
+      **_YARN_METADATA,
+      'attention.key_length': 16,
+      'attention.value_length': 16,
+      'attention.sliding_window': 20,
+      'expert_feed_forward_length': 64,
+    },
+    {},
+  ),
+  # llama.cpp wants as many heads of keys as of queries.
+  'olmoe': (
+    'olmoe',
+    'olmoe',
+    {**_EXPERTS, 'num_experts': 4, 'num_key_value_heads': 4},
+    {},
+    {},
+  ),
+  'granite_moe': (
+    'granitemoe',
+    'granitemoe',
+    {
+      **_EXPERTS,
+      'num_local_experts': 4,
+      'embedding_multiplier': 3.0,
+      'attention_multiplier': 0.4,
+      'residual_multiplier': 0.7,
+      'logits_scaling': 1.3,
+    },
+    {
+      'embedding_scale': 3.0,
+      'attention.scale': 0.4,
+      'residual_scale': 0.7,
+      'logit_scale': 1.3,
+    },
+    {},
+  ),
+  'mixtral': (
+    'llama',
+    'mixtral',
+    {
+      **_EXPERTS,
+      'num_local_experts': 4,
+      'sliding_window': None,
+      'rope_parameters': _rope(),
+    },
+    {'rope.freq_base': 5e3},
+    {},
+  ),
 }
 # Cases with GELU.
 _GELU = ('phi', 'starcoder2', 'gpt_neox', 'falcon', 'gemma')
@@ -645,6 +745,7 @@ _EXHAUSTIVE = (
   *('mistral', 'phi4', 'llama_linear', 'mistral_small', 'arcee', 'ernie4_5'),
   *('qwen2_vl', 'qwen3_vl', 'seed_oss', 'exaone', 'jais2', 'stablelm_parallel'),
   *('gpt_neox_in_turn', 'falcon_one_norm'),
+  *('qwen3_vl_moe', 'olmoe', 'granite_moe', 'mixtral'),
 )
 
 
@@ -691,10 +792,11 @@ def test_logits_equal_those_of_torch(case, tmp_path):
   architecture, model_type, *_ = CASES[case]
   path, reference = _write(case, tmp_path)
   source = gguf_weights.GGUFSource(path)
-  other = {'llama': 'llama', 'exaone': 'exaone'}.get(architecture, model_type)
-  assert source.config.model_type == (
-    'llama' if case == 'mistral_small' else other
-  )
+  other = {
+    'mistral_small': 'llama',
+    'mixtral': 'mixtral',
+  }.get(case, {'llama': 'llama', 'exaone': 'exaone'}.get(architecture))
+  assert source.config.model_type == (other or model_type)
   model = weights.load_decoder(
     source,
     dataclasses.replace(source.config, context_length=LENGTH),

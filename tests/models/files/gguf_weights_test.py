@@ -374,7 +374,7 @@ def test_fingerprint(tmp_path, weights, tensors):
       {'llama.rope.dimension_count': 32},
       'llama.rope.dimension_count is 32, not supported; expected 64',
     ),
-    ({'llama.expert_count': 8}, 'GGUF files of models with experts'),
+    ({'llama.expert_count': 8}, 'metadata llama.expert_used_count is missing'),
     (
       {'llama.attention.head_count_kv': 3},
       'num_heads=4 is not a multiple of num_kv_heads=3',

@@ -2,13 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.experts import Experts
 from vtokens.models.families.config_json import Fields, shortest_pattern
 from vtokens.models.routing import Routing
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 # Number that bounds lists of experts, which are made before the shapes of the
 # weights confirm it.
@@ -197,4 +200,28 @@ def of(config: DecoderConfig) -> Experts:
   """The experts of a decoder."""
   return next(
     kind.mlp for kind in config.layer_kinds if isinstance(kind.mlp, Experts)
+  )
+
+
+def read_gguf(
+  metadata: 'Metadata',
+  values: dict[str, Any],
+  number: str,
+  width: str = 'intermediate_size',
+) -> None:
+  """Sets the fields of experts from the metadata of a GGUF file.
+
+  Args:
+    metadata: metadata of the file.
+    values: fields of config.json, to be changed in place.
+    number: field with the number of experts.
+    width: field with the width of an expert.
+
+  Raises:
+    errors.UserError: a value is missing or wrong.
+  """
+  values[number] = metadata.number('{arch}.expert_count')
+  values['num_experts_per_tok'] = metadata.number('{arch}.expert_used_count')
+  values[width] = metadata.number(
+    '{arch}.expert_feed_forward_length', default=values['intermediate_size']
   )

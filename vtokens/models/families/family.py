@@ -131,6 +131,10 @@ class Family(abc.ABC):
       return config.num_kv_heads
     return 1
 
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    """Form of GGUF files, with Hugging Face's names or names like these."""
+    return self.forms(config)[0]
+
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     """Completes a config.json.
 

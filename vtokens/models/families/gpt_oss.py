@@ -1,6 +1,6 @@
 """gpt-oss."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.experts import Experts
@@ -28,6 +28,16 @@ _NAMES = {
   'layers.mlp.experts.up_bias': _GATE_UP + '_bias',
   'layers.mlp.experts.down_bias': _DOWN + '_bias',
 }
+_GGUF_NAMES = {
+  **tensor_names.with_gguf_experts(_NAMES),
+  'layers.attention.sinks': 'model.layers.{}.self_attn.sinks.weight',
+  'layers.mlp.experts.gate_bias': _MLP + 'experts.gate_proj.bias',
+  'layers.mlp.experts.up_bias': _MLP + 'experts.up_proj.bias',
+  'layers.mlp.experts.down_bias': _MLP + 'experts.down_proj.bias',
+}
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class GptOss(Family):
@@ -41,6 +51,7 @@ class GptOss(Family):
     5.3e-06,
   )
   architecture = 'GptOssForCausalLM'
+  gguf = 'gpt-oss'
   names = _NAMES
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
@@ -82,3 +93,12 @@ class GptOss(Family):
     values['num_experts_per_tok'] = experts.routing.active
     values['swiglu_limit'] = experts.clamp
     values['swiglu_alpha'] = experts.gain
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(_GGUF_NAMES)
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    expert_fields.read_gguf(metadata, values, 'num_local_experts')
+    # llama.cpp rounds the bounds of YaRN, as `truncate` does by default.
+    metadata.layer_types(values, 2)
+    metadata.same_theta(values)

@@ -1,6 +1,6 @@
 """Granite 3 with experts."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.experts import Experts
@@ -19,6 +19,9 @@ _NAMES = {
   'layers.mlp.experts.down': _MLP + 'output_linear.weight',
 }
 
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
+
 
 class GraniteMoe(Granite):
   """Granite with experts in every layer."""
@@ -30,7 +33,7 @@ class GraniteMoe(Granite):
     2.4e-06,
   )
   architecture = 'GraniteMoeForCausalLM'
-  gguf = None
+  gguf = 'granitemoe'
   names = _NAMES
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
@@ -64,3 +67,10 @@ class GraniteMoe(Granite):
     rule = expert_fields.of(config).routing
     values['num_local_experts'] = rule.experts
     values['num_experts_per_tok'] = rule.active
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(tensor_names.with_gguf_experts(self.names))
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    super().read_gguf(metadata, values)
+    expert_fields.read_gguf(metadata, values, 'num_local_experts')

@@ -1,6 +1,6 @@
 """Mixtral."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.experts import Experts
@@ -14,13 +14,20 @@ from vtokens.models.families import (
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
+
 
 class Mixtral(Family):
   """Mistral with experts in every layer."""
 
   model_type = 'mixtral'
-  about = About('Mixtral 8x7B, 8x22B', 'experts; sliding window', 7.2e-06)
+  about = About(
+    'Mixtral 8x7B, 8x22B', 'experts; sliding window', 7.2e-06, 'yes, as `llama`'
+  )
   architecture = 'MixtralForCausalLM'
+  # In GGUF files it is `llama` with experts.
+  gguf_interleaved = True
   names = tensor_names.with_experts(
     tensor_names.PRE_NORM, 'block_sparse_moe.', ('w1', 'w3', 'w2')
   )
@@ -49,3 +56,9 @@ class Mixtral(Family):
     rule = expert_fields.of(config).routing
     values['num_local_experts'] = rule.experts
     values['num_experts_per_tok'] = rule.active
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(tensor_names.with_gguf_experts(self.names))
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    expert_fields.read_gguf(metadata, values, 'num_local_experts')

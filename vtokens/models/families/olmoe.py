@@ -1,6 +1,6 @@
 """OLMoE."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.experts import Experts
@@ -11,6 +11,9 @@ from vtokens.models.families.qwen3_moe import JOINED
 
 _NAMES = tensor_names.with_experts(tensor_names.PRE_NORM, 'mlp.')
 
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
+
 
 class Olmoe(Family):
   """Experts in every layer; norms over all heads of queries and keys."""
@@ -18,6 +21,7 @@ class Olmoe(Family):
   model_type = 'olmoe'
   about = About('OLMoE 1B-7B', 'experts; norms of whole q and k', 3.8e-06)
   architecture = 'OlmoeForCausalLM'
+  gguf = 'olmoe'
   names = _NAMES
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
@@ -47,3 +51,10 @@ class Olmoe(Family):
     values['num_experts'] = rule.experts
     values['num_experts_per_tok'] = rule.active
     values['norm_topk_prob'] = rule.normalised
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(tensor_names.with_gguf_experts(self.names))
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    expert_fields.read_gguf(metadata, values, 'num_experts')
+    values['norm_topk_prob'] = False  # llama.cpp's.

@@ -1,6 +1,6 @@
 """Qwen 3 with experts."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.experts import Experts
@@ -13,6 +13,9 @@ from vtokens.models.families import (
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
+
 
 class Qwen3Moe(Family):
   """Qwen 3 whose layers, or some of them, have experts."""
@@ -24,6 +27,7 @@ class Qwen3Moe(Family):
     6.5e-06,
   )
   architecture = 'Qwen3MoeForCausalLM'
+  gguf = 'qwen3moe'
   names = tensor_names.with_experts(tensor_names.PRE_NORM, 'mlp.')
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
@@ -53,6 +57,17 @@ class Qwen3Moe(Family):
     window = config.layer_pattern[0].window
     values['sliding_window'] = window
     values['use_sliding_window'] = window is not None
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(tensor_names.with_gguf_experts(self.names))
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    expert_fields.read_gguf(
+      metadata, values, 'num_experts', 'moe_intermediate_size'
+    )
+    # llama.cpp has experts in every layer, and such weights.
+    values |= {'norm_topk_prob': True, 'mlp_only_layers': []}
+    values['decoder_sparse_step'] = 1
 
 
 JOINED = tensor_names.Form(

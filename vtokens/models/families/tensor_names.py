@@ -282,6 +282,22 @@ def with_joined_experts(
   }
 
 
+def with_gguf_experts(names: Mapping[str, str]) -> Mapping[str, str]:
+  """Names with one tensor for each matrix of all experts, as GGUF has them.
+
+  Args:
+    names: names of the other parameters.
+  """
+  inside = _LAYER + 'mlp.experts.'
+  return {
+    **names,
+    **{
+      f'layers.mlp.experts.{path}': f'{inside}{path}_proj.weight'
+      for path in ('gate', 'up', 'down')
+    },
+  }
+
+
 def without(names: Mapping[str, str], *paths: str) -> Mapping[str, str]:
   """Names without some parameters."""
   return {path: name for path, name in names.items() if path not in paths}

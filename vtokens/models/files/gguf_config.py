@@ -15,7 +15,7 @@ from vtokens.models.files.gguf_metadata import Metadata
 
 # Architectures whose text part is another one's. Qwen-VL's files give sections
 # of the rotary embedding, which change nothing for text.
-_SAME_AS = {'qwen2vl': 'qwen2', 'qwen3vl': 'qwen3'}
+_SAME_AS = {'qwen2vl': 'qwen2', 'qwen3vl': 'qwen3', 'qwen3vlmoe': 'qwen3moe'}
 # Settings of scaling besides the usual ones, and their values without effect.
 _NEUTRAL = {
   'attn_factor': 1.0,
@@ -43,6 +43,8 @@ def family_of(metadata: Metadata) -> Family:
   temperature = '{arch}.attention.temperature_scale'
   if name == 'mistral3' and not metadata.get(temperature):
     return families['llama']
+  if name == 'llama' and metadata.get('{arch}.expert_count'):
+    return families['mixtral']
   if name == 'glm4' and metadata.get('{arch}.rope.dimension_sections'):
     return Glm4Vision()
   found = known.get(_SAME_AS.get(name, name))
@@ -69,11 +71,6 @@ def read(
       that changes the numbers of the model is not used.
   """
   where = metadata.where
-  if metadata.get('{arch}.expert_count', 0):
-    raise errors.UserError(
-      f'{where}: GGUF files of models with experts are not supported; name '
-      'the Hugging Face directory'
-    )
   if 'token_embd.weight' not in tensors:
     raise errors.UserError(f'{where}: tensor token_embd.weight is missing')
   embedding = tensors['token_embd.weight'].shape

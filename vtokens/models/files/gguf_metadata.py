@@ -27,12 +27,13 @@ _WITHOUT_EFFECT = {
   'rope.scaling.yarn_beta_slow',
 }
 # Their sections of rotary frequencies have equal positions for text.
-_MULTIMODAL = {'qwen2vl', 'qwen3vl', 'glm4'}
+_MULTIMODAL = {'qwen2vl', 'qwen3vl', 'qwen3vlmoe', 'glm4'}
 # Values without effect of other keys.
 _NEUTRAL = {
   'attention.causal': True,
   'attention.clamp_kqv': 0,
   'attention.max_alibi_bias': 0,
+  'expert_count': 0,
   'expert_used_count': 0,
   'nextn_predict_layers': 0,
   'rope.scaling.attn_factor': 1,

@@ -90,7 +90,7 @@ class GGUFSource:
     kind = next(key for key, name in arch.items() if name == self.architecture)
     table = gguf.get_tensor_name_map(kind, count)
     names = {}
-    for template in self._family.names_of(self.config).values():
+    for template in self._family.gguf_form(self.config).names.values():
       for i in range(count):
         name = template.format(i)
         theirs = table.get_name(name, try_suffixes=('.weight', '.bias'))
@@ -117,6 +117,8 @@ class GGUFSource:
       return array[rows] if array.ndim else array
     tensor = self._tensors[name]
     data = tensor.data
+    if data.ndim > 2:
+      data = data.reshape(-1, data.shape[-1])
     order: slice | np.ndarray = rows
     stored = self._family.gguf_rows(self.config, name, int(tensor.shape[-1]))
     if stored is not None:

@@ -83,7 +83,9 @@ def _forms_with_names(
   config: DecoderConfig, found: Mapping[str, Any]
 ) -> list[Form]:
   """The forms of a family's files whose names a source has."""
-  first, *others = registry.family_of(config).forms(config)
+  family = registry.family_of(config)
+  first, *others = family.forms(config)
+  others.append(family.gguf_form(config))
   forms = []
   for form in others:
     # Names of tensors that the usual form does not have.

@@ -58,6 +58,8 @@ if [ -n "${TRIAL:-}" ]; then
     --repeats 1 --contenders split:2,official:2 --json "$out/mistral_5.json"
   part moe 200 benchmarks/train_step.py --model tiny-moe --passages 1 \
     --repeats 1 --contenders split:2,official:2 --json "$out/moe.json"
+  part hybrid 200 benchmarks/train_step.py --model tiny-hybrid --passages 1 \
+    --repeats 1 --contenders split:2,official:2 --json "$out/hybrid.json"
   part decoding 200 benchmarks/answering.py --model tiny --repeats 1 \
     --batch 2 --prefix 32 --new 4 --out "$out/decoding.json"
   exit $missed
@@ -69,6 +71,7 @@ step mistral_5 150 mistral-7b 5 \
   packed:16:32:64,split:16,unsplit:16,official:16,peft:16 \
   --trace "$out/traces"
 step moe_qwen3 70 qwen3-30b-a3b-12l 5 packed:16,official:16
+step hybrid 60 qwen3.5-27b-16l 5 packed:16,official:16
 step moe_gpt_oss 60 gpt-oss-20b-12l 5 packed:16,official:16
 part decoding 60 benchmarks/answering.py --model llama-3.2-3b \
   --dtype bfloat16 --repeats 3 --out "$out/decoding.json"

@@ -7,6 +7,18 @@ from vtokens.host import paths
 from vtokens.planning import known_models
 from vtokens.recipes import smollm2
 
+
+def _rotation(sections: list[int]) -> dict[str, Any]:
+  """`rope_parameters` of Qwen3.5 for other widths of a head."""
+  return {
+    'mrope_interleaved': True,
+    'mrope_section': sections,
+    'partial_rotary_factor': 0.25,
+    'rope_theta': 10000000,
+    'rope_type': 'default',
+  }
+
+
 # Name -> a known model, and the fields of config.json that differ from it.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
   'tiny': (
@@ -78,6 +90,42 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     {'num_hidden_layers': 12},
   ),
   'gpt-oss-20b-12l': ('openai/gpt-oss-20b', {'num_hidden_layers': 12}),
+  # Three of four layers are gated delta nets.
+  'tiny-hybrid': (
+    'Qwen/Qwen3.5-27B',
+    {
+      'hidden_size': 128,
+      'intermediate_size': 256,
+      'num_hidden_layers': 4,
+      'num_attention_heads': 4,
+      'num_key_value_heads': 2,
+      'head_dim': 32,
+      'linear_num_key_heads': 2,
+      'linear_num_value_heads': 4,
+      'linear_key_head_dim': 16,
+      'linear_value_head_dim': 16,
+      'rope_parameters': _rotation([2, 1, 1]),
+      'vocab_size': 512,
+    },
+  ),
+  'qwen3.5-small': (
+    'Qwen/Qwen3.5-27B',
+    {
+      'hidden_size': 512,
+      'intermediate_size': 1536,
+      'num_hidden_layers': 8,
+      'num_attention_heads': 8,
+      'num_key_value_heads': 2,
+      'head_dim': 64,
+      'linear_num_key_heads': 4,
+      'linear_num_value_heads': 8,
+      'linear_key_head_dim': 64,
+      'linear_value_head_dim': 64,
+      'rope_parameters': _rotation([3, 3, 2]),
+      'vocab_size': 32000,
+    },
+  ),
+  'qwen3.5-27b-16l': ('Qwen/Qwen3.5-27B', {'num_hidden_layers': 16}),
 }
 
 
@@ -94,7 +142,8 @@ def model_settings(name: str) -> Any:
     raise SystemExit(f'--model: smollm2 or one of {", ".join(SHAPES)}')
   path, changes = SHAPES[name]
   values, _ = known_models.CONFIGS.get(path, ({}, 0))
-  values = {**values, **changes}
+  # Of a multimodal model the text part.
+  values = {**values.get('text_config', values), **changes}
   settings = transformers.AutoConfig.for_model(values.pop('model_type'))
   return type(settings)(**values)
 

@@ -13,8 +13,9 @@ they differ, there are no figures. Of several batch sizes the best counts.
 
 Models: smollm2 (the real weights), or random weights in the shape of
 qwen2.5-1.5b, llama-3.2-3b, mistral-7b, or with experts qwen3-moe-small,
-qwen3-30b-a3b-12l and gpt-oss-20b-12l (fewer layers); tiny and tiny-moe are for
-a trial. With --json the figures of each contender are written when it ends.
+qwen3-30b-a3b-12l and gpt-oss-20b-12l (fewer layers), or with recurrent layers
+qwen3.5-small and qwen3.5-27b-16l; tiny, tiny-moe and tiny-hybrid are for
+trials. With --json the figures of each contender are written when it ends.
 """
 
 import dataclasses

@@ -78,7 +78,8 @@ def measure(
       return nll(table, nnx.merge(graph, params), batch)
 
     lowered = jax.jit(jax.value_and_grad(loss)).lower(table, params, batch)
-    size: int = lowered.compile().memory_analysis().temp_size_in_bytes
+    found: Any = lowered.compile().memory_analysis()
+    size: int = found.temp_size_in_bytes
     return size
 
   memory = [temporaries(nll) for nll in (split_nll, unsplit_nll)]

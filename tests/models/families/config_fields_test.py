@@ -39,7 +39,6 @@ _DELTA = {
   'linear_key_head_dim': 8,
   'linear_value_head_dim': 8,
   'layer_types': ['linear_attention', _FULL] * 2,
-  'rope_parameters': {'rope_theta': 1e4, 'partial_rotary_factor': 0.25},
 }
 _DELTA_EXPERTS = {
   **_DELTA,
@@ -370,7 +369,10 @@ WITHOUT_EFFECT = {
   'vision_aspect_ratio': 'anyres',
   'vision_feature_layer': 3,
   'vision_feature_select_strategy': 'full',
+  # Where `layer_types` are given.
+  'full_attention_interval': 3,
   # How it is computed and kept, not what.
+  'number_of_conv_states': 1,
   'dtype': 'float32',
   'torch_dtype': 'float32',
   'attn_implementation': 'eager',

@@ -23,7 +23,7 @@ class Qwen35(Family):
     'Qwen3.5, 3.6 (dense)',
     'gated delta nets; gated attention in every fourth layer, with norms of q '
     'and k and rotation of a part; norms 1 + w',
-    0.0,
+    7.2e-05,
   )
   architecture = 'Qwen3_5ForCausalLM'
   names = delta_fields.names(tensor_names.PRE_NORM, joined=False)
@@ -67,7 +67,7 @@ class Qwen35Moe(_WithExperts):
   about = About(
     'Qwen3.5-35B-A3B, 122B-A10B, 397B-A17B, Qwen3.6-35B-A3B',
     'as qwen3_5, with experts and a gated MLP for all tokens',
-    0.0,
+    2.2e-05,
   )
   architecture = 'Qwen3_5MoeForCausalLM'
   joined = False
@@ -114,7 +114,7 @@ class Qwen3Next(_WithExperts):
   about = About(
     'Qwen3-Next-80B-A3B, Qwen3-Coder-Next',
     'as qwen3_5_moe, with experts in some layers or all',
-    0.0,
+    3.3e-05,
   )
   architecture = 'Qwen3NextForCausalLM'
   joined = True

@@ -77,7 +77,7 @@ def difference(model_type: str) -> float:
     @jax.jit
     def run(params, graph=graph):
       model = nnx.merge(graph, params)
-      return model.logits(model(model.embed(ids), places)[0])
+      return model.logits(model(model.embed(ids), places, ids=ids)[0])
 
     found = np.asarray(run(params))
     for row, logits in zip(found, expected, strict=True):

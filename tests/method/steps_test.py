@@ -22,11 +22,13 @@ from vtokens.devices import partitioning
 from vtokens.method import losses, steps, virtual_tokens
 from vtokens.models import frozen_base
 from vtokens.models.decoder import Decoder, abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
 from vtokens.models.delta_net import DeltaNet
+from vtokens.models.dense_and_experts import DenseAndExperts
 from vtokens.models.experts import Experts
 from vtokens.models.latent_attention import LatentAttention
 from vtokens.models.routing import Routing
+from vtokens.models.shared_heads import Heads
 
 P = 6  # rows of the table
 CONFIG = DecoderConfig(
@@ -168,7 +170,7 @@ def unsplit_nll(table, decoder, batch, remat=False):
   )
   positions = jnp.broadcast_to(index, ids.shape)
   x = virtual_tokens.TABLE.embed(decoder, table, ids)
-  hidden, _ = decoder(x, positions, remat=remat)
+  hidden, _ = decoder(x, positions, ids=ids, remat=remat)
   picked = jnp.take_along_axis(
     decoder.logits(hidden),
     jnp.clip(prefix_len + batch.target_index, 0, whole - 1)[..., None],
@@ -246,6 +248,43 @@ def test_packed_equals_one_example_to_a_row(table, per_row, window):
   )
   wrong, *_ = value_and_grad(split_nll, table, decoder, mixed)
   assert abs(wrong - nll) > 1e-3 * abs(nll)
+
+
+def test_gemma4_split_and_packed(table):
+  """Two widths, experts, inputs of each layer; two layers read others' keys."""
+  experts = DenseAndExperts(Experts(Routing(6, 2, factors=True), 24))
+  narrow = LayerKind(window=7, mixer=Heads(8, 2), mlp=experts)
+  wide = LayerKind(
+    Rope(1e6, 'proportional', share=0.25),
+    mixer=Heads(12, 1, values_are_keys=True),
+  )
+  config = dataclasses.replace(
+    CONFIG,
+    num_layers=4,
+    qk_norm='head',
+    post_norm=True,
+    attention_scale=1.0,
+    layer_scale=True,
+    per_layer_dim=4,
+    layer_pattern=(
+      narrow,
+      wide,
+      dataclasses.replace(narrow, mixer=Heads(8, 2, source=0)),
+      dataclasses.replace(wide, mixer=Heads(12, 1, source=1)),
+    ),
+  )
+  decoder = random_decoder(config)
+  # A fourth of the examples: compiling takes most of the time.
+  rows = PACKED[:4]
+  batch = make_batch(rows)
+  nll, count, expected = value_and_grad(unsplit_nll, table, decoder, batch)
+  scale = np.abs(expected).max()
+  assert scale > 1e-3
+  for one in (batch, make_batch(rows, per_row=4)):
+    found = value_and_grad(split_nll, table, decoder, one)
+    assert found[1] == count
+    np.testing.assert_allclose(found[0], nll, rtol=1e-5)
+    np.testing.assert_allclose(found[2], expected, atol=1e-5 * scale)
 
 
 def test_experts_split_and_packed(table):

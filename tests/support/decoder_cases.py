@@ -103,6 +103,12 @@ _GROUPED = {
   'n_shared_experts': 2,
   'routed_scaling_factor': 1.7,
 }
+_GEMMA4 = {
+  'head_dim': 12,
+  'global_head_dim': 20,
+  'sliding_window': 20,
+  'tie_word_embeddings': True,
+}
 
 # name -> model_type and what differs from a tiny Llama, every feature on.
 CASES = {
@@ -473,6 +479,74 @@ CASES = {
         short_mscale=1.2,
         long_mscale=1.2,
       ),
+    },
+  ),
+  # Layers of two widths; the wide ones' values are their keys.
+  'gemma4': (
+    'gemma4_text',
+    {
+      **SMALL,
+      **_GEMMA4,
+      'hidden_size_per_layer_input': 0,
+      'layer_types': [SLIDING, FULL],
+      'attention_k_eq_v': True,
+      'num_global_key_value_heads': 2,
+      'num_key_value_heads': 4,
+      'final_logit_softcapping': 3.0,
+    },
+  ),
+  'gemma4_experts': (
+    'gemma4_text',
+    {
+      **SMALL,
+      **_GEMMA4,
+      'hidden_size_per_layer_input': 0,
+      'layer_types': [SLIDING, FULL],
+      'attention_k_eq_v': True,
+      'enable_moe_block': True,
+      'num_experts': 6,
+      'top_k_experts': 3,
+      'moe_intermediate_size': 24,
+    },
+  ),
+  # The last four layers read keys of the layers 2 and 3.
+  'gemma4_shared': (
+    'gemma4_text',
+    {
+      **SMALL,
+      **_GEMMA4,
+      'num_hidden_layers': 8,
+      'hidden_size_per_layer_input': 12,
+      'vocab_size_per_layer_input': tiny_models.VOCAB_SIZE,
+      'layer_types': [SLIDING, FULL] * 4,
+      'num_kv_shared_layers': 4,
+      'use_double_wide_mlp': True,
+      'pad_token_id': 0,
+      'attention_bias': True,
+    },
+  ),
+  # Only the first layer is sparse. The last two read keys of the layers 0, 1.
+  'gemma3n': (
+    'gemma3n_text',
+    {
+      **SMALL,
+      'num_hidden_layers': 4,
+      'intermediate_size': [48, 48, 40, 40],
+      'head_dim': 12,
+      'sliding_window': 20,
+      'layer_types': [SLIDING, FULL, SLIDING, FULL],
+      'num_kv_shared_layers': 2,
+      'hidden_size_per_layer_input': 12,
+      # Fewer than there are tokens.
+      'vocab_size_per_layer_input': 200,
+      'activation_sparsity_pattern': [0.7, 0.0, 0.0, 0.0],
+      'altup_num_inputs': 3,
+      'altup_active_idx': 1,
+      'laurel_rank': 6,
+      'final_logit_softcapping': 3.0,
+      'tie_word_embeddings': True,
+      'attention_bias': True,
+      'pad_token_id': 0,
     },
   ),
   'phi': (

@@ -58,6 +58,7 @@ def save_tokenizer(directory: pathlib.Path) -> None:
 _OUTPUTS = (
   *('o_proj.weight', 'o_proj.bias', 'down_proj.weight', 'out_proj.weight'),
   *('dense.weight', 'dense.bias', '4h_to_h.weight', '4h_to_h.bias'),
+  'per_layer_projection.weight',
 )
 _FINAL_NORMS = ('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight')
 _FINAL_BIASES = ('ln_f.bias', 'final_layer_norm.bias')
@@ -137,14 +138,21 @@ def save(
   for name, weight in model.named_parameters():
     if 'norm' in name:
       # These families' norms add 1 to what is stored.
-      offset = model_type.startswith(('gemma', 'qwen3_5', 'qwen3_next'))
+      offset = model_type in ('gemma', 'gemma2', 'gemma3_text')
+      offset |= model_type.startswith(('qwen3_5', 'qwen3_next'))
       mean = 0.0 if offset and 'linear_attn' not in name else 1.0
       torch.nn.init.normal_(weight, mean, 0.1)
+    elif name.endswith(
+      ('router.scale', 'per_expert_scale', 'correct_output_scale')
+    ):
+      torch.nn.init.normal_(weight, 1.0, 0.3)
     elif name.endswith('bias') or '.act_fn.' in name:
       torch.nn.init.normal_(weight, 0.0, scale)
   for name, value in model.named_buffers():
     if name.endswith('e_score_correction_bias'):
       torch.nn.init.normal_(value, 0.0, scale)
+    elif name.endswith('layer_scalar'):
+      torch.nn.init.normal_(value, 1.0, 0.3)
   if len(quiet):
     silence(model, quiet)
   model.to(dtype).save_pretrained(directory, max_shard_size=max_shard_size)

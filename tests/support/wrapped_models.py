@@ -1,5 +1,6 @@
 """Tiny random multimodal models, made with transformers."""
 
+import json
 import pathlib
 import re
 from collections.abc import Sequence
@@ -36,6 +37,15 @@ _SECTIONS = {
     'mrope_section': [2, 1, 1],
   }
 }
+_GEMMA4 = {
+  'sliding_window': 20,
+  'global_head_dim': 12,
+  'layer_types': [tiny_models.SLIDING, tiny_models.FULL],
+  'attention_k_eq_v': True,
+  'final_logit_softcapping': 3.0,
+  # transformers' classes need it.
+  'pad_token_id': 0,
+}
 _UNTIED = {'tie_word_embeddings': False}
 _QWEN_VISION = {
   **_QWEN,
@@ -65,6 +75,47 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
       'layer_types': [tiny_models.SLIDING, tiny_models.FULL],
       'query_pre_attn_scalar': 30,
     },
+    {},
+  ),
+  'gemma3n': (
+    {},
+    {
+      'num_hidden_layers': 3,
+      'sliding_window': 20,
+      'layer_types': [
+        tiny_models.SLIDING,
+        tiny_models.FULL,
+        tiny_models.SLIDING,
+      ],
+      'num_kv_shared_layers': 1,
+      'hidden_size_per_layer_input': 8,
+      'vocab_size_per_layer_input': 200,
+      'laurel_rank': 6,
+      'final_logit_softcapping': 3.0,
+      'pad_token_id': 0,
+    },
+    {},
+  ),
+  'gemma4': (
+    {
+      **{k: _VISION[k] for k in ('hidden_size', 'intermediate_size')},
+      **{'num_hidden_layers': 1, 'num_attention_heads': 2, 'head_dim': 16},
+      **{'num_key_value_heads': 2, 'patch_size': 4},
+      'position_embedding_size': 16,
+    },
+    {
+      **_GEMMA4,
+      'hidden_size_per_layer_input': 8,
+      'vocab_size_per_layer_input': tiny_models.VOCAB_SIZE,
+    },
+    {},
+  ),
+  'gemma4_unified': (
+    {
+      **{'patch_size': 4, 'mm_embed_dim': 32, 'mm_posemb_size': 16},
+      'output_proj_dims': 32,
+    },
+    {**_GEMMA4, 'hidden_size_per_layer_input': 0},
     {},
   ),
   'mistral3': (
@@ -265,6 +316,8 @@ def save(
   the text part.
   """
   vision, text, other = WRAPPERS[model_type]
+  if model_type == 'gemma3n':
+    return _save_gemma3n(directory, {**TEXT, **text, **changes})
   cls = transformers.CONFIG_MAPPING[model_type]
   special = {f'{name}_token_id': None for name in ('bos', 'eos', 'pad')}
   config = cls(
@@ -286,6 +339,42 @@ def save(
   if len(quiet):
     tiny_models.silence(model, quiet)
   model.save_pretrained(directory)
+  tiny_models.save_tokenizer(directory)
+  return model.eval()
+
+
+def _save_gemma3n(
+  directory: pathlib.Path, text: dict
+) -> transformers.PreTrainedModel:
+  """Saves a text model under the names of the whole one.
+
+  transformers' class of the whole model needs the package timm.
+  """
+  directory.mkdir(parents=True, exist_ok=True)
+  config = transformers.CONFIG_MAPPING['gemma3n_text'](**text)
+  torch.manual_seed(0)
+  model = transformers.AutoModelForCausalLM.from_config(
+    config, attn_implementation='eager'
+  )
+  for name, weight in model.named_parameters():
+    norm = 'norm' in name
+    torch.nn.init.normal_(weight, float(norm), 0.1 if norm else 0.2)
+  tensors = {
+    name.replace('model.', 'model.language_model.', 1): weight.contiguous()
+    for name, weight in model.state_dict().items()
+    if name != 'lm_head.weight'
+  }
+  tensors['model.vision_tower.conv.weight'] = torch.ones(2, 2)
+  safetensors.torch.save_file(
+    tensors, directory / 'model.safetensors', {'format': 'pt'}
+  )
+  values = {
+    'architectures': ['Gemma3nForConditionalGeneration'],
+    'model_type': 'gemma3n',
+    'text_config': config.to_dict(),
+    'tie_word_embeddings': True,
+  }
+  (directory / 'config.json').write_text(json.dumps(values))
   tiny_models.save_tokenizer(directory)
   return model.eval()
 

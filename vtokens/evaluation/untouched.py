@@ -183,7 +183,7 @@ def _plain(
 ) -> Float[Array, '1 T V']:
   """Logits of the decoder in one pass, without a table."""
   decoder = nnx.merge(graph, base)
-  hidden, _ = decoder(decoder.embed(ids), positions)
+  hidden, _ = decoder(decoder.embed(ids), positions, ids=ids)
   return decoder.logits(hidden)
 
 
@@ -206,6 +206,7 @@ def _piped(
     trainable.embed(decoder, trained, suffix),
     positions,
     [cache],
+    ids=suffix,
     trained_caches=trainable.caches(
       decoder, trained, _spans(trainable, positions[:, :1], 0)
     ),

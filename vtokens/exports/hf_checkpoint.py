@@ -1,7 +1,7 @@
 """A full checkpoint in Hugging Face format, with the virtual tokens in it.
 
 `AutoModelForCausalLM`, `AutoTokenizer` and servers load it. The files of the
-base are linked or copied, except three that change:
+base are linked or copied, except these:
 
 - The embedding matrix gets the rows of the table, at the ids after the
   tokenizer's last. Rows that pad the matrix are used before it grows.
@@ -9,6 +9,8 @@ base are linked or copied, except three that change:
   model never generates, so that no virtual token is more likely than that one.
   A head tied to the embedding matrix becomes a matrix of its own: with the rows
   of the table in it the model would generate virtual tokens.
+- A second embedding matrix, for inputs of each layer, gets copies of the row of
+  the padding, with which virtual tokens were trained; see `models.per_layer`.
 - Of a multimodal model these are the matrices of the text part. Its other
   tensors stay.
 - The tokenizer's files get the names of the tokens. No tokenizer library writes
@@ -29,6 +31,7 @@ from vtokens.exports import public_names, safetensors_file
 from vtokens.exports import vocabulary_rows as rows
 from vtokens.exports.export_format import Placement
 from vtokens.host import errors, json_files, writers
+from vtokens.models import per_layer
 from vtokens.models.families import registry, wrappers
 from vtokens.models.files import hf_directory
 from vtokens.models.files.quantised import formats
@@ -48,6 +51,8 @@ _COPIED = re.compile(
   r'|(video_|image_|pre)?(pre)?processor_config\.json',
   re.IGNORECASE,
 )
+# Field with the rows of the matrix with inputs of each layer.
+_SECOND_ROWS = 'vocab_size_per_layer_input'
 # Names of tokens that no model is trained to generate.
 _UNSAID = re.compile(
   r'<\|?(pad|unk|unused|reserved|finetune|dummy|placeholder)', re.IGNORECASE
@@ -71,6 +76,19 @@ def matrices(directory: str | pathlib.Path) -> tuple[str, str]:
   if head in source.shapes():
     return stored, source.stored_name(head)
   return stored, wrapper.head_name(embedding, stored, head)
+
+
+def second_matrix(directory: str | pathlib.Path) -> str | None:
+  """Name of the matrix with inputs of each layer in a base's files, if any.
+
+  Args:
+    directory: directory of the base, in Hugging Face format.
+  """
+  config = hf_directory.read_config(directory)
+  if not config.per_layer_dim:
+    return None
+  name = registry.family_of(config).names['per_layer.embedding']
+  return hf_directory.SafetensorsSource(directory).stored_name(name)
 
 
 def place(table: Artifact, opened: OpenBase, directory: str) -> Placement:
@@ -108,7 +126,10 @@ def _check_floats(opened: OpenBase, directory: str) -> None:
   if not isinstance(source, hf_directory.SafetensorsSource):
     return
   names = registry.family_of(opened.config).names
-  for name in (names['embedding'], names['head']):
+  checked = [names['embedding'], names['head']]
+  if opened.config.per_layer_dim:
+    checked.append(names['per_layer.embedding'])
+  for name in checked:
     if source.is_quantised(name) and source.format is not None:
       raise errors.UserError(
         f'--to hf: tensor {name} of {directory} is quantised '
@@ -185,6 +206,13 @@ def write(
       lambda matrix: changed_head(matrix, placement),
     ),
   }
+  second = second_matrix(base)
+  if second:
+    made[second] = safetensors_file.ChangedTensor(
+      second,
+      placement.num_rows,
+      lambda matrix: _changed_second(matrix, placement),
+    )
   # A head that the base ties gets into the file of the embedding matrix.
   places = {name: names.get(name, names[embedding]) for name in made}
   for file in sorted(set(names.values())):
@@ -269,6 +297,16 @@ def _changed_embedding(
   return matrix
 
 
+def _changed_second(matrix: np.ndarray, placement: Placement) -> np.ndarray:
+  """The matrix with inputs of each layer, with rows for virtual tokens."""
+  padding = matrix[per_layer.PADDING].copy()
+  before = len(matrix)
+  matrix = with_more_rows(matrix, placement.num_rows)
+  matrix[list(placement.tokens.ids)] = padding
+  matrix[before:] = padding
+  return matrix
+
+
 def changed_head(matrix: np.ndarray, placement: Placement) -> np.ndarray:
   """The head's matrix with rows of a token that is never said.
 
@@ -316,6 +354,9 @@ def _write_config(
   else:
     values['vocab_size'] = placement.num_rows
   values['tie_word_embeddings'] = False
+  for part in (values, text):
+    if isinstance(part, dict) and _SECOND_ROWS in part:
+      part[_SECOND_ROWS] = placement.num_rows
   # The head is not quantised, nor was it if it was tied.
   head = matrices(base)[1].removesuffix('.weight')
   for skipped in formats.skipped_lists(values):

@@ -225,6 +225,9 @@ def _forward(
   decoder = nnx.merge(graph, params)
   x = trainable.embed(decoder, values, ids)
   hidden, _ = decoder(
-    x, positions, trained_caches=trainable.caches(decoder, values, spans)
+    x,
+    positions,
+    ids=ids,
+    trained_caches=trainable.caches(decoder, values, spans),
   )
   return decoder.logits(jnp.take(hidden[0], at, axis=0))

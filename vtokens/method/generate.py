@@ -357,6 +357,7 @@ class _Generation:
       self.trainable.embed(self.decoder, self.inputs.trained, suffixes.ids),
       suffixes.positions,
       self._before,
+      ids=suffixes.ids,
       segments=suffixes.segments,
       num_segments=suffixes.last.shape[1],
     )
@@ -406,6 +407,7 @@ class _Generation:
         self.decoder.embed(now.token),
         length + now.step - 1,
         [*self._before, now.tail],
+        ids=now.token,
         segments=segments,
         num_segments=branches,
         stationary=True,

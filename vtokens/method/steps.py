@@ -53,6 +53,7 @@ def encode_prefix(
   cache = decoder.encode(
     decoder.embed(prefix),
     positions,
+    ids=prefix,
     segments=segments,
     num_segments=num_segments,
   )
@@ -85,6 +86,7 @@ def target_logits(
     trainable.embed(decoder, trained, batch.suffix),
     batch.suffix_positions,
     [cache],
+    ids=batch.suffix,
     trained_caches=trainable.caches(decoder, trained, batch.spans),
     segments=batch.suffix_segments,
     parents=batch.suffix_parents,

@@ -3,10 +3,11 @@
 from typing import Any
 
 import flax.nnx as nnx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vtokens.models import layers
+from vtokens.models import layers, per_layer
 from vtokens.models.attention import Attention
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.layer_inputs import LayerInputs
@@ -40,13 +41,25 @@ class Block(nnx.Module):
     mlp = kind.mlp or config.mlp or layers.GatedMLP
     self.attention = mixer(config, dtype, rngs)
     self.mlp = mlp(config, dtype, rngs)
+    # Some parts norm their input themselves.
+    self.norms_mlp = config.pre_norm and not getattr(
+      self.mlp, 'norms_input', False
+    )
     if config.pre_norm:
       self.attention_norm = norm()
-      if not config.parallel or config.parallel_norms:
+      if self.norms_mlp and (not config.parallel or config.parallel_norms):
         self.mlp_norm = norm()
     if config.post_norm:
       self.attention_post_norm = norm()
       self.mlp_post_norm = norm()
+    if config.per_layer_dim:
+      self.per_layer = per_layer.Gate(config, dtype, rngs)
+    if config.layer_scale:
+      # In transformers it is no parameter.
+      ones = jax.nn.initializers.ones
+      self.scale = layers.param(
+        rngs, (1,), ('one',), dtype, ones, constant=True
+      )
 
   def __call__(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
@@ -64,8 +77,11 @@ class Block(nnx.Module):
         normed = self.mlp_norm(x)
       return x + y + self._scaled(self.mlp(normed, tokens)), new
     x = x + y
-    y = self.mlp(self.mlp_norm(x) if pre else x, tokens)
-    return x + self._scaled(self.mlp_post_norm(y) if post else y), new
+    y = self.mlp(self.mlp_norm(x) if self.norms_mlp else x, tokens)
+    x = x + self._scaled(self.mlp_post_norm(y) if post else y)
+    if tokens.own is not None:
+      x = x + self.per_layer(x, tokens.own)
+    return x * self.scale[...] if self.config.layer_scale else x, new
 
   def _scaled(self, y: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """An output as it is added to the residual stream."""

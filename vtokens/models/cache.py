@@ -72,6 +72,13 @@ class KeysValues(LayerCache):
 
 
 @struct.dataclass
+class Nothing(LayerCache):
+  """The cache of a layer that reads the cache of an earlier one."""
+
+  AXES = {}  # noqa: RUF012
+
+
+@struct.dataclass
 class States(LayerCache):
   """Recurrent states after the last token of each of M segments.
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.devices import partitioning
 from vtokens.models import cache as cache_lib
-from vtokens.models import layer_runs, layers, quantize, rope
+from vtokens.models import layer_runs, layers, per_layer, quantize, rope
 from vtokens.models.block import Block
-from vtokens.models.cache import Cache, LayerCache
+from vtokens.models.cache import Cache, LayerCache, Nothing
 from vtokens.models.decoder_config import DecoderConfig, Rope
+from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 
 # Logical axes of the residual stream.
@@ -38,6 +40,8 @@ class Decoder(nnx.Module):
     layers: a `Block` whose weights have a leading axis of L layers; if layers
       have weights of other shapes, a list with a block for each stack of
       `layer_runs.stacks`.
+    per_layer: makes inputs of each layer, if the config has them.
+    streams: makes several residual streams, if the config has them.
     norm: the final norm.
     head: matrix of shape [D, V]; None if it is the transposed embedding.
     mesh: mesh over which weights and activations are sharded; None for one
@@ -61,15 +65,21 @@ class Decoder(nnx.Module):
       inputs=0,
     )
 
+    block = Block if config.streams is None else config.streams.block
+
     def stack(numbers: range) -> Block:
       kind = config.layer_kinds[numbers[0]]
       made: Block = nnx.vmap(
-        lambda rngs: Block(config, dtype, rngs, kind), in_axes=0, out_axes=0
+        lambda rngs: block(config, dtype, rngs, kind), in_axes=0, out_axes=0
       )(rngs.fork(split=len(numbers)))
       return made
 
     stacks = [stack(numbers) for numbers in layer_runs.stacks(config)]
     self.layers = stacks[0] if len(stacks) == 1 else nnx.List(stacks)
+    if config.per_layer_dim:
+      self.per_layer = per_layer.Inputs(config, dtype, rngs)
+    if config.streams is not None:
+      self.streams = config.streams.ends(config, dtype, rngs)
     self.norm = layers.residual_norm(config, dtype, rngs)
     if config.embedding_norm:
       self.embedding_norm = layers.residual_norm(config, dtype, rngs)
@@ -99,6 +109,7 @@ class Decoder(nnx.Module):
     positions: Int[Array, 'B T'],
     caches: Sequence[Cache] = (),
     *,
+    ids: Int[Array, 'B T'] | None = None,
     trained_caches: Sequence[Cache] = (),
     segments: Int[Array, 'B T'] | None = None,
     parents: Int[Array, 'B T'] | None = None,
@@ -117,6 +128,8 @@ class Decoder(nnx.Module):
       caches: caches of earlier tokens, in any number of parts, so that a part
         that never changes is not copied. They get no gradient. Recurrent layers
         continue the states of the last one.
+      ids: ids of the new tokens, int32. Only models with inputs of each layer
+        read them; see `per_layer`.
       trained_caches: caches that get a gradient: the cache part of a
         `method.trainable.Trainable`. Their segments, if any, are numbered as
         those of the new tokens, whatever the parents are.
@@ -138,11 +151,13 @@ class Decoder(nnx.Module):
       caller drops it, keeps it, or writes it into another with `Cache.write`.
 
     Raises:
-      ValueError: there are segments but not their number, and recurrent layers.
+      ValueError: there are segments but not their number, and recurrent layers;
+        or there are no ids, and the model needs them.
     """
     with self.exact_products():
       return self._run(
         x,
+        ids,
         positions,
         caches,
         trained_caches,
@@ -152,6 +167,33 @@ class Decoder(nnx.Module):
         remat,
         stationary,
       )
+
+  def _layer_inputs(
+    self,
+    x: Float[Array, 'B T D'],
+    ids: Int[Array, 'B T'] | None,
+    *,
+    stationary: bool = False,
+  ) -> Float[Array, 'L B T P'] | None:
+    """Inputs of each layer, if the model has them; see `per_layer`."""
+    if not self.config.per_layer_dim:
+      return None
+    if ids is None:
+      raise ValueError('inputs of each layer need the ids of the tokens')
+    return self.per_layer(x, ids, self.mesh, stationary=stationary)
+
+  def _opened(
+    self, x: Float[Array, 'B T D'], axes: tuple[str | None, ...]
+  ) -> tuple[Float[Array, '*J B T D'], tuple[str | None, ...]]:
+    """The residual stream before the first layer, and its logical axes.
+
+    Args:
+      x: scaled embeddings.
+      axes: logical axes of one stream.
+    """
+    if self.config.streams is not None:
+      x, axes = self.streams.open(x), (None, *axes)
+    return partitioning.constrain(x, self.mesh, axes), axes
 
   def _states(
     self, segments: Int[Array, 'B T'] | None, num_segments: int | None
@@ -174,6 +216,7 @@ class Decoder(nnx.Module):
   def _run(
     self,
     x: Float[Array, 'B T D'],
+    ids: Int[Array, 'B T'] | None,
     positions: Int[Array, 'B T'],
     caches: Sequence[Cache],
     trained_caches: Sequence[Cache],
@@ -186,21 +229,30 @@ class Decoder(nnx.Module):
     """See `__call__`."""
     x = self._scale(x)
     kinds = _LayerKinds(self.config, positions)
-    axes = _STATIONARY_AXES if stationary else _RESIDUAL_AXES
+    axes: tuple[str | None, ...] = (
+      _STATIONARY_AXES if stationary else _RESIDUAL_AXES
+    )
     all_caches = [*caches, *trained_caches]
     # The kernels give caches no gradient, so other attention must not either.
     stored = jax.lax.stop_gradient([cache.stacks for cache in caches])
     stored += [cache.stacks for cache in trained_caches]
+    inputs = self._layer_inputs(x, ids, stationary=stationary)
 
     def layer(
       block: nnx.GraphDef[Block],
       select: _Select,
+      shared: tuple[KVCache, Sequence[LayerCache]] | None,
       x: Float[Array, 'B T D'],
       own: tuple[
-        nnx.State[str, Any], Int[Array, '2'] | None, Sequence[LayerCache]
+        nnx.State[str, Any],
+        Int[Array, '2'] | None,
+        Sequence[LayerCache],
+        Float[Array, 'B T P'] | None,
       ],
     ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-      weights, kind, kept = own
+      weights, kind, kept, given = own
+      if shared is not None:
+        kept = shared[1]
       if not stationary:
         weights = partitioning.gather(weights, self.mesh)
       parts = [
@@ -219,11 +271,13 @@ class Decoder(nnx.Module):
         trained_caches=parts[len(caches) :],
         stationary=stationary,
         num_segments=num_segments,
+        shared=None if shared is None else shared[0],
+        own=given,
       )
       x, new = nnx.merge(block, weights)(x, tokens)
       return partitioning.constrain(x, self.mesh, axes), cache_lib.kept(new)
 
-    x = partitioning.constrain(x, self.mesh, axes)
+    x, axes = self._opened(x, axes)
     policy = None if remat else partitioning.keep_products
     made: list[LayerCache] = []
     for stacks in self._runs():
@@ -231,15 +285,30 @@ class Decoder(nnx.Module):
       bodies, own = [], []
       for stack in stacks:
         select, entries = kinds.of(stack.numbers)
+        shared = None
+        source = self.config.layer_kinds[stack.numbers[0]].source
+        if source is not None:
+          index, at = self._place(source)
+          one = jax.tree.map(operator.itemgetter(at), made[index])
+          shared = (
+            one.for_layer(positions, segments),
+            [
+              jax.tree.map(operator.itemgetter(at), part[index])
+              for part in stored
+            ],
+          )
         bodies.append(
           jax.checkpoint(
-            functools.partial(layer, nnx.graphdef(stack.block), select),
+            functools.partial(layer, nnx.graphdef(stack.block), select, shared),
             prevent_cse=False,
             policy=policy,
           )
         )
         kept = [part[stack.index] for part in stored]
-        own.append((nnx.state(stack.block), entries, kept))
+        given = None
+        if inputs is not None:
+          given = layer_runs.part(inputs, stack.numbers)
+        own.append((nnx.state(stack.block), entries, kept, given))
 
       def period(
         x: Float[Array, 'B T D'], own: Sequence[Any], bodies: Any = bodies
@@ -252,6 +321,8 @@ class Decoder(nnx.Module):
 
       x, new = jax.lax.scan(period, x, own)
       made += new
+    if self.config.streams is not None:
+      x = self.streams.close(x)
     return self.norm(x), Cache(tuple(made), positions, segments)
 
   def _runs(self) -> list[list['_Stack']]:
@@ -268,31 +339,41 @@ class Decoder(nnx.Module):
       for run in layer_runs.runs(self.config)
     ]
 
+  def _place(self, number: int) -> tuple[int, int]:
+    """Number of a layer's stack, and the layer's place in it."""
+    for index, numbers in enumerate(layer_runs.stacks(self.config)):
+      if number in numbers:
+        return index, numbers.index(number)
+    raise AssertionError(f'no layer {number}')
+
   def encode(
     self,
     x: Float[Array, 'B T D'],
     positions: Int[Array, 'B T'],
     *,
+    ids: Int[Array, 'B T'] | None = None,
     segments: Int[Array, 'B T'] | None = None,
     num_segments: int | None = None,
   ) -> Cache:
     """The cache that `__call__` returns for tokens without earlier caches.
 
-    Forward only. It stops after the cache of the last layer.
+    Forward only. It stops after the cache of the last layer that has one.
 
     Args:
       x: embeddings of the tokens; see `__call__`.
       positions: positions of the tokens, int32; -1 marks padding.
+      ids: see `__call__`.
       segments: segments of the tokens; see `__call__`.
       num_segments: see `__call__`.
     """
     with self.exact_products():
       number = self._states(segments, num_segments)
-      return self._encode(x, positions, segments, number)
+      return self._encode(x, ids, positions, segments, number)
 
   def _encode(
     self,
     x: Float[Array, 'B T D'],
+    ids: Int[Array, 'B T'] | None,
     positions: Int[Array, 'B T'],
     segments: Int[Array, 'B T'] | None,
     num_segments: int,
@@ -301,6 +382,7 @@ class Decoder(nnx.Module):
     x = self._scale(x)
     kinds = _LayerKinds(self.config, positions)
     chosen = [kinds.of(n) for n in layer_runs.stacks(self.config)]
+    inputs = self._layer_inputs(x, ids)
 
     def layer(
       stack: _Stack, i: int | Int[Array, '']
@@ -321,6 +403,9 @@ class Decoder(nnx.Module):
         (),
         self.mesh,
         num_segments=num_segments,
+        own=None
+        if inputs is None
+        else _layer_of(layer_runs.part(inputs, stack.numbers), i),
       )
       return nnx.merge(graph, own), tokens
 
@@ -339,7 +424,7 @@ class Decoder(nnx.Module):
       """Layer i of a stack, whose cache is noted."""
       own, tokens = layer(stack, i)
       x, new = own(x, tokens)
-      x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
+      x = partitioning.constrain(x, self.mesh, axes)
       return x, note(made, new, i)
 
     def cache_alone(
@@ -360,10 +445,16 @@ class Decoder(nnx.Module):
       )
       return zeros
 
-    x = partitioning.constrain(x, self.mesh, _RESIDUAL_AXES)
-    last = self.config.num_layers - 1
+    x, axes = self._opened(x, _RESIDUAL_AXES)
+    last = max(
+      i for i, kind in enumerate(self.config.layer_kinds) if kind.source is None
+    )
     all_made: list[LayerCache] = []
     for stacks in self._runs():
+      if stacks[0].numbers[0] > last:
+        all_made += [Nothing() for _ in stacks]
+        continue
+
       # The loop indexes the weights and carries the cache. A scan over all but
       # the last layer would copy both.
       def period(
@@ -545,14 +636,15 @@ class _LayerKinds:
 
   def __init__(self, config: DecoderConfig, positions: Int[Array, 'B T']):
     self._kinds = config.layer_kinds
-    dim = config.rotary_dim or config.head_dim
     length = config.context_length or config.longest_sequence
-    self._angles: dict[Rope | None, _Angles] = {}
-    for kind in self._kinds:
-      if kind.rope not in self._angles:
-        cos, sin = rope.angles(positions, kind.rope, dim, length)
+    # By embedding and width of the rotated part.
+    self._angles: dict[tuple[Rope | None, int], _Angles] = {}
+    self._widths = [config.rotated_width(kind) for kind in self._kinds]
+    for kind, width in zip(self._kinds, self._widths, strict=True):
+      if (kind.rope, width) not in self._angles:
+        cos, sin = rope.angles(positions, kind.rope, width, length)
         turned = cos, -sin if config.turn_back else sin
-        self._angles[kind.rope] = turned
+        self._angles[kind.rope, width] = turned
 
   def of(self, numbers: range) -> tuple[_Select, Int[Array, 'R 2'] | None]:
     """The differences between some layers.
@@ -567,7 +659,9 @@ class _LayerKinds:
     """
     kinds = [self._kinds[i] for i in numbers]
     ropes = list(dict.fromkeys(kind.rope for kind in kinds))
-    angles = [self._angles[rope] for rope in ropes]
+    # The layers of a stack have one width.
+    width = self._widths[numbers[0]]
+    angles = [self._angles[rope, width] for rope in ropes]
     windows = [kind.window for kind in kinds]
     if len({(kind.rope, kind.window) for kind in kinds}) == 1:
       return lambda _: (angles[0], windows[0]), None

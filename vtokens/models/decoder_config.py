@@ -7,6 +7,8 @@ if TYPE_CHECKING:
   import flax.nnx as nnx
   import jax.numpy as jnp
 
+  from vtokens.models.altup import AltUp
+
 
 # Metadata of a field that `identity` omits while the field has its default.
 # Every new field needs it; otherwise the fingerprints of all bases change.
@@ -49,11 +51,12 @@ class Rope:
 
   Attributes:
     theta: base of the frequencies.
-    type: default, linear, dynamic, yarn, llama3 or longrope; see
+    type: default, linear, dynamic, yarn, llama3, longrope or proportional; see
       `rope.frequencies`. Only the types named read the other fields.
-    factor: factor that stretches contexts (linear, dynamic, yarn, llama3).
+    factor: factor that stretches contexts (linear, dynamic, yarn, llama3,
+      proportional).
     original_max_positions: longest sequence before stretching (all but
-      default and linear).
+      default, linear and proportional).
     low_freq_factor: llama3.
     high_freq_factor: llama3.
     beta_fast: yarn.
@@ -62,6 +65,8 @@ class Rope:
     short_factor: longrope, one per frequency, up to `original_max_positions`.
     long_factor: longrope, one per frequency, beyond that.
     attention_factor: multiplies cosines and sines (yarn, longrope).
+    share: proportional; share of the pairs of values that turn. Their
+      frequencies are those of a head that turns as a whole.
   """
 
   theta: float = 10_000.0
@@ -76,6 +81,7 @@ class Rope:
   short_factor: tuple[float, ...] = ()
   long_factor: tuple[float, ...] = ()
   attention_factor: float = 1.0
+  share: float = dataclasses.field(default=1.0, metadata=_LATER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +99,12 @@ class LayerKind:
   window: int | None = None
   mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
   mixer: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
+
+  @property
+  def source(self) -> int | None:
+    """Number of the layer whose keys and values this layer reads, if any."""
+    found: int | None = getattr(self.mixer, 'source', None)
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,6 +187,13 @@ class DecoderConfig:
       value is zero (arXiv 2309.17453).
     output_gate: whether the output of each head is multiplied by the sigmoid of
       a projection of the layer's input.
+    layer_scale: whether each layer has a scale, which multiplies the residual
+      stream after it.
+    per_layer_dim: width of the inputs of each layer besides the residual
+      stream; see `per_layer`. 0 for none.
+    per_layer_rows: tokens that have a row of their own for these inputs; 0 for
+      all.
+    streams: makes several residual streams; None for one.
   """
 
   vocab_size: int
@@ -230,6 +249,10 @@ class DecoderConfig:
   clip_qkv: float | None = dataclasses.field(default=None, metadata=_LATER)
   sinks: bool = dataclasses.field(default=False, metadata=_LATER)
   output_gate: bool = dataclasses.field(default=False, metadata=_LATER)
+  layer_scale: bool = dataclasses.field(default=False, metadata=_LATER)
+  per_layer_dim: int = dataclasses.field(default=0, metadata=_LATER)
+  per_layer_rows: int = dataclasses.field(default=0, metadata=_LATER)
+  streams: 'AltUp | None' = dataclasses.field(default=None, metadata=_LATER)
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.
@@ -261,6 +284,15 @@ class DecoderConfig:
     """The kind of each layer."""
     pattern = self.layer_pattern
     return tuple(pattern[i % len(pattern)] for i in range(self.num_layers))
+
+  def head_width(self, kind: LayerKind) -> int:
+    """Width of a head in a layer."""
+    width: int = getattr(kind.mixer, 'head_dim', self.head_dim)
+    return width
+
+  def rotated_width(self, kind: LayerKind) -> int:
+    """Number of leading values of a head that are rotated in a layer."""
+    return self.rotary_dim or self.head_width(kind)
 
   @property
   def longest_sequence(self) -> int:

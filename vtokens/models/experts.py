@@ -141,6 +141,10 @@ class ExpertMLP(nnx.Module):
         zeros,
         constant=True,
       )
+    if rule.factors:
+      self.router_factors = layers.param(
+        rngs, (rule.experts,), ('choice',), dtype, jax.nn.initializers.ones
+      )
     self.experts = _Matrices(settings, config, dtype, rngs)
     if settings.shared:
       self.shared = layers.GatedMLP(config, dtype, rngs, settings.shared)
@@ -150,7 +154,7 @@ class ExpertMLP(nnx.Module):
   def __call__(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> Float[Array, 'B T D']:
-    y = self._routed(x, tokens)
+    y = self.routed(x, tokens)
     if not self.settings.shared:
       return y
     shared = self.shared(x, tokens)
@@ -164,21 +168,31 @@ class ExpertMLP(nnx.Module):
       shared = (shared * jax.nn.sigmoid(gate)).astype(x.dtype)
     return y + shared
 
-  def _routed(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
+  def routed(
+    self,
+    x: Float[Array, 'B T D'],
+    tokens: LayerInputs,
+    compared: Float[Array, 'B T D'] | None = None,
   ) -> Float[Array, 'B T D']:
-    """The experts' part, on each device for its own tokens and experts."""
-    router = [
-      getattr(self, name)
-      for name in ('router', 'router_bias', 'correction')
+    """The experts' part, on each device for its own tokens and experts.
+
+    Args:
+      x: inputs of the experts.
+      tokens: see `LayerInputs`.
+      compared: inputs of the router; None if they are x.
+    """
+    router = {
+      name: getattr(self, name)
+      for name in ('router', 'router_bias', 'correction', 'router_factors')
       if hasattr(self, name)
-    ]
-    graph, params = nnx.split((nnx.List(router), self.experts))
+    }
+    graph, params = nnx.split((nnx.Dict(router), self.experts))
+    inputs = (x,) if compared is None else (x, compared)
     real, mesh = tokens.positions >= 0, tokens.mesh
     run = functools.partial(_route, graph, self.settings, self.activation)
     if mesh is None or mesh.size == 1:
       platform = partitioning.platform(mesh)
-      alone: Array = run(x, real, params, platform=platform, first=0)
+      alone: Array = run(inputs, real, params, platform=platform, first=0)
       return alone
     moved = tokens.stationary
     specs = _weight_specs(params, stationary=moved)
@@ -193,10 +207,10 @@ class ExpertMLP(nnx.Module):
     width = 'fsdp' if moved else None
 
     def on_device(
-      x: Float[Array, 'B T D'], real: Bool[Array, 'B T'], params: Any
+      inputs: tuple[Array, ...], real: Bool[Array, 'B T'], params: Any
     ) -> Float[Array, 'B T D']:
       y = run(
-        x,
+        inputs,
         real,
         params,
         platform=partitioning.platform(mesh),
@@ -214,7 +228,7 @@ class ExpertMLP(nnx.Module):
       out_specs=spread,
       check_vma=False,
     )
-    y: Array = mapped(x, real, params)
+    y: Array = mapped(inputs, real, params)
     return y
 
 
@@ -246,7 +260,7 @@ def _route(
   graph: Any,
   settings: Experts,
   activation: str,
-  x: Float[Array, 'B T D'],
+  inputs: tuple[Float[Array, 'B T D'], ...],
   real: Bool[Array, 'B T'],
   params: Any,
   *,
@@ -260,25 +274,35 @@ def _route(
     graph: structure of the weights.
     settings: see `Experts`.
     activation: see `layers.ACTIVATIONS`.
-    x: tokens, or a part of their width.
+    inputs: inputs of the experts, and of the router if it has others; or a part
+      of their width.
     real: False for padding.
     params: weights of the router and of the experts.
     platform: cpu, gpu or tpu.
     first: number of the first of these experts.
     reduce: mesh axis over which the width of the tokens is sharded.
   """
-  (router, *biases), matrices = nnx.merge(graph, params)
+  router, matrices = nnx.merge(graph, params)
   rule = settings.routing
+  x, compared = inputs[0], inputs[-1]
   rows = x.reshape(-1, x.shape[-1])
 
   def whole(y: Array) -> Array:
     return y if reduce is None else jax.lax.psum(y, reduce)
 
-  logits = whole(jnp.dot(rows, router[...], preferred_element_type=jnp.float32))
+  logits = whole(
+    jnp.dot(
+      compared.reshape(rows.shape),
+      router['router'][...],
+      preferred_element_type=jnp.float32,
+    )
+  )
   if rule.bias:
-    logits = logits + biases[0][...].astype(jnp.float32)
-  correction = biases[-1][...] if rule.correction else None
+    logits = logits + router['router_bias'][...].astype(jnp.float32)
+  correction = router['correction'][...] if rule.correction else None
   chosen, weights = routing.choose(rule, logits, correction)
+  if rule.factors:
+    weights = weights * router['router_factors'][...][chosen]
   chosen = jnp.where(real.reshape(-1, 1), chosen - first, -1)
   count = _count(matrices)
   order = grouped.sort(chosen.reshape(-1), count)

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float, Int
 
+from vtokens.models.kv_cache import KVCache
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerInputs:
@@ -26,6 +28,9 @@ class LayerInputs:
     mesh: the devices; None for one device.
     stationary: see `Decoder.__call__`.
     num_segments: see `Decoder.__call__`.
+    shared: the new tokens' keys and values in an earlier layer, if the layer
+      reads these instead of its own; `caches` are then that layer's, too.
+    own: inputs of this layer besides the residual stream; see `per_layer`.
   """
 
   positions: Int[Array, 'B T']
@@ -38,3 +43,5 @@ class LayerInputs:
   trained_caches: Sequence[Any] = ()
   stationary: bool = False
   num_segments: int = 1
+  shared: KVCache | None = None
+  own: Float[Array, 'B T P'] | None = None

@@ -1,7 +1,9 @@
 """Norm, gated MLP and other parts of a decoder block."""
 
 import contextlib
+import dataclasses
 import functools
+import statistics
 from collections.abc import Callable, Sequence
 
 import flax.nnx as nnx
@@ -132,6 +134,13 @@ class RMSNorm(nnx.Module):
     return y.astype(x.dtype)
 
 
+def unscaled_rms(x: Float[Array, '*B'], eps: float) -> Float[Array, '*B']:
+  """The norm of `RMSNorm` over the last dimension, without a scale."""
+  y = x.astype(jnp.float32)
+  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
+  return y.astype(x.dtype)
+
+
 class LayerNorm(nnx.Module):
   """Norm that subtracts the mean (arXiv 1607.06450), computed in float32.
 
@@ -205,6 +214,8 @@ class GatedMLP(nnx.Module):
     dtype: dtype of the stored weights.
     rngs: random streams.
     width: width between; None for `mlp_dim`.
+    sparsity: share of the gate's values that is set to zero, if they are
+      normally distributed: those below a number of their standard deviations.
   """
 
   def __init__(
@@ -213,7 +224,11 @@ class GatedMLP(nnx.Module):
     dtype: jnp.dtype,
     rngs: nnx.Rngs,
     width: int | None = None,
+    sparsity: float = 0.0,
   ):
+    self.cutoff = (
+      statistics.NormalDist().inv_cdf(sparsity) if sparsity else None
+    )
     dim, width = config.embed_dim, width or config.mlp_dim
     self.gate = param(rngs, (dim, width), ('embed', 'mlp'), dtype, inputs=1)
     self.up = param(rngs, (dim, width), ('embed', 'mlp'), dtype, inputs=1)
@@ -224,10 +239,35 @@ class GatedMLP(nnx.Module):
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> Float[Array, 'B T D']:
     del tokens
-    gate = ACTIVATIONS[self.activation](product('btd,df->btf', x, self.gate))
+    gate = product('btd,df->btf', x, self.gate)
+    if self.cutoff is not None:
+      deviations = jnp.std(gate, axis=-1, keepdims=True)
+      least = deviations * jnp.asarray(self.cutoff, gate.dtype)
+      gate = gate - (jnp.mean(gate, axis=-1, keepdims=True) + least)
+      gate = jax.nn.relu(gate)
+    gate = ACTIVATIONS[self.activation](gate)
     return product(
       'btf,fd->btd', gate * product('btd,df->btf', x, self.up), self.down
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Gated:
+  """Makes a `GatedMLP` of another width than the config's.
+
+  Attributes:
+    width: see `GatedMLP`.
+    sparsity: see `GatedMLP`.
+  """
+
+  width: int
+  sparsity: float = 0.0
+
+  def __call__(
+    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs
+  ) -> nnx.Module:
+    """The MLP of one layer."""
+    return GatedMLP(config, dtype, rngs, self.width, self.sparsity)
 
 
 def softcap(x: Float[Array, '*B'], cap: float | None) -> Float[Array, '*B']:

@@ -14,7 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from vtokens.models.decoder_config import Rope
 
-TYPES = ('default', 'linear', 'dynamic', 'yarn', 'llama3', 'longrope')
+TYPES = (
+  *('default', 'linear', 'dynamic', 'yarn', 'llama3', 'longrope'),
+  'proportional',
+)
 
 
 def frequencies(rope: Rope, dim: int, length: int) -> np.ndarray:
@@ -50,6 +53,9 @@ def frequencies(rope: Rope, dim: int, length: int) -> np.ndarray:
   plain = 1 / periods
   if rope.type == 'linear':
     return plain / np.float32(rope.factor)
+  if rope.type == 'proportional':
+    turned = np.arange(dim // 2) < int(rope.share * dim // 2)
+    return np.where(turned, plain / np.float32(rope.factor), np.float32(0))
   if rope.type == 'yarn':
     return _yarn(rope, dim, periods)
   if rope.type == 'llama3':

@@ -32,6 +32,7 @@ class Routing:
     active_groups: groups that take part.
     tolerance: sparsemixer; see `_one_by_one`.
     group_best: scores of a group that are summed, its largest.
+    factors: whether each expert has a factor, which multiplies its weight.
   """
 
   experts: int
@@ -46,6 +47,7 @@ class Routing:
   active_groups: int = 1
   tolerance: float = 0.0
   group_best: int = 2
+  factors: bool = False
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.

@@ -209,6 +209,7 @@ def _sizes(architecture: DecoderConfig) -> list[str]:
   a = architecture
   total, active = (decoder.num_params(a, active=x) for x in (False, True))
   used = f', {active:,} for each token' if active < total else ''
+  widths = sorted({a.head_width(kind) for kind in a.layer_kinds})
   key, latent = a.cache_widths
   cached = f'{a.num_kv_heads} of keys and values'
   if key != a.head_dim:
@@ -216,6 +217,6 @@ def _sizes(architecture: DecoderConfig) -> list[str]:
   return [
     f'parameters: {total:,}{used}',
     f'{a.num_layers} layers of width {a.embed_dim:,}, {a.num_heads} heads of '
-    f'{a.head_dim} ({cached}), '
+    f'{" or ".join(map(str, widths))} ({cached}), '
     f'{a.vocab_size:,} tokens, sequences of up to {a.longest_sequence:,}',
   ]

@@ -91,11 +91,11 @@ def _forward_backward(
   run, prefix, suffix, targets = np.asarray(lengths, np.float64).T
   within = suffix * (suffix + 1) / 2
   products = 2.0 * matrix_weights(config)
-  mixers = [kind.mixer for kind in config.layer_kinds]
-  attention = sum(not is_recurrent(mixer) for mixer in mixers)
-  first, later, extra = _pairs(config, attention, prefix, suffix)
+  kinds = config.layer_kinds
+  recurrent = [kind.mixer for kind in kinds if is_recurrent(kind.mixer)]
+  first, later, extra = _pairs(config, prefix, suffix)
   # What a token costs in the states of recurrent layers.
-  state = sum(mixer.token_flops for mixer in mixers if is_recurrent(mixer))
+  state = sum(mixer.token_flops for mixer in recurrent)
   head = 2.0 * config.embed_dim * config.vocab_size
   forward = (
     (products + state) * (run + suffix)
@@ -113,13 +113,12 @@ def _forward_backward(
 
 
 def _pairs(
-  config: DecoderConfig, layers: int, prefix: np.ndarray, suffix: np.ndarray
+  config: DecoderConfig, prefix: np.ndarray, suffix: np.ndarray
 ) -> tuple[float, float | np.ndarray, float | np.ndarray]:
   """FLOPs of a query and a key: a score, and the weighted value.
 
   Args:
     config: architecture of the base.
-    layers: number of layers with attention.
     prefix: number of tokens of each prefix.
     suffix: number of tokens of each suffix.
 
@@ -127,11 +126,17 @@ def _pairs(
     FLOPs of a pair in a prefix, of a pair with a query of a suffix, and of what
     a suffix needs of its prefix besides.
   """
-  heads = 2.0 * layers * config.num_heads
+  widths = [
+    config.head_width(kind)
+    for kind in config.layer_kinds
+    if not is_recurrent(kind.mixer)
+  ]
+  heads = 2.0 * config.num_heads
   latent = config.attention
   if not isinstance(latent, LatentAttention):
-    pair = heads * 2 * config.head_dim
+    pair = heads * 2 * sum(widths)
     return pair, pair, 0.0
+  heads *= len(widths)
   made = latent.plain + latent.value
   expanded = heads * (made + latent.rotated)
   absorbed = heads * (2 * latent.rank + latent.rotated)

@@ -155,6 +155,25 @@ _DEEPSEEK_V2_LITE: dict[str, Any] = {
   'tie_word_embeddings': False,
 }
 
+_GEMMA4 = {
+  'model_type': 'gemma4_text',
+  'vocab_size': 262144,
+  'head_dim': 256,
+  'global_head_dim': 512,
+  'attention_k_eq_v': True,
+  'attention_bias': False,
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'hidden_size_per_layer_input': 0,
+  'vocab_size_per_layer_input': 262144,
+  'final_logit_softcapping': 30.0,
+  'max_position_embeddings': 262144,
+  'rms_norm_eps': 1e-6,
+  'sliding_window': 1024,
+  'tie_word_embeddings': True,
+  'use_bidirectional_attention': 'vision',
+  'pad_token_id': 0,
+}
+
 
 def _windows(layers: int, period: int) -> list[str]:
   """`layer_types` in which every `period`-th layer has no window."""
@@ -386,6 +405,86 @@ CONFIGS: dict[str, tuple[dict[str, Any], int]] = {
       },
     },
     11_766_034_176,
+  ),
+  # Text parts of Gemma 4: published as 30.7, 25.2 (3.8 for each token), 2.3 and
+  # 4.5 billion, of the last two without the embeddings of each layer.
+  'google/gemma-4-31B-it': (
+    {
+      'model_type': 'gemma4',
+      'text_config': {
+        **_GEMMA4,
+        'hidden_size': 5376,
+        'intermediate_size': 21504,
+        'num_hidden_layers': 60,
+        'num_attention_heads': 32,
+        'num_key_value_heads': 16,
+        'num_global_key_value_heads': 4,
+        'layer_types': _windows(60, 6),
+      },
+    },
+    30_697_345_280,
+  ),
+  # 3,822,530,560 for each token.
+  'google/gemma-4-26B-A4B-it': (
+    {
+      'model_type': 'gemma4',
+      'text_config': {
+        **_GEMMA4,
+        'hidden_size': 2816,
+        'intermediate_size': 2112,
+        'num_hidden_layers': 30,
+        'num_attention_heads': 16,
+        'num_key_value_heads': 8,
+        'num_global_key_value_heads': 2,
+        'enable_moe_block': True,
+        'num_experts': 128,
+        'top_k_experts': 8,
+        'moe_intermediate_size': 704,
+        'layer_types': _windows(30, 6),
+      },
+    },
+    25_233_141_760,
+  ),
+  'google/gemma-4-E2B-it': (
+    {
+      'model_type': 'gemma4',
+      'text_config': {
+        **_GEMMA4,
+        'max_position_embeddings': 131072,
+        'hidden_size': 1536,
+        'hidden_size_per_layer_input': 256,
+        'intermediate_size': 6144,
+        'num_hidden_layers': 35,
+        'num_attention_heads': 8,
+        'num_key_value_heads': 1,
+        'attention_k_eq_v': False,
+        'num_kv_shared_layers': 20,
+        'use_double_wide_mlp': True,
+        'sliding_window': 512,
+        'layer_types': _windows(35, 5),
+      },
+    },
+    4_628_569_344,
+  ),
+  'google/gemma-4-E4B-it': (
+    {
+      'model_type': 'gemma4',
+      'text_config': {
+        **_GEMMA4,
+        'max_position_embeddings': 131072,
+        'hidden_size': 2560,
+        'hidden_size_per_layer_input': 256,
+        'intermediate_size': 10240,
+        'num_hidden_layers': 42,
+        'num_attention_heads': 8,
+        'num_key_value_heads': 2,
+        'attention_k_eq_v': False,
+        'num_kv_shared_layers': 18,
+        'sliding_window': 512,
+        'layer_types': _windows(42, 6),
+      },
+    },
+    7_463_013_376,
   ),
   # With the vision part 24,011,361,280.
   'mistralai/Mistral-Small-3.2-24B-Instruct-2506': (

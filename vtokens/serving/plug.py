@@ -27,6 +27,8 @@ from vtokens.serving.artifact import Artifact, Meta
 if TYPE_CHECKING:
   from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+# Name in transformers of the embedding with inputs of each layer.
+_SECOND = 'embed_tokens_per_layer'
 # The assembler of each tokenizer that was examined.
 _PREPARED: 'weakref.WeakKeyDictionary[Any, tuple[Meta, Assembler]]' = (
   weakref.WeakKeyDictionary()
@@ -234,6 +236,9 @@ def attach(model: 'PreTrainedModel', table: Artifact) -> None:
     )
   prompts.check_ids(table.meta)
   _attach(module, table)
+  second = _second_embedding(model)
+  if second is not None:
+    _attach_second(second, table.meta.tokens.ids[0])
 
 
 def detach(model: 'PreTrainedModel') -> None:
@@ -250,10 +255,48 @@ def detach(model: 'PreTrainedModel') -> None:
     raise errors.UserError('no table is attached to this model')
   del module.virtual_tokens
   module.__class__ = module.__class__.before
+  second = _second_embedding(model)
+  if second is not None:
+    second.__class__ = second.__class__.before
 
 
 def _is_attached(module: Any) -> bool:
   return hasattr(module, 'virtual_tokens')
+
+
+def _second_embedding(model: 'PreTrainedModel') -> Any:
+  """The embedding of the inputs of each layer (Gemma 4 E2B and E4B), if any."""
+  named = model.named_modules()
+  ends = ('.' + _SECOND, _SECOND)
+  return next((m for name, m in named if name.endswith(ends)), None)
+
+
+def _attach_second(module: Any, first: int) -> None:
+  """Gives virtual tokens the row of the padding, as in training.
+
+  Servers give this row to any embedding that comes without an id.
+
+  Args:
+    module: see `_second_embedding`.
+    first: id of the first virtual token.
+  """
+  import torch
+
+  kind: Any = type(module)
+
+  class WithVirtualTokens(kind):
+    """The base's embedding, and row 0 for the ids after it."""
+
+    before = kind
+
+    def __call__(self, input: torch.Tensor) -> torch.Tensor:
+      found: torch.Tensor = super().__call__(
+        input.masked_fill(input >= first, 0)
+      )
+      return found
+
+  WithVirtualTokens.__name__ = WithVirtualTokens.__qualname__ = kind.__name__
+  module.__class__ = WithVirtualTokens
 
 
 def _attach(module: Any, table: Artifact) -> None:

@@ -98,6 +98,30 @@ BASES = {
     'gemma': {'hidden_act': 'gelu_pytorch_tanh'},
     'gemma2': {'sliding_window': 8},
     'gemma3_text': {'sliding_window': 8, 'sliding_window_pattern': 2},
+    'gemma4_text': {
+      'global_head_dim': 16,
+      'num_global_key_value_heads': 1,
+      'attention_k_eq_v': True,
+      'sliding_window': 8,
+      'layer_types': [_SLIDING, _FULL, _SLIDING, _FULL],
+      'num_kv_shared_layers': 2,
+      'use_double_wide_mlp': True,
+      'enable_moe_block': True,
+      'num_experts': 4,
+      'top_k_experts': 2,
+      'moe_intermediate_size': 16,
+      'hidden_size_per_layer_input': 4,
+      'vocab_size_per_layer_input': 64,
+    },
+    'gemma3n_text': {
+      'sliding_window': 8,
+      'layer_types': [_SLIDING, _FULL, _SLIDING, _FULL],
+      'num_kv_shared_layers': 2,
+      'hidden_size_per_layer_input': 4,
+      'vocab_size_per_layer_input': 64,
+      'laurel_rank': 4,
+      'altup_num_inputs': 3,
+    },
     'smollm3': {'use_sliding_window': True, 'sliding_window': 8},
     'olmo2': {},
     'olmo3': {'sliding_window': 8},
@@ -226,6 +250,20 @@ CHANGES = {
   'num_shared_experts': 2,
   'qk_head_dim': 16,
   'q_head_dim': 16,
+  'altup_active_idx': 1,
+  'altup_correct_scale': False,
+  'altup_num_inputs': 2,
+  'laurel_rank': 6,
+  'activation_sparsity_pattern': [0.5, 0.0, 0.0, 0.0],
+  'global_head_dim': 12,
+  'num_global_key_value_heads': 2,
+  'attention_k_eq_v': False,
+  'num_kv_shared_layers': 0,
+  'use_double_wide_mlp': False,
+  'enable_moe_block': False,
+  'top_k_experts': 1,
+  'hidden_size_per_layer_input': 8,
+  'vocab_size_per_layer_input': 32,
   'n_routed_experts': 4,
   'n_group': 2,
   'topk_group': 3,
@@ -330,6 +368,7 @@ CHANGES = {
 # Values, under which a text must have the very same logits in transformers, of
 # fields that concern training, generation or other models.
 WITHOUT_EFFECT = {
+  'altup_coef_clip': 50.0,
   'input_jitter_noise': 0.5,
   'num_mtp_layers': 2,
   'num_nextn_predict_layers': 2,
@@ -380,7 +419,12 @@ WITHOUT_EFFECT = {
   'distributed_config': None,
 }
 # Fields above that have an effect in some families.
-_WITH_EFFECT = {'phimoe': ('router_jitter_noise',)}
+_WITH_EFFECT = {
+  'phimoe': ('router_jitter_noise',),
+  # Its row is that of virtual tokens.
+  'gemma4_text': ('pad_token_id',),
+  'gemma3n_text': ('pad_token_id',),
+}
 # Of the class, no fields.
 _OF_THE_CLASS = {
   'model_type',
@@ -390,6 +434,7 @@ _OF_THE_CLASS = {
   'base_model_ep_plan',
   'sub_configs',
   'is_heterogeneous',
+  'serialize_explicit_per_layer_config',
   'extra_files',
 }
 

@@ -35,7 +35,12 @@ _SPECIAL = ('bos', 'eos', 'pad')
 def _run(params, ids, positions, caches, segments=None, *, graph):
   model = nnx.merge(graph, params)
   hidden, new = model(
-    model.embed(ids), positions, caches, segments=segments, num_segments=2
+    model.embed(ids),
+    positions,
+    caches,
+    ids=ids,
+    segments=segments,
+    num_segments=2,
   )
   return model.logits(hidden), new
 
@@ -64,6 +69,7 @@ SAMPLE = (
   ('qwen3_5', 'none'),
   ('mistral4', 'none'),
   ('qwen3', 'int4'),
+  ('gemma4_shared', 'none'),
 )
 _OWN = [(name, 'none') for name in CASES if name not in ALIASES]
 _QUANTISED = [(name, m) for m in QUANTISED for name in QUANTISED[m]]

@@ -38,8 +38,9 @@ for directory in map(pathlib.Path, sys.argv[2:]):
 
   @nnx.jit
   def run(model, ids, place):
-    cache = model.encode(model.embed(ids[:, :cut]), place[:, :cut])
-    hidden, _ = model(model.embed(ids[:, cut:]), place[:, cut:], [cache])
+    first, last = ids[:, :cut], ids[:, cut:]
+    cache = model.encode(model.embed(first), place[:, :cut], ids=first)
+    hidden, _ = model(model.embed(last), place[:, cut:], [cache], ids=last)
     return model.logits(hidden)
 
   logits = run(model, *partitioning.shard_batch((ids, place), mesh, len(ids)))

@@ -27,7 +27,7 @@ def _run(decoder, ids):
   positions = np.broadcast_to(
     np.arange(ids.shape[1], dtype=np.int32), ids.shape
   )
-  return decoder.logits(decoder(decoder.embed(ids), positions)[0])
+  return decoder.logits(decoder(decoder.embed(ids), positions, ids=ids)[0])
 
 
 def _logits(directory):
@@ -70,7 +70,7 @@ def _unwrapped(directory, model, name):
     transformers.AutoConfig.for_model(**text)
   )
   part = model.model
-  part = getattr(part, 'language_model', getattr(part, 'text_model', None))
+  part = getattr(part, 'language_model', getattr(part, 'text_model', part))
   plain.model.load_state_dict(part.state_dict())
   plain.lm_head.load_state_dict(model.lm_head.state_dict())
   plain.save_pretrained(out)

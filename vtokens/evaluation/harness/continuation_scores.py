@@ -104,11 +104,13 @@ def _score_targets(
     TABLE.embed(decoder, table, rows.prompt),
     rows.prompt_positions,
     [before],
+    ids=rows.prompt,
   )
   hidden, _ = decoder(
     TABLE.embed(decoder, table, rows.inputs),
     rows.positions,
     [before, own],
+    ids=rows.inputs,
     segments=rows.segments,
     num_segments=rows.num_options,
   )

@@ -74,7 +74,7 @@ def _encode(
   graph: nnx.GraphDef[Decoder],
 ) -> Cache:
   decoder = nnx.merge(graph, base)
-  return decoder.encode(TABLE.embed(decoder, table, ids), positions)
+  return decoder.encode(TABLE.embed(decoder, table, ids), positions, ids=ids)
 
 
 def encode_start(

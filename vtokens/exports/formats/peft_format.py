@@ -67,6 +67,12 @@ class PEFTFormat(Format):
         'use --to hf, or train on the Hugging Face directory of the same model'
       )
     refuse_wrapped(self.name, base_path)
+    if source.base.config.per_layer_dim:
+      raise errors.UserError(
+        f'--to peft: {base_path} has a second embedding matrix, in which the '
+        'ids of the adapters have rows of their own; virtual tokens were '
+        'trained with the row of the padding. Use --to hf or --to vtokens'
+      )
     vocabulary = vocabulary_rows.read_vocabulary(base_path)
     tokens = source.table.meta.tokens
     return Placement(vocabulary_rows.inside(vocabulary, tokens, source.base))

@@ -162,7 +162,9 @@ class Fields:
     )
     if self._whole is None or unread:
       return self.values.get(field)
-    return getattr(self._whole, field, None)
+    # It warns where layers differ in a field.
+    with _quiet():
+      return getattr(self._whole, field, None)
 
   def normalised(self, *fields: str) -> None:
     """Marks fields that transformers merges into others, e.g. `layer_types`."""
@@ -383,6 +385,8 @@ def _config_class(model_type: str) -> tuple[Any, dict[str, Any]]:
 
     def __post_init__(self, **kwargs: Any) -> None:
       super().__post_init__(**kwargs)
+      # Sizes of layers that differ are read from fields of their own.
+      self.allow_global_per_layer_attribute_access = True
       self.is_complete = True
 
     def validate_rope(self, *unused: Any, **unused_too: Any) -> None:

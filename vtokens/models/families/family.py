@@ -94,6 +94,23 @@ class Family(abc.ABC):
       'max_positions': f.size('max_position_embeddings'),
     }
 
+  def complete(self, values: dict[str, Any]) -> None:
+    """Brings a config.json into the form that `read` expects.
+
+    Args:
+      values: its fields, not yet checked, to be changed in place.
+    """
+    del values  # For families whose files have several forms.
+
+  def unused_tensors(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Beginnings of names of tensors that files may have and nothing reads.
+
+    Args:
+      values: fields of config.json, not checked.
+    """
+    del values  # For families that need it.
+    return ()
+
   @abc.abstractmethod
   def read(self, f: Fields) -> dict[str, Any]:
     """Fields of `DecoderConfig` besides the common fields.

@@ -31,10 +31,10 @@ _REASONS: Mapping[str, str] = {
     inkling_mm_model lfm2_vl lfm3_vl minicpmv4_6 minicpmv4_7 nemotron_h_omni
     glm5_next
   """,
-  'per-layer embeddings, keys and values that layers share': """
-    gemma3n gemma3n_text gemma4 gemma4_text gemma4_unified gemma4_unified_text
-    gemma4_assistant gemma4_unified_assistant diffusion_gemma
+  'a draft of another model, whose keys and values it reads': """
+    gemma4_assistant gemma4_unified_assistant
   """,
+  'writes a text by diffusion': 'diffusion_gemma',
   'formulas of its own, not implemented': """
     apertus1p5_text bitnet blt cohere_compass_text diffllama doge dory
     granite_swa hrm_text modernbert-decoder persimmon

@@ -23,6 +23,8 @@ from vtokens.models.families.family import Family
 from vtokens.models.families.gemma import Gemma
 from vtokens.models.families.gemma2 import Gemma2
 from vtokens.models.families.gemma3 import Gemma3
+from vtokens.models.families.gemma3n import Gemma3n
+from vtokens.models.families.gemma4 import Gemma4
 from vtokens.models.families.glm import Glm, Glm4
 from vtokens.models.families.glm4_moe import Glm4Moe
 from vtokens.models.families.glm4_moe_lite import Glm4MoeLite
@@ -72,6 +74,7 @@ _BUILT_IN = (
   *(GraniteMoe, PhiMoe),
   *(Qwen35, Qwen35Moe, Qwen3Next),
   *(DeepseekV2, DeepseekV3, Glm4MoeLite, Mistral4, MiniCPM3, Youtu, SarvamMLA),
+  *(Gemma4, Gemma3n),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'
@@ -145,8 +148,8 @@ def from_hf(
       does not implement. Nothing that changes the numbers is ignored.
   """
   config = wrappers.with_known_type(config)
-  wrapped = wrappers.wrapper_of(config) is not None
-  if wrapped:
+  wrapper = wrappers.wrapper_of(config)
+  if wrapper is not None:
     inner = wrappers.text_fields(config, where)
     family = _family_of_type(inner, where, config['model_type'])
     outer = {key: v for key, v in config.items() if key in _OBEYED}
@@ -179,11 +182,11 @@ def from_hf(
     f.finish()
     found = DecoderConfig(**values)
     for kind in found.layer_pattern:
-      rope_lib.check(kind.rope, found.rotary_dim or found.head_dim)
+      rope_lib.check(kind.rope, found.rotated_width(kind))
   # Fields that contradict each other.
   except ValueError as e:
     raise errors.UserError(f'{where}: {e}') from None
-  if wrapped:
+  if wrapper is not None and not wrapper.caps_logits:
     _check_plain_logits(found, where)
   return found
 
@@ -202,6 +205,7 @@ def _with_new_names(
         f'{where}: {old} is {errors.shorten(repr(value))}, expected '
         f'{errors.shorten(repr(values[new]))} as {new}, its newer name'
       )
+  family.complete(values)
   return values
 
 

@@ -1,7 +1,7 @@
 """Rotary embeddings in a `config.json`."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vtokens.host import errors
@@ -33,7 +33,10 @@ _FIELDS = {
     'truncate',
   },
   'longrope': _STRETCHED | {'attention_factor', 'short_factor', 'long_factor'},
+  'proportional': _COMMON | {'factor'},
 }
+# Types of any family.
+_TYPES = tuple(kind for kind in rope_lib.TYPES if kind != 'proportional')
 
 
 def read(f: Fields, also: Collection[str] = ()) -> Rope:
@@ -56,7 +59,9 @@ def read(f: Fields, also: Collection[str] = ()) -> Rope:
   return _read(f, found, field)
 
 
-def read_of_type(f: Fields, layer_type: str, theta: float) -> Rope:
+def read_of_type(
+  f: Fields, layer_type: str, theta: float, *, proportional: bool = False
+) -> Rope:
   """The rotary embedding of one type of layer, if types differ.
 
   It is read as given, because versions of transformers normalise it
@@ -67,6 +72,7 @@ def read_of_type(f: Fields, layer_type: str, theta: float) -> Rope:
     f: the fields.
     layer_type: type as in `layer_types`.
     theta: default of theta.
+    proportional: whether the family has the type of this name.
 
   Raises:
     errors.UserError: a field is wrong, not supported, or would be ignored.
@@ -91,18 +97,21 @@ def read_of_type(f: Fields, layer_type: str, theta: float) -> Rope:
     theta = f.number('rope_theta', float, theta, inside=f.values)
     found = scaling
   field = 'rope_scaling' if scaling else 'rope_parameters'
-  return _read(f, found or {}, field, theta)
+  types = rope_lib.TYPES if proportional else _TYPES
+  return _read(f, found or {}, field, theta, types)
 
 
 def _read(
-  f: Fields, found: Mapping[str, Any], field: str, theta: float | None = None
+  f: Fields,
+  found: Mapping[str, Any],
+  field: str,
+  theta: float | None = None,
+  types: Sequence[str] = _TYPES,
 ) -> Rope:
   """Checks and reads one set of parameters."""
   kind = found.get('rope_type', found.get('type')) or 'default'
-  if kind not in rope_lib.TYPES:
-    raise f.fail(
-      field, f'rope_type {" or ".join(map(repr, rope_lib.TYPES))}', kind
-    )
+  if kind not in types:
+    raise f.fail(field, f'rope_type {" or ".join(map(repr, types))}', kind)
   unknown = sorted(
     key
     for key, value in found.items()
@@ -125,10 +134,15 @@ def _read(
     key = 'original_max_position_embeddings'
     original = f.number(key, default=f.number(key, int, longest, inside=found))
   values: dict[str, Any] = {'type': kind, 'theta': number('rope_theta', theta)}
-  if kind != 'default':
+  if kind not in ('default', 'proportional'):
     values['original_max_positions'] = original
   if kind in ('linear', 'dynamic', 'llama3'):
     values['factor'] = number('factor')
+  if kind == 'proportional':
+    share = number('partial_rotary_factor', 1.0)
+    if share > 1:
+      raise f.fail('partial_rotary_factor', 'a number from 0 to 1', share)
+    values.update(factor=number('factor', 1.0), share=share)
   if kind == 'llama3':
     values['low_freq_factor'] = number('low_freq_factor')
     values['high_freq_factor'] = number('high_freq_factor')
@@ -207,6 +221,8 @@ def write_scaling(rope: Rope) -> dict[str, Any] | None:
   values: dict[str, Any] = {'rope_type': rope.type}
   if rope.type != 'longrope':
     values['factor'] = rope.factor
+  if rope.type == 'proportional':
+    values['partial_rotary_factor'] = rope.share
   if rope.type in ('yarn', 'llama3', 'longrope'):
     values['original_max_position_embeddings'] = rope.original_max_positions
   if rope.type == 'llama3':

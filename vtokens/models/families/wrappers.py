@@ -45,6 +45,8 @@ class Wrapper:
     text_type: `model_type` of a text part whose config does not say it.
     models: names of models, for lists.
     flat: whether the fields of the text part may stand outside `text_config`.
+    caps_logits: whether transformers' class scales and caps logits as the text
+      part does outside of it.
   """
 
   names: Mapping[str, str]
@@ -52,6 +54,7 @@ class Wrapper:
   text_type: str
   models: str
   flat: bool = False
+  caps_logits: bool = False
 
   def text_name(self, name: str) -> str | None:
     """The name outside the wrapper; None for a tensor of another part."""
@@ -95,6 +98,33 @@ _VISION_MODEL = ('model.vision_model.', 'model.connector.')
 
 WRAPPERS: Mapping[str, Wrapper] = {
   'gemma3': Wrapper(_WHOLE, _TOWER, 'gemma3_text', 'Gemma 3 4B, 12B, 27B'),
+  'gemma3n': Wrapper(
+    _INSIDE,
+    (
+      *('model.vision_tower.', 'model.embed_vision.'),
+      *('model.audio_tower.', 'model.embed_audio.'),
+    ),
+    'gemma3n_text',
+    'Gemma 3n E2B, E4B',
+    caps_logits=True,
+  ),
+  'gemma4': Wrapper(
+    _INSIDE,
+    (
+      *('model.vision_tower.', 'model.embed_vision.'),
+      *('model.audio_tower.', 'model.embed_audio.'),
+    ),
+    'gemma4_text',
+    'Gemma 4 E2B, E4B, 26B-A4B, 31B',
+    caps_logits=True,
+  ),
+  'gemma4_unified': Wrapper(
+    _INSIDE,
+    ('model.vision_embedder.', 'model.embed_vision.', 'model.embed_audio.'),
+    'gemma4_unified_text',
+    'Gemma 4 12B',
+    caps_logits=True,
+  ),
   'mistral3': Wrapper(
     _WHOLE, _TOWER, 'mistral', 'Mistral Small 3.1, 3.2, Ministral 3'
   ),
@@ -195,6 +225,7 @@ TEXT_TYPES: Mapping[str, str] = {
   'qwen3_vl_text': 'qwen3',
   'qwen3_vl_moe_text': 'qwen3_moe',
   'glm4v_text': 'glm4',
+  'gemma4_unified_text': 'gemma4_text',
 }
 # Type of a decoder or text part whose code was outside of transformers -> type.
 _RENAMED: Mapping[str, str] = {

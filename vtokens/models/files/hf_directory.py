@@ -3,7 +3,7 @@
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -44,6 +44,20 @@ _FILES = (
 # Largest size of each of these files, in bytes.
 _LARGEST = 1 << 30
 _AGAIN = 'download or copy it again'
+
+
+class _Unused(NamedTuple):
+  """Names of tensors that are never read.
+
+  Attributes:
+    ends: ends of stored names.
+    beginnings: beginnings of stored names.
+    of_text: beginnings of names of the text part outside a wrapper.
+  """
+
+  ends: tuple[str, ...] = ()
+  beginnings: tuple[str, ...] = ()
+  of_text: tuple[str, ...] = ()
 
 
 class SafetensorsSource:
@@ -103,10 +117,11 @@ class SafetensorsSource:
 
   def _text_name(self, stored: str) -> str | None:
     """See `wrappers.Wrapper.text_name`; also None for an unused tensor."""
-    ends, beginnings = self._unused
-    if stored.endswith(ends) or stored.startswith(beginnings):
+    unused = self._unused
+    if stored.endswith(unused.ends) or stored.startswith(unused.beginnings):
       return None
-    return self._wrapper.text_name(stored) if self._wrapper else stored
+    name = self._wrapper.text_name(stored) if self._wrapper else stored
+    return None if name and name.startswith(unused.of_text) else name
 
   def _add(self, tensor: stored.Stored) -> None:
     name = self._text_name(tensor.name)
@@ -392,11 +407,19 @@ def read_wrapper(directory: str | pathlib.Path) -> wrappers.Wrapper | None:
   return wrappers.wrapper_of(read_fields(path)) if path.exists() else None
 
 
-def _unused_names(
-  directory: str | pathlib.Path,
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-  """See `family.Family.unused` and `unused_parts`."""
+def _unused_names(directory: str | pathlib.Path) -> _Unused:
+  """See `family.Family.unused`, `unused_parts` and `unused_tensors`."""
   path = pathlib.Path(directory) / 'config.json'
-  found = read_fields(path).get('model_type') if path.exists() else None
-  family = registry.families().get(found) if isinstance(found, str) else None
-  return (family.unused, family.unused_parts) if family else ((), ())
+  if not path.exists():
+    return _Unused()
+  values = dict(wrappers.with_known_type(read_fields(path)))
+  whole = registry.families().get(str(values.get('model_type')))
+  if wrappers.wrapper_of(values) is not None:
+    values = wrappers.text_fields(values, str(path))
+  found = str(values.get('model_type'))
+  family = registry.families().get(wrappers.TEXT_TYPES.get(found, found))
+  return _Unused(
+    whole.unused if whole else (),
+    whole.unused_parts if whole else (),
+    family.unused_tensors(values) if family else (),
+  )

@@ -63,17 +63,19 @@ def _weights_in(
     raise AssertionError(f'{config.model_type}: no names for {unknown}')
   # The table's order is the order of rows in shared tensors.
   used = {path: name for path, name in form.names.items() if path in flat}
-  first, totals = {}, dict[str, int]()
+  first, totals = dict[PathParts, int](), dict[tuple[str, range | None], int]()
   for dotted, template in used.items():
-    _, variable, numbers = flat[dotted][0]
-    first[dotted] = totals.get(template, 0)
-    totals[template] = first[dotted] + (*_stored(variable, numbers), 0)[0]
+    # Stacks of layers may differ in shape.
+    for path, variable, numbers in flat[dotted]:
+      first[path] = totals.get((template, numbers), 0)
+      rows_of = (*_stored(variable, numbers), 0)[0]
+      totals[template, numbers] = first[path] + rows_of
   weights = {}
   for dotted, template in used.items():
     number = family.row_groups(config, dotted)
     for path, variable, numbers in flat[dotted]:
       groups = number if variable.shape[1:] else 1
-      rows = first[dotted], totals[template], groups
+      rows = first[path], totals[template, numbers], groups
       weight = _weight(variable, numbers, template, form, rows)
       weights[path] = (weight, variable)
   return weights

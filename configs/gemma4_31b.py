@@ -1,0 +1,12 @@
+"""Gemma 4 31B, instruction-tuned; the text part.
+
+Append `:paper` to the config's path for the paper's hyperparameters; see
+`vtokens/recipes/spring_training.py`.
+"""
+
+from vtokens import config, recipes
+
+
+def get_config(variant: str = '') -> config.Config:
+  """Put the data files that it names under data/."""
+  return recipes.spring('google/gemma-4-31B-it', variant)

@@ -1,0 +1,184 @@
+"""Gemma 3n for text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vtokens.models.altup import AltUp
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import family, rope_json
+from vtokens.models.families.config_json import (
+  FULL,
+  SLIDING,
+  Fields,
+  shortest_pattern,
+)
+from vtokens.models.families.family import About, Family
+from vtokens.models.families.gemma4 import (
+  NAMES,
+  check_padding,
+  count,
+  sources,
+  unused_tensors,
+)
+from vtokens.models.layers import Gated
+from vtokens.models.shared_heads import Heads
+
+_GELU = 'gelu_pytorch_tanh'
+_LAYER = 'model.layers.{}.'
+_LAYER_NAMES: Mapping[str, str] = {
+  **NAMES,
+  'layers.altup.router': _LAYER + 'altup.modality_router.weight',
+  'layers.altup.prediction': _LAYER + 'altup.prediction_coefs.weight',
+  'layers.altup.correction': _LAYER + 'altup.correction_coefs.weight',
+  'layers.altup.norm.scale': _LAYER + 'altup.router_norm.weight',
+  'layers.altup.scale': _LAYER + 'altup.correct_output_scale',
+  'layers.laurel.left': _LAYER + 'laurel.linear_left.weight',
+  'layers.laurel.right': _LAYER + 'laurel.linear_right.weight',
+  'layers.laurel.norm.scale': _LAYER + 'laurel.post_laurel_norm.weight',
+}
+
+
+class Gemma3n(Family):
+  """Several residual streams, sparse activations, inputs of each layer."""
+
+  model_type = 'gemma3n_text'
+  about = About(
+    'Gemma 3n E2B, E4B',
+    'several residual streams (AltUp), LAuReL, sparse activations, inputs of '
+    'each layer, keys and values that layers share, values normed',
+    1.8e-05,
+  )
+  architecture = 'Gemma3nForCausalLM'
+  names = _LAYER_NAMES
+
+  def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
+    streams = config.streams
+    assert isinstance(streams, AltUp)
+    return {
+      **self.names,
+      **{
+        f'streams.{path}.{i}': f'model.altup_{name}.{i}.weight'
+        for path, name in (
+          ('first', 'projections'),
+          ('last', 'unembed_projections'),
+        )
+        for i in range(streams.count - 1)
+      },
+    }
+
+  def unused_tensors(self, values: Mapping[str, Any]) -> tuple[str, ...]:
+    """Keys and values of layers that read those of earlier layers."""
+    return unused_tensors(values, default=15)
+
+  def read_sizes(self, f: Fields) -> dict[str, Any]:
+    # Layers may differ in it; each has its own `Gated`.
+    widths = self._widths(f)
+    return {
+      'num_kv_heads': f.number('num_key_value_heads'),
+      'mlp_dim': widths[0],
+      'norm_eps': f.size('rms_norm_eps', float),
+      'max_positions': f.size('max_position_embeddings'),
+    }
+
+  def _widths(self, f: Fields) -> list[int]:
+    layers = f.number('num_hidden_layers')
+    found = f.get('intermediate_size')
+    widths = found if isinstance(found, list | tuple) else [found] * layers
+    if len(widths) != layers or not all(
+      type(width) is int and 0 < width < 1 << 31 for width in widths
+    ):
+      raise f.fail(
+        'intermediate_size', f'a positive int or a list of {layers} of them'
+      )
+    return list(widths)
+
+  def read(self, f: Fields) -> dict[str, Any]:
+    f.only('hidden_activation', _GELU)
+    f.only('use_bidirectional_attention', False, None)
+    # A bound that concerns training alone.
+    f.normalised('altup_coef_clip')
+    check_padding(f)
+    rows = f.number('vocab_size_per_layer_input')
+    streams, active = f.number('altup_num_inputs'), count(f, 'altup_active_idx')
+    if streams < 2 or active >= streams:
+      raise f.fail('altup_num_inputs', 'more than 1 and altup_active_idx')
+    return {
+      **f.biases(),
+      'activation': 'gelu_tanh',
+      'post_norm': True,
+      'qk_norm': 'head',
+      'scale_embeddings': True,
+      'attention_scale': 1.0,
+      'logit_softcap': f.optional('final_logit_softcapping', float),
+      'per_layer_dim': f.number('hidden_size_per_layer_input'),
+      'per_layer_rows': 0 if rows == f.number('vocab_size') else rows,
+      'streams': AltUp(
+        streams,
+        active,
+        f.boolean('altup_correct_scale', True),
+        f.number('laurel_rank'),
+      ),
+      'layer_pattern': self._pattern(f),
+    }
+
+  def _pattern(self, f: Fields) -> tuple[LayerKind, ...]:
+    window = f.optional('sliding_window', int)
+    types = f.layer_types(window)
+    theta = f.number('rope_local_base_freq', float, 1e4, inside=f.values)
+    ropes = {
+      FULL: rope_json.read_of_type(f, FULL, 1e6),
+      SLIDING: rope_json.read_of_type(f, SLIDING, theta),
+    }
+    shares = f.get('activation_sparsity_pattern')
+    if (
+      not isinstance(shares, list | tuple)
+      or len(shares) != len(types)
+      or not all(
+        isinstance(share, int | float) and 0 <= share < 1 for share in shares
+      )
+    ):
+      raise f.fail(
+        'activation_sparsity_pattern', f'a list of {len(types)} below 1'
+      )
+    heads = f.head_dim(), f.number('num_key_value_heads')
+    return shortest_pattern(
+      [
+        LayerKind(
+          ropes[name],
+          window if name == SLIDING else None,
+          Gated(width, float(share)),
+          Heads(*heads, source=source),
+        )
+        for name, width, share, source in zip(
+          types, self._widths(f), shares, sources(f, types), strict=True
+        )
+      ]
+    )
+
+  def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
+    for field in ('hidden_act', 'rope_theta', 'rope_scaling'):
+      del values[field]
+    family.write_layer_types(config, values)
+    if values['sliding_window'] is None:
+      del values['sliding_window']
+    kinds = config.layer_kinds
+    mlps: list[Any] = [kind.mlp for kind in kinds]
+    streams: Any = config.streams
+    values.update(
+      hidden_activation=_GELU,
+      final_logit_softcapping=config.logit_softcap,
+      hidden_size_per_layer_input=config.per_layer_dim,
+      vocab_size_per_layer_input=config.per_layer_rows or config.vocab_size,
+      num_kv_shared_layers=sum(kind.source is not None for kind in kinds),
+      intermediate_size=[mlp.width for mlp in mlps],
+      activation_sparsity_pattern=[mlp.sparsity for mlp in mlps],
+      altup_num_inputs=streams.count,
+      altup_active_idx=streams.active,
+      altup_correct_scale=streams.scaled,
+      laurel_rank=streams.laurel_rank,
+      rope_parameters={
+        SLIDING if kind.window else FULL: rope_json.write_parameters(kind.rope)
+        for kind in kinds
+        if kind.rope is not None
+      },
+    )

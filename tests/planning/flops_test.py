@@ -10,7 +10,8 @@ from flax import nnx
 from vtokens.devices import chips
 from vtokens.method import losses
 from vtokens.models.decoder import Decoder
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.delta_net import DeltaNet
 from vtokens.models.latent_attention import LatentAttention
 from vtokens.planning import flops
 
@@ -154,6 +155,19 @@ def test_what_a_token_costs():
   assert suffix == 4 * products + 3 * pair
   head = flops.train_flops(_CONFIG, [(0, 0, 0, 1)])
   assert head == 4 * _CONFIG.embed_dim * _CONFIG.vocab_size
+
+
+def test_what_a_token_costs_in_a_state():
+  """One layer of two has a state: no pairs, but a read, a change, a write."""
+  net = LayerKind(None, mixer=DeltaNet(2, 4, 8, 6, 4))
+  config = dataclasses.replace(_CONFIG, layer_pattern=(net, LayerKind()))
+  products = flops.matrix_weights(config)
+  pair = 4.0 * config.num_heads * config.head_dim
+  state = 6.0 * 4 * 8 * 6
+  prefix = flops.train_flops(config, [(1, 1, 0, 0)])
+  assert prefix == 2 * products + pair + state
+  suffix = flops.train_flops(config, [(0, 0, 1, 0)])
+  assert suffix == 4 * products + 3 * pair + 3 * state
 
 
 @pytest.mark.parametrize(

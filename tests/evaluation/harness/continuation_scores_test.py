@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 
+import decoder_cases
 import numpy as np
 import pytest
+import tiny_models
 import xla_flags
 
 from vtokens import config
@@ -91,6 +93,21 @@ def test_options_do_not_see_one_another(base, items, together):
   for number, option in enumerate(items[0].options):
     [[alone]] = score(base, [Item(items[0].prompt, (option,))])
     np.testing.assert_allclose(alone, together[0][number], rtol=2e-6)
+
+
+@pytest.mark.exhaustive
+def test_options_continue_one_state(tmp_path, items):
+  """Of a base with recurrent layers, whose prompts begin alike."""
+  tiny_models.save(tmp_path, model_type='qwen3_5_text', **decoder_cases.DELTA)
+  base = frozen_base.load_base(
+    config.Base(path=str(tmp_path), dtype='float32'),
+    partitioning.make_mesh((-1, 1, 1)),
+  )
+  together = score(base, items[:2], batch_size=2)
+  for item, scores in zip(items, together, strict=False):
+    for option, there in zip(item.options, scores, strict=True):
+      [[alone]] = score(base, [Item(item.prompt, (option,))])
+      np.testing.assert_allclose(alone, there, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

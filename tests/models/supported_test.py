@@ -76,7 +76,7 @@ def test_a_base_that_does_not_load(tmp_path):
   lines, loads = supported.describe(str(tmp_path))
   assert not loads
   assert lines[0].endswith('model_type deepseek_v4')
-  assert 'does not load' in lines[1] and 'MLA' in lines[1]
+  assert 'does not load' in lines[1] and 'hyper-connections' in lines[1]
 
 
 def test_the_command(tmp_path):

@@ -102,7 +102,8 @@ def main(argv):
 def _measure(path: pathlib.Path) -> None:
   rng = np.random.default_rng(0)
   mesh = partitioning.make_mesh((-1, 1, 1))
-  base = frozen_base.load_base(config.Base(str(path), _DTYPE.value), mesh)
+  dtype: Any = _DTYPE.value
+  base = frozen_base.load_base(config.Base(str(path), dtype), mesh)
   ids = _examples(rng, base.config.vocab_size)
   width = base.config.embed_dim
   # About as large as embeddings.

@@ -413,9 +413,10 @@ def main(argv: list[str]) -> None:
       rows = [
         summarise(r, _needed(architecture, runners, r.task)) for r in runners
       ]
-      found = {'passages': passages, 'contenders': rows, 'ratios': ratios(rows)}
+      compared = ratios(rows)
+      found = {'passages': passages, 'contenders': rows, 'ratios': compared}
       if complete:
-        _print(rows, found['ratios'])
+        _print(rows, compared)
         results.append(found)
       last = complete and passages == int(PASSAGES.value[-1])
       _write([*results, *([] if complete else [found])], last)

@@ -53,11 +53,11 @@ CONFIG = DecoderConfig(
 )
 
 
-@pytest.mark.parametrize('platform', ['cpu', 'tpu'])
+@pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 @pytest.mark.parametrize('method', ['none', 'bfloat16', 'int8', 'int4'])
 @pytest.mark.parametrize('rows', [7, 300])
 def test_grouped_products_and_their_gradient(rows, method, platform):
-  """Both ways to compute them, against one product after the other."""
+  """All ways to compute them, against one product after the other."""
   rng = np.random.default_rng(0)
   groups = rng.choice([-1, 0, 1, 3, 4, 9], size=rows)  # None is of group 2.
   x = rng.normal(size=(rows, 16)).astype(np.float32)

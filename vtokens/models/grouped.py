@@ -15,9 +15,9 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.models import quantize
 
-# Rows that a CPU multiplies at a time. Few rows for each group make small
-# blocks, so that little is multiplied in vain.
-_MIN_BLOCK, _MAX_BLOCK = 8, 64
+# Least and most rows that are multiplied at a time. Few rows for
+# each group make small blocks, so that little is multiplied in vain.
+_BLOCKS = {'cpu': (8, 64), 'gpu': (16, 512)}
 
 
 class Order(NamedTuple):
@@ -164,7 +164,7 @@ def _multiply(
   x: Array, parts: _Parts, order: Order, platform: str, *, back: bool
 ) -> Array:
   """Products with the matrices or, to go back, with their transposes."""
-  run = _in_blocks if platform == 'cpu' else _ragged
+  run = {'cpu': _in_blocks, 'gpu': _in_batches}.get(platform, _ragged)
   y = run(x, parts, order, back)
   inside = order.groups < len(order.sizes)
   return jnp.where(inside[:, None], y, 0)
@@ -175,10 +175,8 @@ def _in_blocks(x: Array, parts: _Parts, order: Order, back: bool) -> Array:
 
   `ragged_dot` multiplies each row with each matrix on CPUs.
   """
-  rows, groups = len(x), len(order.sizes)
-  block = _MIN_BLOCK
-  while block < _MAX_BLOCK and block * groups < rows:
-    block *= 2
+  rows = len(x)
+  block = _block_size(rows, len(order.sizes), 'cpu')
   counts = -(-order.sizes // block)
   last = jnp.cumsum(counts)
   starts = jnp.cumsum(order.sizes) - order.sizes
@@ -198,6 +196,41 @@ def _in_blocks(x: Array, parts: _Parts, order: Order, back: bool) -> Array:
   y = jnp.zeros((rows + block, width), x.dtype)
   done: Array = jax.lax.fori_loop(0, last[-1], body, y)
   return done[:rows]
+
+
+def _in_batches(x: Array, parts: _Parts, order: Order, back: bool) -> Array:
+  """All blocks of rows at once, each with a copy of its group's matrix.
+
+  JAX's `ragged_dot` multiplies each row with each matrix on GPUs, too, and
+  keeps a copy of the rows for each group.
+  """
+  rows, groups = len(x), len(order.sizes)
+  block = _block_size(rows, groups, 'gpu')
+  counts = -(-order.sizes // block)
+  last = jnp.cumsum(counts)
+  starts = jnp.cumsum(order.sizes) - order.sizes
+  # As many as there can be: each group's last block may be partly empty.
+  number = jnp.arange(-(-rows // block) + min(groups, rows))
+  group = jnp.minimum(jnp.searchsorted(last, number, side='right'), groups - 1)
+  first = starts[group] + (number - last[group] + counts[group]) * block
+  # Beyond the rows of the group are rows whose products nobody reads.
+  sources = jnp.clip(first[:, None] + jnp.arange(block), 0, rows - 1)
+  own = jax.tree.map(lambda part: part[group], parts)
+  # No scales are an empty tree, which `vmap` leaves as it is.
+  y = jax.vmap(_one(back))(x[sources], *own)
+  group = jnp.minimum(order.groups, groups - 1)
+  within = jnp.arange(rows) - starts[group]
+  places = (last[group] - counts[group]) * block + within
+  done: Array = y.reshape(-1, y.shape[-1])[places]
+  return done
+
+
+def _block_size(rows: int, groups: int, platform: str) -> int:
+  """Rows of a block."""
+  block, most = _BLOCKS[platform]
+  while block < most and block * groups < rows:
+    block *= 2
+  return block
 
 
 def _one(back: bool) -> Callable[..., Array]:

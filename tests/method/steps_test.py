@@ -22,13 +22,21 @@ from vtokens.devices import partitioning
 from vtokens.method import losses, steps, virtual_tokens
 from vtokens.models import frozen_base
 from vtokens.models.decoder import Decoder, abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
+from vtokens.models.decoder_config import (
+  DecoderConfig,
+  LayerKind,
+  Rope,
+  Without,
+)
 from vtokens.models.delta_net import DeltaNet
 from vtokens.models.dense_and_experts import DenseAndExperts
 from vtokens.models.experts import Experts
 from vtokens.models.latent_attention import LatentAttention
+from vtokens.models.mamba2 import Mamba2
+from vtokens.models.parallel_mixer import ParallelMixer
 from vtokens.models.routing import Routing
 from vtokens.models.shared_heads import Heads
+from vtokens.models.short_conv import ShortConv
 
 P = 6  # rows of the table
 CONFIG = DecoderConfig(
@@ -424,17 +432,33 @@ HYBRID = dataclasses.replace(
 )
 
 
+# Mamba 2 beside attention, and layers of one part.
+MAMBA = dataclasses.replace(
+  CONFIG,
+  norm_eps=1e-2,
+  layer_pattern=(
+    LayerKind(
+      mixer=ParallelMixer(Mamba2(heads=4, width=6, size=5, groups=2, taps=3))
+    ),
+    LayerKind(None, mixer=Without()),
+    LayerKind(None, mixer=ShortConv(3), mlp=Without()),
+  ),
+)
+
+
 @pytest.mark.parametrize(
-  'per_row, remat',
+  'base, per_row, remat',
   [
-    pytest.param(1, True, marks=pytest.mark.exhaustive),
-    pytest.param(2, True, marks=pytest.mark.exhaustive),
-    (4, False),
+    pytest.param(HYBRID, 1, True, marks=pytest.mark.exhaustive),
+    pytest.param(HYBRID, 2, True, marks=pytest.mark.exhaustive),
+    (HYBRID, 4, False),
+    pytest.param(MAMBA, 1, True, marks=pytest.mark.exhaustive),
+    (MAMBA, 4, False),
   ],
 )
-def test_suffixes_that_continue_one_state(table, per_row, remat):
+def test_suffixes_that_continue_one_state(table, base, per_row, remat):
   """In a row with other prefixes, against rows of their own in one pass."""
-  decoder = random_decoder(HYBRID)
+  decoder = random_decoder(base)
   shared, alone = share_prefixes(per_row)
   expected = value_and_grad(unsplit_nll, table, decoder, alone)
   nll, count, grad = value_and_grad(

@@ -54,6 +54,22 @@ _FALCON = {
   'rope_parameters': {'rope_theta': 1e3},
 }
 
+_GRANITE = {
+  'embedding_multiplier': 3.0,
+  'attention_multiplier': 0.4,
+  'residual_multiplier': 0.7,
+  'logits_scaling': 1.3,
+  'attention_bias': True,
+}
+_RECURRENT = 'linear_attention'
+_MAMBA = {
+  'mamba_n_heads': 4,
+  'mamba_d_head': 16,
+  'mamba_n_groups': 2,
+  'mamba_d_state': 6,
+  'mamba_d_conv': 3,
+}
+
 EXPERTS = {
   'num_experts': 6,
   'num_experts_per_tok': 3,
@@ -277,17 +293,7 @@ CASES = {
     },
   ),
   'arcee': ('arcee', {**SMALL, 'attention_bias': True}),
-  'granite': (
-    'granite',
-    {
-      **SMALL,
-      'embedding_multiplier': 3.0,
-      'attention_multiplier': 0.4,
-      'residual_multiplier': 0.7,
-      'logits_scaling': 1.3,
-      'attention_bias': True,
-    },
-  ),
+  'granite': ('granite', {**SMALL, **_GRANITE}),
   'cohere': (
     'cohere',
     {
@@ -644,6 +650,126 @@ CASES = {
       'attention_multiplier': 0.4,
       'residual_multiplier': 0.7,
       'logits_scaling': 0.7,
+      'attention_bias': True,
+    },
+  ),
+  # A width of the MLP that transformers adjusts to 40.
+  'lfm2': (
+    'lfm2',
+    {
+      **SMALL,
+      'num_hidden_layers': 3,
+      'layer_types': ['conv', FULL, 'conv'],
+      'norm_eps': 1e-3,
+      'conv_L_cache': 4,
+      'conv_bias': True,
+      'intermediate_size': 52,
+      'block_multiple_of': 8,
+      'block_ffn_dim_multiplier': 1.1,
+      'tie_word_embeddings': True,
+      'head_dim': 12,
+    },
+  ),
+  'granitemoehybrid': (
+    'granitemoehybrid',
+    {
+      **SMALL,
+      **_GRANITE,
+      **_MAMBA,
+      'num_hidden_layers': 5,
+      'layer_types': [*[_RECURRENT, FULL] * 2, _RECURRENT],
+      'position_embedding_type': 'rope',
+      'num_local_experts': 6,
+      'num_experts_per_tok': 3,
+      'shared_intermediate_size': 40,
+      'mamba_proj_bias': True,
+    },
+  ),
+  # Without experts, positions, and biases.
+  'granitemoehybrid_dense': (
+    'granitemoehybrid',
+    {
+      **SMALL,
+      **_MAMBA,
+      'layer_types': [_RECURRENT, FULL],
+      'num_local_experts': 0,
+      'shared_intermediate_size': 40,
+      'mamba_conv_bias': False,
+    },
+  ),
+  # Two periods of every kind of layer, and one more layer.
+  'nemotron_h': (
+    'nemotron_h',
+    {
+      **SMALL,
+      'layers_block_type': [*[_RECURRENT, 'moe', FULL] * 2, _RECURRENT],
+      'head_dim': 12,
+      'mamba_num_heads': 4,
+      'mamba_head_dim': 10,
+      'n_groups': 2,
+      'ssm_state_size': 6,
+      'conv_kernel': 3,
+      'use_bias': True,
+      'use_conv_bias': False,
+      'layer_norm_epsilon': 1e-3,
+      'n_routed_experts': 8,
+      'num_experts_per_tok': 3,
+      'moe_intermediate_size': 24,
+      'moe_shared_expert_intermediate_size': 20,
+      'n_group': 4,
+      'topk_group': 2,
+      'routed_scaling_factor': 1.5,
+    },
+  ),
+  # As older files give it, with MLPs and their biases.
+  'nemotron_h_dense': (
+    'nemotron_h',
+    {
+      **SMALL,
+      'layers_block_type': [_RECURRENT, 'mlp', FULL, 'mlp'],
+      'head_dim': 12,
+      'mamba_num_heads': 4,
+      'mamba_head_dim': 8,
+      'n_groups': 1,
+      'ssm_state_size': 6,
+      'mlp_bias': True,
+    },
+  ),
+  'falcon_h1': (
+    'falcon_h1',
+    {
+      **SMALL,
+      **_MAMBA,
+      'head_dim': 12,
+      'mamba_d_ssm': 40,
+      'mamba_d_head': 10,
+      'mamba_proj_bias': True,
+      'projectors_bias': True,
+      'mamba_rms_norm': True,
+      'attention_bias': True,
+      'lm_head_multiplier': 0.7,
+      'embedding_multiplier': 1.5,
+      'mlp_multipliers': [0.8, 1.2],
+      'key_multiplier': 0.6,
+      'attention_in_multiplier': 1.3,
+      'attention_out_multiplier': 0.9,
+      'ssm_multipliers': [0.7, 1.1, 0.8, 1.2, 0.9],
+      'ssm_in_multiplier': 1.4,
+      'ssm_out_multiplier': 0.8,
+    },
+  ),
+  'falcon_h1_without_norm': (
+    'falcon_h1',
+    {**SMALL, **_MAMBA, 'mamba_d_ssm': None, 'mamba_conv_bias': False},
+  ),
+  'bamba': (
+    'bamba',
+    {
+      **SMALL,
+      **_MAMBA,
+      'num_hidden_layers': 3,
+      'attn_layer_indices': [1],
+      'mamba_proj_bias': True,
       'attention_bias': True,
     },
   ),

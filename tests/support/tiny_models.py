@@ -136,7 +136,7 @@ def save(
     config, attn_implementation='eager'
   )
   for name, weight in model.named_parameters():
-    if 'norm' in name:
+    if 'norm' in name or name.endswith('.D'):
       # These families' norms add 1 to what is stored.
       offset = model_type in ('gemma', 'gemma2', 'gemma3_text')
       offset |= model_type.startswith(('qwen3_5', 'qwen3_next'))

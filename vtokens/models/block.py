@@ -9,12 +9,15 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers, per_layer
 from vtokens.models.attention import Attention
+from vtokens.models.cache import NoCache
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.layer_inputs import LayerInputs
 
 
 class Block(nnx.Module):
   """One decoder layer: a token mixer and an MLP on the residual stream.
+
+  A layer may have one of both alone, after one norm.
 
   Attributes:
     attention: the token mixer: attention, or a recurrence that stands for it.
@@ -41,6 +44,9 @@ class Block(nnx.Module):
     mlp = kind.mlp or config.mlp or layers.GatedMLP
     self.attention = mixer(config, dtype, rngs)
     self.mlp = mlp(config, dtype, rngs)
+    if self.attention is None or self.mlp is None:
+      self.norm = norm()
+      return
     # Some parts norm their input themselves.
     self.norms_mlp = config.pre_norm and not getattr(
       self.mlp, 'norms_input', False
@@ -68,6 +74,11 @@ class Block(nnx.Module):
 
     The latter is a `KVCache` or a `cache.LayerCache`.
     """
+    if self.mlp is None:
+      y, new = self.attention(self.norm(x), tokens)
+      return x + self._scaled(y), new
+    if self.attention is None:
+      return x + self._scaled(self.mlp(self.norm(x), tokens)), NoCache()
     pre, post = self.config.pre_norm, self.config.post_norm
     normed = self.attention_norm(x) if pre else x
     y, new = self.attention(normed, tokens)
@@ -90,5 +101,9 @@ class Block(nnx.Module):
 
   def keys_values(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> Any:
     """What `__call__` returns for later tokens, alone."""
+    if self.attention is None:
+      return NoCache()
+    if self.mlp is None:
+      return self.attention.keys_values(self.norm(x), tokens)
     y = self.attention_norm(x) if self.config.pre_norm else x
     return self.attention.keys_values(y, tokens)

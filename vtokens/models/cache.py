@@ -98,6 +98,13 @@ class States(LayerCache):
 
 
 @struct.dataclass
+class NoCache(LayerCache):
+  """Of a layer without a token mixer."""
+
+  AXES = {}  # noqa: RUF012
+
+
+@struct.dataclass
 class Cache:
   """What a model keeps of tokens.
 

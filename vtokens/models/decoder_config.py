@@ -46,6 +46,16 @@ class RecurrentPart(BlockPart, Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Without:
+  """Stands for the token mixer or the MLP of a layer that has none."""
+
+  def __call__(
+    self, config: 'DecoderConfig', dtype: 'jnp.dtype', rngs: 'nnx.Rngs'
+  ) -> None:
+    """Makes nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Rope:
   """A rotary embedding (arXiv 2104.09864) and its scaling.
 
@@ -91,8 +101,10 @@ class LayerKind:
   Attributes:
     rope: rotary embedding; None for a layer without positions (NoPE).
     window: tokens that a query sees, itself included; None for all.
-    mlp: makes the layer's MLP; None for the MLP of the config.
+    mlp: makes the layer's MLP; None for the MLP of the config. With `Without`
+      the layer has the mixer alone.
     mixer: makes the layer's token mixer; None for the attention of the config.
+      With `Without` the layer has the MLP alone.
   """
 
   rope: Rope | None = Rope()
@@ -310,6 +322,13 @@ class DecoderConfig:
         if rope.type == 'yarn':
           lengths.append(int(rope.original_max_positions * rope.factor))
     return max(lengths)
+
+
+def attends(mixer: BlockPart | None) -> bool:
+  """Whether a token mixer has keys and values."""
+  if isinstance(mixer, Without):
+    return False
+  return not is_recurrent(mixer) or getattr(mixer, 'attends', False)
 
 
 def is_recurrent(mixer: BlockPart | None) -> TypeGuard[RecurrentPart]:

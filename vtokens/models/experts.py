@@ -14,6 +14,7 @@ from vtokens.devices import partitioning
 from vtokens.models import grouped, layers, routing
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.plain_mlp import UngatedMLP
 from vtokens.models.routing import Routing
 
 
@@ -30,6 +31,7 @@ class Experts:
     clamp: bound of both inputs of `gpt_oss`'s gated unit; None for the usual
       unit with the config's activation.
     gain: factor in that unit's sigmoid.
+    gated: whether experts, and the MLP that all tokens use, have a gate.
   """
 
   routing: Routing
@@ -39,6 +41,7 @@ class Experts:
   biases: bool = False
   clamp: float | None = None
   gain: float = 1.702
+  gated: bool = True
 
   def __repr__(self) -> str:
     return routing.text(self)
@@ -80,7 +83,8 @@ class _Matrices(nnx.Module):
         active=active,
       )
 
-    self.gate = matrix((dim, width), ('embed', 'expert_mlp'))
+    if settings.gated:
+      self.gate = matrix((dim, width), ('embed', 'expert_mlp'))
     self.up = matrix((dim, width), ('embed', 'expert_mlp'))
     self.down = matrix((width, dim), ('expert_mlp', 'embed'))
     if settings.biases:
@@ -147,7 +151,12 @@ class ExpertMLP(nnx.Module):
       )
     self.experts = _Matrices(settings, config, dtype, rngs)
     if settings.shared:
-      self.shared = layers.GatedMLP(config, dtype, rngs, settings.shared)
+      width = settings.shared
+      self.shared = (
+        layers.GatedMLP(config, dtype, rngs, width)
+        if settings.gated
+        else UngatedMLP(config, dtype, rngs, bias=False, width=width)
+      )
       if settings.shared_gate:
         self.shared_gate = exact((dim, 1), ('embed', 'one'))
 
@@ -315,7 +324,9 @@ def _route(
     return y + bias[jnp.minimum(order.groups, count - 1)]
 
   sorted_rows = grouped.dispatch(rows, order, rule.active)
-  gate = biased(whole(product(sorted_rows, matrices.gate)), 'gate_bias')
+  gate = None
+  if settings.gated:
+    gate = biased(whole(product(sorted_rows, matrices.gate)), 'gate_bias')
   up = biased(whole(product(sorted_rows, matrices.up)), 'up_bias')
   inner = _unit(settings, activation, gate, up)
   share = grouped.dispatch(weights.reshape(-1, 1), order, 1).astype(x.dtype)
@@ -332,15 +343,17 @@ def _route(
 
 def _count(matrices: _Matrices) -> int:
   """Number of experts whose weights are here."""
-  gate: Any = matrices.gate
-  values = gate[...] if isinstance(gate, nnx.Variable) else gate.values[...]
+  up: Any = matrices.up
+  values = up[...] if isinstance(up, nnx.Variable) else up.values[...]
   return len(values)
 
 
 def _unit(
-  settings: Experts, activation: str, gate: Array, up: Array
+  settings: Experts, activation: str, gate: Array | None, up: Array
 ) -> Float[Array, 'M F']:
-  """The gated unit of an expert."""
+  """The values between the matrices of an expert."""
+  if gate is None:
+    return layers.ACTIVATIONS[activation](up)
   if settings.clamp is None:
     return layers.ACTIVATIONS[activation](gate) * up
   gate = jnp.minimum(gate, settings.clamp)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vtokens.models.layer_inputs import LayerInputs
+
 
 @dataclasses.dataclass(frozen=True)
 class SegmentOrder:
@@ -90,6 +92,25 @@ def segment_order(
     jnp.where(real, parents, -1),
     continued,
   )
+
+
+def order_of(tokens: LayerInputs, earlier: int | None) -> SegmentOrder:
+  """The segments of a layer's new tokens.
+
+  Args:
+    tokens: the new tokens.
+    earlier: number of segments of the cache that they continue; None if there
+      is no cache.
+  """
+  order = segment_order(
+    tokens.positions, tokens.segments, tokens.parents, tokens.num_segments
+  )
+  if earlier != 1:
+    return order
+  # All segments of a row continue the same prefix.
+  parents = jnp.where(order.number >= 0, 0, -1)
+  none = jnp.zeros_like(order.of_segments)
+  return dataclasses.replace(order, parents=parents, of_segments=none)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,14 +26,30 @@ class PlainMLP:
     self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs
   ) -> nnx.Module:
     """The MLP of one layer."""
-    return _PlainMLP(config, dtype, rngs, bias=self.bias)
+    return UngatedMLP(config, dtype, rngs, bias=self.bias)
 
 
-class _PlainMLP(nnx.Module):
+class UngatedMLP(nnx.Module):
+  """See `PlainMLP`.
+
+  Args:
+    config: gives `embed_dim` and `activation`.
+    dtype: dtype of the stored weights.
+    rngs: random streams.
+    bias: see `PlainMLP`.
+    width: width between; None for `mlp_dim`.
+  """
+
   def __init__(
-    self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs, *, bias: bool
+    self,
+    config: DecoderConfig,
+    dtype: jnp.dtype,
+    rngs: nnx.Rngs,
+    *,
+    bias: bool,
+    width: int | None = None,
   ):
-    dim, width = config.embed_dim, config.mlp_dim
+    dim, width = config.embed_dim, width or config.mlp_dim
     matrix, zeros = layers.param, jax.nn.initializers.zeros
     self.up = matrix(rngs, (dim, width), ('embed', 'mlp'), dtype, inputs=1)
     self.down = matrix(rngs, (width, dim), ('mlp', 'embed'), dtype, inputs=1)

@@ -19,7 +19,7 @@ import numpy as np
 
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig, is_recurrent
+from vtokens.models.decoder_config import DecoderConfig, attends, is_recurrent
 from vtokens.models.experts import Experts
 from vtokens.models.latent_attention import LatentAttention
 
@@ -129,7 +129,7 @@ def _pairs(
   widths = [
     config.head_width(kind)
     for kind in config.layer_kinds
-    if not is_recurrent(kind.mixer)
+    if attends(kind.mixer)
   ]
   heads = 2.0 * config.num_heads
   latent = config.attention

@@ -69,6 +69,12 @@ _YARN = {
   'factor': 4.0,
   'original_max_position_embeddings': 16,
 }
+_MAMBA = {
+  'mamba_n_heads': 4,
+  'mamba_d_head': 16,
+  'mamba_n_groups': 2,
+  'mamba_d_state': 6,
+}
 # In which every field below has a meaning.
 BASES = {
   model_type: {'model_type': model_type, **_SMALL, **own}
@@ -221,6 +227,37 @@ BASES = {
     'minicpm3': _LATENT,
     'youtu': _LATENT,
     'sarvam_mla': {**_LATENT, **_GROUPED, 'norm_topk_prob': False},
+    'lfm2': {
+      'norm_eps': 1e-5,
+      'full_attn_idxs': [1, 3],
+      'block_multiple_of': 8,
+    },
+    'granitemoehybrid': {
+      **_EXPERTS,
+      **_MAMBA,
+      'num_local_experts': 4,
+      'shared_intermediate_size': 40,
+      'position_embedding_type': 'rope',
+      'layer_types': ['linear_attention', _FULL] * 2,
+    },
+    'nemotron_h': {
+      **_EXPERTS,
+      'hybrid_override_pattern': 'ME*-',
+      'mlp_hidden_act': 'relu2',
+      'layer_norm_epsilon': 1e-5,
+      'mamba_num_heads': 4,
+      'mamba_head_dim': 8,
+      'n_groups': 2,
+      'ssm_state_size': 6,
+      'n_routed_experts': 8,
+      'n_group': 4,
+      'topk_group': 2,
+      'norm_topk_prob': False,
+      'moe_intermediate_size': 16,
+      'moe_shared_expert_intermediate_size': 16,
+    },
+    'falcon_h1': {**_MAMBA, 'mamba_d_ssm': 64, 'mamba_rms_norm': True},
+    'bamba': {**_MAMBA, 'attn_layer_indices': [1]},
   }.items()
 }
 # Sizes have other names.
@@ -281,6 +318,51 @@ CHANGES = {
   'norm_topk_prob': True,
   'decoder_sparse_step': 2,
   'mlp_only_layers': [1],
+  'block_multiple_of': 12,
+  'block_ffn_dim_multiplier': 10.0,
+  'block_auto_adjust_ff_dim': False,
+  'block_ff_dim': 64,
+  'tie_embedding': False,
+  'conv_L_cache': 5,
+  'conv_bias': True,
+  'full_attn_idxs': [0],
+  'layers_block_type': ['full_attention'] * 4,
+  'hybrid_override_pattern': 'M*M*',
+  'shared_intermediate_size': 56,
+  'position_embedding_type': None,
+  'attn_layer_indices': [0],
+  'mamba_n_heads': 8,
+  'mamba_d_head': 8,
+  'mamba_n_groups': 1,
+  'mamba_d_state': 8,
+  'mamba_d_conv': 3,
+  'mamba_d_ssm': 48,
+  'mamba_expand': 4,
+  'mamba_conv_bias': False,
+  'mamba_proj_bias': True,
+  'mamba_rms_norm': False,
+  'mamba_norm_before_gate': False,
+  'mamba_dt_limit': [0.1, 1.0],
+  'time_step_limit': [0.1, 1.0],
+  'mamba_num_heads': 8,
+  'mamba_head_dim': 16,
+  'ssm_state_size': 8,
+  'n_groups': 1,
+  'conv_kernel': 3,
+  'use_conv_bias': False,
+  'mlp_hidden_act': 'relu',
+  'mamba_hidden_act': 'relu',
+  'moe_shared_expert_intermediate_size': 24,
+  'moe_latent_size': 16,
+  'projectors_bias': True,
+  'lm_head_multiplier': 2.0,
+  'mlp_multipliers': [2.0, 1.0],
+  'key_multiplier': 2.0,
+  'attention_in_multiplier': 2.0,
+  'attention_out_multiplier': 2.0,
+  'ssm_multipliers': [1.0, 1.0, 2.0, 1.0, 1.0],
+  'ssm_in_multiplier': 2.0,
+  'ssm_out_multiplier': 2.0,
   'vocab_size': 65,
   'hidden_size': 64,
   'intermediate_size': 64,
@@ -372,6 +454,20 @@ WITHOUT_EFFECT = {
   'input_jitter_noise': 0.5,
   'num_mtp_layers': 2,
   'num_nextn_predict_layers': 2,
+  'mtp_layers_block_type': ['full_attention'],
+  'mtp_hybrid_override_pattern': '*E',
+  'moe_shared_expert_overlap': False,
+  'z_loss_coefficient': 0.5,
+  'num_logits_to_keep': 3,
+  'use_mamba_kernels': False,
+  'mamba_ssm_cache_dtype': 'bfloat16',
+  'residual_in_fp32': True,
+  'rescale_prenorm_residual': False,
+  'expand': 4,
+  'time_step_max': 0.5,
+  'time_step_floor': 1e-3,
+  'mamba_dt_max': 0.5,
+  'mamba_dt_init_floor': 1e-3,
   'output_router_logits': True,
   'router_aux_loss_coef': 0.5,
   'router_jitter_noise': 0.5,
@@ -436,7 +532,23 @@ _OF_THE_CLASS = {
   'is_heterogeneous',
   'serialize_explicit_per_layer_config',
   'extra_files',
+  'number_of_conv_states',
 }
+# On which rounding depends, and nothing else.
+_ROUNDING = {'chunk_size', 'mamba_chunk_size'}
+# In transformers a bound of the step sizes of a text, but not of generation.
+# Servers have no bound.
+_OF_TRANSFORMERS = {'time_step_min', 'mamba_dt_min'}
+# Fields above that have no effect in some families.
+_IGNORED = {
+  # It has no rotary embedding.
+  'nemotron_h': {'mamba_expand', 'rope_scaling', 'rope_theta'},
+  'bamba': {'partial_rotary_factor'},
+  # Where `mamba_d_ssm` is given.
+  'falcon_h1': {'mamba_expand'},
+}
+# Without a rotary embedding.
+_WITHOUT_POSITIONS = ('nemotron_h',)
 
 
 # What these families have by default, and others have not.
@@ -509,14 +621,17 @@ def _fields_known(model_type):
 @pytest.mark.parametrize('model_type', registry.families())
 def test_every_field_is_used_refused_or_without_effect(model_type, tmp_path):
   fields = _fields_read(model_type, tmp_path) | _fields_known(model_type)
-  unknown = fields - set(CHANGES) - set(WITHOUT_EFFECT) - _OF_THE_CLASS
+  elsewhere = _OF_THE_CLASS | _ROUNDING | _OF_TRANSFORMERS
+  unknown = fields - set(CHANGES) - set(WITHOUT_EFFECT) - elsewhere
   assert not unknown
-  assert fields > {'vocab_size', 'rope_parameters', 'is_causal', 'head_dim'}
+  assert fields > {'vocab_size', 'is_causal', 'head_dim'}
+  assert 'rope_parameters' in fields or model_type in _WITHOUT_POSITIONS
   ours = registry.from_hf(BASES[model_type])
   ignored = []
   own = _WITH_EFFECT.get(model_type, ())
   assert fields >= set(own)
-  for field in sorted(fields & {*CHANGES, *own}):
+  skipped = _IGNORED.get(model_type, set())
+  for field in sorted((fields & {*CHANGES, *own}) - skipped):
     try:
       changed = registry.from_hf(_changed(model_type, field))
     except errors.UserError:

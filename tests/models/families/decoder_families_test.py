@@ -70,6 +70,7 @@ SAMPLE = (
   ('mistral4', 'none'),
   ('qwen3', 'int4'),
   ('gemma4_shared', 'none'),
+  ('granitemoehybrid', 'none'),
 )
 _OWN = [(name, 'none') for name in CASES if name not in ALIASES]
 _QUANTISED = [(name, m) for m in QUANTISED for name in QUANTISED[m]]

@@ -45,7 +45,9 @@ for directory in map(pathlib.Path, sys.argv[2:]):
 
   logits = run(model, *partitioning.shard_batch((ids, place), mesh, len(ids)))
   for name, x in weights.iter_arrays(model):
-    if x.ndim > 2:
+    # Of B and C, which heads of Mamba 2 share, only matrices are large.
+    small = ('.conv_b', '.conv_c', '.in_b_bias', '.in_c_bias')
+    if x.ndim > 2 and not name.endswith(small):
       assert x.addressable_shards[0].data.size < x.size, name
   expected = np.load(directory / 'logits.npy')
   found[directory.name] = float(np.abs(np.asarray(logits) - expected).max())
@@ -57,7 +59,7 @@ _CASES = {
   model_type: name
   for name, (model_type, _) in reversed(decoder_cases.CASES.items())
 }
-_SAMPLE = ('gemma3_text', 'cohere2')
+_SAMPLE = ('gemma3_text', 'cohere2', 'nemotron_h')
 _OTHERS = [model_type for model_type in _CASES if model_type not in _SAMPLE]
 
 

@@ -67,7 +67,7 @@ class Fields:
   """
 
   def __init__(self, values: Mapping[str, Any], where: str):
-    self.values = values
+    self.values = {key: _decoded(value) for key, value in values.items()}
     self.where = where
     self._read: set[str] = set()
     # Field -> why transformers refuses it; '' for the config as a whole.
@@ -341,6 +341,16 @@ class Fields:
     if not isinstance(partial, float) or not 0 < partial < 1:
       raise self.fail('partial_rotary_factor', 'a number from 0 to 1', partial)
     return int(self.head_dim() * partial)
+
+
+def _decoded(value: Any) -> Any:
+  """A value without transformers' form of the numbers that JSON lacks."""
+  if isinstance(value, list):
+    return [_decoded(part) for part in value]
+  if isinstance(value, Mapping) and list(value) == ['__float__']:
+    with contextlib.suppress(TypeError, ValueError):
+      return float(value['__float__'])
+  return value
 
 
 def write_gelu(activation: str, tanh: str) -> str:

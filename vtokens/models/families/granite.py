@@ -28,12 +28,25 @@ class Granite(Family):
     f.only('hidden_act', 'silu')
     f.no_window()
     return {
+      **self.read_multipliers(f),
+      'layer_pattern': (LayerKind(rope_json.read(f)),),
+    }
+
+  def read_multipliers(self, f: Fields) -> dict[str, Any]:
+    """The multipliers and biases.
+
+    Args:
+      f: config.json.
+
+    Raises:
+      errors.UserError: a value is not supported.
+    """
+    return {
       **f.biases(),
       'embedding_scale': f.number('embedding_multiplier', float),
       'attention_scale': f.number('attention_multiplier', float),
       'residual_scale': f.number('residual_multiplier', float),
       'logit_divisor': f.number('logits_scaling', float),
-      'layer_pattern': (LayerKind(rope_json.read(f)),),
     }
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:

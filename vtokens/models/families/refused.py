@@ -23,10 +23,9 @@ _REASONS: Mapping[str, str] = {
   'hyper-connections, and an indexer that chooses tokens': 'deepseek_v4',
   'latent attention in a block of its own': 'axk1 longcat_flash',
   'layers with a recurrent state or convolutions': """
-    bailing_hybrid bamba falcon_h1 falcon_mamba granitemoehybrid jamba
-    kimi_linear lara_mini lfm2 lfm2_moe lfm3 mamba mamba2 minimax nemotron_h
-    olmo_hybrid qwen4_exp qwen4_exp_text recurrent_gemma rwkv xlstm zamba
-    zamba2
+    bailing_hybrid falcon_mamba jamba kimi_linear lara_mini lfm2_moe lfm3 mamba
+    mamba2 minimax olmo_hybrid qwen4_exp qwen4_exp_text recurrent_gemma rwkv
+    xlstm zamba zamba2
     inkling2_loop_text inkling2_text inkling_text inkling2 inkling2_loop
     inkling_mm_model lfm2_vl lfm3_vl minicpmv4_6 minicpmv4_7 nemotron_h_omni
     glm5_next

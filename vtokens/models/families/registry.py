@@ -11,6 +11,7 @@ from vtokens.models.decoder_config import DecoderConfig, Rope
 from vtokens.models.families import refused, rope_json, wrappers
 from vtokens.models.families.apertus import Apertus
 from vtokens.models.families.arcee import Arcee
+from vtokens.models.families.bamba import Bamba
 from vtokens.models.families.cohere import Cohere, Cohere2
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.cwm import Cwm
@@ -19,6 +20,7 @@ from vtokens.models.families.ernie4_5 import Ernie45
 from vtokens.models.families.exaone import Exaone
 from vtokens.models.families.exaone4 import Exaone4
 from vtokens.models.families.falcon import Falcon
+from vtokens.models.families.falcon_h1 import FalconH1
 from vtokens.models.families.family import Family
 from vtokens.models.families.gemma import Gemma
 from vtokens.models.families.gemma2 import Gemma2
@@ -32,10 +34,12 @@ from vtokens.models.families.gpt_neox import GPTNeoX
 from vtokens.models.families.gpt_oss import GptOss
 from vtokens.models.families.granite import Granite
 from vtokens.models.families.granitemoe import GraniteMoe
+from vtokens.models.families.granitemoehybrid import GraniteMoeHybrid
 from vtokens.models.families.helium import Helium
 from vtokens.models.families.hunyuan import HunyuanDense
 from vtokens.models.families.hyperclovax import HyperCLOVAX
 from vtokens.models.families.jais2 import Jais2
+from vtokens.models.families.lfm2 import Lfm2
 from vtokens.models.families.llama import InternLM3, IQuestCoder, Llama
 from vtokens.models.families.minicpm3 import MiniCPM3
 from vtokens.models.families.minimax_m2 import MiniMaxM2
@@ -45,6 +49,7 @@ from vtokens.models.families.mistral4 import Mistral4
 from vtokens.models.families.mixtral import Mixtral
 from vtokens.models.families.nanochat import NanoChat
 from vtokens.models.families.nemotron import Nemotron
+from vtokens.models.families.nemotron_h import NemotronH
 from vtokens.models.families.olmo import Olmo, Olmo2, Olmo3
 from vtokens.models.families.olmoe import Olmoe
 from vtokens.models.families.phi import Phi
@@ -75,6 +80,7 @@ _BUILT_IN = (
   *(Qwen35, Qwen35Moe, Qwen3Next),
   *(DeepseekV2, DeepseekV3, Glm4MoeLite, Mistral4, MiniCPM3, Youtu, SarvamMLA),
   *(Gemma4, Gemma3n),
+  *(Lfm2, GraniteMoeHybrid, NemotronH, FalconH1, Bamba),
 )
 # Entry point group in which other packages register families.
 ENTRY_POINTS = 'vtokens.families'

@@ -20,7 +20,8 @@ from vtokens.data.assemble import Assembler
 from vtokens.data.records import Passage
 from vtokens.devices import partitioning
 from vtokens.method import losses, steps, virtual_tokens
-from vtokens.models import frozen_base
+from vtokens.models import frozen_base, layers
+from vtokens.models.altup import AltUp
 from vtokens.models.decoder import Decoder, abstract_decoder
 from vtokens.models.decoder_config import (
   DecoderConfig,
@@ -281,8 +282,36 @@ def test_gemma4_split_and_packed(table):
       dataclasses.replace(wide, mixer=Heads(12, 1, source=1)),
     ),
   )
-  decoder = random_decoder(config)
-  # A fourth of the examples: compiling takes most of the time.
+  _check_split_and_packed(random_decoder(config), table)
+
+
+@pytest.mark.exhaustive
+def test_gemma3n_split_and_packed(table):
+  """Several streams, a sparse layer; two layers read others' keys."""
+  narrow = LayerKind(window=7, mixer=Heads(8, 2), mlp=layers.Gated(40, 0.7))
+  wide = LayerKind(mixer=Heads(8, 2), mlp=layers.Gated(40))
+  config = dataclasses.replace(
+    CONFIG,
+    num_layers=4,
+    qk_norm='head',
+    post_norm=True,
+    attention_scale=1.0,
+    per_layer_dim=4,
+    per_layer_rows=40,
+    streams=AltUp(3, 0, True, 4),
+    layer_pattern=(
+      narrow,
+      wide,
+      dataclasses.replace(wide, window=7, mixer=Heads(8, 2, source=0)),
+      dataclasses.replace(wide, mixer=Heads(8, 2, source=1)),
+    ),
+  )
+  _check_split_and_packed(random_decoder(config), table)
+
+
+def _check_split_and_packed(decoder, table):
+  """Both have the loss and the gradient of the whole sequence."""
+  # Half of the examples: compiling takes most of the time.
   rows = PACKED[:4]
   batch = make_batch(rows)
   nll, count, expected = value_and_grad(unsplit_nll, table, decoder, batch)

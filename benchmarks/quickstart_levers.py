@@ -2,8 +2,8 @@ r"""What settings of training do for the quickstart's table.
 
     python benchmarks/quickstart_levers.py --directory DIR --json FILE
 
-Each contender is `configs/quickstart.py` with other settings. It is trained for
-its 48 steps with one seed and scored on the 200 validation questions, so that
+Each contender is `configs/quickstart.py` with other settings. It is trained
+with one seed and scored on the 200 validation questions, so that
 no setting is chosen by test questions. The standard error of an EM is about 3.
 A contender that is finished in the directory is read.
 """
@@ -35,6 +35,9 @@ _ONE = {
 }
 CONTENDERS: Mapping[str, Mapping[str, Any]] = {
   'quickstart': {},
+  'steps_24': {'train.num_steps': 24},
+  'steps_32': {'train.num_steps': 32},
+  'steps_40': {'train.num_steps': 40},
   'one_token': _ONE,
   'one_token_rate_5e-2': {**_ONE, 'optim.learning_rate': 5e-2},
   'all_tokens_teach_few': {'train.distill.weight': 0.5},

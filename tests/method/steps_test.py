@@ -29,15 +29,15 @@ from vtokens.models.decoder_config import (
   Rope,
   Without,
 )
-from vtokens.models.delta_net import DeltaNet
-from vtokens.models.dense_and_experts import DenseAndExperts
-from vtokens.models.experts import Experts
-from vtokens.models.latent_attention import LatentAttention
-from vtokens.models.mamba2 import Mamba2
-from vtokens.models.parallel_mixer import ParallelMixer
-from vtokens.models.routing import Routing
-from vtokens.models.shared_heads import Heads
-from vtokens.models.short_conv import ShortConv
+from vtokens.models.mixers.delta_net import DeltaNet
+from vtokens.models.mixers.latent_attention import LatentAttention
+from vtokens.models.mixers.mamba2 import Mamba2
+from vtokens.models.mixers.parallel_mixer import ParallelMixer
+from vtokens.models.mixers.shared_heads import Heads
+from vtokens.models.mixers.short_conv import ShortConv
+from vtokens.models.mlps.dense_and_experts import DenseAndExperts
+from vtokens.models.mlps.experts import Experts
+from vtokens.models.mlps.routing import Routing
 
 P = 6  # rows of the table
 CONFIG = DecoderConfig(

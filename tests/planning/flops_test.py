@@ -11,8 +11,8 @@ from vtokens.devices import chips
 from vtokens.method import losses
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.delta_net import DeltaNet
-from vtokens.models.latent_attention import LatentAttention
+from vtokens.models.mixers.delta_net import DeltaNet
+from vtokens.models.mixers.latent_attention import LatentAttention
 from vtokens.planning import flops
 
 _CONFIG = DecoderConfig(

@@ -247,7 +247,7 @@ def gather(params: Any, mesh: Mesh | None) -> Any:
 
 # Operations whose results cost more to recompute than to keep.
 # `name` marks products that are no operation of their own; see
-# `models.grouped`.
+# `models.mlps.grouped`.
 _KEPT = ('dot_general', 'pallas_call', 'exp', 'name')
 
 

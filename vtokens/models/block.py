@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import layers, per_layer
-from vtokens.models.attention import Attention
 from vtokens.models.cache import NoCache
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.mixers.attention import Attention
 
 
 class Block(nnx.Module):

@@ -5,13 +5,12 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.devices import partitioning
@@ -19,16 +18,14 @@ from vtokens.models import cache as cache_lib
 from vtokens.models import layer_runs, layers, per_layer, quantize, rope
 from vtokens.models.block import Block
 from vtokens.models.cache import Cache, LayerCache, Nothing
-from vtokens.models.decoder_config import DecoderConfig, Rope
+from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.layer_kinds import LayerKinds, Select
 
 # Logical axes of the residual stream.
 _RESIDUAL_AXES = ('batch', None, None)
 _STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
-
-# See `rope.angles`.
-_Angles = tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
 
 
 class Decoder(nnx.Module):
@@ -228,7 +225,7 @@ class Decoder(nnx.Module):
   ) -> tuple[Float[Array, 'B T D'], Cache]:
     """See `__call__`."""
     x = self._scale(x)
-    kinds = _LayerKinds(self.config, positions)
+    kinds = LayerKinds(self.config, positions)
     axes: tuple[str | None, ...] = (
       _STATIONARY_AXES if stationary else _RESIDUAL_AXES
     )
@@ -240,7 +237,7 @@ class Decoder(nnx.Module):
 
     def layer(
       block: nnx.GraphDef[Block],
-      select: _Select,
+      select: Select,
       shared: tuple[KVCache, Sequence[LayerCache]] | None,
       x: Float[Array, 'B T D'],
       own: tuple[
@@ -380,7 +377,7 @@ class Decoder(nnx.Module):
   ) -> Cache:
     """See `encode`."""
     x = self._scale(x)
-    kinds = _LayerKinds(self.config, positions)
+    kinds = LayerKinds(self.config, positions)
     chosen = [kinds.of(n) for n in layer_runs.stacks(self.config)]
     inputs = self._layer_inputs(x, ids)
 
@@ -492,7 +489,7 @@ class Decoder(nnx.Module):
       positions: positions of the keys, int32.
       back: undo the rotation instead.
     """
-    select, kinds = _LayerKinds(self.config, positions).of(
+    select, kinds = LayerKinds(self.config, positions).of(
       range(self.config.num_layers)
     )
 
@@ -620,66 +617,3 @@ class _Stack:
   index: int
   numbers: range
   block: Block
-
-
-# A function from a layer's entry to its angles and window; see `_LayerKinds`.
-_Select = Callable[[Any], tuple[_Angles, Int[Array, ''] | int | None]]
-
-
-class _LayerKinds:
-  """The differences between layers of one stack, in a form for a scan.
-
-  Args:
-    config: the architecture.
-    positions: positions of the tokens.
-  """
-
-  def __init__(self, config: DecoderConfig, positions: Int[Array, 'B T']):
-    self._kinds = config.layer_kinds
-    length = config.context_length or config.longest_sequence
-    # By embedding and width of the rotated part.
-    self._angles: dict[tuple[Rope | None, int], _Angles] = {}
-    self._widths = [config.rotated_width(kind) for kind in self._kinds]
-    for kind, width in zip(self._kinds, self._widths, strict=True):
-      if (kind.rope, width) not in self._angles:
-        cos, sin = rope.angles(positions, kind.rope, width, length)
-        turned = cos, -sin if config.turn_back else sin
-        self._angles[kind.rope, width] = turned
-
-  def of(self, numbers: range) -> tuple[_Select, Int[Array, 'R 2'] | None]:
-    """The differences between some layers.
-
-    Args:
-      numbers: the layers.
-
-    Returns:
-      A function from a layer's entry to its angles (see `rope.angles`) and
-      window; and the entries, one for each layer. Entries are traced only if
-      layers differ, since XLA optimises constants better.
-    """
-    kinds = [self._kinds[i] for i in numbers]
-    ropes = list(dict.fromkeys(kind.rope for kind in kinds))
-    # The layers of a stack have one width.
-    width = self._widths[numbers[0]]
-    angles = [self._angles[rope, width] for rope in ropes]
-    windows = [kind.window for kind in kinds]
-    if len({(kind.rope, kind.window) for kind in kinds}) == 1:
-      return lambda _: (angles[0], windows[0]), None
-    table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
-    # Longer than any sequence.
-    unlimited = np.iinfo(np.int32).max // 2
-    entries = np.array(
-      [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],
-      np.int32,
-    )
-    windowed = any(windows)
-
-    def select(
-      entry: Int[Array, '2'],
-    ) -> tuple[_Angles, Int[Array, ''] | None]:
-      return (
-        jax.tree.map(lambda x: x[entry[0]], table),
-        entry[1] if windowed else None,
-      )
-
-    return select, jnp.asarray(entries)

@@ -7,8 +7,6 @@ if TYPE_CHECKING:
   import flax.nnx as nnx
   import jax.numpy as jnp
 
-  from vtokens.models.altup import AltUp
-
 
 # Metadata of a field that `identity` omits while the field has its default.
 # Every new field needs it; otherwise the fingerprints of all bases change.
@@ -53,6 +51,24 @@ class Without:
     self, config: 'DecoderConfig', dtype: 'jnp.dtype', rngs: 'nnx.Rngs'
   ) -> None:
     """Makes nothing."""
+
+
+class StreamsPart(Protocol):
+  """Several residual streams, of which layers change one."""
+
+  def ends(
+    self, config: 'DecoderConfig', dtype: 'jnp.dtype', rngs: 'nnx.Rngs'
+  ) -> Any:
+    """Makes the module before the first layer and after the last."""
+
+  def block(
+    self,
+    config: 'DecoderConfig',
+    dtype: 'jnp.dtype',
+    rngs: 'nnx.Rngs',
+    kind: 'LayerKind',
+  ) -> Any:
+    """Makes one layer, a `Block`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +280,7 @@ class DecoderConfig:
   layer_scale: bool = dataclasses.field(default=False, metadata=_LATER)
   per_layer_dim: int = dataclasses.field(default=0, metadata=_LATER)
   per_layer_rows: int = dataclasses.field(default=0, metadata=_LATER)
-  streams: 'AltUp | None' = dataclasses.field(default=None, metadata=_LATER)
+  streams: StreamsPart | None = dataclasses.field(default=None, metadata=_LATER)
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.

@@ -20,8 +20,8 @@ import numpy as np
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, attends, is_recurrent
-from vtokens.models.experts import Experts
-from vtokens.models.latent_attention import LatentAttention
+from vtokens.models.mixers.latent_attention import LatentAttention
+from vtokens.models.mlps.experts import Experts
 
 
 @functools.cache

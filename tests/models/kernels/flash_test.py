@@ -20,10 +20,11 @@ import xla_flags
 from vtokens.data import assemble, pipeline
 from vtokens.devices import partitioning
 from vtokens.method import steps
-from vtokens.models import attention, decoder
+from vtokens.models import decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.kernels import flash, flash_masks
 from vtokens.models.kv_cache import KVCache
+from vtokens.models.mixers import attention
 
 _B, _N = 2, 4
 _INTERPRET = jax.default_backend() != 'gpu'

@@ -8,7 +8,7 @@ from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
-from vtokens.models.xielu import XIELUMLP
+from vtokens.models.mlps.xielu import XIELUMLP
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.delta_net import DeltaNet
 from vtokens.models.families import rope_json
 from vtokens.models.families.config_json import (
   FULL,
   Fields,
   shortest_pattern,
 )
+from vtokens.models.mixers.delta_net import DeltaNet
 
 LINEAR = 'linear_attention'
 _FIELDS = {

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.experts import Experts
 from vtokens.models.families.config_json import Fields, shortest_pattern
-from vtokens.models.routing import Routing
+from vtokens.models.mlps.experts import Experts
+from vtokens.models.mlps.routing import Routing
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata

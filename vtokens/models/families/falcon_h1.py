@@ -7,8 +7,8 @@ from vtokens.models.families import mamba_fields, rope_json, tensor_names
 from vtokens.models.families.bamba import NAMES
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
-from vtokens.models.parallel_mixer import ParallelMixer
-from vtokens.models.scaled_mlp import ScaledMLP
+from vtokens.models.mixers.parallel_mixer import ParallelMixer
+from vtokens.models.mlps.scaled_mlp import ScaledMLP
 
 _LAYER = 'model.layers.{}.'
 _ATTENTION = 'layers.attention.'

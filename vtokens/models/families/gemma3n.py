@@ -21,7 +21,7 @@ from vtokens.models.families.gemma4 import (
   unused_tensors,
 )
 from vtokens.models.layers import Gated
-from vtokens.models.shared_heads import Heads
+from vtokens.models.mixers.shared_heads import Heads
 
 _GELU = 'gelu_pytorch_tanh'
 _LAYER = 'model.layers.{}.'

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.dense_and_experts import DenseAndExperts
-from vtokens.models.experts import Experts
 from vtokens.models.families import (
   expert_fields,
   family,
@@ -21,7 +19,9 @@ from vtokens.models.families.config_json import (
 )
 from vtokens.models.families.family import About, Family
 from vtokens.models.layers import Gated
-from vtokens.models.shared_heads import Heads
+from vtokens.models.mixers.shared_heads import Heads
+from vtokens.models.mlps.dense_and_experts import DenseAndExperts
+from vtokens.models.mlps.experts import Experts
 
 _GELU = 'gelu_pytorch_tanh'
 _LAYER = 'model.layers.{}.'

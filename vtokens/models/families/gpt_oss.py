@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.experts import Experts
 from vtokens.models.families import (
   expert_fields,
   family,
@@ -12,6 +11,7 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.mlps.experts import Experts
 
 _MLP = 'model.layers.{}.mlp.'
 _GATE_UP = _MLP + 'experts.gate_up_proj'

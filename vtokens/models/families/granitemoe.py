@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.experts import Experts
 from vtokens.models.families import expert_fields, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About
 from vtokens.models.families.granite import Granite
+from vtokens.models.mlps.experts import Experts
 
 _MLP = 'model.layers.{}.block_sparse_moe.'
 _GATE_UP = _MLP + 'input_linear.weight'

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
-from vtokens.models.experts import Experts
 from vtokens.models.families import (
   expert_fields,
   mamba_fields,
@@ -20,6 +19,7 @@ from vtokens.models.families.config_json import (
 from vtokens.models.families.family import About
 from vtokens.models.families.granite import Granite
 from vtokens.models.families.granitemoe import GraniteMoe
+from vtokens.models.mlps.experts import Experts
 
 _LAYER = 'model.layers.{}.'
 _SHARED = _LAYER + 'shared_mlp.'

@@ -6,7 +6,7 @@ from typing import Any
 from vtokens.models.decoder_config import DecoderConfig, Rope
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
-from vtokens.models.latent_attention import LatentAttention
+from vtokens.models.mixers.latent_attention import LatentAttention
 
 _TEMPERATURE = 'mscale_all_dim'
 

@@ -11,7 +11,7 @@ from vtokens.models.families.config_json import (
   shortest_pattern,
 )
 from vtokens.models.families.family import About, Family
-from vtokens.models.short_conv import ShortConv
+from vtokens.models.mixers.short_conv import ShortConv
 
 _CONV = 'conv'
 _LAYER = 'model.layers.{}.'

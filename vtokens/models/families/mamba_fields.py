@@ -5,7 +5,7 @@ from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families.config_json import FULL, Fields
-from vtokens.models.mamba2 import Mamba2
+from vtokens.models.mixers.mamba2 import Mamba2
 
 # In `layer_types`.
 RECURRENT = 'linear_attention'

@@ -3,10 +3,10 @@
 from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.experts import Experts
 from vtokens.models.families import expert_fields, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.mlps.experts import Experts
 
 _CORRECTION = 'layers.mlp.correction'
 _LAYER = 'model.layers.{}.'

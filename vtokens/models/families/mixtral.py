@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.experts import Experts
 from vtokens.models.families import (
   expert_fields,
   family,
@@ -13,6 +12,7 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.mlps.experts import Experts
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Without
-from vtokens.models.experts import Experts
 from vtokens.models.families import expert_fields, mamba_fields
 from vtokens.models.families.config_json import (
   FULL,
@@ -12,8 +11,9 @@ from vtokens.models.families.config_json import (
   shortest_pattern,
 )
 from vtokens.models.families.family import About, Family
-from vtokens.models.mamba2 import Mamba2
-from vtokens.models.plain_mlp import PlainMLP
+from vtokens.models.mixers.mamba2 import Mamba2
+from vtokens.models.mlps.experts import Experts
+from vtokens.models.mlps.plain_mlp import PlainMLP
 
 _MLP, _EXPERTS = 'mlp', 'moe'
 _LISTS = ('layers_block_type', 'hybrid_override_pattern')

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.experts import Experts
 from vtokens.models.families import expert_fields, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.families.qwen3_moe import JOINED
+from vtokens.models.mlps.experts import Experts
 
 _NAMES = tensor_names.with_experts(tensor_names.PRE_NORM, 'mlp.')
 

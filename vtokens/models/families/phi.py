@@ -6,7 +6,7 @@ from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
-from vtokens.models.plain_mlp import PlainMLP
+from vtokens.models.mlps.plain_mlp import PlainMLP
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata

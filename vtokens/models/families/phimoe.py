@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from vtokens.models.decoder_config import DecoderConfig, Rope
-from vtokens.models.experts import Experts
 from vtokens.models.families import (
   expert_fields,
   family,
@@ -14,6 +13,7 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.mlps.experts import Experts
 
 _NAMES = {
   **tensor_names.LAYER_NORM,

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float
 
 from vtokens.devices import partitioning
 from vtokens.host import errors
-from vtokens.models import attention
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kernels import flash
 from vtokens.models.kv_cache import KVCache
+from vtokens.models.mixers import attention
 
 # Numbers of rows and of key heads; a kernel has to pick the right one of each.
 _ROWS, _HEADS = 2, 2

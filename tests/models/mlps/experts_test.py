@@ -22,21 +22,15 @@ from transformers.models.phimoe import modeling_phimoe
 from vtokens import config as config_lib
 from vtokens.devices import partitioning
 from vtokens.host import errors
-from vtokens.models import (
-  frozen_base,
-  grouped,
-  layer_runs,
-  quantize,
-  rope,
-  routing,
-)
+from vtokens.models import frozen_base, layer_runs, quantize, rope
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.delta_net import DeltaNet
-from vtokens.models.experts import Experts
 from vtokens.models.families import registry
 from vtokens.models.files import hf_directory, weights
-from vtokens.models.routing import Routing
+from vtokens.models.mixers.delta_net import DeltaNet
+from vtokens.models.mlps import grouped, routing
+from vtokens.models.mlps.experts import Experts
+from vtokens.models.mlps.routing import Routing
 from vtokens.planning import flops
 
 EXPERTS = Experts(Routing(6, 2, normalised=True), 24, shared=16)

@@ -9,7 +9,7 @@ from vtokens import config
 from vtokens.host import errors
 from vtokens.models import frozen_base
 from vtokens.models.families import registry
-from vtokens.models.latent_attention import LatentAttention
+from vtokens.models.mixers.latent_attention import LatentAttention
 from vtokens.planning import known_models
 
 _V3 = known_models.CONFIGS['deepseek-ai/DeepSeek-V3'][0]

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vtokens.models import packed_segments
-from vtokens.models.packed_segments import SegmentOrder
+from vtokens.models.mixers import packed_segments
+from vtokens.models.mixers.packed_segments import SegmentOrder
 
 
 def scan(

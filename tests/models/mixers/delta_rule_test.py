@@ -1,4 +1,4 @@
-"""Tests of vtokens.models.delta_rule against the recurrence, token by token."""
+"""Tests of vtokens.models.mixers.delta_rule against the token by token rule."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtokens.models import delta_rule, packed_segments
+from vtokens.models.mixers import delta_rule, packed_segments
 
 KEYS, VALUES, A, C = 2, 4, 8, 6
 

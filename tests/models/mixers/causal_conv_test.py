@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vtokens.models import causal_conv, packed_segments
+from vtokens.models.mixers import causal_conv, packed_segments
 
 _KERNEL, _CHANNELS = 4, 3
 

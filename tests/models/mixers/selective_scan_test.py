@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vtokens.models import packed_segments, selective_scan
+from vtokens.models.mixers import packed_segments, selective_scan
 
 _HEADS, _GROUPS, _WIDTH, _SIZE = 4, 2, 3, 5
 

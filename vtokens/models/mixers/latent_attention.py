@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vtokens.models import attention, layers, rope, routing
+from vtokens.models import layers, rope
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.mixers import attention
+from vtokens.models.mlps import routing
 
 # What transformers' norms of latents add to the mean square, whatever the
 # config says.

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vtokens.models import causal_conv, delta_rule, layers, packed_segments
+from vtokens.models import layers
 from vtokens.models.cache import States
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.mixers import causal_conv, delta_rule, packed_segments
 
 
 @dataclasses.dataclass(frozen=True)

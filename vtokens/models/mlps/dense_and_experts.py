@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.experts import ExpertMLP, Experts
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.mlps.experts import ExpertMLP, Experts
 
 
 @dataclasses.dataclass(frozen=True)

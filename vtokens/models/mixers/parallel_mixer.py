@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vtokens.models import routing
-from vtokens.models.attention import Attention
 from vtokens.models.cache import KeysValues
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
-from vtokens.models.mamba2 import Mamba2, Mamba2Mixer, SelectiveStates
+from vtokens.models.mixers.attention import Attention
+from vtokens.models.mixers.mamba2 import Mamba2, Mamba2Mixer, SelectiveStates
+from vtokens.models.mlps import routing
 
 # What a layer reads of a cache.
 _Parts = tuple[KVCache, SelectiveStates]

@@ -12,8 +12,8 @@ in attention; between chunks, the states are carried on.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vtokens.models import packed_segments
-from vtokens.models.packed_segments import Chunks, SegmentOrder
+from vtokens.models.mixers import packed_segments
+from vtokens.models.mixers.packed_segments import Chunks, SegmentOrder
 
 
 def scan(

@@ -11,11 +11,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from vtokens.devices import partitioning
-from vtokens.models import grouped, layers, routing
+from vtokens.models import layers
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.layer_inputs import LayerInputs
-from vtokens.models.plain_mlp import UngatedMLP
-from vtokens.models.routing import Routing
+from vtokens.models.mlps import grouped, routing
+from vtokens.models.mlps.plain_mlp import UngatedMLP
+from vtokens.models.mlps.routing import Routing
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import layers
-from vtokens.models.attention import Attention
 from vtokens.models.cache import Nothing
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
+from vtokens.models.mixers.attention import Attention
 
 
 @dataclasses.dataclass(frozen=True)

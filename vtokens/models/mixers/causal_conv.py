@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vtokens.models.packed_segments import (
+from vtokens.models.mixers.packed_segments import (
   SegmentOrder,
   moved,
   rows_at,

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
-from vtokens.models import causal_conv, layers
+from vtokens.models import layers
 from vtokens.models.cache import LayerCache
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.layer_inputs import LayerInputs
-from vtokens.models.packed_segments import order_of
+from vtokens.models.mixers import causal_conv
+from vtokens.models.mixers.packed_segments import order_of
 
 
 @struct.dataclass

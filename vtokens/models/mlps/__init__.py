@@ -1,0 +1,1 @@
+"""MLPs: what a layer does with each token."""

@@ -102,7 +102,8 @@ class _Matrices(nnx.Module):
           active=active,
         )
 
-      self.gate_bias = bias(width, 'expert_mlp')
+      if settings.gated:
+        self.gate_bias = bias(width, 'expert_mlp')
       self.up_bias = bias(width, 'expert_mlp')
       self.down_bias = bias(dim, 'embed')
 

@@ -38,6 +38,10 @@ _BASES = {
     'model_type': 'deepseek_v3',
     **decoder_cases.CASES['deepseek_v3'][1],
   },
+  'nemotron_h': {
+    'model_type': 'nemotron_h',
+    **decoder_cases.CASES['nemotron_h_dense'][1],
+  },
 }
 
 

@@ -35,8 +35,6 @@ _ONE = {
 }
 CONTENDERS: Mapping[str, Mapping[str, Any]] = {
   'quickstart': {},
-  'steps_24': {'train.num_steps': 24},
-  'steps_32': {'train.num_steps': 32},
   'steps_40': {'train.num_steps': 40},
   'one_token': _ONE,
   'one_token_rate_5e-2': {**_ONE, 'optim.learning_rate': 5e-2},

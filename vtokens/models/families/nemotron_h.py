@@ -66,7 +66,7 @@ class NemotronH(Family):
   model_type = 'nemotron_h'
   about = About(
     'Nemotron-H, Nemotron Nano 2, Nemotron 3 Nano',
-    'Mamba 2; layers of one part; attention without positions; squared relu; '
+    'Mamba 2; layers of one part; attention without positions; squared ReLU; '
     'experts, chosen by corrected sigmoids, without a gate',
     3.5e-06,
   )

@@ -22,7 +22,7 @@ class Qwen35(Family):
   about = About(
     'Qwen3.5, 3.6 (dense)',
     'gated delta nets; gated attention in every fourth layer, with norms of q '
-    'and k and rotation of a part; norms 1 + w',
+    'and k and rotation of a part; norms with 1 + w',
     7.2e-05,
   )
   architecture = 'Qwen3_5ForCausalLM'
@@ -66,7 +66,7 @@ class Qwen35Moe(_WithExperts):
   model_type = 'qwen3_5_moe_text'
   about = About(
     'Qwen3.5-35B-A3B, 122B-A10B, 397B-A17B, Qwen3.6-35B-A3B',
-    'as qwen3_5, with experts and a gated MLP for all tokens',
+    'as `qwen3_5_text`, with experts and a gated MLP for all tokens',
     2.2e-05,
   )
   architecture = 'Qwen3_5MoeForCausalLM'
@@ -113,7 +113,7 @@ class Qwen3Next(_WithExperts):
   model_type = 'qwen3_next'
   about = About(
     'Qwen3-Next-80B-A3B, Qwen3-Coder-Next',
-    'as qwen3_5_moe, with experts in some layers or all',
+    'as `qwen3_5_moe_text`, with experts in some layers or all',
     3.3e-05,
   )
   architecture = 'Qwen3NextForCausalLM'

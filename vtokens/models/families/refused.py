@@ -8,7 +8,7 @@ import functools
 from collections.abc import Mapping
 
 _REASONS: Mapping[str, str] = {
-  'mixture of experts': """
+  'a mixture of experts that is not implemented': """
     afmoe aria_text beam cohere2_moe dbrx dots1 ernie4_5_moe exaone_moe
     flex_olmo flint granitemoe_swa granitemoeshared
     hunyuan_v1_moe hy_v3 jetmoe kolibri1 laguna llama4 llama4_text mellum
@@ -22,13 +22,12 @@ _REASONS: Mapping[str, str] = {
   """,
   'hyper-connections, and an indexer that chooses tokens': 'deepseek_v4',
   'latent attention in a block of its own': 'axk1 longcat_flash',
-  'layers with a recurrent state or convolutions': """
+  'recurrent layers or convolutions that are not implemented': """
     bailing_hybrid falcon_mamba jamba kimi_linear lara_mini lfm2_moe lfm3 mamba
     mamba2 minimax olmo_hybrid qwen4_exp qwen4_exp_text recurrent_gemma rwkv
     xlstm zamba zamba2
     inkling2_loop_text inkling2_text inkling_text inkling2 inkling2_loop
-    inkling_mm_model lfm2_vl lfm3_vl minicpmv4_6 minicpmv4_7 nemotron_h_omni
-    glm5_next
+    inkling_mm_model lfm3_vl glm5_next
   """,
   'a draft of another model, whose keys and values it reads': """
     gemma4_assistant gemma4_unified_assistant
@@ -65,8 +64,9 @@ _REASONS: Mapping[str, str] = {
     cosmos3_omni deepseek_ocr2 deepseek_vl_hybrid emu3 evolla fuyu git
     glm_ocr glmga granite4_vision granite_docling hunyuan_vl
     hyperclovax_vision_v2 idefics instructblip instructblipvideo kosmos-2
-    minicpm_ocr mllama molmo2 muse_glimmer muse_spark paddleocr_vl
-    pp_chart2table qianfan_ocr unlimited_ocr
+    lfm2_vl minicpm_ocr minicpmv4_6 minicpmv4_7 mllama molmo2 muse_glimmer
+    muse_spark nemotron_h_omni paddleocr_vl pp_chart2table qianfan_ocr
+    unlimited_ocr
   """,
 }
 

@@ -18,7 +18,7 @@ out=$(cd "$1" && pwd)
 cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-python}
 limit=${LIMIT:-480}
-# What is compiled once need not be compiled again.
+# A second run finds the compiled programs of the first.
 export JAX_COMPILATION_CACHE_DIR="$out/compiled"
 export XLA_PYTHON_CLIENT_PREALLOCATE=false PYTHONUNBUFFERED=1
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

@@ -1,7 +1,7 @@
-"""Gemma 4 26B-A4B, instruction-tuned: 3.8 billion parameters for each token.
+"""Gemma 4 26B-A4B, instruction-tuned; the text part.
 
-Append `:paper` to the config's path for the paper's hyperparameters; see
-`vtokens/recipes/spring_training.py`.
+A token uses 3.8 of 25.2 billion parameters. Append `:paper` to the config's
+path for the paper's hyperparameters; see `vtokens/recipes/spring_training.py`.
 """
 
 from vtokens import config, recipes

@@ -1,6 +1,4 @@
-"""Runs on bases with experts, recurrent layers and latent attention, from
-training to answers.
-"""
+"""Runs on bases with experts, states or latents, from training to answers."""
 
 import json
 import re

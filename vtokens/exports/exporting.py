@@ -118,7 +118,7 @@ def base_facts(source: Source) -> card.BaseFacts:
   dtype, wrapped, quantised = 'float32', False, ''
   if isinstance(weights, hf_directory.SafetensorsSource):
     name = registry.family_of(source.base.config).names['embedding']
-    # vLLM refuses float32 for formats of 4 bits.
+    # vLLM refuses float32 for some formats of quantised weights.
     dtype = '' if weights.format else _dtype(weights, name)
     wrapped = hf_directory.read_wrapper(weights.path) is not None
     quantised = weights.format.label if weights.format else ''

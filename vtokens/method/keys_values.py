@@ -24,7 +24,7 @@ from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.tokenizers.tokenizer import Tokenizer
 from vtokens.serving import trained_file
 
-# `keys` and `values`, each of shape [L, P, K, H], float32; H may differ.
+# `keys` and `values`, each of shape [L, P, K, H] with its own H, float32.
 _Trained = Mapping[str, Any]
 
 
@@ -69,9 +69,9 @@ class KeysValues(Trainable):
     """Checks the base and saved initial values; see `Trainable`."""
     if any(kind.mixer is not None for kind in base.layer_kinds):
       raise errors.UserError(
-        f"config.virtual_tokens.kind: 'kv' trains keys and values of one shape "
-        f'in every layer, which {base.model_type} does not have; set '
-        "config.virtual_tokens.kind to 'table'"
+        "config.virtual_tokens.kind: 'kv' needs layers with keys and values of "
+        f'one shape and no states; layers of {base.model_type} keep states, '
+        "share keys and values, or differ in their shape; set it to 'table'"
       )
     if settings.init == 'table':
       self._saved(settings, base)

@@ -17,10 +17,12 @@ from vtokens.models.mixers.attention import Attention
 class Block(nnx.Module):
   """One decoder layer: a token mixer and an MLP on the residual stream.
 
-  A layer may have one of both alone, after one norm.
+  A layer may have one of the two alone, with one norm before it.
 
   Attributes:
-    attention: the token mixer: attention, or a recurrence that stands for it.
+    attention: the token mixer: attention or a recurrent layer; None if the
+      layer has an MLP alone.
+    mlp: the MLP; None if the layer has a token mixer alone.
 
   Args:
     config: the architecture.
@@ -47,7 +49,7 @@ class Block(nnx.Module):
     if self.attention is None or self.mlp is None:
       self.norm = norm()
       return
-    # Some parts norm their input themselves.
+    # Some MLPs norm their input themselves.
     self.norms_mlp = config.pre_norm and not getattr(
       self.mlp, 'norms_input', False
     )

@@ -99,7 +99,7 @@ class States(LayerCache):
 
 @struct.dataclass
 class NoCache(LayerCache):
-  """Of a layer without a token mixer."""
+  """The cache of a layer without a token mixer."""
 
   AXES = {}  # noqa: RUF012
 

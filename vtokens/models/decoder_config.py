@@ -30,7 +30,9 @@ class BlockPart(Protocol):
 
 
 class RecurrentPart(BlockPart, Protocol):
-  """A token mixer that keeps a state instead of keys and values.
+  """A token mixer that keeps a state, alone or beside keys and values.
+
+  One that also has keys and values has an attribute `attends`, which is True.
 
   Attributes:
     recurrent: True.
@@ -91,8 +93,8 @@ class Rope:
     short_factor: longrope, one per frequency, up to `original_max_positions`.
     long_factor: longrope, one per frequency, beyond that.
     attention_factor: multiplies cosines and sines (yarn, longrope).
-    share: proportional; share of the pairs of values that turn. Their
-      frequencies are those of a head that turns as a whole.
+    share: proportional; share of the pairs of values that turn, with the
+      frequencies that they have in a head that turns as a whole.
   """
 
   theta: float = 10_000.0
@@ -298,7 +300,7 @@ class DecoderConfig:
 
   @property
   def is_recurrent(self) -> bool:
-    """Whether some layers keep a state instead of keys and values."""
+    """Whether some layers keep a state; see `RecurrentPart`."""
     return any(is_recurrent(kind.mixer) for kind in self.layer_kinds)
 
   @property
@@ -348,7 +350,7 @@ def attends(mixer: BlockPart | None) -> bool:
 
 
 def is_recurrent(mixer: BlockPart | None) -> TypeGuard[RecurrentPart]:
-  """Whether a token mixer keeps a state instead of keys and values."""
+  """Whether a token mixer keeps a state; see `RecurrentPart`."""
   return getattr(mixer, 'recurrent', False)
 
 

@@ -214,8 +214,9 @@ class GatedMLP(nnx.Module):
     dtype: dtype of the stored weights.
     rngs: random streams.
     width: width between; None for `mlp_dim`.
-    sparsity: share of the gate's values that is set to zero, if they are
-      normally distributed: those below a number of their standard deviations.
+    sparsity: share of the gate's values that are set to zero. It is exact for
+      normally distributed values: a bound of so many standard deviations
+      above their mean is subtracted, and negative values become zero.
   """
 
   def __init__(

@@ -30,7 +30,7 @@ def matrix_weights(config: DecoderConfig, *, active: bool = True) -> int:
 
   Args:
     config: the architecture.
-    active: count those alone that one token uses: of experts a share.
+    active: count only the weights that one token uses: a share of the experts.
   """
   params = nnx.state(abstract_decoder(config, jnp.dtype(jnp.float32)))
   total: float = sum(
@@ -69,7 +69,7 @@ def train_flops(
   Causally masked scores do not count. Windows count as full attention.
   Attention over the passages needs the gradient of the queries only: keys and
   values of the passages do not depend on the table. Recurrent layers count as
-  they compute token by token.
+  if they ran token by token.
 
   Args:
     config: architecture of the base.

@@ -265,7 +265,7 @@ def _is_attached(module: Any) -> bool:
 
 
 def _second_embedding(model: 'PreTrainedModel') -> Any:
-  """The embedding of the inputs of each layer (Gemma 4 E2B and E4B), if any."""
+  """The embedding with inputs of each layer (Gemma 3n and 4), if any."""
   named = model.named_modules()
   ends = ('.' + _SECOND, _SECOND)
   return next((m for name, m in named if name.endswith(ends)), None)

@@ -3,7 +3,7 @@
 Kind   file                      holds
 table  table.safetensors         rows of input embeddings, see `table_file`
 kv     keys_values.safetensors   `keys` (before rotation) and `values`, each of
-                                 shape [L, P, K, H], float32; H may differ
+                                 shape [L, P, K, H] with its own H, float32
 """
 
 import hashlib
@@ -73,7 +73,7 @@ def load(
   if keys[:-1] != values[:-1]:
     raise errors.UserError(
       f'{path}: keys of shape {keys} and values of shape {values}, expected '
-      'equal shapes but for their width'
+      'shapes that differ in the last number alone'
     )
   return found, metadata
 

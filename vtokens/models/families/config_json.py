@@ -344,7 +344,7 @@ class Fields:
 
 
 def _decoded(value: Any) -> Any:
-  """A value without transformers' form of the numbers that JSON lacks."""
+  """A value with floats where transformers writes infinities as objects."""
   if isinstance(value, list):
     return [_decoded(part) for part in value]
   if isinstance(value, Mapping) and list(value) == ['__float__']:

@@ -57,7 +57,7 @@ class Family(abc.ABC):
     own_rotation: whether `read` decides by other fields than
       `partial_rotary_factor` how many values of a head are rotated.
     unused: ends of names of tensors that files may have and that are not read.
-    unused_parts: beginnings of such names.
+    unused_parts: beginnings of names of such tensors.
   """
 
   model_type: str
@@ -103,7 +103,7 @@ class Family(abc.ABC):
     del values  # For families whose files have several forms.
 
   def unused_tensors(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Beginnings of names of tensors that files may have and nothing reads.
+    """Beginnings of names of tensors that files may have but are not read.
 
     Args:
       values: fields of config.json, not checked.
@@ -135,10 +135,10 @@ class Family(abc.ABC):
     return (tensor_names.Form(self.names_of(config)),)
 
   def row_groups(self, config: DecoderConfig, path: str) -> int:
-    """Groups of rows of the tensor of a parameter.
+    """Number of groups of rows in the tensor of a parameter.
 
-    Each group has rows of each of the tensor's parameters. With one group they
-    follow one another.
+    Several parameters may share a tensor. Each group has rows of every one of
+    them. With one group the parameters follow one another.
 
     Args:
       config: the architecture.
@@ -149,7 +149,7 @@ class Family(abc.ABC):
     return 1
 
   def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
-    """Form of GGUF files, with Hugging Face's names or names like these."""
+    """Form of GGUF files: their tensors under names like Hugging Face's."""
     return self.forms(config)[0]
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:

@@ -286,7 +286,7 @@ def sources(f: Fields, types: Sequence[str]) -> list[int | None]:
   if own < 1 or set(types[:own]) != set(types):
     raise f.fail(
       'num_kv_shared_layers',
-      'fewer, so that an earlier layer of each of layer_types has keys and '
+      'fewer, so that each of layer_types has an earlier layer with keys and '
       'values',
     )
   last = {name: i for i, name in enumerate(types[:own])}

@@ -80,12 +80,12 @@ def check_width(f: Fields, *fields: str) -> None:
 
 
 def _sum(f: Fields, fields: Sequence[str]) -> int:
-  # As given: some config classes take one for another.
+  # As in the file: some config classes put one in the place of another.
   return sum(f.number(x, default=f.number(x), inside=f.values) for x in fields)
 
 
 def _temperature(f: Fields, rope: Rope) -> float:
-  """`mscale_all_dim`, which multiplies scores besides."""
+  """`mscale_all_dim`, which also scales the scores; 0 for none."""
   found = (f.get('rope_parameters') or {}).get(_TEMPERATURE)
   if rope.type != 'yarn' or not found:
     return 0.0
@@ -93,7 +93,7 @@ def _temperature(f: Fields, rope: Rope) -> float:
 
 
 def write(config: DecoderConfig, values: dict[str, Any]) -> None:
-  """Sets the sizes, and what belongs to them.
+  """Sets the sizes of latent attention and the fields that follow from them.
 
   Args:
     config: the architecture.
@@ -125,7 +125,7 @@ def names(others: Mapping[str, str]) -> Mapping[str, str]:
   """Names of tensors.
 
   Args:
-    others: names of the other parameters, with those of usual attention.
+    others: names of a family with usual attention, whose other names are kept.
   """
   layer = 'model.layers.{}.self_attn.'
   kept = {
@@ -155,7 +155,7 @@ def names_of(
 
   Args:
     config: the architecture.
-    several: see `names`; of models that make queries from a latent.
+    several: what `names` returns, for models that make queries from a latent.
   """
   if of(config).query_rank is not None:
     return several

@@ -47,7 +47,7 @@ def read(f: Fields, **more: Any) -> Mamba2:
 
   Args:
     f: the fields.
-    more: settings of the mixer that differ.
+    more: settings of the mixer that the family reads itself.
   """
   f.only('hidden_act', 'silu')
   no_limit(f)

@@ -204,7 +204,7 @@ def _yarn_scale(found: Mapping[str, Any], factor: float) -> float:
 
 
 def yarn_mscale(factor: float, weight: float) -> float:
-  """The logarithm of a factor of YaRN as a scale, 1 without stretching."""
+  """YaRN's scale for a factor: a weighted logarithm, 1 without stretching."""
   return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 

@@ -232,8 +232,8 @@ _RENAMED: Mapping[str, str] = {
   'exaone4_5_text': 'exaone4',
   'kimi_k2': 'deepseek_v3',
 }
-# Type of a text part -> values of the family's fields that it has no fields
-# for.
+# Type of a text part -> fields of its family that its config lacks, with the
+# values that its code implies.
 _IMPLIED: Mapping[str, Mapping[str, Any]] = {
   'glm4v_text': {'attention_bias': True},
 }

@@ -39,7 +39,7 @@ class TensorSource(Protocol):
     Args:
       name: name of the tensor.
       rows: along the first axis. Of a tensor of rank 3 the first two axes count
-        as one, and the rows are of one matrix, unless each matrix is a row.
+        as one. All rows are of one matrix, unless each matrix has one row.
       columns: along the last axis; needs rank 2 or 3.
     """
 

@@ -72,7 +72,7 @@ class _Attention(Attention):
   def keys_values(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> KVCache:
-    """See `Attention`; of the source if the layer has none of its own."""
+    """See `Attention`; the source's if the layer has no keys and values."""
     if tokens.shared is not None:
       return tokens.shared
     k = layers.product('btd,dkh->btkh', x, self.k)

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from vtokens.models import quantize
 
-# Least and most rows that are multiplied at a time. Few rows for
-# each group make small blocks, so that little is multiplied in vain.
+# Least and most rows that are multiplied at a time. Few rows for each group
+# make small blocks, so that little is multiplied in vain.
 _BLOCKS = {'cpu': (8, 64), 'gpu': (16, 512)}
 
 
@@ -24,9 +24,10 @@ class Order(NamedTuple):
   """Rows sorted by group.
 
   Attributes:
-    sources: for each sorted row its row before.
-    places: for each row before its sorted row.
-    groups: group of each sorted row; the number of groups for a row of none.
+    sources: for each sorted row, its row before sorting.
+    places: for each row before sorting, its sorted row.
+    groups: group of each sorted row; the number of groups for a row that has
+      none.
     sizes: rows of each group.
   """
 
@@ -40,7 +41,7 @@ def sort(groups: Int[Array, 'M'], count: int) -> Order:
   """Sorts rows by group.
 
   Args:
-    groups: group of each row. A row below 0 or from `count` on is of none.
+    groups: group of each row. Below 0, or `count` or more, stands for none.
     count: number of groups.
   """
   groups = jnp.where((groups >= 0) & (groups < count), groups, count)

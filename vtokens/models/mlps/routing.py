@@ -27,7 +27,7 @@ class Routing:
     bias: whether the router has a bias.
     correction: whether a bias is added to the scores for the choice alone
       (arXiv 2408.15664).
-    groups: groups of neighbouring experts. Those with the largest sums of
+    groups: groups of neighbouring experts. The groups with the largest sums of
       `group_best` scores take part in the choice.
     active_groups: groups that take part.
     tolerance: sparsemixer; see `_one_by_one`.

@@ -123,8 +123,8 @@ def _pairs(
     suffix: number of tokens of each suffix.
 
   Returns:
-    FLOPs of a pair in a prefix, of a pair with a query of a suffix, and of what
-    a suffix needs of its prefix besides.
+    FLOPs of a pair in a prefix, FLOPs of a pair with a query of a suffix, and
+    further FLOPs for the prefix of each suffix.
   """
   widths = [
     config.head_width(kind)

@@ -67,7 +67,7 @@ class Gemma3n(Family):
     }
 
   def unused_tensors(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys and values of layers that read those of earlier layers."""
+    """Keys and values of layers that read an earlier layer's."""
     return unused_tensors(values, default=15)
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class Gemma4(Family):
       values['num_global_key_value_heads'] = own.get('num_key_value_heads')
 
   def unused_tensors(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys and values of layers that read those of earlier layers."""
+    """Keys and values of layers that read an earlier layer's."""
     return unused_tensors(values, default=0)
 
   def read(self, f: Fields) -> dict[str, Any]:

@@ -240,7 +240,7 @@ _IMPLIED: Mapping[str, Mapping[str, Any]] = {
 
 
 def with_known_type(config: Mapping[str, Any]) -> Mapping[str, Any]:
-  """A config.json whose `model_type` is that of transformers."""
+  """A config.json with the `model_type` that transformers uses."""
   found = config.get('model_type')
   known = _RENAMED.get(found) if isinstance(found, str) else None
   return {**config, 'model_type': known} if known else config

@@ -30,7 +30,7 @@ def convolve(
   """Convolves the inputs of each segment, summed in float32.
 
   Args:
-    x: inputs; those of padding are not read.
+    x: inputs; padding is not read.
     weight: kernel of each channel; its last number multiplies the token's own
       input.
     order: the segments; see `packed_segments.segment_order`.
@@ -65,7 +65,7 @@ def _last_inputs(
   initial: Float[Array, 'B P W C'] | None,
   window: int,
 ) -> Float[Array, 'B G W C']:
-  """The last inputs of each segment, after those of `initial`."""
+  """The last inputs of each segment, `initial` before its tokens."""
   last = []
   for entry in range(window):
     # Number of the input, counted from the first input of `initial`.

@@ -51,7 +51,8 @@ class ParallelMixer:
 
   Attributes:
     mamba: makes Mamba 2.
-    key_scale: multiplies the keys. `DecoderConfig.attention_scale` has it, too.
+    key_scale: factor of the keys. It is part of `DecoderConfig.attention_scale`
+      and kept here for config.json alone.
     in_scale: multiplies the input of attention.
     out_scale: multiplies the output of attention.
     mamba_scale: multiplies the output of Mamba 2.

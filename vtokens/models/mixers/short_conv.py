@@ -70,7 +70,7 @@ class _ShortConv(nnx.Module):
       zeros = jax.nn.initializers.zeros
       return layers.param(rngs, (dim,), (axis,), dtype, zeros)
 
-    # The channels are sharded as those of an MLP.
+    # The channels are sharded like an MLP's.
     self.in_gate = matrix(('embed', 'mlp'))
     self.out_gate = matrix(('embed', 'mlp'))
     self.inner = matrix(('embed', 'mlp'))

@@ -9,7 +9,8 @@ largest difference of a logit for each `model_type`:
 It compares the figures with those that `vtokens models` states, which are in
 each family's `About`. They depend on the processor, so it fails if one is more
 than twice as large as stated. With `--write` it puts the measured figures into
-the source; then make `docs/models.md` again (`vtokens models --markdown`).
+the source; then copy the table that `vtokens models --markdown` prints into
+`docs/models.md`.
 """
 
 import argparse

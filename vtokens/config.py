@@ -95,8 +95,8 @@ class VirtualTokens(schema.Section):
   Attributes:
     kind: table (a row of input embeddings for each virtual token: the method)
       or kv (a key and a value in each layer for each virtual token: more
-      numbers and better answers, but not for every server;
-      see docs/training.md).
+      numbers and better answers, but not for every base and server; see
+      docs/training.md).
     num_virtual_tokens: number of virtual tokens (n), e.g. rows of the table.
     num_frozen: number of first virtual tokens that keep their initial values.
     position: of the tokens in an example: middle (between passages and

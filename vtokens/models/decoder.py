@@ -135,8 +135,8 @@ class Decoder(nnx.Module):
         if a row is one sequence.
       parents: segment of the caches that each token continues, int32; None if
         it is the segment of its own number.
-      num_segments: most segments of a row: those whose states recurrent layers
-        keep. Only needed with segments, by models with recurrent layers.
+      num_segments: most segments of a row, whose states recurrent layers keep.
+        Only needed with segments, by models with recurrent layers.
       remat: recompute each layer in the backward pass instead of keeping its
         activations.
       stationary: keep weights that are sharded over fsdp in place and move

@@ -15,15 +15,15 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.block import Block
-from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.decoder_config import DecoderConfig, LayerKind, Settings
 from vtokens.models.layer_inputs import LayerInputs
 
 # Least mean square of a stream that is scaled.
 _LEAST = 1e-5
 
 
-@dataclasses.dataclass(frozen=True)
-class AltUp:
+@dataclasses.dataclass(frozen=True, repr=False)
+class AltUp(Settings):
   """Settings; see `DecoderConfig.streams`.
 
   Attributes:

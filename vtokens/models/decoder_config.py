@@ -13,14 +13,30 @@ if TYPE_CHECKING:
 _LATER = {'later': True}
 
 
+class Settings:
+  """A dataclass whose `repr` omits fields that have their default.
+
+  Fingerprints of bases contain the `repr`: a field that is added later leaves
+  those of existing bases as they are.
+  """
+
+  def __repr__(self) -> str:
+    fields = [
+      f'{field.name}={getattr(self, field.name)!r}'
+      for field in dataclasses.fields(self)  # type: ignore[arg-type]
+      if getattr(self, field.name) != field.default
+    ]
+    return f'{type(self).__name__}({", ".join(fields)})'
+
+
 class BlockPart(Protocol):
   """A token mixer or MLP that replaces the default one, with its own settings.
 
-  It is a frozen dataclass: its settings distinguish architectures. Calling it
-  makes the module of one layer. The module's weights come from `layers.param`,
-  and its call has the arguments of `attention.Attention` or `layers.GatedMLP`.
-  An attention whose cached keys and values are not `head_dim` wide has a
-  property `cache_widths`.
+  It is a frozen dataclass of `Settings`, which distinguish architectures.
+  Calling it makes the module of one layer. The module's weights come from
+  `layers.param`, and its call has the arguments of `attention.Attention` or
+  `layers.GatedMLP`. An attention whose cached keys and values are not
+  `head_dim` wide has a property `cache_widths`.
   """
 
   def __call__(

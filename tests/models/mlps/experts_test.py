@@ -128,7 +128,7 @@ def test_settings_are_told_without_defaults():
     'Experts(routing=Routing(experts=6, active=2, normalised=True), width=24, '
     'shared=16)'
   )
-  assert routing.text(Routing(3, 1)) == 'Routing(experts=3, active=1)'
+  assert repr(Routing(3, 1)) == 'Routing(experts=3, active=1)'
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.cache import States
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers import causal_conv, delta_rule, packed_segments
 
 
-@dataclasses.dataclass(frozen=True)
-class DeltaNet:
+@dataclasses.dataclass(frozen=True, repr=False)
+class DeltaNet(Settings):
   """Makes a gated delta net; see `decoder_config.BlockPart`.
 
   Attributes:
@@ -127,8 +127,8 @@ class GatedDeltaNet(nnx.Module):
     settings = self.settings
     # Later caches begin with the states of earlier ones.
     before = tokens.caches[-1] if tokens.caches else None
-    order = packed_segments.segment_order(
-      tokens.positions, tokens.segments, tokens.parents, tokens.num_segments
+    order = packed_segments.order_of(
+      tokens, None if before is None else before.state.shape[1]
     )
     rows, length, _ = x.shape
     mixed = jnp.concatenate(

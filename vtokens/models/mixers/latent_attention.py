@@ -16,11 +16,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import layers, rope
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers import attention
-from vtokens.models.mlps import routing
 
 # What transformers' norms of latents add to the mean square, whatever the
 # config says.
@@ -28,7 +27,7 @@ _NORM_EPS = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LatentAttention:
+class LatentAttention(Settings):
   """Makes latent attention; see `decoder_config.BlockPart`.
 
   The config's `head_dim` is the width of queries and keys, `plain` and
@@ -51,9 +50,6 @@ class LatentAttention:
   value: int
   query_rank: int | None = None
   temperature: float = 0.0
-
-  def __repr__(self) -> str:
-    return routing.text(self)
 
   def __call__(
     self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs

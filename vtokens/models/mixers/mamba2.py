@@ -12,11 +12,10 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.cache import LayerCache
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers import causal_conv, selective_scan
 from vtokens.models.mixers.packed_segments import order_of
-from vtokens.models.mlps import routing
 
 
 @struct.dataclass
@@ -44,7 +43,7 @@ class SelectiveStates(LayerCache):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Mamba2:
+class Mamba2(Settings):
   """Makes the mixer; see `decoder_config.BlockPart`.
 
   Attributes:
@@ -77,9 +76,6 @@ class Mamba2:
   scales: tuple[float, ...] = (1.0,) * 5
 
   recurrent: ClassVar[bool] = True
-
-  def __repr__(self) -> str:
-    return routing.text(self)
 
   def __post_init__(self) -> None:
     # ValueError: the caller that reads the file adds its name.

@@ -10,12 +10,11 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from vtokens.models.cache import KeysValues
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers.attention import Attention
 from vtokens.models.mixers.mamba2 import Mamba2, Mamba2Mixer, SelectiveStates
-from vtokens.models.mlps import routing
 
 # What a layer reads of a cache.
 _Parts = tuple[KVCache, SelectiveStates]
@@ -44,7 +43,7 @@ class KeysValuesStates(SelectiveStates):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class ParallelMixer:
+class ParallelMixer(Settings):
   """Makes the mixer; see `decoder_config.BlockPart`.
 
   Both parts read the same input. Their outputs are added.
@@ -66,9 +65,6 @@ class ParallelMixer:
 
   recurrent: ClassVar[bool] = True
   attends: ClassVar[bool] = True
-
-  def __repr__(self) -> str:
-    return routing.text(self)
 
   @property
   def token_flops(self) -> float:

@@ -9,14 +9,14 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.cache import Nothing
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.kv_cache import KVCache
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers.attention import Attention
 
 
-@dataclasses.dataclass(frozen=True)
-class Heads:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Heads(Settings):
   """Makes a layer's attention; see `decoder_config.BlockPart`.
 
   Values are normed, without a scale.

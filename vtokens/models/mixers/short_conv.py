@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from vtokens.models import layers
 from vtokens.models.cache import LayerCache
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers import causal_conv
 from vtokens.models.mixers.packed_segments import order_of
@@ -26,8 +26,8 @@ class LastInputs(LayerCache):
   inputs: Float[Array, '*L B M W D']
 
 
-@dataclasses.dataclass(frozen=True)
-class ShortConv:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ShortConv(Settings):
   """Makes the mixer; see `decoder_config.BlockPart`.
 
   Attributes:

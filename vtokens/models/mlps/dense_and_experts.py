@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import layers
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mlps.experts import ExpertMLP, Experts
 
 
-@dataclasses.dataclass(frozen=True)
-class DenseAndExperts:
+@dataclasses.dataclass(frozen=True, repr=False)
+class DenseAndExperts(Settings):
   """Makes both; see `decoder_config.BlockPart`.
 
   Each of them norms its input and its output. The router reads another norm of

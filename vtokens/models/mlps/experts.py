@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from vtokens.devices import partitioning
 from vtokens.models import layers
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mlps import grouped, routing
 from vtokens.models.mlps.plain_mlp import UngatedMLP
@@ -20,7 +20,7 @@ from vtokens.models.mlps.routing import Routing
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Experts:
+class Experts(Settings):
   """Makes an MLP of experts; see `decoder_config.BlockPart`.
 
   Attributes:
@@ -43,9 +43,6 @@ class Experts:
   clamp: float | None = None
   gain: float = 1.702
   gated: bool = True
-
-  def __repr__(self) -> str:
-    return routing.text(self)
 
   def __call__(
     self, config: DecoderConfig, dtype: jnp.dtype, rngs: nnx.Rngs

@@ -1,15 +1,16 @@
 """How tokens choose experts."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vtokens.models.decoder_config import Settings
+
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Routing:
+class Routing(Settings):
   """The rule by which a router's logits become experts and weights.
 
   All is computed in float32.
@@ -72,23 +73,6 @@ class Routing:
         f'{self.active} experts for each token of {self.active_groups} groups '
         f'of {size}: expected at most {self.active_groups * size}'
       )
-
-  def __repr__(self) -> str:
-    return text(self)
-
-
-def text(value: Any) -> str:
-  """The `repr` of a dataclass without fields that have their default.
-
-  Fingerprints of bases contain it: a field that is added later leaves those of
-  existing bases as they are.
-  """
-  fields = [
-    f'{field.name}={getattr(value, field.name)!r}'
-    for field in dataclasses.fields(value)
-    if getattr(value, field.name) != field.default
-  ]
-  return f'{type(value).__name__}({", ".join(fields)})'
 
 
 def choose(

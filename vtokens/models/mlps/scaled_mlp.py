@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import layers
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.layer_inputs import LayerInputs
 
 
-@dataclasses.dataclass(frozen=True)
-class ScaledMLP:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ScaledMLP(Settings):
   """Makes the MLP; see `decoder_config.BlockPart`.
 
   Attributes:

@@ -27,6 +27,7 @@ from vtokens.exports import (
 from vtokens.exports.export_config import NAMES
 from vtokens.host import claimed_directory, errors, writers
 from vtokens.models import frozen_base
+from vtokens.models.families import registry
 from vtokens.run import workdir
 from vtokens.serving import artifact, prompt_ids, table_file
 from vtokens.serving.artifact import (
@@ -169,7 +170,7 @@ def _from_spring(
         fingerprint=opened.fingerprint,
         tokenizer_sha256=opened.tokenizer.sha256,
         vocab_size=opened.config.vocab_size,
-        scales_embeddings=opened.config.scale_embeddings,
+        scales_embeddings=registry.scales_lookup(opened.config),
       ),
       prompt=prompt,
       tokens=Tokens(

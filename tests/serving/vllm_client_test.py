@@ -383,11 +383,12 @@ def test_table_of_another_format(place):
     )
 
 
-def test_a_base_that_scales_its_embeddings(tmp_path):
-  family_models.save(tmp_path / 'base', 'gemma')
+@pytest.mark.parametrize('family', ['gemma', 'minicpm3'])
+def test_a_base_that_scales_its_embeddings(tmp_path, family):
+  family_models.save(tmp_path / 'base', family)
   trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   table = trained_table.read(str(tmp_path / 'run')).table
-  with pytest.raises(errors.UserError, match='square root of their width'):
+  with pytest.raises(errors.UserError, match='multiplies the embeddings'):
     vllm_client.Client('http://x', 'm', table, None)
 
 

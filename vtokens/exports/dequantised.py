@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import transformers
 
-from vtokens.models.families import registry
+from vtokens.models.families import registry, wrappers
 from vtokens.models.files import hf_directory
 from vtokens.models.files.quantised import formats
 
@@ -29,7 +29,7 @@ def load_model(
   fields, _ = formats.split(hf_directory.read_fields(path), path)
   if hf_directory.read_wrapper(directory):
     fields = registry.to_hf(architecture)
-  config = transformers.AutoConfig.for_model(**fields)
+  config = transformers.AutoConfig.for_model(**wrappers.with_known_type(fields))
   weights = {
     name: torch.from_numpy(_whole(source, name)) for name in source.shapes()
   }
@@ -46,6 +46,10 @@ def _whole(source: hf_directory.SafetensorsSource, name: str) -> np.ndarray:
   if len(shape) < 3:
     return source.read(name).astype(np.float32)
   made = np.empty(shape, np.float32)
+  if shape[1] == 1:
+    # The kernels of a convolution: many matrices of one row.
+    made[:, 0] = source.read(name)
+    return made
   for i, matrix in enumerate(made):
     matrix[...] = source.read(name, slice(i * shape[1], (i + 1) * shape[1]))
   return made

@@ -355,14 +355,27 @@ def _write_config(
     values['vocab_size'] = placement.num_rows
   values['tie_word_embeddings'] = False
   for part in (values, text):
-    if isinstance(part, dict) and _SECOND_ROWS in part:
-      part[_SECOND_ROWS] = placement.num_rows
+    if isinstance(part, dict):
+      _drop_older_names(part)
+      if _SECOND_ROWS in part:
+        part[_SECOND_ROWS] = placement.num_rows
+  if second_matrix(base) is not None:
+    inner = text if isinstance(text, dict) else values
+    inner[_SECOND_ROWS] = placement.num_rows
   # The head is not quantised, nor was it if it was tied.
   head = matrices(base)[1].removesuffix('.weight')
   for skipped in formats.skipped_lists(values):
     if head not in skipped:
       skipped.append(head)
   writers.write_json(out / 'config.json', values)
+
+
+def _drop_older_names(values: dict[str, Any]) -> None:
+  """Removes older names of fields that were written under their own name."""
+  family = registry.families().get(values.get('model_type', ''))
+  for older, name in family.aliases.items() if family else ():
+    if name in ('tie_word_embeddings', 'vocab_size'):
+      values.pop(older, None)
 
 
 def end_ids(values: Mapping[str, Any]) -> list[int]:

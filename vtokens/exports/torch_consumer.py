@@ -1,5 +1,6 @@
 """Runs exports in transformers, on the CPU or a GPU."""
 
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 import transformers
 
 from vtokens.exports import dequantised, gate, hf_checkpoint
+from vtokens.models.families import wrappers
 from vtokens.models.files import hf_directory
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import model_cache, plug
@@ -27,7 +29,7 @@ def load_model(path: str) -> Any:
     path: a directory, or a GGUF file.
   """
   file = pathlib.Path(path)
-  where = (
+  where: dict[str, Any] = (
     {'pretrained_model_name_or_path': file.parent, 'gguf_file': file.name}
     if file.suffix == '.gguf'
     else {'pretrained_model_name_or_path': path}
@@ -40,7 +42,17 @@ def load_model(path: str) -> Any:
   if source is not None and source.format is not None:
     model = dequantised.load_model(path, source, **settings)
   else:
+    if file.is_dir():
+      fields = hf_directory.read_fields(file / 'config.json')
+      known = wrappers.with_known_type(fields)
+      if known != fields:
+        where['config'] = transformers.AutoConfig.for_model(**known)
     model = auto.from_pretrained(**where, **settings)
+  for module in model.modules():
+    if type(module).__name__ == 'NemotronHMamba2Mixer':
+      # transformers bounds step sizes in one pass over a text, not in single
+      # steps. vLLM and vtokens never do.
+      module.time_step_limit = (0.0, math.inf)
   device: Any = 'cuda' if torch.cuda.is_available() else 'cpu'
   return model.to(device).eval()
 

@@ -9,6 +9,7 @@ from vtokens.exports import public_names, vocabulary_rows
 from vtokens.exports.export_config import NAMES
 from vtokens.host import errors, paths, writers
 from vtokens.models import frozen_base
+from vtokens.models.families import registry
 from vtokens.run import run_identity
 from vtokens.run.workdir import RecordedClaim, RunDir
 from vtokens.serving import artifact, prompt_ids, trained_file
@@ -101,7 +102,7 @@ def read(workdir: str, names: str = '', base: str = '') -> Source:
             fingerprint=opened.fingerprint,
             tokenizer_sha256=opened.tokenizer.sha256,
             vocab_size=opened.config.vocab_size,
-            scales_embeddings=opened.config.scale_embeddings,
+            scales_embeddings=registry.scales_lookup(opened.config),
           ),
           prompt=prompt,
           tokens=tokens,

@@ -52,6 +52,12 @@ class KeysValues(Trainable):
     self, settings: config.VirtualTokens, base: DecoderConfig
   ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of keys and values; see `Trainable`."""
+    if any(kind.mixer is not None for kind in base.layer_kinds):
+      raise errors.UserError(
+        "config.virtual_tokens.kind: 'kv' needs layers with keys and values of "
+        f'one shape and no states; layers of {base.model_type} keep states, '
+        "share keys and values, or differ in their shape; set it to 'table'"
+      )
     number, heads = settings.num_virtual_tokens, base.num_kv_heads
     return {
       name: jax.ShapeDtypeStruct(
@@ -67,12 +73,7 @@ class KeysValues(Trainable):
 
   def check(self, settings: config.VirtualTokens, base: DecoderConfig) -> None:
     """Checks the base and saved initial values; see `Trainable`."""
-    if any(kind.mixer is not None for kind in base.layer_kinds):
-      raise errors.UserError(
-        "config.virtual_tokens.kind: 'kv' needs layers with keys and values of "
-        f'one shape and no states; layers of {base.model_type} keep states, '
-        "share keys and values, or differ in their shape; set it to 'table'"
-      )
+    self.shapes(settings, base)
     if settings.init == 'table':
       self._saved(settings, base)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vtokens.models import layers, per_layer
-from vtokens.models.cache import NoCache
+from vtokens.models.cache import Nothing
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers.attention import Attention
@@ -47,6 +47,11 @@ class Block(nnx.Module):
     self.attention = mixer(config, dtype, rngs)
     self.mlp = mlp(config, dtype, rngs)
     if self.attention is None or self.mlp is None:
+      others = config.post_norm, config.parallel, config.layer_scale
+      if any(others) or config.per_layer_dim or self.attention is self.mlp:
+        raise ValueError(
+          'a layer without a token mixer or MLP has one norm and nothing else'
+        )
       self.norm = norm()
       return
     # Some MLPs norm their input themselves.
@@ -80,7 +85,7 @@ class Block(nnx.Module):
       y, new = self.attention(self.norm(x), tokens)
       return x + self._scaled(y), new
     if self.attention is None:
-      return x + self._scaled(self.mlp(self.norm(x), tokens)), NoCache()
+      return x + self._scaled(self.mlp(self.norm(x), tokens)), Nothing()
     pre, post = self.config.pre_norm, self.config.post_norm
     normed = self.attention_norm(x) if pre else x
     y, new = self.attention(normed, tokens)
@@ -104,7 +109,7 @@ class Block(nnx.Module):
   def keys_values(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> Any:
     """What `__call__` returns for later tokens, alone."""
     if self.attention is None:
-      return NoCache()
+      return Nothing()
     if self.mlp is None:
       return self.attention.keys_values(self.norm(x), tokens)
     y = self.attention_norm(x) if self.config.pre_norm else x

@@ -73,33 +73,7 @@ class KeysValues(LayerCache):
 
 @struct.dataclass
 class Nothing(LayerCache):
-  """The cache of a layer that reads the cache of an earlier one."""
-
-  AXES = {}  # noqa: RUF012
-
-
-@struct.dataclass
-class States(LayerCache):
-  """Recurrent states after the last token of each of M segments.
-
-  Attributes:
-    state: states of the heads, float32.
-    inputs: last inputs of a causal convolution of W taps, oldest first; zeros
-      before the first token.
-  """
-
-  AXES = {  # noqa: RUF012
-    'state': ('batch', 'segment', 'heads', 'state_in', 'state_out'),
-    'inputs': ('batch', 'segment', 'taps', 'channel'),
-  }
-
-  state: Float[Array, '*L B M N A C']
-  inputs: Float[Array, '*L B M W1 D']
-
-
-@struct.dataclass
-class NoCache(LayerCache):
-  """The cache of a layer without a token mixer."""
+  """The cache of a layer that has no token mixer, or reads another's cache."""
 
   AXES = {}  # noqa: RUF012
 

@@ -149,8 +149,11 @@ class Decoder(nnx.Module):
 
     Raises:
       ValueError: there are segments but not their number, and recurrent layers;
+        there are trained caches, and recurrent layers, which do not read them;
         or there are no ids, and the model needs them.
     """
+    if trained_caches and self.config.is_recurrent:
+      raise ValueError('recurrent layers do not read trained caches')
     with self.exact_products():
       return self._run(
         x,

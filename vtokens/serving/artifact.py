@@ -66,8 +66,8 @@ class BaseIdentity:
     fingerprint: of its weights; see `models.files.weights.fingerprint`.
     tokenizer_sha256: see `models.tokenizers.tokenizer.Tokenizer.sha256`.
     vocab_size: rows of its embedding matrix.
-    scales_embeddings: whether it multiplies what it looks up there by the
-      square root of their width (Gemma).
+    scales_embeddings: whether it multiplies what it looks up there by a number
+      (Gemma, MiniCPM3).
   """
 
   id: str

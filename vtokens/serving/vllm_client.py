@@ -44,6 +44,7 @@ EMBEDDINGS = (
   'transformer.wte.weight',
   'transformer.word_embeddings.weight',
   'gpt_neox.embed_in.weight',
+  'backbone.embeddings.weight',
 )
 # Arguments of chat templates in training; see `Tokenizer.chat_wrap`. A server
 # would give today's date, and let models think.
@@ -161,9 +162,9 @@ class Client:
     artifact.check_kind(meta, 'table', 'vLLM is sent embeddings of tokens')
     if base.scales_embeddings:
       raise errors.UserError(
-        f'{base.id} multiplies its embeddings by the square root of their '
-        'width, and whether vLLM does so with embeddings that it is sent '
-        'differs from version to version and model to model (Gemma); use '
+        f'{base.id} multiplies the embeddings that it looks up by a number, '
+        'and whether vLLM does so with embeddings that it is sent differs '
+        'from version to version and model to model (Gemma, MiniCPM3); use '
         '--to hf with transformers'
       )
     prompt_ids.check_ids(meta)

@@ -34,9 +34,10 @@ body = {
 }
 """
 _GEMMA = (
-  'The head is a matrix of its own here, where other models of this family '
-  'take the embedding matrix for it. transformers reads that; vLLM and '
-  'llama.cpp expect the one matrix, and do not serve this checkpoint.'
+  'The head is a matrix of its own here. transformers reads that. Other '
+  'servers may take the embedding matrix for the head of models of this '
+  'family, whatever config.json says: compare their answers with those of '
+  'transformers.'
 )
 
 

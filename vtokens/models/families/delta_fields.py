@@ -25,8 +25,8 @@ _SECTIONS = ('mrope_section', 'mrope_interleaved')
 _LAYER = 'model.layers.{}.'
 _ATTENTION = _LAYER + 'self_attn.'
 _LINEAR = _LAYER + 'linear_attn.'
-# Parameters that are rows of one tensor, head by head: beginning of the path ->
-# field of the number of heads.
+# Parameters whose rows alternate in one tensor, head by head: path -> name of
+# the tensor.
 _BY_HEAD = {
   'layers.attention.q': _ATTENTION + 'q_proj.weight',
   'layers.attention.gate': _ATTENTION + 'q_proj.weight',

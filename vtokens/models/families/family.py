@@ -56,6 +56,8 @@ class Family(abc.ABC):
       tokens. They are not used.
     own_rotation: whether `read` decides by other fields than
       `partial_rotary_factor` how many values of a head are rotated.
+    scales_lookup: whether servers multiply embeddings by a number where they
+      look them up, so that embeddings that are sent to them miss it.
     unused: ends of names of tensors that files may have and that are not read.
     unused_parts: beginnings of names of such tensors.
   """
@@ -70,6 +72,7 @@ class Family(abc.ABC):
   qkv_by_head: bool = False
   extra_layers: bool = False
   own_rotation: bool = False
+  scales_lookup: bool = False
   unused: tuple[str, ...] = ()
   unused_parts: tuple[str, ...] = ()
   about: About = About()

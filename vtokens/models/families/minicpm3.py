@@ -22,6 +22,8 @@ class MiniCPM3(Family):
   architecture = 'MiniCPM3ForCausalLM'
   names = latent_fields.names(tensor_names.PRE_NORM)
   own_rotation = True
+  # vLLM 0.32, model_executor/models/minicpm.py: `get_input_embeddings`.
+  scales_lookup = True
 
   def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
     return latent_fields.names_of(config, self.names)

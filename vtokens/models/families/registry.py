@@ -137,6 +137,14 @@ def family_of(config: DecoderConfig) -> Family:
   return families()[config.model_type]
 
 
+def scales_lookup(config: DecoderConfig) -> bool:
+  """Whether servers scale embeddings where they look them up.
+
+  Embeddings that are sent to such a server may miss the scale.
+  """
+  return config.scale_embeddings or family_of(config).scales_lookup
+
+
 def from_hf(
   config: Mapping[str, Any], where: str = 'config.json'
 ) -> DecoderConfig:

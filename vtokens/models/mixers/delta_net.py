@@ -6,13 +6,33 @@ from typing import Any, ClassVar
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float
 
 from vtokens.models import layers
-from vtokens.models.cache import States
+from vtokens.models.cache import LayerCache
 from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers import causal_conv, delta_rule, packed_segments
+
+
+@struct.dataclass
+class States(LayerCache):
+  """Recurrent states after the last token of each of M segments.
+
+  Attributes:
+    state: states of the heads, float32.
+    inputs: last inputs of a causal convolution of W taps, oldest first; zeros
+      before the first token.
+  """
+
+  AXES = {  # noqa: RUF012
+    'state': ('batch', 'segment', 'heads', 'state_in', 'state_out'),
+    'inputs': ('batch', 'segment', 'tap', 'channel'),
+  }
+
+  state: Float[Array, '*L B M N A C']
+  inputs: Float[Array, '*L B M W1 D']
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -87,7 +107,7 @@ class GatedDeltaNet(nnx.Module):
     channels = 2 * settings.key_heads * settings.key_dim
     channels += settings.value_heads * settings.value_dim
     self.kernel = layers.param(
-      rngs, (channels, settings.taps), ('channel', 'taps'), dtype, taps=True
+      rngs, (channels, settings.taps), ('channel', 'tap'), dtype, taps=True
     )
     # In float32 whatever the dtype: their exponential decides how much of a
     # state is left after many tokens.

@@ -151,8 +151,11 @@ class Mamba2Mixer(nnx.Module):
       self.conv_x_bias = vector((heads * width,), ('heads',))
       self.conv_b_bias = vector((channels,), ('state',))
       self.conv_c_bias = vector((channels,), ('state',))
-    self.log_decay = vector((heads,), ('heads',))
-    self.step_bias = vector((heads,), ('heads',))
+    # In float32 whatever the dtype: their exponential decides how much of a
+    # state is left after many tokens.
+    exact = jnp.dtype(jnp.float32)
+    self.log_decay = layers.param(rngs, (heads,), ('heads',), exact, zeros)
+    self.step_bias = layers.param(rngs, (heads,), ('heads',), exact, zeros)
     self.skip = vector((heads,), ('heads',), ones)
     if settings.norm_groups:
       self.gated_norm = vector((heads * width,), ('heads',), ones)
@@ -186,8 +189,8 @@ class Mamba2Mixer(nnx.Module):
 
     inputs, b, c = convolved('x'), convolved('b'), convolved('c')
     steps = self._input(x, 'step').astype(jnp.float32)
-    steps = jax.nn.softplus(steps + self.step_bias[...].astype(jnp.float32))
-    decay = -jnp.exp(self.log_decay[...].astype(jnp.float32))
+    steps = jax.nn.softplus(steps + self.step_bias[...])
+    decay = -jnp.exp(self.log_decay[...])
     initial = None if before is None else before.state
 
     # Its products are cheap, and large to keep for the backward pass.

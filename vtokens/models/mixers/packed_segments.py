@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vtokens.models.layer_inputs import LayerInputs
 
@@ -118,7 +118,7 @@ class Chunks:
   """Parts of equal length of the segments, for scans by matrix products.
 
   Each chunk has tokens of one segment. The last chunk of a segment may have
-  empty slots at its end. All arrays but `begins` are int32.
+  empty slots at its end. All arrays are int32.
 
   Attributes:
     length: slots of a chunk (Q).
@@ -127,8 +127,6 @@ class Chunks:
     slots: slot of each token; array of shape [B, T]; -1 for padding.
     segments: segment of each chunk; array of shape [B, M]; G for a chunk
       without tokens.
-    begins: whether a chunk is the first of its segment; array of shape [B, M],
-      bool.
     parents: earlier segment that the segment of each chunk continues; array of
       shape [B, M]; -1 if the chunk has no tokens.
     last: last chunk of each segment; array of shape [B, G]; -1 for a segment
@@ -139,7 +137,6 @@ class Chunks:
   sources: Int[Array, 'B MQ']
   slots: Int[Array, 'B T']
   segments: Int[Array, 'B M']
-  begins: Bool[Array, 'B M']
   parents: Int[Array, 'B M']
   last: Int[Array, 'B G']
 
@@ -153,10 +150,6 @@ class Chunks:
     rows = x.reshape(len(x), -1, x.shape[3])
     joined: Array = moved(rows, self.slots, self.sources)
     return joined
-
-  def filled(self) -> Bool[Array, 'B M Q']:
-    """Which slots have a token."""
-    return (self.sources >= 0).reshape(*self.segments.shape, self.length)
 
 
 def chunks(order: SegmentOrder, length: int | None = None) -> Chunks:
@@ -190,7 +183,6 @@ def chunks(order: SegmentOrder, length: int | None = None) -> Chunks:
     jnp.where(full.reshape(flat), sources, -1),
     jnp.where(order.number >= 0, own_start * length + order.number, -1),
     segments,
-    (chunk == 0) & (segments < count),
     jnp.where(segments < count, values_at(order.of_segments, inside), -1),
     jnp.where(needed > 0, stop - 1, -1),
   )

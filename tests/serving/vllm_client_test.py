@@ -9,6 +9,7 @@ import io
 import json
 import os
 
+import decoder_cases
 import family_models
 import pytest
 import safetensors.torch
@@ -383,9 +384,9 @@ def test_table_of_another_format(place):
     )
 
 
-@pytest.mark.parametrize('family', ['gemma', 'minicpm3'])
-def test_a_base_that_scales_its_embeddings(tmp_path, family):
-  family_models.save(tmp_path / 'base', family)
+@pytest.mark.parametrize('case', ['gemma', 'minicpm3'])
+def test_a_base_that_scales_its_embeddings(tmp_path, case):
+  decoder_cases.save(tmp_path / 'base', case)
   trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   table = trained_table.read(str(tmp_path / 'run')).table
   with pytest.raises(errors.UserError, match='multiplies the embeddings'):

@@ -57,10 +57,14 @@ def save_tokenizer(directory: pathlib.Path) -> None:
 # of the norms of what the head reads.
 _OUTPUTS = (
   *('o_proj.weight', 'o_proj.bias', 'down_proj.weight', 'out_proj.weight'),
+  *('conv.out_proj.bias', 'feed_forward.w2.weight'),
   *('dense.weight', 'dense.bias', '4h_to_h.weight', '4h_to_h.bias'),
   'per_layer_projection.weight',
 )
-_FINAL_NORMS = ('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight')
+_FINAL_NORMS = (
+  *('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight'),
+  'model.embedding_norm.weight',
+)
 _FINAL_BIASES = ('ln_f.bias', 'final_layer_norm.bias')
 # What the first dimension of all embeddings is where tokens are quiet.
 LEVEL = 0.5

@@ -37,6 +37,8 @@ from vtokens.models.families import registry
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Artifact, Meta, Tokens
 
+# Beginning of names in files of Nemotron-H -> of its modules in transformers.
+_FILES, _MODULES = 'backbone.', 'model.'
 ADAPTERS = ('trainable_tokens', 'embedding_lora')
 _WEIGHTS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
@@ -150,6 +152,8 @@ def write(
   ids = list(tokens.ids)
   stored = registry.family_of(opened.config).names
   embedding = stored['embedding'].removesuffix('.weight')
+  if embedding.startswith(_FILES):
+    embedding = _MODULES + embedding.removeprefix(_FILES)
   target = embedding.rpartition('.')[2]
   trainable = peft.TrainableTokensConfig(
     token_indices=ids,

@@ -268,7 +268,7 @@ def test_shapes_that_do_not_fit_together(fields, message):
 
 
 @pytest.mark.parametrize(
-  'model_type', ['dbrx', 'deepseek_v3', 'mamba', '', None, ['llama'], ABSENT]
+  'model_type', ['dbrx', 'jamba', 'mamba', '', None, ['llama'], ABSENT]
 )
 def test_other_model_types_name_the_supported_ones(model_type):
   with pytest.raises(errors.UserError) as e:
@@ -492,6 +492,21 @@ def test_what_a_family_does_not_do_is_an_error(model_type, field, value):
   assert str(e.value).startswith(f'some/config.json: {field} is ')
 
 
+# Fields whose default has no meaning for a model of this size.
+_SIZES = {
+  'helium': {'num_key_value_heads': 4},
+  'ministral': {'head_dim': 16},
+  'qwen3_5_moe_text': {'moe_intermediate_size': 64},
+  'gemma4_text': {'vocab_size_per_layer_input': LEAST['vocab_size']},
+  'gemma3n_text': {'num_kv_shared_layers': 2},
+  'deepseek_v2': {'num_experts_per_tok': 2},
+  **{
+    model_type: {'num_key_value_heads': 32}
+    for model_type in ('deepseek_v3', 'glm4_moe_lite', 'minicpm3', 'youtu')
+  },
+}
+
+
 @pytest.mark.parametrize('model_type', registry.families())
 def test_defaults_are_those_of_transformers(model_type):
   """A config that says least, by us and as transformers completes it."""
@@ -500,10 +515,7 @@ def test_defaults_are_those_of_transformers(model_type):
   least['num_attention_heads'] = 32  # Which every default divides.
   least['hidden_size'] = 512
   least[registry.families()[model_type].norm_eps] = 1e-5
-  if model_type == 'helium':
-    least['num_key_value_heads'] = 4  # By default 20.
-  if model_type == 'ministral':
-    least['head_dim'] = 16  # It has no default.
+  least |= _SIZES.get(model_type, {})
   theirs = transformers.AutoConfig.for_model(**least).to_dict()
   assert registry.from_hf(least) == registry.from_hf(theirs)
 

@@ -468,7 +468,8 @@ def test_other_architecture(tmp_path, tensors):
     'llama, qwen2, qwen3, phi3, gemma, gemma2, gemma3, smollm3, olmo2, '
     'seed_oss, mistral3, arcee, granite, command-r, cohere2, chatglm, glm4, '
     'exaone4, ernie4_5, phi2, starcoder2, stablelm, nemotron, gptneox, falcon, '
-    'olmo, apertus, hunyuan-dense, exaone, jais2, qwen2vl, qwen3vl'
+    'olmo, apertus, hunyuan-dense, exaone, jais2, qwen3moe, olmoe, gpt-oss, '
+    'granitemoe, qwen2vl, qwen3vl, qwen3vlmoe'
   )
 
 

@@ -124,18 +124,16 @@ def grouped(f: Fields, **rule: Any) -> Experts:
     errors.UserError: a field is wrong.
   """
   width = f.number('moe_intermediate_size')
-  settings = {
-    'groups': f.number('n_group'),
-    'active_groups': f.number('topk_group'),
-    **rule,
-  }
+  for name, field in (('groups', 'n_group'), ('active_groups', 'topk_group')):
+    if name not in rule:
+      rule[name] = f.number(field)
   return Experts(
     routing(
       f,
       count(f, 'n_routed_experts'),
       count(f, 'num_experts_per_tok'),
       scale=f.number('routed_scaling_factor', float),
-      **settings,
+      **rule,
     ),
     width,
     shared=width * f.number('n_shared_experts'),

@@ -82,7 +82,10 @@ def test_a_run_that_does_not_say_its_tokenizer(run_dir, lost):
     tokenizer=tokenizer,
     settings=config.Base('lm'),
     config=types.SimpleNamespace(
-      embed_dim=_TABLE.shape[1], num_layers=2, num_kv_heads=1, head_dim=4
+      embed_dim=_TABLE.shape[1],
+      num_layers=2,
+      num_kv_heads=1,
+      cache_widths=(4, 4),
     ),
   )
   run_dir.read('--workdir').check_base(base, tokenizer=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from vtokens import ask, config, evaluate, export, import_table, train
+from vtokens import ask, evaluate, export, import_table, train
 from vtokens.evaluation import eval_config
 from vtokens.evaluation.tasks import Task
 from vtokens.exports import export_config
@@ -82,40 +82,19 @@ def table_run(place):
 
 def test_evaluated_beside_a_table(workdir, table_run, place, tmp_path):
   """Each as training scored it, though asked together with the other."""
-  cfg = eval_config.Config(
-    workdir=str(tmp_path / 'eval'),
-    runs=(str(workdir), str(table_run)),
-    data=eval_config.Data(
-      sources=(str(place.root / 'test.jsonl'),),
-      max_prefix_tokens=48,
-      max_suffix_tokens=32,
-    ),
-    conditions=('tokens', 'prompt', 'untouched'),
-    num_active=(4, 1),
-    num_passages=(2,),
-    shuffle_passages=True,
-    decode=config.Decode(batch_size=4, max_new_tokens=3),
-    report=eval_config.Report(resamples=50, permutations=50),
-  )
-  cfg.templates.prompt = 'Q {question} A'
-  cfg.templates.instruction = 'Do {question}'
-  eval_config.validate(cfg)
+  cfg = tiny_run.evaluation(tmp_path / 'eval', place, (workdir, table_run))
   found = evaluate.evaluate(cfg, stopping.StopRequest())
   assert found['general']['untouched'][0]['tables used'] == 2
 
-  def answers(path):
-    rows = map(json.loads, path.read_text().splitlines())
-    return {row['id']: row['prediction'] for row in rows}
-
   for run in (workdir, table_run):
     for k in (1, 4):
-      trained = answers(run / 'predictions' / f'tokens_k{k}.jsonl')
+      trained = tiny_run.answers(run / 'predictions' / f'tokens_k{k}.jsonl')
       [file] = [
         name
         for name in found['files']
         if {'predictions', run.name, f'k{k}'} <= set(re.split(r'[/_.]', name))
       ]
-      assert answers(tmp_path / 'eval' / file) == trained
+      assert tiny_run.answers(tmp_path / 'eval' / file) == trained
 
 
 def test_asked(workdir):

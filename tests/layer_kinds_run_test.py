@@ -10,17 +10,11 @@ import tiny_models
 import tiny_run
 import trained_runs
 
-from vtokens import ask, config, evaluate, export, train
-from vtokens.evaluation import eval_config
+from vtokens import ask, evaluate, export, train
 from vtokens.host import errors, stopping
 
 # Padding, and two examples to a row.
 _CHANGES = {'data': {'batch_size': 4, 'examples_per_row': 2, 'shapes': ()}}
-
-
-def _answers(path):
-  rows = map(json.loads, path.read_text().splitlines())
-  return {row['id']: row['prediction'] for row in rows}
 
 
 _BASES = {
@@ -68,24 +62,7 @@ def test_stopped_continued_asked_and_evaluated(tmp_path, base):
   replies = ask.ask(str(whole), 'Is it 70?', passages, 4)
   assert 'with 4 virtual tokens' in replies
 
-  cfg = eval_config.Config(
-    workdir=str(tmp_path / 'eval'),
-    runs=(str(whole),),
-    data=eval_config.Data(
-      sources=(str(place.root / 'test.jsonl'),),
-      max_prefix_tokens=48,
-      max_suffix_tokens=32,
-    ),
-    conditions=('tokens', 'prompt', 'untouched'),
-    num_active=(4, 1),
-    num_passages=(2,),
-    shuffle_passages=True,
-    decode=config.Decode(batch_size=4, max_new_tokens=3),
-    report=eval_config.Report(resamples=50, permutations=50),
-  )
-  cfg.templates.prompt = 'Q {question} A'
-  cfg.templates.instruction = 'Do {question}'
-  eval_config.validate(cfg)
+  cfg = tiny_run.evaluation(tmp_path / 'eval', place, (whole,))
   found = evaluate.evaluate(cfg, stopping.StopRequest())
   for k in (1, 4):
     [file] = [
@@ -93,8 +70,8 @@ def test_stopped_continued_asked_and_evaluated(tmp_path, base):
       for name in found['files']
       if {'predictions', 'whole', f'k{k}'} <= set(re.split(r'[/_.]', name))
     ]
-    trained = _answers(whole / 'predictions' / f'tokens_k{k}.jsonl')
-    assert _answers(tmp_path / 'eval' / file) == trained
+    trained = tiny_run.answers(whole / 'predictions' / f'tokens_k{k}.jsonl')
+    assert tiny_run.answers(tmp_path / 'eval' / file) == trained
 
 
 @pytest.mark.exhaustive

@@ -8,11 +8,13 @@ import runpy
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 
 import tiny_models
 from etils import epath
 
 from vtokens import config
+from vtokens.evaluation import eval_config
 from vtokens.run import tracking
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -189,6 +191,37 @@ def make_place(root: pathlib.Path, **overrides) -> Place:
   write(root / 'test.jsonl', map(record, range(70, 78)))
   (root / 'tiny.py').write_text(CONFIG.format(root=str(root)).lstrip())
   return Place(root)
+
+
+def evaluation(
+  workdir: pathlib.Path, place: Place, runs: Iterable[pathlib.Path]
+) -> eval_config.Config:
+  """A config that asks runs what their training asked at its end."""
+  cfg = eval_config.Config(
+    workdir=str(workdir),
+    runs=tuple(map(str, runs)),
+    data=eval_config.Data(
+      sources=(str(place.root / 'test.jsonl'),),
+      max_prefix_tokens=48,
+      max_suffix_tokens=32,
+    ),
+    conditions=('tokens', 'prompt', 'untouched'),
+    num_active=(4, 1),
+    num_passages=(2,),
+    shuffle_passages=True,
+    decode=config.Decode(batch_size=4, max_new_tokens=3),
+    report=eval_config.Report(resamples=50, permutations=50),
+  )
+  cfg.templates.prompt = 'Q {question} A'
+  cfg.templates.instruction = 'Do {question}'
+  eval_config.validate(cfg)
+  return cfg
+
+
+def answers(predictions: pathlib.Path) -> dict[str, str]:
+  """Id of a question -> answer."""
+  found = map(json.loads, predictions.read_text().splitlines())
+  return {row['id']: row['prediction'] for row in found}
 
 
 def summary(workdir: epath.Path | pathlib.Path) -> dict:

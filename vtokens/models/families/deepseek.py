@@ -1,5 +1,6 @@
 """DeepSeek V2 and V3, and models of the same formulas."""
 
+import abc
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +59,7 @@ class Deepseek(Family):
     """Reads the rotary embedding; see `rope_json.read`."""
     return rope_json.read(f)
 
+  @abc.abstractmethod
   def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
     """Reads experts and the order of the rotated values.
 
@@ -65,7 +67,6 @@ class Deepseek(Family):
       f: the fields.
       kind: a layer without experts.
     """
-    raise NotImplementedError
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     latent_fields.write(config, values)

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import itertools
 import os
 import pathlib
 
@@ -23,6 +24,7 @@ if 'PYTEST_XDIST_WORKER' in os.environ:
 # A process can have 65,530 (/proc/sys/vm/max_map_count); XLA's compiler crashes
 # beyond.
 _MANY_MAPPINGS = 30_000
+_tests = itertools.count(1)
 
 
 def pytest_collection_modifyitems(items):
@@ -31,15 +33,22 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: item.path not in slow)
 
 
-@pytest.fixture(scope='module', autouse=True)
+@pytest.fixture(autouse=True)
 def _few_programs():
   """Forgets compiled programs, a few mappings each, before there are many."""
   yield
-  with contextlib.suppress(FileNotFoundError):  # Not on Linux.
-    if pathlib.Path('/proc/self/maps').read_text().count('\n') > _MANY_MAPPINGS:
-      import jax  # Not before JAX_PLATFORMS is set.
+  # Counting takes some 15 ms; a few tests make at most a few thousand mappings.
+  if next(_tests) % 16 == 0 and _mappings() > _MANY_MAPPINGS:
+    import jax  # Not before JAX_PLATFORMS is set.
 
-      jax.clear_caches()
+    jax.clear_caches()
+
+
+def _mappings() -> int:
+  """Memory mappings of this process; 0 where they cannot be counted."""
+  with contextlib.suppress(FileNotFoundError):  # Not on Linux.
+    return pathlib.Path('/proc/self/maps').read_bytes().count(b'\n')
+  return 0
 
 
 @pytest.fixture(scope='session')

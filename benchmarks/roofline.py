@@ -6,19 +6,21 @@ r"""Computes a lower bound on the time of each part of a training step.
 The bound is the larger of two times: arithmetic over the chip's peak, and bytes
 over its memory bandwidth, both from data sheets (`vtokens/devices/chips.py`).
 Nothing is measured. Between matrix products every array is assumed to be
-written once and read once, as with perfect fusion by XLA.
+written once and read once, as with perfect fusion by XLA. Attention includes
+the states of recurrent layers.
 """
 
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 
 from absl import app, flags
 
 from vtokens.devices import chips
-from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.decoder_config import DecoderConfig, attends
 from vtokens.models.families.registry import from_hf
-from vtokens.planning import flops, known_models
+from vtokens.planning import flops, known_models, matrices
 
 _MODEL = flags.DEFINE_string(
   'model', 'mistralai/Mistral-7B-Instruct-v0.1', 'Of those known by name.'
@@ -62,66 +64,76 @@ class Part:
     return max(self.flops / chip.flops, self.bytes / chip.bandwidth)
 
 
+def _around(found: Sequence[matrices.Layer]) -> float:
+  """Numbers of a token into and out of the matrices of layers."""
+  return sum(layer.around for layer in found)
+
+
+def _between(found: Sequence[matrices.Layer], dim: int) -> float:
+  """Numbers of a token that are moved between the matrices of layers.
+
+  They are those of norms and residual sums, of rotations, convolutions and
+  gates, and of the copies for experts.
+  """
+  return sum(
+    5 * dim * layer.parts + layer.inner() + 2 * dim * layer.copies
+    for layer in found
+  )
+
+
 def parts(
   config: DecoderConfig, batch: int, prefix: int, suffix: int, targets: int
 ) -> list[Part]:
   """Parts of a training step of `steps.make_train_step`."""
-  layers, dim = config.num_layers, config.embed_dim
-  heads = config.num_heads * config.head_dim
-  keys = config.num_kv_heads * config.head_dim
+  dim = config.embed_dim
   weights = flops.matrix_weights(config)
   # With thousands of tokens each expert has some, so all weights are read.
   stored = flops.matrix_weights(config, active=False) * _HALF
-  count, width = flops.mlps(config)
-  # Values of a token into and out of each matrix.
-  around = (
-    (dim + heads + 2 * keys)
-    + (heads + dim)
-    + count * (2 * dim + dim)
-    + (3 * width + width)
-  )
-  # Between the matrices: norms, residuals, rotation, the gate.
-  between = 2 * (2 * dim + 3 * dim) + 2 * (heads + keys) + 3 * width
-  if count > 1:
-    # Copies of a token for its experts, and the sum of their outputs.
-    between += 2 * count * dim
+  found = matrices.of_layers(config)
+  # Of the last layer that has a cache, passages need the cache alone.
+  cached = found[: matrices.cached_layers(config)]
+  unused = sum(m.active_weights for m in cached[-1].matrices if not m.caches)
+  of_passages = flops.passage_weights(config)
   before, after = batch * prefix, batch * suffix
-  # In the last layer the passages need keys and values only.
-  last = weights / layers - 2 * dim * keys
-  pairs = batch * (suffix * prefix + suffix * (suffix + 1) / 2)
-  pair = 4.0 * layers * heads
-  scores = (
-    layers * config.num_heads * batch * suffix * (prefix + suffix) * _SINGLE
-  )
+  # Attention's pairs and the states: what is left without the matrices.
+  passages = flops.train_flops(config, [(prefix, prefix, 0, 0)])
+  passages -= 2.0 * of_passages * prefix
+  later = flops.train_flops(config, [(0, prefix, suffix, 0)])
+  later -= 4.0 * weights * suffix
+  attending = sum(attends(kind.mixer) for kind in config.layer_kinds)
+  scores = attending * config.num_heads * after * (prefix + suffix) * _SINGLE
   head = dim * config.vocab_size
   logits = batch * targets * config.vocab_size * _SINGLE
-  kv = 2 * layers * keys * _HALF
   return [
     Part(
       'passages: matrices',
-      2.0 * (weights - last) * before,
-      stored + layers * before * around * _HALF,
+      2.0 * (of_passages - unused) * before,
+      stored + before * _around(cached) * _HALF,
     ),
     Part(
       'passages: attention',
-      pair * batch * prefix * (prefix + 1) / 2,
-      layers * before * 2 * (heads + keys) * _HALF,
+      passages * batch,
+      before * sum(layer.inner('attention') for layer in cached) * _HALF,
     ),
-    Part('passages: between products', 0, layers * before * between * _HALF),
+    Part(
+      'passages: between products',
+      0,
+      before * _between(cached, dim) * _HALF,
+    ),
     Part(
       'suffix: matrices, forward',
       2.0 * weights * after,
-      stored + layers * after * around * _HALF,
+      stored + after * _around(found) * _HALF,
     ),
     Part(
       'suffix: matrices, backward',
       2.0 * weights * after,
-      stored + layers * after * around * _HALF,
+      stored + after * _around(found) * _HALF,
     ),
     Part(
       'suffix: attention',
-      pair * pairs * 2 + pair * batch * suffix * (suffix + 1) / 2,
-      2 * kv * batch * (prefix + suffix),
+      later * batch,
+      2 * batch * matrices.cache_bytes(config, prefix + suffix),
     ),
     Part(
       'suffix: scores in memory',
@@ -129,7 +141,11 @@ def parts(
       (_SCORES_FORWARD + _SCORES_BACKWARD) * scores,
       needed=False,
     ),
-    Part('suffix: between products', 0, 3 * layers * after * between * _HALF),
+    Part(
+      'suffix: between products',
+      0,
+      3 * after * _between(found, dim) * _HALF,
+    ),
     Part(
       'head and loss',
       4.0 * head * batch * targets,

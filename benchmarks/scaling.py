@@ -29,7 +29,15 @@ from vtokens.devices import chips
 from vtokens.host import errors, writers
 from vtokens.models import quantize
 from vtokens.models.decoder import abstract_decoder
-from vtokens.planning import aot, estimate, flops, hlo, known_models, programs
+from vtokens.planning import (
+  aot,
+  estimate,
+  flops,
+  hlo,
+  known_models,
+  matrices,
+  programs,
+)
 
 MODELS = {
   'Mistral 7B': 'mistralai/Mistral-7B-Instruct-v0.1',
@@ -199,23 +207,28 @@ def memory(run: Run) -> float:
   _, fsdp, tensor = run.mesh
   width = base.embed_dim
   embeddings = 2 * base.vocab_size * width
-  matrices = flops.matrix_weights(base, active=False)
-  count, mlp_width = flops.mlps(base)
-  cache = 2 * base.num_layers * base.num_kv_heads * base.head_dim
-  values = rows * prefix * cache / tensor + rows * suffix * width * (
-    base.num_layers
-  )
+  weights = flops.matrix_weights(base, active=False)
+  layers = matrices.of_layers(base)
+  cache = matrices.cache_bytes(base, prefix) / 2
+  values = rows * cache / tensor + rows * suffix * width * base.num_layers
   if fsdp > 1:
-    values += (2 * matrices / base.num_layers + embeddings / 2) / tensor
+    largest = max(sum(m.weights for m in layer.matrices) for layer in layers)
+    values += (2 * largest + embeddings / 2) / tensor
   # Each device computes its own experts' outputs for all tokens.
-  over_prefix = rows * prefix * (3 * mlp_width / tensor + 4 * width)
-  if count > 1:
-    over_prefix += rows * prefix * 2 * count * width
+  over_prefix = max(
+    rows
+    * prefix
+    * (
+      max(layer.inner('mlp'), layer.inner('attention')) / tensor
+      + (4 + 2 * layer.copies) * width
+    )
+    for layer in layers
+  )
   scores = rows * base.num_heads * suffix * (prefix + suffix) / tensor
   targets = rows * cfg.data.examples_per_row * cfg.data.max_answer_tokens
   logits = targets * base.vocab_size / tensor
   return (
-    2 * (matrices + embeddings) / fsdp / tensor
+    2 * (weights + embeddings) / fsdp / tensor
     + 2 * values
     + max(2 * over_prefix, 4 * 2 * scores + 4 * 3 * logits)
   )
@@ -240,9 +253,9 @@ def predict(run: Run, found: dict[str, Any] | None) -> dict[str, float]:
   chip = _chip(run)
   per_row = cfg.data.examples_per_row
   prefix, suffix = (size // per_row for size in ROW)
-  matrices = flops.matrix_weights(base)
   example = (prefix, prefix, suffix, cfg.data.max_answer_tokens)
-  done = flops.train_flops(base, [example]) + 2.0 * matrices * suffix
+  done = flops.train_flops(base, [example])
+  done += 2.0 * flops.matrix_weights(base) * suffix
   arithmetic = run.batch * done / run.devices
   arithmetic /= EFFICIENCY[chip.name] * chip.flops
   passes = 3 * run.accumulation
@@ -315,9 +328,9 @@ def _weight_sizes(base: Any, tensor: int) -> set[int]:
       stacks.setdefault(number, []).append(size)
   sizes = {base.vocab_size * base.embed_dim} | {
     sum(some)
-    for matrices in stacks.values()
-    for count in range(1, len(matrices) + 1)
-    for some in itertools.combinations(matrices, count)
+    for sizes_of in stacks.values()
+    for count in range(1, len(sizes_of) + 1)
+    for some in itertools.combinations(sizes_of, count)
   }
   return {2 * size // tensor for size in sizes}
 

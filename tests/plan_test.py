@@ -235,10 +235,34 @@ def test_what_is_advised_first(monkeypatch, quantize):
 
 
 @pytest.mark.parametrize(
+  'name, whole', [('v5p:8', 'v5p:2x2x2'), ('v5e:16', 'v5e:4x4')]
+)
+def test_a_slice_by_its_number_of_chips(name, whole):
+  found = aot.find_target(name)
+  assert found.name == whole
+  assert len(found.devices) == int(name.split(':')[1])
+
+
+def test_a_mesh_over_all_devices_is_not_advised():
+  """Nor recomputation where it is on."""
+  cfg = recipes.spring('meta-llama/Llama-2-13b-hf', 'paper', chat=False)
+  chip = chips.CHIPS['TPU v5 lite']
+  target = aot.Target('x', [None] * 16, chip, chip.memory)
+  cfg.mesh.shape = (1, -1, 1)
+  first, *_ = estimate.possible_changes(cfg, target)
+  assert first == {'train.accumulation_steps': 2}
+  cfg.mesh.shape = (-1, 1, 1)
+  first, second, *_ = estimate.possible_changes(cfg, target)
+  assert first == {'mesh.shape': (1, 16, 1)}
+  assert second == {**first, 'train.accumulation_steps': 2}
+
+
+@pytest.mark.parametrize(
   'arguments, message',
   [
     (('v5e:4x5',), '--topology v5e:4x5: '),
     (('v9:2x2',), '--topology v9:2x2: '),
+    (('v5p:6',), '--topology v5p:6: no v5p slice has 6 chips'),
     (('',), '--topology is needed'),
     (('h100:9',), '--topology h100:9: expected h100:N'),
     (('h200:2x2',), '--topology h200:2x2: expected h200:N'),

@@ -121,7 +121,10 @@ def main(cfg: config.Config) -> None:
 
 if __name__ == '__main__':
   absl_flags.DEFINE_string(
-    'topology', None, 'The slice, e.g. v5e:4x4, or the machine, e.g. h100:8.'
+    'topology',
+    None,
+    'The slice, e.g. v5e:4x4, or its number of chips, e.g. v5p:8; or the '
+    'machine, e.g. h100:8.',
   )
   absl_flags.DEFINE_integer(
     'num_slices', 1, 'How many slices, joined by the network.', lower_bound=1

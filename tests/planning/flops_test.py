@@ -9,11 +9,21 @@ from flax import nnx
 
 from vtokens.devices import chips
 from vtokens.method import losses
-from vtokens.models.decoder import Decoder
-from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.altup import AltUp
+from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.decoder_config import (
+  DecoderConfig,
+  LayerKind,
+  Without,
+  attends,
+)
 from vtokens.models.mixers.delta_net import DeltaNet
 from vtokens.models.mixers.latent_attention import LatentAttention
-from vtokens.planning import flops
+from vtokens.models.mixers.mamba2 import Mamba2
+from vtokens.models.mixers.parallel_mixer import ParallelMixer
+from vtokens.models.mixers.shared_heads import Heads
+from vtokens.models.mixers.short_conv import ShortConv
+from vtokens.planning import flops, matrices
 
 _CONFIG = DecoderConfig(
   vocab_size=96,
@@ -168,6 +178,131 @@ def test_what_a_token_costs_in_a_state():
   assert prefix == 2 * products + pair + state
   suffix = flops.train_flops(config, [(0, 0, 1, 0)])
   assert suffix == 4 * products + 3 * pair + 3 * state
+
+
+_WIDE = dataclasses.replace(
+  _CONFIG, num_layers=1, embed_dim=256, head_dim=64, mlp_dim=512
+)
+_MAMBA = Mamba2(heads=8, width=32, size=64, groups=2, taps=4)
+
+
+def _with_mixer(mixer):
+  kind = LayerKind(mixer=mixer)
+  if not attends(mixer):
+    kind = dataclasses.replace(kind, rope=None)
+  return dataclasses.replace(_WIDE, layer_pattern=(kind,))
+
+
+_PER_LAYER = dataclasses.replace(_WIDE, per_layer_dim=64)
+# One layer each: XLA counts a loop over layers once. Matrices are wide enough
+# that norms and activations are few of the operations.
+_ANALYSED = {
+  'delta net': _with_mixer(DeltaNet(2, 4, 64, 64, 4)),
+  'mamba2': _with_mixer(_MAMBA),
+  'short conv': _with_mixer(ShortConv(3)),
+  'beside attention': _with_mixer(ParallelMixer(_MAMBA)),
+  'values are keys': dataclasses.replace(
+    _with_mixer(Heads(128, 1, values_are_keys=True)), qk_norm='head'
+  ),
+  'latent': dataclasses.replace(
+    _WIDE,
+    num_kv_heads=1,
+    head_dim=48,
+    rotary_dim=16,
+    attention=LatentAttention(rank=96, plain=32, rotated=16, value=32),
+  ),
+  'inputs of layers': _PER_LAYER,
+  'streams': dataclasses.replace(
+    _PER_LAYER, post_norm=True, streams=AltUp(4, 0, True, 16)
+  ),
+}
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('short conv', 'latent')
+    else pytest.param(name, marks=pytest.mark.exhaustive)
+    for name in _ANALYSED
+  ],
+)
+def test_what_the_compiler_counts(name):
+  """Forward and backward of a token after a cache, within 5 %.
+
+  The compiler also counts norms, activations and the like, and leaves out the
+  state after the last token. A recurrent layer runs token by token here; in
+  chunks it takes more.
+  """
+  config, rows, prefix = _ANALYSED[name], 4, 40
+  graph, params = nnx.split(abstract_decoder(config, jnp.dtype(jnp.float32)))
+
+  def places(first, length):
+    places = jnp.arange(first, first + length)
+    return jnp.broadcast_to(places, (rows, length))
+
+  def encode(params, x, ids):
+    model = nnx.merge(graph, params)
+    return model.encode(x, places(0, prefix), ids=ids)
+
+  def loss(x, params, cache, ids):
+    model = nnx.merge(graph, params)
+    return model(x, places(prefix, 1), [cache], ids=ids)[0].sum()
+
+  def inputs(length):
+    return (
+      jax.ShapeDtypeStruct((rows, length, config.embed_dim), jnp.float32),
+      jax.ShapeDtypeStruct((rows, length), jnp.int32),
+    )
+
+  cache = jax.eval_shape(encode, params, *inputs(prefix))
+  x, ids = inputs(1)
+  program = jax.jit(jax.grad(loss)).lower(x, params, cache, ids).compile()
+  needed = rows * flops.train_flops(config, [(0, prefix, 1, 0)])
+  found = program.cost_analysis()['flops']
+  assert found == pytest.approx(needed, rel=0.05)
+
+
+def test_passages_stop_at_the_last_cache():
+  """Layers that read the keys of others, or have an MLP alone, do not run."""
+  own, shared = Heads(16, 2), Heads(16, 2, source=0)
+  first = dataclasses.replace(
+    _CONFIG, num_layers=1, layer_pattern=(LayerKind(mixer=own),)
+  )
+  kinds = [LayerKind(mixer=own), LayerKind(mixer=shared)]
+  kinds.append(LayerKind(None, mixer=Without()))
+  config = dataclasses.replace(
+    _CONFIG, num_layers=3, layer_pattern=tuple(kinds)
+  )
+  assert matrices.cached_layers(config) == 1
+  passages, suffix = [(30, 30, 0, 0)], [(0, 0, 30, 0)]
+  assert flops.train_flops(config, passages) == flops.train_flops(
+    first, passages
+  )
+  assert flops.train_flops(config, suffix) > 2 * flops.train_flops(
+    first, suffix
+  )
+
+
+def test_matrices_outside_of_the_layers():
+  """Inputs of layers, and streams before the first layer and after the last."""
+  per_layer, streams = _ANALYSED['inputs of layers'], _ANALYSED['streams']
+  found = [m.weights for m in matrices.of_ends(per_layer)]
+  assert found == [256 * 64]
+  assert sum(m.weights for m in matrices.of_ends(streams)) == (
+    256 * 64 + 2 * 3 * 256 * 256
+  )
+
+
+def test_cache_of_passages():
+  """Keys and values grow with the passages, states do not."""
+  kept = 2 * 2 * 2 * 2 * 16  # bfloat16, keys and values, layers, heads, width
+  assert matrices.cache_bytes(_CONFIG, 10) == 10 * kept
+  config = _ANALYSED['delta net']
+  state, channels = 4 * 4 * 64 * 64, 2 * 2 * 64 + 4 * 64
+  expected = state + 2 * 3 * channels
+  assert matrices.cache_bytes(config, 10) == expected
+  assert matrices.cache_bytes(config, 20) == expected
 
 
 @pytest.mark.parametrize(

@@ -62,27 +62,13 @@ def make_mesh(
       unequal numbers of devices.
   """
   devices = jax.devices() if devices is None else list(devices)
-  count = len(devices)
-  sizes = list(shape)
-  if -1 in sizes:
-    known = 1
-    for size in sizes:
-      known *= 1 if size == -1 else size
-    sizes[sizes.index(-1)] = count // known
-  product = 1
-  for size in sizes:
-    product *= size
-  if product != count or min(sizes) < 1:
-    raise errors.UserError(
-      f'config.mesh.shape: {tuple(shape)} over {MESH_AXES} does not use each '
-      f'of the {count} devices exactly once'
-    )
+  sizes = mesh_sizes(shape, len(devices))
   axis_types = (AxisType.Auto,) * len(MESH_AXES)
   found = [getattr(device, 'slice_index', 0) for device in devices]
   slices = len(set(found))
   if slices == 1:
     return jax.make_mesh(
-      tuple(sizes), MESH_AXES, axis_types=axis_types, devices=devices
+      sizes, MESH_AXES, axis_types=axis_types, devices=devices
     )
   per_slice = {found.count(number) for number in found}
   if len(per_slice) > 1:
@@ -100,18 +86,40 @@ def make_mesh(
     )
   elif devices[0].platform == 'tpu':
     raise errors.UserError(
-      f'config.mesh.shape: {tuple(sizes)} over {MESH_AXES}: data={sizes[0]} '
+      f'config.mesh.shape: {sizes} over {MESH_AXES}: data={sizes[0]} '
       f'is no multiple of the {slices} slices; weights and activations would '
       'go through the network between them'
     )
   else:
     writers.say(
-      f'config.mesh.shape: {tuple(sizes)} shards weights over {slices} '
+      f'config.mesh.shape: {sizes} shards weights over {slices} '
       f'machines and gathers them through the network; ({slices}, -1, 1) would '
       'keep them inside each machine'
     )
     placed = np.array(devices).reshape(sizes)
   return Mesh(placed, MESH_AXES, axis_types=axis_types)
+
+
+def mesh_sizes(shape: Sequence[int], count: int) -> tuple[int, ...]:
+  """The shape of a mesh, with a number in the place of -1.
+
+  Args:
+    shape: see `make_mesh`.
+    count: number of devices.
+
+  Raises:
+    errors.UserError: the shape does not use every device exactly once.
+  """
+  sizes = list(shape)
+  if -1 in sizes:
+    known = math.prod(size for size in sizes if size != -1)
+    sizes[sizes.index(-1)] = count // known
+  if math.prod(sizes) != count or min(sizes) < 1:
+    raise errors.UserError(
+      f'config.mesh.shape: {tuple(shape)} over {MESH_AXES} does not use each '
+      f'of the {count} devices exactly once'
+    )
+  return tuple(sizes)
 
 
 def platform(mesh: Mesh | None) -> str:

@@ -58,7 +58,9 @@ def base(
 
 
 def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
-  """Bytes of the layers' matrices, not sharded.
+  """Bytes of the matrices that tokens are multiplied with, not sharded.
+
+  The head is left out.
 
   Args:
     config: the architecture.
@@ -70,7 +72,7 @@ def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
     math.prod(param.shape)
     * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
     for path, param in nnx.to_flat_state(params)
-    if path[0] == 'layers' and quantize.matrix_inputs(param)
+    if path[0] != 'head' and quantize.matrix_inputs(param)
   )
   return total
 

@@ -23,6 +23,29 @@ _KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
 # compiled.
 _GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 _GIB = 2**30
+# Shapes of slices that Google offers, by their number of chips
+# (https://cloud.google.com/tpu/docs/v5e, v5p, v6e, v4).
+_FLAT = {
+  1: '1x1',
+  4: '2x2',
+  8: '2x4',
+  16: '4x4',
+  32: '4x8',
+  64: '8x8',
+  128: '8x16',
+  256: '16x16',
+}
+_CUBES = {
+  4: '2x2x1',
+  8: '2x2x2',
+  16: '2x2x4',
+  32: '2x4x4',
+  64: '4x4x4',
+  128: '4x4x8',
+  256: '4x8x8',
+  512: '8x8x8',
+}
+_SLICES = {'v4': _CUBES, 'v5p': _CUBES, 'v5e': _FLAT, 'v6e': _FLAT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +72,8 @@ def find_target(name: str, num_slices: int = 1) -> Target:
   """Finds the slice or machine of a name.
 
   Args:
-    name: libtpu's name of a slice, e.g. v5e:4x4; or a GPU and their number in
-      the machine, e.g. h100:8.
+    name: libtpu's name of a slice, e.g. v5e:4x4, or its number of chips, e.g.
+      v5p:8; or a GPU and their number in the machine, e.g. h100:8.
     num_slices: number of slices, joined by the data center's network.
 
   Raises:
@@ -59,6 +82,7 @@ def find_target(name: str, num_slices: int = 1) -> Target:
   """
   if name.split(':')[0] in gpus.CARDS:
     return _find_gpus(name, num_slices)
+  name = _with_shape(name)
   # Otherwise libtpu would query a metadata server, or warn.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-16')
@@ -81,8 +105,9 @@ def find_target(name: str, num_slices: int = 1) -> Target:
   except RuntimeError as e:
     raise errors.UserError(
       f'--topology {name}: {str(e).splitlines()[0]}; expected e.g. v5e:4x4, '
-      "v5p:2x2x4, v6e:4x4 or v4:2x2x4, and libtpu (pip install 'vtokens[plan]')"
-      f'; or {" or ".join(gpus.CARDS)} with their number, e.g. h100:8'
+      'v5p:2x2x4, v6e:4x4 or v4:2x2x4, or a number of chips, e.g. v5p:8, and '
+      "libtpu (pip install 'vtokens[plan]'); or "
+      f'{" or ".join(gpus.CARDS)} with their number, e.g. h100:8'
     ) from None
   devices: Sequence[Any] = found.devices
   kind = devices[0].device_kind
@@ -125,6 +150,24 @@ def _find_gpus(name: str, num_slices: int) -> Target:
   assert chip is not None, card.kind
   devices: Sequence[Any] = found.devices
   return Target(name, devices, chip, gpus.usable_memory(card))
+
+
+def _with_shape(name: str) -> str:
+  """The name of a slice with its shape in the place of its number of chips.
+
+  Raises:
+    errors.UserError: no slice has this number of chips.
+  """
+  kind, _, number = name.partition(':')
+  if kind not in _SLICES or not number.isdecimal():
+    return name
+  shapes = _SLICES[kind]
+  if int(number) not in shapes:
+    raise errors.UserError(
+      f'--topology {name}: no {kind} slice has {number} chips; expected one of '
+      f'{", ".join(map(str, shapes))}, or a shape, e.g. {kind}:{shapes[4]}'
+    )
+  return f'{kind}:{shapes[int(number)]}'
 
 
 def _part_of_host(name: str) -> tuple[int, ...]:

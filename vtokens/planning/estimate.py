@@ -178,22 +178,39 @@ def advise(cfg: config.Config, target: aot.Target) -> str | None:
   Returns:
     Flags for the change; None if no change helps.
   """
+  for change in possible_changes(cfg, target):
+    overrides = ' '.join(
+      shlex.quote(f'--config.{name}={value}'.replace(' ', ''))
+      for name, value in change.items()
+    )
+    writers.say(f'trying {overrides}')
+    if plan_run(_with(cfg, change), target)['fits']:
+      return overrides
+  return None
+
+
+def possible_changes(
+  cfg: config.Config, target: aot.Target
+) -> list[dict[str, Any]]:
+  """Changes that save memory, cheapest first: field of the config -> value."""
   devices = len(target.devices)
   rows = cfg.data.batch_size // cfg.data.examples_per_row
   changes: list[dict[str, Any]] = []
-  mesh = {}
+  mesh: dict[str, Any] = {}
   over_all = (target.num_slices, devices // target.num_slices, 1)
-  if tuple(cfg.mesh.shape) != over_all and rows % devices == 0:
+  shape = partitioning.mesh_sizes(cfg.mesh.shape, devices)
+  if shape != over_all and rows % devices == 0:
     mesh = {'mesh.shape': over_all}
     changes.append(mesh)
+  # What is on already is neither tried again nor told.
+  remat: dict[str, Any] = {}
   if not cfg.train.remat:
-    changes.append({**mesh, 'train.remat': True})
+    remat = {'train.remat': True}
+    changes.append({**mesh, **remat})
   accumulation = cfg.train.accumulation_steps
   while rows % (2 * accumulation * devices) == 0:
     accumulation *= 2
-    changes.append(
-      {**mesh, 'train.remat': True, 'train.accumulation_steps': accumulation}
-    )
+    changes.append({**mesh, **remat, 'train.accumulation_steps': accumulation})
   if cfg.eval.batch_size > devices:
     changes.append(
       {**(changes[-1] if changes else {}), 'eval.batch_size': devices}
@@ -204,15 +221,7 @@ def advise(cfg: config.Config, target: aot.Target) -> str | None:
     changes += [
       {**most, 'base.quantize': method} for method in ('int8', 'int4')
     ]
-  for change in changes:
-    overrides = ' '.join(
-      shlex.quote(f'--config.{name}={value}'.replace(' ', ''))
-      for name, value in change.items()
-    )
-    writers.say(f'trying {overrides}')
-    if plan_run(_with(cfg, change), target)['fits']:
-      return overrides
-  return None
+  return changes
 
 
 def _with(cfg: config.Config, changes: dict[str, Any]) -> config.Config:

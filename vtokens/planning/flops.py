@@ -1,62 +1,57 @@
 """Arithmetic that the method needs, without padding and recomputation.
 
-Let the layers' matrices have M weights. The forward pass of a token takes 2 M
-floating point operations: a multiplication and an addition for each weight
-(Kaplan et al., 2020, arXiv 2001.08361, section 2.1). Passages need only the
-forward pass. Later tokens also need the gradient of their activations, another
-2 M, but not the gradient of the weights. That makes 4 M, while training of all
-weights takes 6 M. Recomputing the suffix (`remat`) does not count, because the
-method does not need it.
+Let the matrices of a model have M weights, without the head's. The forward pass
+of a token takes 2 M floating point operations: a multiplication and an addition
+for each weight (Kaplan et al., 2020, arXiv 2001.08361, section 2.1). Passages
+need only the forward pass, up to the last layer that has a cache. Later tokens
+also need the gradient of their activations, another 2 M, but not the gradient
+of the weights. That makes 4 M, while training of all weights takes 6 M.
+Recomputing the suffix (`remat`) does not count, because the method does not
+need it.
+
+Products with weights, attention's scores and values, states of recurrent layers
+and the head count. Norms, activations, rotations, short convolutions and the
+mixing of several residual streams do not.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 
-import flax.nnx as nnx
-import jax.numpy as jnp
 import numpy as np
 
-from vtokens.models import quantize
-from vtokens.models.decoder import abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig, attends, is_recurrent
+from vtokens.models.decoder_config import (
+  DecoderConfig,
+  LayerKind,
+  attends,
+  is_recurrent,
+)
 from vtokens.models.mixers.latent_attention import LatentAttention
-from vtokens.models.mlps.experts import Experts
+from vtokens.planning import matrices
 
 
 @functools.cache
 def matrix_weights(config: DecoderConfig, *, active: bool = True) -> int:
-  """Number of weights of the layers' matrices.
+  """Number of weights that tokens are multiplied with, without the head's.
 
   Args:
     config: the architecture.
     active: count only the weights that one token uses: a share of the experts.
   """
-  params = nnx.state(abstract_decoder(config, jnp.dtype(jnp.float32)))
-  total: float = sum(
-    math.prod(param.shape) * (param.get_metadata('active') if active else 1)
-    for path, param in nnx.to_flat_state(params)
-    if path[0] == 'layers' and quantize.matrix_inputs(param)
-  )
-  return round(total)
+  found = [m for layer in matrices.of_layers(config) for m in layer.matrices]
+  found += matrices.of_ends(config)
+  return round(sum(m.active_weights if active else m.weights for m in found))
 
 
-def mlps(config: DecoderConfig) -> tuple[float, float]:
-  """MLPs that a token passes in a layer, and the sum of their widths.
+@functools.cache
+def passage_weights(config: DecoderConfig) -> int:
+  """Number of weights that a token of passages is multiplied with.
 
-  Both are means over the layers. An expert is an MLP, and so is the MLP that
-  all tokens use beside experts.
+  These are all but those of the layers after the last that has a cache.
   """
-  counts, widths = [], []
-  for kind in config.layer_kinds:
-    if isinstance(kind.mlp, Experts):
-      active, shared = kind.mlp.routing.active, kind.mlp.shared
-      counts.append(active + (shared > 0))
-      widths.append(active * kind.mlp.width + shared)
-    else:
-      counts.append(1)
-      widths.append(config.mlp_dim)
-  return sum(counts) / len(counts), sum(widths) / len(widths)
+  later = matrices.of_layers(config)[matrices.cached_layers(config) :]
+  return matrix_weights(config) - round(
+    sum(m.active_weights for layer in later for m in layer.matrices)
+  )
 
 
 def train_flops(
@@ -91,14 +86,15 @@ def _forward_backward(
   run, prefix, suffix, targets = np.asarray(lengths, np.float64).T
   within = suffix * (suffix + 1) / 2
   products = 2.0 * matrix_weights(config)
+  products_first = 2.0 * passage_weights(config)
   kinds = config.layer_kinds
-  recurrent = [kind.mixer for kind in kinds if is_recurrent(kind.mixer)]
   first, later, extra = _pairs(config, prefix, suffix)
-  # What a token costs in the states of recurrent layers.
-  state = sum(mixer.token_flops for mixer in recurrent)
+  state = _state(kinds)
+  state_first = _state(kinds[: matrices.cached_layers(config)])
   head = 2.0 * config.embed_dim * config.vocab_size
   forward = (
-    (products + state) * (run + suffix)
+    (products_first + state_first) * run
+    + (products + state) * suffix
     + first * (run * (run + 1) / 2)
     + later * (suffix * prefix + within)
     + extra
@@ -110,6 +106,12 @@ def _forward_backward(
     + head * targets
   )
   return forward, backward
+
+
+def _state(kinds: Sequence[LayerKind]) -> float:
+  """FLOPs of a token in the states of some layers."""
+  mixers = [kind.mixer for kind in kinds]
+  return sum(mixer.token_flops for mixer in mixers if is_recurrent(mixer))
 
 
 def _pairs(
@@ -127,16 +129,14 @@ def _pairs(
     further FLOPs for the prefix of each suffix.
   """
   widths = [
-    config.head_width(kind)
-    for kind in config.layer_kinds
-    if attends(kind.mixer)
+    config.head_width(kind) * attends(kind.mixer) for kind in config.layer_kinds
   ]
   heads = 2.0 * config.num_heads
   latent = config.attention
   if not isinstance(latent, LatentAttention):
-    pair = heads * 2 * sum(widths)
-    return pair, pair, 0.0
-  heads *= len(widths)
+    cached = widths[: matrices.cached_layers(config)]
+    return heads * 2 * sum(cached), heads * 2 * sum(widths), 0.0
+  heads *= sum(width > 0 for width in widths)
   made = latent.plain + latent.value
   expanded = heads * (made + latent.rotated)
   absorbed = heads * (2 * latent.rank + latent.rotated)

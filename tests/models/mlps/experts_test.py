@@ -31,7 +31,7 @@ from vtokens.models.mixers.delta_net import DeltaNet
 from vtokens.models.mlps import grouped, routing
 from vtokens.models.mlps.experts import Experts
 from vtokens.models.mlps.routing import Routing
-from vtokens.planning import flops
+from vtokens.planning import flops, matrices
 
 EXPERTS = Experts(Routing(6, 2, normalised=True), 24, shared=16)
 _SPARSE, _DENSE = LayerKind(mlp=EXPERTS), LayerKind()
@@ -190,8 +190,14 @@ def test_arithmetic_counts_active_experts():
   assert flops.matrix_weights(CONFIG) == expected
   whole = expected + 2 * 3 * 32 * (6 - 2) * 24
   assert flops.matrix_weights(CONFIG, active=False) == whole
-  # One of 48; two of 24 and one of 16.
-  assert flops.mlps(CONFIG) == ((1 + 2 * 3) / 3, (48 + 2 * 64) / 3)
+  # Between gate, up and down: a dense MLP of 48; two experts of 24, an MLP of
+  # 16 for all tokens, and the router's 6 scores.
+  layers = matrices.of_layers(CONFIG)
+  assert [layer.inner('mlp') for layer in layers] == [
+    3 * 48,
+    *[3 * (2 * 24 + 16) + 6] * 2,
+  ]
+  assert [layer.copies for layer in layers] == [0, 2, 2]
 
 
 def test_padding_changes_nothing():

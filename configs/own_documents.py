@@ -12,7 +12,6 @@ def get_config() -> config.Config:
   """For two CPU cores, the quickstart's base, and `train.jsonl`."""
   cfg: config.Config = config_file.load('configs/quickstart.py', config.Config)
   cfg.workdir = 'runs/own_documents'
-  cfg.virtual_tokens = config.VirtualTokens(draw='power', draw_exponent=0.5)
   cfg.data.train = ('own=train.jsonl', *cfg.data.train)
   cfg.data.validation = ()
   cfg.data.test = ('own=test.jsonl',)
@@ -21,8 +20,6 @@ def get_config() -> config.Config:
     weighting='weights',
     weights={'own': 2.0, 'squad': 1.0, 'entityquestions': 1.0},
   )
-  cfg.optim.learning_rate = 1e-2
-  cfg.train = config.Train(num_steps=32, validate_every=32, checkpoint_every=8)
   cfg.eval = config.Eval(
     batch_size=10, num_passages=3, max_new_tokens=12, num_active=(1, 50)
   )

@@ -48,7 +48,7 @@ def get_config(variant: str = '') -> config.Config:
       max_answer_tokens=24,
     ),
     optim=config.Optim(learning_rate=2e-2, warmup_steps=10),
-    train=config.Train(num_steps=48, validate_every=24, checkpoint_every=16),
+    train=config.Train(num_steps=48, validate_every=48, checkpoint_every=16),
     eval=config.Eval(
       batch_size=40,
       num_passages=2,

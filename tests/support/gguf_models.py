@@ -8,6 +8,7 @@ import json
 
 import family_models
 import gguf
+import gguf_converted
 import numpy as np
 from tokenizers import pre_tokenizers
 
@@ -134,6 +135,8 @@ def write(
     tokenizer: fields, without `tokenizer.ggml.`.
   """
   config = reference.config
+  # Sizes of layers with a window, where layers differ.
+  config.allow_global_per_layer_attribute_access = True
   heads = config.num_attention_heads
   experts = getattr(config, 'num_local_experts', 0)
   experts = experts or getattr(config, 'num_experts', 0)
@@ -149,7 +152,7 @@ def write(
     'feed_forward_length': (
       config.ffn_hidden_size
       if architecture == 'falcon'
-      else config.intermediate_size
+      else getattr(config, 'intermediate_size', None)
     ),
     'attention.head_count': heads,
     'attention.head_count_kv': groups,
@@ -162,15 +165,24 @@ def write(
         )
       }
       if architecture in _EPSILON
-      else {'attention.layer_norm_rms_epsilon': config.rms_norm_eps}
+      else {
+        'attention.layer_norm_rms_epsilon': getattr(
+          config, 'rms_norm_eps', None
+        )
+      }
     ),
     'rope.freq_base': 10_000.0,
     **(
       {
         'expert_count': experts,
-        'expert_used_count': config.num_experts_per_tok,
+        'expert_used_count': getattr(config, 'num_experts_per_tok', None),
       }
       if experts
+      else {}
+    ),
+    **(
+      gguf_converted.metadata(architecture, config)
+      if architecture in gguf_converted.ARCHITECTURES
       else {}
     ),
     **(metadata or {}),
@@ -203,7 +215,15 @@ def write(
       case list():
         writer.add_array(key, value)
   names = {**_NAMES, **_NORMS.get(architecture, _PRE)}
-  for name, tensor in {**reference.state_dict()}.items():
+  state = reference.state_dict()
+  if architecture in gguf_converted.ARCHITECTURES:
+    arrays = {name: tensor.numpy() for name, tensor in state.items()}
+    for name, array in gguf_converted.tensors(
+      architecture, config, arrays
+    ).items():
+      writer.add_tensor(name, array)
+    state = {}
+  for name, tensor in state.items():
     if '.act_fn.' in name:  # xIELU's.
       slopes.setdefault(name.split('.')[-1], []).append(float(tensor))
       continue

@@ -18,7 +18,12 @@ from vtokens.devices import partitioning
 from vtokens.exports.gguf import llama_consumer
 from vtokens.host import errors
 from vtokens.models.families import registry
-from vtokens.models.files import gguf_weights, weights
+from vtokens.models.files import (
+  gguf_weights,
+  hf_directory,
+  stored_names,
+  weights,
+)
 
 LENGTH = 90
 
@@ -76,6 +81,90 @@ def _llama3_factors():
   assert len(set(factors)) > 3
   return np.array(factors, np.float32)
 
+
+_NET = {
+  'num_hidden_layers': 4,
+  'hidden_size': 32,
+  'intermediate_size': 64,
+  'head_dim': 16,
+  'linear_num_key_heads': 2,
+  'linear_num_value_heads': 4,
+  # llama.cpp wants keys and values of one width.
+  'linear_key_head_dim': 12,
+  'linear_value_head_dim': 12,
+  'linear_conv_kernel_dim': 4,
+  'layer_types': ['linear_attention', FULL, 'linear_attention', FULL],
+  'rope_parameters': {
+    'rope_type': 'default',
+    'rope_theta': 5e3,
+    'partial_rotary_factor': 0.5,
+  },
+}
+_NET_EXPERTS = {
+  'num_experts': 4,
+  'num_experts_per_tok': 2,
+  'moe_intermediate_size': 32,
+  'shared_expert_intermediate_size': 24,
+  'norm_topk_prob': True,
+}
+_MAMBA = {
+  'mamba_n_heads': 4,
+  'mamba_d_head': 16,
+  'mamba_n_groups': 2,
+  'mamba_d_state': 8,
+  'mamba_d_conv': 4,
+  'mamba_expand': 2,
+}
+_NEMOTRON = {
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  # Not hidden_size / num_attention_heads.
+  'head_dim': 12,
+  'num_hidden_layers': 4,
+  'layer_norm_epsilon': 1e-3,
+  'mamba_num_heads': 4,
+  'mamba_head_dim': 16,
+  'ssm_state_size': 8,
+  'n_groups': 2,
+  'conv_kernel': 4,
+}
+_LATENT = {
+  'num_hidden_layers': 3,
+  'hidden_size': 32,
+  'intermediate_size': 48,
+  'num_key_value_heads': 4,
+  'head_dim': 8,
+  'kv_lora_rank': 16,
+  'q_lora_rank': 12,
+  'qk_nope_head_dim': 4,
+  'qk_rope_head_dim': 8,
+  'v_head_dim': 6,
+}
+_LATENT_EXPERTS = {
+  **_LATENT,
+  'n_routed_experts': 6,
+  'num_experts_per_tok': 3,
+  'moe_intermediate_size': 24,
+  'n_shared_experts': 2,
+  'routed_scaling_factor': 1.7,
+  'first_k_dense_replace': 1,
+  'n_group': 1,
+  'topk_group': 1,
+}
+_GEMMA4 = {
+  'hidden_size': 64,
+  'intermediate_size': 48,
+  'head_dim': 12,
+  'global_head_dim': 32,
+  'sliding_window': 20,
+  'tie_word_embeddings': True,
+  'final_logit_softcapping': 3.0,
+  'hidden_size_per_layer_input': 0,
+  'vocab_size_per_layer_input': 320,
+  'num_kv_shared_layers': 0,
+}
+# A quarter of the values of a head are rotated.
+_STOPPED = {'rope_freqs.weight': np.array([1.0] * 4 + [1e30] * 12, np.float32)}
 
 # name -> architecture, model_type, changes of the model, metadata, tensors.
 CASES = {
@@ -736,9 +825,206 @@ CASES = {
     {'rope.freq_base': 5e3},
     {},
   ),
+  # llama.cpp wants sections no longer than what is rotated.
+  'qwen3_5': ('qwen35', 'qwen3_5_text', _NET, {}, {}),
+  'qwen3_5_moe': (
+    'qwen35moe',
+    'qwen3_5_moe_text',
+    {**_NET, **_NET_EXPERTS, 'intermediate_size': None},
+    {},
+    {},
+  ),
+  'qwen3_next': (
+    'qwen3next',
+    'qwen3_next',
+    {**_NET, **_NET_EXPERTS},
+    {},
+    {},
+  ),
+  'lfm2': (
+    'lfm2',
+    'lfm2',
+    {
+      **_SMALL,
+      'num_hidden_layers': 3,
+      'layer_types': ['conv', FULL, 'conv'],
+      'conv_L_cache': 3,
+      'block_auto_adjust_ff_dim': False,
+      'norm_eps': 1e-3,
+      'tie_word_embeddings': True,
+      'rope_parameters': _rope(),
+    },
+    {},
+    {},
+  ),
+  'granite_hybrid': (
+    'granitehybrid',
+    'granitemoehybrid',
+    {
+      **_SMALL,
+      **_MAMBA,
+      'num_hidden_layers': 3,
+      'layer_types': ['linear_attention', FULL, 'linear_attention'],
+      'num_local_experts': 4,
+      'num_experts_per_tok': 2,
+      'shared_intermediate_size': 40,
+      'embedding_multiplier': 3.0,
+      'attention_multiplier': 0.4,
+      'residual_multiplier': 0.7,
+      'logits_scaling': 1.3,
+    },
+    {},
+    {},
+  ),
+  'granite_hybrid_dense': (
+    'granitehybrid',
+    'granitemoehybrid',
+    {
+      **_SMALL,
+      **_MAMBA,
+      'num_hidden_layers': 3,
+      'layer_types': ['linear_attention', FULL, 'linear_attention'],
+      'num_local_experts': 0,
+      'shared_intermediate_size': 48,
+    },
+    {},
+    {},
+  ),
+  'nemotron_h': (
+    'nemotron_h',
+    'nemotron_h',
+    {
+      **_NEMOTRON,
+      'layers_block_type': ['linear_attention', FULL, 'mlp', 'mlp'],
+    },
+    {},
+    {},
+  ),
+  'nemotron_h_moe': (
+    'nemotron_h_moe',
+    'nemotron_h',
+    {
+      **_NEMOTRON,
+      'layers_block_type': ['linear_attention', FULL, 'moe', 'moe'],
+      'n_routed_experts': 4,
+      'num_experts_per_tok': 2,
+      'moe_intermediate_size': 24,
+      'moe_shared_expert_intermediate_size': 40,
+      'n_group': 1,
+      'topk_group': 1,
+      'routed_scaling_factor': 1.7,
+    },
+    {},
+    {},
+  ),
+  # The file has the multipliers in its weights.
+  'falcon_h1': (
+    'falcon-h1',
+    'falcon_h1',
+    {
+      **_SMALL,
+      **_MAMBA,
+      'mamba_d_ssm': 64,
+      'head_dim': 12,
+      'mamba_rms_norm': True,
+      'mamba_norm_before_gate': False,
+      'key_multiplier': 0.7,
+      'attention_in_multiplier': 1.2,
+      'attention_out_multiplier': 0.8,
+      'ssm_in_multiplier': 0.9,
+      'ssm_out_multiplier': 1.3,
+      'ssm_multipliers': [0.8, 1.1, 0.9, 1.2, 0.7],
+      'embedding_multiplier': 1.7,
+      'lm_head_multiplier': 0.6,
+      'mlp_multipliers': [0.8, 1.4],
+      'rope_parameters': _rope(),
+    },
+    {},
+    {},
+  ),
+  'deepseek_v2': (
+    'deepseek2',
+    'deepseek_v2',
+    {**_LATENT_EXPERTS, 'topk_method': 'greedy', 'q_lora_rank': None},
+    # llama.cpp takes queries without a latent in models of this size alone.
+    {'block_count': 3},
+    {},
+  ),
+  'deepseek_v3': (
+    'deepseek2',
+    'deepseek_v3',
+    {
+      **_LATENT_EXPERTS,
+      'n_group': 3,
+      'topk_group': 2,
+      'rope_parameters': {**_YARN, 'mscale': 1.5, 'mscale_all_dim': 1.5},
+    },
+    {
+      **_YARN_METADATA,
+      'rope.scaling.yarn_log_multiplier': 0.15,
+      'expert_gating_func': 2,
+    },
+    {},
+  ),
+  'youtu': ('deepseek2', 'youtu', _LATENT, {}, {}),
+  # Experts; keys that are values, of another number of heads.
+  'gemma4': (
+    'gemma4',
+    'gemma4_text',
+    {
+      **_GEMMA4,
+      'num_hidden_layers': 3,
+      'layer_types': [SLIDING, SLIDING, FULL],
+      'attention_k_eq_v': True,
+      'num_global_key_value_heads': 1,
+      'enable_moe_block': True,
+      'num_experts': 4,
+      'top_k_experts': 2,
+      'moe_intermediate_size': 24,
+    },
+    {},
+    _STOPPED,
+  ),
+  # Inputs of each layer; keys of earlier layers; wider MLPs.
+  'gemma4_e': (
+    'gemma4',
+    'gemma4_text',
+    {
+      **_GEMMA4,
+      'num_hidden_layers': 5,
+      'layer_types': [SLIDING, SLIDING, FULL, SLIDING, FULL],
+      'hidden_size_per_layer_input': 16,
+      'num_kv_shared_layers': 2,
+      'use_double_wide_mlp': True,
+    },
+    {'feed_forward_length': [48, 48, 48, 96, 96]},
+    _STOPPED,
+  ),
+  # llama.cpp takes the sizes that the file does not say for given.
+  'gemma3n': (
+    'gemma3n',
+    'gemma3n_text',
+    {
+      'num_hidden_layers': 22,
+      'hidden_size': 32,
+      'intermediate_size': [48] * 22,
+      'head_dim': 12,
+      'sliding_window': 20,
+      'layer_types': [*([SLIDING] * 4 + [FULL]) * 4, SLIDING, FULL],
+      'num_kv_shared_layers': 2,
+      'hidden_size_per_layer_input': 256,
+      'vocab_size_per_layer_input': 320,
+      'laurel_rank': 64,
+      'activation_sparsity_pattern': [0.95] * 10 + [0.0] * 12,
+      'tie_word_embeddings': True,
+      'final_logit_softcapping': 3.0,
+    },
+    {},
+    {},
+  ),
 }
 # Cases with GELU.
-_GELU = ('phi', 'starcoder2', 'gpt_neox', 'falcon', 'gemma')
+_GELU = ('phi', 'starcoder2', 'gpt_neox', 'gemma')
 # Cases whose files differ from another's by names alone, or that cost more.
 _EXHAUSTIVE = (
   *('cohere_norms', 'exaone4_windows'),
@@ -746,6 +1032,17 @@ _EXHAUSTIVE = (
   *('qwen2_vl', 'qwen3_vl', 'seed_oss', 'exaone', 'jais2', 'stablelm_parallel'),
   *('gpt_neox_in_turn', 'falcon_one_norm'),
   *('qwen3_vl_moe', 'olmoe', 'granite_moe', 'mixtral'),
+  # `test_weights_equal_those_of_the_model` compares what these read.
+  *('qwen3_5', 'qwen3_5_moe', 'qwen3_next', 'lfm2', 'granite_hybrid'),
+  *('granite_hybrid_dense', 'nemotron_h', 'nemotron_h_moe'),
+  *('deepseek_v2', 'deepseek_v3', 'youtu', 'gemma4', 'gemma4_e', 'gemma3n'),
+)
+# Cases whose tensors differ from Hugging Face's in shape, values or number, and
+# which have no multipliers in them.
+_CONVERTED = (
+  *('qwen3_5', 'qwen3_5_moe', 'qwen3_next', 'lfm2', 'granite_hybrid'),
+  *('granite_hybrid_dense', 'nemotron_h', 'nemotron_h_moe'),
+  *('deepseek_v2', 'deepseek_v3', 'youtu', 'gemma4', 'gemma4_e', 'gemma3n'),
 )
 
 
@@ -815,6 +1112,85 @@ def test_logits_equal_those_of_torch(case, tmp_path):
   np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize('case', _CONVERTED)
+def test_weights_equal_those_of_the_model(case, tmp_path):
+  """And the config; so the logits do, without a program."""
+  path, _ = _write(case, tmp_path)
+  source = gguf_weights.GGUFSource(path)
+  weights.check_shapes(source, source.config)
+  theirs = hf_directory.SafetensorsSource(tmp_path / 'hf')
+  config = hf_directory.read_config(tmp_path / 'hf')
+  assert _rounded(source.config) == _rounded(config)
+  found = _parameters(source, source.config)
+  expected = _parameters(theirs, config)
+  assert found.keys() == expected.keys()
+  for name, array in expected.items():
+    # The converter adds 1 to some, and takes the exponential of others.
+    np.testing.assert_allclose(
+      found[name], array, rtol=1e-6, atol=1e-6, err_msg=name
+    )
+  for name, shape in source.shapes().items():
+    if len(shape) == 2:
+      rows, columns = slice(1, shape[0] // 2 + 1), slice(1, None)
+      np.testing.assert_array_equal(
+        source.read(name, rows, columns),
+        source.read(name)[rows, columns],
+        err_msg=name,
+      )
+
+
+def _parameters(source, config):
+  """Path -> the parameter of all layers."""
+  found = {}
+  for path, (weight, _) in stored_names.weights_of(
+    config, source.shapes()
+  ).items():
+    whole = tuple(slice(0, size) for size in weight.shape)
+    array = np.empty((weight.layers, *weight.shape), np.float32)
+    for layer in range(weight.layers):
+      weight.read(source, layer, whole, array[layer, ...], lambda _: None)
+    found['.'.join(map(str, path))] = array
+  return found
+
+
+def _rounded(value):
+  """A config with rounded numbers: the file has them in float32."""
+  match value:
+    case float():
+      return float(f'{value:.5g}')
+    case tuple():
+      return tuple(map(_rounded, value))
+    case _ if dataclasses.is_dataclass(value):
+      return {
+        field.name: _rounded(getattr(value, field.name))
+        for field in dataclasses.fields(value)
+        # Not used where each layer has a width of its own, or experts.
+        if field.name != 'mlp_dim'
+      }
+  return value
+
+
+def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
+  architecture, model_type, changes, *_ = CASES['qwen3_5']
+  reference = tiny_models.save(
+    tmp_path / 'hf', model_type=model_type, **changes
+  )
+  path = tmp_path / 'model.gguf'
+  metadata = {
+    'block_count': 5,
+    'nextn_predict_layers': 1,
+    'attention.recurrent_layers': [True, False, True, False, False],
+  }
+  extra = {
+    'blk.4.attn_norm.weight': np.ones(32, np.float32),
+    'blk.4.nextn.eh_proj.weight': np.ones((32, 64), np.float32),
+  }
+  gguf_models.write(path, architecture, reference, metadata, extra)
+  source = gguf_weights.GGUFSource(path)
+  assert source.config.num_layers == 4
+  weights.check_shapes(source, source.config)
+
+
 # llama.cpp runs the others with other numbers: Gemma 2 and 3 get their query
 # scale from the number of layers, Phi-3 its factors from the length of the
 # context.
@@ -841,7 +1217,7 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     consumer = llama_consumer.LlamaConsumer(address, tokenizer, None)
     found = consumer.log_probabilities(ids.tolist(), 2, 320)
   bound = 2e-4
-  if case.startswith(_GELU):
+  if case.startswith((*_GELU, 'falcon')) and case != 'falcon_h1':
     # llama.cpp takes it from a table in float16; see `llama_gate`.
     bound = 2**-10 * float(logits.abs().max())
   np.testing.assert_allclose(found, expected, rtol=0, atol=bound)
@@ -863,6 +1239,14 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     ('olmo', 'attention.layer_norm_epsilon', 0.25, '1e-05'),
     ('apertus', 'block_count', 1, None),
     ('falcon', 'attention.key_length', 16, '8, of all values'),
+    ('qwen3_5', 'ssm.inner_size', 50, 'a multiple of 4 heads'),
+    ('deepseek_v2', 'expert_group_count', 3, '1: llama.cpp chooses groups'),
+    ('deepseek_v2', 'expert_gating_func', 3, '1 or 2'),
+    ('nemotron_h', 'feed_forward_length', [0, 48, 48, 48], 'one width'),
+    ('gemma4_e', 'attention.shared_kv_layers', 1, 'a layer with a window'),
+    ('gemma4_e', 'feed_forward_length', [48, 48, 96, 96, 96], 'one width'),
+    ('gemma3n', 'attention.shared_kv_layers', 3, '2, as llama.cpp has'),
+    ('gemma3n', 'altup.num_inputs', 3, '4, as llama.cpp has'),
   ],
 )
 def test_what_llama_cpp_would_run_otherwise(

@@ -469,7 +469,9 @@ def test_other_architecture(tmp_path, tensors):
     'seed_oss, mistral3, arcee, granite, command-r, cohere2, chatglm, glm4, '
     'exaone4, ernie4_5, phi2, starcoder2, stablelm, nemotron, gptneox, falcon, '
     'olmo, apertus, hunyuan-dense, exaone, jais2, qwen3moe, olmoe, gpt-oss, '
-    'granitemoe, qwen2vl, qwen3vl, qwen3vlmoe'
+    'granitemoe, qwen35, qwen35moe, qwen3next, deepseek2, gemma4, gemma3n, '
+    'lfm2, granitehybrid, nemotron_h, falcon-h1, qwen2vl, qwen3vl, '
+    'qwen3vlmoe, nemotron_h_moe'
   )
 
 

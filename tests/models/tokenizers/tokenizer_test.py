@@ -384,6 +384,25 @@ class TestGGUF:
     assert tokenizer.prefix_ids == (1,)
     assert tokenizer.eos_id == 2
 
+  def test_listed_merges_equal_llama_cpp(self, sentencepiece, tmp_path):
+    """Gemma 4's tokenizer: characters, merges, and bytes for the rest."""
+    tokens, kinds = sentencepiece['tokens'], sentencepiece['token_type']
+    plain = {t for t, kind in zip(tokens, kinds, strict=True) if kind == 1}
+    merges = [
+      f'{token[:cut]} {token[cut:]}'
+      for token in sorted(plain, key=len)
+      for cut in range(1, len(token))
+      if {token[:cut], token[cut:]} <= plain and '\n' not in token
+    ]
+    path = _write_gguf(
+      tmp_path / 'x.gguf', model='gemma4', merges=merges, **sentencepiece
+    )
+    tokenizer = tokenizer_lib.load_tokenizer(path)
+    llama_cpp = LlamaCpp(path)
+    for text in TEXTS:
+      assert tokenizer.encode(text) == llama_cpp(text), text
+    assert len(merges) > 20
+
   def test_sentencepiece_merges_make_no_special_token(
     self, sentencepiece, tmp_path
   ):

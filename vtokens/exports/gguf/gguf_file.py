@@ -65,8 +65,8 @@ def place(table: Artifact, opened: OpenBase, path: str) -> Placement:
 
   Raises:
     errors.UserError: the base is no GGUF file, is of an architecture without a
-      head of its own, has a head with a bias, or has a token of one of the
-      names.
+      head of its own, has a head with a bias or inputs of each layer, or has a
+      token of one of the names.
   """
   if not path.endswith('.gguf'):
     raise errors.UserError(
@@ -79,6 +79,12 @@ def place(table: Artifact, opened: OpenBase, path: str) -> Placement:
       f'--to gguf: the head of {path} has a bias (model_type '
       f'{opened.config.model_type}), which this format does not extend to '
       'virtual tokens; --to vtokens writes the table for the base as it is'
+    )
+  if opened.config.per_layer_dim:
+    raise errors.UserError(
+      f'--to gguf: {path} has a second matrix with a row for each id '
+      '(per_layer_token_embd), which this format does not extend to virtual '
+      'tokens; --to vtokens writes the table for the base as it is'
     )
   reader = gguf.GGUFReader(path)
   architecture = reader.fields[gguf_copy.ARCHITECTURE].contents()

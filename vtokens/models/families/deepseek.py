@@ -1,8 +1,8 @@
 """DeepSeek V2 and V3, and models of the same formulas."""
 
 import abc
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
 from vtokens.models.families import (
@@ -13,6 +13,10 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Part
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _SHARED = latent_fields.names(
   tensor_names.with_shared_expert(tensor_names.PRE_NORM)
@@ -72,6 +76,25 @@ class Deepseek(Family):
     latent_fields.write(config, values)
     expert_fields.write_grouped(config, values)
 
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    names = tensor_names.with_gguf_experts(self.names_of(config))
+    return tensor_names.Form(names)
+
+  def gguf_joined(self, config: DecoderConfig) -> Mapping[str, Sequence[Part]]:
+    return latent_fields.GGUF_PARTS
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    latent_fields.read_gguf(metadata, values)
+    expert_fields.read_gguf(
+      metadata, values, 'n_routed_experts', 'moe_intermediate_size'
+    )
+    expert_fields.read_gguf_scores(metadata, values)
+    # The family of the file depends on it; see `gguf_config`.
+    metadata.get('{arch}.expert_gating_func')
+    values['first_k_dense_replace'] = metadata.per_layer(
+      '{arch}.leading_dense_block_count', 1, 0
+    )[0]
+
 
 class DeepseekV2(Deepseek):
   """Experts are chosen by softmax, in groups or not."""
@@ -82,6 +105,7 @@ class DeepseekV2(Deepseek):
     'latent attention; experts after the first layers, also an MLP for all '
     'tokens',
     5.6e-06,
+    'yes',
   )
   architecture = 'DeepseekV2ForCausalLM'
   implied: Mapping[str, Any] = {'scoring_func': 'softmax', 'moe_layer_freq': 1}
@@ -108,6 +132,17 @@ class DeepseekV2(Deepseek):
     grouped = expert_fields.of(config).routing.groups > 1
     values['topk_method'] = 'group_limited_greedy' if grouped else 'greedy'
 
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    super().read_gguf(metadata, values)
+    if values['n_group'] > 1:
+      raise metadata.unexpected(
+        '{arch}.expert_group_count',
+        values['n_group'],
+        '1: llama.cpp chooses groups in another way than DeepSeek-V2',
+      )
+    values['topk_method'] = 'greedy'
+    del values['rope_interleave']
+
 
 class DeepseekV3(Deepseek):
   """Experts are chosen by corrected sigmoids, in groups."""
@@ -120,6 +155,7 @@ class DeepseekV3(Deepseek):
     1.3e-05,
   )
   architecture = 'DeepseekV3ForCausalLM'
+  gguf: str | None = 'deepseek2'
   extra_layers = True
   implied: Mapping[str, Any] = {
     'scoring_func': 'sigmoid',
@@ -150,6 +186,7 @@ class SarvamMLA(DeepseekV3):
   """DeepSeek V3 with other sizes; first files have older names."""
 
   model_type = 'sarvam_mla'
+  gguf = None
   about = About(
     'Sarvam 105B',
     'as `deepseek_v3`',

@@ -1,16 +1,23 @@
 """Fields of config.json of families with gated delta nets."""
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.families import rope_json
+from vtokens.models.families import gguf_stored, rope_json
 from vtokens.models.families.config_json import (
   FULL,
   Fields,
   shortest_pattern,
 )
+from vtokens.models.families.gguf_stored import Stored
 from vtokens.models.mixers.delta_net import DeltaNet
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 LINEAR = 'linear_attention'
 _FIELDS = {
@@ -112,3 +119,77 @@ def row_groups(config: DecoderConfig, path: str, *, joined: bool) -> int:
     nets = (kind.mixer for kind in config.layer_kinds)
     return next(net.key_heads for net in nets if isinstance(net, DeltaNet))
   return 1
+
+
+def read_gguf(metadata: 'Metadata', values: dict[str, Any]) -> None:
+  """Sets the fields of delta nets from the metadata of a GGUF file.
+
+  Args:
+    metadata: metadata of the file.
+    values: fields of config.json, to be changed in place.
+
+  Raises:
+    errors.UserError: a value is missing or wrong.
+  """
+  heads = metadata.number('{arch}.ssm.time_step_rank')
+  inner = metadata.number('{arch}.ssm.inner_size')
+  if inner % heads:
+    raise metadata.unexpected(
+      '{arch}.ssm.inner_size', inner, f'a multiple of {heads} heads'
+    )
+  layers = values['num_hidden_layers']
+  linear = metadata.flags('{arch}.attention.recurrent_layers', layers)
+  interval = metadata.number('{arch}.full_attention_interval', default=4)
+  if linear is None:
+    linear = [(i + 1) % interval != 0 for i in range(layers)]
+  values |= {
+    'linear_num_key_heads': metadata.number('{arch}.ssm.group_count'),
+    'linear_num_value_heads': heads,
+    'linear_key_head_dim': metadata.number('{arch}.ssm.state_size'),
+    'linear_value_head_dim': inner // heads,
+    'linear_conv_kernel_dim': metadata.number('{arch}.ssm.conv_kernel'),
+    'layer_types': [LINEAR if one else FULL for one in linear],
+  }
+  metadata.partial_rotation(values)
+
+
+def stored(
+  config: DecoderConfig, name: str, shape: Sequence[int], *, tiled: bool
+) -> Stored:
+  """See `Family.gguf_stored`.
+
+  Args:
+    config: the architecture.
+    name: Hugging Face's name of the tensor.
+    shape: its shape in the file.
+    tiled: whether heads of values that share a head of keys are apart.
+  """
+  if '.linear_attn.' not in name:
+    # The converter adds the model's offset of 1 to the weights.
+    return Stored(offset=1.0 if name.endswith('norm.weight') else 0.0)
+  found = gguf_stored.recurrent(name, shape) or Stored()
+  net = next(
+    kind.mixer
+    for kind in config.layer_kinds
+    if isinstance(kind.mixer, DeltaNet)
+  )
+  if not tiled:
+    return found
+  keys = 2 * net.key_heads * net.key_dim
+
+  def order(width: int, before: int = 0) -> np.ndarray:
+    heads = net.key_heads, net.value_heads
+    return gguf_stored.tiled_rows(*heads, width, before)
+
+  part = name.split('.linear_attn.')[1]
+  if part == 'out_proj.weight':
+    return Stored(columns=order(net.value_dim))
+  if part in ('in_proj_qkv.weight', 'conv1d.weight'):
+    rows = order(net.value_dim, keys)
+  elif part == 'in_proj_z.weight':
+    rows = order(net.value_dim)
+  elif part == 'norm.weight':
+    return found
+  else:
+    rows = order(1)
+  return dataclasses.replace(found, rows=rows)

@@ -223,3 +223,28 @@ def read_gguf(
   values[width] = metadata.number(
     '{arch}.expert_feed_forward_length', default=values['intermediate_size']
   )
+
+
+def read_gguf_scores(metadata: 'Metadata', values: dict[str, Any]) -> None:
+  """Sets how DeepSeek's experts are weighted and grouped.
+
+  Args:
+    metadata: metadata of the file.
+    values: fields of config.json, to be changed in place.
+
+  Raises:
+    errors.UserError: a value is wrong.
+  """
+  groups = metadata.optional('{arch}.expert_group_count', int) or 1
+  values |= {
+    'norm_topk_prob': bool(metadata.get('{arch}.expert_weights_norm', False)),
+    # llama.cpp takes 0 for missing.
+    'routed_scaling_factor': (
+      metadata.optional('{arch}.expert_weights_scale', float) or 1.0
+    ),
+    'n_group': groups,
+    'topk_group': metadata.number(
+      '{arch}.expert_group_used_count', default=groups
+    ),
+    'n_shared_experts': metadata.number('{arch}.expert_shared_count'),
+  }

@@ -1,14 +1,24 @@
 """Falcon-H1."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.families import mamba_fields, rope_json, tensor_names
+from vtokens.models.families import (
+  gguf_stored,
+  mamba_fields,
+  rope_json,
+  tensor_names,
+)
 from vtokens.models.families.bamba import NAMES
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Stored
 from vtokens.models.mixers.parallel_mixer import ParallelMixer
 from vtokens.models.mlps.scaled_mlp import ScaledMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _LAYER = 'model.layers.{}.'
 _ATTENTION = 'layers.attention.'
@@ -17,6 +27,17 @@ _NAMES = {
   for path, name in NAMES.items()
   if not path.startswith(_ATTENTION) or path in tensor_names.PRE_NORM
 } | mamba_fields.names(_LAYER + 'mamba.', _ATTENTION + 'mamba.')
+
+
+_MULTIPLIERS = (
+  'ssm_in_multiplier',
+  'ssm_out_multiplier',
+  'key_multiplier',
+  'attention_in_multiplier',
+  'attention_out_multiplier',
+  'embedding_multiplier',
+  'lm_head_multiplier',
+)
 
 
 class FalconH1(Family):
@@ -29,6 +50,7 @@ class FalconH1(Family):
     7.2e-06,
   )
   architecture = 'FalconH1ForCausalLM'
+  gguf = 'falcon-h1'
   names = _NAMES
 
   def read(self, f: Fields) -> dict[str, Any]:
@@ -82,6 +104,25 @@ class FalconH1(Family):
     }
     # It is not read beside `mamba_d_ssm`.
     del values['mamba_expand']
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    mamba_fields.read_gguf(metadata, values, 0)
+    values |= {
+      'mamba_d_ssm': values['mamba_n_heads'] * values['mamba_d_head'],
+      'mamba_rms_norm': metadata.has_tensor('blk.0.ssm_norm.weight'),
+      'mamba_norm_before_gate': False,
+      'projectors_bias': metadata.has_tensor('blk.0.ssm_out.bias'),
+    }
+    # The converter multiplies the weights by them.
+    values |= dict.fromkeys(_MULTIPLIERS, 1.0)
+    values |= {'ssm_multipliers': [1.0] * 5, 'mlp_multipliers': [1.0] * 2}
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    return gguf_stored.recurrent(name, shape) or super().gguf_stored(
+      config, name, shape
+    )
 
 
 def _numbers(f: Fields, field: str, count: int) -> tuple[float, ...]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.families import tensor_names
+from vtokens.models.families import gguf_stored, tensor_names
 from vtokens.models.families.config_json import FULL, SLIDING, Fields
+from vtokens.models.families.gguf_stored import Part, Stored
 
 if TYPE_CHECKING:
   # It imports the gguf package.
@@ -47,8 +48,11 @@ class Family(abc.ABC):
       supported.
     about: see `About`.
     gguf_interleaved: whether GGUF files have the rows of q and k in the order
-      of `interleaved_rows`.
+      of `gguf_stored.interleaved_rows`.
+    gguf_by_layer: ends of metadata keys whose values may be lists with a number
+      for each layer. The largest counts; `read_gguf` checks the others.
     norm_eps: field of config.json with the number that norms add.
+    gguf_epsilon: end of its metadata key; '' if `norm_eps` tells it.
     aliases: older name of a field of config.json -> name.
     qkv_by_head: whether a tensor with queries, keys and values has them one
       key-value head after the other.
@@ -67,7 +71,9 @@ class Family(abc.ABC):
   names: Mapping[str, str] = tensor_names.PRE_NORM
   gguf: str | None = None
   gguf_interleaved: bool = False
+  gguf_by_layer: tuple[str, ...] = ()
   norm_eps: str = 'rms_norm_eps'
+  gguf_epsilon: str = ''
   aliases: Mapping[str, str] = {}
   qkv_by_head: bool = False
   extra_layers: bool = False
@@ -76,6 +82,11 @@ class Family(abc.ABC):
   unused: tuple[str, ...] = ()
   unused_parts: tuple[str, ...] = ()
   about: About = About()
+
+  @property
+  def predicts_further(self) -> bool:
+    """Whether files may have layers that predict further tokens."""
+    return self.extra_layers or 'mtp.' in self.unused_parts
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:
     """Sizes whose fields differ between families.
@@ -176,26 +187,36 @@ class Family(abc.ABC):
     """
     del metadata, values  # By default there is nothing to add.
 
-  def gguf_rows(
-    self, config: DecoderConfig, name: str, rows: int
-  ) -> np.ndarray | None:
-    """Order of a tensor's rows in a GGUF file; None for Hugging Face's order.
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    """How a tensor differs in a GGUF file.
 
     Args:
       config: the architecture.
       name: Hugging Face's name of the tensor.
-      rows: number of rows.
+      shape: its shape in the file.
+    """
+    rows = None
+    if self.gguf_interleaved and '.q_proj.' in name:
+      rows = gguf_stored.interleaved_rows(shape[0], config.num_heads)
+    elif self.gguf_interleaved and '.k_proj.' in name:
+      rows = gguf_stored.interleaved_rows(shape[0], config.num_kv_heads)
+    elif self.qkv_by_head and '.query_key_value.' in name:
+      rows = gguf_stored.grouped_rows(config)
+    return Stored(rows)
+
+  def gguf_joined(self, config: DecoderConfig) -> Mapping[str, Sequence[Part]]:
+    """Tensors that a GGUF file has in parts.
+
+    Args:
+      config: the architecture.
 
     Returns:
-      For each row in Hugging Face's order, its row in the file.
+      Name of a tensor as in `names` -> its parts.
     """
-    if self.gguf_interleaved and '.self_attn.q_proj.' in name:
-      return interleaved_rows(rows, config.num_heads)
-    if self.gguf_interleaved and '.self_attn.k_proj.' in name:
-      return interleaved_rows(rows, config.num_kv_heads)
-    if self.qkv_by_head and '.query_key_value.' in name:
-      return grouped_rows(config)
-    return None
+    del config  # For families that have them.
+    return {}
 
   def gguf_numbers(
     self, metadata: Metadata, config: DecoderConfig
@@ -215,15 +236,6 @@ class Family(abc.ABC):
     del metadata, config  # For families that need them.
     return {}
 
-  def gguf_offset(self, name: str) -> float:
-    """Number that the GGUF converter adds to a tensor.
-
-    Args:
-      name: Hugging Face's name of the tensor.
-    """
-    del name  # For families that need it.
-    return 0.0
-
 
 def write_window(config: DecoderConfig, values: dict[str, Any]) -> None:
   """Sets `sliding_window`."""
@@ -237,42 +249,3 @@ def write_layer_types(config: DecoderConfig, values: dict[str, Any]) -> None:
   values['layer_types'] = [
     SLIDING if kind.window else FULL for kind in config.layer_kinds
   ]
-
-
-def interleaved_rows(rows: int, num_heads: int) -> np.ndarray:
-  """Order in which llama.cpp stores the rows of q and k.
-
-  For some architectures llama.cpp rotates neighbouring pairs, so its converter
-  interleaves the two halves of each head (rows 0, H/2, 1, H/2 + 1, ...).
-  Hugging Face rotates row i with row i + H/2. See `LlamaModel.permute` in
-  llama.cpp's conversion/llama.py.
-
-  Args:
-    rows: rows of the matrix, `num_heads * H`.
-    num_heads: heads of the matrix.
-
-  Returns:
-    For each row in Hugging Face's order, its row in the file.
-  """
-  pairs = np.arange(rows).reshape(num_heads, rows // num_heads // 2, 2)
-  return pairs.swapaxes(1, 2).reshape(rows)
-
-
-def grouped_rows(config: DecoderConfig) -> np.ndarray:
-  """Order in which llama.cpp stores the rows of q, k and v in one tensor.
-
-  llama.cpp has the rows of all queries, then of all keys, then of all values.
-  Hugging Face has, for each head of keys, its queries, the keys and the values.
-
-  Args:
-    config: the architecture.
-
-  Returns:
-    For each row in Hugging Face's order, its row in the file.
-  """
-  groups, width = config.num_kv_heads, config.head_dim
-  queries = config.num_heads * width
-  count = groups * width
-  q = np.arange(queries).reshape(groups, -1)
-  k = queries + np.arange(count).reshape(groups, -1)
-  return np.concatenate([q, k, k + count], axis=1).reshape(-1)

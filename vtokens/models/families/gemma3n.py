@@ -1,11 +1,11 @@
 """Gemma 3n for text."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.altup import AltUp
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.families import family, rope_json
+from vtokens.models.families import family, rope_json, tensor_names
 from vtokens.models.families.config_json import (
   FULL,
   SLIDING,
@@ -17,14 +17,24 @@ from vtokens.models.families.gemma4 import (
   NAMES,
   check_padding,
   count,
+  read_gguf_layers,
   sources,
   unused_tensors,
 )
+from vtokens.models.families.gguf_stored import Stored
 from vtokens.models.layers import Gated
 from vtokens.models.mixers.shared_heads import Heads
 
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
+
 _GELU = 'gelu_pytorch_tanh'
 _LAYER = 'model.layers.{}.'
+# What llama.cpp takes for given: the numbers of layers with keys of their own
+# and with sparse activations, their share of zeros, its quantile, and widths.
+_OWN_LAYERS, _SPARSE_LAYERS = 20, 10
+_SHARE, _QUANTILE = 0.95, 1.6448536
+_LAUREL_RANK, _INPUT_WIDTH = 64, 256
 _LAYER_NAMES: Mapping[str, str] = {
   **NAMES,
   'layers.altup.router': _LAYER + 'altup.modality_router.weight',
@@ -49,6 +59,8 @@ class Gemma3n(Family):
     1.8e-05,
   )
   architecture = 'Gemma3nForCausalLM'
+  gguf = 'gemma3n'
+  gguf_by_layer = ('feed_forward_length',)
   names = _LAYER_NAMES
 
   def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
@@ -182,3 +194,77 @@ class Gemma3n(Family):
         if kind.rope is not None
       },
     )
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    # The matrices of all streams are in one tensor.
+    return tensor_names.Form(
+      {
+        path: name.replace('projections.' + path[-1] + '.', 'projections.')
+        if path.startswith('streams.')
+        else name
+        for path, name in self.names_of(config).items()
+      }
+    )
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    if name.endswith('projections.weight') and len(shape) == 3:
+      return Stored(shape=(shape[0] * shape[1], shape[2]))
+    return Stored()
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    layers = values['num_hidden_layers']
+    read_gguf_layers(metadata, values, min(layers, _OWN_LAYERS))
+    key = '{arch}.feed_forward_length'
+    widths = metadata.per_layer(key, layers)
+    if len(set(widths)) > 1:
+      raise metadata.unexpected(key, widths, 'one width, as llama.cpp has')
+    given = {
+      'altup.num_inputs': 4,
+      'altup.active_idx': 0,
+      'embedding_length_per_layer_input': _INPUT_WIDTH,
+    }
+    for end, expected in given.items():
+      found = metadata.get('{arch}.' + end, expected)
+      if found != expected:
+        raise metadata.unexpected(
+          '{arch}.' + end, found, f'{expected}, as llama.cpp has'
+        )
+    key = '{arch}.activation_sparsity_scale'
+    scales = metadata.get(key) or []
+    if len(scales) < layers or any(
+      abs(scale - _QUANTILE) > 1e-5 if i < _SPARSE_LAYERS else scale > -1e30
+      for i, scale in enumerate(scales[:layers])
+    ):
+      raise metadata.unexpected(
+        key,
+        scales,
+        f'{_QUANTILE} for {_SPARSE_LAYERS} layers and then -inf, as llama.cpp '
+        'has',
+      )
+    values |= {
+      'altup_num_inputs': 4,
+      'altup_active_idx': 0,
+      'altup_correct_scale': True,
+      'laurel_rank': _LAUREL_RANK,
+      'vocab_size_per_layer_input': values['vocab_size'],
+      'activation_sparsity_pattern': [
+        _SHARE if i < _SPARSE_LAYERS else 0.0 for i in range(layers)
+      ],
+      'final_logit_softcapping': metadata.optional(
+        '{arch}.final_logit_softcapping', float
+      ),
+      'rope_parameters': {
+        SLIDING: {
+          'rope_type': 'default',
+          'rope_theta': metadata.number(
+            '{arch}.rope.freq_base_swa', float, 1e4
+          ),
+        },
+        FULL: {
+          **(values.pop('rope_scaling') or {'rope_type': 'default'}),
+          'rope_theta': values.pop('rope_theta'),
+        },
+      },
+    }

@@ -1,5 +1,6 @@
 """GLM 4: its first version, and GLM-4-0414."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Stored
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
@@ -75,14 +77,14 @@ class Glm4Vision(Glm4):
     # Of axes that have the same position for text.
     metadata.get('{arch}.rope.dimension_sections')
 
-  def gguf_rows(
-    self, config: DecoderConfig, name: str, rows: int
-  ) -> np.ndarray | None:
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
     if not ('.self_attn.q_proj.' in name or '.self_attn.k_proj.' in name):
-      return None
+      return Stored()
     width = config.head_dim
     rotated = config.rotary_dim or width
     order = np.arange(width)
     order[:rotated] = np.arange(rotated).reshape(2, -1).T.reshape(-1)
-    heads = np.arange(0, rows, width)
-    return (heads[:, None] + order).reshape(-1)
+    heads = np.arange(0, shape[0], width)
+    return Stored((heads[:, None] + order).reshape(-1))

@@ -19,8 +19,10 @@ class Glm4MoeLite(DeepseekV3):
     'GLM-4.7-Flash',
     'as `deepseek_v3`',
     5.8e-06,
+    'yes, as `deepseek_v3`',
   )
   architecture = 'Glm4MoeLiteForCausalLM'
+  gguf = None  # Files say deepseek2.
 
   def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
     f.normalised('num_mtp_layers', 'num_nextn_predict_layers')

@@ -58,12 +58,18 @@ class Granite(Family):
     )
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    self.read_gguf_multipliers(metadata, values)
     if not metadata.get('{arch}.rope.scaling.finetuned', True):
       raise metadata.unexpected(
         '{arch}.rope.scaling.finetuned',
         False,
         'true: llama.cpp rotates nothing otherwise',
       )
+
+  def read_gguf_multipliers(
+    self, metadata: 'Metadata', values: dict[str, Any]
+  ) -> None:
+    """Sets the fields of multipliers; see `read_gguf`."""
     # llama.cpp takes 0 for missing.
     for field, key, default in (
       ('embedding_multiplier', 'embedding_scale', 1.0),

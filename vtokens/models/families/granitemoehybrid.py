@@ -1,12 +1,13 @@
 """Granite 4 with Mamba 2."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
 from vtokens.models.families import (
   expert_fields,
+  gguf_stored,
   mamba_fields,
   rope_json,
   tensor_names,
@@ -17,9 +18,13 @@ from vtokens.models.families.config_json import (
   shortest_pattern,
 )
 from vtokens.models.families.family import About
+from vtokens.models.families.gguf_stored import Stored
 from vtokens.models.families.granite import Granite
 from vtokens.models.families.granitemoe import GraniteMoe
 from vtokens.models.mlps.experts import Experts
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _LAYER = 'model.layers.{}.'
 _SHARED = _LAYER + 'shared_mlp.'
@@ -54,7 +59,8 @@ class GraniteMoeHybrid(Granite):
     5.1e-06,
   )
   architecture = 'GraniteMoeHybridForCausalLM'
-  gguf = None
+  gguf = 'granitehybrid'
+  gguf_by_layer = ('attention.head_count_kv',)
   names = _DENSE
 
   def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
@@ -123,3 +129,44 @@ class GraniteMoeHybrid(Granite):
       values['num_local_experts'] = experts.routing.experts
       values['num_experts_per_tok'] = experts.routing.active
       values['intermediate_size'] = experts.width
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    if config.layer_kinds[0].mlp is None:
+      return tensor_names.Form({**tensor_names.PRE_NORM, **_MAMBA})
+    names = tensor_names.with_gguf_experts(self.names_of(config))
+    shared = tensor_names.with_shared_expert(names)
+    # These routers have no correction.
+    return tensor_names.Form(
+      tensor_names.without(shared, 'layers.mlp.correction')
+    )
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    self.read_gguf_multipliers(metadata, values)
+    attention = metadata.heads_of_layers(values)
+    if all(attention):
+      raise metadata.unexpected(
+        '{arch}.attention.head_count_kv', 'of all layers', 'a layer of Mamba 2'
+      )
+    mamba_fields.read_gguf(metadata, values, attention.index(False))
+    rotated = metadata.get('{arch}.rope.scaling.finetuned', True)
+    values |= {
+      'layer_types': [
+        FULL if one else mamba_fields.RECURRENT for one in attention
+      ],
+      'position_embedding_type': 'rope' if rotated else 'nope',
+      'num_local_experts': 0,
+    }
+    shared = metadata.get('{arch}.expert_shared_feed_forward_length')
+    if metadata.get('{arch}.expert_count'):
+      expert_fields.read_gguf(metadata, values, 'num_local_experts')
+    else:
+      # llama.cpp gives the MLP this width.
+      shared = values['intermediate_size']
+    values['shared_intermediate_size'] = shared
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    return gguf_stored.recurrent(name, shape) or super().gguf_stored(
+      config, name, shape
+    )

@@ -1,14 +1,27 @@
 """Fields of config.json that families with latent attention share."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, Rope
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
+from vtokens.models.families.gguf_stored import Part
 from vtokens.models.mixers.latent_attention import LatentAttention
 
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
+
 _TEMPERATURE = 'mscale_all_dim'
+_LAYER = 'model.layers.{}.self_attn.'
+_KV = _LAYER + 'kv_b_proj.weight'
+# llama.cpp has the heads' keys and values apart, the keys turned.
+GGUF_PARTS: Mapping[str, Sequence[Part]] = {
+  _KV: (
+    Part(_LAYER + 'k_b_proj.weight', turned=True),
+    Part(_LAYER + 'v_b_proj.weight'),
+  )
+}
 
 
 def read(f: Fields, rope: Rope) -> dict[str, Any]:
@@ -127,7 +140,7 @@ def names(others: Mapping[str, str]) -> Mapping[str, str]:
   Args:
     others: names of a family with usual attention, whose other names are kept.
   """
-  layer = 'model.layers.{}.self_attn.'
+  layer = _LAYER
   kept = {
     path: name
     for path, name in others.items()
@@ -142,7 +155,7 @@ def names(others: Mapping[str, str]) -> Mapping[str, str]:
     'layers.attention.kv_down': layer + 'kv_a_proj_with_mqa.weight',
     'layers.attention.kv_down_bias': layer + 'kv_a_proj_with_mqa.bias',
     'layers.attention.kv_norm.scale': layer + 'kv_a_layernorm.weight',
-    'layers.attention.kv': layer + 'kv_b_proj.weight',
+    'layers.attention.kv': _KV,
     'layers.attention.o': layer + 'o_proj.weight',
     'layers.attention.o_bias': layer + 'o_proj.bias',
   }
@@ -161,3 +174,47 @@ def names_of(
     return several
   direct = tensor_names.PRE_NORM['layers.attention.q']
   return {**several, 'layers.attention.q': direct}
+
+
+def read_gguf(metadata: 'Metadata', values: dict[str, Any]) -> None:
+  """Sets the sizes of latent attention from the metadata of a GGUF file.
+
+  Args:
+    metadata: metadata of the file.
+    values: fields of config.json, to be changed in place.
+
+  Raises:
+    errors.UserError: a value is missing, wrong or not supported.
+  """
+  rank = metadata.number('{arch}.attention.kv_lora_rank')
+  rotated = metadata.number('{arch}.rope.dimension_count')
+  # Older files have the widths of a head in the place of a latent's.
+  width = metadata.number(
+    '{arch}.attention.key_length_mla', default=values['head_dim']
+  )
+  if width <= rotated:
+    raise metadata.unexpected(
+      '{arch}.attention.key_length_mla', width, f'more than {rotated}'
+    )
+  scaling = values['rope_scaling']
+  if scaling and _TEMPERATURE not in scaling:
+    raise metadata.unexpected(
+      '{arch}.rope.scaling.type',
+      scaling['rope_type'],
+      'none, or yarn with rope.scaling.yarn_log_multiplier: llama.cpp computes '
+      'others in another way',
+    )
+  values |= {
+    'kv_lora_rank': rank,
+    'q_lora_rank': metadata.optional('{arch}.attention.q_lora_rank', int),
+    'qk_nope_head_dim': width - rotated,
+    'qk_rope_head_dim': rotated,
+    'v_head_dim': metadata.number(
+      '{arch}.attention.value_length_mla',
+      default=metadata.number('{arch}.attention.value_length'),
+    ),
+    # The file says that all queries share one latent.
+    'num_key_value_heads': values['num_attention_heads'],
+    'rope_interleave': True,
+  }
+  del values['head_dim']

@@ -1,17 +1,21 @@
 """LFM2."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.families import rope_json, tensor_names
+from vtokens.models.families import gguf_stored, rope_json, tensor_names
 from vtokens.models.families.config_json import (
   FULL,
   Fields,
   shortest_pattern,
 )
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Stored
 from vtokens.models.mixers.short_conv import ShortConv
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _CONV = 'conv'
 _LAYER = 'model.layers.{}.'
@@ -51,6 +55,9 @@ class Lfm2(Family):
   architecture = 'Lfm2ForCausalLM'
   names = _NAMES
   norm_eps = 'norm_eps'
+  gguf = 'lfm2'
+  gguf_epsilon = 'layer_norm_rms_epsilon'
+  gguf_by_layer = ('attention.head_count_kv',)
   aliases: Mapping[str, str] = {
     'block_ff_dim': 'intermediate_size',
     'tie_embedding': 'tie_word_embeddings',
@@ -81,6 +88,23 @@ class Lfm2(Family):
       'conv_bias': mixer.bias,
       'layer_types': [_CONV if k.mixer else FULL for k in kinds],
     }
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    values |= {
+      'block_auto_adjust_ff_dim': False,
+      'conv_L_cache': metadata.number('{arch}.shortconv.l_cache'),
+      'conv_bias': False,
+      'layer_types': [
+        FULL if one else _CONV for one in metadata.heads_of_layers(values)
+      ],
+    }
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    return gguf_stored.recurrent(name, shape) or super().gguf_stored(
+      config, name, shape
+    )
 
 
 def _mlp_dim(f: Fields) -> int:

@@ -1,11 +1,14 @@
 """Fields of config.json and names of tensors that Mamba 2 layers share."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families.config_json import FULL, Fields
 from vtokens.models.mixers.mamba2 import Mamba2
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 # In `layer_types`.
 RECURRENT = 'linear_attention'
@@ -103,3 +106,31 @@ def of(config: DecoderConfig) -> Mamba2 | None:
 def layer_types(config: DecoderConfig) -> list[str]:
   """`layer_types` of Mamba 2 and attention layers."""
   return [RECURRENT if kind.mixer else FULL for kind in config.layer_kinds]
+
+
+def read_gguf(metadata: 'Metadata', values: dict[str, Any], layer: int) -> None:
+  """Sets the fields `mamba_*` from the metadata of a GGUF file.
+
+  Args:
+    metadata: metadata of the file.
+    values: fields of config.json, to be changed in place.
+    layer: a layer with Mamba 2.
+
+  Raises:
+    errors.UserError: a value is missing or wrong.
+  """
+  heads = metadata.number('{arch}.ssm.time_step_rank')
+  inner = metadata.number('{arch}.ssm.inner_size')
+  if inner % heads:
+    raise metadata.unexpected(
+      '{arch}.ssm.inner_size', inner, f'a multiple of {heads} heads'
+    )
+  values |= {
+    'mamba_n_heads': heads,
+    'mamba_d_head': inner // heads,
+    'mamba_d_state': metadata.number('{arch}.ssm.state_size'),
+    'mamba_n_groups': metadata.number('{arch}.ssm.group_count'),
+    'mamba_d_conv': metadata.number('{arch}.ssm.conv_kernel'),
+    'mamba_conv_bias': metadata.has_tensor(f'blk.{layer}.ssm_conv1d.bias'),
+    'mamba_proj_bias': metadata.has_tensor(f'blk.{layer}.ssm_in.bias'),
+  }

@@ -1,11 +1,13 @@
 """Nemotron 4 and Minitron."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Stored
 from vtokens.models.mlps.plain_mlp import PlainMLP
 
 if TYPE_CHECKING:
@@ -48,6 +50,8 @@ class Nemotron(Family):
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     metadata.partial_rotation(values)
 
-  def gguf_offset(self, name: str) -> float:
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
     # The converter adds the model's offset of 1 to the weights.
-    return 1.0 if name.endswith('norm.weight') else 0.0
+    return Stored(offset=1.0 if name.endswith('norm.weight') else 0.0)

@@ -1,19 +1,28 @@
 """Nemotron-H, Nemotron Nano 2 and 3."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Without
-from vtokens.models.families import expert_fields, mamba_fields
+from vtokens.models.families import (
+  expert_fields,
+  gguf_stored,
+  mamba_fields,
+  tensor_names,
+)
 from vtokens.models.families.config_json import (
   FULL,
   Fields,
   shortest_pattern,
 )
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Stored
 from vtokens.models.mixers.mamba2 import Mamba2
 from vtokens.models.mlps.experts import Experts
 from vtokens.models.mlps.plain_mlp import PlainMLP
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _MLP, _EXPERTS = 'mlp', 'moe'
 _LISTS = ('layers_block_type', 'hybrid_override_pattern')
@@ -73,6 +82,11 @@ class NemotronH(Family):
   architecture = 'NemotronHForCausalLM'
   names = _NAMES
   norm_eps = 'layer_norm_epsilon'
+  gguf = 'nemotron_h'
+  # llama.cpp rotates nothing here, but its converter permutes q and k.
+  gguf_interleaved = True
+  gguf_epsilon = 'layer_norm_rms_epsilon'
+  gguf_by_layer = ('attention.head_count_kv', 'feed_forward_length')
   # Layers that predict further tokens.
   unused_parts = ('mtp.',)
   aliases: Mapping[str, str] = {
@@ -164,6 +178,69 @@ class NemotronH(Family):
       else:
         types.append(FULL)
     values['layers_block_type'] = types
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    names = tensor_names.with_gguf_experts(self.names)
+    return tensor_names.Form(
+      tensor_names.without(names, 'layers.mlp.experts.gate')
+    )
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    layers = values['num_hidden_layers']
+    attention = metadata.heads_of_layers(values)
+    key = '{arch}.feed_forward_length'
+    widths = metadata.per_layer(key, layers)
+    if not set(widths) <= {0, values['intermediate_size']} or any(
+      one and width for one, width in zip(attention, widths, strict=True)
+    ):
+      raise metadata.unexpected(
+        key, widths, 'one width for layers without attention, else 0'
+      )
+    sparse = metadata.get('{arch}.expert_count')
+    types = [
+      FULL
+      if one
+      else _EXPERTS
+      if sparse and width
+      else _MLP
+      if width
+      else mamba_fields.RECURRENT
+      for one, width in zip(attention, widths, strict=True)
+    ]
+    values['layers_block_type'] = types
+    for field in ('rope_theta', 'rope_scaling'):
+      del values[field]
+    if mamba_fields.RECURRENT in types:
+      layer = types.index(mamba_fields.RECURRENT)
+      found: dict[str, Any] = {}
+      mamba_fields.read_gguf(metadata, found, layer)
+      values |= {
+        'mamba_num_heads': found['mamba_n_heads'],
+        'mamba_head_dim': found['mamba_d_head'],
+        'ssm_state_size': found['mamba_d_state'],
+        'n_groups': found['mamba_n_groups'],
+        'conv_kernel': found['mamba_d_conv'],
+        'use_conv_bias': found['mamba_conv_bias'],
+        'use_bias': found['mamba_proj_bias'],
+      }
+    if _MLP in types:
+      layer = types.index(_MLP)
+      values['mlp_bias'] = metadata.has_tensor(f'blk.{layer}.ffn_up.bias')
+    if sparse:
+      expert_fields.read_gguf(
+        metadata, values, 'n_routed_experts', 'moe_intermediate_size'
+      )
+      expert_fields.read_gguf_scores(metadata, values)
+      values['moe_shared_expert_intermediate_size'] = metadata.number(
+        '{arch}.expert_shared_feed_forward_length'
+      )
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    return gguf_stored.recurrent(name, shape) or super().gguf_stored(
+      config, name, shape
+    )
 
 
 # Fields of parts that a model may lack.

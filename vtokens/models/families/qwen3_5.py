@@ -1,7 +1,8 @@
 """Qwen 3.5, 3.6 and 3-Next: gated delta nets and gated attention."""
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import (
@@ -13,6 +14,10 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Stored
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Qwen35(Family):
@@ -26,6 +31,7 @@ class Qwen35(Family):
     7.2e-05,
   )
   architecture = 'Qwen3_5ForCausalLM'
+  gguf = 'qwen35'
   names = delta_fields.names(tensor_names.PRE_NORM, joined=False)
   unused_parts = ('mtp.',)
 
@@ -38,9 +44,21 @@ class Qwen35(Family):
   def row_groups(self, config: DecoderConfig, path: str) -> int:
     return delta_fields.row_groups(config, path, joined=False)
 
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    delta_fields.read_gguf(metadata, values)
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    return delta_fields.stored(config, name, shape, tiled=True)
+
 
 class _WithExperts(Family):
-  """Experts, and an MLP with a gate for all tokens."""
+  """Experts, and an MLP with a gate for all tokens.
+
+  Attributes:
+    joined: see `delta_fields.names`.
+  """
 
   joined: bool
   unused_parts = ('mtp.',)
@@ -59,6 +77,25 @@ class _WithExperts(Family):
   def row_groups(self, config: DecoderConfig, path: str) -> int:
     return delta_fields.row_groups(config, path, joined=self.joined)
 
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(
+      tensor_names.with_gguf_experts(self.names_of(config))
+    )
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    delta_fields.read_gguf(metadata, values)
+    expert_fields.read_gguf(
+      metadata, values, 'num_experts', 'moe_intermediate_size'
+    )
+    values['shared_expert_intermediate_size'] = metadata.number(
+      '{arch}.expert_shared_feed_forward_length'
+    )
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    return delta_fields.stored(config, name, shape, tiled=not self.joined)
+
 
 class Qwen35Moe(_WithExperts):
   """Qwen 3.5 with experts in all layers."""
@@ -70,6 +107,7 @@ class Qwen35Moe(_WithExperts):
     2.2e-05,
   )
   architecture = 'Qwen3_5MoeForCausalLM'
+  gguf = 'qwen35moe'
   joined = False
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:
@@ -106,6 +144,10 @@ class Qwen35Moe(_WithExperts):
     ):
       del values[field]
 
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    super().read_gguf(metadata, values)
+    del values['intermediate_size']
+
 
 class Qwen3Next(_WithExperts):
   """Experts in some layers or all; projections joined by head."""
@@ -117,6 +159,7 @@ class Qwen3Next(_WithExperts):
     3.3e-05,
   )
   architecture = 'Qwen3NextForCausalLM'
+  gguf = 'qwen3next'
   joined = True
 
   def read(self, f: Fields) -> dict[str, Any]:
@@ -135,3 +178,20 @@ class Qwen3Next(_WithExperts):
     qwen3_moe.write_experts(config, values)
     shared = expert_fields.of(config).shared
     values['shared_expert_intermediate_size'] = shared
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    # Queries, keys and values are rows of one tensor, gates of another.
+    apart = delta_fields.names(qwen2_moe.SHARED, joined=False)
+    form = super().gguf_form(config)
+    moved = [f'layers.attention.in_{name}' for name in 'qkvz']
+    return dataclasses.replace(
+      form,
+      names={**form.names, **{path: apart[path] for path in moved}},
+      row_groups=dict.fromkeys(moved, 1),
+    )
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    super().read_gguf(metadata, values)
+    # llama.cpp has experts in every layer, and such weights.
+    values |= {'norm_topk_prob': True, 'mlp_only_layers': []}
+    values['decoder_sparse_step'] = 1

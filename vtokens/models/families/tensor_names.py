@@ -216,11 +216,14 @@ class Form:
       outputs]; else as [experts, outputs, inputs].
     interleaved: whether gate and up take turns in such a tensor; else they
       follow one another.
+    row_groups: parameter path -> groups of rows of its tensor, where they
+      differ from `Family.row_groups`.
   """
 
   names: Mapping[str, str]
   input_rows: bool = False
   interleaved: bool = False
+  row_groups: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def with_shared_expert(names: Mapping[str, str]) -> Mapping[str, str]:

@@ -15,7 +15,16 @@ from vtokens.models.files.gguf_metadata import Metadata
 
 # Architectures whose text part is another one's. Qwen-VL's files give sections
 # of the rotary embedding, which change nothing for text.
-_SAME_AS = {'qwen2vl': 'qwen2', 'qwen3vl': 'qwen3', 'qwen3vlmoe': 'qwen3moe'}
+_SAME_AS = {
+  'qwen2vl': 'qwen2',
+  'qwen3vl': 'qwen3',
+  'qwen3vlmoe': 'qwen3moe',
+  'nemotron_h_moe': 'nemotron_h',
+}
+# Architectures with YaRN's two weights of the logarithm.
+_LOG_SCALES = ('mistral3', 'deepseek2')
+# Values of `expert_gating_func`.
+_SOFTMAX, _SIGMOID = 1, 2
 # Settings of scaling besides the usual ones, and their values without effect.
 _NEUTRAL = {
   'attn_factor': 1.0,
@@ -45,6 +54,8 @@ def family_of(metadata: Metadata) -> Family:
     return families['llama']
   if name == 'llama' and metadata.get('{arch}.expert_count'):
     return families['mixtral']
+  if name == 'deepseek2':
+    return families[_deepseek(metadata)]
   if name == 'glm4' and metadata.get('{arch}.rope.dimension_sections'):
     return Glm4Vision()
   found = known.get(_SAME_AS.get(name, name))
@@ -85,33 +96,45 @@ def read(
     '{arch}.attention.key_length', default=embed_dim // heads
   )
   value_dim = metadata.number('{arch}.attention.value_length', default=head_dim)
-  if value_dim != head_dim:
-    raise metadata.unexpected(
-      '{arch}.attention.value_length', value_dim, f'{head_dim}, as of keys'
-    )
   layers = metadata.number('{arch}.block_count')
   # Before lists of that length are made.
   if layers > len(tensors):
     raise metadata.unexpected(
       '{arch}.block_count', layers, f'at most {len(tensors)}, as many tensors'
     )
+  if family.predicts_further:
+    further = metadata.optional('{arch}.nextn_predict_layers', int) or 0
+    if further >= layers:
+      raise metadata.unexpected(
+        '{arch}.nextn_predict_layers', further, f'fewer than {layers} layers'
+      )
+    layers -= further
   scaling = _rope_scaling(metadata, tensors)
+
+  def size(key: str, default: Any = ...) -> int:
+    name = '{arch}.' + key
+    if key in family.gguf_by_layer:
+      return max(metadata.per_layer(name, layers, default), default=0)
+    found: int = metadata.number(name, default=default)
+    return found
+
+  # Converters leave it out where every layer has experts.
+  expert = metadata.contents(
+    f'{metadata.architecture}.expert_feed_forward_length'
+  )
   norm = 'rms_' if family.norm_eps == 'rms_norm_eps' else ''
+  epsilon = family.gguf_epsilon or f'layer_norm_{norm}epsilon'
   values: dict[str, Any] = {
     'model_type': family.model_type,
     # GGUF lists dimensions fastest first: [D, V].
     'vocab_size': int(embedding[1]),
     'hidden_size': embed_dim,
-    'intermediate_size': metadata.number('{arch}.feed_forward_length'),
+    'intermediate_size': size('feed_forward_length', expert or ...),
     'num_hidden_layers': layers,
     'num_attention_heads': heads,
-    'num_key_value_heads': metadata.number(
-      '{arch}.attention.head_count_kv', default=heads
-    ),
+    'num_key_value_heads': size('attention.head_count_kv', heads),
     'head_dim': head_dim,
-    family.norm_eps: metadata.number(
-      '{arch}.attention.layer_norm_' + norm + 'epsilon', float
-    ),
+    family.norm_eps: metadata.number('{arch}.attention.' + epsilon, float),
     'max_position_embeddings': metadata.number('{arch}.context_length'),
     'rope_theta': metadata.number('{arch}.rope.freq_base', float, 10_000.0),
     'rope_scaling': scaling,
@@ -126,7 +149,17 @@ def read(
     values['attention_bias'] = True
   family.read_gguf(metadata, values)
   rotated = metadata.rotary_dim(head_dim)
-  if rotated != head_dim and 'partial_rotary_factor' not in values:
+  # Families whose heads have several widths check these themselves.
+  if 'head_dim' in values and value_dim != head_dim:
+    raise metadata.unexpected(
+      '{arch}.attention.value_length', value_dim, f'{head_dim}, as of keys'
+    )
+  if (
+    'head_dim' in values
+    and rotated != head_dim
+    and 'partial_rotary_factor' not in values
+    and values.keys() & {'rope_theta', 'rope_parameters'}
+  ):
     raise errors.UserError(
       f'{where}: {metadata.architecture}.rope.dimension_count is '
       f'{rotated}, not supported; expected {head_dim}'
@@ -213,7 +246,7 @@ def _check_neutral(metadata: Metadata, factor: float | None) -> None:
     factor: factor of YaRN; None for other types.
   """
   for key, neutral in _NEUTRAL.items():
-    if key == 'yarn_log_multiplier' and metadata.architecture == 'mistral3':
+    if key == 'yarn_log_multiplier' and metadata.architecture in _LOG_SCALES:
       continue  # See `_yarn_scales`.
     found = metadata.get('{arch}.rope.scaling.' + key, neutral)
     expected = [neutral]
@@ -231,12 +264,37 @@ def _check_neutral(metadata: Metadata, factor: float | None) -> None:
 
 
 def _yarn_scales(metadata: Metadata) -> dict[str, float]:
-  """`mscale` and `mscale_all_dim`, which only Mistral 3's files have."""
-  key = '{arch}.rope.scaling.yarn_log_multiplier'
-  if metadata.architecture != 'mistral3':
+  """`mscale` and `mscale_all_dim`, which a few families' files have."""
+  name = metadata.architecture
+  if name not in _LOG_SCALES:
     return {}
-  under = metadata.optional(key, float)
-  return {'mscale': 1.0, 'mscale_all_dim': under} if under else {}
+  under = metadata.optional('{arch}.rope.scaling.yarn_log_multiplier', float)
+  if not under:
+    return {}
+  if name == 'mistral3':
+    return {'mscale': 1.0, 'mscale_all_dim': under}
+  # The converter multiplies it by 0.1, and llama.cpp takes both for equal.
+  under = round(under / 0.1, 6)
+  return {'mscale': under, 'mscale_all_dim': under}
+
+
+def _deepseek(metadata: Metadata) -> str:
+  """The `model_type` of a file of DeepSeek's architecture."""
+  if not metadata.get('{arch}.expert_count'):
+    return 'youtu'
+  scores = metadata.get('{arch}.expert_gating_func')
+  if scores is None:
+    # As llama.cpp: GLM-4.7-Flash is told by its sizes.
+    layers = metadata.get('{arch}.block_count')
+    tokens = metadata.get('{arch}.vocab_size')
+    flash = layers in (47, 48) and tokens == 154_880
+    scores = _SIGMOID if flash else _SOFTMAX
+  families = {_SOFTMAX: 'deepseek_v2', _SIGMOID: 'deepseek_v3'}
+  if scores not in families:
+    raise metadata.unexpected(
+      '{arch}.expert_gating_func', scores, f'{_SOFTMAX} or {_SIGMOID}'
+    )
+  return families[scores]
 
 
 def _floats(tensor: gguf.ReaderTensor) -> list[float]:

@@ -27,7 +27,9 @@ _WITHOUT_EFFECT = {
   'rope.scaling.yarn_beta_slow',
 }
 # Their sections of rotary frequencies have equal positions for text.
-_MULTIMODAL = {'qwen2vl', 'qwen3vl', 'qwen3vlmoe', 'glm4'}
+_MULTIMODAL = {
+  *('qwen2vl', 'qwen3vl', 'qwen3vlmoe', 'glm4', 'qwen35', 'qwen35moe'),
+}
 # Values without effect of other keys.
 _NEUTRAL = {
   'attention.causal': True,
@@ -131,6 +133,59 @@ class Metadata:
       raise self.unexpected(key, value, f'{count} numbers')
     return values
 
+  def per_layer(self, key: str, layers: int, default: Any = ...) -> list[int]:
+    """A number for each layer, 0 or more.
+
+    Args:
+      key: name of the value: a list, or one number for all layers.
+      layers: number of layers. A longer list has further layers, which are not
+        used.
+      default: see `get`.
+
+    Raises:
+      errors.UserError: the value is missing or wrong.
+    """
+    value = self.get(key, default)
+    values = value if isinstance(value, list) else [value] * layers
+    if len(values) < layers or not all(
+      type(one) is int and one >= 0 for one in values
+    ):
+      raise self.unexpected(key, value, f'numbers of {layers} layers')
+    return values[:layers]
+
+  def heads_of_layers(self, values: dict[str, Any]) -> list[bool]:
+    """Whether each layer has attention; others have no heads of keys.
+
+    Args:
+      values: fields of config.json.
+
+    Raises:
+      errors.UserError: layers have different numbers of heads.
+    """
+    key = '{arch}.attention.head_count_kv'
+    heads = values['num_key_value_heads']
+    found = self.per_layer(key, values['num_hidden_layers'])
+    if not set(found) <= {0, heads}:
+      raise self.unexpected(key, found, f'{heads}, or 0 without attention')
+    return [one > 0 for one in found]
+
+  def flags(self, key: str, layers: int) -> list[bool] | None:
+    """True or false for each layer; None if the value is no list.
+
+    Args:
+      key: name of the value.
+      layers: see `per_layer`.
+
+    Raises:
+      errors.UserError: the list is wrong.
+    """
+    found = self.get(key)
+    if not isinstance(found, list):
+      return None
+    if len(found) < layers or not all(isinstance(x, bool) for x in found):
+      raise self.unexpected(key, found, f'true or false for {layers} layers')
+    return found[:layers]
+
   def rotary_dim(self, head_dim: int) -> int:
     """Number of values of a head that are rotated.
 
@@ -169,12 +224,8 @@ class Metadata:
     """
     key = '{arch}.attention.sliding_window_pattern'
     count = values['num_hidden_layers']
-    found = self.get(key, period)
-    if isinstance(found, list):
-      if len(found) < count or not all(isinstance(x, bool) for x in found):
-        raise self.unexpected(key, found, f'true or false for {count} layers')
-      windows = found[:count]
-    else:
+    windows = self.flags(key, count)
+    if windows is None:
       period = self.number(key, default=period)
       windows = [(i + 1) % period != 0 for i in range(count)]
     values['layer_types'] = [SLIDING if one else FULL for one in windows]

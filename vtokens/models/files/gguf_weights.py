@@ -2,13 +2,16 @@
 
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import gguf
 import numpy as np
 
 from vtokens.host import errors
+from vtokens.models.families import registry
 from vtokens.models.files import gguf_config, gguf_header, gguf_metadata
+from vtokens.models.files.gguf_tensors import Joined, dequantised, shape_of
 from vtokens.models.files.weight_map import EVERY, spread
 
 # Tensors that belong to the config and are no weights.
@@ -16,6 +19,16 @@ _FACTORS = (
   'rope_freqs.weight',
   'rope_factors_short.weight',
   'rope_factors_long.weight',
+)
+# Ends of Hugging Face's names -> the gguf package's, where these differ.
+_KNOWN = (
+  ('.dt_bias', '.dt_proj.bias'),
+  ('.e_score_correction_bias', '.e_score_correction.bias'),
+)
+# Ends of names that the gguf package does not know -> the file's.
+_UNLISTED = (
+  ('.router.scale', 'ffn_gate_inp.scale'),
+  ('.router.per_expert_scale', 'ffn_down_exps.scale'),
 )
 _LAYER = re.compile(r'blk\.(\d+)\.')
 
@@ -61,21 +74,34 @@ class GGUFSource:
     self.architecture = metadata.architecture
     self._family = gguf_config.family_of(metadata)
     self.config = gguf_config.read(self._family, metadata, tensors)
-    self._tensors = {}
+    self._tensors: dict[str, gguf.ReaderTensor] = {}
     names = self._hf_names(tensors)
+    # Of layers that predict further tokens; other families refuse the number.
+    extra = metadata.get('{arch}.nextn_predict_layers')
+    unused = self._family.unused_tensors(registry.to_hf(self.config))
     for name, tensor in tensors.items():
+      layer = _LAYER.match(name)
+      if extra and layer and int(layer[1]) >= self.config.num_layers:
+        continue
+      if name in names and names[name].startswith(unused):
+        continue
       if name in names:
         self._tensors[names[name]] = tensor
       elif name not in _FACTORS:
         raise errors.UserError(
           f'{path}: tensor {name} is not supported for {self.architecture}'
         )
+    self._stored = {
+      name: self._family.gguf_stored(self.config, name, shape_of(tensor))
+      for name, tensor in self._tensors.items()
+    }
     # Weights that are no tensors of the file.
     self._numbers = self._family.gguf_numbers(metadata, self.config)
     self._shapes = {
-      name: tuple(int(size) for size in reversed(tensor.shape))
+      name: self._stored[name].shape or shape_of(tensor)
       for name, tensor in self._tensors.items()
     } | {name: array.shape for name, array in self._numbers.items()}
+    self._joined = self._join()
 
   def metadata(self, key: str) -> Any:
     """A metadata value of any type; None if it is missing."""
@@ -89,14 +115,38 @@ class GGUFSource:
     arch = gguf.MODEL_ARCH_NAMES
     kind = next(key for key, name in arch.items() if name == self.architecture)
     table = gguf.get_tensor_name_map(kind, count)
+    templates = {*self._family.gguf_form(self.config).names.values()}
+    for parts in self._family.gguf_joined(self.config).values():
+      templates |= {part.name for part in parts}
     names = {}
-    for template in self._family.gguf_form(self.config).names.values():
+    for template in templates:
       for i in range(count):
         name = template.format(i)
-        theirs = table.get_name(name, try_suffixes=('.weight', '.bias'))
+        theirs = table.get_name(_known(name), ('.weight', '.bias'))
         if theirs is not None:
-          names[theirs] = name
+          # A few of Hugging Face's names have no such ending.
+          names |= dict.fromkeys((theirs, theirs + '.weight'), name)
+        for end, theirs in _UNLISTED:
+          if name.endswith(end):
+            names[f'blk.{i}.{theirs}'] = name
     return names
+
+  def _join(self) -> dict[str, Joined]:
+    """The tensors that the file has in parts, which it replaces."""
+    found = {}
+    for template, parts in self._family.gguf_joined(self.config).items():
+      for i in range(self.config.num_layers):
+        names = [part.name.format(i) for part in parts]
+        if not all(name in self._tensors for name in names):
+          continue
+        tensors = [self._tensors.pop(name) for name in names]
+        for name in names:
+          del self._shapes[name]
+        joined = Joined(tensors, [part.turned for part in parts], self.where)
+        name = template.format(i)
+        found[name] = joined
+        self._shapes[name] = joined.shape
+    return found
 
   def shapes(self) -> dict[str, tuple[int, ...]]:
     """See `weight_map.TensorSource`."""
@@ -106,7 +156,7 @@ class GGUFSource:
     """See `weight_map.TensorSource`."""
     if name in self._numbers:
       return self._numbers[name].nbytes
-    return int(self._tensors[name].n_bytes)
+    return sum(int(tensor.n_bytes) for tensor in self._parts(name))
 
   def read(
     self, name: str, rows: slice = EVERY, columns: slice = EVERY
@@ -115,29 +165,41 @@ class GGUFSource:
     if name in self._numbers:
       array = self._numbers[name]
       return array[rows] if array.ndim else array
-    tensor = self._tensors[name]
+    if name in self._joined:
+      return self._joined[name].read(rows)[:, columns]
+    tensor, stored = self._tensors[name], self._stored[name]
     data = tensor.data
     if data.ndim > 2:
       data = data.reshape(-1, data.shape[-1])
-    order: slice | np.ndarray = rows
-    stored = self._family.gguf_rows(self.config, name, int(tensor.shape[-1]))
-    if stored is not None:
-      order = stored[rows]
-    try:
-      array = gguf.dequantize(
-        data[order] if data.ndim > 1 else data, tensor.tensor_type
-      )
-    except NotImplementedError as e:
-      raise errors.UserError(
-        f'{self.where}: tensor {tensor.name} is quantised as '
-        f'{tensor.tensor_type.name}, which the gguf package cannot read ({e})'
-      ) from None
-    array = array[:, columns] if data.ndim > 1 else array[order]
-    offset = self._family.gguf_offset(name)
-    return array - offset if offset else array
+    order = rows if stored.rows is None else stored.rows[rows]
+    if data.ndim > 1 and len(self._shapes[name]) > 1:
+      array = dequantised(tensor, data[order], self.where)
+      if stored.columns is not None:
+        columns = stored.columns[columns]
+      array = array[:, columns]
+    else:
+      array = dequantised(tensor, data, self.where).reshape(-1)[order]
+    return stored.values(array)
 
   def sample(self, name: str) -> bytes:
     """See `weight_map.TensorSource`."""
     if name in self._numbers:
       return self._numbers[name].tobytes()
-    return spread(self._tensors[name].data.reshape(-1).view(np.uint8))
+    return b''.join(
+      spread(tensor.data.reshape(-1).view(np.uint8))
+      for tensor in self._parts(name)
+    )
+
+  def _parts(self, name: str) -> Sequence[gguf.ReaderTensor]:
+    """The tensors of the file with the values of one tensor."""
+    if name in self._joined:
+      return self._joined[name].parts
+    return [self._tensors[name]]
+
+
+def _known(name: str) -> str:
+  """A name that the gguf package knows."""
+  for end, known in _KNOWN:
+    if name.endswith(end):
+      return name.removesuffix(end) + known
+  return name

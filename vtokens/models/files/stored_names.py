@@ -72,7 +72,7 @@ def _weights_in(
       totals[template, numbers] = first[path] + rows_of
   weights = {}
   for dotted, template in used.items():
-    number = family.row_groups(config, dotted)
+    number = form.row_groups.get(dotted) or family.row_groups(config, dotted)
     for path, variable, numbers in flat[dotted]:
       groups = number if variable.shape[1:] else 1
       rows = first[path], totals[template, numbers], groups

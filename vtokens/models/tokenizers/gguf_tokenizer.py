@@ -37,6 +37,9 @@ _LLAMA3 = (
   r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 _QWEN2 = _LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
+_QWEN35 = _QWEN2.replace(r'?\p{L}+', r'?[\p{L}\p{M}]+').replace(
+  r' ?[^\s\p{L}\p{N}]', r' ?[^\s\p{L}\p{M}\p{N}]'
+)
 _SEED = _QWEN2.replace(r' ?[^\s\p{L}\p{N}]+[\r\n]*', r' ?[^\s\p{L}\p{N}\r\n]+')
 # Punctuation and letters, punctuation, spaces.
 _DEEPSEEK = (
@@ -113,6 +116,7 @@ PRE_TOKENIZERS = {
     'megrez',
     'hunyuan',
   ): _Pre((_QWEN2,)),
+  ('qwen35',): _Pre((_QWEN35,)),
   ('seed-coder',): _Pre((_SEED,)),
   # Mistral Nemo, Small 3, Ministral 3.
   ('tekken',): _Pre((_cased('', r'\p{N}'),), ignore_merges=True, add_bos=True),
@@ -175,10 +179,15 @@ def read_tokenizer(
       )
       backend = _sentencepiece(metadata, tokens, types, special['unk_token'])
       add_bos = True
+    case 'gemma4':
+      special = _special_tokens(metadata, tokens, {'unknown': 3})
+      backend = _merged_sentencepiece(metadata, tokens, special['unk_token'])
+      add_bos = True
     case other:
       raise metadata.error(
         f'tokenizer.ggml.model is {other!r}, not supported; supported: '
-        "'gpt2' (byte-level BPE), 'llama' (SentencePiece BPE)"
+        "'gpt2' (byte-level BPE), 'llama' (SentencePiece BPE), 'gemma4' (BPE "
+        'with byte fallback)'
       )
   backend.add_tokens(
     [
@@ -258,12 +267,43 @@ def _sentencepiece(
   scores = metadata.values_of('tokenizer.ggml.scores', float)
   if len(scores) != len(tokens):
     raise metadata.error(f'{len(tokens)} tokens but {len(scores)} scores')
+  merges = _merges(tokens, types, scores)
+  prefix = metadata.get('tokenizer.ggml.add_space_prefix', True, bool)
+  return _with_fallback(metadata, tokens, merges, unk, prefix=prefix)
+
+
+def _merged_sentencepiece(
+  metadata: '_Metadata', tokens: list[str], unk: str
+) -> Tokenizer:
+  """BPE of characters, with listed merges and bytes for other characters."""
+  merges = metadata.values_of('tokenizer.ggml.merges', str)
+  pairs = (merge.partition(' ') for merge in merges)
+  pairs_of = [(left, right) for left, _, right in pairs]
+  backend = _with_fallback(metadata, tokens, pairs_of, unk, prefix=False)
+  # llama.cpp never joins a line break with other characters.
+  backend.pre_tokenizer = pre_tokenizers.Split(Regex(r'\n+'), 'isolated')
+  return backend
+
+
+def _with_fallback(
+  metadata: '_Metadata',
+  tokens: list[str],
+  merges: list[tuple[str, str]],
+  unk: str,
+  *,
+  prefix: bool,
+) -> Tokenizer:
+  """BPE of characters with bytes for those that are no tokens.
+
+  Args:
+    metadata: metadata of the file.
+    tokens: the tokens.
+    merges: pairs to be joined, best first.
+    unk: the token for unknown characters.
+    prefix: whether a space goes before a text.
+  """
   backend = metadata.bpe(
-    tokens,
-    _merges(tokens, types, scores),
-    unk_token=unk,
-    fuse_unk=True,
-    byte_fallback=True,
+    tokens, merges, unk_token=unk, fuse_unk=True, byte_fallback=True
   )
   spaces: list[normalizers.Normalizer] = [normalizers.Replace(' ', '▁')]
   steps: list[decoders.Decoder] = [
@@ -271,7 +311,7 @@ def _sentencepiece(
     decoders.ByteFallback(),
     decoders.Fuse(),
   ]
-  if metadata.get('tokenizer.ggml.add_space_prefix', True, bool):
+  if prefix:
     spaces.insert(0, normalizers.Prepend('▁'))
     steps.append(decoders.Strip(' ', 1, 0))
   backend.normalizer = normalizers.Sequence(spaces)

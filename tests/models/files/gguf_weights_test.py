@@ -19,7 +19,7 @@ from jax.sharding import AxisType
 
 from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
-from vtokens.models.families import family
+from vtokens.models.families import gguf_stored
 from vtokens.models.files import gguf_weights
 from vtokens.models.files import weights as weights_lib
 from vtokens.models.tokenizers import gguf_tokenizer
@@ -323,7 +323,7 @@ def test_defaults_of_the_config(tmp_path, tensors):
 def test_stored_rows_undo_the_permutation(rows, num_heads):
   weight = np.arange(rows * 3).reshape(rows, 3)
   stored = _permute(weight, num_heads)
-  order = family.interleaved_rows(rows, num_heads)
+  order = gguf_stored.interleaved_rows(rows, num_heads)
   np.testing.assert_array_equal(stored[order], weight)
   if rows // num_heads > 2:
     assert (stored != weight).any()

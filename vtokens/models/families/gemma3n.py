@@ -5,7 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 from vtokens.models.altup import AltUp
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
-from vtokens.models.families import family, rope_json, tensor_names
+from vtokens.models.families import (
+  family,
+  gemma_gguf,
+  rope_json,
+  tensor_names,
+)
 from vtokens.models.families.config_json import (
   FULL,
   SLIDING,
@@ -17,7 +22,6 @@ from vtokens.models.families.gemma4 import (
   NAMES,
   check_padding,
   count,
-  read_gguf_layers,
   sources,
   unused_tensors,
 )
@@ -215,7 +219,7 @@ class Gemma3n(Family):
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     layers = values['num_hidden_layers']
-    read_gguf_layers(metadata, values, min(layers, _OWN_LAYERS))
+    gemma_gguf.read_layers(metadata, values, min(layers, _OWN_LAYERS))
     key = '{arch}.feed_forward_length'
     widths = metadata.per_layer(key, layers)
     if len(set(widths)) > 1:

@@ -118,7 +118,7 @@ class GGUFSource:
     templates = {*self._family.gguf_form(self.config).names.values()}
     for parts in self._family.gguf_joined(self.config).values():
       templates |= {part.name for part in parts}
-    names = {}
+    names: dict[str, str] = {}
     for template in templates:
       for i in range(count):
         name = template.format(i)
@@ -174,9 +174,8 @@ class GGUFSource:
     order = rows if stored.rows is None else stored.rows[rows]
     if data.ndim > 1 and len(self._shapes[name]) > 1:
       array = dequantised(tensor, data[order], self.where)
-      if stored.columns is not None:
-        columns = stored.columns[columns]
-      array = array[:, columns]
+      kept = columns if stored.columns is None else stored.columns[columns]
+      array = array[:, kept]
     else:
       array = dequantised(tensor, data, self.where).reshape(-1)[order]
     return stored.values(array)

@@ -276,11 +276,11 @@ def _merged_sentencepiece(
   metadata: '_Metadata', tokens: list[str], unk: str
 ) -> Tokenizer:
   """BPE of characters, with listed merges and bytes for other characters."""
-  merges = metadata.values_of('tokenizer.ggml.merges', str)
-  pairs = (merge.partition(' ') for merge in merges)
-  pairs_of = [(left, right) for left, _, right in pairs]
-  backend = _with_fallback(metadata, tokens, pairs_of, unk, prefix=False)
+  listed = metadata.values_of('tokenizer.ggml.merges', str)
+  parts = (merge.partition(' ') for merge in listed)
+  merges = [(left, right) for left, _, right in parts]
   # llama.cpp never joins a line break with other characters.
+  backend = _with_fallback(metadata, tokens, merges, unk, prefix=False)
   backend.pre_tokenizer = pre_tokenizers.Split(Regex(r'\n+'), 'isolated')
   return backend
 

@@ -28,7 +28,7 @@ from vtokens import recipes
 from vtokens.devices import chips
 from vtokens.host import errors, writers
 from vtokens.models import quantize
-from vtokens.models.decoder import abstract_decoder
+from vtokens.models.abstract import abstract_decoder
 from vtokens.planning import (
   aot,
   estimate,

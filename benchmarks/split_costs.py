@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from vtokens.data.batch import Batch
 from vtokens.method import losses, steps
 from vtokens.method.virtual_tokens import TABLE
-from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.abstract import abstract_decoder
+from vtokens.models.decoder import Decoder
 from vtokens.planning import flops, known_models
 
 BASES = ('Qwen/Qwen3-8B', 'Qwen/Qwen3.5-27B')

@@ -6,7 +6,7 @@ import pytest
 
 from vtokens import config as config_lib
 from vtokens.host import errors, paths
-from vtokens.models.decoder import num_params
+from vtokens.models.abstract import num_params
 from vtokens.models.families import registry
 from vtokens.planning import known_models
 from vtokens.settings import config_file

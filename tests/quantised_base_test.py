@@ -16,7 +16,7 @@ from vtokens import config, export
 from vtokens.devices import partitioning
 from vtokens.host import errors
 from vtokens.models import frozen_base, supported
-from vtokens.models.files import hf_directory, weights
+from vtokens.models.files import fingerprints, hf_directory
 from vtokens.planning import known_models
 
 INT4 = compressed_cases.CASES['w4a16-zeros']
@@ -57,7 +57,7 @@ def test_the_fingerprint_is_that_of_the_files(tmp_path):
     _save(tmp_path / name, case, **overrides)
     source = hf_directory.SafetensorsSource(tmp_path / name)
     architecture = hf_directory.read_config(tmp_path / name)
-    return weights.fingerprint(source, architecture)
+    return fingerprints.of_base(source, architecture)
 
   first = fingerprint('a')
   assert fingerprint('b') == first

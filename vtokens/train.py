@@ -44,7 +44,7 @@ from vtokens.host import (
 from vtokens.method import kinds, optim, steps
 from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
-from vtokens.models.decoder import num_params
+from vtokens.models.abstract import num_params
 from vtokens.models.frozen_base import BaseKeeper, FrozenBase
 from vtokens.models.rope import regime
 from vtokens.planning import flops

@@ -21,8 +21,9 @@ from vtokens.data.records import Passage
 from vtokens.devices import partitioning
 from vtokens.method import losses, steps, virtual_tokens
 from vtokens.models import frozen_base, layers
+from vtokens.models.abstract import abstract_decoder
 from vtokens.models.altup import AltUp
-from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import (
   DecoderConfig,
   LayerKind,

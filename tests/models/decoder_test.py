@@ -18,7 +18,7 @@ from vtokens.data import formats, records
 from vtokens.devices import partitioning
 from vtokens.method import generate
 from vtokens.models import frozen_base
-from vtokens.models.decoder import abstract_decoder
+from vtokens.models.abstract import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.files import hf_directory, weights
 

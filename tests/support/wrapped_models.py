@@ -303,6 +303,27 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
   'smolvlm': (_VISION, {'model_type': 'llama'}, {}),
 }
 
+# Text part of `mistral3`, instead of the one above. Queries grow from the 33rd
+# token on.
+MISTRAL_SMALL_4 = {
+  'model_type': 'mistral4',
+  'head_dim': None,
+  'num_key_value_heads': 4,
+  **{'kv_lora_rank': 16, 'q_lora_rank': 10, 'v_head_dim': 6},
+  **{'qk_nope_head_dim': 4, 'qk_rope_head_dim': 8},
+  **{'n_routed_experts': 4, 'num_experts_per_tok': 2, 'n_shared_experts': 1},
+  **{'n_group': 2, 'topk_group': 1, 'moe_intermediate_size': 24},
+  'first_k_dense_replace': 1,
+  'rope_parameters': {
+    'rope_type': 'yarn',
+    'factor': 4.0,
+    'original_max_position_embeddings': 32,
+    'max_position_embeddings': 512,
+    'rope_theta': 10_000.0,
+    'llama_4_scaling_beta': 0.7,
+  },
+}
+
 
 def save(
   directory: pathlib.Path,

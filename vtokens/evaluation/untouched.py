@@ -24,7 +24,8 @@ from vtokens.evaluation.trained_tokens import BranchTokens, TrainedTokens
 from vtokens.host import errors
 from vtokens.method import generate, steps
 from vtokens.method.trainable import Trainable, Values
-from vtokens.models.decoder import Decoder, num_params
+from vtokens.models.abstract import num_params
+from vtokens.models.decoder import Decoder
 from vtokens.models.files import weights
 from vtokens.models.frozen_base import FrozenBase
 

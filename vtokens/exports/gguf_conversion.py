@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from vtokens.devices import partitioning
-from vtokens.models.files import weights
+from vtokens.models.files import saving
 from vtokens.models.frozen_base import OpenBase
 
 
@@ -21,7 +21,7 @@ def to_directory(opened: OpenBase, directory: pathlib.Path) -> None:
   mesh = partitioning.make_mesh((-1, 1, 1))
   base = dataclasses.replace(opened, settings=settings).load(mesh)
   tokenizer = opened.tokenizer
-  weights.save_decoder(
+  saving.save_decoder(
     base.decoder(),
     directory,
     {

@@ -34,8 +34,8 @@ from vtokens.host import errors, json_files, writers
 from vtokens.models import per_layer
 from vtokens.models.families import registry, wrappers
 from vtokens.models.files import hf_directory
+from vtokens.models.files.directory_files import INDEX_FILE, SINGLE_FILE
 from vtokens.models.files.quantised import formats
-from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 from vtokens.models.frozen_base import OpenBase
 from vtokens.serving.artifact import Artifact
 

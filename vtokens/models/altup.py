@@ -206,7 +206,7 @@ class _Block(Block):
       streams = streams.at[1:].add(self.per_layer(first, tokens.own))
     return streams, new
 
-  def keys_values(self, x: Float[Array, 'J B T D'], tokens: LayerInputs) -> Any:
+  def new_cache(self, x: Float[Array, 'J B T D'], tokens: LayerInputs) -> Any:
     """See `Block`."""
     active = self.altup.predict(x)[self.settings.active]
-    return super().keys_values(active, tokens)
+    return super().new_cache(active, tokens)

@@ -106,11 +106,11 @@ class Block(nnx.Module):
     scale = self.config.residual_scale
     return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
 
-  def keys_values(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> Any:
+  def new_cache(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> Any:
     """What `__call__` returns for later tokens, alone."""
     if self.attention is None:
       return Nothing()
     if self.mlp is None:
-      return self.attention.keys_values(self.norm(x), tokens)
+      return self.attention.new_cache(self.norm(x), tokens)
     y = self.attention_norm(x) if self.config.pre_norm else x
-    return self.attention.keys_values(y, tokens)
+    return self.attention.new_cache(y, tokens)

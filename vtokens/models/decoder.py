@@ -1,27 +1,21 @@
 """The frozen language model: one decoder in Flax NNX for all families."""
 
 import contextlib
-import dataclasses
-import functools
-import math
-import operator
 from collections.abc import Sequence
-from typing import Any
 
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from vtokens.devices import partitioning
-from vtokens.models import cache as cache_lib
-from vtokens.models import layer_runs, layers, per_layer, quantize, rope
+from vtokens.models import layer_runs, layers, per_layer, rope
 from vtokens.models.block import Block
-from vtokens.models.cache import Cache, LayerCache, Nothing
+from vtokens.models.cache import Cache
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.kv_cache import KVCache
-from vtokens.models.layer_inputs import LayerInputs
-from vtokens.models.layer_kinds import LayerKinds, Select
+from vtokens.models.layer_inputs import NewTokens
+from vtokens.models.layer_kinds import LayerKinds
+from vtokens.models.layer_loops import LayerLoops
 
 # Logical axes of the residual stream.
 _RESIDUAL_AXES = ('batch', None, None)
@@ -154,197 +148,20 @@ class Decoder(nnx.Module):
     """
     if trained_caches and self.config.is_recurrent:
       raise ValueError('recurrent layers do not read trained caches')
+    tokens = NewTokens(
+      positions,
+      segments,
+      parents,
+      self.mesh,
+      stationary=stationary,
+      num_segments=self._states(segments, num_segments),
+    )
     with self.exact_products():
-      return self._run(
-        x,
-        ids,
-        positions,
-        caches,
-        trained_caches,
-        segments,
-        parents,
-        self._states(segments, num_segments),
-        remat,
-        stationary,
-      )
-
-  def _layer_inputs(
-    self,
-    x: Float[Array, 'B T D'],
-    ids: Int[Array, 'B T'] | None,
-    *,
-    stationary: bool = False,
-  ) -> Float[Array, 'L B T P'] | None:
-    """Inputs of each layer, if the model has them; see `per_layer`."""
-    if not self.config.per_layer_dim:
-      return None
-    if ids is None:
-      raise ValueError('inputs of each layer need the ids of the tokens')
-    return self.per_layer(x, ids, self.mesh, stationary=stationary)
-
-  def _opened(
-    self, x: Float[Array, 'B T D'], axes: tuple[str | None, ...]
-  ) -> tuple[Float[Array, '*J B T D'], tuple[str | None, ...]]:
-    """The residual stream before the first layer, and its logical axes.
-
-    Args:
-      x: scaled embeddings.
-      axes: logical axes of one stream.
-    """
-    if self.config.streams is not None:
-      x, axes = self.streams.open(x), (None, *axes)
-    return partitioning.constrain(x, self.mesh, axes), axes
-
-  def _states(
-    self, segments: Int[Array, 'B T'] | None, num_segments: int | None
-  ) -> int:
-    """Number of segments whose states are kept."""
-    if segments is None:
-      return 1
-    if num_segments is None and self.config.is_recurrent:
-      raise ValueError('recurrent layers need the number of segments')
-    return num_segments or 1
-
-  def exact_products(self) -> contextlib.AbstractContextManager[object]:
-    """The context in which this decoder's products are traced.
-
-    The methods enter it. Who differentiates them enters it as well, for the
-    products of the backward pass; see `layers.exact_products`.
-    """
-    return layers.exact_products(self.embedding[...].dtype)
-
-  def _run(
-    self,
-    x: Float[Array, 'B T D'],
-    ids: Int[Array, 'B T'] | None,
-    positions: Int[Array, 'B T'],
-    caches: Sequence[Cache],
-    trained_caches: Sequence[Cache],
-    segments: Int[Array, 'B T'] | None,
-    parents: Int[Array, 'B T'] | None,
-    num_segments: int,
-    remat: bool,
-    stationary: bool,
-  ) -> tuple[Float[Array, 'B T D'], Cache]:
-    """See `__call__`."""
-    x = self._scale(x)
-    kinds = LayerKinds(self.config, positions)
-    axes: tuple[str | None, ...] = (
-      _STATIONARY_AXES if stationary else _RESIDUAL_AXES
-    )
-    all_caches = [*caches, *trained_caches]
-    # The kernels give caches no gradient, so other attention must not either.
-    stored = jax.lax.stop_gradient([cache.stacks for cache in caches])
-    stored += [cache.stacks for cache in trained_caches]
-    inputs = self._layer_inputs(x, ids, stationary=stationary)
-
-    def layer(
-      block: nnx.GraphDef[Block],
-      select: Select,
-      shared: tuple[KVCache, Sequence[LayerCache]] | None,
-      x: Float[Array, 'B T D'],
-      own: tuple[
-        nnx.State[str, Any],
-        Int[Array, '2'] | None,
-        Sequence[LayerCache],
-        Float[Array, 'B T P'] | None,
-      ],
-    ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-      weights, kind, kept, given = own
-      if shared is not None:
-        kept = shared[1]
-      if not stationary:
-        weights = partitioning.gather(weights, self.mesh)
-      parts = [
-        part.for_layer(cache.positions, cache.segments)
-        for part, cache in zip(kept, all_caches, strict=True)
-      ]
-      angles, window = select(kind)
-      tokens = LayerInputs(
-        positions,
-        segments,
-        parents,
-        angles,
-        window,
-        parts[: len(caches)],
-        self.mesh,
-        trained_caches=parts[len(caches) :],
-        stationary=stationary,
-        num_segments=num_segments,
-        shared=None if shared is None else shared[0],
-        own=given,
-      )
-      x, new = nnx.merge(block, weights)(x, tokens)
-      return partitioning.constrain(x, self.mesh, axes), cache_lib.kept(new)
-
-    x, axes = self._opened(x, axes)
-    policy = None if remat else partitioning.keep_products
-    made: list[LayerCache] = []
-    for stacks in self._runs():
-      # One pass of the loop runs the layers of one period.
-      bodies, own = [], []
-      for stack in stacks:
-        select, entries = kinds.of(stack.numbers)
-        shared = None
-        source = self.config.layer_kinds[stack.numbers[0]].source
-        if source is not None:
-          index, at = self._place(source)
-          one = jax.tree.map(operator.itemgetter(at), made[index])
-          shared = (
-            one.for_layer(positions, segments),
-            [
-              jax.tree.map(operator.itemgetter(at), part[index])
-              for part in stored
-            ],
-          )
-        bodies.append(
-          jax.checkpoint(
-            functools.partial(layer, nnx.graphdef(stack.block), select, shared),
-            prevent_cse=False,
-            policy=policy,
-          )
-        )
-        kept = [part[stack.index] for part in stored]
-        given = None
-        if inputs is not None:
-          given = layer_runs.part(inputs, stack.numbers)
-        own.append((nnx.state(stack.block), entries, kept, given))
-
-      def period(
-        x: Float[Array, 'B T D'], own: Sequence[Any], bodies: Any = bodies
-      ) -> tuple[Float[Array, 'B T D'], list[LayerCache]]:
-        made = []
-        for body, one in zip(bodies, own, strict=True):
-          x, new = body(x, one)
-          made.append(new)
-        return x, made
-
-      x, new = jax.lax.scan(period, x, own)
-      made += new
-    if self.config.streams is not None:
-      x = self.streams.close(x)
-    return self.norm(x), Cache(tuple(made), positions, segments)
-
-  def _runs(self) -> list[list['_Stack']]:
-    """The stacks of layers of each run."""
-    blocks = [self.layers] if isinstance(self.layers, Block) else self.layers
-    stacks = iter(
-      _Stack(index, numbers, block)
-      for index, (numbers, block) in enumerate(
-        zip(layer_runs.stacks(self.config), blocks, strict=True)
-      )
-    )
-    return [
-      [next(stacks) for _ in range(run.period)]
-      for run in layer_runs.runs(self.config)
-    ]
-
-  def _place(self, number: int) -> tuple[int, int]:
-    """Number of a layer's stack, and the layer's place in it."""
-    for index, numbers in enumerate(layer_runs.stacks(self.config)):
-      if number in numbers:
-        return index, numbers.index(number)
-    raise AssertionError(f'no layer {number}')
+      loops, stream = self._opened(x, ids, tokens)
+      stream, made = loops.run(stream, caches, trained_caches, remat=remat)
+      if self.config.streams is not None:
+        stream = self.streams.close(stream)
+      return self.norm(stream), Cache(made, positions, segments)
 
   def encode(
     self,
@@ -357,7 +174,7 @@ class Decoder(nnx.Module):
   ) -> Cache:
     """The cache that `__call__` returns for tokens without earlier caches.
 
-    Forward only. It stops after the cache of the last layer that has one.
+    Forward only. It computes nothing that the cache does not need.
 
     Args:
       x: embeddings of the tokens; see `__call__`.
@@ -366,117 +183,62 @@ class Decoder(nnx.Module):
       segments: segments of the tokens; see `__call__`.
       num_segments: see `__call__`.
     """
+    tokens = NewTokens(
+      positions,
+      segments,
+      None,
+      self.mesh,
+      num_segments=self._states(segments, num_segments),
+    )
     with self.exact_products():
-      number = self._states(segments, num_segments)
-      return self._encode(x, ids, positions, segments, number)
+      loops, stream = self._opened(x, ids, tokens)
+      return Cache(loops.encode(stream), positions, segments)
 
-  def _encode(
+  def exact_products(self) -> contextlib.AbstractContextManager[object]:
+    """The context in which this decoder's products are traced.
+
+    The methods enter it. Code that differentiates them must enter it, too, for
+    the products of the backward pass; see `layers.exact_products`.
+    """
+    return layers.exact_products(self.embedding[...].dtype)
+
+  def _states(
+    self, segments: Int[Array, 'B T'] | None, num_segments: int | None
+  ) -> int:
+    """Number of segments whose states are kept."""
+    if segments is None:
+      return 1
+    if num_segments is None and self.config.is_recurrent:
+      raise ValueError('recurrent layers need the number of segments')
+    return num_segments or 1
+
+  def _opened(
     self,
     x: Float[Array, 'B T D'],
     ids: Int[Array, 'B T'] | None,
-    positions: Int[Array, 'B T'],
-    segments: Int[Array, 'B T'] | None,
-    num_segments: int,
-  ) -> Cache:
-    """See `encode`."""
+    tokens: NewTokens,
+  ) -> tuple[LayerLoops, Float[Array, '*J B T D']]:
+    """The layers for some new tokens, and the residual stream before them.
+
+    Args:
+      x: embeddings of the tokens; see `__call__`.
+      ids: see `__call__`.
+      tokens: the tokens.
+    """
     x = self._scale(x)
-    kinds = LayerKinds(self.config, positions)
-    chosen = [kinds.of(n) for n in layer_runs.stacks(self.config)]
-    inputs = self._layer_inputs(x, ids)
-
-    def layer(
-      stack: _Stack, i: int | Int[Array, '']
-    ) -> tuple[Block, LayerInputs]:
-      """Block and inputs of layer i of a stack."""
-      graph, weights = nnx.split(stack.block)
-      own = jax.tree.map(functools.partial(_layer_of, i=i), weights)
-      select, entries = chosen[stack.index]
-      kind = None if entries is None else _layer_of(entries, i)
-      own = partitioning.gather(own, self.mesh)
-      angles, window = select(kind)
-      tokens = LayerInputs(
-        positions,
-        segments,
-        None,
-        angles,
-        window,
-        (),
-        self.mesh,
-        num_segments=num_segments,
-        own=None
-        if inputs is None
-        else _layer_of(layer_runs.part(inputs, stack.numbers), i),
-      )
-      return nnx.merge(graph, own), tokens
-
-    def note(made: LayerCache, new: Any, i: int | Int[Array, '']) -> LayerCache:
-      noted: LayerCache = jax.tree.map(
-        lambda whole, one: whole.at[i].set(one), made, cache_lib.kept(new)
-      )
-      return noted
-
-    def whole(
-      stack: _Stack,
-      i: int | Int[Array, ''],
-      x: Float[Array, 'B T D'],
-      made: LayerCache,
-    ) -> tuple[Float[Array, 'B T D'], LayerCache]:
-      """Layer i of a stack, whose cache is noted."""
-      own, tokens = layer(stack, i)
-      x, new = own(x, tokens)
-      x = partitioning.constrain(x, self.mesh, axes)
-      return x, note(made, new, i)
-
-    def cache_alone(
-      stack: _Stack, i: int, x: Float[Array, 'B T D']
-    ) -> LayerCache:
-      own, tokens = layer(stack, i)
-      made: LayerCache = cache_lib.kept(own.keys_values(x, tokens))
-      return made
-
-    def empty(stack: _Stack) -> LayerCache:
-      one = jax.eval_shape(functools.partial(cache_alone, stack, 0), x)
-      zeros: LayerCache = one.mapped(
-        lambda axes, part: partitioning.constrain(
-          jnp.zeros((len(stack.numbers), *part.shape), part.dtype),
-          self.mesh,
-          (None, *axes),
-        )
-      )
-      return zeros
-
-    x, axes = self._opened(x, _RESIDUAL_AXES)
-    last = max(
-      i for i, kind in enumerate(self.config.layer_kinds) if kind.source is None
+    own = None
+    if self.config.per_layer_dim:
+      if ids is None:
+        raise ValueError('inputs of each layer need the ids of the tokens')
+      own = self.per_layer(x, ids, self.mesh, stationary=tokens.stationary)
+    axes: tuple[str | None, ...] = (
+      _STATIONARY_AXES if tokens.stationary else _RESIDUAL_AXES
     )
-    all_made: list[LayerCache] = []
-    for stacks in self._runs():
-      if stacks[0].numbers[0] > last:
-        all_made += [Nothing() for _ in stacks]
-        continue
-
-      # The loop indexes the weights and carries the cache. A scan over all but
-      # the last layer would copy both.
-      def period(
-        i: int | Int[Array, ''], carry: Any, stacks: Any = stacks
-      ) -> Any:
-        x, made = carry[0], []
-        for stack, before in zip(stacks, carry[1], strict=True):
-          x, after = whole(stack, i, x, before)
-          made.append(after)
-        return x, made
-
-      repeats = len(stacks[0].numbers)
-      ends = stacks[-1].numbers[-1] == last
-      carry = x, [empty(stack) for stack in stacks]
-      x, made = jax.lax.fori_loop(0, repeats - ends, period, carry)
-      if ends:
-        i = repeats - 1
-        for at, stack in enumerate(stacks[:-1]):
-          x, made[at] = whole(stack, i, x, made[at])
-        made[-1] = note(made[-1], cache_alone(stacks[-1], i, x), i)
-      all_made += made
-    return Cache(tuple(all_made), positions, segments)
+    if self.config.streams is not None:
+      x, axes = self.streams.open(x), (None, *axes)
+    x = partitioning.constrain(x, self.mesh, axes)
+    blocks = [self.layers] if isinstance(self.layers, Block) else self.layers
+    return LayerLoops(self.config, blocks, tokens, own, axes), x
 
   def turn_keys(
     self,
@@ -558,65 +320,3 @@ class Decoder(nnx.Module):
     if self.config.logit_divisor != 1.0:
       logits = logits / self.config.logit_divisor
     return layers.softcap(logits, self.config.logit_softcap)
-
-
-def abstract_decoder(
-  config: DecoderConfig,
-  dtype: jnp.dtype,
-  mesh: jax.sharding.Mesh | None = None,
-  method: str = 'none',
-) -> Decoder:
-  """The decoder with shapes instead of arrays; nothing is allocated.
-
-  Args:
-    config: the architecture.
-    dtype: dtype of the weights.
-    mesh: see `Decoder`.
-    method: how the layers' matrices are quantised; see `config.Base.quantize`.
-  """
-
-  def make() -> Decoder:
-    model = Decoder(config, dtype, nnx.Rngs(0), mesh)
-    if method != 'none':
-      quantize.quantise_layers(model.layers, method)
-    return model
-
-  return nnx.eval_shape(make)
-
-
-def num_params(config: DecoderConfig, *, active: bool = False) -> int:
-  """Number of weights, a tied head counted once.
-
-  Args:
-    config: the architecture.
-    active: count those alone that one token uses: of experts a share.
-  """
-  model = abstract_decoder(config, jnp.dtype(jnp.float32))
-  total = 0.0
-  for _, variable in nnx.to_flat_state(nnx.state(model)):
-    if not variable.get_metadata().get('constant'):
-      share = variable.get_metadata('active') if active else 1
-      total += math.prod(variable.shape) * share
-  return round(total)
-
-
-def _layer_of(
-  stack: Shaped[Array, 'L *B'], i: int | Int[Array, '']
-) -> Shaped[Array, '*B']:
-  layer: Array = jax.lax.dynamic_index_in_dim(stack, i, keepdims=False)
-  return layer
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stack:
-  """A stack of layers.
-
-  Attributes:
-    index: number of the stack.
-    numbers: its layers.
-    block: their weights, with a leading axis.
-  """
-
-  index: int
-  numbers: range
-  block: Block

@@ -152,6 +152,11 @@ class LayerKind:
     found: int | None = getattr(self.mixer, 'source', None)
     return found
 
+  @property
+  def has_cache(self) -> bool:
+    """Whether later tokens read something that this layer keeps."""
+    return self.source is None and not isinstance(self.mixer, Without)
+
 
 @dataclasses.dataclass(frozen=True)
 class QueryGrowth:

@@ -16,7 +16,13 @@ from vtokens import config
 from vtokens.host import errors, paths
 from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
-from vtokens.models.files import gguf_weights, hf_directory, weights
+from vtokens.models.files import (
+  directory_files,
+  fingerprints,
+  gguf_weights,
+  hf_directory,
+  weights,
+)
 from vtokens.models.files.weight_map import TensorSource
 from vtokens.models.kernels import kernel_check
 from vtokens.models.tokenizers.tokenizer import Tokenizer, load_tokenizer
@@ -32,8 +38,8 @@ class FrozenBase:
     graph: structure of the `Decoder`.
     params: its weights.
     tokenizer: its tokenizer.
-    fingerprint: see `weights.fingerprint`. It identifies the files and does not
-      depend on `quantize`.
+    fingerprint: identifies the files, whatever `quantize` is; see
+      `fingerprints.of_base`.
     quantize: quantisation of the matrices; see `config.Base`.
   """
 
@@ -144,7 +150,7 @@ def open_base(
   # First, because numbers of the config decide the size of arrays below.
   weights.check_shapes(source, architecture)
   # Without `context_length`: it belongs to the run, not to the base.
-  fingerprint = weights.fingerprint(source, architecture)
+  fingerprint = fingerprints.of_base(source, architecture)
   tokenizer = load_tokenizer(path, architecture.vocab_size)
   return OpenBase(
     settings=settings,
@@ -190,7 +196,7 @@ def tokenizer_of(settings: config.Base) -> Tokenizer:
   if path.endswith('.gguf'):
     # llama.cpp takes no file with more tokens than rows.
     return load_tokenizer(path)
-  hf_directory.check_files(path)
+  directory_files.check(path)
   return load_tokenizer(path, hf_directory.read_config(path).vocab_size)
 
 
@@ -221,7 +227,7 @@ def _open(path: str) -> tuple[TensorSource, DecoderConfig]:
   if path.endswith('.gguf'):
     source = gguf_weights.GGUFSource(path)
     return source, source.config
-  hf_directory.check_files(path)
+  directory_files.check(path)
   # The config first, so that an unsupported type is reported as such.
   architecture = hf_directory.read_config(path)
   return hf_directory.SafetensorsSource(path), architecture

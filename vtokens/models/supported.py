@@ -10,10 +10,11 @@ import jax.numpy as jnp
 
 from vtokens import config
 from vtokens.host import errors, paths
-from vtokens.models import decoder, frozen_base, rope
+from vtokens.models import frozen_base, rope
+from vtokens.models.abstract import abstract_decoder, num_params
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry, wrappers
-from vtokens.models.files import gguf_weights, hf_directory
+from vtokens.models.files import directory_files, gguf_weights, hf_directory
 from vtokens.models.files.quantised import formats
 from vtokens.models.files.weight_map import TensorSource
 
@@ -104,7 +105,7 @@ def weight_bytes(architecture: DecoderConfig, dtype: str, method: str) -> float:
     dtype: as `config.Base.dtype`.
     method: as `config.Base.quantize`.
   """
-  model = decoder.abstract_decoder(architecture, jnp.dtype(dtype), None, method)
+  model = abstract_decoder(architecture, jnp.dtype(dtype), None, method)
   total: float = sum(
     math.prod(param.shape)
     * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
@@ -187,7 +188,7 @@ def _kind(path: pathlib.Path) -> str:
   if path.suffix == '.gguf':
     source = gguf_weights.GGUFSource(path)
     return f'a GGUF file of architecture {source.architecture}'
-  hf_directory.check_files(path)
+  directory_files.check(path)
   fields = hf_directory.read_fields(path / 'config.json')
   model_type = fields.get('model_type')
   if not hf_directory.read_wrapper(path):
@@ -207,7 +208,7 @@ def _architecture(path: pathlib.Path) -> DecoderConfig:
 
 def _sizes(architecture: DecoderConfig) -> list[str]:
   a = architecture
-  total, active = (decoder.num_params(a, active=x) for x in (False, True))
+  total, active = (num_params(a, active=x) for x in (False, True))
   used = f', {active:,} for each token' if active < total else ''
   widths = sorted({a.head_width(kind) for kind in a.layer_kinds})
   key, latent = a.cache_widths

@@ -15,7 +15,8 @@ from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
 from vtokens.method.virtual_tokens import TABLE
 from vtokens.models import quantize
-from vtokens.models.decoder import Decoder, abstract_decoder
+from vtokens.models.abstract import abstract_decoder
+from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig
 
 

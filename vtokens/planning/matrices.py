@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from vtokens.models import layer_runs, quantize
-from vtokens.models.decoder import abstract_decoder
+from vtokens.models.abstract import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig, Without
 
 _STREAM = 'embed'  # Logical axis of the residual stream.

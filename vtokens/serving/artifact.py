@@ -63,7 +63,7 @@ class BaseIdentity:
   Attributes:
     id: as the training config names it: a path or a name on the hub.
     revision: commit on the hub; '' if it was a path.
-    fingerprint: of its weights; see `models.files.weights.fingerprint`.
+    fingerprint: of its weights; see `models.files.fingerprints.of_base`.
     tokenizer_sha256: see `models.tokenizers.tokenizer.Tokenizer.sha256`.
     vocab_size: rows of its embedding matrix.
     scales_embeddings: whether it multiplies what it looks up there by a number

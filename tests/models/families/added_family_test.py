@@ -15,7 +15,7 @@ from outside_family import Outside
 from vtokens.devices import partitioning
 from vtokens.host import errors
 from vtokens.models.families import registry
-from vtokens.models.files import hf_directory, weights
+from vtokens.models.files import hf_directory, saving, weights
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -60,7 +60,7 @@ def test_logits_and_files(saved, tmp_path):
   with torch.no_grad():
     expected = reference(torch.from_numpy(ids).long()).logits.numpy()
   np.testing.assert_allclose(run(decoder), expected, rtol=0, atol=2e-4)
-  weights.save_decoder(decoder, tmp_path, {})
+  saving.save_decoder(decoder, tmp_path, {})
   assert hf_directory.read_config(tmp_path) == config
 
 

@@ -24,9 +24,9 @@ from decoder_cases import (
 )
 
 from vtokens.method import generate
-from vtokens.models.decoder import num_params
+from vtokens.models.abstract import num_params
 from vtokens.models.families import registry
-from vtokens.models.files import hf_directory, weights
+from vtokens.models.files import hf_directory, saving
 
 _SPECIAL = ('bos', 'eos', 'pad')
 
@@ -285,7 +285,7 @@ def test_config_and_weights_there_and_back(pair, tmp_path):
   extra = {
     f'{name}_token_id': given.get(f'{name}_token_id') for name in _SPECIAL
   }
-  weights.save_decoder(nnx.merge(graph, params), tmp_path, extra)
+  saving.save_decoder(nnx.merge(graph, params), tmp_path, extra)
   assert hf_directory.read_config(tmp_path) == config
   again = transformers.AutoModelForCausalLM.from_pretrained(
     tmp_path, dtype=torch.float32, attn_implementation='eager'

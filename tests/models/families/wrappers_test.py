@@ -17,7 +17,7 @@ from vtokens.devices import partitioning
 from vtokens.host import errors
 from vtokens.models import frozen_base
 from vtokens.models.families import registry, wrappers
-from vtokens.models.files import hf_directory, weights
+from vtokens.models.files import directory_files, hf_directory, weights
 
 _IDS = np.random.default_rng(0).integers(256, size=(2, 40)).astype(np.int32)
 
@@ -110,6 +110,20 @@ def test_text_is_as_in_the_whole_model(model_type, tmp_path):
   assert (found == alone[0]) == (model_type != 'qwen3_vl_moe')
 
 
+def test_mistral_small_4(tmp_path):
+  """The wrapper of Mistral Small 3 around another text part."""
+  directory = tmp_path / 'wrapped'
+  model = wrapped_models.save(
+    directory, 'mistral3', **wrapped_models.MISTRAL_SMALL_4
+  )
+  expected = _expected(model)
+  assert expected.std() > 0.3
+  np.testing.assert_allclose(_logits(directory), expected, rtol=0, atol=2e-4)
+  found, architecture = _fingerprint(directory)
+  plain = _unwrapped(directory, model, 'mistral4')
+  assert (found, architecture) == _fingerprint(plain)
+
+
 @pytest.mark.parametrize(
   ('model_type', 'pattern', 'name'),
   [
@@ -158,7 +172,7 @@ def test_the_vision_part_is_never_read(tmp_path):
   safetensors.torch.save_file(text, tmp_path / 'a.safetensors')
   places = {n: 'b' if n in vision else 'a' for n in tensors}
   index = {'weight_map': {n: f'{f}.safetensors' for n, f in places.items()}}
-  (tmp_path / weights.INDEX_FILE).write_text(json.dumps(index))
+  (tmp_path / directory_files.INDEX_FILE).write_text(json.dumps(index))
   assert _fingerprint(tmp_path) == before
 
 
@@ -269,7 +283,8 @@ def test_tied_heads(outer, text, tied):
     ({'text_config': []}, r'text_config is \[\], expected an object'),
     (
       {'text_config': {'model_type': 'gpt2'}},
-      r"'gemma3' with a text part of type 'gpt2' \(fused heads, .* supported",
+      "'gemma3' with a text part of type 'gpt2', which is not supported "
+      r'\(fused heads, .*\); `vtokens models` lists',
     ),
     (
       {'model_type': 'paligemma'},

@@ -20,7 +20,7 @@ from jax.sharding import AxisType
 from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
 from vtokens.models.families import gguf_stored
-from vtokens.models.files import gguf_weights
+from vtokens.models.files import fingerprints, gguf_weights
 from vtokens.models.files import weights as weights_lib
 from vtokens.models.tokenizers import gguf_tokenizer
 
@@ -333,7 +333,7 @@ def test_fingerprint(tmp_path, weights, tensors):
   def fingerprint(tensors, metadata=None):
     path = _write(tmp_path / 'x.gguf', tensors, metadata)
     source = gguf_weights.GGUFSource(path)
-    return weights_lib.fingerprint(source, source.config)
+    return fingerprints.of_base(source, source.config)
 
   first = fingerprint(tensors)
   # Neither the order of tensors nor what else the file says matters.

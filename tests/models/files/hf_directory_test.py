@@ -6,6 +6,7 @@ import pathlib
 import pickle
 import shutil
 
+import decoder_cases
 import deployed_models
 import device_programs
 import jax
@@ -21,7 +22,7 @@ import transformers
 from jax.sharding import AxisType
 
 from vtokens.host import errors
-from vtokens.models.files import hf_directory
+from vtokens.models.files import directory_files, fingerprints, hf_directory
 from vtokens.models.files import weights as weights_lib
 
 INDEX = 'model.safetensors.index.json'
@@ -106,7 +107,7 @@ def _edited(source, directory, edit):
 
 
 def _fingerprint(directory):
-  return weights_lib.fingerprint(
+  return fingerprints.of_base(
     hf_directory.SafetensorsSource(directory),
     hf_directory.read_config(directory),
   )
@@ -221,6 +222,29 @@ def test_fingerprint_sees_the_config(tmp_path, tiny_dir, field, value):
   assert _fingerprint(tmp_path) == _fingerprint(tiny_dir)
   (tmp_path / 'config.json').write_text(json.dumps({**config, field: value}))
   assert _fingerprint(tmp_path) != _fingerprint(tiny_dir)
+
+
+@pytest.mark.parametrize(
+  ('name', 'tensor'),
+  [
+    ('deepseek_v3', 'model.layers.3.eh_proj.weight'),
+    ('qwen3_5', 'mtp.fc.weight'),
+  ],
+)
+def test_layers_that_predict_further_tokens_are_left_out(
+  tmp_path, name, tensor
+):
+  decoder_cases.save(tmp_path / 'without', name)
+  _edited(
+    tmp_path / 'without',
+    tmp_path / 'with',
+    lambda weights: weights.update({tensor: np.ones((4, 8), np.float32)}),
+  )
+  assert _fingerprint(tmp_path / 'with') == _fingerprint(tmp_path / 'without')
+  weights_lib.check_shapes(
+    hf_directory.SafetensorsSource(tmp_path / 'with'),
+    hf_directory.read_config(tmp_path / 'with'),
+  )
 
 
 # --- refusals ---
@@ -367,14 +391,14 @@ def test_what_is_no_file(name, tmp_path, tiny_dir):
   """A pipe would be read without end."""
   shutil.copytree(tiny_dir, tmp_path, dirs_exist_ok=True)
   (tmp_path / name).unlink(missing_ok=True)
-  hf_directory.check_files(tmp_path)
+  directory_files.check(tmp_path)
   (tmp_path / name).mkdir()
   with pytest.raises(errors.UserError, match=f'{name}: is a directory'):
-    hf_directory.check_files(tmp_path)
+    directory_files.check(tmp_path)
   (tmp_path / name).rmdir()
   os.mkfifo(tmp_path / name)
   with pytest.raises(errors.UserError, match=f'{name}: is no regular file'):
-    hf_directory.check_files(tmp_path)
+    directory_files.check(tmp_path)
 
 
 def _adapter(directory):

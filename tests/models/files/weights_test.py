@@ -18,7 +18,9 @@ from vtokens.devices import partitioning
 from vtokens.host import errors, writers
 from vtokens.models.families import registry
 from vtokens.models.files import (
+  directory_files,
   hf_directory,
+  saving,
   stored_names,
   weight_map,
   weights,
@@ -105,7 +107,7 @@ def _write_large(directory: pathlib.Path, values, *, packed=False) -> None:
       part |= tensors(name)
     safetensors.numpy.save_file(part, directory / file)
     file_of.update(dict.fromkeys(part, file))
-  (directory / weights.INDEX_FILE).write_text(
+  (directory / directory_files.INDEX_FILE).write_text(
     json.dumps({'weight_map': file_of})
   )
   if packed:
@@ -294,7 +296,7 @@ def test_the_bar_counts_the_bytes_of_the_files(tmp_path, monkeypatch):
 @pytest.mark.parametrize('same', [True, False])
 def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path, same):
   tiny_models.save(tmp_path, tie_word_embeddings=True)
-  path = tmp_path / weights.SINGLE_FILE
+  path = tmp_path / directory_files.SINGLE_FILE
   tensors = safetensors.numpy.load_file(path)
   head = tensors['model.embed_tokens.weight'].copy()
   head[-1, -1] += 0.0 if same else 1e-3
@@ -324,7 +326,7 @@ def test_saving_in_several_files(tmp_path):
     jnp.bfloat16,
     mesh,
   )
-  weights.save_decoder(model, tmp_path / 'b', {}, max_shard_bytes=50_000)
+  saving.save_decoder(model, tmp_path / 'b', {}, max_shard_bytes=50_000)
   assert len(list((tmp_path / 'b').glob('*.safetensors'))) > 2
   source = hf_directory.SafetensorsSource(tmp_path / 'b')
   again = weights.load_decoder(
@@ -334,5 +336,5 @@ def test_saving_in_several_files(tmp_path):
     weights.iter_arrays(again), weights.iter_arrays(model), strict=True
   ):
     np.testing.assert_array_equal(found, expected, err_msg=name)
-  index = json.loads((tmp_path / 'b' / weights.INDEX_FILE).read_text())
+  index = json.loads((tmp_path / 'b' / directory_files.INDEX_FILE).read_text())
   assert index['metadata']['total_size'] == 2 * reference.num_parameters()

@@ -1,19 +1,14 @@
 """DeepSeek V2 and V3, and models of the same formulas."""
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
-from vtokens.models.families import (
-  expert_fields,
-  latent_fields,
-  rope_json,
-  tensor_names,
-)
+from vtokens.models.decoder_config import DecoderConfig, LayerKind
+from vtokens.models.families import expert_fields, latent_fields, tensor_names
 from vtokens.models.families.config_json import Fields
-from vtokens.models.families.family import About, Family
-from vtokens.models.families.gguf_stored import Part
+from vtokens.models.families.family import About
+from vtokens.models.families.latent_family import LatentFamily
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
@@ -23,7 +18,7 @@ _SHARED = latent_fields.names(
 )
 
 
-class Deepseek(Family):
+class Deepseek(LatentFamily):
   """Latent attention; after the first layers experts.
 
   Attributes:
@@ -32,11 +27,7 @@ class Deepseek(Family):
   """
 
   names = tensor_names.with_experts(_SHARED, 'mlp.')
-  own_rotation = True
   implied: Mapping[str, Any] = {}
-
-  def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
-    return latent_fields.names_of(config, self.names)
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
     joined = tensor_names.with_joined_experts(_SHARED, 'mlp.')
@@ -44,24 +35,12 @@ class Deepseek(Family):
     return (*super().forms(config), tensor_names.Form(names))
 
   def read(self, f: Fields) -> dict[str, Any]:
-    f.only('hidden_act', 'silu')
     for field, value in self.implied.items():
       f.only(field, value)
     expert_fields.skip_training(f)
-    self.check_width(f)
-    rope = self.read_rope(f)
-    return {
-      **latent_fields.read(f, rope),
-      **self.read_experts(f, LayerKind(rope)),
-    }
-
-  def check_width(self, f: Fields) -> None:
-    """Checks `head_dim`; see `latent_fields.check_width`."""
-    latent_fields.check_width(f, 'qk_rope_head_dim')
-
-  def read_rope(self, f: Fields) -> Rope:
-    """Reads the rotary embedding; see `rope_json.read`."""
-    return rope_json.read(f)
+    found = super().read(f)
+    (kind,) = found['layer_pattern']
+    return {**found, **self.read_experts(f, kind)}
 
   @abc.abstractmethod
   def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
@@ -73,18 +52,15 @@ class Deepseek(Family):
     """
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
-    latent_fields.write(config, values)
+    super().write(config, values)
     expert_fields.write_grouped(config, values)
 
   def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
     names = tensor_names.with_gguf_experts(self.names_of(config))
     return tensor_names.Form(names)
 
-  def gguf_joined(self, config: DecoderConfig) -> Mapping[str, Sequence[Part]]:
-    return latent_fields.GGUF_PARTS
-
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
-    latent_fields.read_gguf(metadata, values)
+    super().read_gguf(metadata, values)
     expert_fields.read_gguf(
       metadata, values, 'n_routed_experts', 'moe_intermediate_size'
     )

@@ -56,8 +56,8 @@ class Family(abc.ABC):
     aliases: older name of a field of config.json -> name.
     qkv_by_head: whether a tensor with queries, keys and values has them one
       key-value head after the other.
-    extra_layers: whether files may have further layers, which predict further
-      tokens. They are not used.
+    extra_layers: whether files may have one more layer, which predicts a
+      further token. It is not read.
     own_rotation: whether `read` decides by other fields than
       `partial_rotary_factor` how many values of a head are rotated.
     scales_lookup: whether servers multiply embeddings by a number where they
@@ -122,8 +122,9 @@ class Family(abc.ABC):
     Args:
       values: fields of config.json, not checked.
     """
-    del values  # For families that need it.
-    return ()
+    number = values.get('num_hidden_layers')
+    further = self.extra_layers and type(number) is int
+    return (f'model.layers.{number}.',) if further else ()
 
   @abc.abstractmethod
   def read(self, f: Fields) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from vtokens.models.altup import AltUp
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import (
-  family,
   gemma_gguf,
+  later_gemma,
   rope_json,
   tensor_names,
 )
@@ -17,30 +17,23 @@ from vtokens.models.families.config_json import (
   Fields,
   shortest_pattern,
 )
-from vtokens.models.families.family import About, Family
-from vtokens.models.families.gemma4 import (
-  NAMES,
-  check_padding,
-  count,
-  sources,
-  unused_tensors,
-)
+from vtokens.models.families.family import About
 from vtokens.models.families.gguf_stored import Stored
+from vtokens.models.families.later_gemma import LaterGemma
 from vtokens.models.layers import Gated
 from vtokens.models.mixers.shared_heads import Heads
 
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
 
-_GELU = 'gelu_pytorch_tanh'
 _LAYER = 'model.layers.{}.'
 # What llama.cpp takes for given: the numbers of layers with keys of their own
 # and with sparse activations, their share of zeros, its quantile, and widths.
 _OWN_LAYERS, _SPARSE_LAYERS = 20, 10
 _SHARE, _QUANTILE = 0.95, 1.6448536
 _LAUREL_RANK, _INPUT_WIDTH = 64, 256
-_LAYER_NAMES: Mapping[str, str] = {
-  **NAMES,
+_NAMES: Mapping[str, str] = {
+  **later_gemma.NAMES,
   'layers.altup.router': _LAYER + 'altup.modality_router.weight',
   'layers.altup.prediction': _LAYER + 'altup.prediction_coefs.weight',
   'layers.altup.correction': _LAYER + 'altup.correction_coefs.weight',
@@ -52,7 +45,7 @@ _LAYER_NAMES: Mapping[str, str] = {
 }
 
 
-class Gemma3n(Family):
+class Gemma3n(LaterGemma):
   """Several residual streams, sparse activations, inputs of each layer."""
 
   model_type = 'gemma3n_text'
@@ -65,7 +58,8 @@ class Gemma3n(Family):
   architecture = 'Gemma3nForCausalLM'
   gguf = 'gemma3n'
   gguf_by_layer = ('feed_forward_length',)
-  names = _LAYER_NAMES
+  names = _NAMES
+  usual_shared = 15
 
   def names_of(self, config: DecoderConfig) -> Mapping[str, str]:
     streams = config.streams
@@ -81,10 +75,6 @@ class Gemma3n(Family):
         for i in range(streams.count - 1)
       },
     }
-
-  def unused_tensors(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys and values of layers that read an earlier layer's."""
-    return unused_tensors(values, default=15)
 
   def read_sizes(self, f: Fields) -> dict[str, Any]:
     # Layers may differ in it; each has its own `Gated`.
@@ -109,23 +99,19 @@ class Gemma3n(Family):
     return list(widths)
 
   def read(self, f: Fields) -> dict[str, Any]:
-    f.only('hidden_activation', _GELU)
     f.only('use_bidirectional_attention', False, None)
     # A bound that concerns training alone.
     f.normalised('altup_coef_clip')
-    check_padding(f)
+    later_gemma.check_padding(f)
     rows = f.number('vocab_size_per_layer_input')
-    streams, active = f.number('altup_num_inputs'), count(f, 'altup_active_idx')
+    streams, active = (
+      f.number('altup_num_inputs'),
+      later_gemma.count(f, 'altup_active_idx'),
+    )
     if streams < 2 or active >= streams:
       raise f.fail('altup_num_inputs', 'more than 1 and altup_active_idx')
     return {
-      **f.biases(),
-      'activation': 'gelu_tanh',
-      'post_norm': True,
-      'qk_norm': 'head',
-      'scale_embeddings': True,
-      'attention_scale': 1.0,
-      'logit_softcap': f.optional('final_logit_softcapping', float),
+      **super().read(f),
       'per_layer_dim': f.number('hidden_size_per_layer_input'),
       'per_layer_rows': 0 if rows == f.number('vocab_size') else rows,
       'streams': AltUp(
@@ -166,37 +152,26 @@ class Gemma3n(Family):
           Heads(*heads, source=source),
         )
         for name, width, share, source in zip(
-          types, self._widths(f), shares, sources(f, types), strict=True
+          types,
+          self._widths(f),
+          shares,
+          later_gemma.sources(f, types),
+          strict=True,
         )
       ]
     )
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
-    for field in ('hidden_act', 'rope_theta', 'rope_scaling'):
-      del values[field]
-    family.write_layer_types(config, values)
-    if values['sliding_window'] is None:
-      del values['sliding_window']
-    kinds = config.layer_kinds
-    mlps: list[Any] = [kind.mlp for kind in kinds]
+    super().write(config, values)
+    mlps: list[Any] = [kind.mlp for kind in config.layer_kinds]
     streams: Any = config.streams
     values.update(
-      hidden_activation=_GELU,
-      final_logit_softcapping=config.logit_softcap,
-      hidden_size_per_layer_input=config.per_layer_dim,
-      vocab_size_per_layer_input=config.per_layer_rows or config.vocab_size,
-      num_kv_shared_layers=sum(kind.source is not None for kind in kinds),
       intermediate_size=[mlp.width for mlp in mlps],
       activation_sparsity_pattern=[mlp.sparsity for mlp in mlps],
       altup_num_inputs=streams.count,
       altup_active_idx=streams.active,
       altup_correct_scale=streams.scaled,
       laurel_rank=streams.laurel_rank,
-      rope_parameters={
-        SLIDING if kind.window else FULL: rope_json.write_parameters(kind.rope)
-        for kind in kinds
-        if kind.rope is not None
-      },
     )
 
   def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:

@@ -1,16 +1,15 @@
 """Gemma 4 for text."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import (
   expert_fields,
-  family,
   gemma_gguf,
+  later_gemma,
   rope_json,
-  tensor_names,
 )
 from vtokens.models.families.config_json import (
   FULL,
@@ -18,7 +17,8 @@ from vtokens.models.families.config_json import (
   Fields,
   shortest_pattern,
 )
-from vtokens.models.families.family import About, Family
+from vtokens.models.families.family import About
+from vtokens.models.families.later_gemma import LaterGemma
 from vtokens.models.layers import Gated
 from vtokens.models.mixers.shared_heads import Heads
 from vtokens.models.mlps.dense_and_experts import DenseAndExperts
@@ -27,7 +27,6 @@ from vtokens.models.mlps.experts import Experts
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
 
-_GELU = 'gelu_pytorch_tanh'
 _LAYER = 'model.layers.{}.'
 
 
@@ -36,14 +35,8 @@ def _norm(place: str, number: str = '') -> str:
 
 
 _GATE_UP = _LAYER + 'experts.gate_up_proj'
-NAMES: Mapping[str, str] = {
-  **tensor_names.BOTH_NORMS,
-  'per_layer.embedding': 'model.embed_tokens_per_layer.weight',
-  'per_layer.projection': 'model.per_layer_model_projection.weight',
-  'per_layer.norm.scale': 'model.per_layer_projection_norm.weight',
-  'layers.per_layer.gate': _LAYER + 'per_layer_input_gate.weight',
-  'layers.per_layer.projection': _LAYER + 'per_layer_projection.weight',
-  'layers.per_layer.norm.scale': _LAYER + 'post_per_layer_input_norm.weight',
+_NAMES: Mapping[str, str] = {
+  **later_gemma.NAMES,
   'layers.scale': _LAYER + 'layer_scalar',
   # Of layers with experts.
   'layers.mlp.norm.scale': _norm('pre'),
@@ -73,11 +66,9 @@ _ROPES = {
     'rope_theta': 1e6,
   },
 }
-# Tensors of a layer that it does not use if it reads another layer's keys.
-_SHARED = ('k_proj', 'v_proj', 'k_norm', 'v_norm')
 
 
-class Gemma4(Family):
+class Gemma4(LaterGemma):
   """Wide heads in layers without a window; experts or inputs of each layer."""
 
   model_type = 'gemma4_text'
@@ -91,7 +82,7 @@ class Gemma4(Family):
   architecture = 'Gemma4ForCausalLM'
   gguf = 'gemma4'
   gguf_by_layer = ('attention.head_count_kv', 'feed_forward_length')
-  names = NAMES
+  names = _NAMES
 
   def complete(self, values: dict[str, Any]) -> None:
     """Gives sizes of layers without a window the names of published files."""
@@ -115,18 +106,13 @@ class Gemma4(Family):
       values['global_head_dim'] = own.get('head_dim', values.get('head_dim'))
       values['num_global_key_value_heads'] = own.get('num_key_value_heads')
 
-  def unused_tensors(self, values: Mapping[str, Any]) -> tuple[str, ...]:
-    """Keys and values of layers that read an earlier layer's."""
-    return unused_tensors(values, default=0)
-
   def read(self, f: Fields) -> dict[str, Any]:
-    f.only('hidden_activation', _GELU)
     # Images see one another; a text does not.
     f.only('use_bidirectional_attention', None, 'vision')
     # transformers ignores them.
     f.only('rope_scaling', None)
     f.only('rope_theta', None)
-    per_layer = count(f, 'hidden_size_per_layer_input')
+    per_layer = later_gemma.count(f, 'hidden_size_per_layer_input')
     f.normalised('vocab_size_per_layer_input')
     if per_layer:
       rows, size = (
@@ -137,15 +123,9 @@ class Gemma4(Family):
         raise f.fail(
           'vocab_size_per_layer_input', f'{size}, as vocab_size', rows
         )
-      check_padding(f)
+      later_gemma.check_padding(f)
     return {
-      **f.biases(),
-      'activation': 'gelu_tanh',
-      'post_norm': True,
-      'qk_norm': 'head',
-      'scale_embeddings': True,
-      'attention_scale': 1.0,
-      'logit_softcap': f.optional('final_logit_softcapping', float),
+      **super().read(f),
       'layer_scale': True,
       'per_layer_dim': per_layer,
       'layer_pattern': self._pattern(f),
@@ -186,7 +166,7 @@ class Gemma4(Family):
     experts = self._experts(f)
     wide = f.boolean('use_double_wide_mlp')
     pattern = []
-    for name, source in zip(types, sources(f, types), strict=True):
+    for name, source in zip(types, later_gemma.sources(f, types), strict=True):
       kind, mlp_width = kinds[name], None
       if source is not None:
         mixer: Any = kind.mixer
@@ -212,32 +192,17 @@ class Gemma4(Family):
     return Experts(routing, f.number('moe_intermediate_size'))
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
-    for field in ('hidden_act', 'rope_theta', 'rope_scaling'):
-      del values[field]
-    family.write_layer_types(config, values)
-    if values['sliding_window'] is None:
-      del values['sliding_window']
+    super().write(config, values)
     kinds = config.layer_kinds
     full = next(kind for kind in kinds if not kind.window)
     heads: Any = full.mixer
     mlps = {kind.mlp for kind in kinds}
-    mixers: list[Any] = [kind.mixer for kind in kinds]
     values.update(
-      hidden_activation=_GELU,
-      final_logit_softcapping=config.logit_softcap,
-      hidden_size_per_layer_input=config.per_layer_dim,
-      vocab_size_per_layer_input=config.vocab_size,
       global_head_dim=heads.head_dim,
       attention_k_eq_v=heads.values_are_keys,
-      num_kv_shared_layers=sum(one.source is not None for one in mixers),
       use_double_wide_mlp=any(
         getattr(mlp, 'width', None) is not None for mlp in mlps
       ),
-      rope_parameters={
-        SLIDING if kind.window else FULL: rope_json.write_parameters(kind.rope)
-        for kind in kinds
-        if kind.rope is not None
-      },
     )
     if heads.values_are_keys:
       values['num_global_key_value_heads'] = heads.num_kv_heads
@@ -250,59 +215,3 @@ class Gemma4(Family):
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     gemma_gguf.read_gemma4(metadata, values)
-
-
-def unused_tensors(values: Mapping[str, Any], default: int) -> tuple[str, ...]:
-  """Beginnings of names of keys and values that layers do not read.
-
-  Args:
-    values: fields of config.json, not checked.
-    default: `num_kv_shared_layers` if it is missing.
-  """
-  layers = values.get('num_hidden_layers') or 0
-  shared = values.get('num_kv_shared_layers', default) or 0
-  if not isinstance(layers, int) or not isinstance(shared, int):
-    return ()
-  return tuple(
-    f'model.layers.{i}.self_attn.{name}.'
-    for i in range(max(layers - shared, 0), layers)
-    for name in _SHARED
-  )
-
-
-def check_padding(f: Fields) -> None:
-  """Raises unless the padding is token 0, whose row virtual tokens get."""
-  padding = f.values.get('pad_token_id')
-  if padding not in (None, 0):
-    raise f.fail(
-      'pad_token_id',
-      '0: virtual tokens get the row of the padding in embed_tokens_per_layer, '
-      'for which servers take row 0',
-    )
-
-
-def sources(f: Fields, types: Sequence[str]) -> list[int | None]:
-  """For each layer the earlier layer whose keys and values it reads, if any.
-
-  Args:
-    f: the fields.
-    types: `layer_types`.
-
-  Raises:
-    errors.UserError: no earlier layer of a type has keys and values.
-  """
-  own = len(types) - count(f, 'num_kv_shared_layers')
-  if own < 1 or set(types[:own]) != set(types):
-    raise f.fail(
-      'num_kv_shared_layers',
-      'fewer, so that each of layer_types has an earlier layer with keys and '
-      'values',
-    )
-  last = {name: i for i, name in enumerate(types[:own])}
-  return [None if i < own else last[name] for i, name in enumerate(types)]
-
-
-def count(f: Fields, field: str) -> int:
-  """A number that may be 0; null is 0."""
-  found = f.get(field)
-  return 0 if found is None or found == 0 else f.number(field)

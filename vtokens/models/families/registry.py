@@ -1,8 +1,9 @@
 """Registry of model families; reads and writes config.json."""
 
+import difflib
 import functools
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vtokens.host import errors
@@ -256,21 +257,37 @@ def _family_of_type(
     family = families().get(wrappers.TEXT_TYPES.get(found, found))
     if family:
       return family
-  reason = refused.reasons().get(str(found))
-  why = f' ({reason})' if reason else ''
   if wrapper:
     raise errors.UserError(
-      f'{where}: model_type {wrapper!r} with a text part of type {found!r}'
-      f'{why}: this text part is not supported; supported: '
-      f'{", ".join([*families(), *wrappers.TEXT_TYPES])}'
+      f'{where}: model_type {wrapper!r} with a text part of type {found!r}, '
+      f'which is not supported{_about_type(found, wrappers.TEXT_TYPES)}'
     )
   text = config.get('text_config')
   inner = text.get('model_type') if isinstance(text, Mapping) else None
   around = f', around a text part of type {inner!r}' if inner else ''
   raise errors.UserError(
-    f'{where}: model_type is {found!r}{around}, not supported{why}; supported: '
-    f'{", ".join([*families(), *wrappers.WRAPPERS])}'
+    f'{where}: model_type is {found!r}{around}, not supported'
+    f'{_about_type(found, wrappers.WRAPPERS)}'
   )
+
+
+def _about_type(found: Any, others: Iterable[str]) -> str:
+  """Why a type is not supported, and which types are.
+
+  Args:
+    found: the type.
+    others: supported types besides those of the families.
+  """
+  found = errors.shorten(found)
+  reason = refused.reasons().get(found)
+  near = difflib.get_close_matches(found, [*families(), *others])
+  if reason:
+    why = f' ({reason})'
+  elif near:
+    why = f'; the nearest supported: {", ".join(near)}'
+  else:
+    why = ''
+  return f'{why}; `vtokens models` lists all that are'
 
 
 def to_hf(config: DecoderConfig) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 
-from vtokens.host import errors, json_files, paths
+from vtokens.host import errors, json_files
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry, wrappers
+from vtokens.models.files import directory_files
 from vtokens.models.files.quantised import formats, stored
 from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.weight_map import EVERY, spread
-from vtokens.models.files.weights import INDEX_FILE, SINGLE_FILE
 
 # Types of weights that are not quantised.
 _FLOATS = ('F16', 'BF16', 'F32')
@@ -22,28 +22,6 @@ _FLOATS = ('F16', 'BF16', 'F32')
 _SMALL = 1 << 16
 # Rows of one value, as bitsandbytes has, that stand for a row of a matrix.
 _FLAT = 1 << 12
-# If this file exists, transformers adds an adapter to the weights.
-_ADAPTER = 'adapter_config.json'
-# Files that are read besides the weights.
-_FILES = (
-  'config.json',
-  'generation_config.json',
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'chat_template.jinja',
-  'chat_template.json',
-  'tokenizer.model',
-  'vocab.json',
-  'merges.txt',
-  INDEX_FILE,
-  _ADAPTER,
-  *formats.FILES,
-)
-# Largest size of each of these files, in bytes.
-_LARGEST = 1 << 30
-_AGAIN = 'download or copy it again'
 
 
 class _Unused(NamedTuple):
@@ -92,7 +70,9 @@ class SafetensorsSource:
     self._plain: dict[str, stored.Stored] = {}
     self._packed: dict[str, Packed] = {}
     metadata: dict[str, str] = {}
-    for path in _weight_files(pathlib.Path(directory), self._text_name):
+    for path in directory_files.with_weights(
+      pathlib.Path(directory), self._text_name
+    ):
       try:
         # It checks the header.
         with safetensors.safe_open(path, framework='numpy'):
@@ -100,7 +80,7 @@ class SafetensorsSource:
       except (OSError, safetensors.SafetensorError) as e:
         raise errors.UserError(
           f'{path}: not a readable safetensors file ({errors.shorten(e)}); '
-          f'{_AGAIN}'
+          f'{directory_files.AGAIN}'
         ) from e
       metadata |= more
       for tensor in found.values():
@@ -249,110 +229,6 @@ def _check_float(one: stored.Stored, form: formats.Format | None) -> None:
   )
 
 
-def _weight_files(
-  directory: pathlib.Path, text_name: Callable[[str], str | None]
-) -> list[pathlib.Path]:
-  """The files that have a tensor of the text part."""
-  index = directory / INDEX_FILE
-  has_single = (directory / SINGLE_FILE).exists()
-  _check_adapter(directory, has_single or index.exists())
-  if index.exists():
-    files = json_files.read(index, {'weight_map': {str: str}}, _AGAIN)
-    names = sorted(
-      {
-        file
-        for name, file in files['weight_map'].items()
-        if text_name(name) is not None
-      }
-    )
-    for name in names:
-      if (
-        pathlib.PurePath(name).name != name
-        or name in ('.', '..')
-        or '\0' in name
-        or not name.endswith('.safetensors')
-      ):
-        raise errors.UserError(
-          f'{index}: weight_map names {errors.shorten(repr(name))}, expected a '
-          'plain name of a .safetensors file inside the directory'
-        )
-    if not names:
-      raise errors.UserError(f'{index}: weight_map is empty; {_AGAIN}')
-    if has_single and SINGLE_FILE not in names:
-      raise errors.UserError(
-        f'{directory}: holds {SINGLE_FILE} and {INDEX_FILE}, which names other '
-        'files: transformers would read the first, others the second; move '
-        'one of them away'
-      )
-    paths = [directory / name for name in names]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-      raise errors.UserError(
-        f'{directory}: {len(missing)} of {len(paths)} weight files are '
-        f'missing: {errors.several(missing)}; finish the download'
-      )
-    return paths
-  if has_single:
-    return [directory / SINGLE_FILE]
-  pickled = [*directory.glob('*.bin'), *directory.glob('*.pt')]
-  if pickled:
-    raise errors.UserError(
-      f'{directory}: only pickled weights ({pickled[0].name}), which can run '
-      'code when read; convert them to safetensors with '
-      'save_pretrained(..., safe_serialization=True)'
-    )
-  raise errors.UserError(
-    f'{directory}: found neither {SINGLE_FILE} nor {INDEX_FILE}'
-  )
-
-
-def check_files(directory: str | pathlib.Path) -> None:
-  """Raises if a file of a model cannot be read.
-
-  Raises:
-    errors.UserError: a file is a directory, a pipe, a device, or too large.
-  """
-  directory = pathlib.Path(directory)
-  if not directory.is_dir():
-    raise errors.UserError(
-      f'{directory}: expected a Hugging Face model directory or a .gguf file'
-    )
-  for path in sorted(directory.iterdir()):
-    named = path.suffix == '.safetensors' or path.name in _FILES
-    if named and path.exists() and not path.is_file():
-      what = 'a directory' if path.is_dir() else 'no regular file'
-      raise errors.UserError(f'{path}: is {what}, expected a file; {_AGAIN}')
-    if path.name in _FILES:
-      paths.check_file(path, _LARGEST)
-
-
-def _check_adapter(directory: pathlib.Path, has_weights: bool) -> None:
-  """Raises if transformers would add an adapter to the weights.
-
-  Only the owner knows whether the adapter is intended: PEFT leaves such files
-  next to merged weights, too.
-  """
-  path = directory / _ADAPTER
-  if not path.exists():
-    return
-  values = json_files.read(path)
-  kind = errors.shorten(values.get('peft_type') or 'PEFT', 40)
-  if has_weights:
-    raise errors.UserError(
-      f'{path}: a {kind} adapter beside the weights, which transformers puts '
-      'on them and vtokens does not. If it belongs to the model, merge it '
-      '(PeftModel.merge_and_unload, then save_pretrained into a new '
-      'directory) and name that directory; if the weights are meant as they '
-      f'are, e.g. merged already, move {_ADAPTER} out of the directory'
-    )
-  base = values.get('base_model_name_or_path') or 'its base'
-  raise errors.UserError(
-    f'{directory}: holds a {kind} adapter alone, no model; merge it into '
-    f'{errors.shorten(base)} (PeftModel.merge_and_unload, then save_pretrained '
-    'into a new directory, the tokenizer too) and name that directory'
-  )
-
-
 def read_config(directory: str | pathlib.Path) -> DecoderConfig:
   """The `DecoderConfig` of a Hugging Face directory.
 
@@ -397,7 +273,7 @@ def read_fields(path: pathlib.Path) -> dict[str, Any]:
   Raises:
     errors.UserError: it is not JSON.
   """
-  values: dict[str, Any] = json_files.read(path, dict, _AGAIN)
+  values: dict[str, Any] = json_files.read(path, dict, directory_files.AGAIN)
   return values
 
 

@@ -10,7 +10,7 @@ from flax.typing import PathParts
 from jaxtyping import Array
 
 from vtokens.models import layer_runs, quantize
-from vtokens.models.decoder import abstract_decoder
+from vtokens.models.abstract import abstract_decoder
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry
 from vtokens.models.families.tensor_names import Form

@@ -1,15 +1,12 @@
-"""Loads weights shard by shard, saves them, and fingerprints them.
+"""Loads weights shard by shard, and checks that they fit the config.
 
-Loading: read a block of rows from the file; cast and transpose it; put the
-shard of some layers on its device; quantise it there, over all shards; write it
-into the stacked parameter in place.
+A block of rows is read from the file, cast and transposed. The shard of some
+layers is put on its device, quantised there over all shards, and written into
+the stacked parameter in place.
 """
 
 import functools
-import hashlib
-import json
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,21 +14,19 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 from flax.typing import PathParts
 from jaxtyping import Array
 
 from vtokens.devices import partitioning
 from vtokens.host import errors, writers
 from vtokens.models import quantize
-from vtokens.models.decoder import Decoder, abstract_decoder
-from vtokens.models.decoder_config import DecoderConfig, identity
+from vtokens.models.abstract import abstract_decoder
+from vtokens.models.decoder import Decoder
+from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry
 from vtokens.models.files.stored_names import expected_shapes, weights_of
 from vtokens.models.files.weight_map import BLOCK_BYTES, TensorSource, Weight
 
-INDEX_FILE = 'model.safetensors.index.json'
-SINGLE_FILE = 'model.safetensors'
 # Start and stop along each axis.
 _Spans = tuple[tuple[int, int], ...]
 # An error has a line for each tensor, or one line for more tensors than this.
@@ -221,9 +216,6 @@ def check_shapes(source: TensorSource, config: DecoderConfig) -> None:
   if config.tie_embeddings:
     # Some exports store the tied head a second time.
     ignored.add(registry.family_of(config).names['head'])
-  if registry.family_of(config).extra_layers:
-    beyond = f'model.layers.{config.num_layers}.'
-    ignored |= {name for name in found if name.startswith(beyond)}
   missing = sorted(set(expected) - set(found))
   surplus = sorted(
     name
@@ -312,95 +304,6 @@ def _check_tied_head(source: TensorSource, config: DecoderConfig) -> None:
         f'{embedding} differ; if the head was trained by itself, set it to '
         'false in config.json'
       )
-
-
-def save_decoder(
-  model: Decoder,
-  directory: str | pathlib.Path,
-  extra: Mapping[str, Any],
-  *,
-  max_shard_bytes: int = 5 << 30,
-) -> None:
-  """Writes weights and config.json as transformers does, in the weights' dtype.
-
-  Args:
-    model: the decoder, without quantised matrices.
-    directory: output directory; made if missing.
-    extra: fields of config.json that the decoder does not know: ids of bos, eos
-      and padding. transformers' defaults for them seldom fit.
-    max_shard_bytes: largest size of a file in bytes; a single tensor may exceed
-      it.
-  """
-  directory = pathlib.Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
-  config = model.config
-  _, params = nnx.split(model)
-  arrays = dict(nnx.to_flat_state(params))
-  parts: dict[str, list[tuple[Weight, int, PathParts]]] = {}
-  for path, (weight, _) in weights_of(config).items():
-    for i, name in enumerate(weight.names):
-      parts.setdefault(name, []).append((weight, i, path))
-
-  def tensor(name: str) -> np.ndarray:
-    rows = [
-      weight.write(arrays[path][...], i) for weight, i, path in parts[name]
-    ]
-    return parts[name][0][0].join(rows)
-
-  itemsize = arrays[next(iter(arrays))][...].dtype.itemsize
-  shapes = expected_shapes(config)
-  files: list[list[str]] = [[]]
-  size = 0
-  for name in parts:
-    grown = math.prod(shapes[name]) * itemsize
-    if files[-1] and size + grown > max_shard_bytes:
-      files.append([])
-      size = 0
-    files[-1].append(name)
-    size += grown
-  # Without it transformers does not know which framework wrote the tensors.
-  metadata = {'format': 'pt'}
-  file_of = {}
-  for number, names in enumerate(files, 1):
-    file = SINGLE_FILE
-    if len(files) > 1:
-      file = f'model-{number:05d}-of-{len(files):05d}.safetensors'
-    file_of.update(dict.fromkeys(names, file))
-    safetensors.numpy.save_file(
-      {name: tensor(name) for name in names}, directory / file, metadata
-    )
-  if len(files) > 1:
-    total = sum(math.prod(shape) for shape in shapes.values()) * itemsize
-    _write_json(
-      directory / INDEX_FILE,
-      {'metadata': {'total_size': total}, 'weight_map': file_of},
-    )
-  dtype = str(arrays[next(iter(arrays))][...].dtype)
-  _write_json(
-    directory / 'config.json',
-    {**registry.to_hf(config), **extra, 'torch_dtype': dtype},
-  )
-
-
-def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-  path.write_text(json.dumps(values, indent=2) + '\n', encoding='utf-8')
-
-
-def fingerprint(source: TensorSource, config: DecoderConfig) -> str:
-  """Hashes a base: its config, and name, shape and samples of each tensor.
-
-  It does not depend on the split into files or on the dtype after loading. It
-  hashes samples because a fine-tune changes every tensor and hashing all bytes
-  of a 70B model would take minutes.
-
-  Returns:
-    64 hexadecimal digits.
-  """
-  digest = hashlib.sha256(identity(config).encode())
-  for name, shape in sorted(source.shapes().items()):
-    digest.update(f'{name}{shape}'.encode())
-    digest.update(source.sample(name))
-  return digest.hexdigest()
 
 
 def iter_arrays(model: Decoder) -> Iterator[tuple[str, jax.Array]]:

@@ -194,7 +194,7 @@ class Attention(nnx.Module):
     q = self._turned(q, self.q_norm if self.has_norms else None, tokens)
     if config.query_growth is not None:
       q = q * growth(config.query_growth, tokens.positions).astype(q.dtype)
-    new = self.keys_values(x, tokens)
+    new = self.new_cache(x, tokens)
     scale = config.attention_scale
     if scale is None:
       scale = (config.query_scalar or config.head_dim) ** -0.5
@@ -227,9 +227,7 @@ class Attention(nnx.Module):
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new
 
-  def keys_values(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> KVCache:
+  def new_cache(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> KVCache:
     """Keys and values of the tokens, for later tokens."""
     k = layers.product('btd,dkh->btkh', x, self.k)
     v = layers.product('btd,dkh->btkh', x, self.v)

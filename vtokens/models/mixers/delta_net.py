@@ -134,9 +134,7 @@ class GatedDeltaNet(nnx.Module):
     y = (y * jax.nn.silu(z.astype(jnp.float32))).astype(x.dtype)
     return layers.product('btnc,ncd->btd', y, self.out), states
 
-  def keys_values(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> States:
+  def new_cache(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> States:
     """The states of `__call__` alone."""
     return self._run(x, tokens)[1]
 

@@ -153,7 +153,7 @@ class _Attention(nnx.Module):
   ) -> tuple[Float[Array, 'B T D'], KVCache]:
     settings, config = self.settings, self.config
     q = self._queries(x, tokens)
-    new = self.keys_values(x, tokens)
+    new = self.new_cache(x, tokens)
     caches, trained = tokens.caches, tokens.trained_caches
     slots = sum(cache.positions.shape[1] for cache in (*caches, *trained))
     scale = config.attention_scale
@@ -183,9 +183,7 @@ class _Attention(nnx.Module):
     out = layers.product('btnh,nhd->btd', out, self.o)
     return out + self.o_bias[...] if config.out_bias else out, new
 
-  def keys_values(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> KVCache:
+  def new_cache(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> KVCache:
     """Rotated keys and latents of the tokens, for later tokens."""
     both = layers.product('btd,dr->btr', x, self.kv_down)
     if self.config.out_bias:

@@ -209,7 +209,7 @@ class Mamba2Mixer(nnx.Module):
       out = out + self.out_bias[...]
     return out, SelectiveStates(state, **windows)
 
-  def keys_values(
+  def new_cache(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> SelectiveStates:
     """The states after the tokens, for later tokens."""

@@ -101,15 +101,15 @@ class _ParallelMixer(nnx.Module):
     y = _scaled(y, settings.mamba_scale) + _scaled(attended, settings.out_scale)
     return y, _joined(new, states)
 
-  def keys_values(
+  def new_cache(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> KeysValuesStates:
     """The cache of the tokens, for later tokens."""
     return _joined(
-      self.attention.keys_values(
+      self.attention.new_cache(
         _scaled(x, self.settings.in_scale), _with_part(tokens, 0)
       ),
-      self.mamba.keys_values(x, _with_part(tokens, 1)),
+      self.mamba.new_cache(x, _with_part(tokens, 1)),
     )
 
 

@@ -69,9 +69,7 @@ class _Attention(Attention):
     out, new = super().__call__(x, tokens)
     return out, new if self.settings.source is None else Nothing()
 
-  def keys_values(
-    self, x: Float[Array, 'B T D'], tokens: LayerInputs
-  ) -> KVCache:
+  def new_cache(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> KVCache:
     """See `Attention`; the source's if the layer has no keys and values."""
     if tokens.shared is not None:
       return tokens.shared

@@ -90,7 +90,7 @@ class _ShortConv(nnx.Module):
     y = layers.product('btc,cd->btd', self._input(x, 'out_gate') * y, self.out)
     return y + self.out_bias[...] if self.settings.bias else y, last
 
-  def keys_values(
+  def new_cache(
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> LastInputs:
     """The last inputs of the convolution, for later tokens."""

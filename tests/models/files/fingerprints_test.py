@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from vtokens.models.families import registry
-from vtokens.models.files import weights
+from vtokens.models.files import fingerprints
 from vtokens.models.files.stored_names import expected_shapes
 
 _SIZES = {
@@ -146,4 +146,4 @@ class _Source:
 @pytest.mark.parametrize(('model_type', 'fields', 'expected'), PINNED)
 def test_fingerprint(model_type, fields, expected):
   config = registry.from_hf({'model_type': model_type, **_SIZES, **fields})
-  assert weights.fingerprint(_Source(config), config) == expected
+  assert fingerprints.of_base(_Source(config), config) == expected

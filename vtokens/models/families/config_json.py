@@ -7,33 +7,18 @@ family reads it or it has no effect.
 
 import contextlib
 import copy
-import dataclasses
-import functools
-import importlib
-import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vtokens.host import errors
 from vtokens.models.decoder_config import LayerKind, Rope
+from vtokens.models.families import config_classes
 
 FULL, SLIDING = LAYER_TYPES = ('full_attention', 'sliding_attention')
 
 # Names of GELU by tanh.
 _GELU_TANH = ('gelu_new', 'gelu_fast', 'gelu_pytorch_tanh')
-# Fields of config classes that concern training, generation or speed. Fields of
-# the common parent class have no effect either.
-_WITHOUT_EFFECT = {
-  'initializer_range',
-  'use_cache',
-  'attention_dropout',
-  'resid_pdrop',
-  'embd_pdrop',
-  'bos_token_id',
-  'eos_token_id',
-  'pad_token_id',
-}
 # Lists of layers and of frequencies are made before the shapes of the weights
 # confirm their lengths, so these numbers need a bound.
 _MOST = {
@@ -79,7 +64,7 @@ class Fields:
     for field in ('rope_scaling', _ROPE):
       if not isinstance(values.get(field), Mapping | None):
         raise self.fail(field, 'an object')
-    self._cls, self._defaults = _config_class(values['model_type'])
+    self._cls, self._defaults = config_classes.of_type(values['model_type'])
     self._whole = self._normalise()
 
   def _normalise(self) -> Any:
@@ -88,7 +73,7 @@ class Fields:
     given = {
       field: copy.deepcopy(value)
       for field, value in self.values.items()
-      if field in self._defaults or field not in _unused_fields()
+      if field in self._defaults or field not in config_classes.unused_fields()
     }
     # Only older versions accept these forms.
     if given.get('num_key_value_heads', 0) is None:
@@ -102,7 +87,7 @@ class Fields:
     while True:
       whole = self._cls.__new__(self._cls)
       try:
-        with _quiet():
+        with config_classes.quiet():
           whole.__init__(**given)
         return whole
       # Newer versions check each field, and the whole at the end.
@@ -115,7 +100,7 @@ class Fields:
         if type(given.get(field)) is int and 'float' in str(e):
           given[field] = float(given[field])
         elif field in given:
-          self._refused[field] = _expected(str(e))
+          self._refused[field] = config_classes.expected(str(e))
           del given[field]
         elif '' not in self._refused:
           # The checks of fields here come first: their messages are better.
@@ -163,7 +148,7 @@ class Fields:
     if self._whole is None or unread:
       return self.values.get(field)
     # It warns where layers differ in a field.
-    with _quiet():
+    with config_classes.quiet():
       return getattr(self._whole, field, None)
 
   def normalised(self, *fields: str) -> None:
@@ -369,77 +354,3 @@ def shortest_pattern(kinds: Sequence[LayerKind]) -> tuple[LayerKind, ...]:
     if all(kind == kinds[i % size] for i, kind in enumerate(kinds)):
       return tuple(kinds[:size])
   return tuple(kinds)
-
-
-def is_known(model_type: Any) -> bool:
-  """Whether transformers has a config class of this `model_type`."""
-  return (
-    isinstance(model_type, str) and model_type in _transformers().CONFIG_MAPPING
-  )
-
-
-def defaults(model_type: str) -> Mapping[str, Any]:
-  """The relevant fields of a type's config class and their defaults."""
-  return _config_class(model_type)[1]
-
-
-@functools.cache
-def _config_class(model_type: str) -> tuple[Any, dict[str, Any]]:
-  """Returns transformers' config class and its relevant fields' defaults."""
-  cls: Any = _transformers().CONFIG_MAPPING[model_type]
-  unused = _unused_fields()
-  found = _defaults(cls).items()
-
-  class Unchecked(cls):
-    """Records that all fields are set, in case a check of the whole fails."""
-
-    def __post_init__(self, **kwargs: Any) -> None:
-      super().__post_init__(**kwargs)
-      # Sizes of layers that differ are read from fields of their own.
-      self.allow_global_per_layer_attribute_access = True
-      self.is_complete = True
-
-    def validate_rope(self, *unused: Any, **unused_too: Any) -> None:
-      """Transformers 5.3 calls it before all fields are set."""
-
-  known = {field: value for field, value in found if field not in unused}
-  return Unchecked, known
-
-
-@functools.cache
-def _unused_fields() -> frozenset[str]:
-  """Fields that do not concern the numbers of the model."""
-  common = _defaults(_transformers().PreTrainedConfig)
-  return frozenset({'model_type', *common, *_WITHOUT_EFFECT})
-
-
-def _transformers() -> Any:
-  # Imported late: it takes a second, and imports torch if that is installed.
-  return importlib.import_module('transformers')
-
-
-def _defaults(cls: type) -> dict[str, Any]:
-  """The fields of a config class and their defaults."""
-  if dataclasses.is_dataclass(cls):
-    return {field.name: field.default for field in dataclasses.fields(cls)}
-  # transformers 5.3
-  found = inspect.signature(cls).parameters.values()
-  return {p.name: p.default for p in found if p.kind is not p.VAR_KEYWORD}
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Silences transformers' warnings; their subjects are checked here."""
-  logging = _transformers().logging
-  before = logging.get_verbosity()
-  logging.set_verbosity_error()
-  try:
-    yield
-  finally:
-    logging.set_verbosity(before)
-
-
-def _expected(message: str) -> str:
-  """The expected value of a field, from the message of a failed check."""
-  types = re.findall(r'expected (?:an? )?([\w\[\]., |]+?), got', message)
-  return ' or '.join(types).replace('NoneType', 'null') or message

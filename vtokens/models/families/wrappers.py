@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vtokens.host import errors
-from vtokens.models.families import config_json
+from vtokens.models.families import config_classes
 
 # Fields that every decoder has. Wrappers' files may omit those that equal the
 # default of the text part's config class.
@@ -285,10 +285,10 @@ def text_fields(config: Mapping[str, Any], where: str) -> dict[str, Any]:
   if values['model_type'] == 'qwen3_vl_moe_text':
     # In transformers' code, in no field of the config class.
     values.setdefault('norm_topk_prob', True)
-  if not config_json.is_known(values['model_type']):
+  if not config_classes.is_known(values['model_type']):
     return values
   values |= _IMPLIED.get(values['model_type'], {})
-  defaults = config_json.defaults(values['model_type'])
+  defaults = config_classes.defaults(values['model_type'])
   for field in _SIZES:
     if field in defaults:
       values.setdefault(field, defaults[field])

@@ -16,7 +16,7 @@ from vtokens.devices.partitioning import (
   platform,
 )
 from vtokens.models import attention_scores
-from vtokens.models.kernels import flash_kernels, flash_masks
+from vtokens.models.kernels import flash_calls, flash_kernels, flash_masks
 from vtokens.models.kernels.flash_kernels import Settings
 from vtokens.models.kv_cache import KVCache
 
@@ -255,9 +255,7 @@ def _pull_back(
     q: Array, k: Array, v: Array, context: _Context, *rest: Array
   ) -> tuple[Array, Array, Array]:
     new = KVCache(k, v, context.positions, context.segments)
-    of_q, of_new = flash_kernels.backward(
-      settings, q, *context.parts(new), *rest
-    )
+    of_q, of_new = flash_calls.backward(settings, q, *context.parts(new), *rest)
     return of_q, of_new['k'], of_new['v']
 
   of_q, of_k, of_v = jax.shard_map(
@@ -285,13 +283,13 @@ def _forward(
   sinks: Float[Array, 'N'] | None,
   context: _Context,
 ) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
-  """See `flash_kernels.forward`."""
+  """See `flash_calls.forward`."""
 
   def shard(
     q: Array, k: Array, v: Array, sinks: Array | None, context: _Context
   ) -> tuple[Array, Array]:
     new = KVCache(k, v, context.positions, context.segments)
-    return flash_kernels.forward(settings, q, *context.parts(new), sinks)
+    return flash_calls.forward(settings, q, *context.parts(new), sinks)
 
   out, sums = jax.shard_map(
     shard,

@@ -1,4 +1,4 @@
-"""The kernels of `flash`, and their calls on one shard."""
+"""The kernels of `flash`; `flash_calls` runs them."""
 
 import dataclasses
 import functools
@@ -9,20 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from vtokens.models import layers
 from vtokens.models.kernels import flash_masks
 from vtokens.models.kernels.flash_masks import BLOCK, Masks
 
-_WARPS = 4
-# Blocks of keys and values that are loaded ahead, forward and backward, and the
-# bytes for them. A program has 163 KiB on A100 and 227 KiB on H100. Blocks of
-# queries take a quarter to a half as much as blocks of keys and values.
-_STAGES, _STAGES_BACKWARD = 3, 2
-_STAGED, _STAGED_BACKWARD = 2**17, 2**16
 _LOWEST = float(jnp.finfo(jnp.float32).min)
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 
 # The `k` and `v` of a `KVCache`.
 Keys = Mapping[str, Any]
@@ -39,245 +33,21 @@ class Settings:
   interpret: bool
 
 
-def forward(
-  settings: Settings,
-  q: Float[Array, 'B T N H'],
-  parts: tuple[Keys, ...],
-  masks: Masks,
-  sinks: Float[Array, 'N'] | None,
-) -> tuple[Float[Array, 'B T N H'], Float[Array, 'B N T']]:
-  """Attends (algorithm 1).
-
-  Args:
-    settings: settings of the call.
-    q: the queries.
-    parts: keys and values of the caches and, last, of the new tokens.
-    masks: which keys each query sees.
-    sinks: see `flash.attend`.
-
-  Returns:
-    Attended values, and the base-2 logarithms of the softmax denominators.
-    The denominators include the sinks, so `backward` needs no sinks.
-  """
-  b, t, n, _ = q.shape
-  narrow = {}
-  if sinks is not None:
-    scores = sinks.astype(jnp.float32)[None, :, None] * _LOG2_E
-    narrow['sinks'] = jnp.broadcast_to(scores, (b, n, t))
-  found: tuple[Array, Array] = _call(
-    _forward_kernel,
-    settings,
-    {'q': q},
-    narrow,
-    parts,
-    masks,
-    (
-      jax.ShapeDtypeStruct(q.shape, q.dtype),
-      jax.ShapeDtypeStruct((b, n, t), jnp.float32),
-    ),
-    _stages(_STAGES, _STAGED, q),
-  )
-  return found
-
-
-def backward(
-  settings: Settings,
-  q: Float[Array, 'B T N H'],
-  parts: tuple[Keys, ...],
-  masks: Masks,
-  out: Float[Array, 'B T N H'],
-  sums: Float[Array, 'B N T'],
-  gradient: Float[Array, 'B T N H'],
-  of_sums: Float[Array, 'B N T'],
-) -> tuple[Float[Array, 'B T N H'], Keys]:
-  """Gradients of the queries, and of the last part's keys and values.
-
-  Algorithm 2, from the results of `forward` and the gradients of both.
-  """
-  # D of algorithm 2. The derivative of a logarithm of a denominator by a score
-  # is the key's share of the softmax, so the gradient of `sums` adds to D.
-  taken = jnp.einsum(
-    'btnh,btnh->bnt', gradient, out, preferred_element_type=jnp.float32
-  )
-  taken -= of_sums * _LOG2_E
-  wide = {'q': q, 'gradient': gradient}
-  narrow = {'sums': sums, 'taken': taken}
-  of_q = _call(
-    _queries_kernel,
-    settings,
-    wide,
-    narrow,
-    parts,
-    masks,
-    jax.ShapeDtypeStruct(q.shape, q.dtype),
-    _stages(_STAGES_BACKWARD, _STAGED_BACKWARD, q),
-  )
-  return of_q, _call_of_keys(settings, wide, narrow, parts[-1], masks)
-
-
-def _stages(most: int, size: int, q: Float[Array, 'B T N H']) -> int:
-  """How many blocks of keys and values fit into `size` bytes, at least one."""
-  block = 2 * BLOCK * pl.next_power_of_2(q.shape[-1]) * q.dtype.itemsize
-  return max(1, min(most, size // block))
-
-
-def _call(
-  kernel: Callable[..., None],
-  settings: Settings,
-  wide: Mapping[str, Float[Array, 'B T N H']],
-  narrow: Mapping[str, Float[Array, 'B N T']],
-  parts: tuple[Keys, ...],
-  masks: Masks,
-  results: Any,
-  stages: int,
-) -> Any:
-  """Runs a kernel for each block of queries of each head of each row.
-
-  Args:
-    kernel: the kernel.
-    settings: its settings.
-    wide: the queries and arrays of their shape.
-    narrow: arrays with one number for each query and head.
-    parts: keys and values.
-    masks: which keys each query sees.
-    results: shapes of the results, each like a wide or a narrow array.
-    stages: blocks of keys that are loaded ahead.
-  """
-  b, length, n, h = wide['q'].shape
-  groups = n // parts[0]['k'].shape[1]
-  # Sizes of blocks are powers of two. Elements past the end are masked.
-  width = pl.next_power_of_2(h)
-
-  def like_queries(x: Array | jax.ShapeDtypeStruct) -> pl.BlockSpec:
-    if len(x.shape) == 4:
-      return pl.BlockSpec(
-        (None, BLOCK, None, width), lambda i, b, n: (b, i, n, 0)
-      )
-    return pl.BlockSpec((None, None, BLOCK), lambda i, b, n: (b, n, i))
-
-  def of_keys(part: Keys) -> dict[str, pl.BlockSpec]:
-    slots = part['k'].shape[-1]
-
-    def of_head(*shape: int) -> pl.BlockSpec:
-      return pl.BlockSpec(
-        (None, None, *shape), lambda i, b, n: (b, n // groups, 0, 0)
-      )
-
-    return {'k': of_head(width, slots), 'v': of_head(slots, width)}
-
-  return _pallas_call(
-    kernel,
-    settings,
-    _Sizes(length, h),
-    (pl.cdiv(length, BLOCK), b, n),
-    (wide, narrow, parts, masks),
-    (
-      jax.tree.map(like_queries, wide),
-      jax.tree.map(like_queries, narrow),
-      tuple(map(of_keys, parts)),
-      _mask_specs(masks),
-    ),
-    results,
-    jax.tree.map(like_queries, results),
-    stages,
-  )
-
-
-def _call_of_keys(
-  settings: Settings,
-  wide: Mapping[str, Float[Array, 'B T N H']],
-  narrow: Mapping[str, Float[Array, 'B N T']],
-  new: Keys,
-  masks: Masks,
-) -> Keys:
-  """Runs a kernel for each block of new keys of each of their heads."""
-  b, length, n, h = wide['q'].shape
-  heads = new['k'].shape[1]
-  groups = n // heads
-  width = pl.next_power_of_2(h)
-
-  def of_group(x: Array) -> pl.BlockSpec:
-    if x.ndim == 4:
-      return pl.BlockSpec(
-        (None, length, groups, width), lambda j, b, n: (b, 0, n, 0)
-      )
-    return pl.BlockSpec((None, groups, length), lambda j, b, n: (b, n, 0))
-
-  specs = {
-    'k': pl.BlockSpec((None, None, width, BLOCK), lambda j, b, n: (b, n, 0, j)),
-    'v': pl.BlockSpec((None, None, BLOCK, width), lambda j, b, n: (b, n, j, 0)),
-  }
-  own = dataclasses.replace(masks, parts=masks.parts[-1:])
-  of_new: Keys = _pallas_call(
-    _keys_kernel,
-    settings,
-    _Sizes(length, h),
-    (pl.cdiv(length, BLOCK), b, heads),
-    (wide, narrow, new, own),
-    (
-      jax.tree.map(of_group, wide),
-      jax.tree.map(of_group, narrow),
-      specs,
-      _mask_specs(own),
-    ),
-    jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), dict(new)),
-    specs,
-    _stages(_STAGES_BACKWARD, _STAGED_BACKWARD, wide['q']),
-  )
-  return of_new
-
-
-def _mask_specs(masks: Masks) -> Masks:
-  def whole(x: Array) -> pl.BlockSpec:
-    if x.ndim == 1:
-      return pl.BlockSpec(x.shape, lambda i, b, n: (0,))
-    return pl.BlockSpec((None, x.shape[1]), lambda i, b, n: (b, 0))
-
-  specs: Masks = jax.tree.map(whole, masks)
-  return specs
-
-
 @dataclasses.dataclass(frozen=True)
-class _Sizes:
+class Sizes:
   """Queries of a row, and the width of a head; blocks may exceed both."""
 
   length: int
   head_dim: int
 
 
-def _pallas_call(
-  kernel: Callable[..., None],
-  settings: Settings,
-  sizes: _Sizes,
-  grid: tuple[int, int, int],
-  operands: tuple[Any, ...],
-  specs: tuple[Any, ...],
-  results: Any,
-  result_specs: Any,
-  stages: int,
-) -> Any:
-  # Builds of JAX for some platforms lack this module.
-  from jax.experimental.pallas import triton
-
-  return pl.pallas_call(
-    functools.partial(kernel, _Program(triton, settings, sizes)),
-    grid=grid,
-    in_specs=specs,
-    out_specs=result_specs,
-    out_shape=results,
-    compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=stages),
-    interpret=settings.interpret,
-    name=f'attend{kernel.__name__}',
-  )(*operands)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Program:
+class Program:
   """Parts that the kernels share."""
 
   triton: Any
   settings: Settings
-  sizes: _Sizes
+  sizes: Sizes
 
   def load(self, ref: Any, *masks: Array | None) -> Array:
     """Reads a block; elements are 0 where the mask of an axis is false."""
@@ -384,8 +154,8 @@ def _beyond(block: Array, length: int) -> Array | None:
   return block * BLOCK + jnp.arange(BLOCK) < length
 
 
-def _forward_kernel(
-  program: _Program,
+def forward_kernel(
+  program: Program,
   wide: _Refs,
   narrow: _Refs,
   parts: tuple[Keys, ...],
@@ -413,7 +183,7 @@ def _forward_kernel(
     del k
     total, largest, attended = carry
     # The hardware computes powers of two.
-    scores = scores * _LOG2_E
+    scores = scores * LOG2_E
     if seen is not None:
       scores = jnp.where(seen, scores, _LOWEST)
     # A query that has seen no key yet sums garbage. Its first real score is
@@ -443,13 +213,13 @@ def _forward_kernel(
 
 
 def _shares(scores: Array, sums: Array, seen: Array | None) -> Array:
-  """Softmax weights, from the sums that `_forward_kernel` wrote."""
-  shares = jnp.exp2(scores * _LOG2_E - sums[:, None])
+  """Softmax weights, from the sums that `forward_kernel` wrote."""
+  shares = jnp.exp2(scores * LOG2_E - sums[:, None])
   return shares if seen is None else jnp.where(seen, shares, 0.0)
 
 
-def _queries_kernel(
-  program: _Program,
+def queries_kernel(
+  program: Program,
   wide: _Refs,
   narrow: _Refs,
   parts: tuple[Keys, ...],
@@ -477,8 +247,8 @@ def _queries_kernel(
   program.store(of_q_ref, of_q * program.settings.scale, there, inside)
 
 
-def _keys_kernel(
-  program: _Program,
+def keys_kernel(
+  program: Program,
   wide: _Refs,
   narrow: _Refs,
   new: Keys,

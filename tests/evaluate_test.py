@@ -20,7 +20,7 @@ from vtokens import config, evaluate
 from vtokens.evaluation import eval_config, tasks
 from vtokens.evaluation.asking import cell_files
 from vtokens.evaluation.asking import evaluated_models as eval_models
-from vtokens.host import checksums, claimed_directory, errors, stopping
+from vtokens.host import checksums, errors, locks, stopping
 from vtokens.models import frozen_base
 from vtokens.serving import table_file
 from vtokens.settings import schema
@@ -835,7 +835,7 @@ class TestBadInput:
       make_config(root, **change)
 
   def test_another_program_in_the_same_directory(self, root, tmp_path):
-    with claimed_directory.sole_writer(tmp_path):
+    with locks.sole_writer(tmp_path):
       self.fails(root, 'another program is writing to', workdir=str(tmp_path))
 
   def test_directory_that_cannot_be_written(self, root, tmp_path):

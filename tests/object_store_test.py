@@ -16,7 +16,7 @@ from etils import epath
 
 from vtokens import ask, config, evaluate
 from vtokens.evaluation import eval_config
-from vtokens.host import claimed_directory, errors, paths, stopping, writers
+from vtokens.host import errors, locks, paths, stopping, writers
 from vtokens.method.steps import TrainState
 from vtokens.run.checkpoints import Checkpoints
 from vtokens.serving import table_file
@@ -83,7 +83,7 @@ def test_a_file_that_lost_its_content(bucket):
 def test_a_bucket_that_is_not_there(bucket):
   with (
     pytest.raises(errors.UserError, match='gs://no-such-bucket/run'),
-    claimed_directory.sole_writer('gs://no-such-bucket/run'),
+    locks.sole_writer('gs://no-such-bucket/run'),
   ):
     pass
 

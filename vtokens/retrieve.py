@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from vtokens.data import records
-from vtokens.host import claimed_directory, errors, stopping, writers
+from vtokens.host import claimed_directory, errors, locks, stopping, writers
 from vtokens.retrieval import (
   passage_store,
   recall,
@@ -41,7 +41,7 @@ def retrieve(
   rebuild = cfg.on_stale_index == 'rebuild'
   questions, skipped = _read_questions(cfg)
   # Before building the index, which takes long.
-  claimed_directory.check_writable(workdir)
+  locks.check_writable(workdir)
   methods = {}
   for name, settings in cfg.retrievers.items():
     methods[name] = search.make_method(
@@ -160,7 +160,7 @@ def _claim_workdir(
 def main(cfg: retrieval_config.Config) -> None:
   """Entry point."""
   try:
-    with claimed_directory.locked(pathlib.Path(cfg.index_dir)):
+    with locks.locked(pathlib.Path(cfg.index_dir)):
       table = retrieve(cfg)
   # Files on disk are complete at any time.
   except stopping.Ended:

@@ -13,8 +13,8 @@ import pytest
 import tiny_run
 
 from vtokens import config
-from vtokens.devices import distributed
-from vtokens.host import claimed_directory, errors
+from vtokens.devices import distributed, process_group
+from vtokens.host import errors, locks
 
 _AUTO = config.Distributed()
 _SLURM = {
@@ -33,15 +33,15 @@ class TestFindWay:
       {'OMPI_COMM_WORLD_SIZE': '1', 'OMPI_COMM_WORLD_RANK': '0'},
       {'TPU_WORKER_HOSTNAMES': 'localhost'},
     ):
-      assert distributed.find_process_group(_AUTO, environ) is None
+      assert process_group.find(_AUTO, environ) is None
 
   def test_config_comes_first(self):
     settings = config.Distributed('a:1', 3, 2)
     environ = {'JAX_COORDINATOR_ADDRESS': 'b:2', 'JAX_PROCESS_ID': '0'}
-    group = distributed.find_process_group(settings, environ)
+    group = process_group.find(settings, environ)
     assert group[1:] == ('a:1', 3, 2, True)
     none = config.Distributed(coordinator='none')
-    assert distributed.find_process_group(none, environ) is None
+    assert process_group.find(none, environ) is None
 
   def test_environment(self):
     environ = {
@@ -49,7 +49,7 @@ class TestFindWay:
       'JAX_NUM_PROCESSES': '3',
       'JAX_PROCESS_ID': '0',
     }
-    assert distributed.find_process_group(_AUTO, environ)[1:] == (
+    assert process_group.find(_AUTO, environ)[1:] == (
       'b:2',
       3,
       0,
@@ -57,7 +57,7 @@ class TestFindWay:
     )
     # The numbers may be the launcher's.
     del environ['JAX_NUM_PROCESSES'], environ['JAX_PROCESS_ID']
-    group = distributed.find_process_group(_AUTO, environ | _SLURM)
+    group = process_group.find(_AUTO, environ | _SLURM)
     assert group[1:] == ('b:2', 4, 2, True)
 
   @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ class TestFindWay:
     environ = _SLURM | {'SLURM_STEP_TASKS_PER_NODE': per_node}
     if visible is not None:
       environ['CUDA_VISIBLE_DEVICES'] = visible
-    group = distributed.find_process_group(_AUTO, environ)
+    group = process_group.find(_AUTO, environ)
     assert group == ('Slurm', None, 4, 2, all_devices)
 
   def test_open_mpi(self):
@@ -84,7 +84,7 @@ class TestFindWay:
       'OMPI_COMM_WORLD_RANK': '1',
       'OMPI_COMM_WORLD_LOCAL_SIZE': '2',
     }
-    group = distributed.find_process_group(_AUTO, environ)
+    group = process_group.find(_AUTO, environ)
     assert group == ('Open MPI', None, 2, 1, False)
 
   def test_tpu(self):
@@ -92,8 +92,8 @@ class TestFindWay:
       {'TPU_WORKER_HOSTNAMES': 'a,b'},
       {'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'},
     ):
-      group = distributed.find_process_group(_AUTO, environ)
-      assert group == distributed.ProcessGroup('TPU pod')
+      group = process_group.find(_AUTO, environ)
+      assert group == process_group.ProcessGroup('TPU pod')
 
   @pytest.mark.parametrize(
     'settings, environ, match',
@@ -115,7 +115,7 @@ class TestFindWay:
   )
   def test_mistakes(self, settings, environ, match):
     with pytest.raises(errors.UserError, match=match):
-      distributed.find_process_group(settings, environ)
+      process_group.find(settings, environ)
 
 
 def test_one_process_alone(tmp_path):
@@ -126,7 +126,7 @@ def test_one_process_alone(tmp_path):
     distributed.check_shared(str(tmp_path / 'none'))
     with distributed.sole_writer(str(tmp_path)):
       with pytest.raises(errors.UserError, match='another program'):
-        with claimed_directory.sole_writer(tmp_path):
+        with locks.sole_writer(tmp_path):
           pass
 
 
@@ -136,7 +136,7 @@ import os, pathlib, signal, sys, time
 import jax, numpy as np
 from jax.experimental import multihost_utils
 from vtokens import config
-from vtokens.devices import distributed
+from vtokens.devices import distributed, process_group
 from vtokens.host import errors, stopping, writers
 from vtokens.settings import flags
 

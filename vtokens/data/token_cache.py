@@ -34,7 +34,7 @@ from vtokens.data.containment import Matcher
 from vtokens.data.prompt_encoder import Ids, PromptEncoder
 from vtokens.data.records import GOLD, Passage, Record
 from vtokens.data.token_set import ARRAYS, HAS_ANSWER, IS_GOLD, TokenSet
-from vtokens.host import checksums, claimed_directory, errors, writers
+from vtokens.host import checksums, errors, locks, writers
 
 # Part of the key. Raise _FORMAT instead if only the storage changes, or the
 # marks of passages (see `containment`): the old set is then replaced.
@@ -99,7 +99,7 @@ class TokenCache:
     try:
       directory.mkdir(parents=True, exist_ok=True)
       # Another process may be making the set. Wait, then find it finished.
-      with claimed_directory.locked_file(directory / f'{key}.lock') as lock:
+      with locks.locked_file(directory / f'{key}.lock') as lock:
         lock.seek(0)
         if not self.run or lock.read() != self.run or not final.exists():
           problem = _problem(final)

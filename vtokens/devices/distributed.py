@@ -4,11 +4,9 @@ Without a coordinator there is one process, and nothing here has an effect.
 """
 
 import contextlib
-import importlib.util
 import itertools
 import json
 import os
-import pathlib
 import secrets
 import socket
 import sys
@@ -16,7 +14,7 @@ import threading
 import time
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -32,172 +30,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Shaped
 
 from vtokens import config
-from vtokens.host import claimed_directory, errors, paths, stopping, writers
+from vtokens.devices import process_group
+from vtokens.devices.process_group import ProcessGroup
+from vtokens.host import errors, locks, paths, stopping, writers
 
 # Seconds between two checks of the other processes.
 _TICK = 1.0
 # Seconds that a failed process waits for the others to read why.
 _FAREWELL = 10.0
-_TPU_VM = 'TPU VM'
 _FOREVER_MS = 7 * 24 * 3600 * 1000
 # Ends the message of a process that was stopped before it had to save.
 _CONTINUES = 'the same command continues'
 _T = typing.TypeVar('_T')
 _ALIVE, _FAILED, _READ = 'vtokens/alive/', 'vtokens/failed/', 'vtokens/read/'
-
-
-class ProcessGroup(typing.NamedTuple):
-  """How to reach the other processes; JAX finds out what is None.
-
-  Attributes:
-    name: where the values come from, for messages.
-    coordinator: HOST:PORT of process 0.
-    num_processes: number of processes.
-    process_id: number of this process.
-    all_devices: whether the process uses all devices that it can see; otherwise
-      JAX gives it one, by its number on the machine.
-  """
-
-  name: str
-  coordinator: str | None = None
-  num_processes: int | None = None
-  process_id: int | None = None
-  all_devices: bool = True
-
-
-# Environment variables of the launchers that JAX can ask for a coordinator:
-# number of processes, number of this one, processes on this machine.
-_LAUNCHERS = {
-  'Slurm': (
-    'SLURM_STEP_NUM_TASKS',
-    'SLURM_PROCID',
-    'SLURM_STEP_TASKS_PER_NODE',
-  ),
-  'Open MPI': (
-    'OMPI_COMM_WORLD_SIZE',
-    'OMPI_COMM_WORLD_RANK',
-    'OMPI_COMM_WORLD_LOCAL_SIZE',
-  ),
-}
-
-
-def find_process_group(
-  settings: config.Distributed, environ: Mapping[str, str]
-) -> ProcessGroup | None:
-  """Finds how this process reaches the others; None if it is alone.
-
-  Looks in this order: the config; JAX_COORDINATOR_ADDRESS, with
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID or else the launcher's numbers; Slurm and
-  Open MPI with more than one task; a TPU pod or multi-slice (GKE, or a TPU VM).
-
-  Args:
-    settings: of the config.
-    environ: environment variables.
-
-  Raises:
-    errors.UserError: a value is missing or not a number.
-  """
-  if settings.coordinator == 'none':
-    return None
-  found = _launcher(environ)
-  if settings.coordinator != 'auto':
-    return _explicit(
-      'config.distributed',
-      settings.coordinator,
-      settings.num_processes or None,
-      settings.process_id if settings.process_id >= 0 else None,
-      found,
-    )
-  address = environ.get('JAX_COORDINATOR_ADDRESS')
-  if address:
-    return _explicit(
-      'JAX_COORDINATOR_ADDRESS',
-      address,
-      _number(environ, 'JAX_NUM_PROCESSES'),
-      _number(environ, 'JAX_PROCESS_ID'),
-      found,
-    )
-  if found is not None:
-    return found if found.num_processes != 1 else None
-  workers = environ.get('TPU_WORKER_HOSTNAMES', '')
-  slices = _number(environ, 'MEGASCALE_NUM_SLICES') or 1
-  if ',' in workers or slices > 1:
-    return ProcessGroup('TPU pod')
-  if _has_tpu() and 'TPU_SKIP_MDS_QUERY' not in environ:
-    return ProcessGroup(_TPU_VM)
-  return None
-
-
-def _explicit(
-  name: str,
-  coordinator: str,
-  num_processes: int | None,
-  process_id: int | None,
-  launcher: ProcessGroup | None,
-) -> ProcessGroup:
-  if launcher is not None:
-    if num_processes is None:
-      num_processes = launcher.num_processes
-    if process_id is None:
-      process_id = launcher.process_id
-  if num_processes is None or process_id is None:
-    raise errors.UserError(
-      f'{name}: {coordinator}, but the number of processes or that of this '
-      'one is missing; set config.distributed.num_processes and process_id, '
-      'or JAX_NUM_PROCESSES and JAX_PROCESS_ID'
-    )
-  if not 0 <= process_id < num_processes:
-    raise errors.UserError(
-      f'{name}: process {process_id} of {num_processes}: expected a number '
-      f'from 0 to {num_processes - 1}'
-    )
-  host, _, port = coordinator.rpartition(':')
-  if not host or not port.isdecimal():
-    raise errors.UserError(f'{name}: {coordinator!r}, expected HOST:PORT')
-  return ProcessGroup(
-    name,
-    coordinator,
-    num_processes,
-    process_id,
-    launcher is None or launcher.all_devices,
-  )
-
-
-def _launcher(environ: Mapping[str, str]) -> ProcessGroup | None:
-  """Reads the variables of Slurm or Open MPI, without the coordinator."""
-  for name, variables in _LAUNCHERS.items():
-    total, number, here = variables
-    if total not in environ or number not in environ:
-      continue
-    # Slurm writes '2(x3),1' for two on each of three machines, one on another.
-    alone = environ.get(here, '1').split('(')[0].split(',')[0] == '1'
-    # The launcher may have assigned GPUs to processes already.
-    visible = environ.get('CUDA_VISIBLE_DEVICES', '')
-    return ProcessGroup(
-      name,
-      num_processes=_number(environ, total),
-      process_id=_number(environ, number),
-      all_devices=alone or (visible != '' and ',' not in visible),
-    )
-  return None
-
-
-def _number(environ: Mapping[str, str], name: str) -> int | None:
-  value = environ.get(name)
-  if value is None:
-    return None
-  if not value.isdecimal():
-    raise errors.UserError(
-      f'environment variable {name}={value!r}: expected a number'
-    )
-  return int(value)
-
-
-def _has_tpu() -> bool:
-  return importlib.util.find_spec('libtpu') is not None and any(
-    pathlib.Path(path).exists() for path in ('/dev/accel0', '/dev/vfio/0')
-  )
-
 
 # Whether a `session` with other processes is open.
 _watched = False
@@ -227,7 +72,7 @@ def session(settings: config.Distributed) -> Iterator[None]:
     errors.UserError: the others cannot be reached.
   """
   global _watched
-  group = find_process_group(settings, os.environ)
+  group = process_group.find(settings, os.environ)
   if group is None:
     yield
     return
@@ -273,7 +118,7 @@ def _join(group: ProcessGroup, settings: config.Distributed) -> None:
     )
   # JAX raises either if it finds no coordinator, or none answers.
   except (ValueError, RuntimeError) as e:
-    if group.name == _TPU_VM and isinstance(e, ValueError):
+    if group.name == process_group.TPU_VM and isinstance(e, ValueError):
       return  # The TPU of this machine belongs to no pod.
     raise errors.UserError(
       f'the processes of this run ({group.name}) did not meet{where} within '
@@ -466,9 +311,7 @@ def sole_writer(directory: str) -> Iterator[None]:
     errors.UserError: on all processes, if another program writes there.
   """
   with contextlib.ExitStack() as stack:
-    from_first(
-      lambda: stack.enter_context(claimed_directory.sole_writer(directory))
-    )
+    from_first(lambda: stack.enter_context(locks.sole_writer(directory)))
     yield
 
 

@@ -18,7 +18,7 @@ from vtokens.models.block import Block
 from vtokens.models.decoder_config import DecoderConfig, LayerKind, Settings
 from vtokens.models.layer_inputs import LayerInputs
 
-# Least mean square of a stream that is scaled.
+# Least mean square that a stream is divided by.
 _LEAST = 1e-5
 
 
@@ -128,7 +128,7 @@ class _Coefficients(nnx.Module):
     self.factor = 1 / width
 
   def _routed(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T J']:
-    y = self.norm(x) * jnp.asarray(self.factor, x.dtype)
+    y = layers.scaled(self.norm(x), self.factor)
     y = jnp.einsum('btd,dj->btj', y, self.router[...])
     return jnp.tanh(y.astype(jnp.float32)).astype(x.dtype)
 

@@ -23,8 +23,8 @@ def masked_scores(
 ) -> Float[Array, 'B K T G S']:
   """Computes scores, `UNSEEN` where a query does not see a slot.
 
-  Queries may be wider than keys. The rest of a query meets the values: latent
-  attention has values that are also keys.
+  Queries may be wider than keys: in latent attention, values are a part of the
+  keys. The rest of a query is then multiplied with the values.
 
   Args:
     q: rotated queries, grouped by key-value head.

@@ -81,30 +81,28 @@ class Block(nnx.Module):
 
     The latter is a `KVCache` or a `cache.LayerCache`.
     """
+    # Of what is added to the residual stream.
+    scale = self.config.residual_scale
     if self.mlp is None:
       y, new = self.attention(self.norm(x), tokens)
-      return x + self._scaled(y), new
+      return x + layers.scaled(y, scale), new
     if self.attention is None:
-      return x + self._scaled(self.mlp(self.norm(x), tokens)), Nothing()
+      y = self.mlp(self.norm(x), tokens)
+      return x + layers.scaled(y, scale), Nothing()
     pre, post = self.config.pre_norm, self.config.post_norm
     normed = self.attention_norm(x) if pre else x
     y, new = self.attention(normed, tokens)
-    y = self._scaled(self.attention_post_norm(y) if post else y)
+    y = layers.scaled(self.attention_post_norm(y) if post else y, scale)
     if self.config.parallel:
       if self.config.parallel_norms:
         normed = self.mlp_norm(x)
-      return x + y + self._scaled(self.mlp(normed, tokens)), new
+      return x + y + layers.scaled(self.mlp(normed, tokens), scale), new
     x = x + y
     y = self.mlp(self.mlp_norm(x) if self.norms_mlp else x, tokens)
-    x = x + self._scaled(self.mlp_post_norm(y) if post else y)
+    x = x + layers.scaled(self.mlp_post_norm(y) if post else y, scale)
     if tokens.own is not None:
       x = x + self.per_layer(x, tokens.own)
     return x * self.scale[...] if self.config.layer_scale else x, new
-
-  def _scaled(self, y: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    """An output as it is added to the residual stream."""
-    scale = self.config.residual_scale
-    return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
 
   def new_cache(self, x: Float[Array, 'B T D'], tokens: LayerInputs) -> Any:
     """What `__call__` returns for later tokens, alone."""

@@ -23,14 +23,15 @@ _STATIONARY_AXES = ('batch_over_data', None, 'embed_over_fsdp')
 
 
 class Decoder(nnx.Module):
-  """Decoder-only language model with equal layers stacked under one scan.
+  """Decoder-only language model.
+
+  Layers whose weights have the same shapes are stacked; see `layer_runs`.
 
   Attributes:
     config: the architecture.
     embedding: matrix of shape [V, D].
-    layers: a `Block` whose weights have a leading axis of L layers; if layers
-      have weights of other shapes, a list with a block for each stack of
-      `layer_runs.stacks`.
+    layers: a `Block` whose weights have a leading axis of L layers, or a list
+      with a block for each stack if there are several.
     per_layer: makes inputs of each layer, if the config has them.
     streams: makes several residual streams, if the config has them.
     norm: the final norm.
@@ -274,11 +275,9 @@ class Decoder(nnx.Module):
 
   def _scale(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
     """Scales embeddings for the first layer."""
-    # Rounded to x's dtype first, as in transformers.
     if self.config.scale_embeddings:
-      x = x * jnp.asarray(self.config.embed_dim**0.5, x.dtype)
-    if self.config.embedding_scale != 1.0:
-      x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
+      x = layers.scaled(x, self.config.embed_dim**0.5)
+    x = layers.scaled(x, self.config.embedding_scale)
     return self.embedding_norm(x) if self.config.embedding_norm else x
 
   def embed(self, ids: Int[Array, '*B T']) -> Float[Array, '*B T D']:

@@ -213,10 +213,10 @@ class GatedMLP(nnx.Module):
     config: gives `embed_dim` and `activation`.
     dtype: dtype of the stored weights.
     rngs: random streams.
-    width: width between; None for `mlp_dim`.
-    sparsity: share of the gate's values that are set to zero. It is exact for
-      normally distributed values: a bound of so many standard deviations
-      above their mean is subtracted, and negative values become zero.
+    width: width between the matrices; None for `mlp_dim`.
+    sparsity: share of the gate's values that become zero, if they are normally
+      distributed: the quantile of this share is subtracted, and what is then
+      negative becomes zero.
   """
 
   def __init__(
@@ -269,6 +269,11 @@ class Gated:
   ) -> nnx.Module:
     """The MLP of one layer."""
     return GatedMLP(config, dtype, rngs, self.width, self.sparsity)
+
+
+def scaled(x: Float[Array, '*B'], scale: float) -> Float[Array, '*B']:
+  """X times a number, which is rounded to x's dtype as in transformers."""
+  return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)
 
 
 def softcap(x: Float[Array, '*B'], cap: float | None) -> Float[Array, '*B']:

@@ -74,14 +74,13 @@ class Inputs(nnx.Module):
     if not stationary:
       rows = partitioning.constrain(rows, mesh, ('batch', None, None))
     rows = rows.reshape(*ids.shape, config.num_layers, width)
-    # Factors are rounded to the dtype, as in transformers.
-    rows = rows * jnp.asarray(width**0.5, rows.dtype)
+    rows = layers.scaled(rows, width**0.5)
     projection = self.projection
     if not stationary:
       projection = partitioning.gather(projection, mesh)
     own = jnp.einsum('btd,dlp->btlp', x, projection[...])
-    own = self.norm(own * jnp.asarray(config.embed_dim**-0.5, x.dtype))
-    both = (own + rows) * jnp.asarray(2.0**-0.5, x.dtype)
+    own = self.norm(layers.scaled(own, config.embed_dim**-0.5))
+    both = layers.scaled(own + rows, 2.0**-0.5)
     return both.transpose(2, 0, 1, 3)
 
 

@@ -19,7 +19,7 @@ from vtokens.models.files.quantised import formats
 from vtokens.models.files.weight_map import TensorSource
 
 _GB = 1e9
-# `base.dtype` and `base.quantize` of the memory that is told.
+# The memory of the weights is given for each `base.dtype` and `base.quantize`.
 _FORMS = (
   ('float32', 'none'),
   ('bfloat16', 'none'),

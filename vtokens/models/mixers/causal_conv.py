@@ -2,7 +2,7 @@
 
 Each channel has its own kernel of k numbers (a depthwise convolution). The
 output at a token depends on the token and the k - 1 tokens before it in its
-segment, at the first tokens of a segment on the last inputs of the segment that
+segment. Before a segment's first token come the last inputs of the segment that
 it continues.
 """
 

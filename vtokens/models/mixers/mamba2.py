@@ -167,8 +167,7 @@ class Mamba2Mixer(nnx.Module):
     self, x: Float[Array, 'B T D'], tokens: LayerInputs
   ) -> tuple[Float[Array, 'B T D'], SelectiveStates]:
     settings = self.settings
-    if settings.scale != 1.0:
-      x = x * jnp.asarray(settings.scale, x.dtype)
+    x = layers.scaled(x, settings.scale)
     before = tokens.caches[-1] if tokens.caches else None
     order = order_of(tokens, None if before is None else before.state.shape[1])
     windows = {}
@@ -222,8 +221,7 @@ class Mamba2Mixer(nnx.Module):
     if self.settings.bias:
       y = y + getattr(self, f'in_{name}_bias')[...]
     names = ('gate', 'x', 'b', 'c', 'step')
-    scale = self.settings.scales[names.index(name)]
-    return y if scale == 1.0 else y * jnp.asarray(scale, y.dtype)
+    return layers.scaled(y, self.settings.scales[names.index(name)])
 
   def _gated(
     self, y: Float[Array, 'B T N P'], gate: Float[Array, 'B T N P']

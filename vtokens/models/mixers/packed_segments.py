@@ -1,4 +1,4 @@
-"""Where the tokens of packed segments stand, and their parts of equal length.
+"""The tokens of packed segments in order, and in chunks of equal length.
 
 Recurrent layers run over the tokens of each segment. Segments may stand in any
 order in a row, and padding anywhere.

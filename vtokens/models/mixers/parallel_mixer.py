@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from vtokens.models import layers
 from vtokens.models.cache import KeysValues
 from vtokens.models.decoder_config import DecoderConfig, Settings
 from vtokens.models.kv_cache import KVCache
@@ -95,10 +96,12 @@ class _ParallelMixer(nnx.Module):
   ) -> tuple[Float[Array, 'B T D'], KeysValuesStates]:
     settings = self.settings
     attended, new = self.attention(
-      _scaled(x, settings.in_scale), _with_part(tokens, 0)
+      layers.scaled(x, settings.in_scale), _with_part(tokens, 0)
     )
     y, states = self.mamba(x, _with_part(tokens, 1))
-    y = _scaled(y, settings.mamba_scale) + _scaled(attended, settings.out_scale)
+    y = layers.scaled(y, settings.mamba_scale) + layers.scaled(
+      attended, settings.out_scale
+    )
     return y, _joined(new, states)
 
   def new_cache(
@@ -107,7 +110,7 @@ class _ParallelMixer(nnx.Module):
     """The cache of the tokens, for later tokens."""
     return _joined(
       self.attention.new_cache(
-        _scaled(x, self.settings.in_scale), _with_part(tokens, 0)
+        layers.scaled(x, self.settings.in_scale), _with_part(tokens, 0)
       ),
       self.mamba.new_cache(x, _with_part(tokens, 1)),
     )
@@ -123,7 +126,3 @@ def _joined(new: KVCache, states: SelectiveStates) -> KeysValuesStates:
   return KeysValuesStates(
     states.state, states.x, states.b, states.c, new.k, new.v
   )
-
-
-def _scaled(x: Float[Array, 'B T D'], scale: float) -> Float[Array, 'B T D']:
-  return x if scale == 1.0 else x * jnp.asarray(scale, x.dtype)

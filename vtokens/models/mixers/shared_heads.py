@@ -1,4 +1,8 @@
-"""Attention with heads of its own, values from keys, and shared keys."""
+"""Attention of Gemma 3n and 4.
+
+Heads of a layer have their own number and width. Values may be made from keys,
+and keys and values may be an earlier layer's.
+"""
 
 import dataclasses
 from typing import Any

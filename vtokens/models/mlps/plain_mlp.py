@@ -37,7 +37,7 @@ class UngatedMLP(nnx.Module):
     dtype: dtype of the stored weights.
     rngs: random streams.
     bias: see `PlainMLP`.
-    width: width between; None for `mlp_dim`.
+    width: width between the matrices; None for `mlp_dim`.
   """
 
   def __init__(

@@ -46,8 +46,8 @@ class _ScaledMLP(layers.GatedMLP):
   ) -> Float[Array, 'B T D']:
     del tokens
     gate = layers.product('btd,df->btf', x, self.gate)
-    gate = gate * jnp.asarray(self.settings.gate, x.dtype)
+    gate = layers.scaled(gate, self.settings.gate)
     y = layers.ACTIVATIONS[self.activation](gate)
     y = y * layers.product('btd,df->btf', x, self.up)
     y = layers.product('btf,fd->btd', y, self.down)
-    return y * jnp.asarray(self.settings.out, x.dtype)
+    return layers.scaled(y, self.settings.out)

@@ -1,4 +1,4 @@
-"""Granite 3 and dense Granite 4."""
+"""Granite 3."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ class Granite(Family):
 
   model_type = 'granite'
   about = About(
-    'Granite 3, dense Granite 4',
+    'Granite 3',
     'multipliers of embeddings, scores, residuals and logits',
     2.9e-06,
   )

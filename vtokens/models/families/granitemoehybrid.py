@@ -1,4 +1,4 @@
-"""Granite 4 with Mamba 2."""
+"""Granite 4, with Mamba 2 or with attention alone."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -50,11 +50,11 @@ def _sparse(names: Mapping[str, str]) -> Mapping[str, str]:
 
 
 class GraniteMoeHybrid(Granite):
-  """Granite with Mamba 2 in most layers, and experts if it has any."""
+  """Granite with Mamba 2 in most layers or in none, with experts or without."""
 
   model_type = 'granitemoehybrid'
   about = About(
-    'Granite 4 H (micro, tiny, small), Granite 4 micro',
+    'Granite 4 H (micro, tiny, small), dense Granite 4 (micro)',
     'Mamba 2; experts; multipliers of embeddings, scores, residuals and logits',
     5.1e-06,
   )

@@ -126,7 +126,7 @@ WRAPPERS: Mapping[str, Wrapper] = {
     caps_logits=True,
   ),
   'mistral3': Wrapper(
-    _WHOLE, _TOWER, 'mistral', 'Mistral Small 3.1, 3.2, Ministral 3'
+    _WHOLE, _TOWER, 'mistral', 'Mistral Small 3.1, 3.2, 4, Ministral 3'
   ),
   'llava': Wrapper(_WHOLE, _TOWER, 'llama', 'LLaVA 1.5'),
   'llava_next': Wrapper(_WHOLE, _TOWER, 'llama', 'LLaVA 1.6'),

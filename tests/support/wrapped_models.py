@@ -307,7 +307,7 @@ WRAPPERS: dict[str, tuple[dict, dict, dict]] = {
 # token on.
 MISTRAL_SMALL_4 = {
   'model_type': 'mistral4',
-  'head_dim': None,
+  'head_dim': 12,
   'num_key_value_heads': 4,
   **{'kv_lora_rank': 16, 'q_lora_rank': 10, 'v_head_dim': 6},
   **{'qk_nope_head_dim': 4, 'qk_rope_head_dim': 8},
@@ -328,6 +328,7 @@ MISTRAL_SMALL_4 = {
 def save(
   directory: pathlib.Path,
   model_type: str,
+  /,
   quiet: Sequence[int] = (),
   **changes: object,
 ) -> transformers.PreTrainedModel:

@@ -278,9 +278,9 @@ def _about_type(found: Any, others: Iterable[str]) -> str:
     found: the type.
     others: supported types besides those of the families.
   """
-  found = errors.shorten(found)
-  reason = refused.reasons().get(found)
-  near = difflib.get_close_matches(found, [*families(), *others])
+  name = errors.shorten(found) if isinstance(found, str) else ''
+  reason = refused.reasons().get(name)
+  near = difflib.get_close_matches(name, [*families(), *others])
   if reason:
     why = f' ({reason})'
   elif near:

@@ -704,6 +704,7 @@ CASES = {
       **SMALL,
       **_GRANITE,
       'layer_types': [FULL, FULL],
+      'mamba_n_heads': 4,
       'position_embedding_type': 'rope',
       'num_local_experts': 0,
       'shared_intermediate_size': 40,

@@ -121,7 +121,10 @@ class GraniteMoeHybrid(Granite):
     positions = any(kind.rope for kind in kinds)
     values['position_embedding_type'] = 'rope' if positions else None
     mixer = mamba_fields.of(config)
-    if mixer is not None:
+    if mixer is None:
+      # transformers wants a divisor of a width, also without such layers.
+      values['mamba_n_heads'] = 1
+    else:
       mamba_fields.write(mixer, config, values)
     values['num_local_experts'] = 0
     if kinds[0].mlp is not None:

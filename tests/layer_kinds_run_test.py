@@ -35,6 +35,17 @@ _BASES = {
     **decoder_cases.CASES['nemotron_h_dense'][1],
   },
 }
+_EXPORTED = {
+  **_BASES,
+  'gemma3n': {
+    'model_type': 'gemma3n_text',
+    **decoder_cases.CASES['gemma3n'][1],
+    # As published. `tiny_models.silence` needs the first, and no token can be
+    # kept silent by logits of at most 3.
+    'altup_active_idx': 0,
+    'final_logit_softcapping': 30.0,
+  },
+}
 
 
 @pytest.mark.exhaustive
@@ -75,10 +86,10 @@ def test_stopped_continued_asked_and_evaluated(tmp_path, base):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('base', ['qwen3_5', 'deepseek_v3'])
+@pytest.mark.parametrize('base', ['qwen3_5', 'deepseek_v3', 'gemma3n'])
 def test_exported(tmp_path, base):
   """transformers and the table's own loader answer as the run does."""
-  tiny_models.save(tmp_path / 'base', quiet=range(259, 320), **_BASES[base])
+  tiny_models.save(tmp_path / 'base', quiet=range(259, 320), **_EXPORTED[base])
   trained_runs.write_run(tmp_path / 'run', tmp_path / 'base')
   for form in ('vtokens', 'hf'):
     out = tmp_path / form

@@ -60,6 +60,9 @@ _OUTPUTS = (
   *('conv.out_proj.bias', 'feed_forward.w2.weight'),
   *('dense.weight', 'dense.bias', '4h_to_h.weight', '4h_to_h.bias'),
   'per_layer_projection.weight',
+  # Of Gemma 3n; the last ones add its other streams to the first one.
+  'laurel.linear_right.weight',
+  *(f'altup_unembed_projections.{i}.weight' for i in range(3)),
 )
 _FINAL_NORMS = (
   *('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight'),
@@ -88,6 +91,11 @@ def silence(model: transformers.PreTrainedModel, ids: Sequence[int]) -> None:
       weight[(..., 0) if last else (slice(None), 0)] = 0
     elif name.endswith('experts.down_proj_bias'):
       weight[:, 0] = 0
+    elif name.endswith('altup.prediction_coefs.weight'):
+      # Other streams change the first one nowhere; it has to be the active one.
+      weight[: len(weight[0])] = 0
+    elif name.endswith('altup.correction_coefs.weight'):
+      weight[0] = 0
     elif name.endswith(_FINAL_NORMS):
       weight[0] = 1
     elif name.endswith(_FINAL_BIASES):

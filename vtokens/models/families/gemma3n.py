@@ -31,7 +31,7 @@ _LAYER = 'model.layers.{}.'
 # and with sparse activations, their share of zeros, its quantile, and widths.
 _OWN_LAYERS, _SPARSE_LAYERS = 20, 10
 _SHARE, _QUANTILE = 0.95, 1.6448536
-_LAUREL_RANK, _INPUT_WIDTH = 64, 256
+_LAUREL_RANK, _INPUT_WIDTH, _SOFTCAP = 64, 256, 30.0
 _NAMES: Mapping[str, str] = {
   **later_gemma.NAMES,
   'layers.altup.router': _LAYER + 'altup.modality_router.weight',
@@ -203,6 +203,7 @@ class Gemma3n(LaterGemma):
       'altup.num_inputs': 4,
       'altup.active_idx': 0,
       'embedding_length_per_layer_input': _INPUT_WIDTH,
+      'final_logit_softcapping': _SOFTCAP,
     }
     for end, expected in given.items():
       found = metadata.get('{arch}.' + end, expected)
@@ -231,9 +232,7 @@ class Gemma3n(LaterGemma):
       'activation_sparsity_pattern': [
         _SHARE if i < _SPARSE_LAYERS else 0.0 for i in range(layers)
       ],
-      'final_logit_softcapping': metadata.optional(
-        '{arch}.final_logit_softcapping', float
-      ),
+      'final_logit_softcapping': _SOFTCAP,
       'rope_parameters': {
         SLIDING: {
           'rope_type': 'default',

@@ -11,10 +11,13 @@ _REASONS: Mapping[str, str] = {
   'a mixture of experts that is not implemented': """
     afmoe aria_text beam cohere2_moe dbrx dots1 ernie4_5_moe exaone_moe
     flex_olmo flint granitemoe_swa granitemoeshared
-    hunyuan_v1_moe hy_v3 jetmoe kolibri1 laguna llama4 llama4_text mellum
-    mimo_v2_flash sarvam_moe
-    solar_open zaya aria ernie4_5_vl_moe glm4v_moe
+    hunyuan_v1_moe hy_v3 jetmoe kolibri1 laguna mellum mimo_v2_flash
+    sarvam_moe solar_open zaya aria ernie4_5_vl_moe glm4v_moe
     minimax_m3_vl minimax_m3_vl_text step3p7
+  """,
+  'attention in chunks, norms of q and k after their rotation, queries scaled '
+  'by position in some layers alone, experts whose inputs are weighted': """
+    llama4 llama4_text
   """,
   'latent attention, and an indexer that chooses tokens': """
     axk2 deepseek_v32 dots3_note dots3_note_text glm_moe_dsa hy_v4

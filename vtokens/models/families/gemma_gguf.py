@@ -20,8 +20,9 @@ def read_gemma4(metadata: 'Metadata', values: dict[str, Any]) -> None:
     'head_dim': _same_width(metadata, 'length_swa'),
     'global_head_dim': full_width,
     'vocab_size_per_layer_input': vocab,
-    'final_logit_softcapping': metadata.optional(
-      '{arch}.final_logit_softcapping', float
+    # llama.cpp takes 30 for missing.
+    'final_logit_softcapping': metadata.number(
+      '{arch}.final_logit_softcapping', float, 30.0
     ),
   }
   for end, width in (('', full_width), ('_swa', values['head_dim'])):

@@ -1085,7 +1085,7 @@ def _write(case, directory):
 
 @jax.jit
 def _logits(model, ids, positions):
-  hidden, _ = model(model.embed(ids), positions)
+  hidden, _ = model(model.embed(ids), positions, ids=ids)
   return model.logits(hidden)
 
 

@@ -49,7 +49,7 @@ CONFIG = DecoderConfig(
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
 @pytest.mark.parametrize('method', ['none', 'bfloat16', 'int8', 'int4'])
-@pytest.mark.parametrize('rows', [7, 300])
+@pytest.mark.parametrize('rows', [2, 7, 300])
 def test_grouped_products_and_their_gradient(rows, method, platform):
   """All ways to compute them, against one product after the other."""
   rng = np.random.default_rng(0)

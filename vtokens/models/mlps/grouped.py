@@ -177,6 +177,8 @@ def _in_blocks(x: Array, parts: _Parts, order: Order, back: bool) -> Array:
   `ragged_dot` multiplies each row with each matrix on CPUs.
   """
   rows = len(x)
+  if 2 * rows <= len(order.sizes):
+    return _one_by_one(x, parts, order, back)
   block = _block_size(rows, len(order.sizes), 'cpu')
   counts = -(-order.sizes // block)
   last = jnp.cumsum(counts)
@@ -197,6 +199,21 @@ def _in_blocks(x: Array, parts: _Parts, order: Order, back: bool) -> Array:
   y = jnp.zeros((rows + block, width), x.dtype)
   done: Array = jax.lax.fori_loop(0, last[-1], body, y)
   return done[:rows]
+
+
+def _one_by_one(x: Array, parts: _Parts, order: Order, back: bool) -> Array:
+  """Each row with a copy of its group's matrix, for steps of generation.
+
+  The matrices are a slice of a stack of layers. XLA joins this gather with the
+  slice and reads the matrices of the rows alone. Before a loop it copies the
+  slice, which has the matrices of all groups.
+  """
+  group = jnp.minimum(order.groups, len(order.sizes) - 1)
+  own = jax.tree.map(
+    lambda part: part.at[group].get(mode='promise_in_bounds'), parts
+  )
+  y: Array = jax.vmap(_one(back))(x[:, None], *own)[:, 0]
+  return y
 
 
 def _in_batches(x: Array, parts: _Parts, order: Order, back: bool) -> Array:

@@ -842,7 +842,13 @@ CASES = {
   'qwen3_5_moe': (
     'qwen35moe',
     'qwen3_5_moe_text',
-    {**_NET, **_NET_EXPERTS, 'intermediate_size': None},
+    {
+      **_NET,
+      **_NET_EXPERTS,
+      'intermediate_size': None,
+      'num_hidden_layers': 2,
+      'layer_types': ['linear_attention', FULL],
+    },
     {},
     {},
   ),
@@ -1095,7 +1101,13 @@ def test_an_architecture_has_one_family():
   assert len(found) == len(set(found))
 
 
-@pytest.mark.parametrize('case', _marked(CASES, _EXHAUSTIVE))
+# So many random layers as llama.cpp wants of Gemma 3n amplify the rounding of
+# the first ones: its weights and config are compared, its logits with fewer
+# layers in `decoder_families_test.py`.
+_IN_TORCH = [name for name in CASES if name != 'gemma3n']
+
+
+@pytest.mark.parametrize('case', _marked(_IN_TORCH, _EXHAUSTIVE))
 def test_logits_equal_those_of_torch(case, tmp_path):
   architecture, model_type, *_ = CASES[case]
   path, reference = _write(case, tmp_path)

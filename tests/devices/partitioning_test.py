@@ -51,8 +51,15 @@ def test_one_device_fits_everything():
   mesh = partitioning.make_mesh((1, -1, 1))
   partitioning.check_batch(mesh, 7)
   partitioning.check_divisible(mesh, ('embed', 'kv_heads'), (577, 3), 'x')
-  with pytest.raises(errors.UserError, match='1 devices exactly once'):
-    partitioning.make_mesh((1, 0, 1))
+
+
+@pytest.mark.parametrize(
+  'shape', [(1, 0, 1), (0, -1, 1), (-1, -1, 1), (-2, -1, 1), (3, -1, 1)]
+)
+def test_sizes_that_do_not_use_every_device_once(shape):
+  with pytest.raises(errors.UserError) as e:
+    partitioning.mesh_sizes(shape, 8)
+  assert f'config.mesh.shape: {shape} ' in str(e.value)
 
 
 @dataclasses.dataclass(frozen=True)

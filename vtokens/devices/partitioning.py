@@ -113,7 +113,8 @@ def mesh_sizes(shape: Sequence[int], count: int) -> tuple[int, ...]:
   sizes = list(shape)
   if -1 in sizes:
     known = math.prod(size for size in sizes if size != -1)
-    sizes[sizes.index(-1)] = count // known
+    # A size of 0 has no rest; the check below refuses it.
+    sizes[sizes.index(-1)] = count // known if known else 0
   if math.prod(sizes) != count or min(sizes) < 1:
     raise errors.UserError(
       f'config.mesh.shape: {tuple(shape)} over {MESH_AXES} does not use each '

@@ -23,8 +23,9 @@ _KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton')
 # compiled.
 _GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 _GIB = 2**30
-# Shapes of slices that Google offers, by their number of chips
-# (https://cloud.google.com/tpu/docs/v5e, v5p, v6e, v4).
+# Usual shapes of slices, by their number of chips
+# (https://cloud.google.com/tpu/docs/v5e, v5p, v6e, v4). v4 and v5p also have
+# larger slices, and longer ones of the same number of chips.
 _FLAT = {
   1: '1x1',
   4: '2x2',
@@ -156,7 +157,7 @@ def _with_shape(name: str) -> str:
   """The name of a slice with its shape in the place of its number of chips.
 
   Raises:
-    errors.UserError: no slice has this number of chips.
+    errors.UserError: the shape of a slice with so many chips is not known here.
   """
   kind, _, number = name.partition(':')
   if kind not in _SLICES or not number.isdecimal():
@@ -164,8 +165,9 @@ def _with_shape(name: str) -> str:
   shapes = _SLICES[kind]
   if int(number) not in shapes:
     raise errors.UserError(
-      f'--topology {name}: no {kind} slice has {number} chips; expected one of '
-      f'{", ".join(map(str, shapes))}, or a shape, e.g. {kind}:{shapes[4]}'
+      f'--topology {name}: expected a number of chips of '
+      f'{", ".join(map(str, shapes))}; name another slice by its shape, e.g. '
+      f'{kind}:{shapes[4]}'
     )
   return f'{kind}:{shapes[int(number)]}'
 

@@ -139,11 +139,8 @@ def of_ends(config: DecoderConfig) -> tuple[Matrix, ...]:
 
 def cached_layers(config: DecoderConfig) -> int:
   """Layers that passages run through: up to the last that has a cache."""
-  return 1 + max(
-    number
-    for number, kind in enumerate(config.layer_kinds)
-    if kind.source is None and not isinstance(kind.mixer, Without)
-  )
+  kinds = enumerate(config.layer_kinds)
+  return 1 + max(number for number, kind in kinds if kind.has_cache)
 
 
 @functools.cache

@@ -1102,8 +1102,8 @@ def test_an_architecture_has_one_family():
 
 
 # llama.cpp wants at least 20 layers of Gemma 3n. Random ones amplify rounding:
-# torch's logits in float32 are 0.007 from its own in float64. So its weights and
-# config are compared here, its logits with fewer layers in
+# torch's logits in float32 are 0.007 from its own in float64. So weights and
+# config are compared here, logits with fewer layers in
 # `decoder_families_test.py`.
 _IN_TORCH = [name for name in CASES if name != 'gemma3n']
 

@@ -1215,6 +1215,33 @@ def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
   weights.check_shapes(source, source.config)
 
 
+def test_granite_4_without_mamba(tmp_path):
+  """Its file is Granite 3's, and has numbers of layers that it lacks."""
+  architecture, model_type, changes, metadata, _ = CASES['granite']
+  reference = tiny_models.save(
+    tmp_path / 'hf', model_type=model_type, **changes
+  )
+
+  def config(**more):
+    path = tmp_path / 'model.gguf'
+    gguf_models.write(path, architecture, reference, metadata | more)
+    return gguf_weights.GGUFSource(path).config
+
+  of_others = {
+    'ssm.conv_kernel': 4,
+    'ssm.state_size': 16,
+    'ssm.group_count': 1,
+    'ssm.inner_size': 64,
+    'ssm.time_step_rank': 4,
+    'expert_shared_feed_forward_length': 48,
+    'rope.scaling.finetuned': True,
+  }
+  by_layer = 'attention.head_count_kv'
+  assert config(**{by_layer: [2, 2]}, **of_others) == config()
+  with pytest.raises(errors.UserError, match=f'{by_layer} is .*, expected one'):
+    config(**{by_layer: [2, 1]})
+
+
 # llama.cpp runs the others with other numbers: Gemma 2 and 3 get their query
 # scale from the number of layers, Phi-3 its factors from the length of the
 # context. DeepSeek-V2's queries have no latent in models of 26 layers and more.

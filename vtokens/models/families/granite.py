@@ -10,6 +10,17 @@ from vtokens.models.families.family import About, Family
 if TYPE_CHECKING:
   from vtokens.models.files.gguf_metadata import Metadata
 
+# The converter of Granite 4 writes these also where no layer has Mamba 2 or
+# experts.
+_OF_OTHER_LAYERS = (
+  'ssm.conv_kernel',
+  'ssm.state_size',
+  'ssm.group_count',
+  'ssm.inner_size',
+  'ssm.time_step_rank',
+  'expert_shared_feed_forward_length',
+)
+
 
 class Granite(Family):
   """Llama with four multipliers."""
@@ -23,6 +34,7 @@ class Granite(Family):
   architecture = 'GraniteForCausalLM'
   gguf: str | None = 'granite'
   gguf_interleaved = True
+  gguf_by_layer: tuple[str, ...] = ('attention.head_count_kv',)
 
   def read(self, f: Fields) -> dict[str, Any]:
     f.only('hidden_act', 'silu')
@@ -59,6 +71,12 @@ class Granite(Family):
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     self.read_gguf_multipliers(metadata, values)
+    key, heads = '{arch}.attention.head_count_kv', values['num_key_value_heads']
+    found = metadata.per_layer(key, values['num_hidden_layers'], heads)
+    if set(found) != {heads}:
+      raise metadata.unexpected(key, found, 'one number for all layers')
+    for end in _OF_OTHER_LAYERS:
+      metadata.get('{arch}.' + end)
     if not metadata.get('{arch}.rope.scaling.finetuned', True):
       raise metadata.unexpected(
         '{arch}.rope.scaling.finetuned',

@@ -60,7 +60,6 @@ class GraniteMoeHybrid(Granite):
   )
   architecture = 'GraniteMoeHybridForCausalLM'
   gguf = 'granitehybrid'
-  gguf_by_layer = ('attention.head_count_kv',)
   names = _DENSE
 
   def names_of(self, config: DecoderConfig) -> Mapping[str, str]:

@@ -5,18 +5,21 @@ import re
 
 import family_models
 import gguf
+import gguf_models
 import gguf_runs
 import numpy as np
 import pytest
 import safetensors.torch
+import tiny_models
 import torch
 import trained_runs
 import transformers
 
-from vtokens import export
+from vtokens import config, export
 from vtokens.exports import trained_table
 from vtokens.exports.formats import hf_base_format
 from vtokens.host import errors
+from vtokens.models import frozen_base
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import artifact, plug
 
@@ -111,6 +114,62 @@ class TestGate:
     check = hf_base_format.same_tensors(out, opened)
     assert not check.passed
     assert re.search(said, check.found)
+
+  @pytest.mark.parametrize(
+    'architecture, changes, tensor',
+    [
+      (
+        'granitehybrid',
+        {
+          'model_type': 'granitemoehybrid',
+          'num_local_experts': 4,
+          'shared_intermediate_size': 40,
+          'layer_types': ['linear_attention', 'full_attention'],
+          'mamba_n_heads': 4,
+          'mamba_d_head': 16,
+          'mamba_n_groups': 2,
+          'mamba_d_state': 8,
+        },
+        'model.layers.0.mamba.conv1d.weight',
+      ),
+      # A tensor for each expert.
+      pytest.param(
+        'qwen3moe',
+        {
+          'model_type': 'qwen3_moe',
+          'num_experts': 4,
+          'head_dim': 8,
+          'moe_intermediate_size': 48,
+          'norm_topk_prob': True,
+        },
+        'model.layers.1.mlp.experts.0.up_proj.weight',
+        marks=pytest.mark.exhaustive,
+      ),
+    ],
+  )
+  def test_tensors_that_the_file_has_otherwise(
+    self, architecture, changes, tensor, tmp_path
+  ):
+    reference = tiny_models.save(
+      tmp_path / 'hf',
+      vocab_size=400,
+      **{'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 2},
+      **{'num_experts_per_tok': 2, **changes},
+    )
+    base = tmp_path / 'base.gguf'
+    tokenizer = gguf_models.tokenizer('llama3', 400)
+    gguf_models.write(base, architecture, reference, tokenizer=tokenizer)
+    opened = frozen_base.open_base(config.Base(str(base)))
+    out = tmp_path / 'out'
+    hf_base_format.write(out, opened)
+    check = hf_base_format.same_tensors(out, opened)
+    assert check.passed, check.found
+    file = out / 'model.safetensors'
+    tensors = safetensors.torch.load_file(file)
+    tensors[tensor].view(-1)[-1] += 1e-6
+    safetensors.torch.save_file(tensors, file, {'format': 'pt'})
+    found = hf_base_format.same_tensors(out, opened).found
+    assert found.startswith(f"1 differ ['{tensor}']")
 
   def test_ids(self, written, place):
     out, _ = written

@@ -22,6 +22,8 @@ from vtokens.exports.gate import Check
 from vtokens.exports.gguf import llama_consumer
 from vtokens.exports.trained_table import Source
 from vtokens.host import errors, writers
+from vtokens.models.files import hf_directory, stored_names
+from vtokens.models.files.weight_map import TensorSource, Weight
 from vtokens.models.frozen_base import OpenBase
 from vtokens.models.tokenizers import gguf_tokenizer
 from vtokens.serving import plug
@@ -112,19 +114,13 @@ def same_tensors(out: pathlib.Path, opened: OpenBase) -> Check:
     out: the directory.
     opened: the base.
   """
-  expected = opened.source.shapes()
+  expected = stored_names.expected_shapes(opened.config)
   found: list[str] = []
-  different: list[str] = []
   for file in sorted(out.glob('*.safetensors')):
     with safetensors.safe_open(file, framework='numpy') as tensors:
-      names = tensors.keys()
-      for name in names:
-        found.append(name)
-        if name not in expected or not np.array_equal(
-          tensors.get_tensor(name), opened.source.read(name)
-        ):
-          different.append(name)
+      found += tensors.keys()
   missing = sorted(set(expected) - set(found))
+  different = sorted(set(found) - set(expected)) + _different(out, opened)
   twice = len(found) - len(set(found))
   return Check(
     "tensors in the directory's *.safetensors that are not the GGUF file's",
@@ -133,6 +129,46 @@ def same_tensors(out: pathlib.Path, opened: OpenBase) -> Check:
     f'{missing[:3]}, {twice} are there twice, of {len(found)}',
     f'0 of {len(expected)}, bit by bit',
   )
+
+
+def _different(out: pathlib.Path, opened: OpenBase) -> list[str]:
+  """Names of tensors whose values are not those of the GGUF file.
+
+  The file may have other tensors for the same parameters, so parameters are
+  compared. For experts with tensors of their own the first one's is named.
+
+  Args:
+    out: the directory.
+    opened: the base.
+  """
+  config, base = opened.config, opened.source
+  directory = hf_directory.SafetensorsSource(out)
+  shapes = directory.shapes()
+  in_file = stored_names.weights_of(config, base.shapes())
+  names: list[str] = []
+  for path, (weight, _) in stored_names.weights_of(config).items():
+    count = len(weight.names) // weight.layers
+    for layer in range(weight.layers):
+      own = weight.names[layer * count : (layer + 1) * count]
+      if not shapes.keys() >= {*own}:
+        continue  # Missing, and named as such.
+      if any(shapes[name] != weight.whole_shape() for name in own) or (
+        not np.array_equal(
+          _values(weight, directory, layer),
+          _values(in_file[path][0], base, layer),
+        )
+      ):
+        names.append(own[0])
+  # Several parameters may be rows of one tensor.
+  return list(dict.fromkeys(names))
+
+
+def _values(weight: Weight, source: TensorSource, layer: int) -> np.ndarray:
+  """The values of one layer's parameter, float32."""
+  values = np.empty(weight.shape, np.float32)
+  whole = tuple(slice(0, size) for size in weight.shape)
+  weight.read(source, layer, whole, values, lambda _: None)
+  return values
 
 
 def same_ids(tokenizer: Any, path: str, texts: Sequence[str]) -> list[Check]:

@@ -81,7 +81,7 @@ class DeepseekV2(Deepseek):
     'latent attention; experts after the first layers, also an MLP for all '
     'tokens',
     5.6e-06,
-    'yes',
+    'no (tokenizer)',
   )
   architecture = 'DeepseekV2ForCausalLM'
   implied: Mapping[str, Any] = {'scoring_func': 'softmax', 'moe_layer_freq': 1}

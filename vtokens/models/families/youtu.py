@@ -19,7 +19,7 @@ class Youtu(LatentFamily):
     'Youtu-LLM-2B',
     'latent attention',
     4.6e-06,
-    'yes',
+    'no (tokenizer)',
   )
   architecture = 'YoutuForCausalLM'
 

@@ -221,7 +221,11 @@ def write(
     for name, array in gguf_converted.tensors(
       architecture, config, arrays
     ).items():
-      writer.add_tensor(name, array)
+      # llama.cpp quantises no vectors, and no row that is no whole blocks.
+      if array.ndim > 1 and array.shape[-1] % 32 == 0 and 'norm' not in name:
+        writer.add_tensor(name, gguf.quantize(array, kind), raw_dtype=kind)
+      else:
+        writer.add_tensor(name, array)
     state = {}
   for name, tensor in state.items():
     if '.act_fn.' in name:  # xIELU's.

@@ -1194,6 +1194,47 @@ def _rounded(value):
   return value
 
 
+@pytest.mark.parametrize(
+  ('case', 'wide', 'moved'),
+  [
+    (
+      'qwen3_5',
+      {'linear_key_head_dim': 32, 'linear_value_head_dim': 32},
+      ['linear_attn.in_proj_qkv', 'linear_attn.out_proj'],
+    ),
+    (
+      'deepseek_v3',
+      {'qk_nope_head_dim': 32, 'kv_lora_rank': 32},
+      ['self_attn.kv_b_proj'],
+    ),
+  ],
+)
+def test_quantised_weights(case, wide, moved, tmp_path):
+  """Their rows and columns are put in order, and their parts together."""
+  architecture, model_type, changes, metadata, extra = CASES[case]
+  reference = tiny_models.save(
+    tmp_path / 'hf', model_type=model_type, **{**changes, **wide}
+  )
+
+  def source(kind):
+    path = tmp_path / f'{kind.name}.gguf'
+    gguf_models.write(path, architecture, reference, metadata, extra, kind=kind)
+    return gguf_weights.GGUFSource(path)
+
+  plain, quantised = map(source, (gguf_models.Type.F32, gguf_models.Type.Q8_0))
+  assert quantised.shapes() == plain.shapes()
+  rounded = []
+  for name in plain.shapes():
+    expected, found = plain.read(name), quantised.read(name)
+    bound = np.abs(expected).max() / 127
+    np.testing.assert_allclose(
+      found, expected, rtol=0, atol=bound, err_msg=name
+    )
+    rounded += [name] * bool((found != expected).any())
+  for name in moved:
+    assert f'model.layers.0.{name}.weight' in rounded
+
+
 def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
   architecture, model_type, changes, *_ = CASES['qwen3_5']
   reference = tiny_models.save(
@@ -1303,6 +1344,7 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     ('gemma4_e', 'feed_forward_length', [48, 48, 96, 96, 96], 'one width'),
     ('gemma3n', 'attention.shared_kv_layers', 3, '2, as llama.cpp has'),
     ('gemma3n', 'altup.num_inputs', 3, '4, as llama.cpp has'),
+    ('gemma3n', 'activation_sparsity_scale', 1.5, '1.6448536 for 10'),
     ('gemma3n', 'final_logit_softcapping', 3.0, '30.0, as llama.cpp has'),
   ],
 )

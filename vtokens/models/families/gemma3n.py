@@ -213,9 +213,13 @@ class Gemma3n(LaterGemma):
         )
     key = '{arch}.activation_sparsity_scale'
     scales = metadata.get(key) or []
-    if len(scales) < layers or any(
-      abs(scale - _QUANTILE) > 1e-5 if i < _SPARSE_LAYERS else scale > -1e30
-      for i, scale in enumerate(scales[:layers])
+    if (
+      not isinstance(scales, list)
+      or len(scales) < layers
+      or any(
+        abs(scale - _QUANTILE) > 1e-5 if i < _SPARSE_LAYERS else scale > -1e30
+        for i, scale in enumerate(scales[:layers])
+      )
     ):
       raise metadata.unexpected(
         key,

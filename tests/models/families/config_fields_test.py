@@ -11,6 +11,7 @@ import inspect
 import re
 
 import pytest
+import small_config
 import torch
 import transformers
 
@@ -19,17 +20,6 @@ from vtokens.models.families import registry
 
 LENGTH = 24  # Of a text; windows are shorter.
 _FULL, _SLIDING = 'full_attention', 'sliding_attention'
-_SMALL = {
-  'vocab_size': 64,
-  'hidden_size': 32,
-  'intermediate_size': 48,
-  'num_hidden_layers': 4,
-  'num_attention_heads': 4,
-  'num_key_value_heads': 2,
-  'head_dim': 8,
-  'max_position_embeddings': 64,
-  'rms_norm_eps': 1e-5,
-}
 _LAYER_NORM = {'layer_norm_eps': 1e-5}
 _PARTIAL = {'attention_bias': False, 'partial_rotary_factor': 0.25}
 _EXPERTS = {'num_experts_per_tok': 2}
@@ -77,7 +67,7 @@ _MAMBA = {
 }
 # In which every field below has a meaning.
 BASES = {
-  model_type: {'model_type': model_type, **_SMALL, **own}
+  model_type: {'model_type': model_type, **small_config.SIZES, **own}
   for model_type, own in {
     'llama': {},
     'mistral': {'sliding_window': 8},

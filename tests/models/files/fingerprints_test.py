@@ -3,22 +3,12 @@
 import hashlib
 
 import pytest
+import small_config
 
 from vtokens.models.families import registry
 from vtokens.models.files import fingerprints
 from vtokens.models.files.stored_names import expected_shapes
 
-_SIZES = {
-  'vocab_size': 64,
-  'hidden_size': 32,
-  'intermediate_size': 48,
-  'num_hidden_layers': 4,
-  'num_attention_heads': 4,
-  'num_key_value_heads': 2,
-  'head_dim': 8,
-  'max_position_embeddings': 64,
-  'rms_norm_eps': 1e-5,
-}
 _LONGROPE = {
   'rope_type': 'longrope',
   'short_factor': [1.0] * 4,
@@ -145,5 +135,7 @@ class _Source:
 
 @pytest.mark.parametrize(('model_type', 'fields', 'expected'), PINNED)
 def test_fingerprint(model_type, fields, expected):
-  config = registry.from_hf({'model_type': model_type, **_SIZES, **fields})
+  config = registry.from_hf(
+    {'model_type': model_type, **small_config.SIZES, **fields}
+  )
   assert fingerprints.of_base(_Source(config), config) == expected

@@ -131,12 +131,7 @@ def read_gguf(metadata: 'Metadata', values: dict[str, Any]) -> None:
   Raises:
     errors.UserError: a value is missing or wrong.
   """
-  heads = metadata.number('{arch}.ssm.time_step_rank')
-  inner = metadata.number('{arch}.ssm.inner_size')
-  if inner % heads:
-    raise metadata.unexpected(
-      '{arch}.ssm.inner_size', inner, f'a multiple of {heads} heads'
-    )
+  heads, width = metadata.state_heads()
   layers = values['num_hidden_layers']
   linear = metadata.flags('{arch}.attention.recurrent_layers', layers)
   interval = metadata.number('{arch}.full_attention_interval', default=4)
@@ -146,7 +141,7 @@ def read_gguf(metadata: 'Metadata', values: dict[str, Any]) -> None:
     'linear_num_key_heads': metadata.number('{arch}.ssm.group_count'),
     'linear_num_value_heads': heads,
     'linear_key_head_dim': metadata.number('{arch}.ssm.state_size'),
-    'linear_value_head_dim': inner // heads,
+    'linear_value_head_dim': width,
     'linear_conv_kernel_dim': metadata.number('{arch}.ssm.conv_kernel'),
     'layer_types': [LINEAR if one else FULL for one in linear],
   }

@@ -119,15 +119,10 @@ def read_gguf(metadata: 'Metadata', values: dict[str, Any], layer: int) -> None:
   Raises:
     errors.UserError: a value is missing or wrong.
   """
-  heads = metadata.number('{arch}.ssm.time_step_rank')
-  inner = metadata.number('{arch}.ssm.inner_size')
-  if inner % heads:
-    raise metadata.unexpected(
-      '{arch}.ssm.inner_size', inner, f'a multiple of {heads} heads'
-    )
+  heads, width = metadata.state_heads()
   values |= {
     'mamba_n_heads': heads,
-    'mamba_d_head': inner // heads,
+    'mamba_d_head': width,
     'mamba_d_state': metadata.number('{arch}.ssm.state_size'),
     'mamba_n_groups': metadata.number('{arch}.ssm.group_count'),
     'mamba_d_conv': metadata.number('{arch}.ssm.conv_kernel'),

@@ -199,6 +199,21 @@ class Metadata:
     """Whether the file has a tensor of this name."""
     return name in self._tensors
 
+  def state_heads(self) -> tuple[int, int]:
+    """Number and width of the heads of recurrent layers.
+
+    Raises:
+      errors.UserError: a value is missing, or the layers' width is no multiple
+        of the number.
+    """
+    heads = self.number('{arch}.ssm.time_step_rank')
+    inner = self.number('{arch}.ssm.inner_size')
+    if inner % heads:
+      raise self.unexpected(
+        '{arch}.ssm.inner_size', inner, f'a multiple of {heads} heads'
+      )
+    return heads, inner // heads
+
   def partial_rotation(self, values: dict[str, Any]) -> None:
     """Sets `partial_rotary_factor`.
 

@@ -17,9 +17,10 @@ with the lowest validation loss is trained with the other seeds, too, and
 tested. Answers of all contenders come from vtokens' evaluator, greedy; PEFT's
 adapters are read into it and must have the loss that PEFT computes.
 
-Every cell is trained, validated and tested in processes of its own, and has its
-files in `--work`. The same command goes on where it was stopped. It prints what
-there is so far, also with `--report`, which measures nothing.
+Every cell is trained, validated and tested in processes of its own. Snapshots
+are in `--work`, results in `--results`. The same command goes on where it was
+stopped, also on another machine that has the results alone. It prints the
+finished cells, also with `--report`, which measures nothing.
 """
 
 import pathlib
@@ -63,7 +64,12 @@ _PRODUCTS = flags.DEFINE_enum(
   "Factors of the layers' products in vtokens; PEFT trains in float32.",
 )
 _DATA = flags.DEFINE_string('data', '', 'Directory of the questions of seven.')
-_WORK = flags.DEFINE_string('work', 'runs/answer_quality', 'Of all cells.')
+_WORK = flags.DEFINE_string(
+  'work', 'runs/answer_quality', 'Directory of snapshots and questions.'
+)
+_RESULTS = flags.DEFINE_string(
+  'results', '', "Directory of the cells' results; that of --work by default."
+)
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 _REPORT = flags.DEFINE_bool('report', False, 'Only report what there is.')
 
@@ -87,6 +93,7 @@ def _like(setting: str) -> Task:
     )
   return Task(
     work=_WORK.value,
+    results=_RESULTS.value or _WORK.value,
     setting=setting,
     contender='',
     rate=0.0,

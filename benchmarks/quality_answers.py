@@ -14,6 +14,8 @@ computation:
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -99,16 +101,21 @@ def test(task: Task) -> dict[str, Any]:
   names = [record.dataset for record in records]
   return {
     'datasets': names,
-    'ids': [record.id for record in records],
+    'examples_sha256': _digest(records),
     'condition': variants[0].name if task.contender == PROMPT else 'tokens',
     'k': {
       str(variant.num_active): {
-        name: values.tolist()
+        name: [round(value, 4) for value in values.tolist()]
         for name, values in _score(records, answers[variant.name]).items()
       }
       for variant in variants
     },
   }
+
+
+def _digest(records: Sequence[Record]) -> str:
+  ids = json.dumps([[record.dataset, record.id] for record in records])
+  return hashlib.sha256(ids.encode()).hexdigest()
 
 
 def _validate_untrained(setting: quickstart_runs.Setting) -> dict[str, Any]:

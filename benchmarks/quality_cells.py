@@ -7,6 +7,9 @@ only the stage that was running:
   train.json     the training, and step_N.safetensors, what is trained
   validate.json  loss and EM on validation questions at these steps
   test_M.json    EM and F1 of each test question with M passages shown
+
+The JSON files have a directory of their own, so that results of one machine go
+on on another one, which has no snapshots: a stage that needs them trains again.
 """
 
 import dataclasses
@@ -42,7 +45,7 @@ class Contender:
 CONTENDERS: Mapping[str, Contender] = {
   PROMPT: Contender('best of the untrained conditions', (0.0,)),
   'table': Contender(
-    'vtokens, a table of 50 tokens', (1e-2, 3e-3, 3e-2), (50, 20, 5, 1)
+    'vtokens, a table of 50 tokens', (1e-2, 2e-2, 5e-3), (50, 20, 5, 1)
   ),
   'kv': Contender(
     'vtokens, keys and values of 50 tokens', (1e-2, 2e-2, 5e-3), (50, 20, 5, 1)
@@ -69,7 +72,8 @@ class Task:
   """A stage of a cell, with all that its result depends on.
 
   Attributes:
-    work: directory of all cells.
+    work: directory of the snapshots and questions of all cells.
+    results: directory of the JSON files of all cells.
     setting: name of a setting in `quality_settings.py`.
     contender: one of `CONTENDERS`.
     rate: learning rate; 0 for the prompt.
@@ -85,6 +89,7 @@ class Task:
   """
 
   work: str
+  results: str
   setting: str
   contender: str
   rate: float
@@ -99,16 +104,21 @@ class Task:
   passages: int = 0
 
   @property
-  def directory(self) -> pathlib.Path:
-    """Directory of the cell."""
+  def cell(self) -> pathlib.Path:
+    """The cell's path below `work` and `results`."""
     name = f'rate_{self.rate:g}_seed_{self.seed}'
-    return pathlib.Path(self.work) / self.setting / self.contender / name
+    return pathlib.Path(self.setting) / self.contender / name
+
+  @property
+  def directory(self) -> pathlib.Path:
+    """Directory of the cell's snapshots."""
+    return self.work / self.cell
 
   @property
   def path(self) -> pathlib.Path:
     """File of the stage's result."""
     shown = f'_{self.passages}' if self.stage == 'test' else ''
-    return self.directory / f'{self.stage}{shown}.json'
+    return self.results / self.cell / f'{self.stage}{shown}.json'
 
   @property
   def title(self) -> str:
@@ -132,7 +142,7 @@ class Task:
   def identity(self) -> dict[str, Any]:
     """What decides the result; directories may move."""
     values = dataclasses.asdict(self)
-    del values['work'], values['data']
+    del values['work'], values['results'], values['data']
     if self.stage == 'train':
       del values['test_questions'], values['validation_questions']
     elif self.stage == 'validate':
@@ -152,15 +162,18 @@ class Task:
     if lines:
       raise errors.UserError(
         f'{self.path} has the result of other settings:\n'
-        f'{errors.lines(lines)}\nchoose another --work, or delete the '
+        f'{errors.lines(lines)}\nchoose another --results, or delete the '
         'directory of this cell'
       )
     return result
 
   def write(self, result: Mapping[str, Any]) -> None:
     """Writes the result of the stage, whole or not at all."""
-    self.directory.mkdir(parents=True, exist_ok=True)
-    writers.write_json(self.path, {'task': self.identity(), **result})
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    # In one line: a test has a number for each question.
+    writers.write_json(
+      self.path, {'task': self.identity(), **result}, indent=None
+    )
 
 
 def cells(
@@ -204,26 +217,23 @@ def best(sweep: Sequence[Task]) -> Task | None:
   return min(losses, key=lambda pair: pair[0])[1]
 
 
-def check_examples(trained: Iterable[Task]) -> None:
-  """Checks that contenders were trained on the same examples in one order.
+def check_same(results: Iterable[tuple[Task, Mapping[str, Any]]]) -> None:
+  """Checks that all contenders had the same examples, and the same order.
 
   Args:
-    trained: cells, which may not have been trained yet.
+    results: of cells' trainings, or of their tests with one number of passages.
 
   Raises:
-    errors.UserError: two of one setting and seed were trained on others.
+    errors.UserError: two of one setting and seed had others.
   """
   first: dict[tuple[str, int], tuple[Task, str]] = {}
-  for task in trained:
-    result = task.at('train').read()
-    if result is None or task.contender == PROMPT:
-      continue
+  for task, result in results:
     digest = result['examples_sha256']
     other, expected = first.setdefault(
       (task.setting, task.seed), (task, digest)
     )
     if digest != expected:
       raise errors.UserError(
-        f'{task.directory} was trained on other examples, or in another order, '
-        f'than {other.directory}; delete the cell that an older version made'
+        f'{task.path} is of other examples, or of another order, than '
+        f'{other.path}; delete the cell that an older version made'
       )

@@ -112,9 +112,13 @@ def summarise(
   Returns:
     `sweep`, a row for each rate of each contender that was validated; `rows`, a
     row for each contender, k and number of passages that was tested.
+
+  Raises:
+    errors.UserError: contenders were tested with different questions.
   """
   tested: dict[tuple[str, int, int], dict[str, Any]] = {}
   sweep_rows: list[dict[str, Any]] = []
+  best: list[Task] = []
   for name, sweep in sweeps.items():
     for task in sweep:
       sweep_rows += _sweep_row(task)
@@ -122,6 +126,7 @@ def summarise(
     chosen = quality_cells.best(validated)
     if chosen is None:
       continue
+    best.append(chosen)
     for shown in passages:
       for k, found in _tested(chosen, seeds, shown).items():
         tested[name, k, shown] = {
@@ -132,6 +137,9 @@ def summarise(
           'rates_tried': len(validated),
           **found,
         }
+  for shown in passages:
+    tests = [task.at('test', shown) for task in best]
+    quality_cells.check_same((t, found) for t in tests if (found := t.read()))
   groups = {key: row.pop('groups') for key, row in tested.items()}
   for (name, k, shown), row in tested.items():
     own = groups[name, k, shown]

@@ -71,16 +71,19 @@ def _train_and_validate(task: Task, choice: Choice) -> None:
   if task.contender != PROMPT:
     measure(task.at('train'), choice.stages)
     every = (
-      cell
+      (cell, cell.read())
       for seed in choice.seeds
       for cell in quality_cells.cells(task, CONTENDERS, (), seed)
+      if cell.contender != PROMPT
     )
-    quality_cells.check_examples(every)
+    quality_cells.check_same((cell, read) for cell, read in every if read)
   measure(task.at('validate'), choice.stages)
 
 
 def measure(task: Task, stages: Sequence[str] = STAGES) -> None:
   """Runs a stage in its own process, unless its result is there.
+
+  Trains again if the stage needs snapshots that are not there.
 
   Args:
     task: the stage.
@@ -91,6 +94,12 @@ def measure(task: Task, stages: Sequence[str] = STAGES) -> None:
   """
   if task.stage not in stages or task.read() is not None:
     return
+  if task.stage != 'train' and not quality_training.has_snapshots(task):
+    _run(task.at('train'))
+  _run(task)
+
+
+def _run(task: Task) -> None:
   print(task.title, flush=True)
   arguments = json.dumps(dataclasses.asdict(task))
   done = subprocess.run([sys.executable, __file__, arguments])

@@ -50,6 +50,13 @@ def snapshot_path(task: Task, step: int) -> pathlib.Path:
   return task.directory / f'step_{step}.safetensors'
 
 
+def has_snapshots(task: Task) -> bool:
+  """Whether what was trained is there; the prompt has nothing trained."""
+  return task.contender == PROMPT or all(
+    snapshot_path(task, step).exists() for step in task.snapshot_steps
+  )
+
+
 def train(task: Task) -> dict[str, Any]:
   """Trains a cell, writes its snapshots, and returns the figures.
 

@@ -21,7 +21,8 @@ from vtokens.host import errors
 def _task(root, **changes):
   return Task(
     **{
-      'work': str(root),
+      'work': str(root / 'work'),
+      'results': str(root / 'results'),
       'setting': 'tiny',
       'contender': 'table',
       'rate': 1e-2,
@@ -96,6 +97,10 @@ def test_a_stage_with_a_result_is_not_run_again(tmp_path, monkeypatch):
   done.write({'losses': []})
   quality_runs.measure(done)
   assert not started
+  # A validation needs what was trained: it is trained again.
+  with pytest.raises(errors.UserError, match='seed 0: train'):
+    quality_runs.measure(done.at('validate'))
+  assert '"stage": "train"' in started.pop()[-1]
   for _ in range(2):
     with pytest.raises(errors.UserError, match=r'seed 1: train.*-9'):
       quality_runs.measure(missing)
@@ -113,14 +118,13 @@ def test_a_result_of_other_settings_is_refused(tmp_path):
 
 def test_other_examples_are_refused(tmp_path):
   table, lora = _task(tmp_path), _task(tmp_path, contender='lora_qv')
-  table.write({'examples_sha256': 'a'})
-  lora.write({'examples_sha256': 'a'})
-  other_seed = _task(tmp_path, seed=1)
-  other_seed.write({'examples_sha256': 'b'})
-  quality_cells.check_examples([table, lora, other_seed])
-  lora.write({'examples_sha256': 'b'})
+  same = {'examples_sha256': 'a'}
+  other = {'examples_sha256': 'b'}
+  quality_cells.check_same(
+    [(table, same), (lora, same), (_task(tmp_path, seed=1), other)]
+  )
   with pytest.raises(errors.UserError, match=r'lora_qv.*other examples'):
-    quality_cells.check_examples([table, lora, other_seed])
+    quality_cells.check_same([(table, same), (lora, other)])
 
 
 def test_the_share_is_of_the_means_of_the_sets():
@@ -158,7 +162,9 @@ def test_questions_must_be_the_same():
     quality_report.share_of_gain([np.ones(5)], [np.ones(4)], [np.ones(5)])
 
 
-def _tested(root, contender, right, seed=0, *, k='0', loss=1.0, rate=0.0):
+def _tested(
+  root, contender, right, seed=0, *, k='0', loss=1.0, rate=0.0, questions='q'
+):
   """A cell with the answers to two questions of one set, one of another."""
   task = _task(root, contender=contender, rate=rate, seed=seed)
   task.write(
@@ -183,6 +189,7 @@ def _tested(root, contender, right, seed=0, *, k='0', loss=1.0, rate=0.0):
     task.at('test', 2).write(
       {
         'datasets': ['a', 'a', 'b'],
+        'examples_sha256': questions,
         'condition': 'tokens',
         'k': {k: values},
         'versions': {},
@@ -219,6 +226,15 @@ def test_a_setting_is_summed_up(tmp_path):
   assert 'share' not in rows['lora_qv']
   assert '| 62 % [' in quality_report.table(found['rows'])
   assert [row['rate'] for row in found['sweep']] == [1e-2, 3e-3, 0]
+
+
+def test_tests_with_other_questions_are_not_compared(tmp_path):
+  sweeps = {
+    name: [_tested(tmp_path, name, [1.0, 1.0, 1.0], questions=questions)]
+    for name, questions in (('table', 'q'), ('lora_qv', 'other'))
+  }
+  with pytest.raises(errors.UserError, match=r'lora_qv.*test_2\.json.*other'):
+    quality_report.summarise(sweeps, [0], [2])
 
 
 def test_the_time_to_reach_most_of_the_final_score():

@@ -52,6 +52,7 @@ class Task:
     per_row: vtokens only: examples that share a row.
     k: virtual tokens of each example.
     kernels: vtokens only: whether attention may use a kernel.
+    scan_layers: vtokens only: see `config.Base.scan_layers`.
     trace: vtokens only: directory for a trace of two steps and the text of the
       compiled program; '' for none.
     seed: seed of examples and table.
@@ -65,6 +66,7 @@ class Task:
   per_row: int
   k: int
   kernels: bool = True
+  scan_layers: bool = True
   trace: str = ''
   seed: int = 0
 
@@ -128,7 +130,7 @@ Step = Callable[[], tuple[float, float]]
 
 
 @functools.cache
-def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
+def load_vtokens(path: str, dtype: str, scan_layers: bool) -> tuple[Any, Any]:
   """Loads architecture and weights of a base, without its tokenizer."""
   import flax.nnx as nnx
   import jax
@@ -146,6 +148,7 @@ def load_vtokens(path: str, dtype: str) -> tuple[Any, Any]:
   else:
     source = hf_directory.SafetensorsSource(path)
     architecture = hf_directory.read_config(path)
+  architecture = dataclasses.replace(architecture, scan_layers=scan_layers)
   decoder = weights_lib.load_decoder(
     source, architecture, jnp.dtype(dtype), mesh
   )
@@ -178,7 +181,9 @@ def make_vtokens_step(
   from vtokens.method.virtual_tokens import TABLE
   from vtokens.planning import abstract_step
 
-  architecture = dataclasses.replace(architecture, kernels=task.kernels)
+  architecture = dataclasses.replace(
+    architecture, kernels=task.kernels, scan_layers=task.scan_layers
+  )
   graph, params = abstract_step.base(architecture, jnp.dtype(task.dtype), mesh)
   vocab_size = architecture.vocab_size
   texts = make_texts(task, vocab_size)
@@ -276,7 +281,7 @@ def vtokens_step(task: Task) -> tuple[Step, dict[str, Any], Callable[[], int]]:
   from vtokens.devices import partitioning
 
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
-  architecture, params = load_vtokens(task.model, task.dtype)
+  architecture, params = load_vtokens(task.model, task.dtype, task.scan_layers)
   step, arguments, values, facts = make_vtokens_step(task, architecture, mesh)
   began = time.perf_counter()
   program = step.lower(*arguments).compile()

@@ -60,6 +60,8 @@ if [ -n "${TRIAL:-}" ]; then
     --repeats 1 --contenders split:2,official:2 --json "$out/moe.json"
   part hybrid 200 benchmarks/train_step.py --model tiny-hybrid --passages 1 \
     --repeats 1 --contenders split:2,official:2 --json "$out/hybrid.json"
+  part unrolled 200 benchmarks/train_step.py --model tiny --passages 1 \
+    --repeats 1 --contenders split:2 --noscan_layers --json "$out/unrolled.json"
   part decoding 200 benchmarks/answering.py --model tiny --repeats 1 \
     --batch 2 --prefix 32 --new 4 --out "$out/decoding.json"
   exit $missed
@@ -75,10 +77,12 @@ step hybrid 60 qwen3.5-27b-16l 5 packed:16,official:16
 step moe_gpt_oss 60 gpt-oss-20b-12l 5 packed:16,official:16
 part decoding 60 benchmarks/answering.py --model llama-3.2-3b \
   --dtype bfloat16 --repeats 3 --out "$out/decoding.json"
+# Without copies of weights out of the layers' stack.
+step mistral_unrolled 70 mistral-7b 5 packed:16:32 --noscan_layers
 step mistral_1_3 80 mistral-7b 1,3 packed:16,official:16
 step qwen2_1_5b 40 qwen2.5-1.5b 5 packed:16,official:16
 step llama_3b 40 llama-3.2-3b 5 packed:16,official:16
-# Are the copies of weights out of the layers' stack faster without Triton?
-export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_enable_triton_gemm=false"
-step mistral_no_triton 40 mistral-7b 5 packed:16
+# XLA also joins the weights of products of one input. Not here.
+export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_dot_merger_threshold_mb=0"
+step mistral_apart 70 mistral-7b 5 packed:16:32 --noscan_layers
 exit $missed

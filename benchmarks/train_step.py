@@ -63,6 +63,9 @@ CONTENDERS = flags.DEFINE_list(
 _ATTENTION = flags.DEFINE_enum(
   'attention', 'auto', config.ATTENTION, 'Of vtokens; see base.attention.'
 )
+_SCAN_LAYERS = flags.DEFINE_bool(
+  'scan_layers', True, 'Of vtokens; see base.scan_layers.'
+)
 _TRACE = flags.DEFINE_string(
   'trace', '', 'Directory for traces of vtokens; see trace_summary.py.'
 )
@@ -387,6 +390,7 @@ def make_tasks(model: str, passages: int) -> list[contenders.Task]:
           per_row=per_row,
           k=_K.value,
           kernels=_ATTENTION.value == 'auto',
+          scan_layers=_SCAN_LAYERS.value,
           trace=_TRACE.value if name in contenders.OURS else '',
         )
       )

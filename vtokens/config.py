@@ -80,12 +80,17 @@ class Base(schema.Section):
     attention: auto (a kernel that writes no scores to memory, where there is
       one: JAX's splash attention for passages on TPUs, vtokens' own kernels on
       A100, H100 and H200 in bfloat16) or plain (matrix products everywhere).
+    scan_layers: whether layers of one shape are compiled once and run in a loop
+      over their stacked weights. If not, each layer is compiled, which takes
+      longer with every layer, and reads its weights where they are: in the loop
+      XLA copies them for cuBLAS first. See docs/devices.md.
   """
 
   path: Path = ''
   dtype: Literal[DType, ''] = 'bfloat16'
   quantize: Literal[Quantize, ''] = 'none'
   attention: Attention = 'auto'
+  scan_layers: bool = True
 
 
 @dataclasses.dataclass

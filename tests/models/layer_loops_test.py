@@ -1,4 +1,4 @@
-"""`encode`: the cache of `__call__`, and no work beyond it."""
+"""`encode`: the cache of `__call__`, and no work beyond it. Layers apart."""
 
 import dataclasses
 
@@ -50,3 +50,37 @@ def test_encode_makes_the_cache_and_no_more():
   )
   # A layer with an MLP adds half of it.
   assert flops < 1.1 * least
+
+
+def test_layers_without_a_scan_compute_the_same():
+  config = dataclasses.replace(CONFIG, layer_pattern=(LayerKind(),))
+  apart = dataclasses.replace(config, scan_layers=False)
+  whole, params = nnx.split(Decoder(config, jnp.float32, nnx.Rngs(0)))
+  graph, other = nnx.split(Decoder(apart, jnp.float32, nnx.Rngs(1)))
+  # The same weights: each layer has a stack of its own.
+  stack = params['layers']
+  layers = {
+    i: jax.tree.map(lambda x, i=i: x[i : i + 1], stack) for i in other['layers']
+  }
+  other = nnx.State({**params, 'layers': nnx.State(layers)})
+
+  def loss(params, x, graph):
+    decoder = nnx.merge(graph, params)
+    cache = decoder.encode(x, POSITIONS)
+    hidden, _ = decoder(2 * x, POSITIONS + 6, [cache])
+    return jnp.square(decoder.logits(hidden)).mean()
+
+  x = jax.random.normal(jax.random.key(1), (1, 6, config.embed_dim))
+  step = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=2)
+  expected = step(params, x, whole)
+  found = step(other, x, graph)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+    found,
+    expected,
+  )
+  programs = [
+    step.lower(*arguments).compile().as_text()
+    for arguments in ((params, x, whole), (other, x, graph))
+  ]
+  assert [' while(' in program for program in programs] == [True, False]

@@ -8,18 +8,21 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import pytest
 import tiny_run
 
 from vtokens.devices import partitioning
+from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.kernels import flash
 from vtokens.models.kv_cache import KVCache
-from vtokens.planning import aot, estimate, gpus, known_models
+from vtokens.planning import abstract_step, aot, estimate, gpus, known_models
 
 if importlib.util.find_spec('jax_cuda12_plugin') is None:
   message = "pip install -e '.[plan-gpu]'"
@@ -149,3 +152,47 @@ def test_compiled_for_cards(kind, heads, kv_heads, head_dim, settings):
   assert found['pallas_kernels'] == 3
   # No scores.
   assert found['bytes']['temporaries'] < 2 * found['bytes']['arguments']
+
+
+@pytest.mark.parametrize('scan_layers', [True, False])
+def test_layers_apart_are_read_without_copies(scan_layers):
+  config = DecoderConfig(
+    vocab_size=512,
+    embed_dim=1024,
+    num_layers=4,
+    num_heads=8,
+    num_kv_heads=8,
+    head_dim=128,
+    mlp_dim=4096,
+    scan_layers=scan_layers,
+  )
+  target = aot.find_target('h200:1')
+  mesh = partitioning.make_mesh((1, 1, 1), target.devices)
+  graph, params = abstract_step.base(config, jnp.dtype('bfloat16'), mesh)
+
+  def loss(x, params, positions):
+    decoder = nnx.merge(graph, params)
+    cache = decoder.encode(jax.lax.stop_gradient(x), positions)
+    hidden, _ = decoder(x, positions + 512, [cache])
+    return hidden.astype(jnp.float32).sum()
+
+  def shape(*sizes, dtype):
+    return jax.ShapeDtypeStruct(
+      sizes, dtype, sharding=partitioning.replicated(mesh)
+    )
+
+  compiled, found = aot.compile_program(
+    jax.jit(jax.grad(loss)).lower(
+      shape(4, 512, config.embed_dim, dtype=jnp.bfloat16),
+      params,
+      shape(4, 512, dtype=jnp.int32),
+    ),
+    target,
+  )
+  assert found['fits']
+  # A kernel that writes the weights of one layer's MLP.
+  copies = re.findall(
+    r'%\S*slice\S* = bf16\[1,(?:1024,4096|4096,1024)\]\S* fusion',
+    compiled.as_text(),
+  )
+  assert bool(copies) == scan_layers

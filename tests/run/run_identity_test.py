@@ -18,6 +18,7 @@ _FIELDS = {
   'base.dtype': 'other run',
   'base.quantize': 'other run',
   'base.attention': 'other run',
+  'base.scan_layers': 'other run',
   'virtual_tokens.kind': 'other run',
   'virtual_tokens.num_frozen': 'other run',
   'virtual_tokens.num_virtual_tokens': 'other run',

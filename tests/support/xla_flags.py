@@ -17,9 +17,17 @@ QUICK = ' '.join(_QUICK)
 
 
 def devices(number: int) -> str:
-  """For a program of its own with so many CPU devices."""
-  flags = os.environ.get('XLA_FLAGS', '')
-  return f'{flags} --xla_force_host_platform_device_count={number}'.strip()
+  """For a program of its own with so many CPU devices.
+
+  XLA ends a program whose devices do not all come to a collective within 40
+  seconds. On a busy machine some come later.
+  """
+  flags = [
+    os.environ.get('XLA_FLAGS', ''),
+    f'--xla_force_host_platform_device_count={number}',
+    '--xla_cpu_collective_call_terminate_timeout_seconds=600',
+  ]
+  return ' '.join(flags).strip()
 
 
 def planning() -> dict[str, str]:

@@ -212,6 +212,8 @@ class DecoderConfig:
     context_length: longest sequence that will be run; None for
       `longest_sequence`. Only rope types dynamic and longrope depend on it.
     kernels: whether attention may use kernels; see `config.Base.attention`.
+    scan_layers: whether layers of one shape run under one scan; see
+      `layer_runs`.
     attention: makes each block's attention; None for `attention.Attention`.
     mlp: makes each block's MLP; None for `layers.GatedMLP`.
     norm: rms, or layer for a norm that subtracts the mean (arXiv 1607.06450).
@@ -272,9 +274,10 @@ class DecoderConfig:
   attention_softcap: float | None = None
   logit_softcap: float | None = None
   context_length: int | None = None
-  # It changes how attention is computed, not its result, so it does not
+  # These change how a result is computed, not the result, so they do not
   # identify a base.
   kernels: bool = dataclasses.field(default=True, repr=False, compare=False)
+  scan_layers: bool = dataclasses.field(default=True, repr=False, compare=False)
   attention: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
   mlp: BlockPart | None = dataclasses.field(default=None, metadata=_LATER)
   norm: str = dataclasses.field(default='rms', metadata=_LATER)

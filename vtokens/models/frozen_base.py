@@ -159,6 +159,7 @@ def open_base(
       architecture,
       context_length=context_length,
       kernels=settings.attention == 'auto',
+      scan_layers=settings.scan_layers,
     ),
     tokenizer=tokenizer,
     fingerprint=fingerprint,

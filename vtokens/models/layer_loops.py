@@ -107,7 +107,10 @@ class LayerLoops:
           stack.select,
           self._shared(stack, made, stored),
         )
-        bodies.append(jax.checkpoint(body, prevent_cse=False, policy=policy))
+        # XLA could join what a layer outside of a loop computes again with what
+        # it computed first, and keep it.
+        alone = len(stack.numbers) == 1
+        bodies.append(jax.checkpoint(body, prevent_cse=alone, policy=policy))
         parts = [part[stack.index] for part in stored]
         inputs.append(
           (nnx.state(stack.block), stack.entries, parts, self._own_of(stack))

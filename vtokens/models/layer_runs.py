@@ -2,7 +2,7 @@
 
 Layers whose weights have the same shapes are stacked. Where layers differ, a
 scan runs over a repeating pattern, so that compile time does not grow with the
-number of layers.
+number of layers. Without `DecoderConfig.scan_layers` each layer is a run.
 """
 
 import dataclasses
@@ -41,6 +41,8 @@ class Run:
 
 def runs(config: DecoderConfig) -> tuple[Run, ...]:
   """The runs of a decoder, from its first layer to its last."""
+  if not config.scan_layers:
+    return tuple(Run(i, 1, 1) for i in range(config.num_layers))
   return _split(tuple((kind.mixer, kind.mlp) for kind in config.layer_kinds))
 
 

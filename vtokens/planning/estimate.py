@@ -52,6 +52,7 @@ def plan_run(
     known_models.read_architecture(cfg.base.path),
     context_length=cfg.context_length,
     kernels=cfg.base.attention == 'auto',
+    scan_layers=cfg.base.scan_layers,
   )
   mesh = partitioning.make_mesh(cfg.mesh.shape, target.devices)
   found = programs.compile_programs(cfg, base, mesh, target, decoding=decoding)

@@ -138,6 +138,7 @@ def _base_settings(cfg: Config, run: EvaluatedRun) -> config.Base:
     dtype=cfg.base.dtype or run.finished.config.base.dtype,
     quantize=cfg.base.quantize or run.finished.config.base.quantize,
     attention=cfg.base.attention,
+    scan_layers=cfg.base.scan_layers,
   )
 
 

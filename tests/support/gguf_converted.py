@@ -30,6 +30,19 @@ _EXPERTS = {
     for x in ('gate', 'up', 'down')
   },
 }
+_BIASES = {
+  f'self_attn.{x}_proj.bias': f'attn_{x}.bias' for x in ('q', 'k', 'v')
+}
+_LATENT = {
+  **_ATTENTION,
+  **_EXPERTS,
+  'post_attention_layernorm.weight': 'ffn_norm.weight',
+  'self_attn.q_a_proj.weight': 'attn_q_a.weight',
+  'self_attn.q_a_layernorm.weight': 'attn_q_a_norm.weight',
+  'self_attn.q_b_proj.weight': 'attn_q_b.weight',
+  'self_attn.kv_a_proj_with_mqa.weight': 'attn_kv_a_mqa.weight',
+  'self_attn.kv_a_layernorm.weight': 'attn_kv_a_norm.weight',
+}
 _NET = {
   **_ATTENTION,
   **_EXPERTS,
@@ -128,15 +141,34 @@ _IN_LAYER = {
       for x in ('gate', 'up', 'down')
     },
   },
-  'deepseek2': {
+  'qwen2moe': {
+    **_ATTENTION,
+    **_BIASES,
+    **_EXPERTS,
+    'post_attention_layernorm.weight': 'ffn_norm.weight',
+    'mlp.shared_expert_gate.weight': 'ffn_gate_inp_shexp.weight',
+  },
+  'glm4moe': {
+    **_ATTENTION,
+    **_BIASES,
+    **_EXPERTS,
+    'post_attention_layernorm.weight': 'post_attention_norm.weight',
+  },
+  'minimax-m2': {
     **_ATTENTION,
     **_EXPERTS,
     'post_attention_layernorm.weight': 'ffn_norm.weight',
-    'self_attn.q_a_proj.weight': 'attn_q_a.weight',
-    'self_attn.q_a_layernorm.weight': 'attn_q_a_norm.weight',
-    'self_attn.q_b_proj.weight': 'attn_q_b.weight',
-    'self_attn.kv_a_proj_with_mqa.weight': 'attn_kv_a_mqa.weight',
-    'self_attn.kv_a_layernorm.weight': 'attn_kv_a_norm.weight',
+    'mlp.e_score_correction_bias': 'exp_probs_b.bias',
+  },
+  'deepseek2': _LATENT,
+  # Its files have experts' gates and ups in one tensor, and so has this one.
+  'mistral4': {
+    **_LATENT,
+    'mlp.experts.gate_up_proj': 'ffn_gate_up_exps.weight',
+  },
+  'minicpm3': {
+    **_LATENT,
+    'self_attn.kv_b_proj.weight': 'attn_kv_b.weight',
   },
   'gemma4': {
     **_GEMMA,
@@ -233,7 +265,7 @@ def _in_layer(architecture, config, part, array):
   elif part == 'shared_mlp.output_linear.weight':
     end = '_shexp' if config.num_local_experts else ''
     yield f'ffn_down{end}.weight', array
-  elif part == 'self_attn.kv_b_proj.weight':
+  elif part == 'self_attn.kv_b_proj.weight' and part not in names:
     keys, values = config.qk_nope_head_dim, config.v_head_dim
     heads = array.reshape(-1, keys + values, config.kv_lora_rank)
     yield 'attn_k_b.weight', heads[:, :keys].swapaxes(1, 2)
@@ -255,6 +287,8 @@ def _changed(architecture, config, part, array):
   """An array with what the converter does to its values and their order."""
   if part.startswith('linear_attn.') and architecture != 'qwen3next':
     array = _tiled(config, part.removeprefix('linear_attn.'), array)
+  if architecture == 'qwen2moe' and part.endswith('expert_gate.weight'):
+    array = array[0]  # As in files of older converters.
   if part.endswith('A_log'):
     array = -np.exp(array)
   if 'conv1d.weight' in part or part == 'conv.conv.weight':
@@ -364,7 +398,29 @@ def metadata(architecture, config):
       'shortconv.l_cache': config.conv_L_cache,
       'rope.freq_base': config.rope_parameters['rope_theta'],
     }
-  elif architecture == 'deepseek2':
+  elif architecture in ('qwen2moe', 'glm4moe', 'minimax-m2'):
+    share = config.rope_parameters.get('partial_rotary_factor')
+    found |= {
+      'rope.freq_base': config.rope_parameters['rope_theta'],
+      'rope.dimension_count': share and int(config.head_dim * share),
+      'expert_feed_forward_length': get('moe_intermediate_size')
+      or config.intermediate_size,
+      'expert_shared_feed_forward_length': get(
+        'shared_expert_intermediate_size'
+      ),
+      **(_of_grouped(config) if architecture == 'glm4moe' else {}),
+    }
+  elif architecture == 'minicpm3':
+    found |= {
+      'attention.q_lora_rank': config.q_lora_rank,
+      'attention.kv_lora_rank': config.kv_lora_rank,
+      'attention.key_length': config.qk_nope_head_dim + config.qk_rope_head_dim,
+      # llama.cpp takes hidden_size / heads.
+      'attention.value_length': None,
+      'rope.dimension_count': config.qk_rope_head_dim,
+      'rope.freq_base': None,
+    }
+  elif architecture in ('deepseek2', 'mistral4'):
     rank, rotated = config.kv_lora_rank, config.qk_rope_head_dim
     found |= {
       'attention.head_count_kv': 1,
@@ -375,16 +431,11 @@ def metadata(architecture, config):
       'attention.key_length_mla': config.qk_nope_head_dim + rotated,
       'attention.value_length_mla': config.v_head_dim,
       'rope.dimension_count': rotated,
-      'expert_count': get('n_routed_experts'),
-      'expert_used_count': get('num_experts_per_tok'),
-      'expert_group_count': get('n_group'),
-      'expert_group_used_count': get('topk_group'),
+      **_of_grouped(config),
       'expert_feed_forward_length': (
         get('moe_intermediate_size') or config.intermediate_size
       ),
       'expert_shared_count': get('n_shared_experts', 0),
-      'expert_weights_scale': get('routed_scaling_factor'),
-      'expert_weights_norm': get('norm_topk_prob'),
       'leading_dense_block_count': get(
         'first_k_dense_replace', config.num_hidden_layers
       ),
@@ -504,4 +555,22 @@ def _of_mamba(heads, width, size, groups, taps):
     'ssm.state_size': size,
     'ssm.time_step_rank': heads,
     'ssm.group_count': groups,
+  }
+
+
+def _of_grouped(config):
+  """Metadata of experts in groups, where the config has such fields."""
+  return {
+    key: getattr(config, field, None)
+    for key, field in {
+      'expert_count': 'n_routed_experts',
+      'expert_used_count': 'num_experts_per_tok',
+      'expert_group_count': 'n_group',
+      'expert_group_used_count': 'topk_group',
+      'expert_shared_count': 'n_shared_experts',
+      'expert_weights_scale': 'routed_scaling_factor',
+      'expert_weights_norm': 'norm_topk_prob',
+      'leading_dense_block_count': 'first_k_dense_replace',
+    }.items()
+    if hasattr(config, field)
   }

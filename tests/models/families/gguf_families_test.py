@@ -5,6 +5,7 @@ import math
 import types
 
 import flax.nnx as nnx
+import gguf
 import gguf_models
 import jax
 import jax.numpy as jnp
@@ -140,8 +141,10 @@ _LATENT = {
   'qk_rope_head_dim': 8,
   'v_head_dim': 6,
 }
-_LATENT_EXPERTS = {
-  **_LATENT,
+_GROUPED = {
+  'num_hidden_layers': 3,
+  'hidden_size': 32,
+  'intermediate_size': 48,
   'n_routed_experts': 6,
   'num_experts_per_tok': 3,
   'moe_intermediate_size': 24,
@@ -151,6 +154,7 @@ _LATENT_EXPERTS = {
   'n_group': 1,
   'topk_group': 1,
 }
+_LATENT_EXPERTS = {**_GROUPED, **_LATENT}
 _GEMMA4 = {
   'hidden_size': 64,
   'intermediate_size': 48,
@@ -837,6 +841,45 @@ CASES = {
     {'rope.freq_base': 5e3},
     {},
   ),
+  'qwen2_moe': (
+    'qwen2moe',
+    'qwen2_moe',
+    {
+      **_EXPERTS,
+      'num_experts': 4,
+      'moe_intermediate_size': 24,
+      'shared_expert_intermediate_size': 40,
+      'norm_topk_prob': False,
+      'rope_parameters': _rope(),
+    },
+    {},
+    {},
+  ),
+  'glm4_moe': (
+    'glm4moe',
+    'glm4_moe',
+    {
+      **_GROUPED,
+      'attention_bias': True,
+      'use_qk_norm': True,
+      'head_dim': 16,
+      'rope_parameters': _rope(partial_rotary_factor=0.5),
+    },
+    {'expert_gating_func': 2},
+    {},
+  ),
+  'minimax_m2': (
+    'minimax-m2',
+    'minimax_m2',
+    {
+      **_EXPERTS,
+      'num_local_experts': 4,
+      'head_dim': 16,
+      'rope_parameters': _rope(partial_rotary_factor=0.5),
+    },
+    {'expert_gating_func': 2},
+    {},
+  ),
   # llama.cpp wants sections no longer than what is rotated.
   'qwen3_5': ('qwen35', 'qwen3_5_text', _NET, {}, {}),
   'qwen3_5_moe': (
@@ -984,6 +1027,44 @@ CASES = {
     {},
   ),
   'youtu': ('deepseek2', 'youtu', _LATENT, {}, {}),
+  # Queries grow from the 33rd token on.
+  'mistral4': (
+    'mistral4',
+    'mistral4',
+    {
+      **_LATENT_EXPERTS,
+      'head_dim': 12,
+      'rope_parameters': {
+        **_YARN,
+        'mscale': 1.0,
+        'mscale_all_dim': 1.0,
+        'llama_4_scaling_beta': 0.7,
+      },
+    },
+    {
+      **_YARN_METADATA,
+      'rope.scaling.yarn_log_multiplier': 0.1,
+      'attention.temperature_scale': 0.7,
+      'attention.temperature_length': 32,
+    },
+    {},
+  ),
+  # llama.cpp's scales are those of the 4B model.
+  'minicpm3': (
+    'minicpm3',
+    'minicpm3',
+    {
+      **_LATENT,
+      'num_hidden_layers': 2,
+      'hidden_size': 64,
+      'v_head_dim': 16,
+      'scale_emb': 12.0,
+      'scale_depth': 1.4,
+      'dim_model_base': 256,
+    },
+    {},
+    {},
+  ),
   # Experts; keys that are values, of another number of heads.
   'gemma4': (
     'gemma4',
@@ -1052,6 +1133,7 @@ _EXHAUSTIVE = (
   # `test_weights_equal_those_of_the_model` compares what these read.
   *('qwen3_5', 'qwen3_5_moe', 'qwen3_next', 'lfm2', 'granite_hybrid'),
   *('granite_hybrid_dense', 'nemotron_h', 'nemotron_h_moe'),
+  *('qwen2_moe', 'glm4_moe', 'minimax_m2', 'mistral4', 'minicpm3'),
   *('deepseek_v2', 'deepseek_v3', 'youtu', 'gemma4', 'gemma4_e', 'gemma3n'),
 )
 # Cases whose tensors differ from Hugging Face's in shape, values or number, and
@@ -1059,6 +1141,7 @@ _EXHAUSTIVE = (
 _CONVERTED = (
   *('qwen3_5', 'qwen3_5_moe', 'qwen3_next', 'lfm2', 'granite_hybrid'),
   *('granite_hybrid_dense', 'nemotron_h', 'nemotron_h_moe'),
+  *('qwen2_moe', 'glm4_moe', 'minimax_m2', 'mistral4', 'minicpm3'),
   *('deepseek_v2', 'deepseek_v3', 'youtu', 'gemma4', 'gemma4_e', 'gemma3n'),
 )
 
@@ -1235,24 +1318,29 @@ def test_quantised_weights(case, wide, moved, tmp_path):
     assert f'model.layers.0.{name}.weight' in rounded
 
 
-def test_layers_that_predict_further_tokens_are_left_out(tmp_path):
-  architecture, model_type, changes, *_ = CASES['qwen3_5']
+@pytest.mark.parametrize('case', ['qwen3_5', 'glm4_moe'])
+def test_layers_that_predict_further_tokens_are_left_out(case, tmp_path):
+  architecture, model_type, changes, metadata, _ = CASES[case]
   reference = tiny_models.save(
     tmp_path / 'hf', model_type=model_type, **changes
   )
   path = tmp_path / 'model.gguf'
+  layers = changes['num_hidden_layers']
   metadata = {
-    'block_count': 5,
+    **metadata,
+    'block_count': layers + 1,
     'nextn_predict_layers': 1,
-    'attention.recurrent_layers': [True, False, True, False, False],
   }
+  if case == 'qwen3_5':
+    recurrent = [True, False, True, False, False]
+    metadata['attention.recurrent_layers'] = recurrent
   extra = {
-    'blk.4.attn_norm.weight': np.ones(32, np.float32),
-    'blk.4.nextn.eh_proj.weight': np.ones((32, 64), np.float32),
+    f'blk.{layers}.attn_norm.weight': np.ones(32, np.float32),
+    f'blk.{layers}.nextn.eh_proj.weight': np.ones((32, 64), np.float32),
   }
   gguf_models.write(path, architecture, reference, metadata, extra)
   source = gguf_weights.GGUFSource(path)
-  assert source.config.num_layers == 4
+  assert source.config.num_layers == layers
   weights.check_shapes(source, source.config)
 
 
@@ -1281,6 +1369,65 @@ def test_granite_4_without_mamba(tmp_path):
   assert config(**{by_layer: [2, 2]}, **of_others) == config()
   with pytest.raises(errors.UserError, match=f'{by_layer} is .*, expected one'):
     config(**{by_layer: [2, 1]})
+
+
+def test_an_architecture_that_llama_cpp_runs_otherwise(tmp_path):
+  path = tmp_path / 'model.gguf'
+  writer = gguf.GGUFWriter(path, 'phimoe')
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  expected = "general.architecture is 'phimoe', not supported: llama.cpp"
+  with pytest.raises(errors.UserError, match=expected):
+    gguf_weights.GGUFSource(path)
+
+
+# Also in files of families whose converter leaves them apart.
+@pytest.mark.parametrize(
+  'case',
+  [
+    'qwen3_moe',
+    *_marked(
+      ['mixtral', 'granite_moe', 'qwen2_moe', 'glm4_moe', 'minimax_m2'], CASES
+    ),
+    *_marked(['qwen3_next', 'deepseek_v3', 'granite_hybrid'], CASES),
+  ],
+)
+def test_gates_and_ups_of_experts_in_one_tensor(case, tmp_path):
+  path, _ = _write(case, tmp_path)
+  apart = gguf_weights.GGUFSource(path)
+  joined = _fused(path, tmp_path / 'fused.gguf')
+  assert joined.config == apart.config
+  weights.check_shapes(joined, joined.config)
+  expected = _parameters(apart, apart.config)
+  for name, array in _parameters(joined, joined.config).items():
+    np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def _fused(path, fused):
+  """A file as the converter's --fuse-gate-up-exps makes it."""
+  reader = gguf.GGUFReader(path)
+  arch = reader.get_field('general.architecture').contents()
+  writer = gguf.GGUFWriter(fused, arch)
+  for key, field in reader.fields.items():
+    if key.startswith(arch):
+      kind = field.types[0]
+      inner = field.types[-1] if len(field.types) > 1 else None
+      writer.add_key_value(key, field.contents(), kind, sub_type=inner)
+  arrays = {tensor.name: tensor.data for tensor in reader.tensors}
+  for name, array in arrays.items():
+    if '.ffn_gate_exps.' in name:
+      up = arrays[name.replace('_gate_', '_up_')]
+      name = name.replace('_gate_', '_gate_up_')
+      array = np.concatenate([array, up], axis=1)
+    elif '.ffn_up_exps.' in name:
+      continue
+    writer.add_tensor(name, array)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return gguf_weights.GGUFSource(fused)
 
 
 # llama.cpp runs the others with other numbers: Gemma 2 and 3 get their query
@@ -1339,6 +1486,9 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     ('qwen3_5', 'ssm.inner_size', 50, 'a multiple of 4 heads'),
     ('deepseek_v2', 'expert_group_count', 3, '1: llama.cpp chooses groups'),
     ('deepseek_v2', 'expert_gating_func', 3, '1 or 2'),
+    ('glm4_moe', 'expert_gating_func', 1, '2'),
+    ('mistral4', 'expert_gating_func', 2, '1'),
+    ('mistral4', 'attention.temperature_length', 64, '32'),
     ('nemotron_h', 'feed_forward_length', [0, 48, 48, 48], 'one width'),
     ('gemma4_e', 'attention.shared_kv_layers', 1, 'a layer with a window'),
     ('gemma4_e', 'feed_forward_length', [48, 48, 96, 96, 96], 'one width'),

@@ -24,7 +24,7 @@ from tokenizers import (
 )
 
 from vtokens.host import errors
-from vtokens.models.tokenizers import gguf_tokenizer
+from vtokens.models.tokenizers import gguf_patterns
 from vtokens.models.tokenizers import tokenizer as tokenizer_lib
 
 CHATML = (
@@ -340,7 +340,7 @@ class TestGGUF:
     assert smollm2.eos_id == reference.eos_token_id
 
   @pytest.mark.parametrize(
-    'pre', [names[0] for names in gguf_tokenizer.PRE_TOKENIZERS]
+    'pre', [names[0] for names in gguf_patterns.PRE_TOKENIZERS]
   )
   def test_pre_tokenizer_equals_llama_cpp(self, pre, greedy_bpe, tmp_path):
     path = _write_gguf(tmp_path / 'x.gguf', model='gpt2', pre=pre, **greedy_bpe)
@@ -355,7 +355,7 @@ class TestGGUF:
 
   def test_pre_tokenizers_differ(self, greedy_bpe, tmp_path):
     ids = []
-    for names in gguf_tokenizer.PRE_TOKENIZERS:
+    for names in gguf_patterns.PRE_TOKENIZERS:
       path = _write_gguf(
         tmp_path / 'x.gguf', model='gpt2', pre=names[0], **greedy_bpe
       )

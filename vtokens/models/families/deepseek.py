@@ -61,6 +61,7 @@ class Deepseek(LatentFamily):
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     super().read_gguf(metadata, values)
+    latent_fields.check_gguf_scaling(metadata, values)
     expert_fields.read_gguf(
       metadata, values, 'n_routed_experts', 'moe_intermediate_size'
     )
@@ -81,7 +82,7 @@ class DeepseekV2(Deepseek):
     'latent attention; experts after the first layers, also an MLP for all '
     'tokens',
     5.6e-06,
-    'no (tokenizer)',
+    'yes, as `deepseek_v3`',
   )
   architecture = 'DeepseekV2ForCausalLM'
   implied: Mapping[str, Any] = {'scoring_func': 'softmax', 'moe_layer_freq': 1}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # Number that bounds lists of experts, which are made before the shapes of the
 # weights confirm it.
 _MOST = 1 << 16
+# Values of `expert_gating_func` in GGUF files.
+SOFTMAX, SIGMOID = 1, 2
 # Fields that concern training alone.
 _TRAINING = (
   'output_router_logits',
@@ -248,3 +250,22 @@ def read_gguf_scores(metadata: 'Metadata', values: dict[str, Any]) -> None:
     ),
     'n_shared_experts': metadata.number('{arch}.expert_shared_count'),
   }
+
+
+def check_gguf_scores(
+  metadata: 'Metadata', expected: int, default: Any = ...
+) -> None:
+  """Raises if a GGUF file has other scores of experts.
+
+  Args:
+    metadata: metadata of the file.
+    expected: `SOFTMAX` or `SIGMOID`.
+    default: what llama.cpp takes if the file does not say it; `...` raises.
+
+  Raises:
+    errors.UserError: it has.
+  """
+  key = '{arch}.expert_gating_func'
+  found = metadata.number(key, default=default)
+  if found != expected:
+    raise metadata.unexpected(key, found, str(expected))

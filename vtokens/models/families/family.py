@@ -167,6 +167,14 @@ class Family(abc.ABC):
     """Form of GGUF files: their tensors under names like Hugging Face's."""
     return self.forms(config)[0]
 
+  def gguf_forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
+    """`gguf_form`, and the same with gates and ups of experts in one tensor."""
+    form = self.gguf_form(config)
+    joined = tensor_names.with_joined_gguf_experts(form.names)
+    if joined == form.names:
+      return (form,)
+    return form, dataclasses.replace(form, names=joined)
+
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     """Completes a config.json.
 

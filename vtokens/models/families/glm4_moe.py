@@ -1,11 +1,14 @@
 """GLM 4.5 to 4.7."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import expert_fields, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _SHARED = tensor_names.with_shared_expert(tensor_names.PRE_NORM)
 
@@ -21,6 +24,7 @@ class Glm4Moe(Family):
     5.4e-06,
   )
   architecture = 'Glm4MoeForCausalLM'
+  gguf = 'glm4moe'
   names = tensor_names.with_experts(_SHARED, 'mlp.')
   extra_layers = True
 
@@ -54,4 +58,23 @@ class Glm4Moe(Family):
       'use_qk_norm': config.qk_norm != 'none',
       'partial_rotary_factor': rotated / config.head_dim,
       'num_mtp_layers': 0,
+    }
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(tensor_names.with_gguf_experts(self.names))
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.partial_rotation(values)
+    expert_fields.read_gguf(
+      metadata, values, 'n_routed_experts', 'moe_intermediate_size'
+    )
+    expert_fields.read_gguf_scores(metadata, values)
+    expert_fields.check_gguf_scores(
+      metadata, expert_fields.SIGMOID, default=expert_fields.SIGMOID
+    )
+    values |= {
+      'use_qk_norm': metadata.has_tensor('blk.0.attn_q_norm.weight'),
+      'first_k_dense_replace': metadata.per_layer(
+        '{arch}.leading_dense_block_count', 1, 0
+      )[0],
     }

@@ -196,6 +196,35 @@ def read_gguf(metadata: 'Metadata', values: dict[str, Any]) -> None:
     raise metadata.unexpected(
       '{arch}.attention.key_length_mla', width, f'more than {rotated}'
     )
+  values |= {
+    'kv_lora_rank': rank,
+    'q_lora_rank': metadata.optional('{arch}.attention.q_lora_rank', int),
+    'qk_nope_head_dim': width - rotated,
+    'qk_rope_head_dim': rotated,
+    'v_head_dim': metadata.number(
+      '{arch}.attention.value_length_mla',
+      default=metadata.number(
+        '{arch}.attention.value_length',
+        default=values['hidden_size'] // values['num_attention_heads'],
+      ),
+    ),
+    # The file says that all queries share one latent.
+    'num_key_value_heads': values['num_attention_heads'],
+    'rope_interleave': True,
+  }
+  del values['head_dim']
+
+
+def check_gguf_scaling(metadata: 'Metadata', values: Mapping[str, Any]) -> None:
+  """Raises if a GGUF file of DeepSeek's architecture scales in another way.
+
+  Args:
+    metadata: metadata of the file.
+    values: fields of config.json.
+
+  Raises:
+    errors.UserError: transformers and llama.cpp would compute other numbers.
+  """
   scaling = values['rope_scaling']
   if scaling and _TEMPERATURE not in scaling:
     raise metadata.unexpected(
@@ -204,17 +233,3 @@ def read_gguf(metadata: 'Metadata', values: dict[str, Any]) -> None:
       'none, or yarn with rope.scaling.yarn_log_multiplier: llama.cpp computes '
       'others in another way',
     )
-  values |= {
-    'kv_lora_rank': rank,
-    'q_lora_rank': metadata.optional('{arch}.attention.q_lora_rank', int),
-    'qk_nope_head_dim': width - rotated,
-    'qk_rope_head_dim': rotated,
-    'v_head_dim': metadata.number(
-      '{arch}.attention.value_length_mla',
-      default=metadata.number('{arch}.attention.value_length'),
-    ),
-    # The file says that all queries share one latent.
-    'num_key_value_heads': values['num_attention_heads'],
-    'rope_interleave': True,
-  }
-  del values['head_dim']

@@ -1,12 +1,15 @@
 """MiniCPM3."""
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About
 from vtokens.models.families.latent_family import LatentFamily
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class MiniCPM3(LatentFamily):
@@ -19,6 +22,7 @@ class MiniCPM3(LatentFamily):
     1.9e-06,
   )
   architecture = 'MiniCPM3ForCausalLM'
+  gguf = 'minicpm3'
   # vLLM 0.32, model_executor/models/minicpm.py: `get_input_embeddings`.
   scales_lookup = True
 
@@ -41,3 +45,9 @@ class MiniCPM3(LatentFamily):
       scale_depth=depth,
       dim_model_base=round(config.embed_dim / config.logit_divisor),
     )
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    super().read_gguf(metadata, values)
+    del values['rope_interleave']
+    # llama.cpp's; no file says them (src/models/minicpm3.cpp).
+    values.update(scale_emb=12.0, scale_depth=1.4, dim_model_base=256)

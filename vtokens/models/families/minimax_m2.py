@@ -1,12 +1,15 @@
 """MiniMax M2."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import expert_fields, rope_json, tensor_names
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
 from vtokens.models.mlps.experts import Experts
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _CORRECTION = 'layers.mlp.correction'
 _LAYER = 'model.layers.{}.'
@@ -23,6 +26,7 @@ class MiniMaxM2(Family):
     6.4e-06,
   )
   architecture = 'MiniMaxM2ForCausalLM'
+  gguf = 'minimax-m2'
   names = tensor_names.with_experts(
     {
       **tensor_names.PRE_NORM,
@@ -69,3 +73,11 @@ class MiniMaxM2(Family):
     values['partial_rotary_factor'] = rotated / config.head_dim
     values['num_local_experts'] = rule.experts
     values['num_experts_per_tok'] = rule.active
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(tensor_names.with_gguf_experts(self.names))
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    metadata.partial_rotation(values)
+    expert_fields.read_gguf(metadata, values, 'num_local_experts')
+    expert_fields.check_gguf_scores(metadata, expert_fields.SIGMOID)

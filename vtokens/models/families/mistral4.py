@@ -1,16 +1,12 @@
 """Mistral Small 4, also inside Mistral Small's wrapper."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vtokens.models.decoder_config import (
-  DecoderConfig,
-  LayerKind,
-  QueryGrowth,
-  Rope,
-)
+from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
 from vtokens.models.families import (
   expert_fields,
   latent_fields,
+  query_growth,
   rope_json,
   tensor_names,
 )
@@ -18,7 +14,8 @@ from vtokens.models.families.config_json import Fields
 from vtokens.models.families.deepseek import Deepseek
 from vtokens.models.families.family import About
 
-_BETA, _LENGTH = 'llama_4_scaling_beta', 'original_max_position_embeddings'
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 
 class Mistral4(Deepseek):
@@ -32,6 +29,7 @@ class Mistral4(Deepseek):
     7.1e-06,
   )
   architecture = 'Mistral4ForCausalLM'
+  gguf = 'mistral4'
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
     split, joined = super().forms(config)
@@ -41,22 +39,17 @@ class Mistral4(Deepseek):
     latent_fields.check_width(f, 'qk_nope_head_dim', 'qk_rope_head_dim')
 
   def read_rope(self, f: Fields) -> Rope:
-    # transformers does not read the inner max_position_embeddings.
-    rope = rope_json.read(f, also=(_BETA, 'max_position_embeddings'))
+    rope = rope_json.read(f, also=query_growth.ALSO)
     if rope.type != 'yarn':
       raise f.fail('rope_type', "'yarn' (others: not supported)", rope.type)
     return rope
 
   def read_experts(self, f: Fields, kind: LayerKind) -> dict[str, Any]:
-    inner = f.get('rope_parameters') or {}
-    growth = QueryGrowth(
-      f.number(_BETA, float, inside=inner), f.number(_LENGTH, inside=inner)
-    )
     experts = expert_fields.grouped(
       f, normalised=f.boolean('norm_topk_prob'), floor=1e-20
     )
     return {
-      'query_growth': growth,
+      'query_growth': query_growth.read(f),
       'interleaved': f.boolean('rope_interleave'),
       'layer_pattern': expert_fields.with_experts(
         f, (kind,), experts, expert_fields.first_dense(f)
@@ -65,13 +58,16 @@ class Mistral4(Deepseek):
 
   def write(self, config: DecoderConfig, values: dict[str, Any]) -> None:
     super().write(config, values)
-    growth = config.query_growth
-    if growth is None:
-      raise AssertionError('Mistral 4 has it')
     values['rope_interleave'] = config.interleaved
     values['rope_parameters'] = {
       **values.pop('rope_scaling'),
       'rope_theta': values.pop('rope_theta'),
-      _BETA: growth.beta,
-      _LENGTH: growth.length,
+      **query_growth.written(config),
     }
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    super().read_gguf(metadata, values)
+    expert_fields.check_gguf_scores(
+      metadata, expert_fields.SOFTMAX, default=expert_fields.SOFTMAX
+    )
+    query_growth.read_gguf(metadata, values, length=...)

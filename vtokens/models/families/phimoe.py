@@ -31,6 +31,7 @@ class PhiMoe(Family):
     'experts, chosen by SparseMixer; longrope, norms that subtract the mean, '
     'biases',
     4.2e-06,
+    'no (llama.cpp has other formulas)',
   )
   architecture = 'PhimoeForCausalLM'
   names = tensor_names.with_experts(

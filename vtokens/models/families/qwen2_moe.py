@@ -1,6 +1,7 @@
 """Qwen 1.5 and 2 with experts."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import (
@@ -12,6 +13,10 @@ from vtokens.models.families import (
 )
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About, Family
+from vtokens.models.families.gguf_stored import Stored
+
+if TYPE_CHECKING:
+  from vtokens.models.files.gguf_metadata import Metadata
 
 _MLP = 'model.layers.{}.mlp.shared_expert'
 SHARED = {
@@ -34,6 +39,7 @@ class Qwen2Moe(Family):
     4.0e-06,
   )
   architecture = 'Qwen2MoeForCausalLM'
+  gguf = 'qwen2moe'
   names = tensor_names.with_experts(SHARED, 'mlp.')
 
   def forms(self, config: DecoderConfig) -> tuple[tensor_names.Form, ...]:
@@ -69,3 +75,30 @@ class Qwen2Moe(Family):
     values['shared_expert_intermediate_size'] = shared
     values['qkv_bias'] = config.qkv_bias
     del values['attention_bias']
+
+  def gguf_form(self, config: DecoderConfig) -> tensor_names.Form:
+    return tensor_names.Form(tensor_names.with_gguf_experts(self.names))
+
+  def gguf_stored(
+    self, config: DecoderConfig, name: str, shape: Sequence[int]
+  ) -> Stored:
+    if name.endswith('.shared_expert_gate.weight'):
+      # Older files have it without its axis of length 1.
+      return Stored(shape=(1, shape[-1]))
+    return super().gguf_stored(config, name, shape)
+
+  def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
+    dense = values['intermediate_size']
+    expert_fields.read_gguf(
+      metadata, values, 'num_experts', 'moe_intermediate_size'
+    )
+    values |= {
+      'shared_expert_intermediate_size': metadata.number(
+        '{arch}.expert_shared_feed_forward_length', default=dense
+      ),
+      'qkv_bias': values.pop('attention_bias', False),
+      # llama.cpp has experts in every layer, and such weights.
+      'norm_topk_prob': False,
+      'mlp_only_layers': [],
+      'decoder_sparse_step': 1,
+    }

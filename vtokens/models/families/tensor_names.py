@@ -301,6 +301,23 @@ def with_gguf_experts(names: Mapping[str, str]) -> Mapping[str, str]:
   }
 
 
+def with_joined_gguf_experts(names: Mapping[str, str]) -> Mapping[str, str]:
+  """The same with one tensor for all gates and ups, as some GGUF files have it.
+
+  Args:
+    names: what `with_gguf_experts` returns; others are returned as they are.
+  """
+  apart = _LAYER + 'mlp.experts.gate_proj.weight'
+  if names.get('layers.mlp.experts.gate') != apart:
+    return names
+  joined = _LAYER + 'mlp.experts.gate_up_proj'
+  return {
+    **names,
+    'layers.mlp.experts.gate': joined,
+    'layers.mlp.experts.up': joined,
+  }
+
+
 def without(names: Mapping[str, str], *paths: str) -> Mapping[str, str]:
   """Names without some parameters."""
   return {path: name for path, name in names.items() if path not in paths}

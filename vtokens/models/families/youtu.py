@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.families import latent_fields
 from vtokens.models.families.config_json import Fields
 from vtokens.models.families.family import About
 from vtokens.models.families.latent_family import LatentFamily
@@ -19,7 +20,7 @@ class Youtu(LatentFamily):
     'Youtu-LLM-2B',
     'latent attention',
     4.6e-06,
-    'no (tokenizer)',
+    'yes, as `deepseek_v3`',
   )
   architecture = 'YoutuForCausalLM'
 
@@ -33,6 +34,7 @@ class Youtu(LatentFamily):
 
   def read_gguf(self, metadata: 'Metadata', values: dict[str, Any]) -> None:
     super().read_gguf(metadata, values)
+    latent_fields.check_gguf_scaling(metadata, values)
     # Of experts, which it has not.
     for key in ('feed_forward_length', 'shared_count', 'weights_scale'):
       metadata.get('{arch}.expert_' + key)

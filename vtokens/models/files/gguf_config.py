@@ -9,6 +9,7 @@ import gguf
 from vtokens.host import errors
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry
+from vtokens.models.families.expert_fields import SIGMOID, SOFTMAX
 from vtokens.models.families.family import Family
 from vtokens.models.families.glm import Glm4Vision
 from vtokens.models.files.gguf_metadata import Metadata
@@ -21,10 +22,14 @@ _SAME_AS = {
   'qwen3vlmoe': 'qwen3moe',
   'nemotron_h_moe': 'nemotron_h',
 }
+# Architectures that llama.cpp runs with other formulas than the models have, so
+# that it is open which of them a file stands for.
+_OTHERWISE = {
+  'phimoe': 'llama.cpp (b11549) computes RMS norms and chooses experts by '
+  'softmax, the model subtracts means and chooses by SparseMixer',
+}
 # Architectures with YaRN's two weights of the logarithm.
-_LOG_SCALES = ('mistral3', 'deepseek2')
-# Values of `expert_gating_func`.
-_SOFTMAX, _SIGMOID = 1, 2
+_LOG_SCALES = ('mistral3', 'mistral4', 'deepseek2')
 # Settings of scaling besides the usual ones, and their values without effect.
 _NEUTRAL = {
   'attn_factor': 1.0,
@@ -58,6 +63,11 @@ def family_of(metadata: Metadata) -> Family:
     return families[_deepseek(metadata)]
   if name == 'glm4' and metadata.get('{arch}.rope.dimension_sections'):
     return Glm4Vision()
+  if name in _OTHERWISE:
+    raise errors.UserError(
+      f'{metadata.where}: general.architecture is {name!r}, not supported: '
+      f"{_OTHERWISE[name]}; give the model's Hugging Face directory"
+    )
   found = known.get(_SAME_AS.get(name, name))
   if found is None:
     raise errors.UserError(
@@ -190,7 +200,8 @@ def _rope_scaling(
         '{arch}.rope.scaling.attn_factor', float, 1.0
       ),
       'original_max_position_embeddings': metadata.number(
-        '{arch}.rope.scaling.original_context_length'
+        '{arch}.rope.scaling.original_context_length',
+        default=metadata.number('{arch}.context_length'),
       ),
     }
   if 'rope_freqs.weight' in tensors and kind == 'none':
@@ -282,17 +293,19 @@ def _deepseek(metadata: Metadata) -> str:
   """The `model_type` of a file of DeepSeek's architecture."""
   if not metadata.get('{arch}.expert_count'):
     return 'youtu'
+  if metadata.get('{arch}.attention.temperature_scale'):
+    return 'mistral4'  # Mistral Large 3.
   scores = metadata.get('{arch}.expert_gating_func')
   if scores is None:
     # As llama.cpp: GLM-4.7-Flash is told by its sizes.
     layers = metadata.get('{arch}.block_count')
     tokens = metadata.get('{arch}.vocab_size')
     flash = layers in (47, 48) and tokens == 154_880
-    scores = _SIGMOID if flash else _SOFTMAX
-  families = {_SOFTMAX: 'deepseek_v2', _SIGMOID: 'deepseek_v3'}
+    scores = SIGMOID if flash else SOFTMAX
+  families = {SOFTMAX: 'deepseek_v2', SIGMOID: 'deepseek_v3'}
   if scores not in families:
     raise metadata.unexpected(
-      '{arch}.expert_gating_func', scores, f'{_SOFTMAX} or {_SIGMOID}'
+      '{arch}.expert_gating_func', scores, f'{SOFTMAX} or {SIGMOID}'
     )
   return families[scores]
 

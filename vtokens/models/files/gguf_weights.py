@@ -25,10 +25,12 @@ _KNOWN = (
   ('.dt_bias', '.dt_proj.bias'),
   ('.e_score_correction_bias', '.e_score_correction.bias'),
 )
-# Ends of names that the gguf package does not know -> the file's.
+# Ends of names that the gguf package does not know, or not for every
+# architecture -> the file's.
 _UNLISTED = (
   ('.router.scale', 'ffn_gate_inp.scale'),
   ('.router.per_expert_scale', 'ffn_down_exps.scale'),
+  ('.experts.gate_up_proj', 'ffn_gate_up_exps.weight'),
 )
 _LAYER = re.compile(r'blk\.(\d+)\.')
 
@@ -115,7 +117,11 @@ class GGUFSource:
     arch = gguf.MODEL_ARCH_NAMES
     kind = next(key for key, name in arch.items() if name == self.architecture)
     table = gguf.get_tensor_name_map(kind, count)
-    templates = {*self._family.gguf_form(self.config).names.values()}
+    templates = {
+      name
+      for form in self._family.gguf_forms(self.config)
+      for name in form.names.values()
+    }
     for parts in self._family.gguf_joined(self.config).values():
       templates |= {part.name for part in parts}
     names: dict[str, str] = {}
@@ -169,10 +175,10 @@ class GGUFSource:
       return self._joined[name].read(rows)[:, columns]
     tensor, stored = self._tensors[name], self._stored[name]
     data = tensor.data
-    if data.ndim > 2:
+    if data.ndim != 2:
       data = data.reshape(-1, data.shape[-1])
     order = rows if stored.rows is None else stored.rows[rows]
-    if data.ndim > 1 and len(self._shapes[name]) > 1:
+    if len(self._shapes[name]) > 1:
       array = dequantised(tensor, data[order], self.where)
       kept = columns if stored.columns is None else stored.columns[columns]
       array = array[:, kept]

@@ -32,7 +32,7 @@ def weights_of(
   forms = [
     _weights_in(config, form) for form in _forms_with_names(config, found)
   ]
-  fitting = (
+  fitting = [
     weights
     for weights in forms
     if all(
@@ -40,8 +40,15 @@ def weights_of(
       for weight, _ in weights.values()
       for name in weight.names
     )
+  ]
+  return min(
+    fitting or forms[:1],
+    key=lambda weights: sum(
+      name not in found
+      for weight, _ in weights.values()
+      for name in weight.names
+    ),
   )
-  return next(fitting, forms[0])
 
 
 def _weights_in(
@@ -87,7 +94,7 @@ def _forms_with_names(
   """The forms of a family's files whose names a source has."""
   family = registry.family_of(config)
   first, *others = family.forms(config)
-  others.append(family.gguf_form(config))
+  others.extend(family.gguf_forms(config))
   forms = []
   for form in others:
     # Names of tensors that the usual form does not have.

@@ -1,14 +1,14 @@
 """The tokenizer that a GGUF file describes, built without PyTorch.
 
 A GGUF file holds no `tokenizer.json`. It names the kind of tokenizer and the
-pre-tokenizer, and lists tokens, merges or scores. llama.cpp defines the names
-(src/llama-vocab.cpp), so this tokenizer makes the same ids as llama.cpp.
+pre-tokenizer (`gguf_patterns`), and lists tokens, merges or scores. llama.cpp
+defines the names, so this tokenizer makes the same ids as llama.cpp.
 """
 
 import mmap
 import os
 import struct
-from typing import Any, NamedTuple
+from typing import Any
 
 import transformers
 from tokenizers import (
@@ -24,116 +24,10 @@ from tokenizers import (
 
 from vtokens.host import errors
 from vtokens.models.files import gguf_header
+from vtokens.models.tokenizers.gguf_patterns import BY_NAME
 
 # llama.h: llama_token_type.
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
-
-_GPT2 = (
-  r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
-  r'|\s+(?!\S)|\s+'
-)
-_LLAMA3 = (
-  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-  r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
-_QWEN2 = _LLAMA3.replace(r'\p{N}{1,3}', r'\p{N}')
-_QWEN35 = _QWEN2.replace(r'?\p{L}+', r'?[\p{L}\p{M}]+').replace(
-  r' ?[^\s\p{L}\p{N}]', r' ?[^\s\p{L}\p{M}\p{N}]'
-)
-_SEED = _QWEN2.replace(r' ?[^\s\p{L}\p{N}]+[\r\n]*', r' ?[^\s\p{L}\p{N}\r\n]+')
-# Punctuation and letters, punctuation, spaces.
-_DEEPSEEK = (
-  r'[!"#$%&\'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+'
-  r'|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*'
-  r'|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
-_FALCON = _GPT2.replace(r'|\s+(?!\S)|\s+', r'|\s+(?!\S)')
-
-
-def _cased(ending: str, digits: str) -> str:
-  """A pattern that splits words where capitals follow small letters.
-
-  llama.cpp takes letters beyond ASCII for both. The pattern of the models
-  themselves knows their case.
-
-  Args:
-    ending: pattern of what may follow a word.
-    digits: pattern of numbers.
-  """
-  start = r'[^\r\n\p{L}\p{N}]?'
-  capital, small = r'(?:(?=\p{L})[^a-z])', r'(?:(?=\p{L})[^A-Z])'
-  return (
-    f'{start}{capital}*{small}+{ending}|{start}{capital}+{small}*{ending}'
-    rf'|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-  )
-
-
-class _Pre(NamedTuple):
-  """How byte-level BPE splits a text before merging.
-
-  Attributes:
-    splits: patterns, applied in turn. Matches become pieces, and so does the
-      text between matches.
-    ignore_merges: whether a piece that is a token is taken whole.
-    add_bos: whether bos precedes a text if the file does not say.
-  """
-
-  splits: tuple[str, ...]
-  ignore_merges: bool = False
-  add_bos: bool = False
-
-
-# Keys: names of `tokenizer.ggml.pre`. Each is tested against llama.cpp, whose
-# ids they give, even where the model's own tokenizer gives others.
-PRE_TOKENIZERS = {
-  ('gpt-2', 'phi-2', 'olmo', 'mpt', 'exaone4', 'granite-docling'): _Pre(
-    (_GPT2,)
-  ),
-  (
-    'smollm',
-    'starcoder',
-    'refact',
-    'command-r',
-    'codeshell',
-    'exaone',
-    'minerva-7b',
-  ): _Pre((r'\p{N}', _GPT2)),
-  (
-    'llama-bpe',
-    'llama3',
-    'llama-v3',
-    'falcon3',
-    'falcon-h1',
-    'pixtral',
-    'midm-2.0',
-    'lfm2',
-  ): _Pre((_LLAMA3,), ignore_merges=True, add_bos=True),
-  ('dbrx', 'smaug-bpe', 'glm4', 'chatglm-bpe'): _Pre((_LLAMA3,)),
-  (
-    'qwen2',
-    'deepseek-r1-qwen',
-    'stablelm2',
-    'megrez',
-    'hunyuan',
-  ): _Pre((_QWEN2,)),
-  ('qwen35',): _Pre((_QWEN35,)),
-  ('seed-coder',): _Pre((_SEED,)),
-  # Mistral Nemo, Small 3, Ministral 3.
-  ('tekken',): _Pre((_cased('', r'\p{N}'),), ignore_merges=True, add_bos=True),
-  # Phi-4 mini.
-  ('gpt-4o', 'llama4', 'kanana2'): _Pre(
-    (_cased(r"(?:'(?:[sStTmMdD]|[rRvV][eE]|[lL][lL]))?", r'\p{N}{1,3}'),)
-  ),
-  ('hunyuan-dense', 'deepseek-v3'): _Pre(
-    (r'\p{N}{1,3}', '[一-龥぀-ゟ゠-ヿ]+', _DEEPSEEK)
-  ),
-  ('falcon',): _Pre((r'[\p{P}\$\+<=>\^~\|`]+', _FALCON, '[0-9][0-9][0-9]')),
-  # llama.cpp's choice for files whose converter knew no name.
-  ('default',): _Pre(
-    (r'[\p{P}\$\+<=>\^~\|]+', _GPT2, r'\p{N}+', '[0-9][0-9][0-9]')
-  ),
-}
-_PRE = {name: pre for names, pre in PRE_TOKENIZERS.items() for name in names}
 
 # GGUF value types; types of fixed size have a struct code.
 _STRING, _ARRAY = 8, 9
@@ -239,12 +133,12 @@ def _byte_level(
 ) -> tuple[Tokenizer, bool]:
   """Byte-level BPE, and whether bos goes first if the file does not say."""
   name = metadata.get('tokenizer.ggml.pre', ..., str)
-  if name not in _PRE:
+  if name not in BY_NAME:
     raise metadata.error(
       f'tokenizer.ggml.pre is {name!r}, not supported; supported: '
-      + ', '.join(sorted(_PRE))
+      + ', '.join(sorted(BY_NAME))
     )
-  pre = _PRE[name]
+  pre = BY_NAME[name]
   merges = metadata.values_of('tokenizer.ggml.merges', str)
   pairs = (merge.partition(' ') for merge in merges)
   backend = metadata.bpe(

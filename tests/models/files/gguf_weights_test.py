@@ -460,16 +460,17 @@ def test_a_factor_without_a_type_is_linear(tmp_path, tensors, key):
 
 
 def test_other_architecture(tmp_path, tensors):
-  path = _write(tmp_path / 'x.gguf', tensors, architecture='qwen2moe')
+  path = _write(tmp_path / 'x.gguf', tensors, architecture='dbrx')
   with pytest.raises(errors.UserError) as e:
     gguf_weights.GGUFSource(path)
   assert str(e.value) == (
-    f"{path}: general.architecture is 'qwen2moe', not supported; supported: "
+    f"{path}: general.architecture is 'dbrx', not supported; supported: "
     'llama, qwen2, qwen3, phi3, gemma, gemma2, gemma3, smollm3, olmo2, '
     'seed_oss, mistral3, arcee, granite, command-r, cohere2, chatglm, glm4, '
-    'exaone4, ernie4_5, phi2, starcoder2, stablelm, nemotron, gptneox, falcon, '
-    'olmo, apertus, hunyuan-dense, exaone, jais2, qwen3moe, olmoe, gpt-oss, '
-    'granitemoe, qwen35, qwen35moe, qwen3next, deepseek2, gemma4, gemma3n, '
+    'exaone4, ernie4_5, phi2, starcoder2, stablelm, nemotron, gptneox, '
+    'falcon, olmo, apertus, hunyuan-dense, exaone, jais2, qwen3moe, '
+    'qwen2moe, olmoe, gpt-oss, glm4moe, minimax-m2, granitemoe, qwen35, '
+    'qwen35moe, qwen3next, deepseek2, mistral4, minicpm3, gemma4, gemma3n, '
     'lfm2, granitehybrid, nemotron_h, falcon-h1, qwen2vl, qwen3vl, '
     'qwen3vlmoe, nemotron_h_moe'
   )

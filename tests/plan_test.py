@@ -235,12 +235,21 @@ def test_what_is_advised_first(monkeypatch, quantize):
 
 
 @pytest.mark.parametrize(
-  'name, whole', [('v5p:8', 'v5p:2x2x2'), ('v5e:16', 'v5e:4x4')]
+  'name, whole, chips_of_it',
+  [
+    ('v5p:8', 'v5p:2x2x2', 8),
+    ('v5e:16', 'v5e:4x4', 16),
+    # These two count TensorCores.
+    ('v5p-16', 'v5p:2x2x2', 8),
+    ('v4-32', 'v4:2x2x4', 16),
+    ('v5litepod-16', 'v5e:4x4', 16),
+    ('v6e-8', 'v6e:2x4', 8),
+  ],
 )
-def test_a_slice_by_its_number_of_chips(name, whole):
+def test_a_slice_by_its_number_of_chips(name, whole, chips_of_it):
   found = aot.find_target(name)
   assert found.name == whole
-  assert len(found.devices) == int(name.split(':')[1])
+  assert len(found.devices) == chips_of_it
 
 
 def test_a_mesh_over_all_devices_is_not_advised():
@@ -262,7 +271,9 @@ def test_a_mesh_over_all_devices_is_not_advised():
   [
     (('v5e:4x5',), '--topology v5e:4x5: '),
     (('v9:2x2',), '--topology v9:2x2: '),
+    (('v9-8',), '--topology v9-8: expected a slice by its shape (v5e:4x4'),
     (('v5p:6',), '--topology v5p:6: expected a number of chips of 4, 8'),
+    (('v5p-6',), '--topology v5p-6: expected a number of chips of 4, 8'),
     (('',), '--topology is needed'),
     (('h100:9',), '--topology h100:9: expected h100:N'),
     (('h200:2x2',), '--topology h200:2x2: expected h200:N'),

@@ -123,8 +123,8 @@ if __name__ == '__main__':
   absl_flags.DEFINE_string(
     'topology',
     None,
-    'The slice, e.g. v5e:4x4, or its number of chips, e.g. v5p:8; or the '
-    'machine, e.g. h100:8.',
+    'The slice, e.g. v5e:4x4; its number of chips, e.g. v5p:8, or machine '
+    'type, e.g. v5p-16; or a machine with GPUs, e.g. h100:8.',
   )
   absl_flags.DEFINE_integer(
     'num_slices', 1, 'How many slices, joined by the network.', lower_bound=1

@@ -47,6 +47,10 @@ _CUBES = {
   512: '8x8x8',
 }
 _SLICES = {'v4': _CUBES, 'v5p': _CUBES, 'v5e': _FLAT, 'v6e': _FLAT}
+# Google's machine types -> libtpu's names. Numbers in those of v4 and v5p count
+# TensorCores, of which a chip has two.
+_MACHINE_TYPES = {'v5litepod': 'v5e', **{kind: kind for kind in _SLICES}}
+_TWO_CORES = ('v4', 'v5p')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +77,9 @@ def find_target(name: str, num_slices: int = 1) -> Target:
   """Finds the slice or machine of a name.
 
   Args:
-    name: libtpu's name of a slice, e.g. v5e:4x4, or its number of chips, e.g.
-      v5p:8; or a GPU and their number in the machine, e.g. h100:8.
+    name: libtpu's name of a slice, e.g. v5e:4x4; or its number of chips, e.g.
+      v5p:8; or Google's machine type, e.g. v5p-16; or a GPU and their number in
+      the machine, e.g. h100:8.
     num_slices: number of slices, joined by the data center's network.
 
   Raises:
@@ -105,10 +110,8 @@ def find_target(name: str, num_slices: int = 1) -> Target:
     )
   except RuntimeError as e:
     raise errors.UserError(
-      f'--topology {name}: {str(e).splitlines()[0]}; expected e.g. v5e:4x4, '
-      'v5p:2x2x4, v6e:4x4 or v4:2x2x4, or a number of chips, e.g. v5p:8, and '
-      "libtpu (pip install 'vtokens[plan]'); or "
-      f'{" or ".join(gpus.CARDS)} with their number, e.g. h100:8'
+      f'--topology {name}: {str(e).splitlines()[0]}; expected e.g. v5e:4x4 or '
+      "v5p:2x2x4, and libtpu (pip install 'vtokens[plan]')"
     ) from None
   devices: Sequence[Any] = found.devices
   kind = devices[0].device_kind
@@ -154,20 +157,36 @@ def _find_gpus(name: str, num_slices: int) -> Target:
 
 
 def _with_shape(name: str) -> str:
-  """The name of a slice with its shape in the place of its number of chips.
+  """The name of a slice with its shape, as libtpu wants it.
+
+  Args:
+    name: such a name; or with the number of chips in the place of the shape; or
+      Google's name of the machine type.
 
   Raises:
-    errors.UserError: the shape of a slice with so many chips is not known here.
+    errors.UserError: the name has another form, or the shape of a slice with so
+      many chips is not known here.
   """
-  kind, _, number = name.partition(':')
-  if kind not in _SLICES or not number.isdecimal():
+  if re.fullmatch(r'\w+:\d+(x\d+)+', name):
     return name
+  kind, _, number = name.partition(':')
+  if found := re.fullmatch(r'(\w+)-(\d+)', name):
+    kind = _MACHINE_TYPES.get(found[1], '')
+    cores = 2 if kind in _TWO_CORES else 1
+    number = f'{int(found[2]) / cores:g}'
+  if kind not in _SLICES or not number:
+    raise errors.UserError(
+      f'--topology {name}: expected a slice by its shape (v5e:4x4, v5p:2x2x4), '
+      'its number of chips (v5e:16, v5p:16) or its machine type (v5litepod-16, '
+      f'v5p-32), of {", ".join(_SLICES)}; or {" or ".join(gpus.CARDS)} with '
+      'their number (h100:8)'
+    )
   shapes = _SLICES[kind]
-  if int(number) not in shapes:
+  if number not in map(str, shapes):
     raise errors.UserError(
       f'--topology {name}: expected a number of chips of '
-      f'{", ".join(map(str, shapes))}; name another slice by its shape, e.g. '
-      f'{kind}:{shapes[4]}'
+      f'{", ".join(map(str, shapes))}, not {number}; name another slice by its '
+      f'shape, e.g. {kind}:{shapes[4]}'
     )
   return f'{kind}:{shapes[int(number)]}'
 

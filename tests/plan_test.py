@@ -264,6 +264,11 @@ def test_a_mesh_over_all_devices_is_not_advised():
   first, second, *_ = estimate.possible_changes(cfg, target)
   assert first == {'mesh.shape': (1, 16, 1)}
   assert second == {**first, 'train.accumulation_steps': 2}
+  # Rows are dealt to 4 chips, of which each has a quarter of every layer.
+  cfg.mesh.shape = (1, 4, 4)
+  cfg.data.batch_size, cfg.data.examples_per_row = 32, 4
+  first, *_ = estimate.possible_changes(cfg, target)
+  assert first == {'train.accumulation_steps': 2}
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,12 @@ def test_matrices_outside_of_the_layers():
   assert sum(m.weights for m in matrices.of_ends(streams)) == (
     256 * 64 + 2 * 3 * 256 * 256
   )
+  # Passages do not need the last ones.
+  unused = flops.matrix_weights(streams) - flops.passage_weights(streams)
+  later = matrices.of_layers(streams)[matrices.cached_layers(streams) :]
+  assert unused == 3 * 256 * 256 + sum(
+    m.active_weights for layer in later for m in layer.matrices
+  )
 
 
 def test_cache_of_passages():

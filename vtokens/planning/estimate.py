@@ -208,8 +208,10 @@ def possible_changes(
   if not cfg.train.remat:
     remat = {'train.remat': True}
     changes.append({**mesh, **remat})
+  # Rows are dealt to the devices along `data` and `fsdp`.
+  data, fsdp, _ = over_all if mesh else shape
   accumulation = cfg.train.accumulation_steps
-  while rows % (2 * accumulation * devices) == 0:
+  while rows % (2 * accumulation * data * fsdp) == 0:
     accumulation *= 2
     changes.append({**mesh, **remat, 'train.accumulation_steps': accumulation})
   if cfg.eval.batch_size > devices:

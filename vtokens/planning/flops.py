@@ -46,12 +46,12 @@ def matrix_weights(config: DecoderConfig, *, active: bool = True) -> int:
 def passage_weights(config: DecoderConfig) -> int:
   """Number of weights that a token of passages is multiplied with.
 
-  These are all but those of the layers after the last that has a cache.
+  These are all but those after the last layer that has a cache.
   """
-  later = matrices.of_layers(config)[matrices.cached_layers(config) :]
-  return matrix_weights(config) - round(
-    sum(m.active_weights for layer in later for m in layer.matrices)
-  )
+  layers = matrices.of_layers(config)[matrices.cached_layers(config) :]
+  later = [m for layer in layers for m in layer.matrices]
+  later += [m for m in matrices.of_ends(config) if m.after_layers]
+  return matrix_weights(config) - round(sum(m.active_weights for m in later))
 
 
 def train_flops(

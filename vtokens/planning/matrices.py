@@ -56,6 +56,11 @@ class Matrix:
     return self.name.split('.')[-1] not in _FOR_OUTPUTS
 
   @property
+  def after_layers(self) -> bool:
+    """Whether it joins the residual streams behind the last layer."""
+    return self.part == 'streams' and self.name.startswith('last.')
+
+  @property
   def weights(self) -> int:
     """Weights of all its matrices."""
     return self.count * self.inputs * self.outputs

@@ -1486,6 +1486,7 @@ def test_logits_equal_those_of_llama_cpp(case, tmp_path):
     ('qwen3_5', 'ssm.inner_size', 50, 'a multiple of 4 heads'),
     ('deepseek_v2', 'expert_group_count', 3, '1: llama.cpp chooses groups'),
     ('deepseek_v2', 'expert_gating_func', 3, '1 or 2'),
+    ('deepseek_v2', 'expert_weights_norm', True, 'false: weights of experts'),
     ('glm4_moe', 'expert_gating_func', 1, '2'),
     ('mistral4', 'expert_gating_func', 2, '1'),
     ('mistral4', 'attention.temperature_length', 64, '32'),

@@ -372,7 +372,12 @@ def test_fingerprint(tmp_path, weights, tensors):
     ),
     (
       {'llama.rope.dimension_count': 32},
-      'llama.rope.dimension_count is 32, not supported; expected 64',
+      'metadata llama.rope.dimension_count is 32, expected 64, all of them',
+    ),
+    (
+      {'llama.vision.block_count': 27},
+      'metadata llama.vision.block_count is of a part for images or sound, '
+      "which Ollama's files have beside the text model",
     ),
     ({'llama.expert_count': 8}, 'metadata llama.expert_used_count is missing'),
     (

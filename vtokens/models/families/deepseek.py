@@ -117,6 +117,13 @@ class DeepseekV2(Deepseek):
         values['n_group'],
         '1: llama.cpp chooses groups in another way than DeepSeek-V2',
       )
+    if values['norm_topk_prob']:
+      raise metadata.unexpected(
+        '{arch}.expert_weights_norm',
+        True,
+        'false: weights of experts that are chosen by softmax add up to less '
+        'than 1 in DeepSeek-V2',
+      )
     values['topk_method'] = 'greedy'
     del values['rope_interleave']
 

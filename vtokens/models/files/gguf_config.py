@@ -91,6 +91,42 @@ def read(
     errors.UserError: a value is missing, wrong or not supported, or a value
       that changes the numbers of the model is not used.
   """
+  heads = metadata.number('{arch}.attention.head_count')
+  embed_dim = metadata.number('{arch}.embedding_length')
+  head_dim = metadata.number(
+    '{arch}.attention.key_length', default=embed_dim // heads
+  )
+  values: dict[str, Any] = {
+    'model_type': family.model_type,
+    'vocab_size': _vocab_size(metadata, tensors),
+    'hidden_size': embed_dim,
+    'num_hidden_layers': _num_layers(family, metadata, len(tensors)),
+    'num_attention_heads': heads,
+    'head_dim': head_dim,
+    'max_position_embeddings': metadata.number('{arch}.context_length'),
+    'rope_theta': metadata.number('{arch}.rope.freq_base', float, 10_000.0),
+    'rope_scaling': _rope_scaling(metadata, tensors),
+    'sliding_window': metadata.optional('{arch}.attention.sliding_window', int),
+    'tie_word_embeddings': 'output.weight' not in tensors,
+  }
+  values |= _family_sizes(family, metadata, values)
+  original = 'original_max_position_embeddings'
+  if original in (values['rope_scaling'] or {}):
+    # Phi-3 has this field outside of `rope_scaling`.
+    values[original] = values['rope_scaling'][original]
+  if metadata.has_tensor('blk.0.attn_q.bias'):
+    values['attention_bias'] = True
+  family.read_gguf(metadata, values)
+  _check_head(metadata, values, head_dim)
+  config = registry.from_hf(values, metadata.where)
+  metadata.finish()
+  return config
+
+
+def _vocab_size(
+  metadata: Metadata, tensors: Mapping[str, gguf.ReaderTensor]
+) -> int:
+  """Rows of the embedding matrix."""
   where = metadata.where
   if 'token_embd.weight' not in tensors:
     raise errors.UserError(f'{where}: tensor token_embd.weight is missing')
@@ -100,83 +136,96 @@ def read(
       f'{where}: tensor token_embd.weight has the dimensions '
       f'{embedding.tolist()}, expected two'
     )
-  heads = metadata.number('{arch}.attention.head_count')
-  embed_dim = metadata.number('{arch}.embedding_length')
-  head_dim = metadata.number(
-    '{arch}.attention.key_length', default=embed_dim // heads
-  )
-  value_dim = metadata.number('{arch}.attention.value_length', default=head_dim)
-  layers = metadata.number('{arch}.block_count')
-  # Before lists of that length are made.
-  if layers > len(tensors):
-    raise metadata.unexpected(
-      '{arch}.block_count', layers, f'at most {len(tensors)}, as many tensors'
-    )
-  if family.predicts_further:
-    further = metadata.optional('{arch}.nextn_predict_layers', int) or 0
-    if further >= layers:
-      raise metadata.unexpected(
-        '{arch}.nextn_predict_layers', further, f'fewer than {layers} layers'
-      )
-    layers -= further
-  scaling = _rope_scaling(metadata, tensors)
+  # GGUF lists dimensions fastest first: [D, V].
+  return int(embedding[1])
 
-  def size(key: str, default: Any = ...) -> int:
+
+def _num_layers(family: Family, metadata: Metadata, most: int) -> int:
+  """Number of layers, without those that predict further tokens.
+
+  Args:
+    family: family of the file.
+    metadata: its metadata.
+    most: number of tensors. A larger number of layers is refused before lists
+      of that length are made.
+  """
+  layers: int = metadata.number('{arch}.block_count')
+  if layers > most:
+    raise metadata.unexpected(
+      '{arch}.block_count', layers, f'at most {most}, as many tensors'
+    )
+  if not family.predicts_further:
+    return layers
+  further = metadata.optional('{arch}.nextn_predict_layers', int) or 0
+  if further >= layers:
+    raise metadata.unexpected(
+      '{arch}.nextn_predict_layers', further, f'fewer than {layers} layers'
+    )
+  return layers - further
+
+
+def _family_sizes(
+  family: Family, metadata: Metadata, values: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Sizes whose keys or forms differ between families.
+
+  Args:
+    family: family of the file.
+    metadata: its metadata.
+    values: the other sizes.
+  """
+
+  def size(key: str, default: Any) -> int:
     name = '{arch}.' + key
     if key in family.gguf_by_layer:
+      layers = values['num_hidden_layers']
       return max(metadata.per_layer(name, layers, default), default=0)
     found: int = metadata.number(name, default=default)
     return found
 
-  # Converters leave it out where every layer has experts.
+  # Converters leave feed_forward_length out where every layer has experts.
   expert = metadata.contents(
     f'{metadata.architecture}.expert_feed_forward_length'
   )
   norm = 'rms_' if family.norm_eps == 'rms_norm_eps' else ''
   epsilon = family.gguf_epsilon or f'layer_norm_{norm}epsilon'
-  values: dict[str, Any] = {
-    'model_type': family.model_type,
-    # GGUF lists dimensions fastest first: [D, V].
-    'vocab_size': int(embedding[1]),
-    'hidden_size': embed_dim,
+  return {
     'intermediate_size': size('feed_forward_length', expert or ...),
-    'num_hidden_layers': layers,
-    'num_attention_heads': heads,
-    'num_key_value_heads': size('attention.head_count_kv', heads),
-    'head_dim': head_dim,
+    'num_key_value_heads': size(
+      'attention.head_count_kv', values['num_attention_heads']
+    ),
     family.norm_eps: metadata.number('{arch}.attention.' + epsilon, float),
-    'max_position_embeddings': metadata.number('{arch}.context_length'),
-    'rope_theta': metadata.number('{arch}.rope.freq_base', float, 10_000.0),
-    'rope_scaling': scaling,
-    'sliding_window': metadata.optional('{arch}.attention.sliding_window', int),
-    'tie_word_embeddings': 'output.weight' not in tensors,
   }
-  original = 'original_max_position_embeddings'
-  if scaling and original in scaling:
-    # Phi-3 has this field outside of `rope_scaling`.
-    values[original] = scaling[original]
-  if metadata.has_tensor('blk.0.attn_q.bias'):
-    values['attention_bias'] = True
-  family.read_gguf(metadata, values)
+
+
+def _check_head(
+  metadata: Metadata, values: Mapping[str, Any], head_dim: int
+) -> None:
+  """Raises if values have another width than keys, or a part is not rotated.
+
+  Families whose heads have several widths check these themselves.
+
+  Args:
+    metadata: metadata of the file.
+    values: fields of config.json, completed by the family.
+    head_dim: width of keys.
+  """
+  value_dim = metadata.number('{arch}.attention.value_length', default=head_dim)
   rotated = metadata.rotary_dim(head_dim)
-  # Families whose heads have several widths check these themselves.
-  if 'head_dim' in values and value_dim != head_dim:
+  if 'head_dim' not in values:
+    return
+  if value_dim != head_dim:
     raise metadata.unexpected(
       '{arch}.attention.value_length', value_dim, f'{head_dim}, as of keys'
     )
   if (
-    'head_dim' in values
-    and rotated != head_dim
+    rotated != head_dim
     and 'partial_rotary_factor' not in values
     and values.keys() & {'rope_theta', 'rope_parameters'}
   ):
-    raise errors.UserError(
-      f'{where}: {metadata.architecture}.rope.dimension_count is '
-      f'{rotated}, not supported; expected {head_dim}'
+    raise metadata.unexpected(
+      '{arch}.rope.dimension_count', rotated, f'{head_dim}, all of them'
     )
-  config = registry.from_hf(values, where)
-  metadata.finish()
-  return config
 
 
 def _rope_scaling(

@@ -30,6 +30,8 @@ _WITHOUT_EFFECT = {
 _MULTIMODAL = {
   *('qwen2vl', 'qwen3vl', 'qwen3vlmoe', 'glm4', 'qwen35', 'qwen35moe'),
 }
+# Beginnings of keys of parts that are not for text.
+_OTHER_PARTS = ('vision.', 'audio.', 'mm.')
 # Values without effect of other keys.
 _NEUTRAL = {
   'attention.causal': True,
@@ -273,6 +275,12 @@ class Metadata:
         continue
       if name == 'rope.dimension_sections' and self.architecture in _MULTIMODAL:
         continue
+      if name.startswith(_OTHER_PARTS):
+        raise errors.UserError(
+          f'{self.where}: metadata {key} is of a part for images or sound, '
+          "which Ollama's files have beside the text model; expected a file of "
+          "the text model alone, as llama.cpp's converter writes it"
+        )
       found = self.contents(key)
       if name not in _NEUTRAL or found != _NEUTRAL[name]:
         wanted = repr(_NEUTRAL[name]) if name in _NEUTRAL else 'none'

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -52,6 +53,12 @@ def test_the_page_has_the_tables():
   tables = supported.families(), supported.multimodal(), supported.quantised()
   for table in tables:
     assert table.markdown() in page
+
+
+def test_the_numbers_of_the_readme():
+  found = re.findall(r'^\| (\d+) ', (_ROOT / 'README.md').read_text(), re.M)
+  tables = supported.families(), supported.multimodal(), supported.quantised()
+  assert found == [str(len(table.rows)) for table in tables]
 
 
 def test_a_base_that_loads(tmp_path):

@@ -75,14 +75,14 @@ class Deployed:
   metadata: str = ''
 
 
-def _reference(library: str, case: str, scale: str) -> Deployed:
+def _reference(library: str, case: str, *scales: str) -> Deployed:
   """A model of a library's matrix.
 
   Args:
     library: name of the file of references.
     case: the matrix.
-    scale: end of the name of the scales. They become 0 in the first row of a
-      weight that has no values there; see `tiny_models.silence`.
+    *scales: ends of the names of the scales. They become 0 in the first row of
+      a weight that has no values there; see `tiny_models.silence`.
   """
   file = _REFERENCES / f'{library}.safetensors'
   with safetensors.safe_open(file, 'pt') as opened:
@@ -97,9 +97,10 @@ def _reference(library: str, case: str, scale: str) -> Deployed:
   def convert(weight: torch.Tensor) -> Parts:
     found = {name: part.clone() for name, part in parts.items()}
     if not weight[0].any():
-      # Files of GPTQ and AWQ are transposed.
-      row = (slice(None), 0) if 'qweight' in found else 0
-      found[scale][row] = 0
+      for scale in scales:
+        # Those of some formats are transposed.
+        transposed = found[scale].shape[1:] == (64,)
+        found[scale][(slice(None), 0) if transposed else 0] = 0
     if library == 'gptqmodel':
       # AutoGPTQ wrote one for every matrix.
       found['bias'] = torch.zeros(64)
@@ -142,6 +143,9 @@ CASES = {
   'gptq': _reference('gptqmodel', '4-16-sym-gptq-ordered', 'scales'),
   'nf4': _reference('bitsandbytes', 'nf4', 'weight.absmax'),
   'torchao': _reference('torchao', 'int8', '_weight_scale'),
+  'torchao_int4': _reference(
+    *('torchao', 'int4', '_weight_scale', '_weight_zero_point')
+  ),
   'mxfp4': Deployed(*(_mxfp4, {'quant_method': 'mxfp4'}, _GPT_OSS, _EXPERTS)),
 }
 

@@ -53,8 +53,7 @@ QUANTISED = {
 }
 
 
-# Cases with no feature that another case lacks: the whole test would tell
-# nothing new.
+# Cases with no feature that another case lacks.
 ALIASES = (
   *('internlm3', 'iquestcoder', 'seed_oss', 'cwm'),
   *('deepseek_v2_lite', 'deepseek_v3_halves', 'glm4_moe_lite', 'sarvam_mla'),
@@ -156,7 +155,7 @@ def test_logits_in_one_pass_and_in_parts(pair):
       )
 
 
-@_cases([*_OWN, *_QUANTISED], SAMPLE)
+@_cases(_ALL, SAMPLE)
 def test_logits_of_sequences_that_share_a_row(pair):
   """Two to a row: passages, then suffix with the cache, as in training."""
   (graph, params), reference, _ = pair
@@ -198,7 +197,7 @@ def test_logits_of_sequences_that_share_a_row(pair):
     )
 
 
-@_cases([*_OWN, *_QUANTISED], SAMPLE)
+@_cases(_ALL, SAMPLE)
 def test_greedy_continuations(pair):
   (graph, params), reference, directory = pair
   new_tokens = 32
@@ -246,7 +245,7 @@ def test_greedy_continuations(pair):
       text.append(token)
 
 
-@_cases([*_OWN, *_QUANTISED], SAMPLE)
+@_cases(_ALL, SAMPLE)
 def test_bf16_is_as_near_to_f32_as_torch(pair, request):
   (_, _), reference, directory = pair
   _, method = request.node.callspec.params['pair']

@@ -82,20 +82,51 @@ print(before, peak(), size)
 """
 
 
-def _write_large(directory: pathlib.Path, values, *, packed=False) -> None:
-  """Random weights; with `packed`, all experts in MXFP4."""
+def _mxfp4(name, shape, rng):
+  """All experts of a layer."""
+  experts, inputs, outputs = shape
+  shape = experts, outputs, inputs // 32
+  blocks = rng.integers(256, size=(*shape, 16), dtype=np.uint8)
+  scales = rng.integers(121, 125, size=shape, dtype=np.uint8)
+  return {f'{name}_blocks': blocks, f'{name}_scales': scales}
+
+
+def _gptq(name, shape, rng):
+  """A matrix whose groups of 128 inputs are anywhere."""
+  outputs, inputs = shape
+  groups = inputs // 128
+  parts = {
+    'qweight': rng.integers(1 << 31, size=(inputs // 8, outputs)),
+    'qzeros': np.full((groups, outputs // 8), 0x77777777),
+    'g_idx': rng.permutation(inputs) // 128,
+  }
+  parts = {end: part.astype(np.int32) for end, part in parts.items()}
+  parts['scales'] = np.full((groups, outputs), 0.01, np.float16)
+  return {
+    f'{name.removesuffix("weight")}{end}': part for end, part in parts.items()
+  }
+
+
+# `quantization_config`, ends of the names of what is quantised, and a function
+# from name, shape and generator to the stored tensors.
+MXFP4 = {'quant_method': 'mxfp4'}, ('gate_up_proj', 'down_proj'), _mxfp4
+ACT_ORDER = (
+  {'quant_method': 'gptq', 'bits': 4, 'group_size': 128, 'desc_act': True},
+  ('_proj.weight',),
+  _gptq,
+)
+
+
+def _write_large(directory: pathlib.Path, values, quantised=None) -> None:
+  """Random weights; `quantised` is one of the above."""
   rng = np.random.default_rng(0)
   shapes = stored_names.expected_shapes(registry.from_hf(values))
+  config, ends, convert = quantised or (None, (), None)
 
   def tensors(name):
-    shape = shapes[name]
-    if packed and name.endswith(('gate_up_proj', 'down_proj')):
-      experts, inputs, outputs = shape
-      shape = experts, outputs, inputs // 32
-      blocks = rng.integers(256, size=(*shape, 16), dtype=np.uint8)
-      scales = rng.integers(121, 125, size=shape, dtype=np.uint8)
-      return {f'{name}_blocks': blocks, f'{name}_scales': scales}
-    numbers = rng.integers(0, 1 << 14, shape, np.uint16)
+    if name.endswith(ends):
+      return convert(name, shapes[name], rng)
+    numbers = rng.integers(0, 1 << 14, shapes[name], np.uint16)
     return {name: numbers.view(ml_dtypes.bfloat16)}
 
   file_of = {}
@@ -110,8 +141,8 @@ def _write_large(directory: pathlib.Path, values, *, packed=False) -> None:
   (directory / directory_files.INDEX_FILE).write_text(
     json.dumps({'weight_map': file_of})
   )
-  if packed:
-    values = {**values, 'quantization_config': {'quant_method': 'mxfp4'}}
+  if config:
+    values = {**values, 'quantization_config': config}
   (directory / 'config.json').write_text(json.dumps(values))
 
 
@@ -131,8 +162,9 @@ def _load_and_measure(directory, method):
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-def test_peak_memory_of_loading_gigabytes(tmp_path):
-  _write_large(tmp_path, LARGE)
+@pytest.mark.parametrize('quantised', [None, ACT_ORDER], ids=['bf16', 'gptq'])
+def test_peak_memory_of_loading_gigabytes(quantised, tmp_path):
+  _write_large(tmp_path, LARGE, quantised)
   largest = LARGE['vocab_size'] * LARGE['hidden_size'] * 2
   for method, least in (('none', 3e9), ('int8', 1.6e9)):
     before, after, size = _load_and_measure(tmp_path, method)
@@ -147,7 +179,7 @@ def test_peak_memory_of_loading_gigabytes(tmp_path):
 def test_peak_memory_of_loading_experts(model_type, tmp_path):
   """Packed in MXFP4, and as gates and ups of all experts in one tensor."""
   values = {**EXPERTS, 'model_type': model_type}
-  _write_large(tmp_path, values, packed=model_type == 'gpt_oss')
+  _write_large(tmp_path, values, MXFP4 if model_type == 'gpt_oss' else None)
   count = values['num_local_experts'] * values['hidden_size']
   largest = 2 * count * 2 * values['intermediate_size']
   before, after, size = _load_and_measure(tmp_path, 'none')

@@ -90,16 +90,23 @@ def test_values_are_those_of_the_library(tmp_path, case):
     ('bitsandbytes-nf4', {'load_in_8bit': True}, 'load_in_4bit is True'),
     ('torchao-int8', {'metadata': '{}'}, 'metadata of the file does not say'),
     (
-      'torchao-int8',
-      {'metadata': '{"_type": "Int4Tensor", "_data": {"block_size": [1, 32]}}'},
-      'Int4Tensor of torchao, not supported',
+      'torchao-int4',
+      {
+        'metadata': '{"_type": "Int4TilePackedTo4dTensor", '
+        '"_data": {"block_size": [1, 32]}}'
+      },
+      'Int4TilePackedTo4dTensor of torchao, not supported',
     ),
     (
-      'torchao-int8',
-      {'quant_type': {'default': {'_type': 'Int4WeightOnlyConfig'}}},
-      r"quant_type is 'Int4WeightOnlyConfig', not supported; supported: int8",
+      'torchao-int4',
+      {'metadata': '{"_type": "Int4Tensor", "_data": {"block_size": [1, 48]}}'},
+      r'block_size in the metadata is \[1, 48\]',
     ),
-    ('torchao-int8', {'quant_type': 'int4_weight_only'}, 'quant_type is .int4'),
+    (
+      'torchao-int4',
+      {'metadata': '{"_type": "Int4Tensor", "_data": {"block_size": [1, 16]}}'},
+      r'_weight_scale is F32 .*expected .* of shape \[4, 64\]',
+    ),
     ('bitsandbytes-nf4', {'bnb_4bit_quant_storage': 'bfloat16'}, 'storage is'),
   ],
 )  # fmt: skip
@@ -129,6 +136,7 @@ def test_a_part_is_missing(tmp_path):
   for case, name in (
     ('gptqmodel-4-16-sym-gptq-ordered', 'g_idx'),
     ('autoawq-group-16', 'qzeros'),
+    ('torchao-int4', '_weight_zero_point'),
     ('bitsandbytes-nf4-double', 'weight.nested_absmax'),
   ):
     config, parts, _ = CASES[case]

@@ -98,7 +98,11 @@ FORMATS: Mapping[str, Kind] = {
     BitsAndBytes, 'nf4, fp4, double quantisation, int8', 'bitsandbytes'
   ),
   'mxfp4': Kind(MXFP4, 'experts as in gpt-oss', 'transformers'),
-  'torchao': Kind(TorchAO, 'int8 and float8 in safetensors', 'torchao'),
+  'torchao': Kind(
+    TorchAO,
+    'int8, float8 and int4 (plain, unpacked to int8) in safetensors',
+    'torchao',
+  ),
 }
 
 

@@ -68,7 +68,7 @@ class Grid:
     """Combines values with the numbers of their blocks, in place.
 
     Args:
-      operation: np.multiply or np.subtract.
+      operation: np.add, np.multiply or np.subtract.
       values: part of the matrix, float32, contiguous.
       rows: rows of the part.
       columns: its columns.

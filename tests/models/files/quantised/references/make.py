@@ -2,18 +2,21 @@
 
     pip install gptqmodel bitsandbytes torchao
     pip download --no-deps --no-binary :all: autoawq && tar xf autoawq-*.tar.gz
-    python make.py PATH_OF_AUTOAWQ
+    pip download --no-deps fbgemm-gpu-genai && unzip fbgemm_gpu_genai-*.whl
+    python make.py PATH_OF_AUTOAWQ PATH_OF_FBGEMM_GPU
 
 Each file has for each case the stored tensors of one matrix [64, 64], as
 CASE/END, its values by the library in float32, as CASE/expected, and in its
 metadata `quantization_config` of each case and the library's version.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
 import pathlib
 import sys
+import types
 
 import safetensors.torch
 import torch
@@ -80,7 +83,7 @@ def gptq():
     (8, 32, False, True, 'gptq'),
     (2, 16, False, False, 'gptq_v2'),
   ):
-    module = TorchLinear(
+    made = TorchLinear(
       *(bits, size, symmetric, ordered, SIZE, SIZE),
       register_buffers=True,
     )
@@ -92,14 +95,14 @@ def gptq():
     scale, zero = levels(width, bits, symmetric=symmetric, order=order)
     linear = torch.nn.Linear(SIZE, SIZE, bias=False, dtype=torch.float16)
     linear.weight.data = weight().half()
-    module.pack(linear, scale, zero, order.int())
-    module.post_init()
-    module.scales = module.scales.float()
-    expected = module.dequantize_weight().float().T
-    module.scales = module.scales.half()
+    made.pack(linear, scale, zero, order.int())
+    made.post_init()
+    made.scales = made.scales.float()
+    expected = made.dequantize_weight().float().T
+    made.scales = made.scales.half()
     if form == 'gptq':
       convert_gptq_v2_to_v1_format_module(
-        module, QuantizeConfig(bits=bits, group_size=size)
+        made, QuantizeConfig(bits=bits, group_size=size)
       )
     config = {
       'quant_method': 'gptq',
@@ -112,22 +115,23 @@ def gptq():
       'pack_dtype': 'int32',
     }
     parts = {
-      n: getattr(module, n) for n in ('qweight', 'qzeros', 'scales', 'g_idx')
+      n: getattr(made, n) for n in ('qweight', 'qzeros', 'scales', 'g_idx')
     }
     name = f'{bits}-{size}-{"sym" if symmetric else "asym"}-{form}'
     cases[name + ('-ordered' if ordered else '')] = config, parts, expected
   return cases
 
 
+def module(name, file):
+  """A module of a package that cannot be imported as a whole."""
+  spec = importlib.util.spec_from_file_location(name, file)
+  found = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(found)
+  return found
+
+
 def awq(path):
   """By AutoAWQ, whose package imports modules that newer libraries lack."""
-
-  def module(name, file):
-    spec = importlib.util.spec_from_file_location(name, file)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
   packing = module('packing', path / 'awq/utils/packing_utils.py')
   cases = {}
   for size in (16, 64):
@@ -195,45 +199,81 @@ def bitsandbytes():
   return cases
 
 
-def torchao():
-  """By the classes of its tensors."""
+def torchao(path):
+  """By the classes of its tensors.
+
+  Its class Int4Tensor quantises by a package for GPUs. The functions are the
+  same in fbgemm_gpu's file of Python code, whose imports are for GPUs, too.
+  torchao has the way back in Python.
+  """
   import transformers
+  from torchao.prototype.gptq.api import _int4_row_dequantize_zp
   from torchao.prototype.safetensors import safetensors_support
   from torchao.quantization import (
     Float8WeightOnlyConfig,
+    Int4WeightOnlyConfig,
     Int8DynamicActivationInt8WeightConfig,
+    Int8DynamicActivationIntxWeightConfig,
     Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    MappingType,
     PerGroup,
     quantize_,
   )
+  from torchao.quantization.quantize_.workflows.int4 import int4_tensor
 
+  gpu = 'fbgemm_gpu.experimental.gemm.triton_gemm.fp8_gemm'
+  sys.modules[gpu] = types.SimpleNamespace(quantize_fp8_row=None)
+  source = path / 'experimental/gen_ai/quantize.py'
+  int4_code = module('fbgemm_quantize', source)
+  int4_tensor.int4_row_quantize_zp = int4_code.int4_row_quantize_zp
+  int4_tensor.pack_int4 = int4_code.pack_int4
   cases = {}
   for name, settings in (
     ('int8', Int8WeightOnlyConfig()),
     ('int8-group', Int8WeightOnlyConfig(granularity=PerGroup(16))),
     ('int8-dynamic', Int8DynamicActivationInt8WeightConfig()),
     ('float8', Float8WeightOnlyConfig()),
+    ('int4', Int4WeightOnlyConfig(group_size=32)),
+    (
+      'intx-int4',
+      IntxWeightOnlyConfig(
+        torch.int4, PerGroup(16), mapping_type=MappingType.ASYMMETRIC
+      ),
+    ),
+    (
+      'int8-int4',
+      Int8DynamicActivationIntxWeightConfig(
+        weight_dtype=torch.int4, weight_granularity=PerGroup(32)
+      ),
+    ),
   ):
-    module = torch.nn.Sequential(torch.nn.Linear(SIZE, SIZE, bias=False))
-    module[0].weight.data = weight()
-    quantize_(module, settings)
+    model = torch.nn.Sequential(torch.nn.Linear(SIZE, SIZE, bias=False))
+    model[0].weight.data = weight()
+    quantize_(model, settings)
+    made = model[0].weight
     state, facts = safetensors_support.flatten_tensor_state_dict(
-      module.state_dict()
+      model.state_dict()
     )
     config = transformers.TorchAoConfig(settings).to_dict()
     parts = {end.removeprefix('0.'): tensor for end, tensor in state.items()}
     # The test puts it into the metadata of its file.
     config['metadata'] = facts['0.weight']
-    cases[name] = config, parts, module[0].weight.dequantize()
+    if name == 'int4':
+      codes, _, _ = int4_code.int4_row_quantize_zp(weight(), 32)
+      expected = _int4_row_dequantize_zp(codes, made.scale, made.zero_point, 32)
+    else:
+      expected = made.dequantize()
+    cases[name] = config, parts, expected
   return cases
 
 
 if __name__ == '__main__':
+  autoawq, fbgemm = map(pathlib.Path, sys.argv[1:])
   for library, make in (
     ('bitsandbytes', bitsandbytes),
     ('gptqmodel', gptq),
-    ('torchao', torchao),
+    ('torchao', functools.partial(torchao, fbgemm)),
   ):
     write(library, importlib.metadata.version(library), make())
-  source = pathlib.Path(sys.argv[1])
-  write('autoawq', source.name.partition('-')[2], awq(source))
+  write('autoawq', autoawq.name.partition('-')[2], awq(autoawq))

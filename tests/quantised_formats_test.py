@@ -158,7 +158,7 @@ def test_what_is_told(tmp_path, name):
   deployed_models.save(tmp_path / 'base', case)
   lines, loads = supported.describe(str(tmp_path / 'base'))
   assert loads
-  number = {'mxfp4': 4, 'experts': 32}.get(name, 14)
+  number = {'mxfp4': 4, 'experts': 32, 'latent': 28}.get(name, 14)
   assert f'; {number} of ' in '\n'.join(lines)
   # Plans need no weights.
   (tmp_path / 'base' / 'model.safetensors').unlink()

@@ -96,7 +96,13 @@ class LayerLoops:
     layer = functools.partial(
       self._layer, [*caches, *trained_caches], len(caches)
     )
-    policy = None if remat else partitioning.keep_products
+    checkpoint = functools.partial(
+      jax.checkpoint,
+      # Outside of loops XLA would join what is computed again with what was
+      # computed first, and keep it.
+      prevent_cse=not self._config.scan_layers,
+      policy=None if remat else partitioning.keep_products,
+    )
     made: list[LayerCache] = []
     for stacks in self._runs:
       bodies, inputs = [], []
@@ -107,10 +113,7 @@ class LayerLoops:
           stack.select,
           self._shared(stack, made, stored),
         )
-        # XLA could join what a layer outside of a loop computes again with what
-        # it computed first, and keep it.
-        alone = len(stack.numbers) == 1
-        bodies.append(jax.checkpoint(body, prevent_cse=alone, policy=policy))
+        bodies.append(checkpoint(body))
         parts = [part[stack.index] for part in stored]
         inputs.append(
           (nnx.state(stack.block), stack.entries, parts, self._own_of(stack))

@@ -97,3 +97,23 @@ def test_padding_gets_no_gradient_and_gives_none():
     np.testing.assert_allclose(
       found[:, :17], expected, rtol=0, atol=1e-5 * max(scale, 1)
     )
+
+
+@pytest.mark.parametrize('length', [8, 64])
+def test_gradients_do_not_depend_on_chunks(length):
+  """Chunks of one token have no triangular system."""
+  rng = np.random.default_rng(5)
+  inputs = [jnp.asarray(x) for x in _inputs(rng, 1, 70)]
+  positions = np.zeros((1, 70), np.int32)
+  weights = rng.normal(size=(1, 70, VALUES, C)).astype(np.float32)
+
+  def total(inputs, length):
+    y, states = _scan(
+      inputs, positions, None, None, None, count=1, length=length
+    )
+    return (weights * y).sum() + (states**2).sum()
+
+  found, expected = (jax.grad(total)(inputs, n) for n in (length, 1))
+  for one, other in zip(found, expected, strict=True):
+    scale = np.abs(other).max()
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(scale, 1))

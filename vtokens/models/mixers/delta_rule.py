@@ -17,6 +17,9 @@ from jaxtyping import Array, Float, Int
 from vtokens.models.mixers import packed_segments
 from vtokens.models.mixers.packed_segments import SegmentOrder
 
+# Width of blocks that are inverted by products of whole blocks.
+_SMALL = 8
+
 
 def scan(
   q: Float[Array, 'B T R A'],
@@ -106,21 +109,19 @@ def scan(
   return joined, states.reshape(rows, count, heads, size, width)
 
 
+@jax.custom_vjp
 def _unit_inverse(x: Float[Array, '*B Q Q']) -> Float[Array, '*B Q Q']:
   """The inverse of `I + strictly lower part of x`, for Q a power of two.
 
-  Pairs of inverted blocks of the diagonal are joined until there is one block.
+  Small blocks of the diagonal are inverted first. Pairs of inverted blocks are
+  then joined until there is one block.
   """
   size = x.shape[-1]
-  found = jnp.ones((*x.shape[:-2], size, 1, 1), x.dtype)
-  width = 1
+  width = min(size, _SMALL)
+  found = _small_inverse(_blocks(x, width, 0))
   while width < size:
-    pairs = x.reshape(
-      *x.shape[:-2], size // width // 2, 2 * width, size // width // 2, -1
-    )
-    blocks = jnp.moveaxis(jnp.diagonal(pairs, axis1=-4, axis2=-2), -1, -3)
     above, below = found[..., 0::2, :, :], found[..., 1::2, :, :]
-    corner = -_exact(_exact(below, blocks[..., width:, :width]), above)
+    corner = -_exact(_exact(below, _blocks(x, width, 1)), above)
     found = jnp.concatenate(
       [
         jnp.concatenate([above, jnp.zeros_like(above)], axis=-1),
@@ -130,6 +131,54 @@ def _unit_inverse(x: Float[Array, '*B Q Q']) -> Float[Array, '*B Q Q']:
     )
     width *= 2
   return found[..., 0, :, :]
+
+
+def _small_inverse(x: Float[Array, '*B W W']) -> Float[Array, '*B W W']:
+  """`_unit_inverse` of small matrices: the same by products of whole ones.
+
+  Arrays of single numbers and of pairs compile slowly, above all for TPUs.
+  """
+  size = x.shape[-1]
+  numbers = jnp.arange(size)
+  found = jnp.broadcast_to(jnp.eye(size, dtype=x.dtype), x.shape)
+  width = 1
+  while width < size:
+    block = numbers // width
+    odd = block[:, None] % 2 == 1
+    corner = odd & (block[:, None] == block[None, :] + 1)
+    part = jnp.where(corner, x, 0)
+    found = found - (part if width == 1 else _exact(_exact(found, part), found))
+    width *= 2
+  return found
+
+
+def _blocks(
+  x: Float[Array, '*B Q Q'], width: int, below: int
+) -> Float[Array, '*B P W W']:
+  """Blocks of the diagonal, or the one below the diagonal of each pair."""
+  starts = range(0, x.shape[-1], width * (1 + below))
+  return jnp.stack(
+    [
+      x[..., at + below * width : at + (1 + below) * width, at : at + width]
+      for at in starts
+    ],
+    axis=-3,
+  )
+
+
+def _unit_inverse_forward(x: Array) -> tuple[Array, Array]:
+  found = _unit_inverse(x)
+  return found, found
+
+
+def _unit_inverse_backward(found: Array, gradient: Array) -> tuple[Array]:
+  # The derivative of an inverse Y is -Y dX Y.
+  turned = jnp.swapaxes(found, -1, -2)
+  whole = _exact(_exact(turned, gradient), turned)
+  return (-jnp.tril(whole, -1),)
+
+
+_unit_inverse.defvjp(_unit_inverse_forward, _unit_inverse_backward)
 
 
 def _exact(x: Float[Array, '*B Q Q'], y: Float[Array, '*B Q Q']) -> Array:

@@ -117,6 +117,28 @@ def test_what_is_not_supported(tmp_path, case, fields, message):
 
 
 @pytest.mark.parametrize(
+  'case', ['gptqmodel-4-32-asym-gptq', 'autoawq-group-16']
+)
+def test_fields_of_auto_round(tmp_path, case):
+  """It writes both formats, with fields of its own."""
+  config, parts, expected = CASES[case]
+  fields = {
+    'autoround_version': '0.16.1',
+    'provider': 'auto-round',
+    'data_type': 'int',
+    'iters': 200,
+    'enable_quanted_input': False,
+    'low_gpu_mem_usage': True,
+  }
+  source = _open(tmp_path, {**config, **fields}, parts)
+  found = source.read(f'{NAME}.weight')
+  assert found.tobytes() == expected.numpy().tobytes()
+  for name, value in (('data_type', 'mx_fp'), ('act_bits', 8)):
+    with pytest.raises(errors.UserError, match=rf'config\.{name} is '):
+      _open(tmp_path, {**config, **fields, name: value}, parts)
+
+
+@pytest.mark.parametrize(
   ('case', 'file'),
   [
     ('gptqmodel-4-32-sym-gptq', 'quantize_config.json'),

@@ -7,7 +7,12 @@ packed along the outputs, eight to a word in the order 0, 2, 4, 6, 1, 3, 5, 7.
 from collections.abc import Mapping
 from typing import Any
 
-from vtokens.models.files.quantised import gptq, packed, transposed
+from vtokens.models.files.quantised import (
+  auto_round,
+  gptq,
+  packed,
+  transposed,
+)
 from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.quantised.settings import Settings
 from vtokens.models.files.quantised.stored import Stored
@@ -56,6 +61,7 @@ class AWQ:
     settings.one_of('method', ('awq',), 'awq')
     self.skipped = settings.texts('modules_to_not_convert')
     settings.absent('dynamic', 'activation', 'adapter', 'rotation')
+    auto_round.check(settings)
     settings.ignore(*_OTHERS)
     settings.finish()
     groups = f'groups of {self._group}' if self._group > 0 else 'channels'

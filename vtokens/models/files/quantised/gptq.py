@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vtokens.host import errors
-from vtokens.models.files.quantised import packed, transposed
+from vtokens.models.files.quantised import auto_round, packed, transposed
 from vtokens.models.files.quantised.packed import Packed
 from vtokens.models.files.quantised.settings import Settings
 from vtokens.models.files.quantised.stored import Stored
@@ -63,6 +63,7 @@ class GPTQ:
       )
     self.skipped = settings.texts('modules_to_not_convert')
     settings.absent('activation', 'adapter', 'rotation', 'is_marlin_format')
+    auto_round.check(settings)
     settings.ignore(*_OTHERS)
     settings.finish()
     groups = f'groups of {self._group}' if self._group > 0 else 'channels'

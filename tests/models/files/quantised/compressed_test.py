@@ -52,6 +52,27 @@ def test_scales_in_16_bits(tmp_path, dtype):
     assert torch.equal(ours.to(dtype), theirs)
 
 
+@pytest.mark.parametrize('name', ['int8-channel', 'fp8-tensor', 'w4a16'])
+def test_the_status_of_older_files(tmp_path, name):
+  """Their weights are compressed all the same, or else refused."""
+  case = CASES[name]
+  config = {**case.config, 'quantization_status': 'frozen'}
+  sizes = {'num_hidden_layers': 1}
+  packed = quantised_models.save(tmp_path, convert(case), config, **sizes)
+  source = hf_directory.SafetensorsSource(tmp_path)
+  for weight, parts in packed.items():
+    expected = reference(case, parts).numpy()
+    assert source.read(weight).tobytes() == expected.tobytes()
+
+  def kept(weight):
+    scale = convert(case)(weight)['weight_scale']
+    return {'weight': weight, 'weight_scale': scale}
+
+  quantised_models.save(tmp_path, kept, config, **sizes)
+  with pytest.raises(errors.UserError, match=r'weight is F32|no weight_packed'):
+    hf_directory.SafetensorsSource(tmp_path)
+
+
 def test_groups_in_any_order(tmp_path):
   """`g_idx`, which the library's version 0.16 still read."""
   case = CASES['w4a16-zeros']
@@ -134,7 +155,7 @@ def _group(**fields):
   [
     (_config(format='marlin-24'), r'quantization_config\.format is'),
     (_config(kv_cache_scheme={'num_bits': 8}), r'kv_cache_scheme is'),
-    (_config(quantization_status='frozen'), r'quantization_status is'),
+    (_config(quantization_status='calibration'), r'quantization_status is'),
     (_config(transform_config={'groups': {'R1': 1}}), r'transform_config is'),
     (_config(sparsity_config={'format': 'sparse'}), r'sparsity_config.format'),
     (_config(other=1), r'quantization_config\.other is 1'),

@@ -76,7 +76,10 @@ class CompressedTensors:
   def __init__(self, settings: Settings, metadata: Mapping[str, str]):
     del metadata
     form = settings.one_of('format', (*_FORMATS, 'mixed-precision'), '')
-    settings.one_of('quantization_status', ('compressed',), 'compressed')
+    # Files of 2024 say frozen. Types of the tensors tell what is stored.
+    settings.one_of(
+      'quantization_status', ('compressed', 'frozen'), 'compressed'
+    )
     settings.absent(
       'kv_cache_scheme', 'transform_config', 'moe_sparsity_config'
     )

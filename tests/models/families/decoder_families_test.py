@@ -245,7 +245,7 @@ def test_greedy_continuations(pair):
       text.append(token)
 
 
-@_cases(_ALL, SAMPLE)
+@_cases([*_OWN, *_QUANTISED], SAMPLE)
 def test_bf16_is_as_near_to_f32_as_torch(pair, request):
   (_, _), reference, directory = pair
   _, method = request.node.callspec.params['pair']

@@ -180,6 +180,11 @@ def _quantised(source: TensorSource) -> list[str]:
       'servers may quantise the inputs of products, too '
       f'({source.format.activations}); vtokens does not'
     )
+  if source.format.cache:
+    lines.append(
+      f'servers may quantise keys and values ({source.format.cache}); vtokens '
+      'does not'
+    )
   return lines
 
 

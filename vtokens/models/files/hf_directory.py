@@ -87,6 +87,8 @@ class SafetensorsSource:
         self._add(tensor)
     self.format = read_format(directory, metadata)
     if self.format is not None:
+      if self.format.cache:
+        self._leave_out(formats.CACHE_ENDINGS)
       self._pack(self.format)
     for tensor in self._plain.values():
       _check_float(tensor, self.format)
@@ -114,6 +116,13 @@ class SafetensorsSource:
         'weight of the text part; remove one of them'
       )
     self._plain[name] = tensor
+
+  def _leave_out(self, endings: tuple[str, ...]) -> None:
+    self._plain = {
+      name: one
+      for name, one in self._plain.items()
+      if not name.endswith(endings)
+    }
 
   def _pack(self, form: formats.Format) -> None:
     """Puts the tensors of each quantised weight together."""

@@ -73,6 +73,15 @@ def test_the_status_of_older_files(tmp_path, name):
     hf_directory.SafetensorsSource(tmp_path)
 
 
+def test_quantised_keys_and_values(tmp_path):
+  case = CASES['fp8-tensor']
+  scheme = {'num_bits': 8, 'type': 'float', 'strategy': 'tensor'}
+  config = {**case.config, 'kv_cache_scheme': {**scheme, 'dynamic': False}}
+  quantised_models.save(tmp_path, convert(case), config, num_hidden_layers=1)
+  source = hf_directory.SafetensorsSource(tmp_path)
+  assert source.format.cache == 'float8, static scales'
+
+
 def test_groups_in_any_order(tmp_path):
   """`g_idx`, which the library's version 0.16 still read."""
   case = CASES['w4a16-zeros']
@@ -154,7 +163,7 @@ def _group(**fields):
   ('config', 'message'),
   [
     (_config(format='marlin-24'), r'quantization_config\.format is'),
-    (_config(kv_cache_scheme={'num_bits': 8}), r'kv_cache_scheme is'),
+    (_config(kv_cache_scheme=8), r'kv_cache_scheme is 8, expected an object'),
     (_config(quantization_status='calibration'), r'quantization_status is'),
     (_config(transform_config={'groups': {'R1': 1}}), r'transform_config is'),
     (_config(sparsity_config={'format': 'sparse'}), r'sparsity_config.format'),

@@ -8,6 +8,7 @@ import torch
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from vtokens.host import errors
+from vtokens.models import supported
 from vtokens.models.files import hf_directory
 
 Q = 'model.layers.0.self_attn.q_proj'
@@ -94,13 +95,34 @@ def test_blocks_that_do_not_divide_a_matrix(tmp_path):
       assert source.read(weight)[row, column] == expected
 
 
+def test_scales_of_keys_and_values_are_left_out(tmp_path):
+  def convert(weight):
+    parts = quantised_models.fp8(weight, weight.shape)
+    return {'weight': parts['weight'], 'weight_scale': parts['scale'].clone()}
+
+  config = {**CONFIG, 'kv_cache_scheme': 'static'}
+  quantised_models.save(tmp_path, convert, config, num_hidden_layers=1)
+  before = hf_directory.SafetensorsSource(tmp_path)
+  file = tmp_path / 'model.safetensors'
+  tensors = {n: t.clone() for n, t in safetensors.torch.load_file(file).items()}
+  for name in ('k_scale', 'v_scale', 'k_proj.output_scale'):
+    tensors[f'model.layers.0.self_attn.{name}'] = torch.ones(())
+  safetensors.torch.save_file(tensors, file)
+  source = hf_directory.SafetensorsSource(tmp_path)
+  quantised_models.check(source, tmp_path)
+  assert source.shapes() == before.shapes()
+  lines, loads = supported.describe(str(tmp_path))
+  assert loads
+  assert 'keys and values (FP8, static scales); vtokens' in '\n'.join(lines)
+
+
 @pytest.mark.parametrize(
   ('config', 'message'),
   [
     ({'fmt': 'e5m2'}, 'quantization_config.fmt is'),
     ({'activation_scheme': 'other'}, 'quantization_config.activation_scheme'),
     ({'weight_block_size': [128]}, 'quantization_config.weight_block_size'),
-    ({'kv_cache_scheme': {'num_bits': 8}}, 'quantization_config.kv_cache_sch'),
+    ({'kv_cache_scheme': 'other'}, 'quantization_config.kv_cache_scheme is'),
     ({'rotation': 'hadamard'}, 'quantization_config.rotation is'),
     ({'weight_block_size': [16, 16]}, '_proj.weight_scale is F32'),
     ({'quant_method': 'fp9'}, 'quantization_config.quant_method is'),

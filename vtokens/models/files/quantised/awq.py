@@ -41,6 +41,7 @@ class AWQ:
   weight_ending = '.weight'
   endings = packed.endings(('weight', 'qweight', 'qzeros', 'scales'))
   activations = ''
+  cache = ''
 
   def __init__(self, settings: Settings, metadata: Mapping[str, str]):
     del metadata

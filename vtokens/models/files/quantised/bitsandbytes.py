@@ -31,6 +31,7 @@ class BitsAndBytes:
   """
 
   weight_ending = '.weight'
+  cache = ''
   endings: tuple[str, ...] = (
     *('.weight', '.SCB', '.weight_format', '.weight.absmax'),
     *('.weight.quant_map', '.weight.nested_absmax', '.weight.nested_quant_map'),

@@ -80,8 +80,10 @@ class CompressedTensors:
     settings.one_of(
       'quantization_status', ('compressed', 'frozen'), 'compressed'
     )
-    settings.absent(
-      'kv_cache_scheme', 'transform_config', 'moe_sparsity_config'
+    settings.absent('transform_config', 'moe_sparsity_config')
+    cached = settings.take('kv_cache_scheme')
+    self.cache = (
+      '' if cached is None else _scales(settings, 'kv_cache_scheme', cached)
     )
     _check_dense(settings)
     self.skipped = settings.texts('ignore')
@@ -95,7 +97,7 @@ class CompressedTensors:
       self._schemes.append(_read_group(group, form))
       inputs = group.take('input_activations')
       if inputs is not None:
-        activations.add(_activations(group, inputs))
+        activations.add(_scales(group, 'input_activations', inputs))
       group.finish()
     if not self._schemes:
       raise settings.fail('config_groups', groups, 'expected a group')
@@ -190,9 +192,9 @@ def _is_block(value: Any) -> bool:
   )
 
 
-def _activations(group: Settings, inputs: Any) -> str:
-  """What a server does to a product's inputs, in words."""
-  values = group.inner('input_activations', inputs)
+def _scales(group: Settings, name: str, scheme: Any) -> str:
+  """How a server quantises what it computes, in words."""
+  values = group.inner(name, scheme)
   bits, kind = values.take('num_bits', 8), values.take('type', 'int')
   how = 'dynamic' if values.take('dynamic', False) else 'static'
   return f'{kind}{bits}, {how} scales'

@@ -27,6 +27,13 @@ _SKIPPED = (
 )
 # Files of older checkpoints, whose config.json does not have the field.
 FILES = {'quantize_config.json': 'gptq', 'quant_config.json': 'awq'}
+# Ends of the names of tensors with the scales of quantised keys and values, as
+# vLLM reads them (`maybe_remap_kv_scale_name`, and `get_cache_scale` of
+# compressed-tensors).
+CACHE_ENDINGS = (
+  *('.k_scale', '.v_scale', '.kv_scale'),
+  *('.k_proj.output_scale', '.v_proj.output_scale'),
+)
 
 
 class Format(Protocol):
@@ -36,6 +43,8 @@ class Format(Protocol):
     label: the format in words.
     activations: how servers quantise the inputs of products; '' if they do
       not. This is not modelled.
+    cache: how servers quantise keys and values; '' if they do not. This is not
+      modelled either, and tensors of `CACHE_ENDINGS` are not read.
     endings: ends of the names of tensors that make up one weight.
     weight_ending: end of the weight's name, in place of these.
     skipped: modules that quantization_config leaves as they are.
@@ -43,6 +52,7 @@ class Format(Protocol):
 
   label: str
   activations: str
+  cache: str
   endings: tuple[str, ...]
   weight_ending: str
   skipped: tuple[str, ...]

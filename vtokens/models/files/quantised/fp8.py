@@ -53,13 +53,15 @@ class FP8:
           'weight_block_size', block, 'expected two positive integers'
         )
       self._block = block[0], block[1]
-    settings.absent('kv_cache_scheme', 'kv_cache_quant_method')
+    cached = settings.one_of('kv_cache_scheme', ('', 'static', 'dynamic'), '')
+    settings.absent('kv_cache_quant_method')
     settings.ignore('dequantize', 'modules_to_convert', 'activation_scale_ub')
     settings.finish()
     self.label = 'FP8' + (
       f', blocks of {self._block[0]} x {self._block[1]}' if self._block else ''
     )
     self.activations = f'FP8, {scheme} scales'
+    self.cache = f'FP8, {cached} scales' if cached else ''
 
   def weight(self, name: str, parts: Mapping[str, Stored]) -> Packed:
     """See `formats.Format`."""

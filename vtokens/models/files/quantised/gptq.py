@@ -38,6 +38,7 @@ class GPTQ:
   weight_ending = '.weight'
   endings = packed.endings(('weight', 'qweight', 'qzeros', 'scales', 'g_idx'))
   activations = ''
+  cache = ''
 
   def __init__(self, settings: Settings, metadata: Mapping[str, str]):
     del metadata

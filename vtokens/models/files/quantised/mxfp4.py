@@ -29,6 +29,7 @@ class MXFP4:
   endings: tuple[str, ...] = ('_blocks', '_scales')
   label = 'MXFP4'
   activations = ''
+  cache = ''
 
   def __init__(self, settings: Settings, metadata: Mapping[str, str]):
     del metadata

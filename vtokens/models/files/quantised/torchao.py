@@ -34,6 +34,7 @@ class TorchAO:
   """
 
   weight_ending = '.weight'
+  cache = ''
   endings = packed.endings(
     ('weight', '_weight_qdata', '_weight_scale', '_weight_zero_point')
   )

@@ -71,8 +71,8 @@ def validate(task: Task) -> dict[str, Any]:
   """Loss and EM on the validation questions, after each snapshot."""
   setting = quality_settings.open_setting(task)
   if task.contender == PROMPT:
-    return _validate_untrained(setting)
-  records, rows = setting.validation, []
+    return _validate_untrained(task, setting)
+  records, rows = quality_settings.validation(task, setting), []
   checked = task.at('train').read()
   for step in task.snapshot_steps:
     with _asked(task, setting, step) as asked:
@@ -118,11 +118,13 @@ def _digest(records: Sequence[Record]) -> str:
   return hashlib.sha256(ids.encode()).hexdigest()
 
 
-def _validate_untrained(setting: quickstart_runs.Setting) -> dict[str, Any]:
+def _validate_untrained(
+  task: Task, setting: quickstart_runs.Setting
+) -> dict[str, Any]:
   """Chooses the untrained condition with the highest EM, then F1."""
   names = ['closed_book', 'concat', 'plain', 'prompt', 'chat_prompt']
   evaluator = _evaluator(setting, setting.load())
-  records = setting.validation
+  records = quality_settings.validation(task, setting)
   answers = evaluator.answers(
     records, [bare_variant(name) for name in names], label='validation'
   )

@@ -15,6 +15,7 @@ from vtokens import config
 from vtokens.data.batch import Batch
 from vtokens.data.pipeline import TrainBatches
 from vtokens.data.planned import PlannedBatch
+from vtokens.data.records import Record
 from vtokens.host import errors, writers
 
 # Sets with training questions in the directory of `--data`.
@@ -28,6 +29,9 @@ SEVEN = (
   'webquestions',
 )
 _VALIDATION, _TEST = 1, 2
+# Questions of each of seven sets that are left out of the training, however
+# many of them are for validation: all cells have one training.
+_LEFT_OUT = 15
 
 
 def quickstart(task: Task) -> config.Config:
@@ -42,16 +46,15 @@ def quickstart(task: Task) -> config.Config:
 def seven(task: Task) -> config.Config:
   """Seven sets with passages of BM25, 1 to 5 in training, 3 in validation.
 
-  Validation questions are drawn from the training files, and left out of the
-  training.
+  Questions for validation are drawn from the training files, and left out of
+  the training.
   """
   questions = pathlib.Path(task.data) / 'qa'
-  each = max(1, task.validation_questions // len(SEVEN))
   cfg = _quickstart(task)
   # A run of this size has one directory for all contenders.
   cfg.data.token_cache = str(_shared(task) / 'token_cache')
   cfg.data.train = _files(questions, 'train')
-  cfg.data.validation = (_sampled(task, 'train', each, _VALIDATION),)
+  cfg.data.validation = (_sampled(task, 'train', _LEFT_OUT, _VALIDATION),)
   cfg.data.test = (_sampled(task, 'test', task.test_questions, _TEST),)
   cfg.data.corpus = tuple(
     map(str, sorted((questions.parent / 'corpus').glob('*.jsonl*')))
@@ -85,6 +88,27 @@ def open_setting(task: Task) -> quickstart_runs.Setting:
   exact = task.products == 'float32'
   cfg.base.quantize = 'none' if exact else 'bfloat16'
   return quickstart_runs.Setting(cfg)
+
+
+def validation(task: Task, setting: quickstart_runs.Setting) -> list[Record]:
+  """The validation questions; of `seven` as many of each set.
+
+  Raises:
+    errors.UserError: so many were not left out of the training.
+  """
+  if task.setting != 'seven':
+    return setting.validation
+  most = _LEFT_OUT * len(SEVEN)
+  if not len(SEVEN) <= task.validation_questions <= most:
+    raise errors.UserError(
+      f'--validation_questions={task.validation_questions}: expected '
+      f'{len(SEVEN)} to {most} for the setting seven'
+    )
+  each = task.validation_questions // len(SEVEN)
+  of_sets: dict[str, list[Record]] = {}
+  for record in setting.validation:
+    of_sets.setdefault(record.dataset, []).append(record)
+  return [record for own in of_sets.values() for record in own[:each]]
 
 
 def open_batches(task: Task, setting: quickstart_runs.Setting) -> TrainBatches:

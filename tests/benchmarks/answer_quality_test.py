@@ -2,6 +2,7 @@
 
 import dataclasses
 import subprocess
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import tiny_run
 from quality_cells import Task
 
 from vtokens.data.batch import Batch
+from vtokens.data.records import Record
 from vtokens.host import errors
 
 
@@ -114,6 +116,24 @@ def test_a_result_of_other_settings_is_refused(tmp_path):
   assert _task(tmp_path, validation_questions=7).read() is not None
   with pytest.raises(errors.UserError, match=r'train\.json.*other(.|\n)*steps'):
     _task(tmp_path, steps=7).read()
+
+
+def test_fewer_validation_questions_leave_the_training_as_it_is(tmp_path):
+  asked = [
+    Record(str(i), name, question='?', answers=('x',), passages={})
+    for name in quality_settings.SEVEN
+    for i in range(15)
+  ]
+  setting = types.SimpleNamespace(validation=asked)
+  task = _task(tmp_path, setting='seven', validation_questions=20)
+  found = quality_settings.validation(task, setting)
+  assert [(r.dataset, r.id) for r in found] == [
+    (name, i) for name in quality_settings.SEVEN for i in '01'
+  ]
+  for number in (6, 106):
+    task = _task(tmp_path, setting='seven', validation_questions=number)
+    with pytest.raises(errors.UserError, match=f'={number}: expected 7 to 105'):
+      quality_settings.validation(task, setting)
 
 
 def test_other_examples_are_refused(tmp_path):

@@ -24,7 +24,7 @@ from tokenizers import (
 )
 
 from vtokens.host import errors
-from vtokens.models.tokenizers import gguf_patterns
+from vtokens.models.tokenizers import gguf_patterns, gguf_tokenizer
 from vtokens.models.tokenizers import tokenizer as tokenizer_lib
 
 CHATML = (

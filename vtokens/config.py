@@ -82,8 +82,8 @@ class Base(schema.Section):
       A100, H100 and H200 in bfloat16) or plain (matrix products everywhere).
     scan_layers: whether layers of one shape are compiled once and run in a loop
       over their stacked weights. If not, each layer is compiled, which takes
-      longer with every layer, and reads its weights where they are: in the loop
-      XLA copies them for cuBLAS first. See docs/devices.md.
+      longer with every layer, but spares GPUs the copies of weights out of the
+      stack that cuBLAS needs. See docs/devices.md.
   """
 
   path: Path = ''

@@ -1,4 +1,4 @@
-"""`encode`: the cache of `__call__`, and no work beyond it. Layers apart."""
+"""`encode` makes the cache of `__call__` and no more; layers without a scan."""
 
 import dataclasses
 

@@ -50,6 +50,16 @@ CONTENDERS: Mapping[str, Contender] = {
   'kv': Contender(
     'vtokens, keys and values of 50 tokens', (1e-2, 2e-2, 5e-3), (50, 20, 5, 1)
   ),
+  'table_twice': Contender(
+    'the table, each example with all tokens and with few',
+    (1e-2, 2e-2, 5e-3),
+    (50, 20, 5, 1),
+  ),
+  'kv_twice': Contender(
+    'keys and values, each example with all tokens and with few',
+    (1e-2, 2e-2, 5e-3),
+    (50, 20, 5, 1),
+  ),
   LORA: Contender('PEFT LoRA, q and v, r = 8', (1e-3, 3e-4, 3e-3)),
   'lora_all': Contender(
     'PEFT LoRA, all linear layers, r = 16', (1e-3, 3e-4, 3e-3)

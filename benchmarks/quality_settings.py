@@ -14,7 +14,7 @@ from quality_cells import Task
 from vtokens import config
 from vtokens.data.batch import Batch
 from vtokens.data.pipeline import TrainBatches
-from vtokens.data.planned import PlannedBatch
+from vtokens.data.planned import Planned, PlannedBatch
 from vtokens.data.records import Record
 from vtokens.host import errors, writers
 
@@ -114,7 +114,7 @@ def validation(task: Task, setting: quickstart_runs.Setting) -> list[Record]:
 def open_batches(task: Task, setting: quickstart_runs.Setting) -> TrainBatches:
   """The batches of a task, in the order of those of the table."""
   batches = setting.batches()
-  if setting.assembler.in_suffix:
+  if task.contender == 'table':
     return batches
   table = open_setting(dataclasses.replace(task, contender='table'))
   return SameBatches(
@@ -134,7 +134,12 @@ def _quickstart(task: Task) -> config.Config:
   cfg.virtual_tokens = config.VirtualTokens(draw='power', draw_exponent=0.5)
   cfg.optim = config.Optim(warmup_steps=min(10, task.steps // 2))
   cfg.train = config.Train(num_steps=task.steps)
-  if task.contender == 'kv':
+  if task.contender.endswith('_twice'):
+    # As the quickstart has them: the last draw is of all tokens.
+    cfg.virtual_tokens = config.VirtualTokens(
+      draws_per_example=2, always_all=True, draw='power', draw_exponent=1.0
+    )
+  if task.contender.startswith('kv'):
     cfg.virtual_tokens.kind = 'kv'
   if task.rate:
     cfg.optim.learning_rate = task.rate
@@ -192,7 +197,8 @@ class SameBatches(TrainBatches):
   """Batches of the same examples, in the same order, as another stream's.
 
   Shapes, and so the order of batches, depend on the length of suffixes. Tokens
-  that are not in the suffix would have another order.
+  that are not in the suffix, and several suffixes of an example, would have
+  another order.
 
   Args:
     reference: the other stream, of the same data and seed.
@@ -204,12 +210,10 @@ class SameBatches(TrainBatches):
     self._reference = reference
 
   def _window(self, number: int, places: Any) -> list[PlannedBatch]:
-    own = {
-      (e.member, e.draw): e for e in (self._plan(*place) for place in places)
-    }
+    own = {_content(e): e for e in (self._plan(*place) for place in places)}
     found = []
     for batch in self._reference.plan(number):
-      rows = [[own[e.member, e.draw] for e in row] for row in batch.rows]
+      rows = [[own[_content(e)] for e in row] for row in batch.rows]
       prefix = max(sum(e.prefix for e in row) for row in rows)
       suffix = max(sum(e.suffix for e in row) for row in rows)
       shape = next(
@@ -219,13 +223,18 @@ class SameBatches(TrainBatches):
     return found
 
 
+def _content(example: Planned) -> tuple[Any, ...]:
+  """What an example shows and asks, without its virtual tokens."""
+  return example.member, example.draw.passages, example.draw.answer
+
+
 def plain_examples(
   batch: Batch, vocab_size: int
 ) -> Iterator[tuple[np.ndarray, int]]:
   """Yields each example of a batch without virtual tokens.
 
   Args:
-    batch: with one suffix for each prefix.
+    batch: the suffixes of a prefix differ in their virtual tokens alone.
     vocab_size: id of the first virtual token.
 
   Yields:
@@ -237,9 +246,12 @@ def plain_examples(
     suffixes = _segments(batch.suffix_segments, batch.suffix_positions, r)
     real = batch.target_index[r] >= 0
     index, targets = batch.target_index[r][real], batch.targets[r][real]
-    for number in range(suffixes.max() + 1):
-      suffix = batch.suffix[r][suffixes == number]
-      own = targets[suffixes[index] == number]
+    count = prefixes.max() + 1
+    each = (suffixes.max() + 1) // count
+    for number in range(count):
+      first = number * each
+      suffix = batch.suffix[r][suffixes == first]
+      own = targets[suffixes[index] == first]
       ids = np.concatenate(
         [
           batch.prefix[r][prefixes == number],

@@ -33,7 +33,7 @@ from vtokens.method import kinds, optim, steps
 from vtokens.models import frozen_base
 from vtokens.run import training_state
 
-OURS = ('table', 'kv')
+OURS = ('table', 'kv', 'table_twice', 'kv_twice')
 # Validation questions whose loss both programs compute.
 CHECKED = 4
 # Examples that PEFT's contenders compute at a time; a step is of a whole batch.

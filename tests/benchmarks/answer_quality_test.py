@@ -58,8 +58,12 @@ def settings(place, monkeypatch):
     # A second shape for rows with many virtual tokens.
     cfg.data.shapes = ((96, 34), (96, 64))
     cfg.seed = task.seed
-    if task.contender == 'kv':
+    if task.contender.startswith('kv'):
       cfg.virtual_tokens.kind = 'kv'
+    if task.contender.endswith('_twice'):
+      cfg.virtual_tokens.draws_per_example = 2
+      cfg.virtual_tokens.always_all = True
+      cfg.data.shapes = ((96, 128),)
     return cfg
 
   monkeypatch.setattr(quality_settings, 'SETTINGS', {'tiny': tiny})
@@ -289,6 +293,27 @@ def test_examples_of_packed_rows_lose_their_virtual_tokens():
   ]
 
 
+def test_an_example_with_several_suffixes_is_one():
+  # Ids 1 2 | V V 3, answer 4 5; the same | V 3, answer 4 5; 6 | V 7, answer 8;
+  # 6 | V V 7, answer 8.
+  batch = Batch(
+    prefix=np.array([[1, 2, 6]]),
+    prefix_positions=np.array([[0, 1, 0]]),
+    prefix_segments=np.array([[0, 0, 1]]),
+    suffix=np.array([[100, 101, 3, 4, 100, 3, 4, 100, 7, 100, 101, 7]]),
+    suffix_positions=np.array([[2, 3, 4, 5, 2, 3, 4, 1, 2, 1, 2, 3]]),
+    suffix_segments=np.array([[0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3]]),
+    suffix_parents=np.array([[0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1]]),
+    targets=np.array([[4, 5, 4, 5, 8, 8]]),
+    target_index=np.array([[2, 3, 5, 6, 8, 11]]),
+  )
+  found = list(quality_settings.plain_examples(batch, 100))
+  assert [(ids.tolist(), answer) for ids, answer in found] == [
+    ([1, 2, 3, 4, 5], 2),
+    ([6, 7, 8], 1),
+  ]
+
+
 def _sequence(batches, vocab_size):
   with batches.starting_at(0) as stream:
     return [
@@ -302,19 +327,20 @@ def _sequence(batches, vocab_size):
     ]
 
 
+@pytest.mark.parametrize('contender', ['kv', 'table_twice', 'kv_twice'])
 def test_contenders_have_the_examples_of_the_table_in_its_order(
-  settings, tmp_path
+  contender, settings, tmp_path
 ):
-  table, kv = _task(tmp_path), _task(tmp_path, contender='kv')
+  table, task = _task(tmp_path), _task(tmp_path, contender=contender)
   setting = quality_settings.open_setting(table)
-  other = quality_settings.open_setting(kv)
+  other = quality_settings.open_setting(task)
   vocab_size = setting.opened.config.vocab_size
   expected = _sequence(
     quality_settings.open_batches(table, setting), vocab_size
   )
   # The lengths of suffixes decide the order of batches.
   assert _sequence(other.batches(), vocab_size) != expected
-  same = quality_settings.open_batches(kv, other)
+  same = quality_settings.open_batches(task, other)
   assert _sequence(same, vocab_size) == expected
 
 

@@ -23,6 +23,7 @@ def test_every_type_of_transformers_is_supported_or_refused_with_a_reason():
   known = {
     *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    *modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
   }
   ours = {*registry.families(), *wrappers.WRAPPERS}
   # Some text parts are types of their own.

@@ -52,10 +52,15 @@ _REASONS: Mapping[str, str] = {
     roberta-prelayernorm roc_bert roformer trocr whisper xlm xlm-roberta
     xlm-roberta-xl xlnet xmod reformer t5gemma2 udop florence2 pix2struct
     kosmos-2.5 pp_formulanet vision-encoder-decoder blip
+    encoder-decoder fsmt led longt5 m2m_100 mt5 nllb-moe pegasus_x
+    switch_transformers t5 t5gemma umt5
   """,
   'made for speech or music': """
     moshi moss_transcribe_diarize musicgen musicgen_melody
     qwen2_5_omni_thinker qwen3_omni_moe_thinker
+    audioflamingo3 glmasr granite_speech granite_speech_plus musicflamingo
+    nemo_speechlm omniasr qwen2_audio qwen3_asr seamless_m4t seamless_m4t_v2
+    vibevoice_asr voxtral voxtral_realtime
   """,
   'sees its prompt in both directions': 'paligemma pi0',
   'a classifier': 'shieldgemma2',

@@ -224,7 +224,11 @@ class SameBatches(TrainBatches):
 
 
 def _content(example: Planned) -> tuple[Any, ...]:
-  """What an example shows and asks, without its virtual tokens."""
+  """What an example shows and asks, without its virtual tokens.
+
+  An example that comes twice in a window with the same passages and answer is
+  one; its numbers of virtual tokens are then those of the second.
+  """
   return example.member, example.draw.passages, example.draw.answer
 
 
@@ -246,20 +250,31 @@ def plain_examples(
     suffixes = _segments(batch.suffix_segments, batch.suffix_positions, r)
     real = batch.target_index[r] >= 0
     index, targets = batch.target_index[r][real], batch.targets[r][real]
-    count = prefixes.max() + 1
-    each = (suffixes.max() + 1) // count
-    for number in range(count):
-      first = number * each
-      suffix = batch.suffix[r][suffixes == first]
-      own = targets[suffixes[index] == first]
+    seen: set[int] = set()
+    for number in range(suffixes.max(initial=-1) + 1):
+      slots = suffixes == number
+      parent = _parent(batch, r, number, slots)
+      if parent in seen:
+        continue
+      seen.add(parent)
+      suffix = batch.suffix[r][slots]
+      own = targets[suffixes[index] == number]
       ids = np.concatenate(
         [
-          batch.prefix[r][prefixes == number],
+          batch.prefix[r][prefixes == parent],
           suffix[suffix < vocab_size],
           own[-1:],
         ]
       )
       yield ids.astype(np.int32), len(own)
+
+
+def _parent(batch: Batch, row: int, number: int, slots: np.ndarray) -> int:
+  """Number of the prefix before a suffix, which is in these slots."""
+  if batch.suffix_parents is not None:
+    return int(batch.suffix_parents[row][slots][0])
+  # Each prefix has one suffix, or the row has one prefix.
+  return 0 if batch.prefix_segments is None else number
 
 
 def _segments(segments: Any, positions: Any, row: int) -> np.ndarray:

@@ -34,6 +34,11 @@ _BASES = {
     'model_type': 'nemotron_h',
     **decoder_cases.CASES['nemotron_h_dense'][1],
   },
+  'gemma4': {
+    'model_type': 'gemma4_text',
+    **decoder_cases.CASES['gemma4'][1],
+  },
+  'lfm2': {'model_type': 'lfm2', **decoder_cases.CASES['lfm2'][1]},
 }
 _EXPORTED = {
   **_BASES,
@@ -86,7 +91,7 @@ def test_stopped_continued_asked_and_evaluated(tmp_path, base):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize('base', ['qwen3_5', 'deepseek_v3', 'gemma3n'])
+@pytest.mark.parametrize('base', _EXPORTED)
 def test_exported(tmp_path, base):
   """transformers and the table's own loader answer as the run does."""
   tiny_models.save(tmp_path / 'base', quiet=range(259, 320), **_EXPORTED[base])

@@ -333,6 +333,22 @@ def test_experts_split_and_packed(table):
   _check_split_and_packed(random_decoder(config), table, PACKED)
 
 
+@pytest.mark.exhaustive
+def test_sinks_split_and_packed(table):
+  """Biased experts and windows in every second layer, as gpt-oss has them."""
+  experts = Experts(Routing(6, 2, bias=True), 24, biases=True)
+  config = dataclasses.replace(
+    CONFIG,
+    sinks=True,
+    layer_pattern=(
+      LayerKind(window=7, mlp=experts),
+      LayerKind(mlp=experts),
+      LayerKind(window=7, mlp=experts),
+    ),
+  )
+  _check_split_and_packed(random_decoder(config), table, PACKED)
+
+
 def latent(rank):
   """Wide latents are expanded to keys and values, narrow ones are not."""
   return dataclasses.replace(

@@ -27,6 +27,7 @@ from vtokens.models.decoder import Decoder
 from vtokens.models.decoder_config import DecoderConfig, LayerKind
 from vtokens.models.families import registry
 from vtokens.models.files import hf_directory, weights
+from vtokens.models.layer_inputs import LayerInputs
 from vtokens.models.mixers.delta_net import DeltaNet
 from vtokens.models.mlps import grouped, routing
 from vtokens.models.mlps.experts import Experts
@@ -218,6 +219,29 @@ def test_padding_changes_nothing():
   again = run(decoder, other)
   real = positions >= 0
   np.testing.assert_array_equal(found[real], again[real])
+
+
+@pytest.mark.parametrize('biases', [False, True])
+def test_padding_is_routed_to_no_expert(biases):
+  settings = Experts(Routing(6, 2, normalised=True), 24, biases=biases)
+  mlp = settings(CONFIG, jnp.dtype(jnp.float32), nnx.Rngs(0))
+  if biases:
+    for name in ('gate_bias', 'up_bias', 'down_bias'):
+      bias = getattr(mlp.experts, name)
+      bias[...] = jnp.ones_like(bias[...])
+  positions = np.array([[0, 1, 2, -1, -1], [0, -1, -1, -1, -1]], np.int32)
+  x = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
+  tokens = LayerInputs(
+    positions=positions,
+    segments=None,
+    parents=None,
+    mesh=None,
+    angles=(np.zeros((2, 5, 1, 4)),) * 2,
+    window=None,
+  )
+  found = np.asarray(mlp(x, tokens))
+  assert not found[positions < 0].any()
+  assert found[positions >= 0].any(-1).all()
 
 
 def test_sparsemixer_and_its_gradient():

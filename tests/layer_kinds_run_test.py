@@ -42,11 +42,12 @@ _BASES = {
 }
 _EXPORTED = {
   **_BASES,
+  # As published: no token can be kept silent by logits of at most 3.
+  'gemma4': {**_BASES['gemma4'], 'final_logit_softcapping': 30.0},
   'gemma3n': {
     'model_type': 'gemma3n_text',
     **decoder_cases.CASES['gemma3n'][1],
-    # As published. `tiny_models.silence` needs the first, and no token can be
-    # kept silent by logits of at most 3.
+    # `tiny_models.silence` needs it.
     'altup_active_idx': 0,
     'final_logit_softcapping': 30.0,
   },

@@ -56,7 +56,8 @@ def save_tokenizer(directory: pathlib.Path) -> None:
 # Ends of names of matrices whose products are added to the residual stream, and
 # of the norms of what the head reads.
 _OUTPUTS = (
-  *('o_proj.weight', 'o_proj.bias', 'down_proj.weight', 'out_proj.weight'),
+  *('o_proj.weight', 'o_proj.bias', 'down_proj.weight', 'down_proj.bias'),
+  'out_proj.weight',
   *('conv.out_proj.bias', 'feed_forward.w2.weight'),
   *('dense.weight', 'dense.bias', '4h_to_h.weight', '4h_to_h.bias'),
   'per_layer_projection.weight',
@@ -66,7 +67,7 @@ _OUTPUTS = (
 )
 _FINAL_NORMS = (
   *('model.norm.weight', 'ln_f.weight', 'final_layer_norm.weight'),
-  'model.embedding_norm.weight',
+  *('model.embedding_norm.weight', 'model.norm_f.weight'),
 )
 _FINAL_BIASES = ('ln_f.bias', 'final_layer_norm.bias')
 # What the first dimension of all embeddings is where tokens are quiet.

@@ -16,7 +16,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from vtokens.host import errors, json_diff, writers
 
@@ -35,30 +35,44 @@ class Contender:
     rates: learning rates of the sweep.
     num_active: numbers of virtual tokens (k) to test with; (0,) if answers have
       no virtual tokens, or all of them.
+    kind: `virtual_tokens.kind` of what vtokens trains; '' for others.
+    twice: whether each example has two k in training, one of them n.
   """
 
   text: str
   rates: tuple[float, ...]
   num_active: tuple[int, ...] = (0,)
+  kind: Literal['table', 'kv', ''] = ''
+  twice: bool = False
 
 
 CONTENDERS: Mapping[str, Contender] = {
   PROMPT: Contender('best of the untrained conditions', (0.0,)),
   'table': Contender(
-    'vtokens, a table of 50 tokens', (1e-2, 2e-2, 5e-3), (50, 20, 5, 1)
+    'vtokens, a table of 50 tokens',
+    (1e-2, 2e-2, 5e-3),
+    (50, 20, 5, 1),
+    kind='table',
   ),
   'kv': Contender(
-    'vtokens, keys and values of 50 tokens', (1e-2, 2e-2, 5e-3), (50, 20, 5, 1)
+    'vtokens, keys and values of 50 tokens',
+    (1e-2, 2e-2, 5e-3),
+    (50, 20, 5, 1),
+    kind='kv',
   ),
   'table_twice': Contender(
     'the table, each example with all tokens and with few',
     (1e-2, 2e-2, 5e-3),
     (50, 20, 5, 1),
+    kind='table',
+    twice=True,
   ),
   'kv_twice': Contender(
     'keys and values, each example with all tokens and with few',
     (1e-2, 2e-2, 5e-3),
     (50, 20, 5, 1),
+    kind='kv',
+    twice=True,
   ),
   LORA: Contender('PEFT LoRA, q and v, r = 8', (1e-3, 3e-4, 3e-3)),
   'lora_all': Contender(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import quickstart_runs
-from quality_cells import Task
+from quality_cells import CONTENDERS, Task
 
 from vtokens import config
 from vtokens.data.batch import Batch
@@ -131,16 +131,19 @@ def open_batches(task: Task, setting: quickstart_runs.Setting) -> TrainBatches:
 def _quickstart(task: Task) -> config.Config:
   cfg = quickstart_runs.load_config(str(task.directory), 0, task.seed)
   # The quickstart may change; cells of one work directory must not.
-  cfg.virtual_tokens = config.VirtualTokens(draw='power', draw_exponent=0.5)
   cfg.optim = config.Optim(warmup_steps=min(10, task.steps // 2))
   cfg.train = config.Train(num_steps=task.steps)
-  if task.contender.endswith('_twice'):
-    # As the quickstart has them: the last draw is of all tokens.
-    cfg.virtual_tokens = config.VirtualTokens(
+  contender = CONTENDERS[task.contender]
+  cfg.virtual_tokens = (
+    # As the quickstart has them.
+    config.VirtualTokens(
       draws_per_example=2, always_all=True, draw='power', draw_exponent=1.0
     )
-  if task.contender.startswith('kv'):
-    cfg.virtual_tokens.kind = 'kv'
+    if contender.twice
+    else config.VirtualTokens(draw='power', draw_exponent=0.5)
+  )
+  if contender.kind:
+    cfg.virtual_tokens.kind = contender.kind
   if task.rate:
     cfg.optim.learning_rate = task.rate
   return cfg

@@ -23,7 +23,7 @@ import numpy as np
 import quality_settings
 import quickstart_runs
 import safetensors.numpy
-from quality_cells import PROMPT, Task
+from quality_cells import CONTENDERS, PROMPT, Task
 
 from vtokens.data.assemble import Example
 from vtokens.data.pipeline import HostBatch
@@ -33,7 +33,6 @@ from vtokens.method import kinds, optim, steps
 from vtokens.models import frozen_base
 from vtokens.run import training_state
 
-OURS = ('table', 'kv', 'table_twice', 'kv_twice')
 # Validation questions whose loss both programs compute.
 CHECKED = 4
 # Examples that PEFT's contenders compute at a time; a step is of a whole batch.
@@ -65,7 +64,7 @@ def train(task: Task) -> dict[str, Any]:
   setting = quality_settings.open_setting(task)
   task.directory.mkdir(parents=True, exist_ok=True)
   digest = hashlib.sha256()
-  if task.contender in OURS:
+  if CONTENDERS[task.contender].kind:
     made, number, check = _train_ours(task, setting, digest)
   else:
     made, number, check = _train_peft(task, setting, digest)

@@ -58,9 +58,10 @@ def settings(place, monkeypatch):
     # A second shape for rows with many virtual tokens.
     cfg.data.shapes = ((96, 34), (96, 64))
     cfg.seed = task.seed
-    if task.contender.startswith('kv'):
-      cfg.virtual_tokens.kind = 'kv'
-    if task.contender.endswith('_twice'):
+    contender = quality_cells.CONTENDERS[task.contender]
+    if contender.kind:
+      cfg.virtual_tokens.kind = contender.kind
+    if contender.twice:
       cfg.virtual_tokens.draws_per_example = 2
       cfg.virtual_tokens.always_all = True
       cfg.data.shapes = ((96, 128),)

@@ -202,7 +202,7 @@ def test_arithmetic_counts_active_experts():
 
 
 def test_padding_changes_nothing():
-  """Neither the numbers of other tokens, whatever the padding holds."""
+  """The logits of other tokens do not depend on the ids of padding."""
   decoder = Decoder(CONFIG, jnp.dtype(jnp.float32), nnx.Rngs(0))
   ids = np.random.default_rng(0).integers(50, size=(2, 9)).astype(np.int32)
   positions = np.tile(np.arange(9, dtype=np.int32), (2, 1))

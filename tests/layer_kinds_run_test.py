@@ -1,17 +1,21 @@
 """Runs on bases with experts, states or latents, from training to answers."""
 
 import json
+import math
 import re
 
 import decoder_cases
+import device_programs
 import numpy as np
 import pytest
+import safetensors.numpy
 import tiny_models
 import tiny_run
 import trained_runs
 
 from vtokens import ask, evaluate, export, train
 from vtokens.host import errors, stopping
+from vtokens.run import tracking
 
 # Padding, and two examples to a row.
 _CHANGES = {'data': {'batch_size': 4, 'examples_per_row': 2, 'shapes': ()}}
@@ -40,6 +44,7 @@ _BASES = {
   },
   'lfm2': {'model_type': 'lfm2', **decoder_cases.CASES['lfm2'][1]},
 }
+_QUANTIZE = {'gpt_oss': 'mxfp4'}
 _EXPORTED = {
   **_BASES,
   # As published: no token can be kept silent by logits of at most 3.
@@ -59,8 +64,9 @@ _EXPORTED = {
 def test_stopped_continued_asked_and_evaluated(tmp_path, base):
   """The table bit for bit as without a stop; answers as training scored."""
   place = tiny_run.make_place(tmp_path, **_BASES[base])
+  changes = {**_CHANGES, 'base': {'quantize': _QUANTIZE.get(base, 'none')}}
   whole, other = tmp_path / 'whole', tmp_path / 'stopped'
-  train.train(place.load(whole, **_CHANGES), stopping.StopRequest())
+  train.train(place.load(whole, **changes), stopping.StopRequest())
 
   class StopAfter(stopping.StopRequest):
     def check_together(self):
@@ -68,9 +74,9 @@ def test_stopped_continued_asked_and_evaluated(tmp_path, base):
         raise stopping.Stopped(2, agreed=True)
 
   with pytest.raises(stopping.Stopped):
-    train.train(place.load(other, **_CHANGES), StopAfter())
+    train.train(place.load(other, **changes), StopAfter())
   assert not (other / 'summary.json').exists()
-  train.train(place.load(other, **_CHANGES), stopping.StopRequest())
+  train.train(place.load(other, **changes), stopping.StopRequest())
   tiny_run.assert_same_result(other, whole)
   losses = [row['loss'] for row in tiny_run.rows(whole) if 'loss' in row]
   assert np.mean(losses[-3:]) < np.mean(losses[:3])
@@ -89,6 +95,51 @@ def test_stopped_continued_asked_and_evaluated(tmp_path, base):
     ]
     trained = tiny_run.answers(whole / 'predictions' / f'tokens_k{k}.jsonl')
     assert tiny_run.answers(tmp_path / 'eval' / file) == trained
+
+
+_TRAIN = """
+import pathlib, sys
+import tiny_run
+from vtokens import train
+from vtokens.host import stopping
+
+shape = eval(sys.argv[2])
+place = tiny_run.Place(pathlib.Path(sys.argv[1]))
+cfg = place.load(
+  place.root / f'run{shape}',
+  mesh={'shape': shape},
+  train={'num_steps': 5, 'checkpoint_every': 5},
+  data={
+    'test': (), 'validation': (), 'batch_size': 8, 'examples_per_row': 2,
+    'shapes': ((96, 64),),
+  },
+  eval={'conditions': ()},
+  optim={'learning_rate': 0.01},
+)
+train.train(cfg, stopping.StopRequest())
+"""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize('base', _BASES)
+def test_trained_over_eight_devices(tmp_path, base):
+  """Losses and table as of one device."""
+  place = tiny_run.make_place(tmp_path, **_BASES[base])
+  found = []
+  for shape in ((1, 1, 1), (2, 2, 2)):
+    devices = math.prod(shape)
+    device_programs.run(_TRAIN, str(tmp_path), str(shape), devices=devices)
+    workdir = place.root / f'run{shape}'
+    table = safetensors.numpy.load_file(workdir / 'table.safetensors')
+    rows = tracking.read_metrics(workdir / 'metrics.jsonl')
+    losses = [row['loss'] for row in rows]
+    found.append((table['virtual_tokens'], losses))
+  (table, losses), (sharded, sharded_losses) = found
+  assert len(losses) == 5
+  np.testing.assert_allclose(sharded_losses, losses, rtol=1e-5)
+  np.testing.assert_allclose(
+    sharded, table, rtol=1e-5, atol=1e-5 * np.abs(table).max()
+  )
 
 
 @pytest.mark.exhaustive

@@ -364,11 +364,13 @@ def test_what_is_between_slices_is_told_apart():
       'mesh': {'data': 2, 'fsdp': 4, 'tensor': 1},
       'batch_size': 8,
       'row_shape': [128, 64],
+      'attention': 'matrix products (no kernel)',
       'programs': {'training step': train},
       'fits': True,
     }
   )
   assert text.startswith('x/y, quantised to int4, on 2 x v5e:2x2: 8 x v5e')
+  assert '\nattention: matrix products (no kernel)\n' in text
   assert 'and 2 smaller kinds, 23 MiB in all' in text
   assert 'between slices 0.5 MiB' in text
   assert text.count('all-gather') == 8

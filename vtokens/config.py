@@ -45,7 +45,7 @@ Condition = Literal['closed_book', 'concat', 'prompt', 'chat_prompt']
 CONDITIONS: tuple[Condition, ...] = typing.get_args(Condition)
 
 DType = Literal['float32', 'bfloat16']
-Quantize = Literal['none', 'bfloat16', 'int8', 'int4']
+Quantize = Literal['none', 'bfloat16', 'int8', 'int4', 'mxfp4']
 Attention = Literal['auto', 'plain']
 ATTENTION: tuple[Attention, ...] = typing.get_args(Attention)
 Kind = Literal['table', 'kv']
@@ -69,8 +69,9 @@ class Base(schema.Section):
     dtype: of weights and activations on the device. Only an evaluation of runs
       may leave it empty.
     quantize: how the layers' matrices are kept: none (in dtype), bfloat16,
-      int8 (one scale per output channel) or int4 (one scale per group of 64
-      inputs). They are rounded while loading. Embedding, head, norms and
+      int8 (one scale per output channel), int4 (one scale per group of 64
+      inputs) or mxfp4 (experts alone, which gpt-oss' files have in this
+      format). They are rounded while loading. Embedding, head, norms and
       biases stay in dtype, and products give dtype. With bfloat16 both factors
       of a product are rounded to bfloat16, which is faster than float32 on
       CPUs with AVX512-BF16. A table trained with one of these works with the

@@ -39,6 +39,7 @@ def format_plan(result: dict[str, Any]) -> str:
     f'{result["devices"]} x '
     f'{chip["name"]} of {result["memory_bytes"] / _GIB:.2f} GiB; {mesh}',
     f'batch of {result["batch_size"]}, rows of {prefix} + {suffix} tokens',
+    *([f'attention: {result["attention"]}'] if result['attention'] else []),
     '',
     f'{"GiB per device":<16}{"arguments":>11}{"temporaries":>13}{"peak":>8}',
   ]

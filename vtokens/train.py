@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from etils import epath
 
@@ -46,6 +47,7 @@ from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
 from vtokens.models.abstract import num_params
 from vtokens.models.frozen_base import BaseKeeper, FrozenBase
+from vtokens.models.kernels import chosen
 from vtokens.models.rope import regime
 from vtokens.planning import flops
 from vtokens.run import (
@@ -301,6 +303,10 @@ def _describe(
     f'data: {num_examples:,} training, {len(inputs.validation):,} validation, '
     f'{len(inputs.test):,} test questions'
   )
+  dtype = jnp.dtype(cfg.base.dtype)
+  attention = chosen.describe(base.config, dtype, inputs.mesh)
+  if attention:
+    writers.say(f'attention: {attention}')
   for rope in dict.fromkeys(kind.rope for kind in base.config.layer_pattern):
     line = rope and regime(rope, cfg.context_length)
     if line:

@@ -13,6 +13,8 @@ import optax
 import pytest
 import quantised
 import tiny_models
+import torch
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from vtokens.devices import partitioning
 from vtokens.host import errors
@@ -67,16 +69,81 @@ def test_values_and_scales(shape, inputs, method):
   largest = {'int8': 127, 'int4': 7}[method]
   assert np.abs(np.asarray(values).astype(int)).max() == largest
   groups = (
-    1 if method == 'int8' else rows // quantize.group_size(shape[inputs - 1])
+    1
+    if method == 'int8'
+    else rows // quantize.group_size(shape[inputs - 1], method)
   )
   outputs = flat.shape[1]
   assert scales.shape == ((outputs,) if method == 'int8' else (groups, outputs))
 
 
+def _mxfp4(weight):
+  run = jax.jit(lambda w: quantize.quantise(w, 1, 'mxfp4'))
+  values, scales = run(jnp.asarray(weight))
+  assert (values.dtype, scales.dtype) == ('float4_e2m1fn', 'float8_e8m0fnu')
+  whole = [
+    np.float32(quantize.dequantise(values, scales, jnp.dtype(dtype)))
+    for dtype in ('float32', 'bfloat16')
+  ]
+  np.testing.assert_array_equal(*whole)
+  return whole[0]
+
+
+def test_weights_in_mxfp4_stay_as_they_are():
+  """Of every largest code and exponent, by transformers' dequantisation."""
+  rng = np.random.default_rng(0)
+  for largest in range(8):
+    # The sign is the fourth bit.
+    codes = rng.integers(largest + 1, size=(3, 5, 2, 32)) + 8 * rng.integers(
+      2, size=(3, 5, 2, 32)
+    )
+    blocks = codes[..., ::2] + 16 * codes[..., 1::2]
+    exponents = rng.integers(10, 245, size=(3, 5, 2))
+    theirs = convert_moe_packed_tensors(
+      torch.from_numpy(blocks.astype(np.uint8)),
+      torch.from_numpy(exponents.astype(np.uint8)),
+      dtype=torch.float32,
+    ).numpy()
+    assert theirs.shape == (3, 64, 5)
+    for weight in theirs:
+      np.testing.assert_array_equal(_mxfp4(weight), weight)
+
+
+def test_other_weights_become_the_nearest_of_mxfp4():
+  weight = _random(96, 50)
+  weight[:, 0] = 0.0
+  weight[:, 1] = 1e-42
+  codes = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+  codes = np.concatenate([-codes[:0:-1], codes])
+  for group, found in zip(
+    weight.reshape(3, 32, 50), _mxfp4(weight).reshape(3, 32, 50), strict=True
+  ):
+    largest = np.maximum(np.abs(group).max(axis=0), 1e-30)
+    # The least power of 2 with which 6 is enough.
+    grid = codes[:, None] * 2 ** np.ceil(np.log2(largest / 6))
+    nearest = np.abs(grid[:, None] - group).min(axis=0)
+    np.testing.assert_allclose(np.abs(found - group), nearest, rtol=1e-6)
+    assert (np.abs(found - group) <= largest / 5).all()
+
+
+def test_mxfp4_is_for_experts(tmp_path):
+  tiny_models.save(tmp_path)
+  with pytest.raises(errors.UserError, match='mxfp4 is for experts'):
+    weights_lib.load_decoder(
+      hf_directory.SafetensorsSource(tmp_path),
+      hf_directory.read_config(tmp_path),
+      jnp.dtype('float32'),
+      partitioning.make_mesh((-1, 1, 1)),
+      'mxfp4',
+    )
+
+
 def test_groups_divide():
   sizes = {4096: 64, 128: 64, 80: 40, 60: 60, 96: 48, 576: 64, 7: 7, 67: 1}
   for rows, size in sizes.items():
-    assert quantize.group_size(rows) == size
+    assert quantize.group_size(rows, 'int4') == size
+  for rows, size in {2880: 32, 48: 24, 20: 20, 67: 1}.items():
+    assert quantize.group_size(rows, 'mxfp4') == size
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])

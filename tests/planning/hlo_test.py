@@ -103,6 +103,15 @@ def test_started_and_done():
 
 
 @pytest.mark.parametrize(
+  'dtype, size',
+  [('f32', 256), ('f8e4m3fn', 64), ('f8e8m0fnu', 64), ('f4e2m1fn', 32)],
+)
+def test_bytes_of_an_array(dtype, size):
+  text = _LOOP.replace('@NOTED@', '').replace('f32[16,4]', f'{dtype}[16,4]')
+  assert _by_kind(text)['all-gather'].arrays == (size,)
+
+
+@pytest.mark.parametrize(
   'old, new',
   [
     (

@@ -1,6 +1,6 @@
 """How the layers of a stack differ, in a form that a scan can carry."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +9,23 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from vtokens.models import rope
-from vtokens.models.decoder_config import DecoderConfig, Rope
+from vtokens.models.decoder_config import DecoderConfig, LayerKind, Rope
 
 # See `rope.angles`.
 Angles = tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
 
 # A function from a layer's entry to its angles and window; see `LayerKinds`.
 Select = Callable[[Any], tuple[Angles, Int[Array, ''] | int | None]]
+
+
+def differ(kinds: Sequence[LayerKind]) -> bool:
+  """Whether a scan over layers has to carry their angles and windows."""
+  return len({(kind.rope, kind.window) for kind in kinds}) > 1
+
+
+def windows_vary(kinds: Sequence[LayerKind]) -> bool:
+  """Whether the window of a scan over layers is traced."""
+  return differ(kinds) and any(kind.window for kind in kinds)
 
 
 class LayerKinds:
@@ -54,9 +64,8 @@ class LayerKinds:
     # The layers of a stack have one width.
     width = self._widths[numbers[0]]
     angles = [self._angles[rope, width] for rope in ropes]
-    windows = [kind.window for kind in kinds]
-    if len({(kind.rope, kind.window) for kind in kinds}) == 1:
-      return lambda _: (angles[0], windows[0]), None
+    if not differ(kinds):
+      return lambda _: (angles[0], kinds[0].window), None
     table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
     # Longer than any sequence.
     unlimited = np.iinfo(np.int32).max // 2
@@ -64,7 +73,7 @@ class LayerKinds:
       [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],
       np.int32,
     )
-    windowed = any(windows)
+    windowed = windows_vary(kinds)
 
     def select(
       entry: Int[Array, '2'],

@@ -1,9 +1,10 @@
 """The layers' matrices in 16, 8 or 4 bits, rounded while loading.
 
 bfloat16 has no scales: both factors of a product are rounded to it. int8 has a
-scale for each output channel, int4 one for each group of rows along the
-contracted dimension. Both are symmetric: a weight is value * scale. Norms,
-biases, embedding and head stay in `base.dtype`.
+scale for each output channel, int4 and MXFP4 one for each group of rows along
+the contracted dimension. All are symmetric: a weight is value * scale. MXFP4 is
+for the matrices of experts alone, as in gpt-oss' files, whose weights it keeps
+as they are. Norms, biases, embedding and head stay in `base.dtype`.
 
 qwix (0.1.8) would not save memory: its einsum keeps the dequantised weights for
 the backward pass, and a scan stacks them to the whole model. Its arrays also
@@ -21,11 +22,16 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Shaped
 
-# Largest number of rows in an int4 group. One bfloat16 scale for 64 rows makes
-# 4.25 bits a weight.
-GROUP = 64
+from vtokens.host import errors
 
-_DTYPES = {'int8': jnp.int8, 'int4': jnp.int4}
+# Largest number of rows in a group: 4.25 bits a weight, with a bfloat16 scale
+# for 64 rows, or one of 8 bits for 32 (OCP Microscaling Formats 1.0, MXFP4).
+_GROUPS = {'int4': 64, 'mxfp4': 32}
+_DTYPES = {
+  'int8': jnp.int8,
+  'int4': jnp.int4,
+  'mxfp4': jnp.float4_e2m1fn,
+}
 _LARGEST = {'int8': 127, 'int4': 7}
 
 
@@ -42,11 +48,12 @@ class Matrix(nnx.Module):
     outer: number of axes before these; see `layers.param`.
 
   Attributes:
-    values: array of shape [C, O], after the outer axes, int8 or int4; uint16
-      for the bits of bfloat16, since XLA for CPUs would keep a float32 copy of
-      all layers and convert it in each product.
-    scales: for int8 an array of shape [O], float32; for int4 of shape [C/g, O],
-      bfloat16, with g rows in a group; None for bfloat16.
+    values: array of shape [C, O], after the outer axes, int8, int4 or
+      float4_e2m1fn; uint16 for the bits of bfloat16, since XLA for CPUs would
+      keep a float32 copy of all layers and convert it in each product.
+    scales: for int8 an array of shape [O], float32; for int4 and MXFP4 of shape
+      [C/g, O], bfloat16 and float8_e8m0fnu, with g rows in a group; None for
+      bfloat16.
     inputs: number of axes that were merged into C.
     outputs: the axes that were merged into O.
   """
@@ -86,13 +93,20 @@ def matrix_outer(variable: nnx.Variable[Any]) -> int:
   return outer
 
 
-def group_size(rows: int) -> int:
-  """Rows of a group: the largest divisor of `rows` up to `GROUP`.
+def group_size(rows: int, method: str) -> int:
+  """Rows of a group: the largest divisor of `rows` up to 64, for MXFP4 32.
 
   It does not depend on the mesh, so every mesh gives the same weights. A mesh
   that would split a group is refused, like one that does not divide a weight.
   """
-  return next(g for g in range(min(GROUP, rows), 0, -1) if rows % g == 0)
+  most = min(_GROUPS[method], rows)
+  return next(g for g in range(most, 0, -1) if rows % g == 0)
+
+
+def num_bytes(array: Any) -> float:
+  """Bytes of an array or shape on a device that packs values of 4 bits."""
+  bits: float = math.prod(array.shape) * jax.dtypes.itemsize_bits(array.dtype)
+  return bits / 8
 
 
 def quantise(
@@ -100,13 +114,13 @@ def quantise(
 ) -> tuple[Array, ...]:
   """Values and scales of a matrix, if it has scales; see `Matrix`.
 
-  The largest weight of a channel or group becomes the largest value. The
-  error of a weight is at most half a scale.
+  The largest weight of a channel or group becomes 127 or 7, and the error of a
+  weight is at most half a scale. For MXFP4 see `_exponents`.
 
   Args:
     weight: the matrix, contracted axes first.
     inputs: number of contracted axes.
-    method: bfloat16, int8 or int4.
+    method: bfloat16, int8, int4 or mxfp4.
   """
   flat = weight.astype(jnp.float32).reshape(
     math.prod(weight.shape[:inputs]), -1
@@ -115,11 +129,19 @@ def quantise(
     rounded = flat.astype(jnp.bfloat16)
     return (jax.lax.bitcast_convert_type(rounded, jnp.uint16),)
   groups = flat[None]
-  if method == 'int4':
+  if method in _GROUPS:
     # Groups stay within one head, so that devices that hold some of the heads
     # hold whole groups.
-    groups = _split(flat, len(flat) // group_size(weight.shape[inputs - 1]))
+    size = group_size(weight.shape[inputs - 1], method)
+    groups = _split(flat, len(flat) // size)
   largest = jnp.max(jnp.abs(groups), axis=1, keepdims=True)
+  dtype = _DTYPES[method]
+  if method == 'mxfp4':
+    exponents = _exponents(largest)
+    values = _round_e2m1(jnp.ldexp(groups, -exponents))
+    values = values.reshape(flat.shape).astype(dtype)
+    scales = jnp.ldexp(jnp.ones_like(largest), exponents)[:, 0]
+    return values, scales.astype(jnp.float8_e8m0fnu)
   # If all weights are 0, any scale will do.
   tiny = jnp.finfo(jnp.float32).tiny
   scales = jnp.maximum(largest / _LARGEST[method], tiny)
@@ -128,9 +150,35 @@ def quantise(
     scales = scales.astype(jnp.bfloat16)
   values = jnp.round(groups / scales.astype(jnp.float32))
   return (
-    values.reshape(flat.shape).astype(_DTYPES[method]),
+    values.reshape(flat.shape).astype(dtype),
     scales[0, 0] if method == 'int8' else scales[:, 0],
   )
+
+
+def _round_e2m1(x: Float[Array, '*B']) -> Float[Array, '*B']:
+  """The nearest values of E2M1; XLA's conversion rounds twice on some devices.
+
+  Args:
+    x: numbers from -6 to 6.
+  """
+  size = jnp.abs(x)
+  step = jnp.where(size < 2, 0.5, jnp.where(size < 4, 1.0, 2.0))
+  return jnp.round(x / step) * step
+
+
+def _exponents(largest: Float[Array, '...']) -> Int[Array, '...']:
+  """Exponents of 2 of MXFP4's scales.
+
+  The least with which no weight of a group is above 6, the largest value of
+  E2M1. The largest value is then above 3. Weights that come from MXFP4 stay
+  exact, whatever their own scale was.
+
+  Args:
+    largest: largest magnitude of each group, float32.
+  """
+  mantissa, exponent = jnp.frexp(largest)  # The mantissa is in [0.5, 1).
+  # Below, scales would be denormal.
+  return jnp.maximum(exponent - jnp.where(mantissa > 0.75, 2, 3), -126)
 
 
 def dequantise(
@@ -239,12 +287,17 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
 
   Args:
     layers: the layers; their matrices have a leading axis of layers.
-    method: bfloat16, int8 or int4.
+    method: bfloat16, int8, int4 or, for the matrices of experts, mxfp4.
+
+  Raises:
+    errors.UserError: the method is mxfp4 and there are no experts.
   """
+  found = False
   for _, module in list(nnx.iter_modules(layers)):
     for name, weight in list(vars(module).items()):
-      if not isinstance(weight, nnx.Param) or not is_quantised(weight):
+      if not isinstance(weight, nnx.Param) or not is_quantised(weight, method):
         continue
+      found = True
       inputs, outer = weight.get_metadata('inputs'), matrix_outer(weight)
       values, *scales = stacked(inputs, method, outer)(weight[...])
       axes, shape = weight.get_metadata('axes'), weight.shape[1:]
@@ -255,12 +308,19 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
           values, scales[0] if scales else None, axes, shape, inputs, outer
         ),
       )
+  if not found:
+    raise errors.UserError(
+      f'config.base.quantize: {method} is for experts, and the base has none; '
+      'choose int8 or int4'
+    )
 
 
-def is_quantised(variable: nnx.Variable[Any]) -> bool:
-  """Whether methods quantise a weight; see `layers.param`."""
+def is_quantised(variable: nnx.Variable[Any], method: str) -> bool:
+  """Whether a method quantises a weight; see `layers.param`."""
   exact = variable.get_metadata().get('exact', False)
-  return bool(matrix_inputs(variable)) and not exact
+  if exact or not matrix_inputs(variable):
+    return False
+  return method != 'mxfp4' or 'expert' in variable.get_metadata('axes')
 
 
 def stacked(

@@ -1,7 +1,6 @@
 """What is supported, as tables; and what a directory or file is."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 
 from vtokens import config
 from vtokens.host import errors, paths
-from vtokens.models import frozen_base, rope
+from vtokens.models import frozen_base, quantize, rope
 from vtokens.models.abstract import abstract_decoder, num_params
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.families import registry, wrappers
@@ -26,6 +25,7 @@ _FORMS = (
   ('bfloat16', 'int8'),
   ('bfloat16', 'int4'),
 )
+_OF_EXPERTS = ('bfloat16', 'mxfp4')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +106,10 @@ def weight_bytes(architecture: DecoderConfig, dtype: str, method: str) -> float:
     method: as `config.Base.quantize`.
   """
   model = abstract_decoder(architecture, jnp.dtype(dtype), None, method)
-  total: float = sum(
-    math.prod(param.shape)
-    * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
+  return sum(
+    quantize.num_bytes(param)
     for _, param in nnx.to_flat_state(nnx.state(model))
   )
-  return total
 
 
 def describe(path: str) -> tuple[list[str], bool]:
@@ -143,12 +141,14 @@ def describe(path: str) -> tuple[list[str], bool]:
   stored = sum(map(base.source.nbytes, base.source.shapes()))
   lines += _quantised(base.source)
   lines.append(f'weights in the files: {stored / _GB:,.2f} GB')
+  active = num_params(architecture, active=True)
+  experts = (_OF_EXPERTS,) * (active < num_params(architecture))
   lines.append(
     'weights in memory, GB: '
     + ', '.join(
       f'{weight_bytes(architecture, dtype, method) / _GB:,.2f} in '
       + (dtype if method == 'none' else method)
-      for dtype, method in _FORMS
+      for dtype, method in (*_FORMS, *experts)
     )
   )
   regimes = {

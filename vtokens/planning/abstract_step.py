@@ -1,6 +1,5 @@
 """Shapes, dtypes and shardings of a step's arguments, without values."""
 
-import math
 from typing import Any
 
 import flax.nnx as nnx
@@ -69,13 +68,11 @@ def matrix_bytes(config: DecoderConfig, dtype: jnp.dtype, method: str) -> float:
     method: see `base`.
   """
   params = nnx.state(abstract_decoder(config, dtype, None, method))
-  total: float = sum(
-    math.prod(param.shape)
-    * (0.5 if param.dtype == jnp.int4 else param.dtype.itemsize)
+  return sum(
+    quantize.num_bytes(param)
     for path, param in nnx.to_flat_state(params)
     if path[0] != 'head' and quantize.matrix_inputs(param)
   )
-  return total
 
 
 def state(

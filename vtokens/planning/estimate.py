@@ -11,6 +11,7 @@ from vtokens import config
 from vtokens.devices import chips, partitioning
 from vtokens.host import writers
 from vtokens.models.decoder_config import DecoderConfig
+from vtokens.models.kernels import chosen
 from vtokens.planning import (
   abstract_step,
   aot,
@@ -68,6 +69,7 @@ def plan_run(
     'batch_size': cfg.data.batch_size,
     'row_shape': list(programs.row_shape(cfg)),
     'remat': cfg.train.remat,
+    'attention': chosen.describe(base, jnp.dtype(cfg.base.dtype), mesh),
     'accumulation_steps': cfg.train.accumulation_steps,
     'programs': found,
     'fits': all(program['fits'] for program in found.values()),

@@ -31,6 +31,8 @@ _BITS = {'pred': 8} | {
   for bits in sizes
 }
 
+# Such as f8e4m3fn and f4e2m1fn.
+_NARROW = re.compile(r'f(\d)e\dm\d')
 _INSTRUCTION = re.compile(
   r'^\s+(?:ROOT )?%?(?P<name>\S+) = (?P<shape>\(.*?\)|\S+) '
   r'(?P<opcode>[a-z][a-z0-9-]*)\('
@@ -198,8 +200,9 @@ def _result(kind: str, opcode: str, shape: str) -> tuple[int, ...]:
 
 
 def _nbytes(dtype: str, dims: str) -> int:
-  if dtype.startswith('f8'):
-    bits = 8
+  narrow = _NARROW.match(dtype)
+  if narrow:
+    bits = int(narrow[1])
   elif dtype in _BITS:
     bits = _BITS[dtype]
   else:

@@ -111,7 +111,7 @@ def check_set(cfg: 'config.Config') -> None:
   if not cfg.base.dtype:
     refuse(cfg, 'base.dtype', 'float32 or bfloat16')
   if not cfg.base.quantize:
-    refuse(cfg, 'base.quantize', 'none, bfloat16, int8 or int4')
+    refuse(cfg, 'base.quantize', 'none, bfloat16, int8, int4 or mxfp4')
   if not cfg.data.train:
     refuse(cfg, 'data.train', 'to be set')
 

@@ -49,7 +49,9 @@ CONFIG = DecoderConfig(
 
 
 @pytest.mark.parametrize('platform', ['cpu', 'gpu', 'tpu'])
-@pytest.mark.parametrize('method', ['none', 'bfloat16', 'int8', 'int4'])
+@pytest.mark.parametrize(
+  'method', ['none', 'bfloat16', 'int8', 'int4', 'mxfp4']
+)
 @pytest.mark.parametrize('rows', [2, 7, 300])
 def test_grouped_products_and_their_gradient(rows, method, platform):
   """All ways to compute them, against one product after the other."""
@@ -453,6 +455,18 @@ def test_experts_in_mxfp4(tmp_path):
   config_file.write_text(json.dumps(values))
   found, _ = _logits(tmp_path)
   np.testing.assert_allclose(found, _expected(reference), rtol=0, atol=2e-4)
+  packed, decoder = _logits(tmp_path, 'mxfp4')
+  np.testing.assert_allclose(packed, found, rtol=0, atol=1e-6)
+  # 4 bits, and 8 for 32 inputs. Attention stays in float32.
+  experts = decoder.layers.mlp.experts
+  matrices = experts.gate, experts.up, experts.down
+  found = sum(
+    quantize.num_bytes(part[...])
+    for matrix in matrices
+    for part in (matrix.values, matrix.scales)
+  )
+  assert found == 2 * 4 * 3 * 32 * 64 * (4 + 8 / 32) / 8
+  assert decoder.layers.attention.q[...].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
@@ -555,6 +569,7 @@ except errors.UserError as e:
     pytest.param('qwen3_moe', 'int8', marks=pytest.mark.exhaustive),
     pytest.param('qwen3_5_moe', 'none', marks=pytest.mark.exhaustive),
     pytest.param('deepseek_v3', 'int8', marks=pytest.mark.exhaustive),
+    pytest.param('gpt_oss', 'mxfp4', marks=pytest.mark.exhaustive),
   ],
 )
 def test_sharded_over_eight_devices(model, method, tmp_path):
@@ -563,6 +578,8 @@ def test_sharded_over_eight_devices(model, method, tmp_path):
   if model != 'qwen3_moe':
     model_type, own = decoder_cases.CASES[model]
     fields = {**own, 'model_type': model_type}
+  if method == 'mxfp4':
+    fields['hidden_size'] = 64  # Two groups, of two devices along fsdp.
   tiny_models.save(tmp_path, **{**fields, 'num_key_value_heads': 4})
   printed = device_programs.run(_SHARDED, str(tmp_path), method)
   assert 'no multiple of the 8 devices along tensor' in printed

@@ -35,14 +35,33 @@ _WIDEST = 256
 _CARDS = ('NVIDIA A100', 'NVIDIA H100', 'NVIDIA H200')
 
 
+def obstacle(mesh: Mesh, head_dim: int, dtype: jnp.dtype) -> str:
+  """Why the kernels cannot be used, whatever the batch; '' if they can.
+
+  Args:
+    mesh: the devices.
+    head_dim: width of a head.
+    dtype: dtype of queries and keys.
+  """
+  if platform(mesh) != 'gpu':
+    return 'there is no GPU'
+  kind = mesh.devices.flat[0].device_kind
+  if not kind.startswith(_CARDS):
+    return f'the kernels were not compiled for {kind}'
+  if dtype != jnp.bfloat16:
+    return f'the kernels take bfloat16, and config.base.dtype is {dtype}'
+  if head_dim > _WIDEST:
+    return f'heads of {head_dim} are wider than {_WIDEST}'
+  return ''
+
+
 def is_for(
   mesh: Mesh, rows: int, length: int, head_dim: int, dtype: jnp.dtype
 ) -> bool:
   """Whether the kernels can and should be used.
 
-  They need a GPU that multiplies bfloat16 matrices, arrays in bfloat16, heads
-  that are not too wide, rows that divide evenly over the devices, and enough
-  new tokens.
+  Besides what `obstacle` says they need rows that divide evenly over the
+  devices, and enough new tokens.
 
   Args:
     mesh: the devices.
@@ -52,12 +71,9 @@ def is_for(
     dtype: dtype of queries and keys.
   """
   return (
-    platform(mesh) == 'gpu'
-    and mesh.devices.flat[0].device_kind.startswith(_CARDS)
+    not obstacle(mesh, head_dim, dtype)
     and is_divisible(mesh, 'batch', rows)
     and length >= _FEWEST
-    and head_dim <= _WIDEST
-    and dtype == jnp.bfloat16
   )
 
 

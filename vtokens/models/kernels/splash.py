@@ -25,6 +25,24 @@ LANES = 128
 _LARGEST_BLOCK = 512
 
 
+def obstacle(mesh: Mesh, *, varies: bool) -> str:
+  """Why the kernel cannot be used, whatever the batch; '' if it can.
+
+  Args:
+    mesh: the devices.
+    varies: whether the window differs between the layers of one scan. It must
+      be known when the kernel is compiled.
+  """
+  if platform(mesh) != 'tpu':
+    return 'there is no TPU'
+  if varies:
+    return (
+      'windows differ between the layers of a loop; '
+      'config.base.scan_layers=False compiles each layer by itself'
+    )
+  return ''
+
+
 def is_for(
   mesh: Mesh,
   rows: int,
@@ -34,9 +52,8 @@ def is_for(
 ) -> bool:
   """Whether the kernel can and should be used.
 
-  It needs a TPU, rows that divide evenly over the devices, enough tokens, and
-  no caches. The window must be known when the kernel is compiled, so it cannot
-  differ between the layers of one scan.
+  Besides what `obstacle` says it needs rows that divide evenly over the
+  devices, enough tokens, and no caches.
 
   Args:
     mesh: the devices.
@@ -46,11 +63,10 @@ def is_for(
     window: see `attend`.
   """
   return (
-    platform(mesh) == 'tpu'
+    not obstacle(mesh, varies=not isinstance(window, int | None))
     and is_divisible(mesh, 'batch', rows)
     and not caches
     and length >= LANES
-    and (window is None or isinstance(window, int))
   )
 
 

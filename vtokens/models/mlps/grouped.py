@@ -255,7 +255,7 @@ def _one(back: bool) -> Callable[..., Array]:
   """The product of rows with one matrix, or with its transpose."""
 
   def multiply(x: Array, values: Array, scales: Array | None) -> Array:
-    if jnp.issubdtype(values.dtype, jnp.floating):
+    if scales is None and jnp.issubdtype(values.dtype, jnp.floating):
       return x @ (values.T if back else values)
     if back:
       return quantize.multiply_back(x, values, scales)
@@ -277,7 +277,7 @@ def _ragged(x: Array, parts: _Parts, order: Order, back: bool) -> Array:
     return y
   if scales is None:
     return _ragged_dot(x, values, order.sizes, back, x.dtype)
-  if scales.ndim == 3:  # int4
+  if scales.ndim == 3:  # int4 and MXFP4
     whole = jax.vmap(functools.partial(quantize.dequantise, dtype=x.dtype))(
       values, scales
     )

@@ -1,8 +1,9 @@
-r"""Compares the GPU's attention kernels with matrix products on this machine.
+r"""Compares what GPUs compute in forms of their own with plain products.
 
     python benchmarks/kernel_values.py --json kernel_values.json
 
-Values and gradients, for the heads of many models; see `kernel_check.compare`.
+Values and gradients of the attention kernels, for the heads of many models (see
+`kernel_check.compare`), and of products with experts in MXFP4.
 `--interpret` runs the kernels without a GPU, slowly, for a trial.
 """
 
@@ -13,10 +14,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags
 
 from vtokens.host import errors
+from vtokens.models import quantize
 from vtokens.models.kernels import kernel_check
+from vtokens.models.mlps import grouped
 
 _INTERPRET = flags.DEFINE_boolean('interpret', False, 'Without a GPU.')
 _FIRST = flags.DEFINE_integer('first', None, 'So many cases; None for all.')
@@ -31,6 +35,42 @@ _CASES = {
   'SmolLM2': (3, 64, None, False, False),
   'Phi 2': (1, 80, None, False, False),
 }
+
+
+# Of float32 sums; products of TPUs and GPUs may round factors to TF32.
+_LARGEST_ERROR = 2e-3
+
+
+def _experts_in_mxfp4() -> dict[str, float]:
+  """Relative errors of values and gradient, against products in float64."""
+  rng = np.random.default_rng(0)
+  weight = rng.normal(size=(4, 96, 64)).astype(np.float32)
+  x, toward = (rng.normal(size=(50, n)).astype(np.float32) for n in (96, 64))
+  groups = rng.integers(4, size=50)
+  values, scales = jax.vmap(lambda w: quantize.quantise(w, 1, 'mxfp4'))(weight)
+  matrix = quantize.Matrix(
+    values, scales, ('expert', 'a', 'b'), weight.shape, 1, 1
+  )
+  codes = np.float64(np.asarray(values).astype(np.float32))
+  exact = codes * np.repeat(np.asarray(scales).astype(np.float64), 32, axis=1)
+
+  @jax.jit
+  def run(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    order = grouped.sort(jnp.asarray(groups), 4)
+    y = grouped.product(x[order.sources], matrix, order, jax.default_backend())
+    y = y[order.places]
+    return (y * toward).sum(), y
+
+  (_, y), slope = jax.value_and_grad(run, has_aux=True)(x)
+  own = exact[groups]
+  found = {
+    'values': (y, np.einsum('mc,mco->mo', x, own)),
+    'gradient': (slope, np.einsum('mo,mco->mc', toward, own)),
+  }
+  return {
+    name: float(np.abs(a - b).max() / np.abs(b).max())
+    for name, (a, b) in found.items()
+  }
 
 
 def main(argv: list[str]) -> None:
@@ -52,6 +92,10 @@ def main(argv: list[str]) -> None:
     if _JSON.value:
       text = json.dumps({**found, 'cases': cases}, indent=2)
       pathlib.Path(_JSON.value).write_text(text + '\n')
+  experts = _experts_in_mxfp4()
+  print('experts in MXFP4, relative errors', experts, flush=True)
+  if max(experts.values()) > _LARGEST_ERROR:
+    raise SystemExit('a product with experts in MXFP4 is wrong')
   if any(case['said'] != 'right' for case in cases.values()):
     raise SystemExit('a kernel is wrong')
 

@@ -197,7 +197,7 @@ def test_a_run_on_a_quantised_base(tmp_path, capsys):
   gate = json.loads((out / 'gate.json').read_text())
   assert gate['trained_with_quantize'] == 'int4'
   assert plug.load(out).meta.quantize == 'int4'
-  assert 'quantised to int4' in (out / 'README.md').read_text()
+  assert 'matrices in int4' in (out / 'README.md').read_text()
   import_table.import_table(
     'vtokens', str(out), str(tmp_path / 'base'), str(tmp_path / 'again')
   )

@@ -144,6 +144,8 @@ def test_one_that_does_not_fit(tmp_path):
 def test_one_chip_holds_a_quantised_base(base, topology, most):
   cfg = recipes.spring(base, chat=False)
   cfg.base.quantize = 'int8'
+  # One suffix for each prefix.
+  cfg.virtual_tokens = config.VirtualTokens()
   cfg.data.examples_per_row = 1
   cfg.data.batch_size = cfg.train.accumulation_steps = 16
   config.validate(cfg)
@@ -369,7 +371,7 @@ def test_what_is_between_slices_is_told_apart():
       'fits': True,
     }
   )
-  assert text.startswith('x/y, quantised to int4, on 2 x v5e:2x2: 8 x v5e')
+  assert text.startswith('x/y, matrices in int4, on 2 x v5e:2x2: 8 x v5e')
   assert '\nattention: matrix products (no kernel)\n' in text
   assert 'and 2 smaller kinds, 23 MiB in all' in text
   assert 'between slices 0.5 MiB' in text

@@ -35,6 +35,7 @@ from vtokens.evaluation.harness import general_rows
 from vtokens.evaluation.reporting import report
 from vtokens.evaluation.reporting.summary import Resampling
 from vtokens.host import callable_module, stopping, versions, writers
+from vtokens.models import quantize
 from vtokens.settings import flags, schema
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ def _say(cfg: Config, found: dict[str, Any]) -> None:
     method = row['quantize']
     files = 'the files'
     if method != 'none':
-      files += f', quantised to {method},'
+      files += f', {quantize.describe(method)},'
     writers.say(
       f'{row["model"]}: untouched: {row["tensors"]} weight tensors and the '
       f'logits of {row["probes"]} texts are bit for bit those of {files} '

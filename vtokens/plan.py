@@ -21,6 +21,7 @@ from absl import flags as absl_flags
 
 from vtokens import config
 from vtokens.host import errors, writers
+from vtokens.models import quantize
 from vtokens.planning import aot, estimate, hlo
 from vtokens.settings import flags
 
@@ -33,7 +34,7 @@ def format_plan(result: dict[str, Any]) -> str:
   mesh = ', '.join(f'{name} {size}' for name, size in result['mesh'].items())
   prefix, suffix = result['row_shape']
   method = result['quantize']
-  quantised = '' if method == 'none' else f', quantised to {method},'
+  quantised = '' if method == 'none' else f', {quantize.describe(method)},'
   lines = [
     f'{result["base"]}{quantised} on {result["topology"]}: '
     f'{result["devices"]} x '

@@ -45,6 +45,7 @@ from vtokens.host import (
 from vtokens.method import kinds, optim, steps
 from vtokens.method.steps import TrainState
 from vtokens.method.trainable import Trainable, Values
+from vtokens.models import quantize
 from vtokens.models.abstract import num_params
 from vtokens.models.frozen_base import BaseKeeper, FrozenBase
 from vtokens.models.kernels import chosen
@@ -292,7 +293,9 @@ def _describe(
   shapes = kinds.trainable_of(tokens).shapes(tokens, base.config)
   numbers = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
   what = {'table': 'table', 'kv': 'keys and values'}[tokens.kind]
-  kept = '' if base.quantize == 'none' else f', matrices in {base.quantize}'
+  kept = ''
+  if base.quantize != 'none':
+    kept = f', {quantize.describe(base.quantize)}'
   writers.say(
     f'base: {pypi_files.without_hash(cfg.base.path)}, '
     f'{num_params(base.config):,} parameters, frozen'

@@ -78,6 +78,7 @@ def test_values_and_scales(shape, inputs, method):
 
 
 def _mxfp4(weight):
+  """What is left of a matrix in MXFP4."""
   run = jax.jit(lambda w: quantize.quantise(w, 1, 'mxfp4'))
   values, scales = run(jnp.asarray(weight))
   assert (values.dtype, scales.dtype) == ('float4_e2m1fn', 'float8_e8m0fnu')
@@ -124,6 +125,16 @@ def test_other_weights_become_the_nearest_of_mxfp4():
     nearest = np.abs(grid[:, None] - group).min(axis=0)
     np.testing.assert_allclose(np.abs(found - group), nearest, rtol=1e-6)
     assert (np.abs(found - group) <= largest / 5).all()
+
+
+def test_weights_that_are_no_numbers_do_not_become_numbers():
+  for wrong in (np.nan, np.inf):
+    weight = np.ones((64, 2), np.float32)
+    weight[3, 0] = wrong
+    found = _mxfp4(weight)
+    assert np.isnan(found[:32, 0]).all()
+    np.testing.assert_array_equal(found[32:, 0], 1)
+    np.testing.assert_array_equal(found[:, 1], 1)
 
 
 def test_mxfp4_is_for_experts(tmp_path):
@@ -522,7 +533,9 @@ def test_the_same_over_every_mesh(tmp_path, method):
   along_tensor = 14 if method == 'int4' else 12
   assert lines[1] == f'(1, 1, 8) {along_tensor}'
   assert len(lines) == 5
-  assert 'quantised to int4: its scales has 2 along its axis' in lines[3]
+  assert (
+    'quantised to int4: the array of scales has 2 along its axis' in lines[3]
+  )
   assert "layers.attention.k.scales has 2 along its axis 'embed'" in lines[4]
 
 

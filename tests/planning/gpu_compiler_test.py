@@ -54,6 +54,7 @@ def test_gpus(tmp_path):
   # Of passages; of what follows, and once more, as train.remat is on; and back,
   # to its queries and its keys.
   assert train['pallas_kernels'] == 5
+  assert found['attention'] == "vtokens' kernels"
   assert found['programs']['passages']['pallas_kernels'] == 1
   # Of the question; not of single tokens.
   assert found['programs']['answers']['pallas_kernels'] == 1

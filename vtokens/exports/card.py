@@ -8,6 +8,7 @@ import vtokens
 from vtokens.exports.export_format import Format
 from vtokens.exports.gate import Check
 from vtokens.host import markdown
+from vtokens.models import quantize
 from vtokens.serving import artifact
 from vtokens.serving.artifact import Meta
 
@@ -97,8 +98,8 @@ def render(
   if meta.quantize != 'none':
     lines += [
       '',
-      f'They were trained on the base quantised to {meta.quantize}, to which '
-      'the scores belong; the checks are of the base itself.',
+      f'They were trained on the base with {quantize.describe(meta.quantize)}, '
+      'to which the scores belong; the checks are of the base itself.',
     ]
   scores = meta.metrics.get('conditions', {})
   if scores:

@@ -18,14 +18,9 @@ Angles = tuple[Float[Array, 'B T 1 R2'], Float[Array, 'B T 1 R2']]
 Select = Callable[[Any], tuple[Angles, Int[Array, ''] | int | None]]
 
 
-def differ(kinds: Sequence[LayerKind]) -> bool:
-  """Whether a scan over layers has to carry their angles and windows."""
-  return len({(kind.rope, kind.window) for kind in kinds}) > 1
-
-
 def windows_vary(kinds: Sequence[LayerKind]) -> bool:
   """Whether the window of a scan over layers is traced."""
-  return differ(kinds) and any(kind.window for kind in kinds)
+  return len({kind.window for kind in kinds}) > 1
 
 
 class LayerKinds:
@@ -64,7 +59,8 @@ class LayerKinds:
     # The layers of a stack have one width.
     width = self._widths[numbers[0]]
     angles = [self._angles[rope, width] for rope in ropes]
-    if not differ(kinds):
+    varies = windows_vary(kinds)
+    if not varies and len(ropes) == 1:
       return lambda _: (angles[0], kinds[0].window), None
     table = jax.tree.map(lambda *parts: jnp.stack(parts), *angles)
     # Longer than any sequence.
@@ -73,14 +69,13 @@ class LayerKinds:
       [(ropes.index(kind.rope), kind.window or unlimited) for kind in kinds],
       np.int32,
     )
-    windowed = windows_vary(kinds)
 
     def select(
       entry: Int[Array, '2'],
-    ) -> tuple[Angles, Int[Array, ''] | None]:
+    ) -> tuple[Angles, Int[Array, ''] | int | None]:
       return (
         jax.tree.map(lambda x: x[entry[0]], table),
-        entry[1] if windowed else None,
+        entry[1] if varies else kinds[0].window,
       )
 
     return select, jnp.asarray(entries)

@@ -20,7 +20,7 @@ import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Num, Shaped
 
 from vtokens.host import errors
 
@@ -60,7 +60,7 @@ class Matrix(nnx.Module):
 
   def __init__(
     self,
-    values: Int[Array, '*L C O'],
+    values: Num[Array, '*L C O'],
     scales: Float[Array, '*L G O'] | Float[Array, '*L O'] | None,
     axes: tuple[str, ...],
     shape: tuple[int, ...],
@@ -80,6 +80,17 @@ class Matrix(nnx.Module):
         outer=outer,
       )
     self.inputs, self.outputs = inputs, shape[inputs:]
+
+
+def describe(method: str) -> str:
+  """What a method quantises, and to what, for people.
+
+  Args:
+    method: bfloat16, int8, int4 or mxfp4.
+  """
+  if method == 'mxfp4':
+    return 'experts in MXFP4'
+  return f'matrices in {method}'
 
 
 def matrix_inputs(variable: nnx.Variable[Any]) -> int | None:
@@ -140,8 +151,10 @@ def quantise(
     exponents = _exponents(largest)
     values = _round_e2m1(jnp.ldexp(groups, -exponents))
     values = values.reshape(flat.shape).astype(dtype)
-    scales = jnp.ldexp(jnp.ones_like(largest), exponents)[:, 0]
-    return values, scales.astype(jnp.float8_e8m0fnu)
+    scales = jnp.ldexp(jnp.ones_like(largest), exponents)
+    # E2M1 has no NaN and no infinity.
+    scales = jnp.where(jnp.isfinite(largest), scales, jnp.nan)
+    return values, scales[:, 0].astype(jnp.float8_e8m0fnu)
   # If all weights are 0, any scale will do.
   tiny = jnp.finfo(jnp.float32).tiny
   scales = jnp.maximum(largest / _LARGEST[method], tiny)
@@ -171,7 +184,7 @@ def _exponents(largest: Float[Array, '...']) -> Int[Array, '...']:
 
   The least with which no weight of a group is above 6, the largest value of
   E2M1. The largest value is then above 3. Weights that come from MXFP4 stay
-  exact, whatever their own scale was.
+  exact, unless their own scale was less than 2 ** -126.
 
   Args:
     largest: largest magnitude of each group, float32.
@@ -182,7 +195,7 @@ def _exponents(largest: Float[Array, '...']) -> Int[Array, '...']:
 
 
 def dequantise(
-  values: Int[Array, 'C O'],
+  values: Num[Array, 'C O'],
   scales: Float[Array, 'G O'] | Float[Array, 'O'],
   dtype: jnp.dtype,
 ) -> Float[Array, 'C O']:
@@ -308,9 +321,9 @@ def quantise_layers(layers: nnx.Module, method: str) -> None:
           values, scales[0] if scales else None, axes, shape, inputs, outer
         ),
       )
-  if not found:
+  if method == 'mxfp4' and not found:
     raise errors.UserError(
-      f'config.base.quantize: {method} is for experts, and the base has none; '
+      'config.base.quantize: mxfp4 is for experts, and the base has none; '
       'choose int8 or int4'
     )
 
@@ -335,7 +348,7 @@ def stacked(
   return run
 
 
-def _as_stored(values: Int[Array, 'C O']) -> Int[Array, 'C O']:
+def _as_stored(values: Num[Array, 'C O']) -> Num[Array, 'C O']:
   """Keeps XLA from copying the stack into another layout.
 
   In a loop over the layers XLA for TPUs would copy the whole stacks of q, k and

@@ -112,6 +112,14 @@ def weight_bytes(architecture: DecoderConfig, dtype: str, method: str) -> float:
   )
 
 
+def _has_experts(architecture: DecoderConfig) -> bool:
+  model = abstract_decoder(architecture, jnp.dtype(jnp.float32))
+  return any(
+    quantize.is_quantised(param, 'mxfp4')
+    for _, param in nnx.to_flat_state(nnx.state(model))
+  )
+
+
 def describe(path: str) -> tuple[list[str], bool]:
   """Says what a base is.
 
@@ -141,8 +149,7 @@ def describe(path: str) -> tuple[list[str], bool]:
   stored = sum(map(base.source.nbytes, base.source.shapes()))
   lines += _quantised(base.source)
   lines.append(f'weights in the files: {stored / _GB:,.2f} GB')
-  active = num_params(architecture, active=True)
-  experts = (_OF_EXPERTS,) * (active < num_params(architecture))
+  experts = (_OF_EXPERTS,) * _has_experts(architecture)
   lines.append(
     'weights in memory, GB: '
     + ', '.join(

@@ -223,9 +223,10 @@ def possible_changes(
   # Last, because it changes what the base computes.
   if cfg.base.quantize == 'none':
     most = changes[-1] if changes else {}
-    changes += [
-      {**most, 'base.quantize': method} for method in ('int8', 'int4')
-    ]
+    methods = ['int8', 'int4']
+    if known_models.read_architecture(cfg.base.path).model_type == 'gpt_oss':
+      methods.insert(0, 'mxfp4')  # As its files have the experts.
+    changes += [{**most, 'base.quantize': method} for method in methods]
   return changes
 
 

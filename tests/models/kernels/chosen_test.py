@@ -101,9 +101,10 @@ def test_on_tpus():
   apart = dataclasses.replace(_ALTERNATING, scan_layers=False)
   assert _describe(apart, 'tpu', 'TPU v5e') == splash
   # Angles alone may differ.
-  ropes = (LayerKind(rope=None), LayerKind())
-  without = dataclasses.replace(_PLAIN, layer_pattern=ropes)
-  assert _describe(without, 'tpu', 'TPU v5e') == splash
+  for window in (None, 9):
+    ropes = (LayerKind(rope=None, window=window), LayerKind(window=window))
+    same = dataclasses.replace(_PLAIN, layer_pattern=ropes)
+    assert _describe(same, 'tpu', 'TPU v5e') == splash
 
 
 def test_cpus_have_no_kernels():

@@ -84,7 +84,7 @@ def load_decoder(
         mesh,
         scales.get_metadata('axes'),
         scales.shape[1:],
-        f'{weight.names[0]}, quantised to {method}: its scales',
+        f'{weight.names[0]}, quantised to {method}: the array of scales',
       )
     devices: dict[_Spans, list[jax.Device]] = {}
     for device, index in places.items():

@@ -255,6 +255,7 @@ def _one(back: bool) -> Callable[..., Array]:
   """The product of rows with one matrix, or with its transpose."""
 
   def multiply(x: Array, values: Array, scales: Array | None) -> Array:
+    # MXFP4 is floating, too.
     if scales is None and jnp.issubdtype(values.dtype, jnp.floating):
       return x @ (values.T if back else values)
     if back:

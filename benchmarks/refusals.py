@@ -9,7 +9,11 @@ DIR has questions and passages found for them by BM25:
   corpus/*.jsonl.xz             {id, title, text}
 
 Two tables are trained on the same questions by `configs/refusals.py`, one that
-refuses and one that does not (`data.unanswerable=skip`, every passage drawn).
+refuses and one that does not (`data.unanswerable=skip`). The first three
+passages of each question contain an answer. They are shown, or, in three of ten
+examples of the table that refuses, others that contain none. Where most targets
+are refusals, a table learns to refuse every question (docs/quality.md).
+
 Both are asked `--per_set` test questions of each set whose first three passages
 contain an answer, and as many whose first three do not: these are marked as
 unanswerable. Sets of `--held_out` are not trained on. The same command goes on
@@ -76,14 +80,30 @@ def _record(row: _Row, texts: dict[str, _Row]) -> _Row:
   return {**{f: row[f] for f in fields}, 'passages': {'bm25': passages}}
 
 
+def _has_answer(record: _Row) -> bool:
+  """Whether a passage that is shown contains an answer."""
+  matcher = containment.Matcher(record['answers'])
+  shown = record['passages']['bm25'][:_SHOWN]
+  return any(matcher.contains(passage['text']) for passage in shown)
+
+
+def _training(rows: Sequence[_Row], texts: dict[str, _Row]) -> Iterator[_Row]:
+  """Questions of each set whose passages have an answer."""
+  left = dict.fromkeys(_SETS.value, _TRAINING.value)
+  for row in rows:
+    if left[row['dataset']]:
+      record = _record(row, texts)
+      if _has_answer(record):
+        left[row['dataset']] -= 1
+        yield record
+
+
 def _test(rows: Sequence[_Row], texts: dict[str, _Row]) -> Iterator[_Row]:
   """As many questions with as without an answer in the passages shown."""
   left = {True: _PER_SET.value, False: _PER_SET.value}
   for row in rows:
     record = _record(row, texts)
-    matcher = containment.Matcher(row['answers'])
-    shown = record['passages']['bm25'][:_SHOWN]
-    has_answer = any(matcher.contains(passage['text']) for passage in shown)
+    has_answer = _has_answer(record)
     if left[has_answer]:
       left[has_answer] -= 1
       yield record if has_answer else {**record, 'answerable': False}
@@ -93,24 +113,22 @@ def _prepare(work: pathlib.Path) -> None:
   """Writes train.jsonl and test.jsonl, unless they are there."""
   if (work / 'test.jsonl').exists():
     return
-  train = [r for name in _SETS.value for r in _rows(name, 'train')]
+  train = [
+    row
+    for name in _SETS.value
+    for row in _rows(name, 'train')[: 10 * _TRAINING.value]
+  ]
   by_set = {
     name: _rows(name, 'test')[: 20 * _PER_SET.value]
     for name in (*_SETS.value, *_HELD_OUT.value)
   }
-  kept: dict[str, int] = dict.fromkeys(_SETS.value, _TRAINING.value)
-  chosen = []
-  for row in train:
-    if kept[row['dataset']]:
-      kept[row['dataset']] -= 1
-      chosen.append(row)
-  asked = [*chosen, *(r for rows in by_set.values() for r in rows)]
+  asked = [*train, *(r for rows in by_set.values() for r in rows)]
   texts = build_open_qa.read_corpus(
     pathlib.Path(_DATA.value, 'corpus'),
     {id_ for row in asked for id_, _ in row['retrieved'][:_DEPTH]},
   )
   for name, records in (
-    ('train', [_record(row, texts) for row in chosen]),
+    ('train', list(_training(train, texts))),
     ('test', [r for rows in by_set.values() for r in _test(rows, texts)]),
   ):
     lines = (json.dumps(r, ensure_ascii=False) + '\n' for r in records)
@@ -135,7 +153,8 @@ def main(argv: Sequence[str]) -> None:
     '--config.data.test=()',
     '--config.data.on_bad_record=skip',
     '--config.data.max_prefix_tokens=1024',
-    '--config.data.passages.number=(1, 3)',
+    f'--config.data.passages.number=({_SHOWN}, {_SHOWN})',
+    '--config.data.passages.order=rank',
     f'--config.data.token_cache={work}/tokens',
     f'--config.train.num_steps={_STEPS.value}',
   )
@@ -155,7 +174,7 @@ def main(argv: Sequence[str]) -> None:
     f"--config.data.sources=('{work}/test.jsonl',)",
     '--config.data.unanswerable=refuse',
     '--config.data.max_prefix_tokens=1024',
-    "--config.conditions=('prompt', 'tokens')",
+    "--config.conditions=('tokens',)",
     '--config.num_active=(50,)',
     f'--config.num_passages=({_SHOWN},)',
     '--config.shuffle_passages=False',

@@ -175,23 +175,15 @@ def test_peak_memory_of_loading_gigabytes(quantised, tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
-@pytest.mark.parametrize(
-  ('model_type', 'method', 'least'),
-  [
-    ('gpt_oss', 'none', 2e9),
-    # CPUs have a byte for 4 bits.
-    ('gpt_oss', 'mxfp4', 1.0e9),
-    ('granitemoe', 'none', 2e9),
-  ],
-)
-def test_peak_memory_of_loading_experts(model_type, method, least, tmp_path):
+@pytest.mark.parametrize('model_type', ['gpt_oss', 'granitemoe'])
+def test_peak_memory_of_loading_experts(model_type, tmp_path):
   """Packed in MXFP4, and as gates and ups of all experts in one tensor."""
   values = {**EXPERTS, 'model_type': model_type}
   _write_large(tmp_path, values, MXFP4 if model_type == 'gpt_oss' else None)
   count = values['num_local_experts'] * values['hidden_size']
   largest = 2 * count * 2 * values['intermediate_size']
-  before, after, size = _load_and_measure(tmp_path, method)
-  assert least < size < 1.1 * least
+  before, after, size = _load_and_measure(tmp_path, 'none')
+  assert 2e9 < size < 2.2e9
   assert after - before > 0.9 * size
   assert after - before <= 1.1 * size + largest
 

@@ -37,7 +37,7 @@ _CASES = {
 }
 
 
-# Of float32 sums; products of TPUs and GPUs may round factors to TF32.
+# GPUs may round the factors of float32 products to TF32, by 2 ** -11 each.
 _LARGEST_ERROR = 2e-3
 
 
@@ -57,8 +57,10 @@ def _experts_in_mxfp4() -> dict[str, float]:
   @jax.jit
   def run(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     order = grouped.sort(jnp.asarray(groups), 4)
-    y = grouped.product(x[order.sources], matrix, order, jax.default_backend())
-    y = y[order.places]
+    y = grouped.product(
+      grouped.dispatch(x, order, 1), matrix, order, jax.default_backend()
+    )
+    y = grouped.combine(y, order, 1)
     return (y * toward).sum(), y
 
   (_, y), slope = jax.value_and_grad(run, has_aux=True)(x)
@@ -94,7 +96,11 @@ def main(argv: list[str]) -> None:
       pathlib.Path(_JSON.value).write_text(text + '\n')
   experts = _experts_in_mxfp4()
   print('experts in MXFP4, relative errors', experts, flush=True)
-  if max(experts.values()) > _LARGEST_ERROR:
+  if _JSON.value:
+    found |= {'cases': cases, 'experts in MXFP4, relative errors': experts}
+    pathlib.Path(_JSON.value).write_text(json.dumps(found, indent=2) + '\n')
+  # NaN fails, too.
+  if not all(error <= _LARGEST_ERROR for error in experts.values()):
     raise SystemExit('a product with experts in MXFP4 is wrong')
   if any(case['said'] != 'right' for case in cases.values()):
     raise SystemExit('a kernel is wrong')

@@ -113,6 +113,7 @@ def _prepare(work: pathlib.Path) -> None:
   """Writes train.jsonl and test.jsonl, unless they are there."""
   if (work / 'test.jsonl').exists():
     return
+  # Passages of a part of them have an answer.
   train = [
     row
     for name in _SETS.value

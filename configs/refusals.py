@@ -1,8 +1,9 @@
 """The quickstart's base and questions, with a table that learns to refuse.
 
-In three of ten examples the passages lack the answer, and the target is "I
-don't know." (docs/training.md). `benchmarks/refusals.py` measures what it
-learns.
+In two of five examples the passages lack the answer, and the target is "I
+don't know." (docs/training.md): `passages.no_answer` chooses them so, or the
+only passage that is shown is the wrong one. `benchmarks/refusals.py` measures
+what a table learns of it, with passages of its own.
 """
 
 from vtokens import config

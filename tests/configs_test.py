@@ -61,6 +61,11 @@ def test_each_config_is_valid(name, variant):
   assert cfg.context_length <= longest
   # Five passages of 100 words at 2 tokens each, with titles, are not cut.
   assert cfg.data.max_prefix_tokens >= 5 * 200
+  tokens = cfg.virtual_tokens
+  if variant:
+    assert tokens == config_lib.VirtualTokens()
+  else:
+    assert (tokens.draws_per_example, tokens.always_all) == (2, True)
 
 
 def test_no_two_configs_share_a_base_or_work_directory():

@@ -236,6 +236,18 @@ def test_what_is_advised_first(monkeypatch, quantize):
   )
 
 
+def test_mxfp4_is_advised_for_the_files_that_have_it():
+  chip = chips.CHIPS['TPU v5 lite']
+  target = aot.Target('x', [None], chip, chip.memory)
+  for base, methods in (
+    ('openai/gpt-oss-20b', ['mxfp4', 'int8', 'int4']),
+    ('Qwen/Qwen3-30B-A3B-Instruct-2507', ['int8', 'int4']),
+  ):
+    changes = estimate.possible_changes(recipes.spring(base), target)
+    found = [change.get('base.quantize') for change in changes]
+    assert [method for method in found if method] == methods
+
+
 @pytest.mark.parametrize(
   'name, whole, chips_of_it',
   [

@@ -220,7 +220,7 @@ def possible_changes(
     changes.append(
       {**(changes[-1] if changes else {}), 'eval.batch_size': devices}
     )
-  # Last, because it changes what the base computes.
+  # Last, because int8 and int4 change what the base computes.
   if cfg.base.quantize == 'none':
     most = changes[-1] if changes else {}
     methods = ['int8', 'int4']

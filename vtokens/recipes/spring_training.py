@@ -20,10 +20,10 @@ def spring(base: str, variant: str = '', *, chat: bool = True) -> config.Config:
   questions, 1 to 5 passages in training and 3 in tests. The paper does not
   state schedule and clipping; the released code has linear decay and 1.0.
 
-  The default has what answered best with SmolLM2-135M-Instruct
-  (docs/quality.md): each example with all tokens and with few, and cosine decay
-  from a learning rate of 1e-2. These, the batch of 64 and the number of steps
-  were not tried on a larger base.
+  The default trains each example with all tokens and with few, which answered
+  best with SmolLM2-135M-Instruct (docs/quality.md). Its cosine decay from 1e-2
+  is that of the quickstart's variant `long`. These, the batch of 64 and the
+  number of steps were not tried on a larger base.
 
   Weights are sharded over all devices, and the suffix is recomputed for the
   gradient. The step of a base of seven billion parameters fits sixteen chips of

@@ -1,4 +1,4 @@
-"""Which attention a base gets, by the same rules as the layers follow."""
+"""Whether attention uses kernels, in words."""
 
 import dataclasses
 

@@ -460,12 +460,12 @@ def test_experts_in_mxfp4(tmp_path):
   # 4 bits, and 8 for 32 inputs. Attention stays in float32.
   experts = decoder.layers.mlp.experts
   matrices = experts.gate, experts.up, experts.down
-  found = sum(
+  size = sum(
     quantize.num_bytes(part[...])
     for matrix in matrices
     for part in (matrix.values, matrix.scales)
   )
-  assert found == 2 * 4 * 3 * 32 * 64 * (4 + 8 / 32) / 8
+  assert size == 2 * 4 * 3 * 32 * 64 * (4 + 8 / 32) / 8
   assert decoder.layers.attention.q[...].dtype == jnp.float32
 
 

@@ -8,16 +8,17 @@ DIR has questions and passages found for them by BM25:
                                 retrieved: [[id, score], ...]}
   corpus/*.jsonl.xz             {id, title, text}
 
-Two tables are trained on the same questions by `configs/refusals.py`, one that
-refuses and one that does not (`data.unanswerable=skip`). The first three
-passages of each question contain an answer. They are shown, or, in three of ten
-examples of the table that refuses, others that contain none. Where most targets
-are refusals, a table learns to refuse every question (docs/quality.md).
+Virtual tokens are trained twice on the same questions by `configs/refusals.py`,
+with BM25's first three passages: once they refuse, and once the questions whose
+passages have no answer are left out (`data.unanswerable=skip`). In two of five
+questions they have none. Where most have none, a table learns to refuse every
+question (docs/quality.md).
 
 Both are asked `--per_set` test questions of each set whose first three passages
-contain an answer, and as many whose first three do not: these are marked as
-unanswerable. Sets of `--held_out` are not trained on. The same command goes on
-where it was stopped.
+contain an answer, and as many whose first three do not. Sets of `--held_out`
+are not trained on. The bias of refusals (docs/training.md) is chosen on the
+test questions of the other sets, so it is independent of the held-out ones
+alone. The same command goes on where it was stopped.
 """
 
 import gzip
@@ -26,14 +27,16 @@ import pathlib
 import random
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 
 from vtokens.data import containment
 from vtokens.data.open_qa import build_open_qa
 from vtokens.host import writers
+from vtokens.scoring import refusals
 
 _DATA = flags.DEFINE_string(
   'data', None, 'Questions and corpus.', required=True
@@ -50,9 +53,16 @@ _HELD_OUT = flags.DEFINE_list(
 _TRAINING = flags.DEFINE_integer('training', 1000, 'Questions of a set.')
 _PER_SET = flags.DEFINE_integer('per_set', 100, 'Of each kind, of a test set.')
 _STEPS = flags.DEFINE_integer('steps', 112, 'Of training.')
+_KIND = flags.DEFINE_enum(
+  'kind', 'table', ['table', 'kv'], 'Of the virtual tokens.'
+)
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
-_SHOWN, _DEPTH = 3, 5
+_SHOWN = 3
+# A bias with which nothing is refused, so that all others can be looked at.
+_NEVER = -100.0
+# Share of the training questions whose passages do not have an answer.
+_UNANSWERABLE = 0.4
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 # Most characters of a question: a few of triviaqa's are very long.
 _MAX_QUESTION = 400
@@ -68,72 +78,87 @@ def _rows(name: str, split: str) -> list[_Row]:
   rows = [
     row
     for row in rows
-    if len(row['question']) <= _MAX_QUESTION and len(row['retrieved']) >= _DEPTH
+    if len(row['question']) <= _MAX_QUESTION and len(row['retrieved']) >= _SHOWN
   ]
   random.Random(f'{name} {split}').shuffle(rows)
   return rows
 
 
 def _record(row: _Row, texts: dict[str, _Row]) -> _Row:
-  passages = [texts[id_] for id_, _ in row['retrieved'][:_DEPTH]]
+  """A question with its passages, marked if they do not have an answer."""
+  passages = [texts[id_] for id_, _ in row['retrieved'][:_SHOWN]]
+  matcher = containment.Matcher(row['answers'])
   fields = ('id', 'dataset', 'question', 'answers')
-  return {**{f: row[f] for f in fields}, 'passages': {'bm25': passages}}
+  return {
+    **{f: row[f] for f in fields},
+    'answerable': any(matcher.contains(p['text']) for p in passages),
+    'passages': {'bm25': passages},
+  }
 
 
-def _has_answer(record: _Row) -> bool:
-  """Whether a passage that is shown contains an answer."""
-  matcher = containment.Matcher(record['answers'])
-  shown = record['passages']['bm25'][:_SHOWN]
-  return any(matcher.contains(passage['text']) for passage in shown)
-
-
-def _training(rows: Sequence[_Row], texts: dict[str, _Row]) -> Iterator[_Row]:
-  """Questions of each set whose passages have an answer."""
-  left = dict.fromkeys(_SETS.value, _TRAINING.value)
-  for row in rows:
-    if left[row['dataset']]:
-      record = _record(row, texts)
-      if _has_answer(record):
-        left[row['dataset']] -= 1
-        yield record
-
-
-def _test(rows: Sequence[_Row], texts: dict[str, _Row]) -> Iterator[_Row]:
-  """As many questions with as without an answer in the passages shown."""
-  left = {True: _PER_SET.value, False: _PER_SET.value}
+def _choose(
+  name: str, rows: Sequence[_Row], texts: dict[str, _Row], wanted: list[int]
+) -> list[_Row]:
+  """So many questions without and with an answer, as they come."""
+  left = list(wanted)
+  chosen = []
   for row in rows:
     record = _record(row, texts)
-    has_answer = _has_answer(record)
-    if left[has_answer]:
-      left[has_answer] -= 1
-      yield record if has_answer else {**record, 'answerable': False}
+    if left[record['answerable']]:
+      left[record['answerable']] -= 1
+      chosen.append(record)
+  if any(left):
+    print(f'{name}: {left[0]} questions without an answer, {left[1]} with one')
+    print('are missing: their passages all have one, or none has')
+  return chosen
 
 
 def _prepare(work: pathlib.Path) -> None:
-  """Writes train.jsonl and test.jsonl, unless they are there."""
-  if (work / 'test.jsonl').exists():
+  """Writes train.jsonl and test.jsonl, unless they are there.
+
+  Raises:
+    SystemExit: those that are there are of other settings.
+  """
+  size, per_set = _TRAINING.value, _PER_SET.value
+  made = {
+    'sets': _SETS.value,
+    'held_out': _HELD_OUT.value,
+    'training': size,
+    'per_set': per_set,
+    'unanswerable': _UNANSWERABLE,
+  }
+  note = work / 'questions.json'
+  if note.exists():
+    if json.loads(note.read_text()) != made:
+      sys.exit(f'{note} is of other settings; choose another --work')
     return
-  # Passages of a part of them have an answer.
-  train = [
-    row
-    for name in _SETS.value
-    for row in _rows(name, 'train')[: 10 * _TRAINING.value]
-  ]
-  by_set = {
-    name: _rows(name, 'test')[: 20 * _PER_SET.value]
+  others = round(_UNANSWERABLE * size)
+  # Questions that are looked at: enough of both kinds.
+  train = {name: _rows(name, 'train')[: 10 * size] for name in _SETS.value}
+  test = {
+    name: _rows(name, 'test')[: 20 * per_set]
     for name in (*_SETS.value, *_HELD_OUT.value)
   }
-  asked = [*train, *(r for rows in by_set.values() for r in rows)]
   texts = build_open_qa.read_corpus(
     pathlib.Path(_DATA.value, 'corpus'),
-    {id_ for row in asked for id_, _ in row['retrieved'][:_DEPTH]},
+    {
+      id_
+      for rows in (*train.values(), *test.values())
+      for row in rows
+      for id_, _ in row['retrieved'][:_SHOWN]
+    },
   )
-  for name, records in (
-    ('train', list(_training(train, texts))),
-    ('test', [r for rows in by_set.values() for r in _test(rows, texts)]),
+  for split, sets, wanted in (
+    ('train', train, [others, size - others]),
+    ('test', test, [per_set, per_set]),
   ):
-    lines = (json.dumps(r, ensure_ascii=False) + '\n' for r in records)
-    writers.write_text(work / f'{name}.jsonl', ''.join(lines))
+    lines = [
+      json.dumps(record, ensure_ascii=False) + '\n'
+      for name, rows in sets.items()
+      for record in _choose(f'{name}, {split}', rows, texts, wanted)
+    ]
+    writers.write_text(work / f'{split}.jsonl', ''.join(lines))
+  writers.write_json(note, made)
 
 
 def _call(program: str, *settings: str) -> None:
@@ -156,6 +181,8 @@ def main(argv: Sequence[str]) -> None:
     '--config.data.max_prefix_tokens=1024',
     f'--config.data.passages.number=({_SHOWN}, {_SHOWN})',
     '--config.data.passages.order=rank',
+    '--config.data.passages.no_answer=0.0',
+    f'--config.virtual_tokens.kind={_KIND.value}',
     f'--config.data.token_cache={work}/tokens',
     f'--config.train.num_steps={_STEPS.value}',
   )
@@ -165,7 +192,6 @@ def main(argv: Sequence[str]) -> None:
     *common,
     f'--config.workdir={work}/answer',
     '--config.data.unanswerable=skip',
-    '--config.data.passages.no_answer=0.0',
   )
   _call(
     'evaluate',
@@ -174,67 +200,114 @@ def main(argv: Sequence[str]) -> None:
     f"--config.runs=('{work}/refuse', '{work}/answer')",
     f"--config.data.sources=('{work}/test.jsonl',)",
     '--config.data.unanswerable=refuse',
+    f'--config.decode.refusal_bias={_NEVER}',
     '--config.data.max_prefix_tokens=1024',
     "--config.conditions=('tokens',)",
     '--config.num_active=(50,)',
     f'--config.num_passages=({_SHOWN},)',
     '--config.shuffle_passages=False',
   )
-  _report(json.loads((work / 'evaluation' / 'report.json').read_text()))
+  _report(work)
 
 
-def _report(report: dict[str, Any]) -> None:
-  """Prints the figures, and writes them to `--json`."""
-  em = {
-    (cell['dataset'], cell['table']): cell['metrics']['em']['mean']
-    for cell in report['cells']
-    if cell['condition'] == 'tokens'
+def _read(directory: pathlib.Path) -> dict[tuple[str, str], list[_Row]]:
+  """Predictions by table and data set."""
+  found: dict[tuple[str, str], list[_Row]] = {}
+  for path in sorted(directory.glob('*.jsonl')):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found[rows[0]['table'], rows[0]['dataset']] = rows
+  return found
+
+
+def _columns(rows: Sequence[_Row]) -> tuple[np.ndarray, ...]:
+  """Margin, whether it was refused, and EM of each question."""
+  return (
+    np.array([row['refusal_margin'] for row in rows], float),
+    np.array([row['refused'] for row in rows]),
+    np.array([row['em'] for row in rows], float),
+  )
+
+
+def _em(rows: Sequence[_Row]) -> float:
+  """EM of the questions with an answer."""
+  return 100 * float(np.nanmean(_columns(rows)[2]))
+
+
+def _at(rows: Sequence[_Row], bias: float) -> dict[str, float]:
+  """Scores at a bias that is at least that of the evaluation."""
+  margins, before, em = _columns(rows)
+  refused = before | (margins + bias > 0)
+  scores = refusals.score(refused.tolist(), (~np.isnan(em)).tolist())
+  assert scores is not None, 'both kinds of questions are asked'
+  return {
+    'bias': bias,
+    **{name: getattr(scores, name) for name in ('precision', 'recall', 'f1')},
+    'em': 100 * float(np.nanmean(np.where(refused, 0 * em, em))),
   }
-  rows = []
-  for one in report['abstentions']:
-    name, table = one['dataset'], one['table']
-    if one['condition'] == 'tokens' and table == 'refuse':
-      rows.append(
-        {
-          'dataset': name,
-          'held_out': name in _HELD_OUT.value,
-          **{k: one['refusals'][k] for k in ('precision', 'recall', 'f1')},
-          'em': em[name, 'refuse'],
-          'em_without_refusals': em[name, 'answer'],
-          'risk_area': one['risk_area'],
-        }
-      )
-  differences = [
-    {key: one[key] for key in ('dataset', 'n', 'metrics')}
-    for one in report['comparisons']
-    if {one['a']['table'], one['b']['table']} == {'refuse', 'answer'}
+
+
+def _choose_bias(rows: Sequence[_Row], without: float) -> float:
+  """The bias of the highest F1 that costs at most one point of EM.
+
+  Args:
+    rows: predictions of the tokens that refuse.
+    without: EM of those that do not, from which the point is lost.
+  """
+  margins, refused, em = _columns(rows)
+  curve = refusals.curve(margins, refused, em, _NEVER)
+  assert curve is not None, 'both kinds of questions are asked'
+  spare = max(float(curve.em[0]) - (without - 1.0), 0.0)
+  return float(curve.bias[curve.best(spare)])
+
+
+def _report(work: pathlib.Path) -> None:
+  """Prints the figures, and writes them to `--json`."""
+  found = _read(work / 'evaluation' / 'predictions')
+  parts = {'trained': _SETS.value, 'held out': _HELD_OUT.value}
+  pooled = {
+    (tokens, part): [row for name in names for row in found[tokens, name]]
+    for tokens in ('refuse', 'answer')
+    for part, names in parts.items()
+    if names
+  }
+  without = _em(pooled['answer', 'trained'])
+  chosen = _choose_bias(pooled['refuse', 'trained'], without)
+  rows = [
+    {
+      'part': part,
+      'n': len(asked),
+      'bias_chosen_on_these': bias == chosen and part == 'trained',
+      'em_without_refusals': _em(pooled['answer', part]),
+      **_at(asked, bias),
+    }
+    for (tokens, part), asked in pooled.items()
+    if tokens == 'refuse'
+    for bias in (_NEVER, 0.0, chosen)
   ]
   for row in rows:
     print(
-      f'{row["dataset"]:<16}{" held out" * row["held_out"]:<10} refusals: '
-      f'precision {row["precision"]:5.1f} recall {row["recall"]:5.1f} F1 '
-      f'{row["f1"]:5.1f}; EM {row["em"]:5.1f}, of the other table '
-      f'{row["em_without_refusals"]:5.1f}'
+      f'{row["part"]} sets, bias {row["bias"]:+.3f}: precision '
+      f'{row["precision"]:.1f}, recall {row["recall"]:.1f}, F1 '
+      f'{row["f1"]:.1f}, EM {row["em"]:.1f}; EM of the tokens that do not '
+      f'refuse {row["em_without_refusals"]:.1f}'
     )
-  for held_out in (False, True):
-    part = [row for row in rows if row['held_out'] == held_out]
-    if part:
-      f1, lost = (
-        sum(row[key] for row in part) / len(part)
-        for key in ('f1', 'em_without_refusals')
-      )
-      lost -= sum(row['em'] for row in part) / len(part)
-      print(
-        f'{"held-out" if held_out else "trained"} sets: F1 of refusals '
-        f'{f1:.1f}, EM lost {lost:.1f}'
-      )
+  sets = [
+    {
+      'dataset': name,
+      'em_without_refusals': _em(found['answer', name]),
+      **_at(found['refuse', name], chosen),
+    }
+    for names in parts.values()
+    for name in names
+  ]
   if _JSON.value:
     content = {
-      'sets': rows,
-      'differences': differences,
+      'kind': _KIND.value,
       'steps': _STEPS.value,
       'training': _TRAINING.value,
       'per_set': _PER_SET.value,
+      'parts': rows,
+      'sets': sets,
     }
     writers.write_json(_JSON.value, content)
 

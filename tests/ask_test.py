@@ -397,6 +397,10 @@ def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
   unfinished.write_text(head + lines[0])
   with pytest.raises(errors.UserError, match=r'other values of k; .*delete'):
     say(*arguments, '--num_active=1')
+  biased = {**json.loads(head), 'refusal_bias': 1.0}
+  unfinished.write_text(json.dumps(biased) + '\n' + lines[0])
+  with pytest.raises(errors.UserError, match='other values of refusal_bias; '):
+    say(*arguments)
   source.write_text('{"question": "x?"}\n')
   with pytest.raises(errors.UserError, match='other values of input; '):
     say(*arguments)

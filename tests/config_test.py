@@ -253,6 +253,8 @@ _BAD = [
   ('templates.refusal', ' ', {}),
   ('templates.refusal', 'No.\nIdea.', {}),
   ('data.unanswerable', 'keep', {}),
+  ('eval.refusal_bias', 1.0, {}),
+  ('eval.refusal_bias', math.nan, {'data.unanswerable': 'refuse'}),
   ('templates.chat_answer', '', {}),
   # Fields that have to fit one another.
   ('virtual_tokens.num_active', 51, {'virtual_tokens.draw': 'fixed'}),

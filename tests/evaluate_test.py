@@ -224,6 +224,76 @@ def test_predictions_are_those_of_each_table_where_it_was_trained(
   assert own != predictions(tmp_path, 'tokens_middle')
 
 
+def test_the_bias_of_refusals(root, tmp_path):
+  """Of tables that were trained to refuse; the report tells of larger ones."""
+  rows = [json.loads(x) for x in (root / 'questions.jsonl').open()]
+  for row in rows[::3]:
+    row |= {'answers': [], 'answerable': False}
+  source = tmp_path / 'questions.jsonl'
+  source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  shutil.copytree(root / 'a', tmp_path / 'refuse')
+  settings = json.loads((tmp_path / 'refuse' / 'config.json').read_text())
+  settings['data']['unanswerable'] = 'refuse'
+  # Bytes are tokens, and a blank would be the first of all answers.
+  settings['templates']['answer'] = '{answer}'
+  (tmp_path / 'refuse' / 'config.json').write_text(json.dumps(settings))
+
+  def ask(bias: float, **decode) -> tuple[dict, dict[str, list[dict]]]:
+    cfg = make_config(
+      root,
+      workdir=str(tmp_path / 'eval'),
+      runs=(str(tmp_path / 'refuse'), str(root / 'b')),
+      conditions=('closed_book', 'tokens'),
+      num_active=(4,),
+      num_passages=(2,),
+      retrievers=('bm25',),
+    )
+    cfg.data = dataclasses.replace(
+      cfg.data, sources=(str(source),), unanswerable='refuse'
+    )
+    cfg.decode = dataclasses.replace(cfg.decode, refusal_bias=bias, **decode)
+    report = run(cfg)
+    found: dict[str, list[dict]] = {}
+    for path in sorted((tmp_path / 'eval' / 'predictions').iterdir()):
+      lines = [json.loads(x) for x in path.read_text().splitlines()]
+      found.setdefault(lines[0]['table'], []).extend(lines)
+    return report, found
+
+  report, plain = ask(0.0)
+  cells = cells_of(tmp_path / 'eval' / 'cells')
+  eager = ask(1000.0)[1]
+  # Of the others, no answer was generated anew.
+  assert len(cells_of(tmp_path / 'eval' / 'cells')) == len(cells) + 2
+  for table in ('', 'b'):
+    assert eager[table] == plain[table]
+    assert 'refusal_margin' not in plain[table][0]
+  assert all(row['prediction'].startswith('I') for row in eager['refuse'])
+  assert not any(row['prediction'].startswith('I') for row in plain['refuse'])
+  margins = [row['refusal_margin'] for row in plain['refuse']]
+  assert max(margins) < 0
+  assert [row['refusal_margin'] for row in eager['refuse']] == pytest.approx(
+    margins, abs=1e-5
+  )
+  [curve] = report['refusal_curves']
+  assert (curve['table'], curve['num_active']) == ('refuse', 4)
+  assert curve['bias'][0] == 0
+  assert (curve['recall'][0], curve['recall'][-1]) == (0, 100)
+  assert curve['precision'][-1] == 100 * len(rows[::3]) / len(rows)
+  text = (tmp_path / 'eval' / 'report.md').read_text()
+  # Of drawn answers, margins do not tell the refusals at other biases.
+  assert ask(0.0, temperature=1.0)[0]['refusal_curves'] == []
+  assert re.search(r'## Refusals by bias\n(.*\n)+?.*\| +any \|', text)
+
+
+def test_a_bias_without_a_table_that_refuses(root, tmp_path):
+  cfg = make_config(root, workdir=str(tmp_path))
+  cfg.decode = dataclasses.replace(cfg.decode, refusal_bias=1.0)
+  with pytest.raises(
+    errors.UserError, match=r'config\.decode\.refusal_bias=1: expected 0'
+  ):
+    run(cfg)
+
+
 def test_questions_without_an_answer_are_scored_apart(root, tmp_path):
   rows = [json.loads(x) for x in (root / 'questions.jsonl').open()]
   for row in rows:

@@ -66,6 +66,12 @@ _NUM_PASSAGES = absl_flags.DEFINE_integer(
 _NUM_ACTIVE = absl_flags.DEFINE_integer(
   'num_active', None, 'Virtual tokens used (k); default: all.'
 )
+_REFUSAL_BIAS = absl_flags.DEFINE_float(
+  'refusal_bias',
+  0.0,
+  'Of virtual tokens trained to refuse: above 0 they refuse more, below 0 less '
+  '(docs/training.md).',
+)
 _COMPARE = absl_flags.DEFINE_boolean(
   'compare', False, 'Also answer without virtual tokens.'
 )
@@ -198,7 +204,12 @@ def main(argv: Sequence[str]) -> None:
   if _QUESTION.value is not None:
     prompt_ids.check_question(_QUESTION.value, '--question')
   shown = _shown()
-  loaded = run.load(_WORKDIR.value, base=_BASE.value, where='--workdir')
+  loaded = run.load(
+    _WORKDIR.value,
+    base=_BASE.value,
+    refusal_bias=_REFUSAL_BIAS.value,
+    where='--workdir',
+  )
   k = _NUM_ACTIVE.value
   if _INPUT.value is not None:
     _count(loaded, k)

@@ -408,6 +408,9 @@ class Decode(schema.Section):
       drawn, by the seed and the question's id.
     top_p: draw among the most likely tokens that together have at least this
       probability.
+    refusal_bias: of virtual tokens trained to refuse: added to the logit of the
+      first token of `templates.refusal` at the start of an answer. Above 0 they
+      refuse more, below 0 less.
   """
 
   batch_size: Rows = 32
@@ -415,6 +418,7 @@ class Decode(schema.Section):
   stop_at_newline: bool = True
   temperature: Temperature = 0.0
   top_p: Annotated[float, Gt(0), Le(1)] = 1.0
+  refusal_bias: float = 0.0
 
 
 @dataclasses.dataclass
@@ -554,6 +558,7 @@ def validate(config: Config) -> None:
   config_checks.check_passages(config.data.passages, 'data.passages.')
   for name, passages in config.data.mixture.passages.items():
     config_checks.check_passages(passages, f'data.mixture.passages[{name}].')
+  config_checks.check_refusals(config)
   config_checks.check_citations(config)
   config_checks.check_mixture(config)
   config_checks.check_batches(config)

@@ -243,6 +243,7 @@ def _results(
     cells=cells,
     conditions=[name for name in cfg.conditions if name != UNTOUCHED],
     main=cell_plan.main_values(cfg, opened),
+    refusal_bias=None if cfg.decode.temperature else cfg.decode.refusal_bias,
   )
 
 

@@ -191,6 +191,7 @@ class _PreparedRun:
     batches: of the training data.
     validation: records to validate with.
     trainable: what is trained.
+    refuses: whether it is trained to refuse.
     optimizer: of its values.
     initial: the state before the first step.
     evaluator: asks questions.
@@ -206,6 +207,7 @@ class _PreparedRun:
   batches: pipeline.TrainBatches
   validation: Sequence[Record]
   trainable: Trainable
+  refuses: bool
   optimizer: optax.GradientTransformation
   initial: steps.TrainState
   evaluator: Evaluator
@@ -215,7 +217,9 @@ class _PreparedRun:
 
   def as_tokens(self, values: Values) -> TrainedTokens:
     """Trained values as the evaluator takes them."""
-    return TrainedTokens('table', values, self.assembler, self.trainable)
+    return TrainedTokens(
+      'table', values, self.assembler, self.trainable, self.refuses
+    )
 
 
 def _prepare(
@@ -254,6 +258,7 @@ def _prepare(
     ),
     validation=inputs.validation,
     trainable=kinds.trainable_of(cfg.virtual_tokens),
+    refuses=cfg.data.unanswerable == 'refuse',
     optimizer=optimizer,
     initial=training_state.initial_state(
       cfg, inputs.mesh, base, optimizer, mixture=mixture

@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 import trained_runs
 
-from vtokens.answering import Completion, Engine, Request
+from vtokens.answering import Completion, Engine, Request, trained_source
 from vtokens.data.records import GIVEN, Passage, Record
 from vtokens.devices import partitioning
 from vtokens.evaluation.asking.answering import Answerer
@@ -19,8 +19,10 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
   tokens_variant,
 )
+from vtokens.exports import trained_table
 from vtokens.host import errors
 from vtokens.run.workdir import RunDir
+from vtokens.serving import artifact
 
 PASSAGES = ['The tower was completed in 1859.', 'Big Ben is a bell.']
 
@@ -33,7 +35,15 @@ def places(tmp_path_factory):
   trained_runs.write_run(root / 'a', root / 'base')
   trained_runs.write_run(root / 'b', root / 'base', position='last')
   trained_runs.write_keys_values(root / 'kv', root / 'a')
-  return root, {name: RunDir(root / name).path for name in ('a', 'b', 'kv')}
+  trained_runs.write_run(
+    root / 'refuse',
+    root / 'base',
+    unanswerable='refuse',
+    # Bytes are tokens, and a blank would be the first of all answers.
+    templates={'answer': '{answer}'},
+  )
+  names = ('a', 'b', 'kv', 'refuse')
+  return root, {name: RunDir(root / name).path for name in names}
 
 
 @pytest.fixture(scope='module')
@@ -42,6 +52,7 @@ def engine(places):
   engine = Engine.open(tables['a'], 'a', batch_size=4)
   engine.add('b', tables['b'])
   engine.add('kv', tables['kv'])
+  engine.add('refuse', tables['refuse'])
   return engine
 
 
@@ -207,7 +218,7 @@ def test_tables_come_and_go(engine, places, alone):
   engine.remove('c')
   assert tokens(engine.answer([prepared])[0]) == tokens(alone[1])
   with pytest.raises(
-    errors.UserError, match=r"table: .* 'c'; there are a, b, kv"
+    errors.UserError, match=r"table: .* 'c'; there are a, b, kv, refuse"
   ):
     engine.prepare(ask(table='c'))
 
@@ -218,6 +229,69 @@ def test_a_table_of_another_base(engine, places, tmp_path):
   with pytest.raises(errors.UserError, match='another base'):
     engine.add('d', tmp_path / 'run')
   assert 'd' not in engine.tables
+
+
+def test_a_bias_of_refusals(engine, places):
+  """It decides how an answer begins, among other requests."""
+  asked = ask(table='refuse')
+  plain, *_ = engine.answer([asked])
+  place, token = engine.tables['refuse'].tokens.refusal_token
+  assert place == 0
+  changes = (0.0, 100.0)
+  requests = [dataclasses.replace(asked, refusal_bias=bias) for bias in changes]
+  found = engine.answer([ask(), *requests, ask(table='b')])
+  assert tokens(found[0]) == tokens(engine.answer([ask()])[0])
+  assert tokens(found[1]) == tokens(plain)
+  assert tokens(found[-1]) == tokens(engine.answer([ask(table='b')])[0])
+  refused = found[2]
+  assert refused.ids[0] == token
+  assert token != plain.ids[0]
+  # The margin, and so a bias that is just too little.
+  likeliest, other = plain.log_probs[0], refused.log_probs[0]
+  short = dataclasses.replace(asked, refusal_bias=likeliest - other - 0.01)
+  enough = dataclasses.replace(asked, refusal_bias=likeliest - other + 0.01)
+  less, more = engine.answer([short, enough])
+  assert (tokens(less), tokens(more)) == (tokens(plain), tokens(refused))
+  # Log-probabilities are the model's own, and the rest follows from the ids.
+  assert refused.log_probs[0] < plain.log_probs[0]
+  prepared = engine.prepare(asked)
+  vocab = engine.base.config.vocab_size
+  ids = [
+    *prepared.example.prefix.tolist(),
+    *prepared.example.before.tolist(),
+    *range(vocab, vocab + prepared.example.num_active),
+    *prepared.example.after.tolist(),
+    token,
+  ]
+  rest = Request(
+    prompt=ids, table='refuse', max_new_tokens=8, stop_at_newline=True
+  )
+  assert refused.ids[1:] == engine.answer([rest])[0].ids
+  engine.add('eager', places[1]['refuse'], refusal_bias=100.0)
+  asked = dataclasses.replace(asked, table='eager')
+  eager, own = engine.answer(
+    [asked, dataclasses.replace(asked, refusal_bias=0.0)]
+  )
+  engine.remove('eager')
+  assert (tokens(eager), tokens(own)) == (tokens(refused), tokens(plain))
+
+
+def test_a_bias_needs_virtual_tokens_that_refuse(engine, places):
+  with pytest.raises(errors.UserError, match=r'refusal_bias=2: .*expected 0'):
+    engine.add('d', places[1]['a'], refusal_bias=2)
+  assert 'd' not in engine.tables
+  with pytest.raises(errors.UserError, match=r'refusal_bias=-1: .*expected 0'):
+    Engine.open(places[1]['kv'], refusal_bias=-1)
+  with pytest.raises(errors.UserError, match='refusal_bias=nan: expected'):
+    Engine.open(places[1]['refuse'], refusal_bias=float('nan'))
+
+
+@pytest.mark.parametrize(('name', 'refuses'), [('a', False), ('refuse', True)])
+def test_an_export_says_whether_it_refuses(places, tmp_path, name, refuses):
+  directory = places[1][name]
+  artifact.write(tmp_path, trained_table.read(str(directory)).table)
+  for path in (directory, tmp_path):
+    assert trained_source.read(path).refuses == refuses
 
 
 @pytest.mark.parametrize('table', ['a', 'kv'])
@@ -253,6 +327,9 @@ def test_raw_ids_with_virtual_tokens(engine, table):
     ({'max_new_tokens': 0}, 'max_new_tokens=0'),
     ({'max_new_tokens': 100_000}, r'max_new_tokens=100,000 .* the base takes'),
     ({'passages': 'x'}, 'passages: expected a list'),
+    ({'refusal_bias': 1}, 'refusal_bias=1: .* were not trained to refuse'),
+    ({'refusal_bias': float('inf')}, 'refusal_bias=inf: expected a number'),
+    ({'refusal_bias': 1, 'table': None}, 'refusal_bias=1: .*name their table'),
     ({'question': 'x' * 300}, 'max_suffix_tokens=120'),
     ({'question': None, 'prompt': []}, 'prompt: expected at least one token'),
     ({'question': None, 'prompt': [10**6]}, r'prompt\[0\]=1000000'),

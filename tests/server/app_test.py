@@ -270,12 +270,22 @@ def test_draws_depend_on_the_seed(server):
   assert draw(seed=3, top_p=1e-6) == _text(_ask(client))
 
 
+def test_a_bias_of_refusals(server):
+  client = server.client()
+  plain = _text(_ask(client, model='two'))
+  found = _text(_ask(client, model='two', extra={'refusal_bias': 1000}))
+  assert found.startswith('I')
+  assert not plain.startswith('I')
+
+
 @pytest.mark.parametrize(
   'fields, status, param',
   [
     ({'n': 2}, 400, 'n'),
     ({'extra': {'k': 6}}, 400, 'k'),
     ({'model': 'base', 'extra': {'k': 1}}, 400, 'k'),
+    ({'model': 'base', 'extra': {'refusal_bias': 1}}, 400, 'refusal_bias'),
+    ({'extra': {'refusal_bias': -0.5}}, 400, None),
     ({'model': 'none'}, 404, 'model'),
     ({'extra': {'table': 'none'}}, 404, 'table'),
     ({'extra': {'table': 'two'}}, 400, 'table'),

@@ -128,6 +128,16 @@ def test_answers_are_ours(place, server):
     assert events[-1].choices[0].finish_reason in ('stop', 'length')
 
 
+def test_a_bias_of_refusals_is_refused(place, server):
+  one = our_answers.ask(place / 'run', 5)[0]
+  with pytest.raises(openai.BadRequestError, match='refusal_bias: the backend'):
+    server.client().chat.completions.create(
+      model='t',
+      messages=[{'role': 'user', 'content': one.question}],
+      extra_body={'passages': one.passages, 'refusal_bias': 1.0},
+    )
+
+
 def test_the_base(server):
   client = server.client()
   text = client.completions.create(model='base', prompt='When', max_tokens=4)

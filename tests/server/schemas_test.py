@@ -34,6 +34,7 @@ def _chat(**fields):
     ({'max_tokens': 1.5}, 'max_tokens'),
     ({'k': 0}, 'k'),
     ({'k': True}, 'k'),
+    ({'refusal_bias': '1'}, 'refusal_bias'),
     ({'seed': 'x'}, 'seed'),
     ({'stop': ['a', '']}, 'stop[1]'),
     ({'stop': ''}, 'stop:'),
@@ -109,6 +110,12 @@ def test_no_json(data):
   with pytest.raises(ApiError, match='the body') as caught:
     schemas.parse(schemas.ChatRequest, data)
   assert caught.value.status == 400
+
+
+def test_an_infinite_number_is_refused():
+  data = json.dumps(CHAT).replace('{', '{"refusal_bias": 1e999, ', 1)
+  with pytest.raises(ApiError, match='refusal_bias'):
+    schemas.parse(schemas.ChatRequest, data.encode())
 
 
 def test_half_characters_are_refused():

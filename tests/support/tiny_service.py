@@ -17,7 +17,10 @@ NAMES = ('one', 'two', 'kv')
 
 
 def write_runs(root):
-  """Runs of one tiny base: tables `one` and `two`, keys and values `kv`."""
+  """Runs of one tiny base: tables `one` and `two`, keys and values `kv`.
+
+  The table `two` is one that was trained to refuse.
+  """
   tiny_models.save(
     root / 'base',
     max_position_embeddings=1024,
@@ -33,6 +36,10 @@ def write_runs(root):
   path.write_text(json.dumps(settings))
   trained_runs.write_keys_values(root / 'kv', root / 'one')
   shutil.copytree(root / 'one', root / 'two')
+  settings['data']['unanswerable'] = 'refuse'
+  # Bytes are tokens, and a blank would be the first of all answers.
+  settings['templates']['answer'] = '{answer}'
+  (root / 'two' / 'config.json').write_text(json.dumps(settings))
   path = root / 'two' / 'table.safetensors'
   values, metadata = table_file.load(path)
   table_file.save(path, np.ascontiguousarray(values[::-1]), metadata)

@@ -4,6 +4,8 @@ import json
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
+from types import MappingProxyType
 
 import numpy as np
 import tiny_models
@@ -29,6 +31,8 @@ def write_run(
   *,
   chat: bool = False,
   quantize: str = 'none',
+  unanswerable: str = 'skip',
+  templates: Mapping[str, str] = MappingProxyType({}),
   **tokens,
 ) -> None:
   """Writes a finished training run with a random table."""
@@ -47,12 +51,13 @@ def write_run(
   cfg = config.Config(
     base=config.Base(path=str(base), dtype='float32', quantize=quantize),
     virtual_tokens=config.VirtualTokens(num_virtual_tokens=ROWS, **tokens),
-    templates=config.Templates(chat=chat),
+    templates=config.Templates(chat=chat, **templates),
     data=config.Data(
       train=('unused.jsonl',),
       test=(str(questions),),
       max_prefix_tokens=220,
       max_suffix_tokens=120,
+      unanswerable=unanswerable,
     ),
     eval=config.Eval(
       num_passages=2,

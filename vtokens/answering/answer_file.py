@@ -162,6 +162,9 @@ def _identity(
     'index': '' if shown.index is None else shown.index.digest,
     'num_passages': shown.number,
     **({'records': True} if records else {}),
+    **(
+      {'refusal_bias': run.table.refusal_bias} if run.table.refusal_bias else {}
+    ),
   }
 
 
@@ -177,7 +180,8 @@ def _resume(
     json_files.read_lines(path, _ROW, advice, head=dict)
   ):
     if number == 0 and line != identity:
-      changed = [x for x in identity if line.get(x) != identity[x]]
+      both = {**line, **identity}
+      changed = [x for x in both if line.get(x) != identity.get(x)]
       raise errors.UserError(
         f'{path}: was begun with other values of {errors.several(changed)}; '
         f'choose another --output, or {advice}'

@@ -154,6 +154,7 @@ class Batch:
       self._device.reader.endings(at_newline=True),
       self._sampling(),
       self._put(self._limits()),
+      self._token_bias(),
     )
     progress: generate.Progress = generate.begin(
       self._inputs,
@@ -190,6 +191,22 @@ class Batch:
       self._of_rows([r.top_p for r in requests], 1, np.float32),
     )
     placed: generate.Sampling = self._put(sampling)
+    return placed
+
+  def _token_bias(self) -> generate.TokenBias | None:
+    """The bias of refusals; None if no request has one."""
+    if not any(one.refusal_bias for one in self._prepared):
+      return None
+    ids: list[tuple[int, int] | None] = [
+      None if one.tokens is None else one.tokens.refusal_token
+      for one in self._prepared
+    ]
+    fill = [None] * (self._num_rows - len(ids))
+    bias = generate.make_token_bias(
+      [[i] for i in [*ids, *fill]],
+      self._of_rows([p.refusal_bias for p in self._prepared], 0, np.float32),
+    )
+    placed: generate.TokenBias = self._put(bias)
     return placed
 
   def _ended(self) -> Any:

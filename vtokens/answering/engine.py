@@ -44,10 +44,12 @@ class Table:
   Attributes:
     source: what was read.
     tokens: the same, ready for prompts.
+    refusal_bias: of requests that do not say; see `Request`.
   """
 
   source: TrainedSource
   tokens: TrainedTokens
+  refusal_bias: float = 0.0
 
   @property
   def count(self) -> int:
@@ -130,6 +132,7 @@ class Engine:
     base: config.Base | str | None = None,
     batch_size: int = 32,
     prefix_cache_bytes: int = 1 << 30,
+    refusal_bias: float = 0.0,
     where: str = 'directory',
   ) -> 'Engine':
     """Loads the base of a run or an export, and adds its virtual tokens.
@@ -140,12 +143,15 @@ class Engine:
       base: where the base is, or also how it is kept; None as in training.
       batch_size: see `Engine`.
       prefix_cache_bytes: see `Engine`.
+      refusal_bias: see `add`.
       where: the flag or argument that names the directory, for messages.
 
     Raises:
-      errors.UserError: a file is missing or broken, or the base is another.
+      errors.UserError: a file is missing or broken, the base is another, or
+        there is a bias and the virtual tokens were not trained to refuse.
     """
     source = trained_source.read(directory, where)
+    prompts.check_refusal_bias(refusal_bias, source.refuses)
     if isinstance(base, str):
       base = dataclasses.replace(source.base, path=paths.expand_home(base))
     try:
@@ -165,7 +171,7 @@ class Engine:
       batch_size=batch_size,
       prefix_cache_bytes=prefix_cache_bytes,
     )
-    engine._put(name, source)
+    engine._put(name, source, refusal_bias)
     return engine
 
   @classmethod
@@ -196,7 +202,9 @@ class Engine:
     """The virtual tokens by name, as they are now."""
     return self._tables
 
-  def add(self, name: str, directory: epath.PathLike) -> Table:
+  def add(
+    self, name: str, directory: epath.PathLike, *, refusal_bias: float = 0.0
+  ) -> Table:
     """Adds virtual tokens, or replaces those of the same name.
 
     Requests that were prepared before keep what they had.
@@ -204,18 +212,20 @@ class Engine:
     Args:
       name: name for requests.
       directory: work directory of a finished run, or a `vtokens` export.
+      refusal_bias: of requests that do not say; see `Request`.
 
     Raises:
-      errors.UserError: the directory holds none, or they were trained on
-        another base.
+      errors.UserError: the directory holds none, they were trained on another
+        base, or there is a bias and they were not trained to refuse.
     """
     if not isinstance(name, str) or not name.strip():
       raise errors.UserError(
         f'name: expected a text that is not blank, got {name!r}'
       )
     source = trained_source.read(directory, os.fspath(directory))
+    prompts.check_refusal_bias(refusal_bias, source.refuses)
     source.check_base(self._opened)
-    return self._put(name, source)
+    return self._put(name, source, refusal_bias)
 
   def remove(self, name: str) -> None:
     """Removes virtual tokens; requests that were prepared before have them.
@@ -227,9 +237,11 @@ class Engine:
       self._table(name)
       self._tables = {n: t for n, t in self._tables.items() if n != name}
 
-  def _put(self, name: str, source: TrainedSource) -> Table:
+  def _put(
+    self, name: str, source: TrainedSource, refusal_bias: float
+  ) -> Table:
     assembler = source.assembler(self.base.tokenizer)
-    table = Table(source, source.tokens(name, assembler))
+    table = Table(source, source.tokens(name, assembler), refusal_bias)
     with self._changing:
       self._tables = {**self._tables, name: table}
     return table
@@ -260,6 +272,7 @@ class Engine:
       self._plain if tokens is None else tokens.assembler,
       defaults,
       self.context_length,
+      0.0 if table is None else table.refusal_bias,
     )
 
   def answer(

@@ -32,6 +32,7 @@ def prepare(
   assembler: Assembler,
   defaults: config.Decode,
   context_length: int,
+  refusal_bias: float = 0.0,
 ) -> Prepared:
   """Checks a request and turns it into ids.
 
@@ -42,6 +43,7 @@ def prepare(
     assembler: has the templates for a question.
     defaults: how a question is answered where the request does not say.
     context_length: most tokens of a prompt and its answer together.
+    refusal_bias: of a request that does not say.
 
   Raises:
     errors.UserError: a field is wrong, or the prompt is too long.
@@ -57,6 +59,15 @@ def prepare(
       f'{errors.several(given)}'
     )
   _check_choices(request)
+  if request.refusal_bias is not None:
+    if tokens is None and request.refusal_bias:
+      raise errors.UserError(
+        f'refusal_bias={request.refusal_bias}: it needs virtual tokens; name '
+        'their table'
+      )
+    refusal_bias = check_refusal_bias(
+      request.refusal_bias, tokens is not None and tokens.refuses
+    )
   if given == ['question']:
     tokens, example = _of_question(request, tokens, assembler)
   elif given == ['messages']:
@@ -88,6 +99,7 @@ def prepare(
     max_new_tokens=most,
     at_newline=at_newline,
     tidy=is_question or at_newline,
+    refusal_bias=0.0 if tokens is None else refusal_bias,
   )
   size = prepared.prompt_tokens
   if request.max_new_tokens is None and given != ['question']:
@@ -100,6 +112,25 @@ def prepare(
       'that the base takes: shorten one of them'
     )
   return prepared
+
+
+def check_refusal_bias(value: Any, refuses: bool) -> float:
+  """Checks a `refusal_bias`.
+
+  Args:
+    value: the bias.
+    refuses: whether its virtual tokens were trained to refuse.
+
+  Raises:
+    errors.UserError: it is no number, or not 0 and they were not.
+  """
+  bias = _number(value, 'refusal_bias')
+  if bias and not refuses:
+    raise errors.UserError(
+      f'refusal_bias={bias:g}: these virtual tokens were not trained to refuse '
+      '(data.unanswerable=refuse); expected 0'
+    )
+  return bias
 
 
 def _check_choices(request: Request) -> None:

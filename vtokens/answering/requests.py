@@ -45,6 +45,9 @@ class Request:
     stop: texts that end the answer and are not part of it.
     stop_at_newline: whether the first line break after text ends the answer.
     num_logprobs: most likely tokens to report at each place, up to `NUM_TOP`.
+    refusal_bias: added to the logit of the first token of the refusal at the
+      start of an answer with virtual tokens that were trained to refuse: above
+      0 they refuse more, below 0 less. None for that of `Engine.add`.
   """
 
   question: str | None = None
@@ -62,6 +65,7 @@ class Request:
   stop: Sequence[str] = ()
   stop_at_newline: bool | None = None
   num_logprobs: int = 0
+  refusal_bias: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +79,7 @@ class Prepared:
     max_new_tokens: longest answer.
     at_newline: whether a line break ends it.
     tidy: whether white space around the answer is dropped.
+    refusal_bias: see `Request`; 0 without virtual tokens.
   """
 
   request: Request
@@ -83,6 +88,7 @@ class Prepared:
   max_new_tokens: int
   at_newline: bool
   tidy: bool
+  refusal_bias: float = 0.0
 
   @property
   def prompt_tokens(self) -> int:

@@ -32,7 +32,7 @@ class Run:
 
   Further keyword arguments of `answer`, `answer_many`, `stream` and `compare`
   are fields of `Request`: `max_new_tokens`, `temperature`, `top_p`, `seed`,
-  `stop`, `stop_at_newline`, `num_logprobs`, `condition`.
+  `stop`, `stop_at_newline`, `num_logprobs`, `refusal_bias`, `condition`.
 
   Args:
     engine: has the base and the virtual tokens.
@@ -308,6 +308,7 @@ def load(
   *,
   base: config.Base | str | None = None,
   batch_size: int = 32,
+  refusal_bias: float = 0.0,
   where: str = 'path',
 ) -> Run:
   """Loads the virtual tokens of a run, and their base, to answer with them.
@@ -316,13 +317,20 @@ def load(
     path: work directory of a finished run, or a `vtokens` export.
     base: where the base is, or its settings; None as in training.
     batch_size: most questions that run together.
+    refusal_bias: of questions that do not say; see `Request`.
     where: the flag or argument that names the directory, for messages.
 
   Raises:
-    errors.UserError: there is no finished run or export, or the base is not the
-      one that it was trained on.
+    errors.UserError: there is no finished run or export, the base is not the
+      one that it was trained on, or there is a bias and the virtual tokens were
+      not trained to refuse.
   """
   engine = Engine.open(
-    path, _NAME, base=base, batch_size=batch_size, where=where
+    path,
+    _NAME,
+    base=base,
+    batch_size=batch_size,
+    refusal_bias=refusal_bias,
+    where=where,
   )
   return Run(engine)

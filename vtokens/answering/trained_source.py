@@ -32,6 +32,7 @@ class TrainedSource:
     templates: the text around the pieces.
     limits: the sizes that a prompt must keep to.
     decode: how their run generated answers.
+    refuses: whether they were trained to refuse.
     sha256: of all values.
     context_length: longest sequence of their run; None if it is not known.
     check_base: raises a `UserError` unless an opened base is theirs.
@@ -45,6 +46,7 @@ class TrainedSource:
   templates: config.Templates
   limits: Limits
   decode: config.Decode
+  refuses: bool
   sha256: str
   context_length: int | None
   check_base: Callable[[OpenBase], None]
@@ -66,7 +68,7 @@ class TrainedSource:
   def tokens(self, name: str, assembler: Assembler) -> TrainedTokens:
     """The virtual tokens under a name."""
     trainable = kinds.trainable_of(self.settings)
-    return TrainedTokens(name, self.values, assembler, trainable)
+    return TrainedTokens(name, self.values, assembler, trainable, self.refuses)
 
 
 def read(directory: epath.PathLike, where: str = 'directory') -> TrainedSource:
@@ -101,6 +103,7 @@ def _read_run(path: epath.Path, where: str) -> TrainedSource:
     templates=cfg.templates,
     limits=Limits(cfg.data.max_prefix_tokens, cfg.data.max_suffix_tokens),
     decode=cfg.eval,
+    refuses=cfg.data.unanswerable == 'refuse',
     sha256=finished.sha256,
     context_length=cfg.context_length,
     check_base=finished.check_base,
@@ -143,6 +146,8 @@ def _read_export(path: epath.Path, where: str) -> TrainedSource:
     templates=meta.prompt.templates,
     limits=limits,
     decode=decode,
+    refuses=_kept(recorded, 'data', ('unanswerable',)).get('unanswerable')
+    == 'refuse',
     sha256=meta.table_sha256,
     context_length=limits.prefix + limits.suffix + decode.max_new_tokens,
     check_base=check,

@@ -27,9 +27,9 @@ def write(
 
   A line has `id`, `dataset`, `question`, `prediction`, `answers` and each
   metric. With a cell it also has the length and the end of the answer, the
-  passages shown, and the coordinates of the cell. `confidence` comes
-  last, `refused` after it if a question has no answer, and `cited` if answers
-  have citations.
+  passages shown, and the coordinates of the cell. `confidence` comes last;
+  after it `refusal_margin` if an answer has one,
+  `refused` if a question has no answer, and `cited` if answers have citations.
 
   Args:
     path: the file.
@@ -42,6 +42,7 @@ def write(
     cited: the number of the passage that each of them cites, or None.
   """
   all_answerable = all(record.answerable for record in records)
+  has_margins = any(answer.refusal_margin is not None for answer in answers)
   lines = []
   pairs = zip(records, answers, strict=True)
   for i, (record, answer) in enumerate(pairs):
@@ -56,6 +57,8 @@ def write(
     if cell is not None:
       row |= _details(record, answer, cell)
     row['confidence'] = answer.confidence
+    if has_margins:
+      row['refusal_margin'] = answer.refusal_margin
     if refused is not None and not all_answerable:
       row['refused'] = bool(refused[i])
     if cited is not None:

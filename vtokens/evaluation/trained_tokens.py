@@ -1,6 +1,7 @@
 """Trained virtual tokens, ready to be put into prompts."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,16 +21,31 @@ class TrainedTokens:
     values: the trained values; of a table an array of shape [P, D], float32.
     assembler: has the templates and the position of training.
     trainable: what the values are.
+    refuses: whether they were trained to refuse (`data.unanswerable=refuse`).
   """
 
   name: str
   values: Values
   assembler: Assembler
   trainable: Trainable = TABLE
+  refuses: bool = False
 
   def __len__(self) -> int:
     """Number of virtual tokens."""
     return self.trainable.count(self.values)
+
+  @functools.cached_property
+  def refusal_token(self) -> tuple[int, int] | None:
+    """Place and id of the first token of the refusal that is not blank.
+
+    All answers begin with the blank ones, which are of the template; the rule
+    is that of `AnswerReader.is_blank`. None if they were not trained to refuse.
+    """
+    if not self.refuses:
+      return None
+    ids = self.assembler.refusal().tolist()
+    decode = self.assembler.encoder.tokenizer.decode
+    return next((at, i) for at, i in enumerate(ids) if decode([i]).strip())
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

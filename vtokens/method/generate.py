@@ -43,12 +43,17 @@ class Generated:
       [B, C, N, T], int32; None if they were not asked for.
     top_log_probs: their log-probabilities; array of shape [B, C, N, T],
       float32; None likewise.
+    margins: logit of the token of `TokenBias` at its place, before the bias,
+      minus the largest of the other logits; array of shape [B, C], float32; NaN
+      for a branch that has no bias, or a token before it that is not blank or
+      ends it; None without a `TokenBias`.
   """
 
   ids: Int[Array, 'B C N']
   log_probs: Float[Array, 'B C N']
   top_ids: Int[Array, 'B C N T'] | None = None
   top_log_probs: Float[Array, 'B C N T'] | None = None
+  margins: Float[Array, 'B C'] | None = None
 
 
 @struct.dataclass
@@ -130,6 +135,23 @@ class RowLimits:
 
 
 @struct.dataclass
+class TokenBias:
+  """A bias of one token of each branch, where its answer begins.
+
+  Attributes:
+    ids: the token; array of shape [B, C], int32.
+    places: number of tokens before it in the answer, all of them blank; -1 for
+      no bias; likewise.
+    amounts: added to its logit before a token is chosen; array of shape [B, C],
+      float32; 0 changes nothing.
+  """
+
+  ids: Int[Array, 'B C']
+  places: Int[Array, 'B C']
+  amounts: Float[Array, 'B C']
+
+
+@struct.dataclass
 class Sampling:
   """How the tokens of each row are drawn.
 
@@ -194,6 +216,28 @@ def make_sampling(
   return Sampling(keys, heat, nucleus if (nucleus < 1).any() else None)
 
 
+def make_token_bias(
+  tokens: Sequence[Sequence[tuple[int, int] | None]],
+  amounts: float | Sequence[float],
+) -> TokenBias:
+  """Makes a `TokenBias` of settings.
+
+  Args:
+    tokens: by row and branch, place and id of the token; None for none.
+    amounts: of each row, or of all.
+
+  Returns:
+    Arrays of shape [B, C] of NumPy.
+  """
+  pairs: Any = np.array(
+    [[one or (-1, -1) for one in row] for row in tokens], np.int32
+  )
+  places, ids = pairs[..., 0], pairs[..., 1]
+  column = np.reshape(np.asarray(amounts, np.float32), (-1, 1))
+  added: Any = np.broadcast_to(column, ids.shape)
+  return TokenBias(ids, places, added)
+
+
 @functools.partial(jax.jit, static_argnames='graph')
 def encode_prefix(
   base: nnx.State[str, Any],
@@ -216,6 +260,7 @@ def generate(
   suffixes: Suffixes,
   endings: Endings,
   sampling: Sampling | None = None,
+  token_bias: TokenBias | None = None,
   *,
   graph: nnx.GraphDef[Decoder],
   max_new_tokens: int,
@@ -232,14 +277,17 @@ def generate(
     suffixes: what follows the prefixes.
     endings: which tokens end an answer.
     sampling: how tokens are drawn; None for the most likely one (greedy).
+    token_bias: of a token at one place; None for none.
     graph: structure of the decoder.
     max_new_tokens: longest answer.
     trainable: what was trained.
 
   Returns:
-    The tokens and their log-probabilities.
+    The tokens and their log-probabilities, and the margins of `token_bias`.
   """
-  inputs = Inputs(base, trained, cache, suffixes, endings, sampling)
+  inputs = Inputs(
+    base, trained, cache, suffixes, endings, sampling, token_bias=token_bias
+  )
   run = _Generation(nnx.merge(graph, base), trainable, inputs)
   return run.advance(run.begin(max_new_tokens, 0), max_new_tokens).out
 
@@ -256,6 +304,7 @@ class Inputs:
     endings: see `generate`.
     sampling: see `generate`.
     limits: what else ends an answer; None for nothing.
+    token_bias: see `generate`.
   """
 
   base: nnx.State[str, Any]
@@ -265,6 +314,7 @@ class Inputs:
   endings: Endings
   sampling: Sampling | None = None
   limits: RowLimits | None = None
+  token_bias: TokenBias | None = None
 
 
 @functools.partial(
@@ -377,6 +427,8 @@ class _Generation:
         top_ids=jnp.zeros((*places, num_top), jnp.int32),
         top_log_probs=jnp.zeros((*places, num_top), jnp.float32),
       )
+    if self.inputs.token_bias is not None:
+      out = dataclasses.replace(out, margins=jnp.full(shape, jnp.nan))
     start = Progress(
       step=jnp.zeros((), jnp.int32),
       token=jnp.zeros(shape, jnp.int32),
@@ -424,9 +476,19 @@ class _Generation:
     """Chooses the next token of each branch."""
     endings, step = self.inputs.endings, now.step
     logits = self.decoder.logits(hidden, stationary=True)
-    scores = logits
+    scores, margins = logits, now.out.margins
+    bias = self.inputs.token_bias
+    if bias is not None and margins is not None:
+      here = (step == bias.places) & ~now.begun & ~now.done
+      # As in `_log_prob`, no gather.
+      is_it = jnp.arange(logits.shape[-1]) == bias.ids[..., None]
+      raised = is_it & here[..., None]
+      scores = jnp.where(raised, logits + bias.amounts[..., None], logits)
+      own = jnp.where(is_it, logits, 0.0).sum(axis=-1)
+      other = jnp.where(is_it, -jnp.inf, logits).max(axis=-1)
+      margins = jnp.where(here, own - other, margins)
     if self.inputs.sampling is not None:
-      scores = _perturb(logits, self.inputs.sampling, step)
+      scores = _perturb(scores, self.inputs.sampling, step)
     token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     log_prob = jnp.where(now.done, 0.0, _log_prob(logits, token))
     token = jnp.where(now.done, endings.eos_id, token)
@@ -435,6 +497,7 @@ class _Generation:
       now.out,
       ids=put(now.out.ids, token[..., None], step),
       log_probs=put(now.out.log_probs, log_prob[..., None], step),
+      margins=margins,
     )
     if out.top_ids is not None and out.top_log_probs is not None:
       number = out.top_ids.shape[-1]

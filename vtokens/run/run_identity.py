@@ -57,6 +57,7 @@ _ONLY_WITH: Mapping[str, tuple[str, Any]] = {
   'data.mixture.temperature': ('data.mixture.weighting', 'temperature'),
   'data.num_shapes': ('data.shapes', []),
   'train.distill.text': ('train.distill.tokens', 'text'),
+  'eval.refusal_bias': ('data.unanswerable', 'refuse'),
 }
 
 

@@ -109,6 +109,7 @@ class LocalBackend:
       'stop': sampling.stop,
       'stop_at_newline': sampling.newline,
       'num_logprobs': sampling.num_top,
+      'refusal_bias': sampling.refusal_bias,
     }
     passages = [{'title': p.title, 'text': p.text} for p in question.passages]
     if question.table != BASE:

@@ -41,6 +41,7 @@ class Sampling:
       scores of a run. White space around the answer is then left out.
     log_probs: whether tokens come with their log-probability.
     num_top: most likely tokens to tell at each place, besides.
+    refusal_bias: see `answering.Request`.
   """
 
   max_tokens: int | None
@@ -51,6 +52,7 @@ class Sampling:
   newline: bool = False
   log_probs: bool = False
   num_top: int = 0
+  refusal_bias: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import httpx
 
 from vtokens.host import errors
 from vtokens.server.answer_text import TextEnd
-from vtokens.server.api_errors import ApiError, backend_failed
+from vtokens.server.api_errors import ApiError, backend_failed, refused
 from vtokens.server.questions import (
   BASE,
   BASE_TOKENS,
@@ -169,6 +169,12 @@ class RemoteBackend:
   ) -> tuple[str, dict[str, Any], int]:
     """Path and body of a request, and the length of its prompt, if known."""
     sampling = question.sampling
+    if sampling.refusal_bias:
+      raise refused(
+        'refusal_bias',
+        f'the backend {self._kind} does not support it, only --backend=local '
+        'does: leave it out',
+      )
     body: dict[str, Any] = {
       'model': await self._model_name(),
       'max_tokens': sampling.max_tokens or BASE_TOKENS,

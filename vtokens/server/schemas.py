@@ -1,4 +1,4 @@
-"""Bodies of requests: OpenAI's fields, and three of our own."""
+"""Bodies of requests: OpenAI's fields, and some of our own."""
 
 import abc
 import json
@@ -104,6 +104,7 @@ class Request(_Section, abc.ABC):
     k: virtual tokens used; None for all.
     table: name of the table, in place of `model`.
     num_passages: passages to retrieve; None for the server's own number.
+    refusal_bias: see `answering.Request`.
   """
 
   model: str = ''
@@ -118,6 +119,7 @@ class Request(_Section, abc.ABC):
   k: Annotated[int, Ge(1)] | None = None
   table: str | None = None
   num_passages: Annotated[int, Ge(0)] | None = None
+  refusal_bias: pydantic.FiniteFloat = 0.0
 
   @property
   def stops(self) -> tuple[str, ...]:

@@ -198,6 +198,10 @@ class Service:
         f'expected at most {self.limits.max_tokens} on this server, got '
         f'{wanted}',
       )
+    if request.refusal_bias and table == BASE:
+      raise refused(
+        'refusal_bias', 'the base has no virtual tokens: leave it out'
+      )
     # The base with passages is compared with a table: it is asked alike.
     like = self.backend.tables.get(table)
     if like is None and shown:
@@ -214,6 +218,7 @@ class Service:
       newline=like is not None and like.newline,
       log_probs=request.num_top is not None,
       num_top=request.num_top or 0,
+      refusal_bias=request.refusal_bias,
     )
 
   def _alone(

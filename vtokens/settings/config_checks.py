@@ -201,6 +201,16 @@ def check_passages(passages: 'config.Passages', prefix: str) -> None:
     refuse(passages, 'depth', expected, prefix)
 
 
+def check_refusals(cfg: 'config.Config') -> None:
+  """Checks that a bias of refusals has a table that refuses."""
+  if cfg.eval.refusal_bias and cfg.data.unanswerable != 'refuse':
+    refuse(
+      cfg,
+      'eval.refusal_bias',
+      f'0, since data.unanswerable={cfg.data.unanswerable}',
+    )
+
+
 def check_citations(cfg: 'config.Config') -> None:
   """Checks that passages have the numbers that answers cite."""
   templates = cfg.templates

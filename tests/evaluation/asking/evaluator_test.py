@@ -175,6 +175,79 @@ def test_answers_are_those_of_torch(base, tiny_dir, table, variants, answers):
       assert answer == expected, (variant.name, record.id)
 
 
+@pytest.mark.parametrize('bias', [0.0, 4.5, 9.0])
+def test_a_bias_of_refusals_is_that_of_torch(base, mesh, tiny_dir, table, bias):
+  """Beside conditions that were not trained to refuse, which keep theirs."""
+  cfg = make_config()
+  # Bytes are tokens, and a blank would be the first of all answers.
+  cfg.templates.answer = '{answer}'
+  refusing = dataclasses.replace(
+    table,
+    name='refusing',
+    assembler=Assembler.for_run(base.tokenizer, cfg),
+    refuses=True,
+  )
+  variants = [
+    bare_variant('prompt'),
+    PromptVariant('refusing', CONDITIONS['tokens'], refusing, N),
+    tokens_variant(table, 2),
+  ]
+  model = transformers.AutoModelForCausalLM.from_pretrained(tiny_dir).eval()
+  rows = torch.cat(
+    [model.get_input_embeddings().weight.data, torch.from_numpy(table.values)]
+  )
+  examples = [
+    table.assembler(shown(record), record.question, num_active=N)
+    for record in RECORDS
+  ]
+  inputs = [
+    rows[torch.tensor([*e.prefix, *e.suffix(base.config.vocab_size)])][None]
+    for e in examples
+  ]
+  with torch.no_grad():
+    logits = torch.stack([model(inputs_embeds=x).logits[0, -1] for x in inputs])
+  first = base.tokenizer.encode(cfg.templates.refusal)[0]
+  assert refusing.refusal_token == (0, first)
+  assert dataclasses.replace(table, refuses=True).refusal_token == (1, first)
+  others = logits.clone()
+  others[:, first] = -torch.inf
+  margins = (logits[:, first] - others.max(-1).values).tolist()
+  assert {margin > -4.5 for margin in margins} == {True, False}
+
+  def processor(ids, scores):
+    if not ids.shape[1]:
+      scores[:, first] += bias
+    return scores
+
+  evaluator = make_evaluator(base, mesh, refusal_bias=bias)
+  found = evaluator.answers(RECORDS, variants, label='')
+  for answer, embeds, margin in zip(
+    found['refusing'], inputs, margins, strict=True
+  ):
+    assert answer.refusal_margin == pytest.approx(margin, abs=1e-4)
+    with torch.no_grad():
+      out = model.generate(
+        inputs_embeds=embeds,
+        attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long),
+        max_new_tokens=6,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=sorted(base.tokenizer.end_ids),
+        logits_processor=[processor],
+      )[0].tolist()
+    assert (out[0] == first) == (margin + bias > 0)
+    out = list(
+      itertools.takewhile(lambda i: i not in base.tokenizer.end_ids, out)
+    )
+    known = set(base.tokenizer.ids)
+    text = base.tokenizer.decode([i for i in out if i in known]).strip()
+    assert (answer.text, answer.num_tokens) == (text, len(out))
+  plain = make_evaluator(base, mesh).answers(RECORDS, variants, label='')
+  for name in ('prompt', 'tokens_k2'):
+    assert found[name] == plain[name]
+    assert {answer.refusal_margin for answer in found[name]} == {None}
+
+
 def test_a_prefix_is_encoded_once_for_all_that_share_it(
   base, mesh, variants, monkeypatch
 ):

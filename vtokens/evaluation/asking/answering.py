@@ -5,6 +5,7 @@ share one cache of it and are answered together; see `vtokens.method.generate`.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -68,6 +69,7 @@ class Answerer:
     *,
     ids: Sequence[str],
     first_ids: Sequence[int] | None = None,
+    refusal_tokens: Sequence[tuple[int, int] | None] = (),
   ) -> Callable[[], list[list[Answer]]]:
     """Starts answering a batch.
 
@@ -78,6 +80,9 @@ class Answerer:
         one on. Branches with the same object are answered together.
       ids: ids of the questions; with the seed they decide what is sampled.
       first_ids: id of virtual token 0 of each branch; by default `vocab_size`.
+      refusal_tokens: of each branch, place and id of the token that begins its
+        refusal, which the bias of `decode` is for; None for a branch that was
+        not trained to refuse. By default none was.
 
     Returns:
       A function that waits for the answers, by question and branch. Until it is
@@ -91,8 +96,14 @@ class Answerer:
       cache = self.encode([row[shared[0]] for row in examples])
       for group in _within_budget(examples, shared, tokens):
         part = [[row[b] for b in group] for row in examples]
-        firsts = [first_ids[b] for b in group]
-        out = self.start(part, cache, tokens[group[0]], ids, firsts)
+        out = self.start(
+          part,
+          cache,
+          tokens[group[0]],
+          ids,
+          [first_ids[b] for b in group],
+          [refusal_tokens[b] for b in group] if refusal_tokens else (),
+        )
         started.append((group, out))
 
     def wait() -> list[list[Answer]]:
@@ -133,6 +144,7 @@ class Answerer:
     tokens: BranchTokens,
     ids: Sequence[str],
     first_ids: Sequence[int],
+    refusal_tokens: Sequence[tuple[int, int] | None] = (),
     *,
     forced: int = 0,
   ) -> generate.Generated:
@@ -144,6 +156,7 @@ class Answerer:
       tokens: virtual tokens of all these branches.
       ids: ids of the questions.
       first_ids: id of virtual token 0 of each branch.
+      refusal_tokens: see `__call__`.
       forced: exact number of tokens to generate, for timing; 0 ends an answer
         at its end.
     """
@@ -158,6 +171,7 @@ class Answerer:
       self._suffixes(examples, first_ids, tokens.trainable),
       endings,
       self._sampling(ids) if self._decode.temperature else None,
+      self._token_bias(refusal_tokens),
       graph=self.base.graph,
       max_new_tokens=forced or self._decode.max_new_tokens,
       trainable=tokens.trainable,
@@ -171,10 +185,18 @@ class Answerer:
   ) -> list[list[Answer]]:
     """Waits for the answers to the examples given to `start`."""
     ids, log_probs = map(distributed.fetch, (out.ids, out.log_probs))
+    margins = np.full(ids.shape[:2], np.nan)
+    if out.margins is not None:
+      margins = distributed.fetch(out.margins)
     # The last rows may only fill up the batch.
     return [
       [
-        self._answer(ids[r, branch].tolist(), log_probs[r, branch], example)
+        self._answer(
+          ids[r, branch].tolist(),
+          log_probs[r, branch],
+          float(margins[r, branch]),
+          example,
+        )
         for branch, example in enumerate(asked)
       ]
       for r, asked in enumerate(examples)
@@ -209,8 +231,23 @@ class Answerer:
       self.put(keys), self._decode.temperature, self._decode.top_p
     )
 
+  def _token_bias(
+    self, refusal_tokens: Sequence[tuple[int, int] | None]
+  ) -> generate.TokenBias | None:
+    """The bias of refusals; None if no branch was trained to refuse."""
+    if all(i is None for i in refusal_tokens):
+      return None
+    bias = generate.make_token_bias(
+      [refusal_tokens] * self.batch_size, self._decode.refusal_bias
+    )
+    return self.put(bias)
+
   def _answer(
-    self, tokens: list[int], log_probs: np.ndarray, example: Example
+    self,
+    tokens: list[int],
+    log_probs: np.ndarray,
+    margin: float,
+    example: Example,
   ) -> Answer:
     at_newline = self._decode.stop_at_newline
     ending = self._reader.find_end(tokens, at_newline=at_newline)
@@ -223,6 +260,7 @@ class Answerer:
       passages_dropped=example.passages_dropped,
       passages_cut=example.passages_cut,
       confidence=float(log_probs[: ending.scored].mean(dtype=np.float64)),
+      refusal_margin=margin if math.isfinite(margin) else None,
     )
 
 

@@ -21,8 +21,8 @@ from vtokens.evaluation.asking.cells import Answer, Cell
 from vtokens.host import checksums, errors, json_files, paths, writers
 
 _NAMES = ('dataset', 'model', 'table')
-# A line: the fields of `Answer`, and the id of the question. `confidence` may
-# be absent.
+# A line: the fields of `Answer`, and the id of the question. Those of
+# `_NUMBERS` may be absent.
 _LINE = {
   'id': str,
   'text': str,
@@ -32,6 +32,7 @@ _LINE = {
   'passages_dropped': int,
   'passages_cut': int,
 }
+_NUMBERS = ('confidence', 'refusal_margin')
 _ADVICE = 'delete the file to have its answers computed anew'
 
 
@@ -140,12 +141,13 @@ def _read(
           f'{_ADVICE}'
         )
       row = checksums.without_seal(row)
-      json_files.check(
-        row.get('confidence'),
-        f'{path}:{number + 1}: confidence',
-        (float, type(None)),
-        _ADVICE,
-      )
+      for field in _NUMBERS:
+        json_files.check(
+          row.get(field),
+          f'{path}:{number + 1}: {field}',
+          (float, type(None)),
+          _ADVICE,
+        )
       name = row.pop('id')
       shown = tuple(row.pop('shown'))
       try:

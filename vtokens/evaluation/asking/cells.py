@@ -162,6 +162,11 @@ class Answer:
       nats, with the token that ended the answer; at most 0. None if an earlier
       version of vtokens, which did not compute it, wrote the answer. Not
       compared: its last digits depend on the batch.
+    refusal_margin: logit of the token that begins the refusal, without
+      `decode.refusal_bias`, minus the largest other logit
+      (`generate.Generated.margins`). None if the virtual tokens were not
+      trained to refuse, or if a token before that place is not blank. Not
+      compared either.
   """
 
   text: str
@@ -171,6 +176,7 @@ class Answer:
   passages_dropped: int = 0
   passages_cut: int = 0
   confidence: float | None = dataclasses.field(default=None, compare=False)
+  refusal_margin: float | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,9 +219,12 @@ class Results:
     cells: every finished cell.
     conditions: names in the order of the report.
     main: main values of the axes.
+    refusal_bias: `decode.refusal_bias` of the answers; None if they were drawn
+      (`decode.temperature`), so that it does not alone decide on refusals.
   """
 
   records: Mapping[str, Sequence[Record]]
   cells: Mapping[Cell, CellResult]
   conditions: Sequence[str]
   main: MainValues
+  refusal_bias: float | None = 0.0

@@ -72,7 +72,8 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
 
   Raises:
     errors.UserError: a base is not found, not supported, or not the one that
-      a table was trained on; or a table has too few rows.
+      a table was trained on; a table has too few rows; or there is a bias of
+      refusals and no table was trained to refuse.
   """
   most = max(cfg.num_active, default=0)
   for run in runs:
@@ -83,6 +84,13 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
         f'{run.name} has {trained}'
         + (' that were trained' if trained < rows else '')
       )
+  if cfg.decode.refusal_bias and not any(
+    run.finished.config.data.unanswerable == 'refuse' for run in runs
+  ):
+    raise errors.UserError(
+      f'config.decode.refusal_bias={cfg.decode.refusal_bias:g}: expected 0, '
+      'since no run was trained to refuse (data.unanswerable=refuse)'
+    )
   opened: dict[str, frozen_base.OpenBase] = {}
   settings = [_base_settings(cfg, run) for run in runs]
   alone = dataclasses.replace(cfg.base, quantize=cfg.base.quantize or 'none')
@@ -154,7 +162,8 @@ def _trained_tokens(
   )
   # Virtual tokens that no step has trained are not used.
   values = trainable.first(finished.values, finished.num_trained)
-  return TrainedTokens(run.name, values, assembler, trainable)
+  refuses = finished.config.data.unanswerable == 'refuse'
+  return TrainedTokens(run.name, values, assembler, trainable, refuses)
 
 
 def _assembler(

@@ -133,6 +133,10 @@ class Evaluator:
           tokens,
           ids=[records[i].id for i in index],
           first_ids=first_ids,
+          refusal_tokens=[
+            None if v.tokens is None else v.tokens.refusal_token
+            for v in variants
+          ],
         )
       )
 
@@ -198,7 +202,9 @@ class Evaluator:
     asked = [[dataclasses.replace(e, targets=e.targets[:0])] for e in examples]
     ids = [record.id for record in records]
     [tokens], first_ids = stack([trained], self._base.config)
-    out = self._answerer.start(asked, cache, tokens, ids, first_ids)
+    out = self._answerer.start(
+      asked, cache, tokens, ids, first_ids, [trained.refusal_token]
+    )
     nll, count = _nll(
       self._base.params,
       tokens.values,

@@ -148,6 +148,10 @@ class Grid:
     decode = dataclasses.asdict(cfg.decode)
     # The batch size changes no answer.
     del decode['batch_size']
+    # Its bias, and its margin, are of this token.
+    refusal = None if variant.tokens is None else variant.tokens.refusal_token
+    if refusal is None:
+      del decode['refusal_bias']
     condition = dataclasses.asdict(variant.condition)
     del condition['text']
     return {
@@ -166,6 +170,7 @@ class Grid:
       # Some rotary embeddings depend on the context length.
       'context_length': cfg.context_length,
       'decode': decode,
+      **({} if refusal is None else {'refusal_token': list(refusal)}),
       **({'seed': cfg.seed} if cfg.decode.temperature else {}),
       'asked_sha256': asked,
     }

@@ -1,6 +1,7 @@
 """What a report says of confidence and of refusals."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import numpy as np
 from vtokens.evaluation.asking.cells import AXES, Cell, CellResult
 from vtokens.scoring import coverage, refusals
 from vtokens.scoring.coverage import CoverageRisk
-from vtokens.scoring.refusals import RefusalScores
+from vtokens.scoring.refusals import RefusalCurve, RefusalScores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,4 +64,31 @@ def of_cell(result: CellResult) -> Abstention:
     if whole
     else None,
     refusals=refusals.score(result.refused.tolist(), (~np.isnan(em)).tolist()),
+  )
+
+
+def refusal_curve(
+  results: Sequence[CellResult], bias: float
+) -> RefusalCurve | None:
+  """Refusals by their bias, over the questions of some cells together.
+
+  Args:
+    results: of one column.
+    bias: of refusals in their answers.
+
+  Returns:
+    The curve; None if no answer has a margin, or if all questions have an
+    answer or none has.
+  """
+  margins = np.array(
+    [answer.refusal_margin for result in results for answer in result.answers],
+    float,
+  )
+  if np.isnan(margins).all():
+    return None
+  return refusals.curve(
+    margins,
+    np.concatenate([result.refused for result in results]),
+    np.concatenate([result.values['em'] for result in results]),
+    bias,
   )

@@ -1,5 +1,6 @@
 """Tables of confidence, refusals and citations in a report."""
 
+import math
 from collections.abc import Sequence
 
 from vtokens.evaluation.asking.cells import Cell
@@ -7,6 +8,9 @@ from vtokens.evaluation.reporting import columns as columns_lib
 from vtokens.evaluation.reporting.abstention import Abstention
 from vtokens.evaluation.reporting.report_tables import ReportTable
 from vtokens.evaluation.reporting.summary import Summary
+
+# EM that a bias of refusals may cost, in points.
+_LOST = (0.0, 1.0, 2.0, math.inf)
 
 
 def refusals_table(summary: Summary, *, main: bool) -> ReportTable | None:
@@ -57,6 +61,38 @@ def refusals_table(summary: Summary, *, main: bool) -> ReportTable | None:
     'Of refusals: share of the refused questions that are unanswerable, share '
     'of the unanswerable questions that were refused, and F1 of the two. EM is '
     'of the questions with an answer, where a refusal is wrong.',
+  )
+
+
+def refusal_bias_table(summary: Summary) -> ReportTable | None:
+  """The best F1 of refusals by the EM that it may cost; None without curves."""
+  labels = _labels(summary)
+  rows = [
+    (
+      labels[column],
+      f'{lost:g}' if math.isfinite(lost) else 'any',
+      f'{curve.bias[at]:+.4f}',
+      f'{curve.precision[at]:.1f}',
+      f'{curve.recall[at]:.1f}',
+      f'{curve.f1[at]:.1f}',
+      f'{curve.em[at]:.1f}',
+    )
+    for column, curve in summary.refusal_curves.items()
+    for lost in _LOST
+    for at in [curve.best(lost)]
+  ]
+  if not rows:
+    return None
+  return ReportTable(
+    'Refusals by bias',
+    ('condition', 'EM lost', 'bias', 'precision', 'recall', 'F1', 'EM'),
+    tuple(rows),
+    1,
+    'Over the questions of all datasets: the value of decode.refusal_bias with '
+    'the highest F1 of refusals among those that cost at most so much EM, '
+    'compared with the bias of this evaluation. Scores at a bias that was '
+    'chosen on the same questions are too good: choose it on others. Biases '
+    'below that of this evaluation are not in the table.',
   )
 
 

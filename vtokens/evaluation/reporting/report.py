@@ -77,6 +77,7 @@ def write_report(
         None,
         [
           abstention_tables.refusals_table(found, main=True),
+          abstention_tables.refusal_bias_table(found),
           abstention_tables.citations_table(found),
         ],
       ),

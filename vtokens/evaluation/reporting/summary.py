@@ -20,6 +20,7 @@ from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.reporting import abstention, statistics
 from vtokens.evaluation.reporting.abstention import Abstention
 from vtokens.scoring.citations import CitationScores
+from vtokens.scoring.refusals import RefusalCurve
 
 LEVEL = 0.95
 # What ends an answer; see cells.Answer.
@@ -161,6 +162,8 @@ class Summary:
     comparisons: each main column with the reference of its model, and each
       main column with virtual tokens with every other.
     abstentions: confidence and refusals of all cells.
+    refusal_curves: refusals by their bias, by column with virtual tokens that
+      were trained to refuse, over the questions of all its datasets.
     citations: scores of citations, by cell with citations.
   """
 
@@ -174,6 +177,7 @@ class Summary:
   averages: tuple[CellScores, ...]
   comparisons: tuple[Comparison, ...]
   abstentions: tuple[Abstention, ...]
+  refusal_curves: Mapping[Cell, RefusalCurve]
   citations: Mapping[Cell, CitationScores]
 
   @property
@@ -197,6 +201,11 @@ class Summary:
       'averages': [scores.as_json() for scores in self.averages],
       'comparisons': [one.as_json() for one in self.comparisons],
       'abstentions': [one.as_json() for one in self.abstentions],
+      'refusal_curves': [
+        _coordinates(column)
+        | {name: values.tolist() for name, values in vars(curve).items()}
+        for column, curve in self.refusal_curves.items()
+      ],
       'citations': [
         _coordinates(cell) | scores.as_dict()
         for cell, scores in self.citations.items()
@@ -249,6 +258,16 @@ def summarize(
       for found in columns.values()
       if (result := found.get(dataset))
     ),
+    refusal_curves={
+      column: curve
+      for column, found in columns.items()
+      if results.refusal_bias is not None
+      and (
+        curve := abstention.refusal_curve(
+          list(found.values()), results.refusal_bias
+        )
+      )
+    },
     citations={
       result.cell: result.citations
       for dataset in datasets

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from absl import app, flags
+from scipy import stats
 
 from vtokens.data import containment
 from vtokens.data.open_qa import build_open_qa
@@ -222,7 +223,7 @@ def _read(directory: pathlib.Path) -> dict[tuple[str, str], list[_Row]]:
 def _columns(rows: Sequence[_Row]) -> tuple[np.ndarray, ...]:
   """Margin, whether it was refused, and EM of each question."""
   return (
-    np.array([row['refusal_margin'] for row in rows], float),
+    np.array([row.get('refusal_margin') for row in rows], float),
     np.array([row['refused'] for row in rows]),
     np.array([row['em'] for row in rows], float),
   )
@@ -244,6 +245,19 @@ def _at(rows: Sequence[_Row], bias: float) -> dict[str, float]:
     **{name: getattr(scores, name) for name in ('precision', 'recall', 'f1')},
     'em': 100 * float(np.nanmean(np.where(refused, 0 * em, em))),
   }
+
+
+def _separation(rows: Sequence[_Row]) -> float:
+  """Chance that an unanswerable question has the larger of two margins.
+
+  It is the area under the ROC curve of the margins: 0.5 by guessing, 1 if some
+  bias tells all questions apart. An answer without a margin has the least.
+  """
+  margins, _, em = _columns(rows)
+  margins = np.nan_to_num(margins, nan=-np.inf)
+  unanswerable = np.isnan(em)
+  found = stats.mannwhitneyu(margins[unanswerable], margins[~unanswerable])
+  return float(found.statistic / unanswerable.sum() / (~unanswerable).sum())
 
 
 def _choose_bias(rows: Sequence[_Row], without: float) -> float:
@@ -278,6 +292,7 @@ def _report(work: pathlib.Path) -> None:
       'n': len(asked),
       'bias_chosen_on_these': bias == chosen and part == 'trained',
       'em_without_refusals': _em(pooled['answer', part]),
+      'separation': _separation(asked),
       **_at(asked, bias),
     }
     for (tokens, part), asked in pooled.items()
@@ -289,7 +304,8 @@ def _report(work: pathlib.Path) -> None:
       f'{row["part"]} sets, bias {row["bias"]:+.3f}: precision '
       f'{row["precision"]:.1f}, recall {row["recall"]:.1f}, F1 '
       f'{row["f1"]:.1f}, EM {row["em"]:.1f}; EM of the tokens that do not '
-      f'refuse {row["em_without_refusals"]:.1f}'
+      f'refuse {row["em_without_refusals"]:.1f}; separation of the kinds '
+      f'{row["separation"]:.2f}'
     )
   sets = [
     {

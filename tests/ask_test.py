@@ -401,6 +401,7 @@ def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
   unfinished.write_text(json.dumps(biased) + '\n' + lines[0])
   with pytest.raises(errors.UserError, match='other values of refusal_bias; '):
     say(*arguments)
+  unfinished.write_text(head + lines[0])
   source.write_text('{"question": "x?"}\n')
   with pytest.raises(errors.UserError, match='other values of input; '):
     say(*arguments)

@@ -27,6 +27,7 @@ from vtokens.settings.field_types import (
   PositiveFloat,
   PositiveInt,
   Probability,
+  RefusalBias,
   Rows,
   Seed,
   Temperature,
@@ -418,7 +419,7 @@ class Decode(schema.Section):
   stop_at_newline: bool = True
   temperature: Temperature = 0.0
   top_p: Annotated[float, Gt(0), Le(1)] = 1.0
-  refusal_bias: float = 0.0
+  refusal_bias: RefusalBias = 0.0
 
 
 @dataclasses.dataclass

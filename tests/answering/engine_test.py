@@ -329,6 +329,7 @@ def test_raw_ids_with_virtual_tokens(engine, table):
     ({'passages': 'x'}, 'passages: expected a list'),
     ({'refusal_bias': 1}, 'refusal_bias=1: .* were not trained to refuse'),
     ({'refusal_bias': float('inf')}, 'refusal_bias=inf: expected a number'),
+    ({'refusal_bias': -1e4, 'table': 'refuse'}, 'expected .* from -1000 to'),
     ({'refusal_bias': 1, 'table': None}, 'refusal_bias=1: .*name their table'),
     ({'question': 'x' * 300}, 'max_suffix_tokens=120'),
     ({'question': None, 'prompt': []}, 'prompt: expected at least one token'),

@@ -18,6 +18,7 @@ from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import errors
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.serving import prompt_ids
+from vtokens.settings.field_types import MOST_BIAS
 
 # Longest answer to a prompt that is no question, by default.
 _MAX_NEW_TOKENS = 256
@@ -122,9 +123,14 @@ def check_refusal_bias(value: Any, refuses: bool) -> float:
     refuses: whether its virtual tokens were trained to refuse.
 
   Raises:
-    errors.UserError: it is no number, or not 0 and they were not.
+    errors.UserError: it is no number, too large, or not 0 and they were not.
   """
   bias = _number(value, 'refusal_bias')
+  if abs(bias) > MOST_BIAS:
+    raise errors.UserError(
+      f'refusal_bias={bias:g}: expected a number from -{MOST_BIAS:g} to '
+      f'{MOST_BIAS:g}'
+    )
   if bias and not refuses:
     raise errors.UserError(
       f'refusal_bias={bias:g}: these virtual tokens were not trained to refuse '

@@ -57,6 +57,10 @@ Temperature = Annotated[
   float, Ge(0), Le(MOST_FLOAT), AfterValidator(_check_temperature)
 ]
 
+# Logits differ by less.
+MOST_BIAS = 1000.0
+RefusalBias = Annotated[float, Ge(-MOST_BIAS), Le(MOST_BIAS)]
+
 # `schema.check` replaces a leading `~` by the home directory.
 Path = Annotated[str, AfterValidator(_expand_home)]
 # A key of a dict.

@@ -17,8 +17,8 @@ question (docs/quality.md).
 Both are asked `--per_set` test questions of each set whose first three passages
 contain an answer, and as many whose first three do not. Sets of `--held_out`
 are not trained on. The bias of refusals (docs/training.md) is chosen on the
-test questions of the other sets, so it is independent of the held-out ones
-alone. The same command goes on where it was stopped.
+test questions of the sets that are, so at this bias only the figures of the
+held-out sets are fair. The same command goes on where it was stopped.
 """
 
 import gzip

@@ -315,6 +315,11 @@ class Data(schema.Section):
   token_cache: Annotated[Path, AfterValidator(config_checks.check_local)] = ''
   unanswerable: OnUnanswerable = 'skip'
 
+  @property
+  def refuses(self) -> bool:
+    """Whether virtual tokens learn to refuse."""
+    return self.unanswerable == 'refuse'
+
 
 @dataclasses.dataclass
 class Optim(schema.Section):

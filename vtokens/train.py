@@ -258,7 +258,7 @@ def _prepare(
     ),
     validation=inputs.validation,
     trainable=kinds.trainable_of(cfg.virtual_tokens),
-    refuses=cfg.data.unanswerable == 'refuse',
+    refuses=cfg.data.refuses,
     optimizer=optimizer,
     initial=training_state.initial_state(
       cfg, inputs.mesh, base, optimizer, mixture=mixture

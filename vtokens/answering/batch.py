@@ -15,7 +15,7 @@ from vtokens.answering.requests import NUM_TOP, Increment, Prepared
 from vtokens.devices import distributed, partitioning
 from vtokens.evaluation.asking import rows
 from vtokens.evaluation.asking.endings import AnswerReader
-from vtokens.evaluation.trained_tokens import BranchTokens
+from vtokens.evaluation.trained_tokens import BranchTokens, refusal_tokens
 from vtokens.method import generate, padding
 from vtokens.models.cache import Cache
 from vtokens.models.frozen_base import FrozenBase
@@ -197,13 +197,10 @@ class Batch:
     """The bias of refusals; None if no request has one."""
     if not any(one.refusal_bias for one in self._prepared):
       return None
-    ids: list[tuple[int, int] | None] = [
-      None if one.tokens is None else one.tokens.refusal_token
-      for one in self._prepared
-    ]
-    fill = [None] * (self._num_rows - len(ids))
+    found = refusal_tokens([one.tokens for one in self._prepared])
+    fill = [None] * (self._num_rows - len(found))
     bias = generate.make_token_bias(
-      [[i] for i in [*ids, *fill]],
+      [[token] for token in [*found, *fill]],
       self._of_rows([p.refusal_bias for p in self._prepared], 0, np.float32),
     )
     placed: generate.TokenBias = self._put(bias)

@@ -103,7 +103,7 @@ def _read_run(path: epath.Path, where: str) -> TrainedSource:
     templates=cfg.templates,
     limits=Limits(cfg.data.max_prefix_tokens, cfg.data.max_suffix_tokens),
     decode=cfg.eval,
-    refuses=cfg.data.unanswerable == 'refuse',
+    refuses=cfg.data.refuses,
     sha256=finished.sha256,
     context_length=cfg.context_length,
     check_base=finished.check_base,

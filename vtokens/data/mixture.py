@@ -138,7 +138,7 @@ class TrainingMixture:
     self._tokens = cfg.virtual_tokens
     self._seed = cfg.seed
     self._assembler = assembler
-    self._refuses = cfg.data.unanswerable == 'refuse'
+    self._refuses = cfg.data.refuses
     self._refusal = assembler.refusal()
     self._cites = assembler.encoder.cites(chat=assembler.in_chat(None))
     members: dict[str, list[np.ndarray]] = {}

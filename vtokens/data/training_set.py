@@ -232,7 +232,7 @@ def _token_cache_directory(
 
 def _check_refusal(cfg: config.Config, assembler: Assembler) -> None:
   """Raises a `UserError` unless refusals can be trained and generated."""
-  if cfg.data.unanswerable != 'refuse':
+  if not cfg.data.refuses:
     return
   length = len(assembler.refusal())
   for field, most, what in (
@@ -265,7 +265,7 @@ def _too_long(
   usable = ~wanted
   usable[owners[fits]] = True
   refusal = len(assembler.refusal())
-  if cfg.data.unanswerable == 'refuse':
+  if cfg.data.refuses:
     # The target can be the refusal of every record; of some it is no other.
     usable |= np.bincount(owners, minlength=len(prompts)) == 0
     refuses = assembler.fits(most, prompts, refusal, cites=False)

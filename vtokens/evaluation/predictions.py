@@ -28,8 +28,8 @@ def write(
   A line has `id`, `dataset`, `question`, `prediction`, `answers` and each
   metric. With a cell it also has the length and the end of the answer, the
   passages shown, and the coordinates of the cell. `confidence` comes last;
-  after it `refusal_margin` if an answer has one,
-  `refused` if a question has no answer, and `cited` if answers have citations.
+  after it `refusal_margin` if an answer has one, `refused` if a question has
+  no answer, and `cited` if answers have citations.
 
   Args:
     path: the file.

@@ -61,6 +61,13 @@ class BranchTokens:
   trainable: Trainable = TABLE
 
 
+def refusal_tokens(
+  tokens: Sequence[TrainedTokens | None],
+) -> list[tuple[int, int] | None]:
+  """`TrainedTokens.refusal_token` of each branch; None for one without any."""
+  return [None if one is None else one.refusal_token for one in tokens]
+
+
 def stack(
   tokens: Sequence[TrainedTokens | None], config: DecoderConfig
 ) -> tuple[list[BranchTokens], list[int]]:

@@ -44,9 +44,9 @@ class Generated:
     top_log_probs: their log-probabilities; array of shape [B, C, N, T],
       float32; None likewise.
     margins: logit of the token of `TokenBias` at its place, before the bias,
-      minus the largest of the other logits; array of shape [B, C], float32; NaN
-      for a branch that has no bias, or a token before it that is not blank or
-      ends it; None without a `TokenBias`.
+      minus the largest of the other logits; array of shape [B, C], float32. NaN
+      for a branch without a bias, and for one that has a token that is not
+      blank, or its end, before that place. None without a `TokenBias`.
   """
 
   ids: Int[Array, 'B C N']
@@ -227,7 +227,7 @@ def make_token_bias(
     amounts: of each row, or of all.
 
   Returns:
-    Arrays of shape [B, C] of NumPy.
+    NumPy arrays of shape [B, C].
   """
   pairs: Any = np.array(
     [[one or (-1, -1) for one in row] for row in tokens], np.int32

@@ -139,12 +139,12 @@ def curve(
   answerable = ~np.isnan(right)
   if answerable.all() or not answerable.any():
     return None
-  # The bias from which on each question is refused. Of an answer that begins
-  # like the refusal but goes on otherwise there is none.
+  # The bias above which each question is refused: infinite for an answer that
+  # begins like the refusal already but goes on otherwise.
   at = np.where(-margins > bias, -margins, np.inf)
   at = np.where(refused, bias, at)
   steps = np.unique(np.append(at[np.isfinite(at)], bias))
-  # Halfway to the next question, so that lost digits decide nothing.
+  # Halfway to the next question, so that rounding decides nothing.
   biases = (steps + np.append(steps[1:], steps[-1] + 2.0)) / 2
   biases[0] = bias
   kept = np.unique(np.linspace(0, len(steps) - 1, _POINTS).astype(int))

@@ -203,7 +203,7 @@ def check_passages(passages: 'config.Passages', prefix: str) -> None:
 
 def check_refusals(cfg: 'config.Config') -> None:
   """Checks that a bias of refusals has a table that refuses."""
-  if cfg.eval.refusal_bias and cfg.data.unanswerable != 'refuse':
+  if cfg.eval.refusal_bias and not cfg.data.refuses:
     refuse(
       cfg,
       'eval.refusal_bias',

@@ -352,6 +352,25 @@ class TestSampling:
     other = self.draw(base, mesh, variants[:1], seed=1)
     assert other['closed_book'] != found['closed_book']
 
+  def test_a_bias_of_refusals_holds_for_draws(self, base, mesh, table):
+    cfg = make_config()
+    cfg.templates.answer = '{answer}'
+    refusing = dataclasses.replace(
+      table, assembler=Assembler.for_run(base.tokenizer, cfg), refuses=True
+    )
+    variant = tokens_variant(refusing, N)
+    plain, biased = (
+      self.draw(base, mesh, [variant], refusal_bias=bias)[variant.name]
+      for bias in (0.0, 100.0)
+    )
+    assert all(answer.text.startswith('I') for answer in biased)
+    assert not any(answer.text.startswith('I') for answer in plain)
+    # After the first token they are draws, not the likeliest ones.
+    greedy = make_evaluator(base, mesh, refusal_bias=100.0)
+    likeliest = greedy.answers(RECORDS, [variant], label='')[variant.name]
+    assert all(answer.text.startswith('I') for answer in likeliest)
+    assert biased != likeliest
+
   def test_little_heat_or_probability_is_greedy(
     self, base, mesh, table, answers
   ):

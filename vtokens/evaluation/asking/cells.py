@@ -219,8 +219,8 @@ class Results:
     cells: every finished cell.
     conditions: names in the order of the report.
     main: main values of the axes.
-    refusal_bias: `decode.refusal_bias` of the answers; None if they were drawn
-      (`decode.temperature`), so that it does not alone decide on refusals.
+    refusal_bias: `decode.refusal_bias` of the answers; None if their tokens
+      were drawn (`decode.temperature`), since the draws then decide, too.
   """
 
   records: Mapping[str, Sequence[Record]]

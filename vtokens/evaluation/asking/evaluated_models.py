@@ -85,7 +85,7 @@ def open_models(cfg: Config, runs: Sequence[EvaluatedRun]) -> list[Model]:
         + (' that were trained' if trained < rows else '')
       )
   if cfg.decode.refusal_bias and not any(
-    run.finished.config.data.unanswerable == 'refuse' for run in runs
+    run.finished.config.data.refuses for run in runs
   ):
     raise errors.UserError(
       f'config.decode.refusal_bias={cfg.decode.refusal_bias:g}: expected 0, '
@@ -162,8 +162,9 @@ def _trained_tokens(
   )
   # Virtual tokens that no step has trained are not used.
   values = trainable.first(finished.values, finished.num_trained)
-  refuses = finished.config.data.unanswerable == 'refuse'
-  return TrainedTokens(run.name, values, assembler, trainable, refuses)
+  return TrainedTokens(
+    run.name, values, assembler, trainable, finished.config.data.refuses
+  )
 
 
 def _assembler(

@@ -22,7 +22,11 @@ from vtokens.evaluation.asking.prompter import (
   PromptVariant,
   tokens_variant,
 )
-from vtokens.evaluation.trained_tokens import TrainedTokens, stack
+from vtokens.evaluation.trained_tokens import (
+  TrainedTokens,
+  refusal_tokens,
+  stack,
+)
 from vtokens.host import stopping, writers
 from vtokens.method import padding, steps
 from vtokens.method.trainable import Trainable, Values
@@ -133,10 +137,7 @@ class Evaluator:
           tokens,
           ids=[records[i].id for i in index],
           first_ids=first_ids,
-          refusal_tokens=[
-            None if v.tokens is None else v.tokens.refusal_token
-            for v in variants
-          ],
+          refusal_tokens=refusal_tokens([v.tokens for v in variants]),
         )
       )
 

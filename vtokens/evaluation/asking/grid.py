@@ -31,6 +31,7 @@ from vtokens.evaluation.asking.prompter import (
   bare_variant,
 )
 from vtokens.evaluation.eval_config import Config
+from vtokens.evaluation.trained_tokens import refusal_tokens
 from vtokens.host import stopping, writers
 from vtokens.models.frozen_base import FrozenBase
 from vtokens.serving import trained_file
@@ -149,7 +150,7 @@ class Grid:
     # The batch size changes no answer.
     del decode['batch_size']
     # Its bias, and its margin, are of this token.
-    refusal = None if variant.tokens is None else variant.tokens.refusal_token
+    [refusal] = refusal_tokens([variant.tokens])
     if refusal is None:
       del decode['refusal_bias']
     condition = dataclasses.asdict(variant.condition)

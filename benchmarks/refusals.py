@@ -1,4 +1,4 @@
-r"""What a table learns of "I don't know": F1 of refusals, and EM lost by it.
+r"""What tokens learn of "I don't know": F1 of refusals, and EM lost by it.
 
     python benchmarks/refusals.py --data DIR --work runs/refusals
 
@@ -8,17 +8,23 @@ DIR has questions and passages found for them by BM25:
                                 retrieved: [[id, score], ...]}
   corpus/*.jsonl.xz             {id, title, text}
 
-Virtual tokens are trained twice on the same questions by `configs/refusals.py`,
-with BM25's first three passages: once they refuse, and once the questions whose
-passages have no answer are left out (`data.unanswerable=skip`). In two of five
-questions they have none. Where most have none, a table learns to refuse every
-question (docs/quality.md).
+A question is shown with three passages. It is
 
-Both are asked `--per_set` test questions of each set whose first three passages
-contain an answer, and as many whose first three do not. Sets of `--held_out`
-are not trained on. The bias of refusals (docs/training.md) is chosen on the
-test questions of the sets that are, so at this bias only the figures of the
-held-out sets are fair. The same command goes on where it was stopped.
+  answerable  BM25's first three, one of which contains an answer
+  similar     BM25's first three, none of which does
+  unrelated   the passages of another answerable question, without an answer
+
+Virtual tokens are trained twice by `configs/refusals.py`: once they refuse
+similar and unrelated questions, one in five each, and once these are left out
+(`data.unanswerable=skip`). Both are asked `--per_set` answerable test questions
+of each set. Those that refuse are also asked as many of the other two kinds.
+Sets of `--held_out` are not trained on.
+
+Refusals of the similar and of the unrelated questions are scored apart, each
+next to the answerable ones. The bias of refusals (docs/training.md) is chosen
+on the test questions of the sets that are trained on, so at this bias only the
+figures of the held-out sets are fair. The same command goes on where it was
+stopped.
 """
 
 import gzip
@@ -27,7 +33,7 @@ import pathlib
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,10 +66,15 @@ _KIND = flags.DEFINE_enum(
 _JSON = flags.DEFINE_string('json', None, 'File for the figures.')
 
 _SHOWN = 3
+# Kinds of a question, by whether BM25's passages have an answer.
+_KINDS = {True: ('answerable', 'unrelated'), False: ('similar',)}
+# End of the id of a question that has the passages of another one.
+_UNRELATED = '/unrelated'
 # A bias with which nothing is refused, so that all others can be looked at.
 _NEVER = -100.0
-# Share of the training questions whose passages do not have an answer.
-_UNANSWERABLE = 0.4
+# Shares of the training questions. Where most are to be refused, tokens learn
+# to refuse every question (docs/quality.md).
+_SHARES = {'answerable': 0.6, 'similar': 0.2, 'unrelated': 0.2}
 _CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 # Most characters of a question: a few of triviaqa's are very long.
 _MAX_QUESTION = 400
@@ -86,32 +97,55 @@ def _rows(name: str, split: str) -> list[_Row]:
 
 
 def _record(row: _Row, texts: dict[str, _Row]) -> _Row:
-  """A question with its passages, marked if they do not have an answer."""
+  """A question with BM25's passages, marked if they do not have an answer."""
   passages = [texts[id_] for id_, _ in row['retrieved'][:_SHOWN]]
-  matcher = containment.Matcher(row['answers'])
   fields = ('id', 'dataset', 'question', 'answers')
   return {
     **{f: row[f] for f in fields},
-    'answerable': any(matcher.contains(p['text']) for p in passages),
+    'answerable': _have_answer(passages, row),
     'passages': {'bm25': passages},
   }
 
 
+def _have_answer(passages: Sequence[_Row], row: _Row) -> bool:
+  matcher = containment.Matcher(row['answers'])
+  return any(matcher.contains(passage['text']) for passage in passages)
+
+
 def _choose(
-  name: str, rows: Sequence[_Row], texts: dict[str, _Row], wanted: list[int]
+  name: str,
+  rows: Sequence[_Row],
+  texts: dict[str, _Row],
+  wanted: Mapping[str, int],
 ) -> list[_Row]:
-  """So many questions without and with an answer, as they come."""
-  left = list(wanted)
-  chosen = []
+  """So many questions of each kind, as they come."""
+  chosen: dict[str, list[_Row]] = {kind: [] for kind in wanted}
   for row in rows:
     record = _record(row, texts)
-    if left[record['answerable']]:
-      left[record['answerable']] -= 1
-      chosen.append(record)
-  if any(left):
-    print(f'{name}: {left[0]} questions without an answer, {left[1]} with one')
-    print('are missing: their passages all have one, or none has')
-  return chosen
+    for kind in _KINDS[record['answerable']]:
+      if len(chosen[kind]) < wanted[kind]:
+        chosen[kind].append(record)
+        break
+  chosen['unrelated'] = list(_exchanged(chosen['unrelated']))
+  for kind, number in wanted.items():
+    if len(chosen[kind]) < number:
+      print(f'{name}: {len(chosen[kind])} of {number} {kind} questions found')
+  return [record for records in chosen.values() for record in records]
+
+
+def _exchanged(records: Sequence[_Row]) -> Iterator[_Row]:
+  """Each question with the passages of the next that lack its answers."""
+  for number, record in enumerate(records):
+    others = (*records[number + 1 :], *records[:number])
+    for passages in (other['passages'] for other in others):
+      if not _have_answer(passages['bm25'], record):
+        yield {
+          **record,
+          'id': record['id'] + _UNRELATED,
+          'answerable': False,
+          'passages': passages,
+        }
+        break
 
 
 def _prepare(work: pathlib.Path) -> None:
@@ -126,15 +160,14 @@ def _prepare(work: pathlib.Path) -> None:
     'held_out': _HELD_OUT.value,
     'training': size,
     'per_set': per_set,
-    'unanswerable': _UNANSWERABLE,
+    'shares': _SHARES,
   }
   note = work / 'questions.json'
   if note.exists():
     if json.loads(note.read_text()) != made:
       sys.exit(f'{note} is of other settings; choose another --work')
     return
-  others = round(_UNANSWERABLE * size)
-  # Questions that are looked at: enough of both kinds.
+  # Questions that are looked at: enough of all kinds.
   train = {name: _rows(name, 'train')[: 10 * size] for name in _SETS.value}
   test = {
     name: _rows(name, 'test')[: 20 * per_set]
@@ -150,8 +183,8 @@ def _prepare(work: pathlib.Path) -> None:
     },
   )
   for split, sets, wanted in (
-    ('train', train, [others, size - others]),
-    ('test', test, [per_set, per_set]),
+    ('train', train, {k: round(v * size) for k, v in _SHARES.items()}),
+    ('test', test, dict.fromkeys(_SHARES, per_set)),
   ):
     lines = [
       json.dumps(record, ensure_ascii=False) + '\n'
@@ -194,30 +227,47 @@ def main(argv: Sequence[str]) -> None:
     f'--config.workdir={work}/answer',
     '--config.data.unanswerable=skip',
   )
+  _evaluate(work, 'refuse', f'--config.decode.refusal_bias={_NEVER}')
+  _evaluate(work, 'answer')
+  _report(work)
+
+
+def _evaluate(work: pathlib.Path, name: str, *settings: str) -> None:
+  """Asks the tokens of a run the questions that they are meant for."""
+  meant = {'refuse': 'refuse', 'answer': 'skip'}[name]
   _call(
     'evaluate',
     f'--config={_CONFIGS}/eval/quickstart.py',
-    f'--config.workdir={work}/evaluation',
-    f"--config.runs=('{work}/refuse', '{work}/answer')",
+    f'--config.workdir={work}/evaluation/{name}',
+    f"--config.runs=('{work}/{name}',)",
     f"--config.data.sources=('{work}/test.jsonl',)",
-    '--config.data.unanswerable=refuse',
-    f'--config.decode.refusal_bias={_NEVER}',
+    f'--config.data.unanswerable={meant}',
     '--config.data.max_prefix_tokens=1024',
     "--config.conditions=('tokens',)",
     '--config.num_active=(50,)',
     f'--config.num_passages=({_SHOWN},)',
     '--config.shuffle_passages=False',
+    *settings,
   )
-  _report(work)
 
 
-def _read(directory: pathlib.Path) -> dict[tuple[str, str], list[_Row]]:
-  """Predictions by table and data set."""
-  found: dict[tuple[str, str], list[_Row]] = {}
-  for path in sorted(directory.glob('*.jsonl')):
+def _read(directory: pathlib.Path) -> dict[str, list[_Row]]:
+  """Predictions by data set."""
+  found: dict[str, list[_Row]] = {}
+  for path in sorted(directory.glob('predictions/*.jsonl')):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found[rows[0]['table'], rows[0]['dataset']] = rows
+    found[rows[0]['dataset']] = rows
   return found
+
+
+def _of_kind(rows: Sequence[_Row], kind: str) -> list[_Row]:
+  """The answerable questions, and those of one other kind."""
+  unrelated = kind == 'unrelated'
+  return [
+    row
+    for row in rows
+    if row['em'] is not None or row['id'].endswith(_UNRELATED) == unrelated
+  ]
 
 
 def _columns(rows: Sequence[_Row]) -> tuple[np.ndarray, ...]:
@@ -276,54 +326,51 @@ def _choose_bias(rows: Sequence[_Row], without: float) -> float:
 
 def _report(work: pathlib.Path) -> None:
   """Prints the figures, and writes them to `--json`."""
-  found = _read(work / 'evaluation' / 'predictions')
   parts = {'trained': _SETS.value, 'held out': _HELD_OUT.value}
-  pooled = {
-    (tokens, part): [row for name in names for row in found[tokens, name]]
-    for tokens in ('refuse', 'answer')
-    for part, names in parts.items()
-    if names
-  }
-  without = _em(pooled['answer', 'trained'])
-  chosen = _choose_bias(pooled['refuse', 'trained'], without)
-  rows = [
+  refuse, answer = (
     {
-      'part': part,
-      'n': len(asked),
-      'bias_chosen_on_these': bias == chosen and part == 'trained',
-      'em_without_refusals': _em(pooled['answer', part]),
-      'separation': _separation(asked),
-      **_at(asked, bias),
+      part: [row for name in names for row in found[name]]
+      for part, names in parts.items()
+      if names
     }
-    for (tokens, part), asked in pooled.items()
-    if tokens == 'refuse'
-    for bias in (_NEVER, 0.0, chosen)
-  ]
+    for found in (
+      _read(work / 'evaluation' / name) for name in ('refuse', 'answer')
+    )
+  )
+  rows = []
+  for kind in ('similar', 'unrelated'):
+    chosen = _choose_bias(
+      _of_kind(refuse['trained'], kind), _em(answer['trained'])
+    )
+    for part, all_asked in refuse.items():
+      asked = _of_kind(all_asked, kind)
+      rows += [
+        {
+          'kind': kind,
+          'part': part,
+          'n': len(asked),
+          'bias_chosen_on_these': bias == chosen and part == 'trained',
+          'em_without_refusals': _em(answer[part]),
+          'separation': _separation(asked),
+          **_at(asked, bias),
+        }
+        for bias in (_NEVER, 0.0, chosen)
+      ]
   for row in rows:
     print(
-      f'{row["part"]} sets, bias {row["bias"]:+.3f}: precision '
+      f'{row["kind"]}, {row["part"]} sets, bias {row["bias"]:+.3f}: precision '
       f'{row["precision"]:.1f}, recall {row["recall"]:.1f}, F1 '
       f'{row["f1"]:.1f}, EM {row["em"]:.1f}; EM of the tokens that do not '
       f'refuse {row["em_without_refusals"]:.1f}; separation of the kinds '
       f'{row["separation"]:.2f}'
     )
-  sets = [
-    {
-      'dataset': name,
-      'em_without_refusals': _em(found['answer', name]),
-      **_at(found['refuse', name], chosen),
-    }
-    for names in parts.values()
-    for name in names
-  ]
   if _JSON.value:
     content = {
-      'kind': _KIND.value,
+      'tokens': _KIND.value,
       'steps': _STEPS.value,
       'training': _TRAINING.value,
       'per_set': _PER_SET.value,
-      'parts': rows,
-      'sets': sets,
+      'scores': rows,
     }
     writers.write_json(_JSON.value, content)
 

@@ -1,6 +1,6 @@
 r"""Answers questions with the virtual tokens of a run.
 
-One question, or several in a session:
+One question, or a session, in which each line is a question:
 
     python -m vtokens.ask --workdir runs/quickstart \
       --question 'Who wrote it?' --passage 'A passage.' --passage 'Another.'
@@ -69,8 +69,8 @@ _NUM_ACTIVE = absl_flags.DEFINE_integer(
 _REFUSAL_BIAS = absl_flags.DEFINE_float(
   'refusal_bias',
   0.0,
-  'Of virtual tokens trained to refuse: above 0 they refuse more, below 0 less '
-  '(docs/training.md).',
+  'For virtual tokens trained to refuse: above 0 they refuse more, below 0 '
+  'less (docs/training.md).',
 )
 _COMPARE = absl_flags.DEFINE_boolean(
   'compare', False, 'Also answer without virtual tokens.'
@@ -82,13 +82,13 @@ _INPUT = flags.define_path(
 _OUTPUT = flags.define_path(
   'output',
   None,
-  'Gets the answers of --input. The same command goes on after a kill.',
+  'File for the answers to --input. The same command continues after a kill.',
 )
 _RECORDS = absl_flags.DEFINE_boolean(
   'records',
   False,
-  'Write --output as records to train with: the answers as accepted ones, with '
-  'their passages.',
+  'Write --output as training records: the answers become accepted answers, '
+  'with the passages that were shown.',
 )
 _BATCH_SIZE = absl_flags.DEFINE_integer(
   'batch_size', 8, 'Questions of --input that are answered together.'

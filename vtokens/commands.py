@@ -30,10 +30,10 @@ COMMANDS = {
     'vtokens.list_models',
     'list supported models; tell whether a directory or file loads',
   ),
-  'export': ('vtokens.export', 'write a table for servers, once it is checked'),
+  'export': ('vtokens.export', 'write a table for servers, and check it'),
   'import-table': (
     'vtokens.import_table',
-    'make a run of a table from elsewhere',
+    'make a run from an export or a file of SPRING',
   ),
 }
 

@@ -6,10 +6,10 @@ r"""Exports a table of virtual tokens for the programs that serve models.
 Formats: vtokens (the table, for vtokens.plug), spring-pt (the file of SPRING's
 authors), hf (a checkpoint for transformers and for servers that read the same
 files), hf-base (a base in GGUF as such a checkpoint, without the tokens), peft
-(adapters), gguf (a file for llama.cpp). An export is first written beside its
-place and checked there by the programs that will read it. It is put in its
-place only if it answers like the trained model. `gate.json` in it has every
-check. See docs/export.md.
+(adapters), gguf (a file for llama.cpp). An export is first written to a
+temporary directory and checked there by the programs that will read it. It is
+moved to --out only if it answers like the trained model. Its `gate.json` has
+every check. See docs/export.md.
 """
 
 import os

@@ -239,6 +239,12 @@ if __name__ == '__main__':
   flags.define_path(
     'path', None, 'File, directory or hub:ORG/NAME[@REVISION]/FILE.'
   )
-  flags.define_path('base', None, 'The base, as config.base.path.')
-  flags.define_path('out', None, 'Work directory, must not be there.')
+  flags.define_path(
+    'base',
+    None,
+    'The base, as config.base.path; default: the one that the export names.',
+  )
+  flags.define_path(
+    'out', None, 'Work directory of the run, which must not exist.'
+  )
   flags.run(main)

@@ -1,4 +1,4 @@
-r"""Says without TPUs or GPUs whether a run fits them, and how fast it is.
+r"""Tells without TPUs or GPUs whether a run fits them; estimates its speed.
 
     python -m vtokens.plan --config configs/mistral_7b_instruct.py \
       --topology v5e:4x4
@@ -7,7 +7,7 @@ r"""Says without TPUs or GPUs whether a run fits them, and how fast it is.
       --topology h100:8
 
 Compiles the programs of training and generation for these devices from shapes
-alone. It needs no weights and no devices, but the compiler: libtpu (`pip
+alone. It needs no weights and no devices, only the compiler: libtpu (`pip
 install 'vtokens[plan]'`) or JAX's plugin for CUDA (`pip install
 'vtokens[plan-gpu]'`). Flags override any field of the config, as in training.
 docs/devices.md explains the figures.

@@ -3,7 +3,7 @@ r"""Finds passages for questions.
     python -m vtokens.retrieve --config configs/retrieve/x.py
 
 `vtokens/retrieval/retrieval_config.py` documents the fields, docs/retrieval.md
-the files. The same command continues a run that was stopped or killed.
+what is written. The same command continues a run that was stopped or killed.
 """
 
 import pathlib

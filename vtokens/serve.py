@@ -1,13 +1,13 @@
-"""Serves tables over HTTP, with OpenAI's addresses and a page to try them.
+"""Serves tables over HTTP: the paths of OpenAI's API, and a page to try them.
 
 python -m vtokens.serve --workdir runs/quickstart --port 8000
 
 A request names a table as its `model`, or `base` for the base without tokens.
-Its own fields are `passages`, `k` and `table`. docs/server.md has examples.
+Fields beyond OpenAI's, such as `passages` and `k`, are in docs/server.md.
 
---backend=vllm, llama.cpp or openai passes questions on to a server of such a
-kind at --backend_url; each --table is then a directory that vtokens export
-wrote for it (--to vtokens, gguf, or hf).
+--backend=vllm, llama.cpp or openai passes questions on to a server of this kind
+at --backend_url. Each --table is then a directory that vtokens export wrote for
+it (--to vtokens, gguf, or hf).
 """
 
 import os
@@ -25,13 +25,13 @@ _WORKDIR = flags.define_path(
   'workdir', None, 'Work directory of a finished run; its table has its name.'
 )
 _TABLE = absl_flags.DEFINE_multi_string(
-  'table', [], 'NAME=DIR: a table by another name; may be repeated.'
+  'table', [], 'NAME=DIR: a further table and its name; may be repeated.'
 )
 _INDEX = flags.define_path(
   'index', None, 'Index directory of vtokens.retrieve, to find passages in.'
 )
 _RETRIEVER = absl_flags.DEFINE_string(
-  'retriever', None, 'Name of the retriever in it; default: the only one.'
+  'retriever', None, 'Name of the retriever in --index, if it has several.'
 )
 _ENCODER = flags.define_path(
   'encoder', None, 'Model of a dense retriever in --index.'
@@ -54,7 +54,7 @@ _PORT = absl_flags.DEFINE_integer(
 _KEY_FILE = flags.define_path(
   'key_file',
   None,
-  'File with the API key; without it the variable VTOKENS_API_KEY counts.',
+  'File with the API key; default: the variable VTOKENS_API_KEY.',
 )
 _ALLOW_NO_KEY = absl_flags.DEFINE_boolean(
   'allow_no_key', False, 'Let other machines in without an API key.'
@@ -69,7 +69,9 @@ _BACKEND_URL = absl_flags.DEFINE_string(
   'backend_url', None, 'URL of that server, without /v1.'
 )
 _BACKEND_MODEL = absl_flags.DEFINE_string(
-  'backend_model', '', 'Its name of the model; default: the first it lists.'
+  'backend_model',
+  '',
+  'Name of the model there; default: the first that it lists.',
 )
 _BASE = flags.define_path(
   'base', '', 'Directory or hub id of the base; for --backend=vllm.'
@@ -88,19 +90,22 @@ _MAX_BODY = absl_flags.DEFINE_integer(
   'max_body_bytes', 1 << 20, 'Longest body of a request.', lower_bound=1
 )
 _MAX_QUEUE = absl_flags.DEFINE_integer(
-  'max_queue', 256, 'Requests that are answered or wait.', lower_bound=1
+  'max_queue', 256, 'Most requests that run or wait.', lower_bound=1
 )
 _TIMEOUT = absl_flags.DEFINE_float(
-  'timeout', 120.0, 'Seconds until an answer has to be whole.', lower_bound=0.1
+  'timeout', 120.0, 'Most seconds until an answer is complete.', lower_bound=0.1
 )
 _DRAIN = absl_flags.DEFINE_float(
-  'drain', 30.0, 'Seconds for running requests at the end.', lower_bound=0.0
+  'drain',
+  30.0,
+  'Seconds that running requests may take to end.',
+  lower_bound=0.0,
 )
 _LAST_MESSAGE = absl_flags.DEFINE_boolean(
   'last_message',
   False,
-  'Answer the last message of a chat alone; otherwise a table refuses chats of '
-  'more messages.',
+  'Answer the last message of a chat alone; without it a table refuses chats '
+  'with more messages.',
 )
 _LOG_QUESTIONS = absl_flags.DEFINE_boolean(
   'log_questions', False, 'Write the text of questions to the log.'

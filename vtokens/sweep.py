@@ -1,13 +1,14 @@
-r"""Finds good settings: trains many candidates, the best of them further.
+r"""Finds good settings: trains many candidates, and the best of them further.
 
     python -m vtokens.sweep --config configs/x.py --config.workdir=runs/sweep \
       --over optim.learning_rate=3e-3,1e-2,3e-2 \
       --over virtual_tokens.init=text,vocab
 
 A candidate is a training run with one value of each field; all combinations are
-tried. Rungs (`--eta`) say how many train how far. The best one trains to its
-end in its own directory, as `vtokens.train` would have trained it. The same
-command continues a sweep that was stopped or killed. See docs/training.md.
+tried. All candidates train to a first step (a rung), one in `--eta` of them to
+the next rung, and so on. The best one trains to its end in its own directory,
+as `vtokens.train` would have trained it. The same command continues a sweep
+that was stopped or killed. See docs/training.md.
 """
 
 import dataclasses
@@ -276,10 +277,13 @@ if __name__ == '__main__':
     'optim.learning_rate=3e-3,1e-2. May be given several times.',
   )
   absl_flags.DEFINE_enum(
-    'by', 'loss', ['loss', 'em', 'f1'], 'What the validation compares.'
+    'by',
+    'loss',
+    ['loss', 'em', 'f1'],
+    'The validation score that compares candidates.',
   )
   absl_flags.DEFINE_integer(
-    'eta', 3, 'One in so many candidates goes on to the next rung.', 2
+    'eta', 3, 'One in this many candidates goes on to the next rung.', 2
   )
   absl_flags.DEFINE_integer(
     'finalists', 1, 'How many candidates train to the end.', 1

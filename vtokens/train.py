@@ -1,8 +1,8 @@
 r"""Trains virtual tokens: `python -m vtokens.train --config configs/x.py`.
 
-Any setting can be overridden: `--config.optim.learning_rate=3e-3`; fields are
-documented in `vtokens/config.py`. The same command continues a run that was
-stopped or killed.
+Any setting can be overridden: `--config.optim.learning_rate=3e-3`.
+`vtokens/config.py` documents the fields, docs/training.md what they do. The
+same command continues a run that was stopped or killed.
 """
 
 import dataclasses

@@ -8,5 +8,5 @@ from vtokens import config, recipes
 
 
 def get_config(variant: str = '') -> config.Config:
-  """Put the data files that it names under data/."""
+  """Expects its data files under data/."""
   return recipes.spring('google/gemma-2-9b-it', variant)

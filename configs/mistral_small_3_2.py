@@ -8,7 +8,7 @@ from vtokens import config, recipes
 
 
 def get_config(variant: str = '') -> config.Config:
-  """Put the data files that it names under data/."""
+  """Expects its data files under data/."""
   return recipes.spring(
     'mistralai/Mistral-Small-3.2-24B-Instruct-2506', variant
   )

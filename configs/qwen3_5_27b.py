@@ -9,5 +9,5 @@ from vtokens import config, recipes
 
 
 def get_config(variant: str = '') -> config.Config:
-  """Put the data files that it names under data/."""
+  """Expects its data files under data/."""
   return recipes.spring('Qwen/Qwen3.5-27B', variant)

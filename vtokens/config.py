@@ -122,7 +122,7 @@ class VirtualTokens(schema.Section):
     draw: number of first rows (k) of an example: uniform (1..n), power (P(k)
       proportional to k ** -draw_exponent: few tokens become better, and
       training faster), per_batch (uniform, one k for a batch, as the authors'
-      code), or fixed.
+      code), or fixed (num_active).
     draw_exponent: for draw=power; 0 is uniform.
     num_active: k for draw=fixed.
     draws_per_example: values of k drawn for an example each time it comes. Its
@@ -199,7 +199,7 @@ class Passages(schema.Section):
 
   Attributes:
     number: least and most, drawn uniformly; fewer if the example has fewer.
-    depth: take them from the first so many of a retriever's list.
+    depth: take them from the first `depth` passages of a retriever's list.
     order: shuffled (a random choice in random order, as the authors' code),
       rank (the top ones, best first), or gold_last (the top ones, with gold
       passages last, next to the virtual tokens). Gold is what the data marks
@@ -234,7 +234,8 @@ class Mixture(schema.Section):
       probability is proportional to size ** (1 / temperature)), or weights.
     temperature: for weighting=temperature; 1 is size, more is flatter.
     weights: of datasets relative to one another, for weighting=weights.
-    max_examples: use so many random examples of a larger dataset.
+    max_examples: most examples of a dataset; a larger one is cut to a random
+      sample.
     passages: of datasets that differ from config.data.passages.
     remove_leaks: leave out training questions that are, after normalisation,
       also in the validation or test data. They are counted in any case.
@@ -351,9 +352,9 @@ class Distill(schema.Section):
   """Learning from a teacher's distributions, besides the answers.
 
   The teacher is the same base; with the defaults it sees the same example with
-  all n tokens. It runs forward besides, once for an example and on its prefix.
-  If one of the draws has all n tokens (virtual_tokens.always_all), that is the
-  teacher with the defaults, and nothing runs besides.
+  all n tokens. It is one more forward pass for each example, over the cached
+  prefix. If one of the draws has all n tokens (virtual_tokens.always_all), this
+  draw is the default teacher, and there is no further pass.
 
   Attributes:
     weight: of the divergence KL(teacher || student), mean over target tokens;

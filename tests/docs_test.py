@@ -1,4 +1,4 @@
-"""Links of the Markdown files beside docs/, whose own Sphinx checks.
+"""Links of the Markdown files, and the config fields that they name.
 
 The site is built by `.ci/run`.
 """
@@ -11,6 +11,20 @@ import unicodedata
 import markdown_it
 import pytest
 
+from vtokens import config
+from vtokens.data.build import build_config
+from vtokens.evaluation import eval_config
+from vtokens.exports import export_config
+from vtokens.retrieval import retrieval_config
+from vtokens.settings import schema
+
+_CONFIGS = (
+  config.Config,
+  build_config.Config,
+  eval_config.Config,
+  export_config.Config,
+  retrieval_config.Config,
+)
 _ROOT = pathlib.Path(__file__).parents[1]
 _PAGES = sorted(
   path.relative_to(_ROOT)
@@ -65,6 +79,36 @@ def test_broken_links_are_found(tmp_path):
     '| [e](e.md) |\n| --- |\n| https://x.org [f](https://x.org/f) |\n'
   )
   assert list(_broken(page)) == ['b.md', 'a.md#none', 'd.png', 'e.md']
+
+
+def _unknown_fields(text):
+  """Fields of `--config.section.field` that no config has."""
+  for field in re.findall(r'--config\.([a-z][a-z0-9_.]*[a-z0-9])', text):
+    if not any(_has_field(kind, field) for kind in _CONFIGS):
+      yield field
+
+
+def _has_field(kind, field):
+  try:
+    schema.kind_of(kind, field)
+  except schema.FieldError:
+    return False
+  return True
+
+
+@pytest.mark.parametrize('page', _PAGES, ids=str)
+def test_flags_name_config_fields(page):
+  assert list(_unknown_fields((_ROOT / page).read_text())) == []
+
+
+def test_unknown_fields_are_found():
+  """A section or a dict is none that the command line can set."""
+  text = (
+    '--config.optim.learning_rate=1 `--config.SECTION.FIELD=VALUE` '
+    "--config.optim.rate=1, --config.optim --config.tasks='' "
+    '--config.gate.questions.'
+  )
+  assert list(_unknown_fields(text)) == ['optim.rate', 'optim', 'tasks']
 
 
 def test_the_readme_is_short():

@@ -37,13 +37,13 @@ _WORKDIR = flags.define_path(
   'Work directory of a finished run, or an export --to vtokens.',
 )
 _BASE = flags.define_path(
-  'base', None, 'Where the base is now; default: as in training.'
+  'base', None, 'The base, if it has moved; default: as in training.'
 )
 _QUESTION = absl_flags.DEFINE_string(
   'question', None, 'The question; without it a session begins.'
 )
 _PASSAGE = absl_flags.DEFINE_multi_string(
-  'passage', [], 'A passage, best first; may be repeated.'
+  'passage', [], 'A passage, best first.'
 )
 _PASSAGES = flags.define_path(
   'passages',

@@ -22,10 +22,12 @@ from vtokens.serving import http_post
 from vtokens.settings import flags
 
 _WORKDIR = flags.define_path(
-  'workdir', None, 'Work directory of a finished run; its table has its name.'
+  'workdir',
+  None,
+  'Work directory of a finished run, whose name its table gets.',
 )
 _TABLE = absl_flags.DEFINE_multi_string(
-  'table', [], 'NAME=DIR: a further table and its name; may be repeated.'
+  'table', [], 'NAME=DIR: a further table and its name.'
 )
 _INDEX = flags.define_path(
   'index', None, 'Index directory of vtokens.retrieve, to find passages in.'

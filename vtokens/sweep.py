@@ -274,7 +274,7 @@ if __name__ == '__main__':
     'over',
     [],
     'A field and its values, FIELD=VALUE,VALUE..., e.g. '
-    'optim.learning_rate=3e-3,1e-2. May be given several times.',
+    'optim.learning_rate=3e-3,1e-2.',
   )
   absl_flags.DEFINE_enum(
     'by',

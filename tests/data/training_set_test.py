@@ -154,6 +154,20 @@ def test_tokenised_once(tokenizer, write, make_config, tmp_path):
   assert (tmp_path / 'shared').is_dir()
 
 
+def test_a_file_that_changes_between_two_runs(tokenizer, write, make_config):
+  """In a notebook both are in one process."""
+  path = write('train', [_row(0), _row(2)])
+  cfg = make_config(train=(path,))
+  before, _, _ = _open(cfg, tokenizer)
+  assert _ids(before) == {'a': ['q0', 'q2']}
+  written = sources.fingerprint(path)
+  # Of the same size.
+  write('train', [_row(4), _row(6)])
+  assert sources.fingerprint(path) != written
+  after, _, _ = _open(cfg, tokenizer)
+  assert _ids(after) == {'a': ['q4', 'q6']}
+
+
 @pytest.mark.parametrize('remove', [True, False])
 def test_questions_that_are_held_out(tokenizer, write, make_config, remove):
   path = write('train', [_row(i) for i in range(6)])

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator, Sequence
+
+from etils import epath
 
 from vtokens.data import (
   built_datasets,
@@ -98,9 +101,11 @@ def regrouped(sources: Sequence[str]) -> dict[str, str]:
   }
 
 
-@functools.cache
 def fingerprint(source: str) -> str:
-  """Identifies the content of a source, wherever it lies; cached.
+  """Identifies the content of a source, wherever it lies.
+
+  A file is hashed again only if it has changed, as it may between two runs of
+  one program.
 
   Returns:
     The SHA-256 of a file, the fingerprint of a built dataset, or the version of
@@ -117,7 +122,7 @@ def fingerprint(source: str) -> str:
   path = paths.resolve(source)
   files.check_is_file(path)
   try:
-    return built_datasets.sha256(path)
+    return _sha256(path, _state(path))
   except Exception as e:
     if not paths.makes_unreadable(e):
       raise
@@ -125,3 +130,19 @@ def fingerprint(source: str) -> str:
       f'{source}: cannot be read: {type(e).__name__}: {e}. Check the path; '
       'docs/data.md says where to get the files of configs/data/'
     ) from e
+
+
+def _state(path: str) -> tuple[int, ...]:
+  """What is other once the content of a file is: its size and time, mostly."""
+  if paths.on_object_store(path):
+    in_store = epath.Path(path).stat()
+    return in_store.length, in_store.mtime
+  on_disk = os.stat(path)
+  return on_disk.st_size, on_disk.st_mtime_ns, on_disk.st_ino
+
+
+@functools.cache
+def _sha256(path: str, state: tuple[int, ...]) -> str:
+  """Hashes a file once for each of its states."""
+  del state
+  return built_datasets.sha256(path)

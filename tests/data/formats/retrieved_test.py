@@ -138,6 +138,13 @@ def test_qrels_of_beir(tmp_path, questions, corpus):
     {'gold': (passage(3),)},
     {},
   ]
+  # A line ends where the file says so, not at each line break of Unicode.
+  qrels = write(
+    tmp_path / 'odd.tsv', 'query-id\tcorpus-id\tscore', 'q1\td\u20281 a\t1'
+  )
+  odd = write(tmp_path / 'odd.jsonl', '{"id": "d\\u20281 a", "text": "A"}')
+  first, *_ = formats.read_all([questions, qrels], corpus=[odd])
+  assert [p.text for p in first.passages['gold']] == ['A']
   bad = write(tmp_path / 'bad.tsv', 'query-id\tcorpus-id\tscore', 'q1 d1 1')
   with pytest.raises(RecordError, match=r"bad\.tsv:2: line: .* BEIR's qrels"):
     formats.read_all([questions, bad], corpus=[corpus])

@@ -76,7 +76,10 @@ class Retrieved:
     return found, tuple(notes)
 
   def _refs(self, lines: str) -> list[Passage | drafts.Ref]:
-    ranked = [line.split(' ', 2) for line in lines.splitlines()]
+    # Not `splitlines`: an id of BEIR can have other line breaks of Unicode.
+    ranked = [
+      line.split(' ', 2) for line in lines.removesuffix('\n').split('\n')
+    ]
     ranked.sort(key=lambda fields: int(fields[0]))
     return [
       drafts.Ref((docid,), float(score) if score else None, self.path)

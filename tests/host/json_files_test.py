@@ -98,3 +98,22 @@ def test_lines(tmp_path):
     errors.UserError, match=re.escape(f'{path}:1: b is missing; mend it')
   ):
     list(json_files.read_lines(path, {'b': int}, 'mend it'))
+
+
+def test_a_last_line_without_a_line_break(tmp_path):
+  """A kill cuts lines of vtokens; people's editors leave the break out."""
+  path = tmp_path / 'a.jsonl'
+
+  def read(data, open_end):
+    path.write_bytes(b'{"a": 1}\n' + data)
+    lines = json_files.read_lines(path, {'a': int}, open_end=open_end)
+    return [value for _, value in lines]
+
+  for open_end in ('drop', 'try', 'keep'):
+    assert read(b'', open_end) == read(b'  ', open_end) == [{'a': 1}]
+    whole = read(b'{"a": 2}', open_end)
+    assert whole == [{'a': 1}, {'a': 2}][: 1 if open_end == 'drop' else 2]
+  for data in (b'{"a"', b'{"b": 2}'):
+    assert read(data, 'drop') == read(data, 'try') == [{'a': 1}]
+    with pytest.raises(errors.UserError, match=re.escape(f'{path}:2: ')):
+      read(data, 'keep')

@@ -112,7 +112,7 @@ def _record(
 
 def _read(source: str) -> list[dict[str, Any]]:
   found = json_files.read_lines(
-    paths.expand_home(source), {'question': str}, open_end=True
+    paths.expand_home(source), {'question': str}, open_end='keep'
   )
   rows = [row for _, row in found]
   if not rows:

@@ -25,7 +25,7 @@ def read(path: str) -> list[Passage]:
   path = paths.expand_home(path)
   if os.path.splitext(path)[1] in _LINES:
     rows = []
-    lines = json_files.read_lines(path, {'text': str}, open_end=True)
+    lines = json_files.read_lines(path, {'text': str}, open_end='keep')
     for number, (_, row) in enumerate(lines, 1):
       try:
         rows += prompt_ids.read_passages([row])

@@ -13,10 +13,9 @@ A `shape` says what the content must be:
   object       anything
 """
 
-import contextlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from etils import epath
 
@@ -50,18 +49,18 @@ def read_lines(
   advice: str = '',
   *,
   head: Any = None,
-  open_end: bool = False,
+  open_end: Literal['drop', 'try', 'keep'] = 'drop',
 ) -> Iterator[tuple[int, Any]]:
   """Reads a file with JSON on each line.
-
-  A last line without a line break was cut off by a kill, and is left out.
 
   Args:
     path: the file.
     shape: what a line must be; see the module.
     advice: how messages end: what to do about a fault.
     head: shape of the first line; None if it is like the others.
-    open_end: take a last line without a line break if it has the shape.
+    open_end: what to do with a last line without a line break: drop it, since a
+      kill cut it off; try whether it has the shape, else drop it; or keep it
+      as a line like any other, in a file that people write.
 
   Yields:
     The number of bytes up to the end of the line, and its value.
@@ -75,9 +74,16 @@ def read_lines(
     size += len(line) + 1
     wanted = head if head is not None and number == 1 else shape
     yield size, parse(line, f'{path}:{number}', wanted, advice)
-  if open_end:
-    with contextlib.suppress(errors.UserError):
-      yield size + len(rest), parse(rest, str(path), shape)
+  if open_end == 'drop' or not rest.strip():
+    return
+  wanted = head if head is not None and not lines else shape
+  try:
+    value = parse(rest, f'{path}:{len(lines) + 1}', wanted, advice)
+  except errors.UserError:
+    if open_end == 'keep':
+      raise
+  else:
+    yield size + len(rest), value
 
 
 def read_bytes(path: epath.PathLike, advice: str = '') -> bytes:

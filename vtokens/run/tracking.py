@@ -150,7 +150,7 @@ def read_metrics(path: epath.PathLike) -> list[dict[str, Any]]:
     return []
   advice = 'delete the line, or the file: only the curves of the run need it'
   shape = {'step': int, str: float}
-  lines = json_files.read_lines(path, shape, advice, open_end=True)
+  lines = json_files.read_lines(path, shape, advice, open_end='try')
   return [row for _, row in lines]
 
 

@@ -1,5 +1,6 @@
 """Tests of the server with OpenAI's client and a tiny base."""
 
+import asyncio
 import concurrent.futures
 import json
 import random
@@ -25,7 +26,10 @@ from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.method import kinds
 from vtokens.models import frozen_base
 from vtokens.run.workdir import RunDir
+from vtokens.server import local_backend
+from vtokens.server.api_errors import ApiError
 from vtokens.server.limits import Limits
+from vtokens.server.metrics import Metrics
 
 QUESTION = 'When was it completed?'
 PASSAGES = ['It was completed in 1859.', 'Another tower.']
@@ -459,6 +463,26 @@ def test_a_client_that_goes_away(server):
   assert _text(_ask(client))
 
 
+def test_a_mistake_of_the_server(server, engine, monkeypatch):
+  """It is no fault of the client, and other questions are answered."""
+
+  def fail(*unused):
+    raise RuntimeError('out of memory')
+
+  names = ('vtokens_backend_failures_total', 'vtokens_dropped_questions_total')
+  before = [_value(server, name) for name in names]
+  with monkeypatch.context() as patch:
+    patch.setattr(engine.prefixes, 'caches', fail)
+    with pytest.raises(openai.InternalServerError) as caught:
+      _ask(server.client())
+  assert caught.value.status_code == 500
+  failures, dropped = (_value(server, name) for name in names)
+  assert [failures, dropped] == [before[0] + 1, before[1]]
+  [told] = [event for event in server.events() if 'error' in event]
+  assert 'out of memory' in told['error'] and told['status'] == 500
+  assert _text(_ask(server.client()))
+
+
 def test_metrics_and_log(engine, place):
   with tiny_service.serving(engine, place) as server:
     reply = _ask(server.client())
@@ -527,6 +551,47 @@ class TestKey:
       client.post('/tables', body={**body, 'directory': '/none'}, cast_to=dict)
     names = [event['event'] for event in server.events()]
     assert 'table_loaded' in names and 'table_unloaded' in names
+
+  def test_a_name_with_a_slash(self, server, place):
+    client = server.client()
+    body = {'name': 'team/new', 'directory': str(place / 'two')}
+    client.post('/tables', body=body, cast_to=dict)
+    assert client.models.retrieve('team/new').vtokens['k'] == 5
+    assert client.delete('/tables/team/new', cast_to=dict)['deleted']
+    with pytest.raises(openai.NotFoundError):
+      client.get('/models/team/new', cast_to=dict)
+
+  def test_a_host_with_a_path(self, server):
+    """Only the path that is asked for tells whether a key is needed."""
+    host, port = server.url.removeprefix('http://').split(':')
+    with socket.create_connection((host, int(port))) as connection:
+      connection.sendall(
+        b'GET /v1/models HTTP/1.1\r\nHost: x/health?\r\n'
+        b'Connection: close\r\n\r\n'
+      )
+      assert connection.recv(1 << 16).startswith(b'HTTP/1.1 401 ')
+
+
+def test_two_tables_of_one_name_at_once(engine, place):
+  """One is refused: its directory is not what would be served."""
+
+  async def load():
+    backend = local_backend.LocalBackend(engine, Metrics())
+    try:
+      return backend, await asyncio.gather(
+        *(backend.load('new', str(place / name)) for name in ('one', 'two')),
+        return_exceptions=True,
+      )
+    finally:
+      served = engine.tables['new'].source.directory
+      assert backend.tables['new'].directory == served
+      await backend.unload('new')
+      await backend.close()
+
+  backend, (first, second) = asyncio.run(load())
+  assert first.directory == str(place / 'one')
+  assert isinstance(second, ApiError) and second.status == 409
+  assert not backend.tables and 'new' not in engine.tables
 
 
 def test_passages_are_retrieved(engine, place):

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import threading
+import time
 
 import openai
 import uvicorn
@@ -86,6 +87,10 @@ def serving(make_backend, *, key='', limits=None, texts=False, **settings):
   thread.start()
   try:
     assert ready.wait(60)
+    last = time.monotonic() + 60
+    while not found['server'].started:
+      assert time.monotonic() < last
+      time.sleep(0.001)
     url = f'http://127.0.0.1:{opened.getsockname()[1]}'
     yield Served(url, found['service'], log, key)
   finally:

@@ -71,6 +71,11 @@ def refused(field: str, message: str) -> ApiError:
   return ApiError(400, f'{field}: {message}', param=field)
 
 
+def name_taken(name: str) -> ApiError:
+  """There is a table of this name already (409)."""
+  return ApiError(409, f'name: there is a model {name!r} already', param='name')
+
+
 def backend_failed(message: str) -> ApiError:
   """A backend is not there, or breaks off (502)."""
   return ApiError(502, message, code='backend_failed', retry_after=1)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from vtokens.host import errors
 from vtokens.server import access, metrics, page, replies, schemas, streaming
-from vtokens.server.api_errors import ApiError, ClientGoneError
+from vtokens.server.api_errors import ApiError, ClientGoneError, name_taken
 from vtokens.server.front import Front
 from vtokens.server.questions import BASE
 from vtokens.server.service import Asked, Service
@@ -45,12 +45,13 @@ def make(service: Service, key: access.Key, *, any_host: bool) -> ASGIApp:
       Route('/ready', handlers.ready, methods=['GET']),
       Route('/metrics', handlers.metrics, methods=['GET']),
       Route('/v1/models', handlers.models, methods=['GET']),
-      Route('/v1/models/{name}', handlers.model, methods=['GET']),
+      # A name may have slashes.
+      Route('/v1/models/{name:path}', handlers.model, methods=['GET']),
       Route('/v1/chat/completions', handlers.chat, methods=['POST']),
       Route('/v1/completions', handlers.completion, methods=['POST']),
       Route('/v1/search', handlers.search, methods=['POST']),
       Route('/v1/tables', handlers.load, methods=['POST']),
-      Route('/v1/tables/{name}', handlers.unload, methods=['DELETE']),
+      Route('/v1/tables/{name:path}', handlers.unload, methods=['DELETE']),
     ],
     exception_handlers={
       ApiError: _api_error,
@@ -177,9 +178,7 @@ class _Handlers:
     self._check_admin()
     body = schemas.parse(schemas.TableRequest, await self._body(request))
     if body.name in (BASE, *self._service.backend.tables):
-      raise ApiError(
-        409, f'name: there is a model {body.name!r} already', param='name'
-      )
+      raise name_taken(body.name)
     await self._service.backend.load(body.name, body.directory)
     self._service.log.write('table_loaded', table=body.name)
     return JSONResponse(self._described(body.name), 201)

@@ -84,7 +84,9 @@ class Front:
       return ApiError(
         421, f'the header Host: expected this machine, got {host[:200]!r}'
       )
-    if request.url.path in _OPEN:
+    # The path that is routed. That of `request.url` may come from the header
+    # Host, as in Starlette 1.0: `Host: x/health?` would need no key.
+    if request.scope['path'] in _OPEN:
       return None
     if not self._key.admits(request.headers.get('authorization', '')):
       return ApiError(

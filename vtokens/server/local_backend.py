@@ -9,7 +9,7 @@ from typing import Any
 
 from vtokens import answering
 from vtokens.host import errors
-from vtokens.server.api_errors import ApiError
+from vtokens.server.api_errors import ApiError, name_taken
 from vtokens.server.metrics import Metrics
 from vtokens.server.questions import BASE, Piece, Question, Table, Token, Usage
 from vtokens.server.scheduler import Job, Running, Scheduler
@@ -43,6 +43,9 @@ class LocalBackend:
 
   def load_now(self, name: str, directory: str) -> Table:
     """Adds a table; see `load`."""
+    # Another request may have added one since this one came.
+    if name in self._tables:
+      raise name_taken(name)
     if name not in self._engine.tables:
       self._engine.add(name, directory)
     found = self._engine.tables[name]
@@ -64,8 +67,13 @@ class LocalBackend:
 
   async def unload(self, name: str) -> None:
     """See `questions.Backend`."""
-    self._tables = {n: t for n, t in self._tables.items() if n != name}
-    self._engine.remove(name)
+    await self._aside(self._unload_now, name)
+
+  def _unload_now(self, name: str) -> None:
+    # In the thread of `load_now`: of two changes at once, one would be lost.
+    if name in self._tables:
+      self._tables = {n: t for n, t in self._tables.items() if n != name}
+      self._engine.remove(name)
 
   async def close(self) -> None:
     """See `questions.Backend`."""

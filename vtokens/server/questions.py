@@ -171,11 +171,12 @@ class Backend(Protocol):
     """Adds a table.
 
     Raises:
+      api_errors.ApiError: there is a table of this name.
       errors.UserError: it cannot be read, or belongs to another base.
     """
 
   async def unload(self, name: str) -> None:
-    """Removes a table; running questions are still answered."""
+    """Removes a table, if it is there; running questions are still answered."""
 
   async def close(self) -> None:
     """Frees what it holds; running questions end with an error."""

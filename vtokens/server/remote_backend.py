@@ -13,7 +13,12 @@ import httpx
 
 from vtokens.host import errors
 from vtokens.server.answer_text import TextEnd
-from vtokens.server.api_errors import ApiError, backend_failed, refused
+from vtokens.server.api_errors import (
+  ApiError,
+  backend_failed,
+  name_taken,
+  refused,
+)
 from vtokens.server.questions import (
   BASE,
   BASE_TOKENS,
@@ -70,7 +75,7 @@ class RemoteBackend:
     self._reader = reader
     self._named = model
     self._model = model
-    self._tables: dict[str, ServedTable] = {}
+    self._tables: Mapping[str, ServedTable] = {}
     self._client = httpx.AsyncClient(
       base_url=url,
       headers={'Authorization': f'Bearer {key}'} if key else {},
@@ -89,7 +94,10 @@ class RemoteBackend:
     return {name: served.table for name, served in self._tables.items()}
 
   def load_now(self, name: str, directory: str) -> Table:
-    """Adds a table before the server runs; see `load`."""
+    """Adds a table; see `load`."""
+    # Another request may have added one since this one came.
+    if name in self._tables:
+      raise name_taken(name)
     if self._tables and self._kind != 'vllm':
       raise errors.UserError(
         f'table {name}: the backend {self._kind} serves an export, which has '
@@ -103,7 +111,8 @@ class RemoteBackend:
         f'table {name}: {directory} was trained on another base than '
         f'{next(iter(self._tables))}'
       )
-    self._tables[name] = served
+    # Replaced as a whole: the event loop reads it meanwhile.
+    self._tables = {**self._tables, name: served}
     return served.table
 
   async def load(self, name: str, directory: str) -> Table:
@@ -113,7 +122,11 @@ class RemoteBackend:
 
   async def unload(self, name: str) -> None:
     """See `questions.Backend`."""
-    self._tables.pop(name, None)
+    await self._aside(self._unload_now, name)
+
+  def _unload_now(self, name: str) -> None:
+    # In the thread of `load_now`: of two changes at once, one would be lost.
+    self._tables = {n: t for n, t in self._tables.items() if n != name}
 
   async def close(self) -> None:
     """See `questions.Backend`."""

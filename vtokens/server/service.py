@@ -125,13 +125,15 @@ class Service:
       schemas.check_text(text, field)
     if not text.strip():
       raise refused(field, 'expected a text that is not blank')
+    # The table may be unloaded while passages are retrieved.
+    k = self._k(request, table)
     passages, found = await self._passages(request, table, text)
     if table != BASE or passages:
       messages = self._alone(messages, table)
     question = Question(
       id=name,
       table=table,
-      k=self._k(request, table),
+      k=k,
       text=text,
       messages=messages,
       passages=passages,
@@ -323,8 +325,9 @@ class Service:
           count(question.table, 'answer').inc(piece.usage.answer)
         yield piece
       finished = True
-    except ApiError as e:
-      if e.status >= 500:
+    # Anything else than an `ApiError` is a mistake of this program.
+    except Exception as e:
+      if not isinstance(e, ApiError) or e.status >= 500:
         metrics.failures.inc()
       finished = True
       raise

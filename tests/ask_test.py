@@ -26,7 +26,7 @@ from vtokens.evaluation.asking.prompter import (
   tokens_variant,
 )
 from vtokens.evaluation.trained_tokens import TrainedTokens
-from vtokens.host import errors
+from vtokens.host import errors, locks
 from vtokens.models import frozen_base
 from vtokens.serving import table_file
 from vtokens.settings import schema
@@ -386,6 +386,9 @@ def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
   assert len(lines) == 5
   unfinished.write_text(head + ''.join(lines[:2]) + lines[2][:10])
   monkeypatch.setattr(answer_file.writers, 'write_bytes', finish)
+  with locks.locked_file(unfinished):
+    with pytest.raises(errors.UserError, match='another program is writing'):
+      say(*arguments)
   assert '2 answers were there before' in say(*arguments).out
   again = [json.loads(line) for line in target.read_text().splitlines()]
   before = [json.loads(line) for line in lines]
@@ -408,6 +411,10 @@ def test_a_file_goes_on_after_a_kill(say, tmp_path, monkeypatch):
   source.write_text('{"question": "x?"}\n{"question": " "}\n')
   unfinished.unlink()
   with pytest.raises(errors.UserError, match=r'q\.jsonl:2: question'):
+    say(*arguments)
+  # Also the last line, which need not have a line break.
+  source.write_text('{"question": "x?"}\n{"qestion": "y?"}')
+  with pytest.raises(errors.UserError, match=r'q\.jsonl:2: question is miss'):
     say(*arguments)
   assert not unfinished.exists()
 

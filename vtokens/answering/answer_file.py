@@ -4,10 +4,12 @@ Answers are appended to OUTPUT.unfinished, whose first line says what decides
 them. Once all are there, they become OUTPUT.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from etils import epath
@@ -17,7 +19,7 @@ from vtokens.answering.asked_passages import Shown
 from vtokens.answering.requests import Completion, Prepared, Request
 from vtokens.answering.run import Run
 from vtokens.data.records import Passage
-from vtokens.host import errors, json_files, paths, writers
+from vtokens.host import errors, json_files, locks, paths, writers
 from vtokens.serving import prompt_ids
 
 # What a line of the output must have.
@@ -53,7 +55,8 @@ def answer(
 
   Raises:
     errors.UserError: a line is wrong (nothing is answered then), the output is
-      there, or what is there of it was answered from another input.
+      there, what is there of it was answered from another input, or another
+      program is writing it.
   """
   if paths.exists(epath.Path(target)):
     raise errors.UserError(
@@ -62,32 +65,56 @@ def answer(
   rows = _read(source)
   identity = _identity(run, source, shown, k, records)
   unfinished = epath.Path(f'{target}.unfinished')
-  size, before = _resume(unfinished, identity, rows)
-  if not size:
+  if not _resume(unfinished, identity, rows)[0]:
     # A mistake at the end shows now, not after hours.
     for number, row in enumerate(rows, 1):
       _prepare(run, source, number, row, Shown(_passages(row)), k)
-    line = _line(identity)
-    writers.append(unfinished, 0, line)
-    size = len(line)
-  todo = itertools.islice(enumerate(rows, 1), before, None)
-  with writers.progress(
-    total=len(rows), initial=before, desc='answering', unit='question'
-  ) as bar:
-    while batch := list(itertools.islice(todo, batch_size)):
-      prepared = [
-        _prepare(run, source, number, row, shown, k) for number, row in batch
-      ]
-      found = run.engine.answer(prepared, batch_size=batch_size)
-      data = b''.join(
-        _line((_record if records else _answer)(row, asked, one))
-        for (_, row), asked, one in zip(batch, prepared, found, strict=True)
-      )
-      writers.append(unfinished, size, data)
-      size += len(data)
-      bar.update(len(batch))
-  _finish(unfinished, epath.Path(target))
+  with _sole_writer(unfinished):
+    size, before = _resume(unfinished, identity, rows)
+    if not size:
+      line = _line(identity)
+      writers.append(unfinished, 0, line)
+      size = len(line)
+    todo = itertools.islice(enumerate(rows, 1), before, None)
+    with writers.progress(
+      total=len(rows), initial=before, desc='answering', unit='question'
+    ) as bar:
+      while batch := list(itertools.islice(todo, batch_size)):
+        prepared = [
+          _prepare(run, source, number, row, shown, k) for number, row in batch
+        ]
+        found = run.engine.answer(prepared, batch_size=batch_size)
+        data = b''.join(
+          _line((_record if records else _answer)(row, asked, one))
+          for (_, row), asked, one in zip(batch, prepared, found, strict=True)
+        )
+        writers.append(unfinished, size, data)
+        size += len(data)
+        bar.update(len(batch))
+    _finish(unfinished, epath.Path(target))
   return before
+
+
+@contextlib.contextmanager
+def _sole_writer(path: epath.Path) -> Iterator[None]:
+  """Refuses a second program meanwhile; an object store has no locks.
+
+  Raises:
+    errors.UserError: another program writes the file, or it cannot be written.
+  """
+
+  def busy() -> None:
+    raise errors.UserError(
+      f'{path}: another program is writing it; wait for it to end, or choose '
+      'another --output'
+    )
+
+  with contextlib.ExitStack() as stack:
+    if not paths.on_object_store(path):
+      with paths.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(locks.locked_file(pathlib.Path(path), busy))
+    yield
 
 
 def _answer(

@@ -88,7 +88,8 @@ class Run:
 
     Args:
       questions: texts; or dicts with `question` and maybe `passages`, `k` and
-        other fields of `Request`; or requests. They are read as needed.
+        other fields of `Request`; or requests, which stay as they are. They are
+        read as needed.
       batch_size: questions that are answered together.
       progress: whether to show a bar.
       **options: for all questions that do not say otherwise; see `Run`.

@@ -5,6 +5,7 @@ import concurrent.futures
 import json
 import random
 import socket
+import threading
 import time
 
 import httpx
@@ -396,11 +397,21 @@ class TestLimits:
     assert _text(_ask(client, messages=more)) == _text(_ask(client))
 
 
-def test_time(engine, place):
-  limits = Limits(seconds=0.002)
+def test_time(engine, place, monkeypatch):
+  encode, later = engine.prefixes.caches, threading.Event()
+
+  def slowly(*arguments):
+    assert later.wait(60)
+    return encode(*arguments)
+
+  monkeypatch.setattr(engine.prefixes, 'caches', slowly)
+  limits = Limits(seconds=1.0)
   with tiny_service.serving(engine, place, limits=limits) as server:
-    with pytest.raises(openai.InternalServerError) as caught:
-      _ask(server.client(), max_tokens=64)
+    try:
+      with pytest.raises(openai.InternalServerError) as caught:
+        _ask(server.client())
+    finally:
+      later.set()
     assert caught.value.status_code == 504
     assert server.service.gate.inside == 0
 
@@ -507,6 +518,8 @@ def test_metrics_and_log(engine, place):
     assert QUESTION not in server.log.getvalue()
   with tiny_service.serving(engine, place, texts=True) as server:
     _ask(server.client())
+    # The line comes after the reply.
+    _wait(server.events)
     assert server.events()[0]['question'] == QUESTION
 
 

@@ -133,7 +133,7 @@ def fingerprint(source: str) -> str:
 
 
 def _state(path: str) -> tuple[int, ...]:
-  """What is other once the content of a file is: its size and time, mostly."""
+  """Size, time and inode of a file; a change of its content changes one."""
   if paths.on_object_store(path):
     in_store = epath.Path(path).stat()
     return in_store.length, in_store.mtime

@@ -536,6 +536,28 @@ def test_coqa_errors(tmp_path):
     formats.read_all([path])
 
 
+@pytest.mark.parametrize('text', [None, 7])
+@pytest.mark.parametrize('broken', ['questions', 'answers'])
+def test_coqa_rounds_after_one_without_text(tmp_path, broken, text):
+  rounds = {
+    'questions': ['Q1?', 'Q2?', 'Q3?', 'Q4?'],
+    'answers': ['a1', 'a2', 'a3', 'a4'],
+  }
+  rounds[broken][1] = text
+  story = {'story': 'A kitten.', 'additional_answers': {}, **rounds}
+  path = write(tmp_path / 'coqa.jsonl', {'id': 'c', **story})
+  report = formats.BadRecords('skip')
+  (first,) = formats.read_all([path], report=report, turns='all')
+  assert (first.question, first.answers) == ('User: Q1?', ('a1',))
+  assert [place for place, *_ in report.skipped] == [
+    f'{path}:1, round {number}' for number in (2, 3, 4)
+  ]
+  assert all(
+    why.startswith('round 2: found no text for its question or answer')
+    for *_, why in report.skipped[1:]
+  )
+
+
 def ms_marco():
   passages = [
     {

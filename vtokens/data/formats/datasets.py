@@ -31,7 +31,8 @@ USER, AGENT = 'User: ', 'Agent: '
 def expand(value: Any, turns: str) -> Iterator[tuple[str, Any]]:
   """Yields (suffix of id, row) for each round of a conversation.
 
-  Other rows are yielded as they are.
+  Other rows are yielded as they are. After a round without a question or an
+  answer a `BadRecord` stands for each row, since the conversation is not known.
 
   Args:
     value: the row.
@@ -62,8 +63,19 @@ def _rounds(value: dict[str, Any], turns: str) -> Iterator[tuple[str, Any]]:
   more = value.get('additional_answers', {})
   others = list(more.values()) if isinstance(more, dict) else []
   said = ''
+  broken = 0
   row: dict[str, Any]
   for i in range(len(questions) if turns == 'all' else 1):
+    if broken:
+      yield (
+        f'-{i + 1}',
+        BadRecord(
+          Kind.MALFORMED,
+          f'round {broken}: found no text for its question or answer, expected '
+          'both, since later rounds show them',
+        ),
+      )
+      continue
     question, answer = _said(questions[i]), _said(answers[i])
     if turns == 'all' and isinstance(question, str):
       question = said + USER + question
@@ -80,6 +92,8 @@ def _rounds(value: dict[str, Any], turns: str) -> Iterator[tuple[str, Any]]:
     if value.get('id') is not None:
       row['id'] = f'{value["id"]}-{i + 1}'
     yield f'-{i + 1}', row
+    if not (isinstance(question, str) and isinstance(answer, str)):
+      broken = i + 1
     said = f'{question}\n{AGENT}{answer}\n'
 
 

@@ -303,6 +303,8 @@ def _find(source: _Source, look: _Look) -> Iterator[_Found]:
       )
       draft: drafts.Draft | BadRecord
       try:
+        if isinstance(value, BadRecord):
+          raise value
         draft = row_formats.convert(
           RowFields(
             value,

@@ -258,7 +258,13 @@ def test_json(say, loaded):
   expected = loaded.answer('what?', k=2)
   assert (row['answer'], row['tokens']) == (expected.text, len(expected.ids))
   row = json.loads(say('--question=what?', '--json', '--compare').out)
-  assert len(row['answers']) == 4
+  assert list(row['answers']) == [
+    'closed_book',
+    'prompt',
+    'chat_prompt',
+    'tokens',
+  ]
+  assert row['answers']['tokens']['answer'] == loaded.answer('what?').text
 
 
 def test_compare(say, loaded):

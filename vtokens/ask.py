@@ -120,12 +120,6 @@ def ask(
   prompt_ids.check_question(question, '--question')
   shown = Shown(prompt_ids.read_passages(passages))
   loaded = run.load(workdir, where='--workdir')
-  return _compare(loaded, question, shown, num_active)
-
-
-def _compare(
-  loaded: Run, question: str, shown: Shown, num_active: int | None
-) -> dict[str, Completion]:
   k = _count(loaded, num_active)
   found = loaded.compare(question, shown.of(question), k=k)
   names = shown_answers.labels(list(found), k)
@@ -142,18 +136,15 @@ def _count(loaded: Run, num_active: int | None) -> int:
 def _one(loaded: Run, question: str, shown: Shown) -> None:
   """Prints the answer to one question."""
   passages = shown.of(question)
-  given = Shown(passages)
+  k = _count(loaded, _NUM_ACTIVE.value)
   if _COMPARE.value:
-    answers = _compare(loaded, question, given, _NUM_ACTIVE.value)
+    answers = loaded.compare(question, passages, k=k)
     if not _JSON.value:
-      writers.say(shown_answers.table(answers))
+      writers.say(shown_answers.table(answers, k))
       return
-    found = {
-      label: shown_answers.as_json(one) for label, one in answers.items()
-    }
+    found = {name: shown_answers.as_json(one) for name, one in answers.items()}
     row: dict[str, Any] = {'question': question, 'answers': found}
   else:
-    k = _count(loaded, _NUM_ACTIVE.value)
     answer = loaded.answer(question, passages, k)
     if not _JSON.value:
       writers.say(answer.text)

@@ -135,7 +135,6 @@ class Session:
     self._last = question
     passages = self.shown.of(question)
     found = self.run.compare(question, passages, k=self.k)
-    names = shown_answers.labels(list(found), self.k or self.run.table.count)
     if self.as_json:
       answers = {
         name: shown_answers.as_json(answer) for name, answer in found.items()
@@ -143,9 +142,7 @@ class Session:
       row = {'question': question, 'answers': answers}
       writers.say(json.dumps(row, ensure_ascii=False))
       return
-    writers.say(
-      shown_answers.table({names[name]: found[name] for name in found})
-    )
+    writers.say(shown_answers.table(found, self.k or self.run.table.count))
 
 
 def _beginning(passage: Passage) -> str:

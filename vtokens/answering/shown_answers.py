@@ -35,17 +35,19 @@ def labels(names: Sequence[str], k: int) -> dict[str, str]:
   }
 
 
-def table(answers: Mapping[str, Completion]) -> str:
+def table(answers: Mapping[str, Completion], k: int) -> str:
   """Answers side by side.
 
   Args:
-    answers: label -> answer.
+    answers: condition -> answer.
+    k: number of virtual tokens.
   """
-  width = max(map(len, answers))
+  names = labels(list(answers), k)
+  width = max(map(len, names.values()))
   lines = [f'{"":<{width}}   confidence']
-  for label, answer in answers.items():
+  for name, answer in answers.items():
     text = answer.text or '(empty)'
-    lines.append(f'{label:<{width}} {answer.confidence:10.2f}   {text}')
+    lines.append(f'{names[name]:<{width}} {answer.confidence:10.2f}   {text}')
   return '\n'.join(lines)
 
 

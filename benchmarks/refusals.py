@@ -281,7 +281,7 @@ def _columns(rows: Sequence[_Row]) -> tuple[np.ndarray, ...]:
 
 def _em(rows: Sequence[_Row]) -> float:
   """EM of the questions with an answer."""
-  return 100 * float(np.nanmean(_columns(rows)[2]))
+  return 100 * float(np.nanmean(np.array([row['em'] for row in rows], float)))
 
 
 def _at(rows: Sequence[_Row], bias: float) -> dict[str, float]:

@@ -118,7 +118,7 @@ def _choose(
   texts: dict[str, _Row],
   wanted: Mapping[str, int],
 ) -> list[_Row]:
-  """So many questions of each kind, as they come."""
+  """The first questions of each kind, as many as `wanted` says."""
   chosen: dict[str, list[_Row]] = {kind: [] for kind in wanted}
   for row in rows:
     record = _record(row, texts)
@@ -152,7 +152,7 @@ def _prepare(work: pathlib.Path) -> None:
   """Writes train.jsonl and test.jsonl, unless they are there.
 
   Raises:
-    SystemExit: those that are there are of other settings.
+    SystemExit: the files in the work directory are of other settings.
   """
   size, per_set = _TRAINING.value, _PER_SET.value
   made = {
@@ -252,7 +252,7 @@ def _evaluate(work: pathlib.Path, name: str, *settings: str) -> None:
 
 
 def _read(directory: pathlib.Path) -> dict[str, list[_Row]]:
-  """Predictions by data set."""
+  """Predictions by dataset."""
   found: dict[str, list[_Row]] = {}
   for path in sorted(directory.glob('predictions/*.jsonl')):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -311,11 +311,13 @@ def _separation(rows: Sequence[_Row]) -> float:
 
 
 def _choose_bias(rows: Sequence[_Row], without: float) -> float:
-  """The bias of the highest F1 that costs at most one point of EM.
+  """The bias of the highest F1 with an EM at most one point below `without`.
+
+  If no bias has such an EM, it is the best one that costs no answer.
 
   Args:
     rows: predictions of the tokens that refuse.
-    without: EM of those that do not, from which the point is lost.
+    without: EM of the tokens that do not refuse.
   """
   margins, refused, em = _columns(rows)
   curve = refusals.curve(margins, refused, em, _NEVER)

@@ -66,7 +66,7 @@ def answer(
   identity = _identity(run, source, shown, k, records)
   unfinished = epath.Path(f'{target}.unfinished')
   if not _resume(unfinished, identity, rows)[0]:
-    # A mistake at the end shows now, not after hours.
+    # A mistake at the end shows now, not after hours, and leaves no file.
     for number, row in enumerate(rows, 1):
       _prepare(run, source, number, row, Shown(_passages(row)), k)
   with _sole_writer(unfinished):

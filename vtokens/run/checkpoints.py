@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -141,17 +142,22 @@ class _Series:
       if distributed.from_first(lambda: self._keep_if_whole(step)):
         return
       self._reopen()
+    with _quiet():
+      self._save(step, state, metadata)
+
+  def _save(
+    self, step: int, state: TrainState, metadata: dict[str, Any]
+  ) -> None:
     try:
-      with _quiet():
-        self._manager.save(
-          step,
-          args=ocp.args.Composite(
-            state=ocp.args.StandardSave(_to_stored(state)),
-            metadata=ocp.args.JsonSave(metadata),
-          ),
-          force=True,
-        )
-        self._manager.wait_until_finished()
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_to_stored(state)),
+          metadata=ocp.args.JsonSave(metadata),
+        ),
+        force=True,
+      )
+      self._manager.wait_until_finished()
       if distributed.is_first():
         _write_manifest(self._directory / str(step))
     # TensorStore writes the files; it raises ValueError.
@@ -255,13 +261,26 @@ class _Series:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Keeps Orbax from logging tracebacks of what it raises."""
-  before = logging.get_verbosity()
+  """Hides tracebacks of Orbax and TensorStore: one error follows them.
+
+  Orbax logs what it raises. Threads of TensorStore go on after a failed write
+  and report further failures to an event loop that is closed by then; Python
+  prints each as an exception that nobody can catch.
+  """
+  verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+
+  def without_late_failures(lost: Any) -> None:
+    if str(lost.exc_value) != 'Event loop is closed':
+      hook(lost)
+
   logging.set_verbosity(logging.FATAL)
+  sys.unraisablehook = without_late_failures
   try:
     yield
   finally:
-    logging.set_verbosity(before)
+    logging.set_verbosity(verbosity)
+  # Not after a failure: nothing tells when the last thread has ended.
+  sys.unraisablehook = hook
 
 
 def _files(directory: epath.Path) -> dict[str, str]:

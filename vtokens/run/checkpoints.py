@@ -1,15 +1,16 @@
 """Saving and restoring the state of training; the base is never saved."""
 
 import contextlib
+import gc
 import hashlib
+import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 from etils import epath
 
 from vtokens.devices import distributed
@@ -143,11 +144,14 @@ class _Series:
         return
       self._reopen()
     with _quiet():
-      self._save(step, state, metadata)
+      problem = self._write(step, state, metadata)
+      if problem:
+        self._fail(step, problem)
 
-  def _save(
+  def _write(
     self, step: int, state: TrainState, metadata: dict[str, Any]
-  ) -> None:
+  ) -> str:
+    """Writes a checkpoint; returns why it cannot be written, or ''."""
     try:
       self._manager.save(
         step,
@@ -165,18 +169,23 @@ class _Series:
       known = isinstance(e, (OSError, ValueError)) or paths.is_of_a_store(e)
       if not known:
         raise
-      if distributed.is_first():
-        self._remove_failed(step)
-      before = max(
-        (s for s in self._manager.all_steps() if s != step), default=None
-      )
-      kept = '' if before is None else f' after step {before}'
       full = 'No space left' in str(e)
-      raise errors.UserError(
-        f'{self._directory}: the checkpoint of step {step} cannot be written: '
-        f'{"no space left on the device" if full else e}. Once it can, the '
-        f'same command continues the run{kept}'
-      ) from e
+      return 'no space left on the device' if full else str(e) or repr(e)
+    return ''
+
+  def _fail(self, step: int, problem: str) -> NoReturn:
+    if distributed.is_first():
+      self._remove_failed(step)
+    # Orbax's failed tasks log their errors when Python frees them.
+    gc.collect()
+    before = max(
+      (s for s in self._manager.all_steps() if s != step), default=None
+    )
+    kept = '' if before is None else f' after step {before}'
+    raise errors.UserError(
+      f'{self._directory}: the checkpoint of step {step} cannot be written: '
+      f'{problem}. Once it can, the same command continues the run{kept}'
+    )
 
   def _remove_failed(self, step: int) -> None:
     """Frees the space of a checkpoint that could not be written.
@@ -263,22 +272,22 @@ class _Series:
 def _quiet() -> Iterator[None]:
   """Hides tracebacks of Orbax and TensorStore: one error follows them.
 
-  Orbax logs what it raises. Threads of TensorStore go on after a failed write
-  and report further failures to an event loop that is closed by then; Python
-  prints each as an exception that nobody can catch.
+  Orbax logs what it raises, and asyncio the failed tasks that nobody waits for.
+  Threads of TensorStore go on after a failed write. They report further
+  failures to an event loop that is closed by then, and Python prints each one.
   """
-  verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+  disabled, hook = logging.root.manager.disable, sys.unraisablehook
 
   def without_late_failures(lost: Any) -> None:
     if str(lost.exc_value) != 'Event loop is closed':
       hook(lost)
 
-  logging.set_verbosity(logging.FATAL)
+  logging.disable()
   sys.unraisablehook = without_late_failures
   try:
     yield
   finally:
-    logging.set_verbosity(verbosity)
+    logging.disable(disabled)
   # Not after a failure: nothing tells when the last thread has ended.
   sys.unraisablehook = hook
 

@@ -586,7 +586,7 @@ class TestKey:
 
 
 def test_two_tables_of_one_name_at_once(engine, place):
-  """One is refused: its directory is not what would be served."""
+  """The second is refused: its directory would not be served."""
 
   async def load():
     backend = local_backend.LocalBackend(engine, Metrics())
@@ -598,12 +598,19 @@ def test_two_tables_of_one_name_at_once(engine, place):
     finally:
       served = engine.tables['new'].source.directory
       assert backend.tables['new'].directory == served
-      await backend.unload('new')
+      unloaded.extend(
+        await asyncio.gather(
+          *(backend.unload('new') for _ in range(2)), return_exceptions=True
+        )
+      )
       await backend.close()
 
+  unloaded = []
   backend, (first, second) = asyncio.run(load())
   assert first.directory == str(place / 'one')
   assert isinstance(second, ApiError) and second.status == 409
+  assert unloaded[0] is None
+  assert isinstance(unloaded[1], ApiError) and unloaded[1].status == 404
   assert not backend.tables and 'new' not in engine.tables
 
 

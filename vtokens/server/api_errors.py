@@ -76,6 +76,13 @@ def name_taken(name: str) -> ApiError:
   return ApiError(409, f'name: there is a model {name!r} already', param='name')
 
 
+def no_table(name: str) -> ApiError:
+  """There is no table of this name (404)."""
+  return ApiError(
+    404, f'no model {name[:200]!r} is loaded', code='model_not_found'
+  )
+
+
 def backend_failed(message: str) -> ApiError:
   """A backend is not there, or breaks off (502)."""
   return ApiError(502, message, code='backend_failed', retry_after=1)

@@ -14,7 +14,12 @@ from starlette.types import ASGIApp
 
 from vtokens.host import errors
 from vtokens.server import access, metrics, page, replies, schemas, streaming
-from vtokens.server.api_errors import ApiError, ClientGoneError, name_taken
+from vtokens.server.api_errors import (
+  ApiError,
+  ClientGoneError,
+  name_taken,
+  no_table,
+)
 from vtokens.server.front import Front
 from vtokens.server.questions import BASE
 from vtokens.server.service import Asked, Service
@@ -139,7 +144,7 @@ class _Handlers:
     """One of them."""
     name = request.path_params['name']
     if name != BASE and name not in self._service.backend.tables:
-      raise _no_table(name)
+      raise no_table(name)
     return JSONResponse(self._described(name))
 
   def _described(self, name: str) -> dict[str, Any]:
@@ -187,8 +192,6 @@ class _Handlers:
     """Removes a table."""
     self._check_admin()
     name = request.path_params['name']
-    if name not in self._service.backend.tables:
-      raise _no_table(name)
     await self._service.backend.unload(name)
     self._service.log.write('table_unloaded', table=name)
     return JSONResponse({'id': name, 'object': 'model', 'deleted': True})
@@ -283,9 +286,3 @@ class _Handlers:
     )
     if self._service.log.texts:
       noted['question'] = question.text
-
-
-def _no_table(name: str) -> ApiError:
-  return ApiError(
-    404, f'no model {name[:200]!r} is loaded', code='model_not_found'
-  )

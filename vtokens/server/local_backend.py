@@ -9,7 +9,7 @@ from typing import Any
 
 from vtokens import answering
 from vtokens.host import errors
-from vtokens.server.api_errors import ApiError, name_taken
+from vtokens.server.api_errors import ApiError, name_taken, no_table
 from vtokens.server.metrics import Metrics
 from vtokens.server.questions import BASE, Piece, Question, Table, Token, Usage
 from vtokens.server.scheduler import Job, Running, Scheduler
@@ -71,9 +71,10 @@ class LocalBackend:
 
   def _unload_now(self, name: str) -> None:
     # In the thread of `load_now`: of two changes at once, one would be lost.
-    if name in self._tables:
-      self._tables = {n: t for n, t in self._tables.items() if n != name}
-      self._engine.remove(name)
+    if name not in self._tables:
+      raise no_table(name)
+    self._tables = {n: t for n, t in self._tables.items() if n != name}
+    self._engine.remove(name)
 
   async def close(self) -> None:
     """See `questions.Backend`."""

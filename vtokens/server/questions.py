@@ -176,7 +176,11 @@ class Backend(Protocol):
     """
 
   async def unload(self, name: str) -> None:
-    """Removes a table, if it is there; running questions are still answered."""
+    """Removes a table; running questions are still answered.
+
+    Raises:
+      api_errors.ApiError: there is no table of this name.
+    """
 
   async def close(self) -> None:
     """Frees what it holds; running questions end with an error."""

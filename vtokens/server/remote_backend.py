@@ -17,6 +17,7 @@ from vtokens.server.api_errors import (
   ApiError,
   backend_failed,
   name_taken,
+  no_table,
   refused,
 )
 from vtokens.server.questions import (
@@ -126,6 +127,8 @@ class RemoteBackend:
 
   def _unload_now(self, name: str) -> None:
     # In the thread of `load_now`: of two changes at once, one would be lost.
+    if name not in self._tables:
+      raise no_table(name)
     self._tables = {n: t for n, t in self._tables.items() if n != name}
 
   async def close(self) -> None:

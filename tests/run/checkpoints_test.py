@@ -1,5 +1,6 @@
 """Tests of vtokens.run.checkpoints."""
 
+import errno
 import os
 import pathlib
 import re
@@ -12,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vtokens import config
 from vtokens.devices import partitioning
-from vtokens.host import writers
+from vtokens.host import errors, writers
 from vtokens.method import optim, steps
 from vtokens.run import checkpoints
 
@@ -375,6 +377,18 @@ for limit in map(int, sys.argv[2:]):
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, whole)
   (directory / 'message').write_text(message)
+  # The same object can save the step once there is room.
+  again = pathlib.Path(sys.argv[1]) / f'{limit}-again'
+  saved = checkpoints.Checkpoints(again, 3)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, whole[1]))
+  try:
+    saved.save(checkpoints_test._state(4), {'step': 4})
+  except errors.UserError:
+    pass
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, whole)
+  saved.save(checkpoints_test._state(4), {'step': 4})
+  saved.close()
 """
 
 
@@ -417,3 +431,28 @@ def test_a_file_that_cannot_be_written(on_full_disks, limit):
   _assert_equal(restored, _state(2))
   again.save(_state(4), {'step': 4})
   assert again.restore(_state(0))[1] == {'step': 4}
+  again = checkpoints.Checkpoints(on_full_disks / f'{limit}-again', 3)
+  _assert_equal(again.restore(_state(0))[0], _state(4))
+
+
+def test_a_manifest_that_cannot_be_written(tmp_path, monkeypatch):
+  def fail(directory):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  saved = checkpoints.Checkpoints(tmp_path, 3)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoints, '_write_manifest', fail)
+    with pytest.raises(errors.UserError, match='no space left on the device'):
+      saved.save(_state(2), {'step': 2})
+  saved.save(_state(2), {'step': 2})
+  _assert_equal(saved.restore(_state(0))[0], _state(2))
+
+
+def test_other_errors_are_not_those_of_a_disk(tmp_path, monkeypatch):
+  def save(*args, **kwargs):
+    raise ValueError('sharding mismatch')
+
+  saved = checkpoints.Checkpoints(tmp_path, 3)
+  monkeypatch.setattr(ocp.CheckpointManager, 'save', save)
+  with pytest.raises(ValueError, match='sharding mismatch'):
+    saved.save(_state(2), {'step': 2})

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import json
 import random
 import socket
@@ -27,7 +28,7 @@ from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.method import kinds
 from vtokens.models import frozen_base
 from vtokens.run.workdir import RunDir
-from vtokens.server import local_backend
+from vtokens.server import local_backend, questions
 from vtokens.server.api_errors import ApiError
 from vtokens.server.limits import Limits
 from vtokens.server.metrics import Metrics
@@ -565,6 +566,19 @@ class TestKey:
     names = [event['event'] for event in server.events()]
     assert 'table_loaded' in names and 'table_unloaded' in names
 
+  def test_loaded_and_unloaded_at_once(self, server, place):
+    """The reply to a load describes the table that was loaded."""
+    client = server.client()
+    body = {'name': 'short', 'directory': str(place / 'two')}
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      for _ in range(5):
+        made = pool.submit(client.post, '/tables', body=body, cast_to=dict)
+        while True:
+          with contextlib.suppress(openai.NotFoundError):
+            client.delete('/tables/short', cast_to=dict)
+            break
+        assert made.result()['vtokens']['k'] == 5
+
   def test_a_name_with_a_slash(self, server, place):
     client = server.client()
     body = {'name': 'team/new', 'directory': str(place / 'two')}
@@ -603,8 +617,20 @@ def test_two_tables_of_one_name_at_once(engine, place):
           *(backend.unload('new') for _ in range(2)), return_exceptions=True
         )
       )
+      with pytest.raises(ApiError) as caught:
+        await anext(backend.answer(question))
+      assert caught.value.status == 404
       await backend.close()
 
+  question = questions.Question(
+    id='q',
+    table='new',
+    k=1,
+    text=QUESTION,
+    messages=(),
+    passages=(),
+    sampling=questions.Sampling(max_tokens=1),
+  )
   unloaded = []
   backend, (first, second) = asyncio.run(load())
   assert first.directory == str(place / 'one')

@@ -4,9 +4,10 @@ import contextlib
 import gc
 import hashlib
 import logging
+import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
@@ -143,7 +144,8 @@ class _Series:
       if distributed.from_first(lambda: self._keep_if_whole(step)):
         return
       self._reopen()
-    with _quiet():
+    _hide_late_reports()
+    with _without_logs():
       problem = self._write(step, state, metadata)
       if problem:
         self._fail(step, problem)
@@ -164,10 +166,9 @@ class _Series:
       self._manager.wait_until_finished()
       if distributed.is_first():
         _write_manifest(self._directory / str(step))
-    # TensorStore writes the files; it raises ValueError.
     except Exception as e:
-      known = isinstance(e, (OSError, ValueError)) or paths.is_of_a_store(e)
-      if not known:
+      known = isinstance(e, OSError) or _is_of_tensorstore(e)
+      if not (known or paths.is_of_a_store(e)):
         raise
       full = 'No space left' in str(e)
       return 'no space left on the device' if full else str(e) or repr(e)
@@ -236,7 +237,8 @@ class _Series:
     path = self._directory / str(step)
     if _problem(path) is None:
       return True
-    path.rmtree()
+    # Orbax also lists a step whose directory is gone after a failed save.
+    path.rmtree(missing_ok=True)
     return False
 
   def _find_whole(self) -> tuple[int | None, list[str]]:
@@ -268,28 +270,58 @@ class _Series:
     self._manager.close()
 
 
+def _is_of_tensorstore(e: Exception) -> bool:
+  """Whether TensorStore, which writes the files, raised it: with a status.
+
+  As `ValueError('RESOURCE_EXHAUSTED: Error opening ...')`.
+  """
+  return isinstance(e, ValueError) and bool(re.match(r'[A-Z_]+: ', str(e)))
+
+
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Hides tracebacks of Orbax and TensorStore: one error follows them.
+def _without_logs() -> Iterator[None]:
+  """Hides logs with tracebacks, since one error says what they say.
 
   Orbax logs what it raises, and asyncio the failed tasks that nobody waits for.
-  Threads of TensorStore go on after a failed write. They report further
-  failures to an event loop that is closed by then, and Python prints each one.
   """
-  disabled, hook = logging.root.manager.disable, sys.unraisablehook
 
-  def without_late_failures(lost: Any) -> None:
-    if str(lost.exc_value) != 'Event loop is closed':
-      hook(lost)
+  def drop(record: logging.LogRecord) -> bool:
+    del record
+    return False
 
-  logging.disable()
-  sys.unraisablehook = without_late_failures
+  loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
   try:
+    for logger in loggers:
+      logger.addFilter(drop)
     yield
   finally:
-    logging.disable(disabled)
-  # Not after a failure: nothing tells when the last thread has ended.
-  sys.unraisablehook = hook
+    for logger in loggers:
+      logger.removeFilter(drop)
+
+
+class _LateReports:
+  """A hook for exceptions that nobody can catch, without TensorStore's.
+
+  Its threads go on after a failed write, for an unknown time. They report
+  further failures to an event loop that is closed by then.
+
+  Args:
+    hook: gets all other exceptions.
+  """
+
+  def __init__(self, hook: Callable[[Any], object]):
+    self._hook = hook
+
+  def __call__(self, lost: Any) -> None:
+    closed = str(lost.exc_value) == 'Event loop is closed'
+    # Python code, such as a `__del__`, would be named as the object.
+    if not (closed and lost.object is None):
+      self._hook(lost)
+
+
+def _hide_late_reports() -> None:
+  if not isinstance(sys.unraisablehook, _LateReports):
+    sys.unraisablehook = _LateReports(sys.unraisablehook)
 
 
 def _files(directory: epath.Path) -> dict[str, str]:

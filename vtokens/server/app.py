@@ -21,7 +21,7 @@ from vtokens.server.api_errors import (
   no_table,
 )
 from vtokens.server.front import Front
-from vtokens.server.questions import BASE
+from vtokens.server.questions import BASE, Table
 from vtokens.server.service import Asked, Service
 
 # Seconds for the end of a stream, after the time limit of its answer.
@@ -135,20 +135,20 @@ class _Handlers:
   async def models(self, request: Request) -> Response:
     """The tables and the base."""
     del request
-    names = [*self._service.backend.tables, BASE]
-    return JSONResponse(
-      {'object': 'list', 'data': [self._described(name) for name in names]}
-    )
+    tables = {**self._service.backend.tables, BASE: None}
+    described = [self._described(*item) for item in tables.items()]
+    return JSONResponse({'object': 'list', 'data': described})
 
   async def model(self, request: Request) -> Response:
     """One of them."""
     name = request.path_params['name']
-    if name != BASE and name not in self._service.backend.tables:
-      raise no_table(name)
-    return JSONResponse(self._described(name))
-
-  def _described(self, name: str) -> dict[str, Any]:
     table = self._service.backend.tables.get(name)
+    if name != BASE and table is None:
+      raise no_table(name)
+    return JSONResponse(self._described(name, table))
+
+  def _described(self, name: str, table: Table | None) -> dict[str, Any]:
+    """A model of the API; the base has no table."""
     return {
       'id': name,
       'object': 'model',
@@ -184,9 +184,9 @@ class _Handlers:
     body = schemas.parse(schemas.TableRequest, await self._body(request))
     if body.name in (BASE, *self._service.backend.tables):
       raise name_taken(body.name)
-    await self._service.backend.load(body.name, body.directory)
+    table = await self._service.backend.load(body.name, body.directory)
     self._service.log.write('table_loaded', table=body.name)
-    return JSONResponse(self._described(body.name), 201)
+    return JSONResponse(self._described(body.name, table), 201)
 
   async def unload(self, request: Request) -> Response:
     """Removes a table."""

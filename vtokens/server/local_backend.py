@@ -88,8 +88,7 @@ class LocalBackend:
   async def answer(self, question: Question) -> AsyncGenerator[Piece, None]:
     """See `questions.Backend`."""
     try:
-      request = self._request(question)
-      prepared = await self._aside(self._engine.prepare, request)
+      prepared = await self._aside(self._prepare, question)
     except errors.UserError as e:
       raise ApiError(400, str(e)) from None
     job = Job(prepared)
@@ -99,6 +98,12 @@ class LocalBackend:
         yield piece
     finally:
       job.dropped = True
+
+  def _prepare(self, question: Question) -> answering.Prepared:
+    # In the thread of `_unload_now`: no table goes meanwhile.
+    if question.table != BASE and question.table not in self._tables:
+      raise no_table(question.table)
+    return self._engine.prepare(self._request(question))
 
   async def _aside(self, function: Any, *arguments: Any) -> Any:
     loop = asyncio.get_running_loop()

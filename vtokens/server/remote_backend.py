@@ -207,7 +207,7 @@ class RemoteBackend:
     text, served = question.text, self._tables.get(question.table)
     if question.table != BASE:
       if served is None:
-        raise ApiError(404, f'{question.table} was unloaded')
+        raise no_table(question.table)
       prompt = await self._prompt(served.prompt, question)
       length = prompt.pop('length')
       return '/v1/completions', {**body, **prompt, **_top(sampling)}, length

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from vtokens.data import records
 from vtokens.server import questions, schemas
-from vtokens.server.api_errors import ApiError, refused
+from vtokens.server.api_errors import ApiError, no_table, refused
 from vtokens.server.json_log import JsonLog
 from vtokens.server.limits import Gate, Limits
 from vtokens.server.metrics import Metrics
@@ -176,7 +176,10 @@ class Service:
       if request.k is not None:
         raise refused('k', 'the base has no virtual tokens: leave it out')
       return 0
-    most = self.backend.tables[table].num_trained
+    served = self.backend.tables.get(table)
+    if served is None:
+      raise no_table(table)
+    most = served.num_trained
     if request.k is None:
       return most
     if request.k > most:

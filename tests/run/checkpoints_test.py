@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from vtokens import config
 from vtokens.devices import partitioning
-from vtokens.host import errors, writers
+from vtokens.host import errors, paths, writers
 from vtokens.method import optim, steps
 from vtokens.run import checkpoints
 
@@ -435,14 +435,16 @@ def test_a_file_that_cannot_be_written(on_full_disks, limit):
   _assert_equal(again.restore(_state(0))[0], _state(4))
 
 
-def test_a_manifest_that_cannot_be_written(tmp_path, monkeypatch):
+def test_files_that_cannot_be_read_again(tmp_path, monkeypatch):
+  """The save fails at its manifest, which has the hashes of all files."""
+
   def fail(directory):
-    raise OSError(errno.ENOSPC, 'No space left on device')
+    raise OSError(errno.EIO, 'Input/output error')
 
   saved = checkpoints.Checkpoints(tmp_path, 3)
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoints, '_write_manifest', fail)
-    with pytest.raises(errors.UserError, match='no space left on the device'):
+    patch.setattr(paths, 'files_below', fail)
+    with pytest.raises(errors.UserError, match=r'cannot be written: .*Input'):
       saved.save(_state(2), {'step': 2})
   saved.save(_state(2), {'step': 2})
   _assert_equal(saved.restore(_state(0))[0], _state(2))

@@ -410,7 +410,7 @@ def on_full_disks(tmp_path_factory):
     timeout=300,
   )
   assert done.returncode == 0, done.stderr
-  # As of TensorStore's threads, which go on after the first failure.
+  # TensorStore's threads go on after the first failure, and report others.
   assert 'Traceback' not in done.stderr
   return directory
 

@@ -450,6 +450,20 @@ def test_files_that_cannot_be_read_again(tmp_path, monkeypatch):
   _assert_equal(saved.restore(_state(0))[0], _state(2))
 
 
+def test_a_manifest_that_cannot_be_written(tmp_path, monkeypatch):
+  """The room that the other files take is freed."""
+
+  def fail(path, value):
+    raise errors.NotWrittenError(f'{path}: No space left on device')
+
+  saved = checkpoints.Checkpoints(tmp_path, 3)
+  saved.save(_state(2), {'step': 2})
+  monkeypatch.setattr(writers, 'write_json', fail)
+  with pytest.raises(errors.UserError, match='step 4 cannot be written: no sp'):
+    saved.save(_state(4), {'step': 4})
+  assert _saved(tmp_path / 'checkpoints') == ['2']
+
+
 def test_other_errors_are_not_those_of_a_disk(tmp_path, monkeypatch):
   def save(*args, **kwargs):
     raise ValueError('sharding mismatch')

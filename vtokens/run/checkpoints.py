@@ -167,8 +167,8 @@ class _Series:
       if distributed.is_first():
         _write_manifest(self._directory / str(step))
     except Exception as e:
-      known = isinstance(e, OSError) or _is_of_tensorstore(e)
-      if not (known or paths.is_of_a_store(e)):
+      of_a_disk = isinstance(e, (OSError, errors.NotWrittenError))
+      if not (of_a_disk or _is_of_tensorstore(e) or paths.is_of_a_store(e)):
         raise
       full = 'No space left' in str(e)
       return 'no space left on the device' if full else str(e) or repr(e)

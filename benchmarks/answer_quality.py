@@ -24,64 +24,69 @@ finished cells, also with `--report`, which measures nothing.
 """
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import quality_cells
 import quality_report
 import quality_runs
 import quality_settings
-from absl import app, flags
+from absl import flags as absl_flags
 from quality_cells import CONTENDERS, STAGES, Task
 
 from vtokens.host import errors, writers
+from vtokens.settings import flags
 
-_SETTINGS = flags.DEFINE_list('settings', ['quickstart'], 'Which.')
-_CONTENDERS = flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
-_RATES = flags.DEFINE_list(
+_SETTINGS = absl_flags.DEFINE_list('settings', ['quickstart'], 'Which.')
+_CONTENDERS = absl_flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
+_RATES = absl_flags.DEFINE_list(
   'rates', [], 'Only these learning rates; all of a contender by default.'
 )
-_SEEDS = flags.DEFINE_list(
+_SEEDS = absl_flags.DEFINE_list(
   'seeds', ['0', '1'], 'Of data and draws; the first one is for the sweep.'
 )
-_STAGES = flags.DEFINE_list(
+_STAGES = absl_flags.DEFINE_list(
   'stages', list(STAGES), 'Only these: train, validate, test.'
 )
-_PASSAGES = flags.DEFINE_list(
+_PASSAGES = absl_flags.DEFINE_list(
   'passages', [], 'Passages shown in tests; those of the setting by default.'
 )
-_STEPS = flags.DEFINE_integer('steps', 0, "Of training; 0 for the setting's.")
-_VALIDATIONS = flags.DEFINE_integer('validations', 4, 'Of a training.')
-_VALIDATION_QUESTIONS = flags.DEFINE_integer(
+_STEPS = absl_flags.DEFINE_integer(
+  'steps', 0, "Of training; 0 for the setting's."
+)
+_VALIDATIONS = absl_flags.DEFINE_integer('validations', 4, 'Of a training.')
+_VALIDATION_QUESTIONS = absl_flags.DEFINE_integer(
   'validation_questions', 105, 'To validate with.'
 )
-_TEST_QUESTIONS = flags.DEFINE_integer(
+_TEST_QUESTIONS = absl_flags.DEFINE_integer(
   'test_questions', 150, 'Of each set; of all sets together in quickstart.'
 )
-_PRODUCTS = flags.DEFINE_enum(
+_PRODUCTS = absl_flags.DEFINE_enum(
   'products',
   'bfloat16',
   ['bfloat16', 'float32'],
   "Factors of the layers' products in vtokens; PEFT trains in float32.",
 )
-_DATA = flags.DEFINE_string('data', '', 'Directory of the questions of seven.')
-_WORK = flags.DEFINE_string(
+_DATA = absl_flags.DEFINE_string(
+  'data', '', 'Directory of the questions of seven.'
+)
+_WORK = absl_flags.DEFINE_string(
   'work', 'runs/answer_quality', 'Directory of snapshots and questions.'
 )
-_RESULTS = flags.DEFINE_string(
+_RESULTS = absl_flags.DEFINE_string(
   'results', '', "Directory of the cells' results; that of --work by default."
 )
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
-_REPORT = flags.DEFINE_bool('report', False, 'Only report what there is.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
+_REPORT = absl_flags.DEFINE_bool('report', False, 'Only report what there is.')
 
 
 def _choice(setting: str) -> quality_runs.Choice:
-  passages = tuple(map(int, _PASSAGES.value))
   return quality_runs.Choice(
     contenders=_CONTENDERS.value,
-    rates=tuple(map(float, _RATES.value)),
-    seeds=tuple(map(int, _SEEDS.value)),
+    rates=_numbers(_RATES, float),
+    seeds=_numbers(_SEEDS, int),
     stages=_STAGES.value,
-    passages=passages or quality_settings.PASSAGES[setting],
+    passages=_numbers(_PASSAGES, int) or quality_settings.PASSAGES[setting],
   )
 
 
@@ -107,8 +112,32 @@ def _like(setting: str) -> Task:
   )
 
 
-def main(argv: list[str]) -> None:
+def _check_names() -> None:
+  for flag, known in (
+    (_SETTINGS, quality_settings.SETTINGS),
+    (_CONTENDERS, CONTENDERS),
+    (_STAGES, STAGES),
+  ):
+    unknown = [name for name in flag.value if name not in known]
+    if unknown:
+      raise errors.UserError(
+        f'--{flag.name}: unknown: {errors.several(unknown)}; expected some of '
+        f'{", ".join(known)}'
+      )
+
+
+def _numbers(flag: Any, kind: type[int] | type[float]) -> tuple[Any, ...]:
+  try:
+    return tuple(map(kind, flag.value))
+  except ValueError as e:
+    raise errors.UserError(f'--{flag.name}: {e}') from None
+
+
+def main(argv: Sequence[str]) -> None:
+  """Measures, and prints the table."""
   del argv
+  _check_names()
+  quality_cells.check_rates(_CONTENDERS.value, _numbers(_RATES, float))
   if not _REPORT.value:
     for setting in _SETTINGS.value:
       quality_runs.run_setting(_like(setting), _choice(setting))
@@ -128,4 +157,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

@@ -29,7 +29,7 @@ import shapes
 import tokenizers
 import torch
 import transformers
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens import config
 from vtokens.data.assemble import Example
@@ -39,17 +39,20 @@ from vtokens.evaluation.trained_tokens import BranchTokens
 from vtokens.host import paths
 from vtokens.models import frozen_base
 from vtokens.recipes import smollm2
+from vtokens.settings import flags
 
-_MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
-_DTYPE = flags.DEFINE_enum(
+_MODEL = absl_flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
+_DTYPE = absl_flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
 )
-_OUT = flags.DEFINE_string('out', None, 'JSON file for the figures.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed turns; medians count.')
-_BATCH = flags.DEFINE_integer('batch', 8, 'Prompts at a time.')
-_PREFIX = flags.DEFINE_integer('prefix', 530, 'Tokens of passages.')
-_PROMPT = flags.DEFINE_integer('prompt', 20, 'Tokens of the question.')
-_NEW = flags.DEFINE_integer('new', 16, 'Tokens generated.')
+_OUT = absl_flags.DEFINE_string('out', None, 'JSON file for the figures.')
+_REPEATS = absl_flags.DEFINE_integer(
+  'repeats', 5, 'Timed turns; medians count.'
+)
+_BATCH = absl_flags.DEFINE_integer('batch', 8, 'Prompts at a time.')
+_PREFIX = absl_flags.DEFINE_integer('prefix', 530, 'Tokens of passages.')
+_PROMPT = absl_flags.DEFINE_integer('prompt', 20, 'Tokens of the question.')
+_NEW = absl_flags.DEFINE_integer('new', 16, 'Tokens generated.')
 _SWEEP = (1, 2, 3, 5, 10, 20, 30, 50)
 _ONE = 50
 
@@ -212,4 +215,4 @@ def _measure(path: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

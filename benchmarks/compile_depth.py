@@ -7,21 +7,23 @@ Only shapes are compiled: no weights exist. The seconds are of the processor.
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import contenders
 import jax
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens.devices import partitioning
 from vtokens.planning import known_models
+from vtokens.settings import flags
 
-_MODEL = flags.DEFINE_string(
+_MODEL = absl_flags.DEFINE_string(
   'model', 'Qwen/Qwen3.5-27B', 'A known model; see `vtokens plan`.'
 )
-_LAYERS = flags.DEFINE_list('layers', ['8', '48'], 'Numbers of layers.')
+_LAYERS = absl_flags.DEFINE_list('layers', ['8', '48'], 'Numbers of layers.')
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   mesh = partitioning.make_mesh((1, 1, 1), jax.devices()[:1])
   task = contenders.Task(
@@ -47,4 +49,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

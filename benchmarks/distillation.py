@@ -19,13 +19,13 @@ import json
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import quickstart_runs
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens import config
 from vtokens.data import pipeline
@@ -33,18 +33,19 @@ from vtokens.devices import partitioning
 from vtokens.method import optim, steps
 from vtokens.models import frozen_base
 from vtokens.planning import flops
+from vtokens.settings import flags
 
-_CONTENDERS = flags.DEFINE_list(
+_CONTENDERS = absl_flags.DEFINE_list(
   'contenders',
   ['answers', 'shown_0.5', 'gold_0.5', 'all_tokens', 'draws_0.5'],
   'Which.',
 )
-_STEPS = flags.DEFINE_integer('steps', 112, 'Of training.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 8, 'Examples of a step.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
-_DIRECTORY = flags.DEFINE_string('directory', None, 'Work directory.')
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Of the step that is timed.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_STEPS = absl_flags.DEFINE_integer('steps', 112, 'Of training.')
+_BATCH_SIZE = absl_flags.DEFINE_integer('batch_size', 8, 'Examples of a step.')
+_SEED = absl_flags.DEFINE_integer('seed', 0, 'Of data and draws.')
+_DIRECTORY = absl_flags.DEFINE_string('directory', None, 'Work directory.')
+_REPEATS = absl_flags.DEFINE_integer('repeats', 5, 'Of the step that is timed.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 
 def configure(contender: str, directory: str) -> config.Config:
@@ -118,7 +119,7 @@ def _one_step(
   return lambda: jax.block_until_ready(step(state, base.params, batch))
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   assert _DIRECTORY.value is not None
   directory = pathlib.Path(_DIRECTORY.value)
@@ -137,5 +138,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('directory')
-  app.run(main)
+  absl_flags.mark_flag_as_required('directory')
+  flags.run(main)

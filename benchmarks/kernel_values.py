@@ -10,21 +10,25 @@ Values and gradients of the attention kernels, for the heads of many models (see
 import json
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens.host import errors
 from vtokens.models import quantize
 from vtokens.models.kernels import kernel_check
 from vtokens.models.mlps import grouped
+from vtokens.settings import flags
 
-_INTERPRET = flags.DEFINE_boolean('interpret', False, 'Without a GPU.')
-_FIRST = flags.DEFINE_integer('first', None, 'So many cases; None for all.')
-_JSON = flags.DEFINE_string('json', None, 'File for what was found.')
+_INTERPRET = absl_flags.DEFINE_boolean('interpret', False, 'Without a GPU.')
+_FIRST = absl_flags.DEFINE_integer(
+  'first', None, 'So many cases; None for all.'
+)
+_JSON = absl_flags.DEFINE_string('json', None, 'File for what was found.')
 
 # Query heads for each key head, width, soft cap, windows, sinks.
 _CASES = {
@@ -75,7 +79,7 @@ def _experts_in_mxfp4() -> dict[str, float]:
   }
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   device = jax.devices()[0]
   found: dict[str, Any] = {'device': device.device_kind, 'jax': jax.__version__}
@@ -107,4 +111,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

@@ -50,26 +50,26 @@ CONTENDERS: Mapping[str, Contender] = {
   PROMPT: Contender('best of the untrained conditions', (0.0,)),
   'table': Contender(
     'vtokens, a table of 50 tokens',
-    (1e-2, 2e-2, 5e-3),
+    (2e-2, 1e-2, 5e-2),
     (50, 20, 5, 1),
     kind='table',
   ),
   'kv': Contender(
     'vtokens, keys and values of 50 tokens',
-    (1e-2, 2e-2, 5e-3),
+    (2e-2, 1e-2, 5e-2),
     (50, 20, 5, 1),
     kind='kv',
   ),
   'table_twice': Contender(
     'the table, each example with all tokens and with few',
-    (1e-2, 2e-2, 5e-3),
+    (2e-2, 1e-2, 5e-2),
     (50, 20, 5, 1),
     kind='table',
     twice=True,
   ),
   'kv_twice': Contender(
     'keys and values, each example with all tokens and with few',
-    (1e-2, 2e-2, 5e-3),
+    (2e-2, 1e-2, 5e-2),
     (50, 20, 5, 1),
     kind='kv',
     twice=True,
@@ -222,6 +222,33 @@ def cells(
     for rate in CONTENDERS[name].rates
     if name == PROMPT or not rates or rate in rates
   ]
+
+
+def check_rates(contenders: Sequence[str], rates: Sequence[float]) -> None:
+  """Checks that a choice of rates leaves nothing out unsaid.
+
+  Args:
+    contenders: names of `CONTENDERS`.
+    rates: chosen learning rates; empty for all.
+
+  Raises:
+    errors.UserError: a rate belongs to no contender, or a contender has none of
+      the rates.
+  """
+  trained = [name for name in contenders if name != PROMPT]
+  for rate in rates:
+    if not any(rate in CONTENDERS[name].rates for name in trained):
+      known = '; '.join(
+        f'{name} has {errors.several(CONTENDERS[name].rates)}'
+        for name in trained
+      )
+      raise errors.UserError(f'--rates: no contender has {rate:g}: {known}')
+  for name in trained:
+    own = CONTENDERS[name].rates
+    if rates and not set(rates) & set(own):
+      raise errors.UserError(
+        f'--rates: {name} has none of them; it has {errors.several(own)}'
+      )
 
 
 def best(sweep: Sequence[Task]) -> Task | None:

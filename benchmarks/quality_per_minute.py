@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ import peft
 import quickstart_runs
 import torch
 import transformers
-from absl import app, flags
+from absl import flags as absl_flags
 from quickstart_runs import Steps
 
 from vtokens import config
@@ -40,15 +41,18 @@ from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.trained_tokens import TrainedTokens
 from vtokens.host import paths
 from vtokens.method import optim
+from vtokens.settings import flags
 
 CONTENDERS = ('draws_1', 'draws_2', 'draws_4', 'official', 'peft')
 
-_CONTENDERS = flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
-_MINUTES = flags.DEFINE_list('minutes', ['2', '4', '6'], 'When to score.')
-_QUESTIONS = flags.DEFINE_integer('questions', 200, 'To score with.')
-_ACTIVE = flags.DEFINE_list('k', ['5', '50'], 'Virtual tokens, to score with.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_CONTENDERS = absl_flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
+_MINUTES = absl_flags.DEFINE_list('minutes', ['2', '4', '6'], 'When to score.')
+_QUESTIONS = absl_flags.DEFINE_integer('questions', 200, 'To score with.')
+_ACTIVE = absl_flags.DEFINE_list(
+  'k', ['5', '50'], 'Virtual tokens, to score with.'
+)
+_SEED = absl_flags.DEFINE_integer('seed', 0, 'Of data and draws.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +243,7 @@ def _print(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   with tempfile.TemporaryDirectory() as directory:
     task = Task(
@@ -281,4 +285,4 @@ if __name__ == '__main__':
   if len(sys.argv) == 2 and sys.argv[1].startswith('{'):
     _child(sys.argv[1])
   else:
-    app.run(main)
+    flags.run(main)

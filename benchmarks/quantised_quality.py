@@ -11,24 +11,26 @@ scored on all bases.
 import json
 import pathlib
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import quickstart_runs
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens.evaluation.asking.prompter import PromptVariant
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.trained_tokens import TrainedTokens
+from vtokens.settings import flags
 
-_METHODS = flags.DEFINE_list('methods', ['int8', 'int4'], 'Quantisations.')
-_STEPS = flags.DEFINE_integer('steps', 60, 'Of training, 8 examples each.')
-_QUESTIONS = flags.DEFINE_integer('questions', 200, 'To score with.')
-_K = flags.DEFINE_integer('k', 50, 'Virtual tokens, to score with.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of data and draws.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_METHODS = absl_flags.DEFINE_list('methods', ['int8', 'int4'], 'Quantisations.')
+_STEPS = absl_flags.DEFINE_integer('steps', 60, 'Of training, 8 examples each.')
+_QUESTIONS = absl_flags.DEFINE_integer('questions', 200, 'To score with.')
+_K = absl_flags.DEFINE_integer('k', 50, 'Virtual tokens, to score with.')
+_SEED = absl_flags.DEFINE_integer('seed', 0, 'Of data and draws.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   tables, losses = {}, {}
   rows: list[dict[str, Any]] = []
@@ -82,4 +84,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

@@ -12,17 +12,18 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import quickstart_runs
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens import config
 from vtokens.evaluation.asking.prompter import PromptVariant
 from vtokens.evaluation.conditions import CONDITIONS
 from vtokens.evaluation.trained_tokens import TrainedTokens
+from vtokens.settings import flags
 
 # A single token, on which all training is spent.
 _ONE = {
@@ -45,10 +46,10 @@ CONTENDERS: Mapping[str, Mapping[str, Any]] = {
   },
 }
 
-_DIRECTORY = flags.DEFINE_string('directory', None, 'Of all contenders.')
-_CONTENDERS = flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
-_K = flags.DEFINE_list('k', ['1', '50'], 'Virtual tokens in answers.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_DIRECTORY = absl_flags.DEFINE_string('directory', None, 'Of all contenders.')
+_CONTENDERS = absl_flags.DEFINE_list('contenders', list(CONTENDERS), 'Which.')
+_K = absl_flags.DEFINE_list('k', ['1', '50'], 'Virtual tokens in answers.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 
 def configure(contender: str, directory: pathlib.Path) -> config.Config:
@@ -103,7 +104,7 @@ def run(contender: str, directory: pathlib.Path) -> dict[str, Any]:
   return row
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   assert _DIRECTORY.value is not None
   directory = pathlib.Path(_DIRECTORY.value)
@@ -117,5 +118,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  flags.mark_flag_as_required('directory')
-  app.run(main)
+  absl_flags.mark_flag_as_required('directory')
+  flags.run(main)

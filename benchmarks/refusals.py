@@ -37,33 +37,38 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags as absl_flags
 from scipy import stats
 
 from vtokens.data import containment
 from vtokens.data.open_qa import build_open_qa
 from vtokens.host import writers
 from vtokens.scoring import refusals
+from vtokens.settings import flags
 
-_DATA = flags.DEFINE_string(
+_DATA = absl_flags.DEFINE_string(
   'data', None, 'Questions and corpus.', required=True
 )
-_WORK = flags.DEFINE_string('work', 'runs/refusals', 'For everything written.')
-_SETS = flags.DEFINE_list(
+_WORK = absl_flags.DEFINE_string(
+  'work', 'runs/refusals', 'For everything written.'
+)
+_SETS = absl_flags.DEFINE_list(
   'sets',
   ['squad', 'nq', 'triviaqa', 'hotpotqa', 'entityquestions'],
   'Trained on, and tested.',
 )
-_HELD_OUT = flags.DEFINE_list(
+_HELD_OUT = absl_flags.DEFINE_list(
   'held_out', ['webquestions', 'ottqa'], 'Only tested.'
 )
-_TRAINING = flags.DEFINE_integer('training', 1000, 'Questions of a set.')
-_PER_SET = flags.DEFINE_integer('per_set', 100, 'Of each kind, of a test set.')
-_STEPS = flags.DEFINE_integer('steps', 112, 'Of training.')
-_KIND = flags.DEFINE_enum(
+_TRAINING = absl_flags.DEFINE_integer('training', 1000, 'Questions of a set.')
+_PER_SET = absl_flags.DEFINE_integer(
+  'per_set', 100, 'Of each kind, of a test set.'
+)
+_STEPS = absl_flags.DEFINE_integer('steps', 112, 'Of training.')
+_KIND = absl_flags.DEFINE_enum(
   'kind', 'table', ['table', 'kv'], 'Of the virtual tokens.'
 )
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 _SHOWN = 3
 # Kinds of a question, by whether BM25's passages have an answer.
@@ -378,4 +383,4 @@ def _report(work: pathlib.Path) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

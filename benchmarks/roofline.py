@@ -15,22 +15,25 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens.devices import chips
 from vtokens.models.decoder_config import DecoderConfig, attends
 from vtokens.models.families.registry import from_hf
 from vtokens.planning import flops, known_models, matrices
+from vtokens.settings import flags
 
-_MODEL = flags.DEFINE_string(
+_MODEL = absl_flags.DEFINE_string(
   'model', 'mistralai/Mistral-7B-Instruct-v0.1', 'Of those known by name.'
 )
-_CHIP = flags.DEFINE_string('chip', 'NVIDIA H100 80GB HBM3', 'Of chips.py.')
-_BATCH = flags.DEFINE_integer('batch', 16, 'Examples of a step.')
-_PREFIX = flags.DEFINE_integer('prefix', 900, 'Tokens of passages.')
-_SUFFIX = flags.DEFINE_integer('suffix', 110, 'Tokens after them.')
-_TARGETS = flags.DEFINE_integer('targets', 16, 'Of the suffix.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+_CHIP = absl_flags.DEFINE_string(
+  'chip', 'NVIDIA H100 80GB HBM3', 'Of chips.py.'
+)
+_BATCH = absl_flags.DEFINE_integer('batch', 16, 'Examples of a step.')
+_PREFIX = absl_flags.DEFINE_integer('prefix', 900, 'Tokens of passages.')
+_SUFFIX = absl_flags.DEFINE_integer('suffix', 110, 'Tokens after them.')
+_TARGETS = absl_flags.DEFINE_integer('targets', 16, 'Of the suffix.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 # Bytes of a weight or activation, and of a score or logit.
 _HALF, _SINGLE = 2, 4
@@ -154,7 +157,7 @@ def parts(
   ]
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   values, _ = known_models.CONFIGS.get(_MODEL.value, (None, 0))
   if values is None:
@@ -208,4 +211,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

@@ -13,16 +13,20 @@ import collections
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags as absl_flags
 from jax.profiler import ProfileData
 
-_TRACE = flags.DEFINE_string('trace', None, 'An .xplane.pb.', required=True)
-_PROGRAM = flags.DEFINE_string('program', None, 'Its text.', required=True)
-_STEPS = flags.DEFINE_integer('steps', 2, 'In the trace.')
-_JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+from vtokens.settings import flags
+
+_TRACE = absl_flags.DEFINE_string(
+  'trace', None, 'An .xplane.pb.', required=True
+)
+_PROGRAM = absl_flags.DEFINE_string('program', None, 'Its text.', required=True)
+_STEPS = absl_flags.DEFINE_integer('steps', 2, 'In the trace.')
+_JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 # Patterns of a kernel's name, tried in this order.
 _NAMES = (
@@ -64,7 +68,7 @@ def kind(name: str, where: Mapping[str, str]) -> str:
   return 'other, forward' if path else 'other'
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   where = operations(pathlib.Path(_PROGRAM.value).read_text())
   seconds: dict[str, float] = collections.defaultdict(float)
@@ -97,4 +101,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

@@ -37,7 +37,7 @@ from typing import Any
 
 import contenders
 import shapes
-from absl import app, flags
+from absl import flags as absl_flags
 
 from vtokens import config
 from vtokens.devices import chips
@@ -46,38 +46,43 @@ from vtokens.models.decoder_config import DecoderConfig
 from vtokens.models.files import gguf_weights, hf_directory
 from vtokens.planning import flops
 from vtokens.recipes import smollm2
+from vtokens.settings import flags
 
-MODEL = flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
-DTYPE = flags.DEFINE_enum(
+MODEL = absl_flags.DEFINE_string('model', 'smollm2', 'Or a name of a shape.')
+DTYPE = absl_flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], 'Of weights and activations.'
 )
-PASSAGES = flags.DEFINE_list('passages', ['5'], 'Of an example.')
-_BATCH = flags.DEFINE_list('batch', ['8'], 'Examples of a step.')
-_PER_ROW = flags.DEFINE_integer('per_row', 4, 'Examples to a row of packed.')
-_K = flags.DEFINE_integer('k', 50, 'Virtual tokens.')
-CONTENDERS = flags.DEFINE_list(
+PASSAGES = absl_flags.DEFINE_list('passages', ['5'], 'Of an example.')
+_BATCH = absl_flags.DEFINE_list('batch', ['8'], 'Examples of a step.')
+_PER_ROW = absl_flags.DEFINE_integer(
+  'per_row', 4, 'Examples to a row of packed.'
+)
+_K = absl_flags.DEFINE_integer('k', 50, 'Virtual tokens.')
+CONTENDERS = absl_flags.DEFINE_list(
   'contenders',
   list(contenders.CONTENDERS),
   'Which; name:4:8 for batches other than those of --batch.',
 )
-_ATTENTION = flags.DEFINE_enum(
+_ATTENTION = absl_flags.DEFINE_enum(
   'attention', 'auto', config.ATTENTION, 'Of vtokens; see base.attention.'
 )
-_SCAN_LAYERS = flags.DEFINE_bool(
+_SCAN_LAYERS = absl_flags.DEFINE_bool(
   'scan_layers', True, 'Of vtokens; see base.scan_layers.'
 )
-_TRACE = flags.DEFINE_string(
+_TRACE = absl_flags.DEFINE_string(
   'trace', '', 'Directory for traces of vtokens; see trace_summary.py.'
 )
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed steps; medians count.')
-_CLOCK = flags.DEFINE_enum(
+_REPEATS = absl_flags.DEFINE_integer(
+  'repeats', 5, 'Timed steps; medians count.'
+)
+_CLOCK = absl_flags.DEFINE_enum(
   'clock',
   'wall',
   ['wall', 'processor'],
   'processor counts the time of all cores that a process used: for a CPU that '
   'has other work, with one thread for each contender.',
 )
-JSON = flags.DEFINE_string('json', None, 'File for the figures.')
+JSON = absl_flags.DEFINE_string('json', None, 'File for the figures.')
 
 # Relative tolerance of losses and gradient norms between contenders.
 _TOLERANCE = {'float32': 1e-3, 'bfloat16': 5e-2}
@@ -397,7 +402,7 @@ def make_tasks(model: str, passages: int) -> list[contenders.Task]:
   return sorted(tasks, key=lambda task: task.batch)
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   with tempfile.TemporaryDirectory() as directory:
     if MODEL.value == 'smollm2':
@@ -474,4 +479,4 @@ def _has_accelerator() -> bool:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

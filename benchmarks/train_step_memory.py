@@ -18,6 +18,7 @@ import json
 import pathlib
 import tempfile
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import contenders
@@ -26,15 +27,18 @@ import shapes
 import torch
 import train_step
 import transformers
-from absl import app, flags
+from absl import flags as absl_flags
 from torch._subclasses import fake_tensor
 from torch.utils import _python_dispatch, _pytree
 
 from vtokens.devices import partitioning
 from vtokens.models.decoder_config import DecoderConfig
 from vtokens.planning import aot
+from vtokens.settings import flags
 
-_TOPOLOGY = flags.DEFINE_string('topology', 'h200:1', 'As of vtokens.plan.')
+_TOPOLOGY = absl_flags.DEFINE_string(
+  'topology', 'h200:1', 'As of vtokens.plan.'
+)
 
 
 class Held(_python_dispatch.TorchDispatchMode):
@@ -109,7 +113,7 @@ def vtokens_plan(
   return {**facts, 'bytes_above_weights': figures['bytes']['temporaries']}
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   # The accelerator itself is not here, only its compiler.
   jax.config.update('jax_platforms', 'cpu')
@@ -153,4 +157,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

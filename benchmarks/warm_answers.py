@@ -9,16 +9,18 @@ that are. Prints medians and the longest times.
 
 import statistics
 import time
+from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags as absl_flags
 
 import vtokens
 from vtokens.data import sources
 from vtokens.data.checks import BadRecords
 from vtokens.data.records import Record
+from vtokens.settings import flags
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
-_QUESTIONS = flags.DEFINE_integer('questions', 12, 'Number of questions.')
+_WORKDIR = absl_flags.DEFINE_string('workdir', None, 'Of a run.', required=True)
+_QUESTIONS = absl_flags.DEFINE_integer('questions', 12, 'Number of questions.')
 _DATA = 'package:vtokens/data/quickstart/test.jsonl.gz'
 
 
@@ -27,7 +29,7 @@ def _questions() -> list[Record]:
   return list(sources.read([_DATA], report=report))[: _QUESTIONS.value]
 
 
-def main(argv: list[str]) -> None:
+def main(argv: Sequence[str]) -> None:
   del argv
   began = time.perf_counter()
   run = vtokens.load(_WORKDIR.value)
@@ -55,4 +57,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  flags.run(main)

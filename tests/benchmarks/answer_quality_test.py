@@ -91,6 +91,16 @@ def test_there_is_no_best_rate_before_all_are_validated(tmp_path):
   assert quality_cells.best(sweep) is None
 
 
+def test_rates_that_no_contender_has_are_refused():
+  check = quality_cells.check_rates
+  check(['prompt', 'table', 'lora_qv'], [])
+  check(['prompt', 'table', 'lora_qv'], [2e-2, 1e-3])
+  with pytest.raises(errors.UserError, match=r'contender has 0\.7: table has'):
+    check(['prompt', 'table'], [2e-2, 0.7])
+  with pytest.raises(errors.UserError, match='lora_qv has none of them'):
+    check(['table', 'lora_qv'], [2e-2])
+
+
 def test_a_stage_with_a_result_is_not_run_again(tmp_path, monkeypatch):
   started = []
 

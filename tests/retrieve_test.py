@@ -295,8 +295,8 @@ def test_directories_that_cannot_be_written(case, tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(
-      f'error: {path}: cannot be written: Not a directory. Once it can, this '
-      'continues: python -m vtokens.retrieve '
+      f'error: {path}: cannot be written: Not a directory. Once it can, run '
+      'again: python -m vtokens.retrieve '
     )
     assert 'Traceback' not in result.stderr
   # Found before the index was made.

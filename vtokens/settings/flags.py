@@ -168,7 +168,7 @@ def run(
       with stopping.at_once():
         main(argv)
     except errors.NotWrittenError as e:
-      _fail(f'{e}. Once it can, this continues: {command_line()}')
+      _fail(f'{e}. Once it can, run again: {command_line()}')
     except errors.UserError as e:
       _fail(e)
     except stopping.Stopped as e:
@@ -187,7 +187,7 @@ def run(
         problem = f'an object store cannot be used: {type(e).__name__}: {e}'
       else:
         raise
-      _fail(f'{problem}. Once it can, this continues: {command_line()}')
+      _fail(f'{problem}. Once it can, run again: {command_line()}')
 
   # Orbax logs every step at INFO.
   logging.set_verbosity(logging.WARNING)

@@ -1,5 +1,6 @@
 """Tests of vtokens.server.remote_backend with a llama.cpp server."""
 
+import asyncio
 import contextlib
 import dataclasses
 import os
@@ -21,6 +22,7 @@ from vtokens.exports import trained_table
 from vtokens.exports.gguf import gguf_file
 from vtokens.host import errors
 from vtokens.server import remote_backend, remote_tables
+from vtokens.server.api_errors import ApiError
 from vtokens.serving import artifact
 
 _PROGRAM = pathlib.Path(__file__).parents[1] / 'support' / 'llama_program.py'
@@ -181,3 +183,20 @@ def test_one_table_alone(place):
   reader = remote_tables.Reader('llama.cpp', 'http://127.0.0.1:1', '')
   with pytest.raises(errors.UserError, match=r'table a: .*--to gguf'):
     reader.read('a', str(place / 'run'))
+
+
+def test_the_second_of_two_unloads_finds_no_table(place):
+  backend = _backend('http://127.0.0.1:1', place / 'gguf')(None)
+
+  async def unload_twice():
+    try:
+      return await asyncio.gather(
+        *(backend.unload('t') for _ in range(2)), return_exceptions=True
+      )
+    finally:
+      await backend.close()
+
+  first, second = asyncio.run(unload_twice())
+  assert first is None
+  assert isinstance(second, ApiError) and second.status == 404
+  assert not backend.tables

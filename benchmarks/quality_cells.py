@@ -235,20 +235,17 @@ def check_rates(contenders: Sequence[str], rates: Sequence[float]) -> None:
     errors.UserError: a rate belongs to no contender, or a contender has none of
       the rates.
   """
-  trained = [name for name in contenders if name != PROMPT]
-  for rate in rates:
-    if not any(rate in CONTENDERS[name].rates for name in trained):
-      known = '; '.join(
-        f'{name} has {errors.several(CONTENDERS[name].rates)}'
-        for name in trained
-      )
-      raise errors.UserError(f'--rates: no contender has {rate:g}: {known}')
-  for name in trained:
-    own = CONTENDERS[name].rates
-    if rates and not set(rates) & set(own):
-      raise errors.UserError(
-        f'--rates: {name} has none of them; it has {errors.several(own)}'
-      )
+  known = {
+    name: CONTENDERS[name].rates for name in contenders if name != PROMPT
+  }
+  unknown = set(rates).difference(*known.values())
+  without = [name for name, own in known.items() if not set(rates) & set(own)]
+  if rates and (unknown or without):
+    have = (f'{name} has {errors.several(own)}' for name, own in known.items())
+    raise errors.UserError(
+      '--rates: expected rates of the contenders, at least one of each: '
+      + ('; '.join(have) or f'{PROMPT} has none')
+    )
 
 
 def best(sweep: Sequence[Task]) -> Task | None:

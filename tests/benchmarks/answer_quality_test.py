@@ -1,7 +1,9 @@
 """Cells, report and adapters of `benchmarks/answer_quality.py`."""
 
 import dataclasses
+import pathlib
 import subprocess
+import sys
 import types
 
 import numpy as np
@@ -18,6 +20,8 @@ from quality_cells import Task
 from vtokens.data.batch import Batch
 from vtokens.data.records import Record
 from vtokens.host import errors
+
+_PROGRAM = pathlib.Path(quality_runs.__file__).with_name('answer_quality.py')
 
 
 def _task(root, **changes):
@@ -95,10 +99,31 @@ def test_rates_that_no_contender_has_are_refused():
   check = quality_cells.check_rates
   check(['prompt', 'table', 'lora_qv'], [])
   check(['prompt', 'table', 'lora_qv'], [2e-2, 1e-3])
-  with pytest.raises(errors.UserError, match=r'contender has 0\.7: table has'):
-    check(['prompt', 'table'], [2e-2, 0.7])
-  with pytest.raises(errors.UserError, match='lora_qv has none of them'):
-    check(['table', 'lora_qv'], [2e-2])
+  for contenders, rates in (
+    (['prompt', 'table'], [2e-2, 0.7]),
+    (['table', 'lora_qv'], [2e-2]),
+    (['prompt'], [2e-2]),
+  ):
+    with pytest.raises(errors.UserError, match=r'--rates: .* has '):
+      check(contenders, rates)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--contenders=tabel', '--contenders: unknown: tabel; expected some of pr'),
+    ('--stages=tran', '--stages: unknown: tran; expected some of train'),
+    ('--rates=x', "--rates: could not convert string to float: 'x'"),
+  ],
+)
+def test_flags_that_name_nothing_are_refused(flag, message, tmp_path):
+  done = subprocess.run(
+    [sys.executable, _PROGRAM, flag, f'--work={tmp_path}'],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 1
+  assert message in done.stderr and 'Traceback' not in done.stderr
 
 
 def test_a_stage_with_a_result_is_not_run_again(tmp_path, monkeypatch):
